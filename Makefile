@@ -1,0 +1,45 @@
+# Everything a newcomer types. `make help` lists it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+export PYTHONPATH := $(CURDIR)
+
+.PHONY: help install demo serve test check bench chaos clean
+
+help:
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+install: $(INSTALLED)  ## create the virtual environment with the pinned dependencies
+
+# torch goes first, so that its pinned build is the one everything else is resolved against.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("syncnorm needs Python 3.11 or newer, got " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(INSTALLED)
+
+demo: $(INSTALLED)  ## run one real job through the whole service, then stop everything
+	$(BIN)/python -m service.demo
+
+serve: $(INSTALLED)  ## the embedded service, until Ctrl-C
+	$(BIN)/python -m service.cli serve
+
+test: $(INSTALLED)  ## the whole test suite
+	$(PYTEST) tests -m 'not chaos'
+
+check: $(INSTALLED)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## the benchmarks, each as a ratio against its peer in the same run
+	$(BIN)/python -m benchmarks
+
+chaos: $(INSTALLED)  ## the long forms of the fault tests
+	$(PYTEST) tests -m chaos --timeout 3600
+
+clean:  ## remove the virtual environment and all embedded state
+	rm -rf $(VENV) .syncnorm

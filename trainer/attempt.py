@@ -1,0 +1,148 @@
+"""The contract between the service and one attempt: a folder, a launch file in, a result file out, messages between.
+
+The service writes `launch.json` before it starts the driver `python -m trainer.main FOLDER`; the driver writes
+`result.json` last, and only that file means success. Everything an attempt writes lies under its folder, so an attempt
+that was given up can't harm its successor. Messages go to `{service_url}/internal/v1/attempts/{attempt_id}/…` with the
+attempt's token; a 409 answer means that another attempt has taken over.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from trainer.failure import FailureReason
+from trainer.spec import JobSpec
+
+LAUNCH_FILE = "launch.json"
+RESULT_FILE = "result.json"
+
+StopRequest = Literal["cancel", "pause", "preempt", "deadline"]
+Outcome = Literal["succeeded", "failed", "stopped"]
+Phase = Literal["preparing", "starting_workers", "training", "finalizing", "done"]
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Launch(Message):
+    """All that the driver of one attempt needs to know."""
+
+    job_id: str
+    attempt: int
+    fence: str
+    """Random, 128 bit, hex; the service takes nothing from an attempt whose fence is not the current one."""
+    spec: JobSpec
+    service_url: str | None
+    """None: nobody to report to (a job run by hand)."""
+    token: str | None
+    mlflow_uri: str
+    mlflow_run_id: str
+    resume_from: str | None
+    """Folder of the checkpoint to go on from, chosen once by the service; None: from the start."""
+
+    @property
+    def attempt_id(self) -> str:
+        return attempt_id(self.job_id, self.attempt)
+
+
+class ModelRecord(Message):
+    """The exported model. certificate: the content of export/certificate.json."""
+
+    uri: str
+    registered: str | None
+    certificate: dict[str, Any]
+
+
+class Result(Message):
+    """How an attempt ended. reason is set unless it succeeded; stopped: on request, with a checkpoint to go on from."""
+
+    fence: str
+    outcome: Outcome
+    reason: FailureReason | None = None
+    message: str = ""
+    traceback: str | None = None
+    step: int = 0
+    metrics: dict[str, float] = {}
+    model: ModelRecord | None = None
+    checkpoint: str | None = None
+
+
+class Heartbeat(Message):
+    """`source` is `driver` or `rank-N`."""
+
+    fence: str
+    source: str
+    phase: Phase
+    step: int | None = None
+
+
+class Progress(Message):
+    """epoch and step count what is finished."""
+
+    fence: str
+    epoch: int
+    epochs: int | None
+    step: int
+    steps: int | None
+    metrics: dict[str, float]
+
+
+class LogLine(Message):
+    """seq counts up from 1 for each rank of an attempt; rank -1 is the driver. at: RFC 3339, UTC."""
+
+    rank: int
+    seq: int
+    at: str
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+    text: str
+
+
+class LogLines(Message):
+    fence: str
+    lines: list[LogLine]
+
+
+class CheckpointFact(Message):
+    """A checkpoint that is complete on storage. digest: sha256 of its manifest."""
+
+    fence: str
+    path: str
+    step: int
+    epoch: int
+    digest: str
+    size_bytes: int
+
+
+class Event(Message):
+    """Something worth keeping: a phase begun, a non-finite batch, a fall-back to an older checkpoint."""
+
+    fence: str
+    kind: str
+    message: str
+    data: dict[str, Any] = {}
+
+
+class Exit(Message):
+    fence: str
+    result: Result
+
+
+class Reply(BaseModel):
+    """Answer to every message. stop: end at the next batch, with a checkpoint."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stop: StopRequest | None = None
+    lease_s: float = 60.0
+
+
+def attempt_id(job_id: str, attempt: int) -> str:
+    """Also the submission_id on Ray."""
+    return f"{job_id}-{attempt}"
+
+
+def attempt_folder(storage: str, job_id: str, attempt: int) -> str:
+    return f"{storage.rstrip('/')}/jobs/{job_id}/attempts/{attempt}"

@@ -1,0 +1,160 @@
+"""Built-in models and data sets: names and arguments. Free of torch, so that the service can check a spec."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class InitArgs(BaseModel):
+    """What a built-in model or data set is made from. `summary` is what catalogs show."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Activation = Literal["relu", "silu", "gelu", "leaky_relu", "tanh"]
+
+
+class ResNetArgs(InitArgs):
+    """Residual network: CIFAR-style of depth 6n+2 (He et al. 2015, sec. 4.2), or ImageNet-style 18, 34, 50."""
+
+    depth: int = 14
+    """6n+2 (8, 14, 20, …) for small images; 18, 34 or 50 for the ImageNet-style network."""
+    width: Positive = 16
+    """Channels of the first stage; the paper's are 16 (CIFAR-style) and 64 (ImageNet-style)."""
+    activation: Activation = "relu"
+
+    @model_validator(mode="after")
+    def _known_depth(self) -> ResNetArgs:
+        if self.depth not in (18, 34, 50) and (self.depth < 8 or (self.depth - 2) % 6):
+            raise ValueError(f"depth must be 6n+2 (8, 14, 20, …) or one of 18, 34, 50; got {self.depth}")
+        return self
+
+
+class VggArgs(InitArgs):
+    """VGG (Simonyan & Zisserman 2014) with the classifier of its CIFAR form: convolutions, pooling, one linear layer."""
+
+    depth: Literal[11, 13, 16, 19] = 11
+    width: Positive = 64
+    activation: Activation = "relu"
+
+
+class MlpArgs(InitArgs):
+    """Fully connected network."""
+
+    hidden: Annotated[list[Positive], Field(min_length=1, max_length=32)] = [128, 128]
+    activation: Activation = "relu"
+    dropout: Fraction = 0.0
+
+
+class CnnArgs(InitArgs):
+    """Plain convolutional network: 3x3 convolutions, each with norm and activation, pooled between stages."""
+
+    channels: Annotated[list[Positive], Field(min_length=1, max_length=16)] = [32, 64, 128]
+    convs_per_stage: Annotated[int, Field(ge=1, le=8)] = 1
+    activation: Activation = "relu"
+    dropout: Fraction = 0.0
+
+
+class LstmArgs(InitArgs):
+    """LSTM over the rows of an image, with normalization inside the cell (Ba et al. 2016, sec. 4 of the supplement)."""
+
+    hidden: Positive = 64
+    layers: Annotated[int, Field(ge=1, le=8)] = 1
+
+
+class UnetArgs(InitArgs):
+    """U-Net (Ronneberger et al. 2015; Çiçek et al. 2016 in 3-D) with zero-padded convolutions: same size in and out."""
+
+    dims: Literal[2, 3] = 2
+    width: Positive = 16
+    depth: Annotated[int, Field(ge=1, le=6)] = 3
+    """How often the resolution is halved."""
+    activation: Activation = "relu"
+
+
+MODELS: dict[str, type[InitArgs]] = {
+    "resnet": ResNetArgs,
+    "vgg": VggArgs,
+    "mlp": MlpArgs,
+    "cnn": CnnArgs,
+    "lstm": LstmArgs,
+    "unet": UnetArgs,
+}
+
+
+class DigitsArgs(InitArgs):
+    """The 1,797 real 8x8 digits that scikit-learn ships (Alpaydin & Kaynak 1998, UCI optdigits). Classification."""
+
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    augment: bool = False
+    """Shift by up to one pixel at random."""
+
+
+class ImageFolderArgs(InitArgs):
+    """`{root}/train/{class}/*.png` and `{root}/val/{class}/*.png`; without `val`, a fraction of `train` is held out."""
+
+    root: Annotated[str, Field(min_length=1, max_length=1024)]
+    size: Positive = 224
+    channels: Literal[1, 3] = 3
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    augment: bool = True
+    num_workers: Annotated[int, Field(ge=0, le=64)] = 2
+
+
+class ParquetArgs(InitArgs):
+    """Parquet files with encoded image bytes and a label. Classification."""
+
+    path: Annotated[str, Field(min_length=1, max_length=1024)]
+    val_path: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    image_column: str = "image"
+    label_column: str = "label"
+    size: Positive = 224
+    channels: Literal[1, 3] = 3
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    augment: bool = False
+
+
+class SegmentationFolderArgs(InitArgs):
+    """`{root}/images/NAME.png` and `{root}/masks/NAME.png`, a mask's value being its class. Segmentation."""
+
+    root: Annotated[str, Field(min_length=1, max_length=1024)]
+    num_classes: Annotated[int, Field(ge=2, le=256)]
+    size: Positive = 256
+    channels: Literal[1, 3] = 3
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    augment: bool = True
+    num_workers: Annotated[int, Field(ge=0, le=64)] = 2
+
+
+class DigitScenesArgs(InitArgs):
+    """Scenes composed of the real digits on a noisy ground, each pixel labelled by its digit. Segmentation."""
+
+    dims: Literal[2, 3] = 2
+    size: Positive = 32
+    digits: Annotated[int, Field(ge=1, le=32)] = 4
+    scenes: Positive = 256
+    val_scenes: Positive = 64
+    contrast: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class SyntheticArgs(InitArgs):
+    """Gaussian class clusters of any shape, for tests and timing. Classification."""
+
+    shape: Annotated[list[Positive], Field(min_length=1, max_length=4)] = [3, 32, 32]
+    num_classes: Annotated[int, Field(ge=2)] = 10
+    samples: Positive = 1024
+    val_samples: Positive = 256
+
+
+DATASETS: dict[str, type[InitArgs]] = {
+    "digits": DigitsArgs,
+    "image_folder": ImageFolderArgs,
+    "parquet": ParquetArgs,
+    "segmentation_folder": SegmentationFolderArgs,
+    "digit_scenes": DigitScenesArgs,
+    "synthetic": SyntheticArgs,
+}

@@ -1,0 +1,96 @@
+"""Why a job failed: a closed list, each with whose turn it is and whether trying again can help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class FailureReason(StrEnum):
+    """The one reason in which a failed (or stopped) job ends."""
+
+    USER_ERROR = "user_error"
+    OUT_OF_MEMORY = "out_of_memory"
+    NON_FINITE = "non_finite"
+    DATA_MISSING = "data_missing"
+    WORKER_LOST = "worker_lost"
+    NODE_LOST = "node_lost"
+    COLLECTIVE_TIMEOUT = "collective_timeout"
+    STARTUP_TIMEOUT = "startup_timeout"
+    NO_CAPACITY = "no_capacity"
+    PREEMPTED = "preempted"
+    DEADLINE = "deadline"
+    CHECKPOINT_CORRUPT = "checkpoint_corrupt"
+    EXPORT_MISMATCH = "export_mismatch"
+    STORAGE = "storage"
+    CANCELLED_BY_USER = "cancelled_by_user"
+    INTERNAL = "internal"
+
+
+@dataclass(frozen=True)
+class Advice:
+    """turn: `user`, `operator` or `nobody`; retryable: another attempt may succeed with nothing changed."""
+
+    turn: str
+    retryable: bool
+    text: str
+
+
+ADVICE: dict[FailureReason, Advice] = {
+    FailureReason.USER_ERROR: Advice(
+        "user", False, "Your code, model or data raised; the traceback is in the logs. Change it and submit again."
+    ),
+    FailureReason.OUT_OF_MEMORY: Advice(
+        "user",
+        False,
+        "A worker ran out of memory. Lower data.batch_size, use a lower train.precision, or ask for larger workers.",
+    ),
+    FailureReason.NON_FINITE: Advice(
+        "user",
+        False,
+        "Loss or gradients stayed NaN or infinite. Lower optimizer.lr, set train.clip_grad_norm, or check the data.",
+    ),
+    FailureReason.DATA_MISSING: Advice(
+        "user", False, "The data could not be found or read on a worker. Check the path in data.init_args."
+    ),
+    FailureReason.WORKER_LOST: Advice(
+        "nobody",
+        True,
+        "A worker process died. It goes on from the last checkpoint while limits.max_failures allows.",
+    ),
+    FailureReason.NODE_LOST: Advice(
+        "nobody", True, "A host left the cluster. The job goes on elsewhere while limits.max_failures allows."
+    ),
+    FailureReason.COLLECTIVE_TIMEOUT: Advice(
+        "operator",
+        True,
+        "Workers stopped hearing from each other. The message names the rank that was stuck; check that host's network.",
+    ),
+    FailureReason.STARTUP_TIMEOUT: Advice(
+        "operator", True, "The workers did not come up in time. Check the cluster's load and the Ray logs."
+    ),
+    FailureReason.NO_CAPACITY: Advice(
+        "operator", False, "The cluster can't give the resources asked for. Lower resources.workers or add hosts."
+    ),
+    FailureReason.PREEMPTED: Advice(
+        "nobody", True, "A job of higher priority needed the place. This one goes on from its checkpoint."
+    ),
+    FailureReason.DEADLINE: Advice(
+        "user", False, "limits.deadline_s ran out. The last checkpoint is kept; raise the deadline and retry the job."
+    ),
+    FailureReason.CHECKPOINT_CORRUPT: Advice(
+        "operator", False, "No checkpoint of the job passes its digests. Check the storage, then submit again."
+    ),
+    FailureReason.EXPORT_MISMATCH: Advice(
+        "user",
+        False,
+        "The exported model does not answer as the trained one; nothing was registered. See the certificate.",
+    ),
+    FailureReason.STORAGE: Advice(
+        "operator", False, "Checkpoints or exports could not be written. Free space or mend the storage, then retry."
+    ),
+    FailureReason.CANCELLED_BY_USER: Advice("nobody", False, "Cancelled on request."),
+    FailureReason.INTERNAL: Advice(
+        "operator", True, "A defect of the service. Please report it with the request id and the logs of the attempt."
+    ),
+}

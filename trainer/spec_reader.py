@@ -1,0 +1,108 @@
+"""From parsed JSON or YAML to a JobSpec, or to every problem found, each with its path."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from norm.traits import KINDS
+from trainer.catalog import DATASETS, MODELS
+from trainer.spec import DataSpec, JobSpec, ModelSpec, NormSpec
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a spec: where, as a dotted path, and what must hold."""
+
+    path: str
+    message: str
+
+
+class SpecError(ValueError):
+    """A spec that can't be taken, with every problem found."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(f"{problem.path or 'spec'}: {problem.message}" for problem in problems))
+
+
+def read_spec(data: Any) -> JobSpec:
+    """The job spec in `data` (parsed JSON or YAML), every default filled in, init_args included.
+
+    Raises: SpecError with one Problem for each thing wrong.
+    """
+    spec = _parse(JobSpec, data, ())
+    problems = list(_norm_problems(spec.norm))
+    filled: dict[str, Any] = {}
+    parts: list[tuple[str, ModelSpec | DataSpec, Mapping[str, type[BaseModel]]]] = [
+        ("model", spec.model, MODELS),
+        ("data", spec.data, DATASETS),
+    ]
+    for what, part, catalog in parts:
+        try:
+            filled[what] = _fill_init_args(what, part, catalog)
+        except SpecError as error:
+            problems += error.problems
+    if problems:
+        raise SpecError(problems)
+    return spec.model_copy(update=filled)
+
+
+def _fill_init_args(
+    what: str, part: ModelSpec | DataSpec, catalog: Mapping[str, type[BaseModel]]
+) -> ModelSpec | DataSpec:
+    if part.name is None or part.name.startswith("timm/"):
+        return part
+    if part.name not in catalog:
+        raise SpecError([Problem(f"{what}.name", f"must be one of {', '.join(sorted(catalog))}; got {part.name!r}")])
+    args = _parse(catalog[part.name], part.init_args, (what, "init_args"))
+    return part.model_copy(update={"init_args": args.model_dump(mode="json")})
+
+
+def _norm_problems(norm: NormSpec) -> Iterator[Problem]:
+    if norm.kind == "auto":
+        if norm.options:
+            yield Problem("norm.options", "kind auto picks its own options; leave them out or name a kind")
+    else:
+        yield from _kind_problems("norm", norm.kind, norm.options)
+    for index, override in enumerate(norm.overrides):
+        yield from _kind_problems(f"norm.overrides.{index}", override.kind, override.options)
+
+
+def _kind_problems(path: str, kind: str, options: Mapping[str, Any]) -> Iterator[Problem]:
+    if kind not in KINDS:
+        yield Problem(f"{path}.kind", f"must be one of {', '.join(KINDS)}, or auto; got {kind!r}")
+        return
+    known = KINDS[kind].options
+    for name, value in options.items():
+        if name not in known:
+            having = ", ".join(known) or "none"
+            yield Problem(f"{path}.options.{name}", f"{kind} has no such option; it has: {having}")
+        elif problem := known[name].problem(value):
+            yield Problem(f"{path}.options.{name}", problem)
+
+
+def _parse(model: type[M], data: Any, prefix: tuple[str, ...]) -> M:
+    try:
+        # Through JSON: strict types for scalars, but lists and objects as JSON has them.
+        return model.model_validate_json(json.dumps(data))
+    except (TypeError, RecursionError) as error:
+        raise SpecError([Problem(".".join(prefix), f"must be plain JSON values: {error}")]) from error
+    except ValidationError as error:
+        raise SpecError([_problem(prefix, item) for item in error.errors()]) from error
+
+
+def _problem(prefix: tuple[str, ...], item: Any) -> Problem:
+    path = ".".join(str(part) for part in (*prefix, *item["loc"]))
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        return Problem(path, "is not a known field; check the spelling")
+    if item["type"] == "missing" or isinstance(item["input"], dict | list):
+        return Problem(path, message)
+    return Problem(path, f"{message}; got {item['input']!r}")
