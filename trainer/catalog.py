@@ -35,7 +35,7 @@ class ResNetArgs(InitArgs):
 
 
 class VggArgs(InitArgs):
-    """VGG (Simonyan & Zisserman 2014) with the classifier of its CIFAR form: convolutions, pooling, one linear layer."""
+    """VGG (Simonyan & Zisserman 2014) in its CIFAR form: convolutions, pooling, one linear layer."""
 
     depth: Literal[11, 13, 16, 19] = 11
     width: Positive = 64
