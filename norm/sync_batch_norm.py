@@ -1,0 +1,109 @@
+"""Batch normalization over the batches of all workers of a process group."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from norm.moments import Moments, compute_dtype, per_channel, synced_moments
+
+
+class SyncBatchNorm(_BatchNorm):
+    """Batch normalization whose statistics cover every worker of a process group.
+
+    y = (x - mean) / sqrt(var + eps) * weight + bias, with mean and biased var taken over N and all spatial
+    positions of all workers, each worker counting by its number of values.
+
+    Train: uses batch statistics and updates running_mean and running_var (Bessel-corrected, with the group's count):
+    running += momentum * (batch - running); momentum=None is the cumulative average. A batch with a NaN or an infinity
+    leaves the buffers alone and counts in `num_non_finite_batches`.
+    Eval: uses the running statistics; without them this worker's own batch, as torch does. No exchange.
+    A worker may bring an empty batch; it still takes part in the exchange.
+
+    Shape: (N, C, *) -> (N, C, *), dtype and memory format kept. Statistics are computed in float32 or wider.
+    process_group: the workers that share statistics; None: all. Without torch.distributed it is nn.BatchNorm.
+    state_dict: the keys of nn.BatchNorm1d/2d/3d. Runs on CPU and GPU, and under DDP on both.
+    Raises: ValueError on every worker if the whole group holds one value per channel, since its variance is undefined.
+    See: Ioffe & Szegedy 2015, arXiv:1502.03167, Alg. 1; Peng et al. 2018 (MegDet), arXiv:1711.07240, for the exchange.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: dist.ProcessGroup | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        if affine and not bias:
+            self.register_parameter("bias", None)
+        self.process_group = process_group
+        self.num_non_finite_batches: Tensor
+        self.register_buffer(
+            "num_non_finite_batches", torch.zeros((), dtype=torch.long, device=device), persistent=False
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
+        if self.training:
+            moments = synced_moments(x, self.process_group)
+            self._check_count(moments, x)
+            if self.track_running_stats:
+                self._update_running_statistics(moments)
+        elif self.running_mean is None:
+            return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        else:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return normalize(x, moments.mean, moments.biased_variance, self.eps, self.weight, self.bias)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2 or input.shape[1] != self.num_features:
+            raise ValueError(
+                f"SyncBatchNorm needs an input of shape (N, {self.num_features}, *), got {tuple(input.shape)}. "
+                "Set num_features to the channels of the layer before."
+            )
+
+    def _check_count(self, moments: Moments, x: Tensor) -> None:
+        # Only a worker with at most one value can be in a group with one, so that only it reads the count back.
+        if x.numel() <= x.shape[1] and moments.count.item() == 1:
+            raise ValueError(
+                f"SyncBatchNorm({self.num_features}) needs more than one value per channel over the whole group to "
+                "train, got 1. Use a larger batch, larger maps, or eval()."
+            )
+
+    @torch.no_grad()
+    def _update_running_statistics(self, moments: Moments) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        var = moments.unbiased_variance
+        finite = torch.isfinite(moments.mean).all() & torch.isfinite(var).all()
+        counts = finite & (moments.count > 0)
+        self.num_non_finite_batches.add_(~finite)
+        self.num_batches_tracked.add_(counts)
+        step: Tensor | float = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked
+        for buffer, batch in ((self.running_mean, moments.mean), (self.running_var, var)):
+            updated = buffer + step * (batch - buffer)
+            buffer.copy_(torch.where(counts, updated, buffer))
+
+
+def normalize(
+    x: Tensor, mean: Tensor, biased_variance: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias per channel, in float32 or wider, in the dtype of x again."""
+    scale = torch.rsqrt(biased_variance + eps)
+    if weight is not None:
+        scale = scale * weight
+    y = (x.to(compute_dtype(x)) - per_channel(mean, x)) * per_channel(scale, x)
+    if bias is not None:
+        y = y + per_channel(bias, x)
+    return y.to(x.dtype)
