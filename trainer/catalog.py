@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -24,8 +24,15 @@ class ResNetArgs(InitArgs):
     depth: int = 14
     """6n+2 (8, 14, 20, …) for small images; 18, 34 or 50 for the ImageNet-style network."""
     width: Positive = 16
-    """Channels of the first stage; the paper's are 16 (CIFAR-style) and 64 (ImageNet-style)."""
+    """Channels of the first stage; left out, the paper's: 16 (CIFAR-style) or 64 (ImageNet-style)."""
     activation: Activation = "relu"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _width_of_the_paper(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "width" not in value and value.get("depth") in (18, 34, 50):
+            return {**value, "width": 64}
+        return value
 
     @model_validator(mode="after")
     def _known_depth(self) -> ResNetArgs:

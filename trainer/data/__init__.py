@@ -1,0 +1,26 @@
+"""The data of a job: built in, or a LightningDataModule of the user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from trainer.catalog import DATASETS
+from trainer.data.digits import digits
+from trainer.data.info import Data, DataInfo, Source
+from trainer.spec import DataSpec
+
+__all__ = ["Data", "DataInfo", "Source", "build_data"]
+
+
+def build_data(data: DataSpec, seed: int) -> Data:
+    """The samples that `data` names. `seed` decides which samples are held out, and what generated ones look like.
+
+    Raises: ValueError naming the spec path; FileNotFoundError (MissingData) where a folder or file is not there.
+    """
+    if data.name is None or data.name not in DATASETS:
+        raise ValueError(f"data.name must be one of {', '.join(sorted(DATASETS))}; got {data.name!r}")
+    return _BUILDERS[data.name](DATASETS[data.name].model_validate(data.init_args), seed)
+
+
+_BUILDERS: dict[str, Callable[[Any, int], Data]] = {"digits": digits}

@@ -1,0 +1,55 @@
+"""What a data set is: its task, shapes and samples."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+
+Sample = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a model must know about the data. shape: one sample's, (C, *spatial), e.g. (C, H, W) or (C, D, H, W)."""
+
+    task: Literal["classification", "segmentation"]
+    num_classes: int
+    shape: tuple[int, ...]
+
+
+class Source(Dataset[Sample], ABC):
+    """Samples by index: (float32 of `DataInfo.shape`, int64 label, or int64 mask of the spatial shape)."""
+
+    augments: bool = False
+    """Whether `read` with a generator gives a randomly changed sample."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, index: int, rng: np.random.Generator | None) -> Sample:
+        """Sample `index`; changed at random where `rng` is given and this source augments."""
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.read(index, None)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training and validation samples.
+
+    train and val have __len__ and __getitem__. collate: makes a batch of a list of samples; None: torch's default.
+    num_workers: processes that read samples, for each training process.
+    """
+
+    info: DataInfo
+    train: Dataset[Any]
+    val: Dataset[Any]
+    collate: Callable[[Sequence[Any]], Any] | None = None
+    num_workers: int = 0

@@ -1,0 +1,152 @@
+"""From shares of indices to batches of tensors, resumable at any batch."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from trainer.data.info import Data, Source
+from trainer.data.sampler import ShardedBatches, Share
+
+
+class Batch(NamedTuple):
+    """A worker's part of a global batch. data: (x, y) for built-in data. weight: see Share."""
+
+    data: Any
+    weight: float
+
+    @property
+    def x(self) -> Tensor:
+        x: Tensor = self.data[0]
+        return x
+
+    @property
+    def y(self) -> Tensor:
+        y: Tensor = self.data[1]
+        return y
+
+
+class Loader:
+    """Iterates over a rank's batches of one epoch and knows how many of them were taken.
+
+    `state_dict` counts what was handed out, not what worker processes have read ahead; after `load_state_dict` the next
+    pass goes on behind that. `len` is that of a whole epoch. Lightning uses these, and `sampler.set_epoch`.
+    """
+
+    def __init__(self, dataset: BatchDataset, sampler: ShardedBatches, *, num_workers: int, pin_memory: bool) -> None:
+        self.dataset, self.sampler = dataset, sampler
+        self._taken = 0
+        self._loader = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=sampler,
+            collate_fn=_as_it_is,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+            multiprocessing_context=_forkserver() if num_workers else None,
+            generator=torch.Generator(),  # its own: a pass must not draw from the generator that dropout uses
+        )
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._taken = self.sampler.start
+        for batch in self._loader:
+            self._taken += 1
+            yield batch
+        self.sampler.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.sampler.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.sampler.epoch, "batch": self._taken}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.sampler.seek(state["epoch"], state["batch"])
+        self._taken = state["batch"]
+
+
+class BatchDataset(Dataset[Batch]):
+    """The batch of a Share. Augmentation is drawn from (seed, epoch, index), so where a sample is read changes nothing.
+
+    An empty share gives tensors whose first dimension is 0.
+    """
+
+    def __init__(self, samples: Dataset[Any], collate: Callable[[Sequence[Any]], Any] | None, seed: int) -> None:
+        self._samples, self._collate, self._seed = samples, collate or collate_samples, seed
+
+    def __getitem__(self, share: Share) -> Batch:
+        if not share.indices:
+            like = self._collate([self._samples[0]])
+            return Batch(tree_map_only(Tensor, lambda tensor: tensor[:0], like), share.weight)
+        return Batch(self._collate([self._read(share.epoch, index) for index in share.indices]), share.weight)
+
+    def _read(self, epoch: int, index: int) -> Any:
+        if isinstance(self._samples, Source) and self._samples.augments:
+            return self._samples.read(index, np.random.default_rng((self._seed, epoch, index)))
+        return self._samples[index]
+
+
+def collate_samples(samples: Sequence[Any]) -> Any:
+    """torch's default, but a pair stays a tuple."""
+    batch = default_collate(list(samples))
+    return tuple(batch) if isinstance(batch, list) else batch
+
+
+def train_loader(
+    data: Data,
+    *,
+    global_batch: int,
+    rank: int = 0,
+    world_size: int = 1,
+    seed: int = 0,
+    last_batch: Literal["weight", "drop"] = "weight",
+    pin_memory: bool = False,
+) -> Loader:
+    """Shuffled, augmented training batches. pin_memory: for CUDA only."""
+    sampler = ShardedBatches(
+        len(data.train),  # type: ignore[arg-type]
+        global_batch=global_batch,
+        rank=rank,
+        world_size=world_size,
+        seed=seed,
+        last_batch=last_batch,
+    )
+    dataset = BatchDataset(data.train, data.collate, seed)
+    return Loader(dataset, sampler, num_workers=data.num_workers, pin_memory=pin_memory)
+
+
+def val_loader(
+    data: Data, *, global_batch: int, rank: int = 0, world_size: int = 1, pin_memory: bool = False
+) -> Loader:
+    """Each validation sample exactly once over all ranks, in order, without padding; the last share may be empty."""
+    sampler = ShardedBatches(
+        len(data.val),  # type: ignore[arg-type]
+        global_batch=global_batch,
+        rank=rank,
+        world_size=world_size,
+        shuffle=False,
+    )
+    dataset = BatchDataset(data.val, data.collate, 0)
+    return Loader(dataset, sampler, num_workers=data.num_workers, pin_memory=pin_memory)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _forkserver() -> Any:
+    # Not fork: a process forked after CUDA was initialised keeps device memory. The server imports torch once.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context

@@ -1,0 +1,47 @@
+"""The model of a job: built in, from timm, or a class of the user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from trainer.catalog import MODELS, ResNetArgs
+from trainer.data.info import DataInfo
+from trainer.models.layers import Layers
+from trainer.models.resnet import ResNet
+from trainer.spec import ModelSpec, NormSpec
+
+
+def build_model(model: ModelSpec, norm: NormSpec, info: DataInfo) -> nn.Module:
+    """The model that `model` names, for data as in `info`, with torch's batch normalization wherever it normalizes.
+
+    Built-in models take eps, momentum, affine and placement from `norm`; the kind is applied afterwards by
+    `norm.convert`. Weights are drawn from torch's global generator.
+
+    Raises: ValueError naming the spec path if the model can't be built or does not suit the data.
+    """
+    if model.name is None or model.name not in MODELS:
+        raise ValueError(f"model.name must be one of {', '.join(sorted(MODELS))}; got {model.name!r}")
+    args = MODELS[model.name].model_validate(model.init_args)
+    return _BUILDERS[model.name](args, norm, info)
+
+
+def _resnet(args: ResNetArgs, norm: NormSpec, info: DataInfo) -> nn.Module:
+    _require("resnet", info, task="classification", dims=(2,))
+    return ResNet(args, Layers(norm, args.activation, 2), info.shape[0], info.num_classes)
+
+
+def _require(name: str, info: DataInfo, *, task: str, dims: tuple[int, ...]) -> None:
+    if info.task != task:
+        wanted = "unet" if info.task == "segmentation" else "one of cnn, lstm, mlp, resnet, vgg"
+        raise ValueError(f"model.name: {name} does {task}, but the data is for {info.task}. Use {wanted}.")
+    if len(info.shape) - 1 not in dims:
+        raise ValueError(
+            f"model.name: {name} takes samples with a channel and {' or '.join(map(str, dims))} spatial dimensions, "
+            f"got shape {info.shape}. Use other data or another model, e.g. cnn or mlp."
+        )
+
+
+_BUILDERS: dict[str, Callable[[Any, NormSpec, DataInfo], nn.Module]] = {"resnet": _resnet}
