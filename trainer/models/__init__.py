@@ -7,10 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from trainer.catalog import MODELS, ResNetArgs
+from trainer.catalog import MODELS, CnnArgs, LstmArgs, MlpArgs, ResNetArgs, UnetArgs, VggArgs
 from trainer.data.info import DataInfo
 from trainer.models.layers import Layers
+from trainer.models.lstm import LSTMClassifier
+from trainer.models.plain import cnn, mlp, vgg
 from trainer.models.resnet import ResNet
+from trainer.models.unet import UNet, require_divisible
 from trainer.spec import ModelSpec, NormSpec
 
 
@@ -30,7 +33,40 @@ def build_model(model: ModelSpec, norm: NormSpec, info: DataInfo) -> nn.Module:
 
 def _resnet(args: ResNetArgs, norm: NormSpec, info: DataInfo) -> nn.Module:
     _require("resnet", info, task="classification", dims=(2,))
-    return ResNet(args, Layers(norm, args.activation, 2), info.shape[0], info.num_classes)
+    return ResNet(args, Layers(norm, args.activation), info.shape[0], info.num_classes)
+
+
+def _vgg(args: VggArgs, norm: NormSpec, info: DataInfo) -> nn.Module:
+    _require("vgg", info, task="classification", dims=(2,))
+    return vgg(args, Layers(norm, args.activation), info.shape, info.num_classes)
+
+
+def _mlp(args: MlpArgs, norm: NormSpec, info: DataInfo) -> nn.Module:
+    _require("mlp", info, task="classification", dims=(0, 1, 2, 3))
+    return mlp(args, Layers(norm, args.activation, 1), info.shape, info.num_classes)
+
+
+def _cnn(args: CnnArgs, norm: NormSpec, info: DataInfo) -> nn.Module:
+    _require("cnn", info, task="classification", dims=(1, 2, 3))
+    return cnn(args, Layers(norm, args.activation, len(info.shape) - 1), info.shape, info.num_classes)
+
+
+def _lstm(args: LstmArgs, norm: NormSpec, info: DataInfo) -> nn.Module:
+    _require("lstm", info, task="classification", dims=(2,))
+    if norm.placement == "after":
+        raise ValueError("norm.placement: lstm normalizes what enters its gates, so it must be before, got after.")
+    return LSTMClassifier(args, Layers(norm, dims=1), info.shape[0] * info.shape[2], info.num_classes)
+
+
+def _unet(args: UnetArgs, norm: NormSpec, info: DataInfo) -> nn.Module:
+    _require("unet", info, task="segmentation", dims=(2, 3))
+    if args.dims != len(info.shape) - 1:
+        raise ValueError(
+            f"model.init_args.dims must be that of the data, got {args.dims} for samples of shape {info.shape}. "
+            f"Set it to {len(info.shape) - 1}."
+        )
+    require_divisible(info.shape[1:], args.depth)
+    return UNet(args, Layers(norm, args.activation, args.dims), info.shape[0], info.num_classes)
 
 
 def _require(name: str, info: DataInfo, *, task: str, dims: tuple[int, ...]) -> None:
@@ -44,4 +80,11 @@ def _require(name: str, info: DataInfo, *, task: str, dims: tuple[int, ...]) -> 
         )
 
 
-_BUILDERS: dict[str, Callable[[Any, NormSpec, DataInfo], nn.Module]] = {"resnet": _resnet}
+_BUILDERS: dict[str, Callable[[Any, NormSpec, DataInfo], nn.Module]] = {
+    "resnet": _resnet,
+    "vgg": _vgg,
+    "mlp": _mlp,
+    "cnn": _cnn,
+    "lstm": _lstm,
+    "unet": _unet,
+}

@@ -58,9 +58,9 @@ class Layers:
         """Zero-padded, so that stride 1 keeps the size of the image."""
         return _CONVS[self.dims](c_in, c_out, size, stride=stride, padding=size // 2, bias=bias)
 
-    def up_conv(self, c_in: int, c_out: int) -> nn.Module:
+    def up_conv(self, c_in: int, c_out: int, *, bias: bool) -> nn.Module:
         """Doubles each side of the image."""
-        return _UP_CONVS[self.dims](c_in, c_out, 2, stride=2)
+        return _UP_CONVS[self.dims](c_in, c_out, 2, stride=2, bias=bias)
 
     def halve(self) -> nn.Module:
         return _MAX_POOLS[self.dims](2)
