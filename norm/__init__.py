@@ -11,17 +11,60 @@ from typing import TYPE_CHECKING, Any
 from norm.traits import KINDS, Kind
 
 if TYPE_CHECKING:
+    from norm.conversion import Override, Replacement, convert, revert
+    from norm.folding import Folded, fold
     from norm.moments import Moments, synced_moments
+    from norm.population import LayerPopulation, PopulationStatistics, recompute_population_statistics
+    from norm.registry import build
+    from norm.snapshots import NormSnapshot, observe, snapshot
+    from norm.sources import Source, register_source
     from norm.sync_batch_norm import SyncBatchNorm
 
 # Public name -> the module it is loaded from.
 _LAZY = {
+    "Folded": "norm.folding",
+    "LayerPopulation": "norm.population",
     "Moments": "norm.moments",
+    "NormSnapshot": "norm.snapshots",
+    "Override": "norm.conversion",
+    "PopulationStatistics": "norm.population",
+    "Replacement": "norm.conversion",
+    "Source": "norm.sources",
     "SyncBatchNorm": "norm.sync_batch_norm",
+    "build": "norm.registry",
+    "convert": "norm.conversion",
+    "fold": "norm.folding",
+    "observe": "norm.snapshots",
+    "recompute_population_statistics": "norm.population",
+    "register_source": "norm.sources",
+    "revert": "norm.conversion",
+    "snapshot": "norm.snapshots",
     "synced_moments": "norm.moments",
 }
 
-__all__ = ["KINDS", "Kind", "Moments", "SyncBatchNorm", "kinds", "synced_moments"]
+__all__ = [
+    "KINDS",
+    "Folded",
+    "Kind",
+    "LayerPopulation",
+    "Moments",
+    "NormSnapshot",
+    "Override",
+    "PopulationStatistics",
+    "Replacement",
+    "Source",
+    "SyncBatchNorm",
+    "build",
+    "convert",
+    "fold",
+    "kinds",
+    "observe",
+    "recompute_population_statistics",
+    "register_source",
+    "revert",
+    "snapshot",
+    "synced_moments",
+]
 
 
 def kinds() -> dict[str, Kind]:

@@ -1,0 +1,107 @@
+"""Which module's output another one reads: the data flow of a model, from torch.fx."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from torch import fx, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+class _Tracer(fx.Tracer):
+    """Stops at every module without children and at torch's own, parametrized ones included."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002 fx calls it so
+        if next(m.children(), None) is None:
+            return True
+        return type_before_parametrizations(m).__module__.startswith("torch.nn") and not isinstance(m, _CONTAINERS)
+
+
+def _is_identity(module: nn.Module) -> bool:
+    return type(module) is nn.Identity
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Who reads whom. Modules that are only used where nothing can be traced have no neighbours.
+
+    untraced: module paths whose own forward could not be followed, with the reason.
+    """
+
+    calls: dict[nn.Module, list[fx.Node]] = field(default_factory=dict)
+    modules: dict[fx.Node, nn.Module] = field(default_factory=dict)
+    untraced: dict[str, str] = field(default_factory=dict)
+
+    def before(self, module: nn.Module, passes: Callable[[nn.Module], bool] = _is_identity) -> nn.Module | None:
+        """The module whose output `module` reads, if each is called once and nobody else reads that output.
+
+        passes: modules that hand their input on, and are looked through.
+        """
+        node = self._only_call(module)
+        source = node.args[0] if node is not None and node.args else None
+        if not isinstance(source, fx.Node) or len(source.users) != 1:
+            return None
+        found = self.modules.get(source)
+        if found is None or self._only_call(found) is None:
+            return None
+        return self.before(found, passes) if passes(found) else found
+
+    def after(self, module: nn.Module, passes: Callable[[nn.Module], bool] = _is_identity) -> nn.Module | None:
+        """The only module that reads the output of `module`, if each is called once. passes: as in `before`."""
+        node = self._only_call(module)
+        if node is None or len(node.users) != 1:
+            return None
+        reader = next(iter(node.users))
+        found = self.modules.get(reader)
+        if found is None or self._only_call(found) is None or reader.args[:1] != (node,):
+            return None
+        return self.after(found, passes) if passes(found) else found
+
+    def readers(self, module: nn.Module) -> list[fx.Node]:
+        """Every node that reads an output of `module`, over all its calls."""
+        return [user for node in self.calls.get(module, []) for user in node.users]
+
+    def _only_call(self, module: nn.Module) -> fx.Node | None:
+        nodes = self.calls.get(module, [])
+        return nodes[0] if len(nodes) == 1 else None
+
+
+def trace(model: nn.Module) -> Flow:
+    """The data flow of `model`; where a module can't be traced, that of its parts.
+
+    A container inside an untraced module is not followed, only what is in it: its owner may call the parts one by one.
+    A module used at several places is not followed either, if one of them may be untraced.
+    """
+    flow = Flow()
+    for prefix, graph in _regions(model, "", flow.untraced):
+        for node in graph.nodes:
+            if node.op == "call_module":
+                module = model.get_submodule(".".join(part for part in (prefix, str(node.target)) if part))
+                flow.calls.setdefault(module, []).append(node)
+                flow.modules[node] = module
+    if flow.untraced:
+        seen: set[nn.Module] = set()
+        for _, module in model.named_modules(remove_duplicate=False):
+            if module in seen:
+                flow.calls.pop(module, None)
+            seen.add(module)
+    return flow
+
+
+def _regions(module: nn.Module, prefix: str, untraced: dict[str, str]) -> Iterator[tuple[str, fx.Graph]]:
+    try:
+        yield prefix, _Tracer().trace(module)
+    except Exception as error:  # tracing runs a user's code on stand-ins for tensors: anything may be raised
+        untraced[prefix] = f"{type(error).__name__}: {error}".splitlines()[0]
+        yield from _parts(module, prefix, untraced)
+
+
+def _parts(module: nn.Module, prefix: str, untraced: dict[str, str]) -> Iterator[tuple[str, fx.Graph]]:
+    for name, child in module.named_children():
+        path = f"{prefix}.{name}" if prefix else name
+        follow = _parts if isinstance(child, _CONTAINERS) else _regions
+        if next(child.children(), None) is not None:
+            yield from follow(child, path, untraced)

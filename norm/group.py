@@ -1,0 +1,66 @@
+"""Statistics within one sample: how channels are grouped, and instance normalization."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def channel_groups(num_channels: int, num_groups: int | str = "auto") -> int:
+    """The number of groups: `num_groups` itself, or for "auto" the largest divisor up to 32 with two channels a group.
+
+    The paper's networks have 32 groups of 2 to 64 channels. One channel a group would be instance normalization,
+    which erases all there is before global pooling; so "auto" takes one group rather than that.
+
+    Raises: ValueError if `num_groups` does not divide the channels.
+    See: Wu & He 2018, arXiv:1803.08494, sec. 4.1.
+    """
+    divisors = [d for d in range(1, num_channels + 1) if num_channels % d == 0]
+    if num_groups == "auto":
+        return max(d for d in divisors if d == 1 or (d <= 32 and num_channels // d >= 2))
+    if num_groups not in divisors:
+        raise ValueError(
+            f"num_groups must divide the channels: {num_groups} does not divide {num_channels}. "
+            f'Use one of {divisors}, or "auto".'
+        )
+    return int(num_groups)
+
+
+class InstanceNorm(nn.Module):
+    """Normalization over the positions of one channel of one sample; no running statistics.
+
+    y = (x - mean) / sqrt(var + eps) * weight + bias, with mean and biased var over the positions of each (n, c).
+
+    Train and eval are the same. Shape: (N, C, L), (N, C, H, W) or (N, C, D, H, W), with more than one position.
+    Differs from nn.InstanceNorm1d/2d/3d in taking any number of spatial dimensions and in refusing (N, C), which
+    InstanceNorm1d reads as one unbatched sample.
+    Raises: ValueError if a channel has one position, since its variance is 0 and the output would be the bias.
+    See: Ulyanov et al. 2016, arXiv:1607.08022.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_features, self.eps, self.affine = num_features, eps, affine
+        self.weight = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if math.prod(x.shape[2:]) == 1:
+            raise ValueError(
+                f"Instance normalization needs more than one position per channel, got input {tuple(x.shape)}. "
+                'Use kind "layer" or "group" here.'
+            )
+        return F.instance_norm(x, weight=self.weight, bias=self.bias, use_input_stats=True, eps=self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, affine={self.affine}"

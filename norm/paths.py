@@ -1,0 +1,22 @@
+"""Modules of a model by path."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def modules_with_paths(model: nn.Module) -> list[tuple[nn.Module, tuple[str, ...]]]:
+    """Every module once, with all paths it is used at."""
+    found: dict[nn.Module, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        found.setdefault(module, []).append(path)
+    return [(module, tuple(paths)) for module, paths in found.items()]
+
+
+def put(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
+    """`model` with `module` at `path`, in place; "" is the model itself."""
+    if not path:
+        return module
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
+    return model
