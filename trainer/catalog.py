@@ -141,11 +141,15 @@ class DigitScenesArgs(InitArgs):
     """Scenes composed of the real digits on a noisy ground, each pixel labelled by its digit. Segmentation."""
 
     dims: Literal[2, 3] = 2
-    size: Positive = 32
+    size: Annotated[int, Field(ge=8)] = 32
     digits: Annotated[int, Field(ge=1, le=32)] = 4
+    """A scene has 1 to this many, at random."""
     scenes: Positive = 256
     val_scenes: Positive = 64
     contrast: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Brightness of ink; the ground's noise has a standard deviation of 0.25."""
+    exposure: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """How much brightness and contrast of whole scenes differ: times exp(u), plus v, u and v uniform in ±exposure."""
 
 
 class SyntheticArgs(InitArgs):

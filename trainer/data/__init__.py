@@ -8,6 +8,8 @@ from typing import Any
 from trainer.catalog import DATASETS
 from trainer.data.digits import digits
 from trainer.data.info import Data, DataInfo, Source
+from trainer.data.scenes import digit_scenes
+from trainer.data.synthetic import synthetic
 from trainer.spec import DataSpec
 
 __all__ = ["Data", "DataInfo", "Source", "build_data"]
@@ -23,4 +25,8 @@ def build_data(data: DataSpec, seed: int) -> Data:
     return _BUILDERS[data.name](DATASETS[data.name].model_validate(data.init_args), seed)
 
 
-_BUILDERS: dict[str, Callable[[Any, int], Data]] = {"digits": digits}
+_BUILDERS: dict[str, Callable[[Any, int], Data]] = {
+    "digits": digits,
+    "digit_scenes": digit_scenes,
+    "synthetic": synthetic,
+}
