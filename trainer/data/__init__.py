@@ -8,6 +8,7 @@ from typing import Any
 from trainer.catalog import DATASETS
 from trainer.data.digits import digits
 from trainer.data.info import Data, DataInfo, Source
+from trainer.data.own import by_class_path
 from trainer.data.scenes import digit_scenes
 from trainer.data.synthetic import synthetic
 from trainer.spec import DataSpec
@@ -20,7 +21,9 @@ def build_data(data: DataSpec, seed: int) -> Data:
 
     Raises: ValueError naming the spec path; FileNotFoundError (MissingData) where a folder or file is not there.
     """
-    if data.name is None or data.name not in DATASETS:
+    if data.class_path is not None:
+        return by_class_path(data.class_path, data.init_args)
+    if data.name not in DATASETS:
         raise ValueError(f"data.name must be one of {', '.join(sorted(DATASETS))}; got {data.name!r}")
     return _BUILDERS[data.name](DATASETS[data.name].model_validate(data.init_args), seed)
 

@@ -45,7 +45,8 @@ class Data:
     """Training and validation samples.
 
     train and val have __len__ and __getitem__. collate: makes a batch of a list of samples; None: torch's default.
-    num_workers: processes that read samples, for each training process.
+    num_workers: processes that read samples, for each training process. shuffle: whether training takes them in random
+    order.
     """
 
     info: DataInfo
@@ -53,3 +54,4 @@ class Data:
     val: Dataset[Any]
     collate: Callable[[Sequence[Any]], Any] | None = None
     num_workers: int = 0
+    shuffle: bool = True

@@ -120,6 +120,7 @@ def train_loader(
         rank=rank,
         world_size=world_size,
         seed=seed,
+        shuffle=data.shuffle,
         last_batch=last_batch,
     )
     dataset = BatchDataset(data.train, data.collate, seed)

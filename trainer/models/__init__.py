@@ -11,6 +11,7 @@ from trainer.catalog import MODELS, CnnArgs, LstmArgs, MlpArgs, ResNetArgs, Unet
 from trainer.data.info import DataInfo
 from trainer.models.layers import Layers
 from trainer.models.lstm import LSTMClassifier
+from trainer.models.own import by_class_path, from_timm
 from trainer.models.plain import cnn, mlp, vgg
 from trainer.models.resnet import ResNet
 from trainer.models.unet import UNet, require_divisible
@@ -25,7 +26,12 @@ def build_model(model: ModelSpec, norm: NormSpec, info: DataInfo) -> nn.Module:
 
     Raises: ValueError naming the spec path if the model can't be built or does not suit the data.
     """
-    if model.name is None or model.name not in MODELS:
+    if model.class_path is not None:
+        return by_class_path(model.class_path, model.init_args, info)
+    assert model.name is not None  # the spec has one of the two
+    if model.name.startswith("timm/"):
+        return from_timm(model.name.removeprefix("timm/"), model.init_args, info)
+    if model.name not in MODELS:
         raise ValueError(f"model.name must be one of {', '.join(sorted(MODELS))}; got {model.name!r}")
     args = MODELS[model.name].model_validate(model.init_args)
     return _BUILDERS[model.name](args, norm, info)

@@ -1,0 +1,94 @@
+"""What a user might bring: modules, functions and data modules, good and bad."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
+
+NOT_CALLABLE = 3
+
+
+class Net(nn.Module):
+    def __init__(self, width: int, num_classes: int = 1000, act: nn.Module | None = None, in_channels: int = 3) -> None:
+        super().__init__()
+        self.width, self.num_classes, self.act, self.in_channels = width, num_classes, act, in_channels
+
+
+def large_net(*, pretrained: bool = False, **kwargs: Any) -> Net:
+    """As torchvision's functions are made: the rest goes on to the class."""
+    return Net(**kwargs)
+
+
+class LitNet(pl.LightningModule):
+    def __init__(self, net: nn.Module, lr: float = 0.1) -> None:
+        super().__init__()
+        self.net = net
+        self.lr = lr
+
+
+class Raises(nn.Module):
+    def __init__(self) -> None:
+        raise RuntimeError("weights are gone")
+
+
+def not_a_module() -> int:
+    return 3
+
+
+class RandomSamples(pl.LightningDataModule):
+    """`samples` images with labels; the other arguments switch what is wrong with it."""
+
+    num_classes: int | None = 3
+
+    def __init__(
+        self,
+        samples: int = 10,
+        shuffle: bool = True,
+        stream: bool = False,
+        weighted: bool = False,
+        dicts: bool = False,
+        masks: bool = False,
+    ) -> None:
+        super().__init__()
+        self.samples, self.shuffle = samples, shuffle
+        self.stream, self.weighted, self.dicts, self.masks = stream, weighted, dicts, masks
+        self.prepared = 0
+
+    def prepare_data(self) -> None:
+        self.prepared += 1
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
+        y = torch.arange(self.samples) % 3
+        x = torch.arange(self.samples).float()[:, None, None, None].expand(-1, 1, 4, 4)
+        self.data: Dataset[Any] = TensorDataset(x, y[:, None, None].expand(-1, 4, 4) if self.masks else y)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        if self.stream:
+            return DataLoader(Stream())
+        if self.dicts:
+            return DataLoader([{"x": 1}] * 3)  # type: ignore[arg-type]
+        if self.weighted:
+            return DataLoader(self.data, sampler=WeightedRandomSampler([1.0] * self.samples, self.samples))
+        return DataLoader(self.data, batch_size=7, shuffle=self.shuffle, collate_fn=stack_with_marker)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.data)
+
+
+class Uncounted(RandomSamples):
+    num_classes = None
+
+
+class Stream(IterableDataset[int]):
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(3))
+
+
+def stack_with_marker(samples: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A collate function that leaves its mark: labels one higher."""
+    return torch.stack([x for x, _ in samples]), torch.stack([y for _, y in samples]) + 1

@@ -1,0 +1,79 @@
+"""Classes and functions of the user, by import path and arguments, as in Lightning's `class_path` and `init_args`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+
+def instantiate(where: str, class_path: str, init_args: Mapping[str, Any], *, fill: Mapping[str, Any]) -> Any:
+    """What `class_path` makes of `init_args`; it may name a class or a function.
+
+    init_args are checked against the signature and its annotations by jsonargparse, so a nested
+    {class_path: …, init_args: …} is built where the annotation is a class. fill: arguments for parameters of these
+    names, where there are such parameters and init_args leaves them out.
+
+    Raises: ValueError naming `where` (`model` or `data`), for what can't be found or does not fit. What the user's own
+    code raises when it is called is passed on as it is.
+    """
+    target = find(where, class_path)
+    parser, arguments = ArgumentParser(exit_on_error=False), {"init": dict(init_args)}
+    try:
+        if inspect.isclass(target):
+            parser.add_class_arguments(target, "init", fail_untyped=False)
+        else:
+            parser.add_function_arguments(target, "init", fail_untyped=False)
+        known = parser.get_defaults().get("init") or {}
+        arguments["init"] = {name: value for name, value in fill.items() if name in known} | arguments["init"]
+        parsed = parser.parse_object(arguments)
+    except (argparse.ArgumentError, TypeError, ValueError) as error:
+        message = str(error).replace("init.", "").replace("Group 'init' does not accept option", "there is no argument")
+        raise ValueError(f"{where}.init_args must fit {class_path}{_signature(target)}: {message}") from error
+    built = parser.instantiate(parsed).get("init")
+    return built if inspect.isclass(target) else target(**(built or {}))
+
+
+def find(where: str, class_path: str) -> Callable[..., Any]:
+    """The class or function at `class_path`.
+
+    Raises: ValueError naming `{where}.class_path` if there is none.
+    """
+    module_name, _, name = class_path.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(_not_found(where, class_path, module_name, error)) from error
+    except Exception as error:
+        raise ValueError(
+            f"{where}.class_path: importing {module_name} failed with {type(error).__name__}: {error}"
+        ) from error
+    target: Callable[..., Any] | None = getattr(module, name, None)
+    if target is None or not callable(target):
+        has = "no" if target is None else "something that can't be called under"
+        raise ValueError(
+            f"{where}.class_path must name a class or a function, but {module_name} has {has} {name!r}. "
+            "Check the spelling."
+        )
+    return target
+
+
+def _not_found(where: str, class_path: str, module_name: str, error: ModuleNotFoundError) -> str:
+    missing = error.name or module_name
+    if f"{module_name}.".startswith(f"{missing}."):
+        return (
+            f"{where}.class_path: there is no module {missing!r} to import {class_path} from. "
+            "Check the spelling, upload the package as `code`, or install it in the image."
+        )
+    return f"{where}.class_path: {module_name} needs the module {missing!r}, which is not installed."
+
+
+def _signature(target: Callable[..., Any]) -> str:
+    try:
+        return str(inspect.signature(target))
+    except (TypeError, ValueError):  # built in C, without a signature
+        return "(…)"
