@@ -64,7 +64,7 @@ ADVICE: dict[FailureReason, Advice] = {
     FailureReason.COLLECTIVE_TIMEOUT: Advice(
         "operator",
         True,
-        "Workers stopped hearing from each other. The message names the rank that was stuck; check that host's network.",
+        "Workers stopped hearing from each other. The message names the rank that was stuck; check its host.",
     ),
     FailureReason.STARTUP_TIMEOUT: Advice(
         "operator", True, "The workers did not come up in time. Check the cluster's load and the Ray logs."

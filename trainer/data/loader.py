@@ -42,6 +42,7 @@ class Loader:
 
     def __init__(self, dataset: BatchDataset, sampler: ShardedBatches, *, num_workers: int, pin_memory: bool) -> None:
         self.dataset, self.sampler = dataset, sampler
+        self.batch_sampler = None  # Lightning looks for it where there is a sampler
         self._taken = 0
         self._loader = DataLoader(
             dataset,

@@ -1,0 +1,58 @@
+"""Do all ranks hold the same model? Compared by digests of every parameter and buffer."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+class DisagreementError(RuntimeError):
+    """Ranks that must hold equal tensors do not."""
+
+
+def digests(network: nn.Module) -> dict[str, str]:
+    """sha256 of the bytes of each parameter and buffer, by name."""
+    return {
+        name: hashlib.sha256(
+            tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        ).hexdigest()
+        for name, tensor in network.state_dict().items()
+    }
+
+
+def local_statistics(network: nn.Module) -> frozenset[str]:
+    """Names of the running statistics that each rank has of its own: of layers that do not synchronize over all."""
+    return frozenset(
+        f"{path}.{name}" if path else name
+        for path, layer in network.named_modules()
+        if isinstance(getattr(layer, "running_mean", None), torch.Tensor) and not _is_shared_by_all(layer)
+        for name, _ in layer.named_buffers(recurse=False)
+    )
+
+
+def check_agreement(network: nn.Module) -> dict[str, str | int]:
+    """The digest of everything that must be equal on all ranks, and how many ranks there are. Entered by every rank.
+
+    Raises: DisagreementError naming the tensor and the ranks, the same on all of them.
+    """
+    own, local = digests(network), local_statistics(network)
+    everyone: list[dict[str, str]] = [own]
+    if dist.is_initialized():
+        everyone = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(everyone, own)
+    for name in own:
+        different = [rank for rank, theirs in enumerate(everyone) if theirs[name] != everyone[0][name]]
+        if different and name not in local:
+            raise DisagreementError(
+                f"every rank must hold the same {name}, but that of rank {different[0]} differs from that of rank 0 "
+                f"({len(different)} of {len(everyone)} ranks differ). Please report this with the logs of the attempt."
+            )
+    shared = "".join(own[name] for name in sorted(own) if name not in local)
+    return {"ranks": len(everyone), "sha256": hashlib.sha256(shared.encode()).hexdigest()}
+
+
+def _is_shared_by_all(layer: nn.Module) -> bool:
+    return getattr(layer, "process_group", layer) is None

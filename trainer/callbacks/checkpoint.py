@@ -1,0 +1,138 @@
+"""Writes checkpoints as often as the spec says, through Lightning's own save so that nothing of its state is missed."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from trainer import checkpoints
+from trainer.module import TrainingModule
+from trainer.reporter import Reporter
+from trainer.spec import Every
+
+RANKS = "ranks"
+
+
+class CheckpointWriter(Callback):
+    """Saves every `every`, keeps the newest `keep`, and tells the service of each one that is complete."""
+
+    def __init__(self, folder: Path, *, every: Every, keep: int, reporter: Reporter) -> None:
+        self._folder = folder
+        self._every = every
+        self._keep = keep
+        self._reporter = reporter
+        self._saved_at = -1
+        self.newest: checkpoints.Checkpoint | None = None
+
+    def save(self, trainer: Trainer) -> None:
+        """Save now, unless this very step is saved already. Entered by every rank."""
+        if trainer.global_step == self._saved_at:
+            return
+        trainer.save_checkpoint(self._folder / f"step-{trainer.global_step:010d}")
+        self._saved_at = trainer.global_step
+        if trainer.is_global_zero:
+            self._announce(trainer)
+
+    def _announce(self, trainer: Trainer) -> None:
+        self.newest = checkpoints.verify(self._folder / f"step-{trainer.global_step:010d}")
+        checkpoints.retain(self._folder, self._keep)
+        self._reporter.checkpoint(
+            path=str(self.newest.path),
+            step=self.newest.step,
+            epoch=self.newest.epoch,
+            digest=self.newest.digest,
+            size_bytes=self.newest.size_bytes,
+        )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        steps = self._every.steps
+        if (
+            steps
+            and trainer.global_step
+            and not trainer.fit_loop._should_accumulate()
+            and trainer.global_step % steps == 0
+        ):
+            self.save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epochs = self._every.epochs
+        if epochs and (trainer.current_epoch + 1) % epochs == 0:
+            self.save(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Every rank brings its random state and what it has counted; rank 0 writes them all."""
+        assert isinstance(pl_module, TrainingModule)
+        checkpoint[RANKS] = gather({"random": random_state(), "counted": pl_module.counted()})
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        ranks = checkpoint[RANKS]
+        if len(ranks) == trainer.world_size:
+            restore_random_state(ranks[trainer.global_rank]["random"])
+            pl_module.restore_counted(ranks[trainer.global_rank]["counted"])
+        self._saved_at = checkpoint["global_step"]
+
+
+class VerifiedCheckpointIO(CheckpointIO):
+    """Lightning's checkpoints in our form: atomic, with digests, loaded without executing anything."""
+
+    def __init__(self, *, world_size: int, fence: str) -> None:
+        self._world_size = world_size
+        self._fence = fence
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        checkpoints.write(
+            Path(path).parent,
+            checkpoint,
+            step=checkpoint["global_step"],
+            epoch=checkpoint["epoch"],
+            world_size=self._world_size,
+            fence=self._fence,
+        )
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return checkpoints.load(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        raise AssertionError("checkpoints.retain decides what is kept")
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every random generator that training may draw from, in plain values and tensors."""
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (str(name), torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def gather(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """`value` of every rank, in rank order, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

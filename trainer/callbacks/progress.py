@@ -1,0 +1,64 @@
+"""Progress for the service and metrics for MLflow, from rank 0."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from trainer import tracking
+from trainer.module import TrainingModule
+from trainer.reporter import Reporter
+
+
+class ProgressReporter(Callback):
+    """Tells the service where training is after every step, and MLflow what an epoch came to.
+
+    The train metrics of an epoch are on the module as `train_metrics` once its epoch has ended, the validation metrics
+    in `val_metrics`; both are the same on every rank.
+    """
+
+    def __init__(
+        self, reporter: Reporter, spool: tracking.Spool, *, epochs: int | None, steps: int, global_batch: int
+    ) -> None:
+        self._reporter = reporter
+        self._spool = spool
+        self._epochs = epochs
+        self._steps = steps
+        self._global_batch = global_batch
+        self._metrics: dict[str, float] = {}
+        self._epoch_began = 0.0
+        self._batches = 0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._epoch_began = time.monotonic()
+        self._batches = 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._batches += 1
+        self._tell(trainer, finished_epochs=trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        elapsed_s = max(time.monotonic() - self._epoch_began, 1e-9)
+        rates = {
+            tracking.THROUGHPUT: self._batches * self._global_batch / elapsed_s,
+            tracking.LEARNING_RATE: trainer.optimizers[0].param_groups[0]["lr"],
+        }
+        assert isinstance(pl_module, TrainingModule)
+        self._metrics = {**rates, **pl_module.train_metrics, **pl_module.val_metrics}
+        if trainer.is_global_zero:
+            self._spool.append(self._metrics, trainer.global_step)
+        self._tell(trainer, finished_epochs=trainer.current_epoch + 1)
+
+    def _tell(self, trainer: Trainer, *, finished_epochs: int) -> None:
+        if trainer.is_global_zero:
+            self._reporter.progress(
+                epoch=finished_epochs,
+                epochs=self._epochs,
+                step=trainer.global_step,
+                steps=self._steps,
+                metrics=self._metrics,
+            )

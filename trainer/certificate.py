@@ -1,0 +1,79 @@
+"""Is the exported model the trained one? Pure comparison of outputs, and the document that says so."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Folding and other runtimes reorder fp32 sums: differences of some 1e-6 of a sample's largest output are rounding.
+# A wrong statistic or a lost activation moves outputs by percents. 1e-4 lies between with room on both sides.
+MAX_RELATIVE_DIFFERENCE = 1e-4
+
+Array = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One runtime against the trained model on one set of inputs.
+
+    max_rel: over the samples, the largest of max|candidate - trained| / max|trained|. max_abs and max_rel are None
+        where there is nothing to compare: another shape, or outputs that are not finite.
+    """
+
+    runtime: str
+    inputs: str
+    samples: int
+    max_abs: float | None
+    max_rel: float | None
+    passed: bool
+
+
+def compare(runtime: str, inputs: str, trained: Array, candidate: Array) -> Check:
+    """Hold `candidate` outputs against `trained` ones, both (N, ...). Not finite, or another shape, never passes."""
+    if trained.shape != candidate.shape or not (np.isfinite(trained).all() and np.isfinite(candidate).all()):
+        return Check(runtime, inputs, len(trained), None, None, False)
+    a = trained.reshape(len(trained), -1).astype(np.float64)
+    b = candidate.reshape(len(candidate), -1).astype(np.float64)
+    difference = np.abs(a - b).max(axis=1)
+    # A sample whose outputs are all zero has no scale of its own: take the scale of the whole batch.
+    scale = np.abs(a).max(axis=1)
+    scale[scale == 0] = max(float(scale.max()), float(np.finfo(np.float32).tiny))
+    max_rel = float((difference / scale).max())
+    return Check(runtime, inputs, len(a), float(difference.max()), max_rel, max_rel <= MAX_RELATIVE_DIFFERENCE)
+
+
+def passed(checks: list[Check]) -> bool:
+    """At least one check, and all of them."""
+    return bool(checks) and all(check.passed for check in checks)
+
+
+def document(*, job_id: str, checks: list[Check], files: dict[str, str], facts: dict[str, Any]) -> dict[str, Any]:
+    """The content of export/certificate.json. files: sha256 by name; facts: whatever else belongs to the proof."""
+    return {
+        "job_id": job_id,
+        "passed": passed(checks),
+        "max_relative_difference": max((check.max_rel for check in checks if check.max_rel is not None), default=None),
+        "tolerance": {
+            "max_relative_difference": MAX_RELATIVE_DIFFERENCE,
+            "meaning": "largest over samples of max|exported - trained| / max|trained|",
+        },
+        "checks": [asdict(check) for check in checks],
+        "files": files,
+        "versions": _versions(),
+        **facts,
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("syncnorm", "torch", "lightning", "ray", "mlflow", "onnx", "onnxruntime", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,128 @@
+"""Checkpoints on storage: a folder of files with a manifest of their digests, which is written last.
+
+A folder without a manifest that fits its files does not count. The newest one that verifies is the one to resume from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.files import sha256_of, sync_folder, write_atomic
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+STATE = "state.pt"
+
+
+class CheckpointCorruptError(RuntimeError):
+    """A checkpoint whose files do not fit its manifest."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint. digest: sha256 of its manifest."""
+
+    path: Path
+    step: int
+    epoch: int
+    world_size: int
+    fence: str
+    digest: str
+    size_bytes: int
+
+
+def write(folder: Path, state: dict[str, Any], *, step: int, epoch: int, world_size: int, fence: str) -> Checkpoint:
+    """Write `state` to `folder/step-{step}`; readers see it only once it is whole.
+
+    Raises: OSError where the storage is full or broken; nothing half-written is left behind then.
+    """
+    target = folder / f"step-{step:010d}"
+    beside = folder / f".tmp-{target.name}"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        torch.save(state, beside / STATE)
+        _sync_file(beside / STATE)
+        files = {STATE: {"sha256": sha256_of(beside / STATE), "bytes": (beside / STATE).stat().st_size}}
+        manifest = {"step": step, "epoch": epoch, "world_size": world_size, "fence": fence, "files": files}
+        write_atomic(beside / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+        shutil.rmtree(target, ignore_errors=True)
+        beside.rename(target)
+        sync_folder(folder)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    return verify(target)
+
+
+def verify(path: Path) -> Checkpoint:
+    """The checkpoint at `path`, every file held against its digest.
+
+    Raises: CheckpointCorruptError naming the file that is missing or differs.
+    """
+    try:
+        content = (path / MANIFEST).read_bytes()
+        manifest = json.loads(content)
+        files = manifest["files"]
+        for name, fact in files.items():
+            if (path / name).stat().st_size != fact["bytes"] or sha256_of(path / name) != fact["sha256"]:
+                raise CheckpointCorruptError(f"checkpoint {path}: {name} does not fit its digest in {MANIFEST}")
+        return Checkpoint(
+            path=path,
+            step=manifest["step"],
+            epoch=manifest["epoch"],
+            world_size=manifest["world_size"],
+            fence=manifest["fence"],
+            digest=hashlib.sha256(content).hexdigest(),
+            size_bytes=sum(fact["bytes"] for fact in files.values()),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointCorruptError(f"checkpoint {path}: {error}") from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The verified state at `path`. Tensors and plain values only: nothing in the file is executed."""
+    verify(path)
+    state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
+    return state
+
+
+def newest(folders: list[Path]) -> Checkpoint | None:
+    """The verified checkpoint with the most steps in any of `folders`; those that fail are logged and passed over."""
+    found = sorted(
+        (path for folder in folders for path in _candidates(folder)), key=lambda path: path.name, reverse=True
+    )
+    for path in found:
+        try:
+            return verify(path)
+        except CheckpointCorruptError as error:
+            logger.warning("passing over a checkpoint: %s", error)
+    return None
+
+
+def retain(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints, and leftovers of writes that never finished."""
+    for path in sorted(_candidates(folder), key=lambda path: path.name)[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".tmp-step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _candidates(folder: Path) -> Iterator[Path]:
+    return folder.glob("step-*")
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,88 @@
+"""From an exception to the one reason a user reads."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+
+import torch
+from pydantic import BaseModel
+
+from trainer.checkpoints import CheckpointCorruptError
+from trainer.failure import FailureReason
+
+
+class NonFiniteError(RuntimeError):
+    """Loss, gradients or statistics stayed NaN or infinite."""
+
+
+class ExportMismatchError(RuntimeError):
+    """The exported model does not answer as the trained one."""
+
+
+class Failure(BaseModel):
+    """How one rank failed. secondary: it only noticed that another rank was gone."""
+
+    rank: int
+    reason: FailureReason
+    secondary: bool
+    message: str
+    traceback: str
+
+
+# Texts by which gloo and NCCL say that a peer has gone or is silent; they raise plain RuntimeErrors.
+_PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "remote process exited", "Broken pipe")
+_PEER_SILENT = ("Timed out waiting", "timed out", "Timeout", "timeout")
+
+
+def classify(error: BaseException, rank: int) -> Failure:
+    """The failure that `error` on `rank` is."""
+    reason, secondary = _reason(error)
+    return Failure(
+        rank=rank,
+        reason=reason,
+        secondary=secondary,
+        message=f"{type(error).__name__}: {error}"[:4000],
+        traceback="".join(traceback.format_exception(error))[-16000:],
+    )
+
+
+def first_cause(failures: list[Failure]) -> Failure | None:
+    """The failure to show: the lowest rank's among those that did not merely lose a peer."""
+    return min(failures, key=lambda failure: (failure.secondary, failure.rank), default=None)
+
+
+# The first row that fits decides.
+_BY_TYPE: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], FailureReason], ...] = (
+    ((torch.OutOfMemoryError, MemoryError), FailureReason.OUT_OF_MEMORY),
+    (NonFiniteError, FailureReason.NON_FINITE),
+    (FileNotFoundError, FailureReason.DATA_MISSING),
+    (ExportMismatchError, FailureReason.EXPORT_MISMATCH),
+    (CheckpointCorruptError, FailureReason.CHECKPOINT_CORRUPT),
+)
+_STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+def _reason(error: BaseException) -> tuple[FailureReason, bool]:
+    """The reason, and whether the error only says that a peer is gone."""
+    for kind, reason in _BY_TYPE:
+        if isinstance(error, kind):
+            return reason, False
+    if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
+        return FailureReason.STORAGE, False
+    if isinstance(error, RuntimeError):
+        return _reason_of_runtime_error(error)
+    return FailureReason.USER_ERROR, False
+
+
+def _reason_of_runtime_error(error: RuntimeError) -> tuple[FailureReason, bool]:
+    text = str(error)
+    if "not enough memory" in text:  # how torch's CPU allocator says it
+        return FailureReason.OUT_OF_MEMORY, False
+    if any(sign in text for sign in _PEER_GONE):
+        return FailureReason.WORKER_LOST, True
+    if isinstance(error, torch.distributed.DistError) or (
+        "gloo" in text and any(sign in text for sign in _PEER_SILENT)
+    ):
+        return FailureReason.COLLECTIVE_TIMEOUT, True
+    return FailureReason.USER_ERROR, False

@@ -1,0 +1,80 @@
+"""What all ranks must agree on while they train: whether to stop, and at which step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from trainer.attempt import StopRequest
+
+_CODES: dict[StopRequest, int] = {"cancel": 1, "pause": 2, "deadline": 3, "preempt": 4}
+_SUPERSEDED = 5
+_NAMES = {code: name for name, code in _CODES.items()}
+
+
+class StopRequested(Exception):  # noqa: N818  (an outcome, not an error)
+    """Training ends here on request, on every rank at the same step."""
+
+    def __init__(self, request: StopRequest, step: int, checkpoint: str | None) -> None:
+        self.request, self.step, self.checkpoint = request, step, checkpoint
+        super().__init__(f"{request} requested, stopped after step {step}")
+
+
+class SupersededError(RuntimeError):
+    """Another attempt has taken over; this one must not write anything more."""
+
+
+class StopAgreement:
+    """Every rank says what it has heard; the highest code wins, at the same step everywhere.
+
+    The exchange of one number is begun before a batch and read after it, so that it hides behind the batch. It has a
+    process group of its own on gloo: on GPUs it must not queue up with NCCL or make the host wait for the device.
+    """
+
+    def __init__(self, heard: Callable[[], StopRequest | None], superseded: Callable[[], bool]) -> None:
+        self._heard = heard
+        self._superseded = superseded
+        self._terminating = threading.Event()
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._code = torch.zeros(1, dtype=torch.int32)
+        self._work: dist.Work | None = None
+
+    def _on_sigterm(self, _signum: int, _frame: FrameType | None) -> None:
+        """SIGTERM of one rank stops them all, with a checkpoint, as a preemption."""
+        self._terminating.set()
+
+    def watch_sigterm(self) -> None:
+        """Only the main thread may set signal handlers; elsewhere the service's request is the only way to stop."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def begin(self) -> None:
+        self._code.fill_(self._own_code())
+        if self._group is not None:
+            self._work = dist.all_reduce(self._code, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+    def agreed(self) -> StopRequest | None:
+        """What the exchange begun last came to.
+
+        Raises: SupersededError on every rank if any of them heard that another attempt has taken over.
+        """
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        code = int(self._code.item())
+        if code == _SUPERSEDED:
+            raise SupersededError("another attempt of this job has taken over")
+        return _NAMES.get(code)
+
+    def _own_code(self) -> int:
+        if self._superseded():
+            return _SUPERSEDED
+        if self._terminating.is_set():
+            return _CODES["preempt"]
+        heard = self._heard()
+        return _CODES[heard] if heard else 0

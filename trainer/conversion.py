@@ -1,0 +1,42 @@
+"""The spec's normalization applied to a network, and the report of what became of every layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+
+import norm
+from trainer.plan import choose_norm
+from trainer.spec import JobSpec
+
+
+def norm_group(group: str | int, workers_of_this_host: int) -> dist.ProcessGroup | None:
+    """The workers that share statistics with this one; None: all. Entered by every rank."""
+    if group == "world" or not dist.is_initialized():
+        return None
+    size = workers_of_this_host if group == "node" else int(group)
+    own: dist.ProcessGroup = dist.new_subgroups(group_size=size)[0]
+    return own
+
+
+def convert(
+    network: nn.Module, spec: JobSpec, group: dist.ProcessGroup | None
+) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """`network` with the spec's kind, and one entry {path, from, to} for every layer that was looked at.
+
+    Raises: ValueError naming the module path where a layer can't be converted.
+    """
+    wanted = spec.norm
+    converted, replacements = norm.convert(
+        network,
+        choose_norm(spec).kind,
+        group=group,
+        overrides=[override.model_dump() for override in wanted.overrides],
+        eps=wanted.eps,
+        momentum=wanted.momentum,
+        affine=wanted.affine,
+        **wanted.options,
+    )
+    return converted, [replacement.as_json() for replacement in replacements]

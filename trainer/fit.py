@@ -1,0 +1,132 @@
+"""One call of Lightning's fit on one rank: strategy, callbacks, loaders, resume."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
+from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
+
+from trainer.attempt import Launch
+from trainer.callbacks.checkpoint import CheckpointWriter, VerifiedCheckpointIO
+from trainer.callbacks.progress import ProgressReporter
+from trainer.callbacks.statistics import StatisticsRecorder
+from trainer.callbacks.stop import StopOnRequest
+from trainer.control import StopAgreement
+from trainer.data import Data
+from trainer.data.loader import Loader, train_loader, val_loader
+from trainer.folders import AttemptFolders
+from trainer.module import TrainingModule
+from trainer.reporter import Reporter
+from trainer.spec import JobSpec, TrainSpec
+from trainer.tracking import Spool
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Where training ended, with the metrics of the last epoch."""
+
+    step: int
+    metrics: dict[str, float]
+    checkpoint: str | None
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """A rank's part of the training and validation batches."""
+
+    train: Loader
+    val: Loader
+
+    @classmethod
+    def build(cls, data: Data, spec: JobSpec, rank: int, world_size: int) -> Loaders:
+        # The global batch is that of the workers asked for, also when an elastic job goes on with fewer.
+        global_batch = spec.data.batch_size * spec.resources.workers
+        on_gpu = spec.resources.gpus_per_worker > 0
+        train = train_loader(
+            data,
+            global_batch=global_batch,
+            rank=rank,
+            world_size=world_size,
+            seed=spec.seed,
+            last_batch=spec.data.last_batch,
+            pin_memory=on_gpu,
+        )
+        val = val_loader(data, global_batch=global_batch, rank=rank, world_size=world_size, pin_memory=on_gpu)
+        return cls(train, val)
+
+
+def total_steps(train: TrainSpec, batches_an_epoch: int) -> int:
+    """Optimizer steps of the whole job; a last, incomplete accumulation of an epoch is a step too."""
+    if train.steps is not None:
+        return train.steps
+    assert train.epochs is not None
+    return math.ceil(batches_an_epoch / train.accumulate) * train.epochs
+
+
+def fit(
+    module: TrainingModule,
+    loaders: Loaders,
+    launch: Launch,
+    folders: AttemptFolders,
+    reporter: Reporter,
+    steps: int,
+) -> Fitted:
+    """Train to the end. Entered by every rank.
+
+    Raises: StopRequested after a checkpoint, on every rank at the same step; SupersededError.
+    """
+    spec = launch.spec
+    spool = Spool(folders.spool)
+    checkpoints = CheckpointWriter(
+        folders.checkpoints, every=spec.train.checkpoint_every, keep=spec.train.keep_checkpoints, reporter=reporter
+    )
+    agreement = StopAgreement(lambda: reporter.stop_request, lambda: reporter.superseded)
+    callbacks: list[Callback] = [
+        StatisticsRecorder(folders.artifacts, spool, every=spec.statistics.every),
+        ProgressReporter(
+            reporter,
+            spool,
+            epochs=spec.train.epochs,
+            steps=steps,
+            global_batch=spec.data.batch_size * spec.resources.workers,
+        ),
+        checkpoints,
+        StopOnRequest(agreement, checkpoints),
+    ]
+    trainer = _trainer(spec, launch, callbacks, loaders)
+    try:
+        trainer.fit(module, loaders.train, loaders.val, ckpt_path=launch.resume_from)
+    finally:
+        spool.close()
+    newest = str(checkpoints.newest.path) if checkpoints.newest else None
+    return Fitted(trainer.global_step, {**module.train_metrics, **module.val_metrics}, newest)
+
+
+def _trainer(spec: JobSpec, launch: Launch, callbacks: list[Callback], loaders: Loaders) -> Trainer:
+    train, res = spec.train, spec.resources
+    return Trainer(
+        accelerator="gpu" if res.gpus_per_worker else "cpu",
+        devices=1 if not res.gpus_per_worker else "auto",
+        # Buffers are kept equal by what they are computed from; sending rank 0's would hide a difference.
+        strategy=RayDDPStrategy(broadcast_buffers=False),
+        plugins=[
+            RayLightningEnvironment(),
+            VerifiedCheckpointIO(world_size=res.workers, fence=launch.fence),
+        ],
+        precision=train.precision,
+        max_epochs=train.epochs if train.epochs is not None else -1,
+        max_steps=train.steps if train.steps is not None else -1,
+        accumulate_grad_batches=train.accumulate,
+        gradient_clip_val=train.clip_grad_norm,
+        callbacks=callbacks,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        val_check_interval=len(loaders.train) if train.epochs is None else None,
+    )

@@ -1,0 +1,112 @@
+"""The driver of one attempt: `python -m trainer.main FOLDER`. Starts the workers, waits, writes result.json last."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import ray
+from ray.train import ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.config import RunConfig
+
+from trainer import worker
+from trainer.attempt import Launch, Result
+from trainer.classify import Failure, classify, first_cause
+from trainer.failure import ADVICE, FailureReason
+from trainer.files import write_atomic
+from trainer.folders import AttemptFolders
+from trainer.reporter import Reporter, ReportingHandler
+
+logger = logging.getLogger(__name__)
+
+COLLECTIVE_TIMEOUT_S = 180
+
+
+def main(root: Path) -> int:
+    """Run the attempt whose launch file lies in `root`; exit code 0 unless it failed.
+
+    The exit code is for people: the service believes result.json only.
+    """
+    folders = AttemptFolders(root)
+    launch = Launch.model_validate_json(folders.launch.read_bytes())
+    reporter = Reporter(launch, rank=-1).start()
+    logging.basicConfig(level=logging.INFO)
+    logging.getLogger().addHandler(ReportingHandler(reporter))
+    try:
+        result = run_attempt(launch, folders, reporter)
+    except Exception as error:
+        logger.exception("the driver failed")
+        result = _failed(launch, classify(error, rank=-1).model_copy(update={"reason": FailureReason.INTERNAL}))
+    if not reporter.superseded:
+        write_atomic(folders.result, result.model_dump_json(indent=1).encode())
+    reporter.enter("done")
+    reporter.exit(result)
+    reporter.close()
+    return 1 if result.outcome == "failed" else 0
+
+
+def run_attempt(launch: Launch, folders: AttemptFolders, reporter: Reporter) -> Result:
+    """Train on Ray and say how it ended."""
+    reporter.enter("preparing")
+    ray.init(address="auto", log_to_driver=True, logging_level=logging.WARNING)
+    trainer = _trainer(launch, folders)
+    reporter.enter("starting_workers")
+    try:
+        fitted = trainer.fit()
+    except TrainingFailedError as error:
+        return _failed(launch, _why(folders, error))
+    return Result.model_validate(fitted.return_value)  # type: ignore[attr-defined]  # typed as the v1 Result
+
+
+def _trainer(launch: Launch, folders: AttemptFolders) -> TorchTrainer:
+    res = launch.spec.resources
+    return TorchTrainer(
+        worker.train,  # type: ignore[arg-type]  # v2 takes a return value
+        train_loop_config={"folder": str(folders.root)},
+        torch_config=TorchConfig(backend="nccl" if res.gpus_per_worker else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
+        scaling_config=ScalingConfig(
+            num_workers=res.workers,
+            use_gpu=res.gpus_per_worker > 0,
+            resources_per_worker={"CPU": res.cpus_per_worker, "GPU": res.gpus_per_worker},
+        ),
+        run_config=RunConfig(  # type: ignore[arg-type]  # typed as the v1 RunConfig
+            name=launch.attempt_id,
+            storage_path=str(folders.ray),
+            worker_runtime_env={"env_vars": _worker_environment(launch)},
+        ),
+    )
+
+
+def _worker_environment(launch: Launch) -> dict[str, str]:
+    """Settings that must stand before a worker's process group is made."""
+    env = {"OMP_NUM_THREADS": str(launch.spec.resources.cpus_per_worker)}
+    if len([node for node in ray.nodes() if node["Alive"]]) == 1:
+        # gloo guesses an interface from the host name; with all ranks on one host loopback is always right.
+        env["GLOO_SOCKET_IFNAME"] = env["NCCL_SOCKET_IFNAME"] = "lo"
+    return env
+
+
+def _why(folders: AttemptFolders, error: TrainingFailedError) -> Failure:
+    """What the ranks left behind, or, where none could write any more, what Ray says."""
+    left = [Failure.model_validate_json(path.read_bytes()) for path in sorted(folders.failures.glob("rank-*.json"))]
+    cause = first_cause(left)
+    if cause is not None and not cause.secondary:
+        return cause
+    return classify(error, rank=-1).model_copy(update={"reason": FailureReason.WORKER_LOST})
+
+
+def _failed(launch: Launch, failure: Failure) -> Result:
+    advice = ADVICE[failure.reason]
+    return Result(
+        fence=launch.fence,
+        outcome="failed",
+        reason=failure.reason,
+        message=f"{failure.message} {advice.text}",
+        traceback=failure.traceback,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,81 @@
+"""A network with its task, as the LightningModule that is trained."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from trainer.data import DataInfo
+from trainer.data.loader import Batch
+from trainer.optim import build_optimizer, build_schedule
+from trainer.spec import JobSpec
+from trainer.tasks import Scores, task_loss
+
+
+class TrainingModule(LightningModule):
+    """Trains `network` on the task of `info`, as `spec` says.
+
+    A rank's mean loss is multiplied by its batch's weight, world_size * n_r / N, so that what DDP averages is the
+    gradient of the mean over the whole batch, however unevenly it is spread.
+    """
+
+    def __init__(self, network: nn.Module, info: DataInfo, spec: JobSpec, total_steps: int) -> None:
+        super().__init__()
+        self.network = network
+        self.info = info
+        self.spec = spec
+        self._total_steps = total_steps
+        # Not registered as submodules: what they have counted differs from rank to rank and is no part of the model.
+        self._scores = {"train": _persistent(Scores(info, "train")), "val": _persistent(Scores(info, "val"))}
+        self.train_metrics: dict[str, float] = {}
+        self.val_metrics: dict[str, float] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.network(x)
+        return output
+
+    def on_fit_start(self) -> None:
+        for scores in self._scores.values():
+            scores.to(self.device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        output = self(batch.x)
+        loss = task_loss(self.info, output, batch.y)
+        self._scores["train"].update(output, batch.y, loss)
+        return loss * batch.weight
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        output = self(batch.x)
+        self._scores["val"].update(output, batch.y, task_loss(self.info, output, batch.y))
+
+    def on_train_epoch_end(self) -> None:
+        self.train_metrics = self._finish("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self.val_metrics = self._finish("val")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = build_optimizer(self.network, self.spec.optimizer)
+        schedule = build_schedule(optimizer, self.spec.schedule, self._total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def counted(self) -> dict[str, Tensor]:
+        """What this rank has counted of the epoch so far; a checkpoint in the middle of an epoch needs it."""
+        return {name: tensor.cpu() for name, tensor in self._scores["train"].state_dict().items()}
+
+    def restore_counted(self, counted: dict[str, Tensor]) -> None:
+        self._scores["train"].load_state_dict(counted)
+
+    def _finish(self, stage: str) -> dict[str, float]:
+        values = {name: float(value) for name, value in self._scores[stage].compute().items()}
+        self._scores[stage].reset()
+        return values
+
+
+def _persistent(scores: Scores) -> Scores:
+    for metric in scores.modules():
+        if isinstance(metric, Metric):
+            metric.persistent(True)
+    return scores

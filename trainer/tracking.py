@@ -1,0 +1,167 @@
+"""Metrics on their way to MLflow: the training thread appends to a spool file, a background thread delivers.
+
+Nothing in training waits for MLflow. What could not be delivered stays in the spool, and a resumed attempt delivers it
+first. A (key, step) that MLflow already has is never sent again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TypedDict
+
+import httpx
+
+logger = logging.getLogger(__name__)
+
+# Names of contract.md section 4, in one place.
+TRAIN_LOSS = "train/loss"
+VAL_LOSS = "val/loss"
+LEARNING_RATE = "lr"
+THROUGHPUT = "throughput/samples_per_s"
+SYNC_SHARE = "norm/sync_share"
+
+REQUEST_TIMEOUT_S = 10.0
+LONGEST_PAUSE_S = 15.0
+METRICS_A_REQUEST = 1000
+
+
+def layer_metric(layer: str, what: str) -> str:
+    """Name of a metric of one normalization layer: `norm/{layer}/{running_mean_abs | running_var_mean | drift}`."""
+    return f"norm/{layer}/{what}"
+
+
+class Point(TypedDict):
+    """One value of one metric, as MLflow's log-batch takes it. timestamp: milliseconds since 1970, UTC."""
+
+    key: str
+    value: float
+    step: int
+    timestamp: int
+
+
+class Spool:
+    """An append-only file of points; one line a point, so that a torn last line costs one point only."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+
+    def append(self, metrics: Mapping[str, float], step: int) -> None:
+        at_ms = int(time.time() * 1000)
+        points = [Point(key=key, value=value, step=step, timestamp=at_ms) for key, value in metrics.items()]
+        lines = [json.dumps(point) for point in points]
+        self._file.write("\n".join(lines) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class MetricSender:
+    """Delivers spools to one MLflow run, in order, at most once per (key, step), for as long as it takes."""
+
+    def __init__(self, client: httpx.Client, run_id: str, spools: list[Path]) -> None:
+        self._client = client
+        self._run_id = run_id
+        self._spools = spools
+        self._offsets = dict.fromkeys(spools, 0)
+        self._last_step: dict[str, int] | None = None
+        self._ending = threading.Event()
+        self._deadline = math.inf
+        self.delivered = False
+        self._thread = threading.Thread(target=self._run, name="metric-sender", daemon=True)
+
+    def start(self) -> MetricSender:
+        self._thread.start()
+        return self
+
+    def close(self, timeout_s: float) -> bool:
+        """Deliver what is left for at most `timeout_s`; whether everything arrived."""
+        self._deadline = time.monotonic() + timeout_s
+        self._ending.set()
+        self._thread.join(timeout_s + REQUEST_TIMEOUT_S)
+        self._client.close()
+        return self.delivered
+
+    def _run(self) -> None:
+        pause_s = 1.0
+        while True:
+            ending = self._ending.is_set()
+            try:
+                self._deliver()
+                pause_s = 1.0
+                if ending:
+                    self.delivered = True
+                    return
+            except httpx.HTTPError as error:
+                logger.info("MLflow is away; metrics wait in the spool: %s", error)
+                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+                if ending and time.monotonic() > self._deadline:
+                    return
+            self._ending.wait(pause_s) if not ending else time.sleep(0.5)
+
+    def _deliver(self) -> None:
+        if self._last_step is None:
+            self._last_step = self._steps_already_there()
+        for spool in self._spools:
+            for batch, offset in _read_batches(spool, self._offsets[spool]):
+                self._send(batch, self._last_step)
+                self._offsets[spool] = offset
+
+    def _send(self, batch: list[Point], last_step: dict[str, int]) -> None:
+        """Send what is new in `batch`; only a success moves `last_step` on."""
+        after = dict(last_step)
+        new = []
+        for point in batch:
+            if point["step"] > after.get(point["key"], -1):
+                after[point["key"]] = point["step"]
+                new.append(point)
+        if new:
+            answer = self._client.post("runs/log-batch", json={"run_id": self._run_id, "metrics": new})
+            answer.raise_for_status()
+        last_step.update(after)
+
+    def _steps_already_there(self) -> dict[str, int]:
+        answer = self._client.get("runs/get", params={"run_id": self._run_id})
+        answer.raise_for_status()
+        metrics = answer.json()["run"]["data"].get("metrics", [])
+        return {metric["key"]: int(metric.get("step", 0)) for metric in metrics}
+
+
+def _read_batches(spool: Path, offset: int) -> Iterator[tuple[list[Point], int]]:
+    """Whole lines from `offset` on, up to a request's worth at a time, each with the offset behind it."""
+    if not spool.exists():
+        return
+    with spool.open("rb") as file:
+        file.seek(offset)
+        batch: list[Point] = []
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            offset += len(line)
+            point = json.loads(line)
+            if math.isfinite(point["value"]):
+                batch.append(point)
+            if len(batch) == METRICS_A_REQUEST:
+                yield batch, offset
+                batch = []
+        yield batch, offset
+
+
+def rest_client(mlflow_uri: str) -> httpx.Client:
+    """A client of MLflow's REST API with short timeouts: MLflow's own retries for minutes."""
+    user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
+    return httpx.Client(
+        base_url=f"{mlflow_uri.rstrip('/')}/api/2.0/mlflow/",
+        auth=(user, password) if user and password else None,
+        timeout=REQUEST_TIMEOUT_S,
+        trust_env=False,
+    )

@@ -1,0 +1,103 @@
+"""What every rank of an attempt runs: build, train, finalize."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import ray.train
+import torch
+import yaml
+
+from trainer import tracking
+from trainer.attempt import Launch, Result
+from trainer.classify import classify
+from trainer.control import StopRequested
+from trainer.conversion import convert, norm_group
+from trainer.data import build_data
+from trainer.files import write_atomic
+from trainer.finalize import finalize
+from trainer.fit import Loaders, fit, total_steps
+from trainer.folders import AttemptFolders
+from trainer.models import build_model
+from trainer.module import TrainingModule
+from trainer.plan import plan
+from trainer.reporter import Reporter, ReportingHandler
+from trainer.spec import JobSpec
+
+logger = logging.getLogger(__name__)
+
+MLFLOW_PATIENCE_S = 60.0
+
+
+def train(config: dict[str, Any]) -> dict[str, Any] | None:
+    """The train loop that Ray Train runs on each worker; rank 0 returns the attempt's Result as plain values.
+
+    A failure leaves `failures/rank-N.json` in the attempt's folder, for the driver to classify, and is raised again.
+    """
+    folders = AttemptFolders(Path(config["folder"]))
+    launch = Launch.model_validate_json(folders.launch.read_bytes())
+    rank = ray.train.get_context().get_world_rank()
+    reporter = Reporter(launch, rank).start()
+    handler = ReportingHandler(reporter)
+    logging.getLogger().addHandler(handler)
+    logging.getLogger().setLevel(logging.INFO)
+    try:
+        result = run(launch, folders, reporter)
+        return result.model_dump(mode="json") if rank == 0 else None
+    except BaseException as error:
+        failure = classify(error, rank)
+        reporter.log("ERROR", f"rank {rank} failed: {failure.message}\n{failure.traceback}")
+        write_atomic(folders.failure(rank), failure.model_dump_json().encode())
+        raise
+    finally:
+        logging.getLogger().removeHandler(handler)
+        reporter.close()
+
+
+def run(launch: Launch, folders: AttemptFolders, reporter: Reporter) -> Result:
+    """Build, train to the end or to a stop, finalize."""
+    spec, context = launch.spec, ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(spec.resources.cpus_per_worker)
+    L.seed_everything(spec.seed, verbose=False)
+    data = build_data(spec.data, spec.seed)
+    group = norm_group(spec.norm.group, context.get_local_world_size())
+    network, conversion = convert(build_model(spec.model, spec.norm, data.info), spec, group)
+    loaders = Loaders.build(data, spec, rank, world_size)
+    steps = total_steps(spec.train, len(loaders.train))
+    module = TrainingModule(network, data.info, spec, steps)
+    # From here on each rank draws its own dropout masks; the weights above were drawn alike everywhere.
+    L.seed_everything(spec.seed + 1 + rank, verbose=False)
+    if rank == 0:
+        describe(spec, conversion, folders)
+    sender = _sender(launch, folders) if rank == 0 else None
+    try:
+        reporter.enter("training")
+        fitted = fit(module, loaders, launch, folders, reporter, steps)
+        reporter.enter("finalizing")
+        return finalize(module, data, loaders, launch, folders, fitted)
+    except StopRequested as stop:
+        return Result(
+            fence=launch.fence, outcome="stopped", message=str(stop), step=stop.step, checkpoint=stop.checkpoint
+        )
+    finally:
+        if sender:
+            sender.close(MLFLOW_PATIENCE_S)
+
+
+def describe(spec: JobSpec, conversion: list[dict[str, Any]], folders: AttemptFolders) -> None:
+    """spec.yaml, plan.json and norm/conversion.json, for the run's artifacts."""
+    planned = plan(spec, None).as_json() | {"conversion": conversion}
+    text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
+    write_atomic(folders.artifacts / "spec.yaml", text.encode())
+    write_atomic(folders.artifacts / "plan.json", json.dumps(planned, indent=1).encode())
+    write_atomic(folders.artifacts / "norm" / "conversion.json", json.dumps(conversion, indent=1).encode())
+
+
+def _sender(launch: Launch, folders: AttemptFolders) -> tracking.MetricSender:
+    client = tracking.rest_client(launch.mlflow_uri)
+    return tracking.MetricSender(client, launch.mlflow_run_id, folders.spools(launch.attempt)).start()
