@@ -1,0 +1,180 @@
+"""/v1/jobs: submit, look, and ask for a change."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import JSONResponse
+
+from service.api.body import Json, JsonBody
+from service.api.context import Context, Ctx, Who, visible_job
+from service.api.cursors import decode, encode
+from service.errors import ApiError, FieldProblem, bad_spec
+from service.jobs import TERMINAL, Job, JobState, NewEvent
+from service.store import Answer, JobQuery
+from service.submit import against_cluster, against_files, new_job
+from service.views import AttemptPage, JobPage, JobView, attempt_view, job_view
+from trainer.plan import plan
+from trainer.spec import JobSpec
+from trainer.spec_reader import SpecError, read_spec
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
+_SPEC_BODY = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": JobSpec.model_json_schema()}}}
+}
+
+
+@router.post("", status_code=201, response_model=JobView, openapi_extra=_SPEC_BODY)
+def submit(body: Json, ctx: Ctx, who: Who, key: Key = None, dry_run: bool = False) -> Response:
+    """Submit a job. With dry_run: what it comes to, and nothing is stored."""
+    if key is not None and not dry_run and (before := ctx.store.answer(who.name, key)):
+        return _again(before, body)
+    spec = _read(body, ctx)
+    if dry_run:
+        nodes = ctx.reconciler.capacity
+        return JSONResponse(plan(spec, nodes).as_json())
+    job = new_job(spec, who.name, ctx.store.now())
+    content = job_view(job, ctx.mlflow_uri).model_dump(mode="json")
+    answer = Answer(body.digest, content)
+    event = NewEvent(JobState.QUEUED, "Submitted.", {"owner": who.name})
+    before = ctx.store.add_job(job, event, None if key is None else (key, answer))
+    if before is not None:
+        return _again(before, body)
+    ctx.changed(job.id)
+    return _created(content)
+
+
+def _read(body: JsonBody, ctx: Context) -> JobSpec:
+    try:
+        spec = read_spec(body.value)
+    except SpecError as error:
+        raise bad_spec(error.problems) from error
+    problems = against_cluster(spec, ctx.reconciler.capacity)
+    problems += against_files(spec) if ctx.local_paths else []
+    if problems:
+        raise bad_spec(problems)
+    return spec
+
+
+def _created(content: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+    location = {"Location": f"/v1/jobs/{content['id']}"}
+    return JSONResponse(content, status_code=201, headers=location | (headers or {}))
+
+
+def _again(before: Answer, body: JsonBody) -> Response:
+    if before.request_hash != body.digest:
+        raise ApiError(
+            422,
+            "idempotency_key_reused",
+            "This Idempotency-Key was used with another body. Take a new key for each job.",
+        )
+    return _created(before.answer, {"Idempotency-Replayed": "true"})
+
+
+@router.get("")
+def list_jobs(
+    *,
+    ctx: Ctx,
+    who: Who,
+    state: JobState | None = None,
+    project: Annotated[str | None, Query(max_length=120)] = None,
+    owner: Annotated[str | None, Query(max_length=120)] = None,
+    norm: Annotated[str | None, Query(max_length=32)] = None,
+    name: Annotated[str | None, Query(max_length=120)] = None,
+    label: Annotated[str | None, Query(pattern=r"^[A-Za-z0-9._-]{1,63}:.{0,120}$")] = None,
+    created_after: datetime | None = None,
+    sort: Annotated[str, Query(pattern=r"^-?created_at$")] = "-created_at",
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=200)] = None,
+) -> JobPage:
+    """Jobs, newest first. A cursor goes on behind the last job of the page before, whatever was added since."""
+    if not who.is_admin:
+        if owner not in (None, who.name):
+            return JobPage(items=[], next_cursor=None)
+        owner = who.name
+    key, _, value = (label or "").partition(":")
+    query = JobQuery(
+        state=state,
+        project=project,
+        owner=owner,
+        norm=norm,
+        name=name,
+        label=(key, value) if label else None,
+        created_after=_aware(created_after),
+        ascending=not sort.startswith("-"),
+        after=decode(cursor) if cursor else None,
+        limit=limit,
+    )
+    found = ctx.store.jobs(query)
+    following = encode(found[-1].id) if len(found) == limit else None
+    return JobPage(items=[job_view(job, ctx.mlflow_uri) for job in found], next_cursor=following)
+
+
+def _aware(value: datetime | None) -> datetime | None:
+    if value is not None and value.tzinfo is None:
+        errors = [
+            FieldProblem(pointer="query:created_after", detail="must carry a time zone, e.g. 2026-01-31T12:00:00Z")
+        ]
+        raise ApiError(422, "invalid_request", "The request can't be read.", errors=errors)
+    return value
+
+
+@router.get("/{job_id}")
+def get_job(job_id: str, response: Response, ctx: Ctx, who: Who) -> JobView:
+    job = visible_job(ctx, who, job_id)
+    response.headers["ETag"] = etag(job)
+    return job_view(job, ctx.mlflow_uri)
+
+
+def etag(job: Job) -> str:
+    return f'"{job.version}"'
+
+
+@router.get("/{job_id}/attempts")
+def get_attempts(job_id: str, ctx: Ctx, who: Who) -> AttemptPage:
+    visible_job(ctx, who, job_id)
+    return AttemptPage(items=[attempt_view(attempt) for attempt in ctx.store.attempts(job_id)])
+
+
+@router.post("/{job_id}/cancel", status_code=202)
+def cancel(job_id: str, ctx: Ctx, who: Who) -> JobView:
+    """Ask for the job to end. It stops at the next batch, with a checkpoint; asking again changes nothing."""
+    return _ask_stop(ctx, visible_job(ctx, who, job_id), "cancel", "Cancel requested.")
+
+
+def _ask_stop(ctx: Context, job: Job, stop: str, message: str) -> JobView:
+    for _ in range(8):
+        if job.state in TERMINAL:
+            raise conflict(job, stop)
+        if job.stop == stop:
+            return job_view(job, ctx.mlflow_uri)
+        changes = {"stop": stop, "stop_at": job.stop_at or ctx.store.now()}
+        moved = ctx.store.move(job, job.state, changes, event=NewEvent(f"{stop}_requested", message))
+        if moved is not None:
+            ctx.changed(job.id)
+            return job_view(moved, ctx.mlflow_uri)
+        job = ctx.store.job(job.id) or job
+    raise ApiError(503, "busy", "The job keeps changing; try again.", headers={"Retry-After": "1"})
+
+
+def conflict(job: Job, verb: str) -> ApiError:
+    allowed = ALLOWED[job.state]
+    detail = f"Job {job.id} is {job.state}, so {verb} is not possible. Possible: {', '.join(allowed) or 'nothing'}."
+    return ApiError(409, "state_conflict", detail, extra={"state": job.state, "allowed": allowed})
+
+
+ALLOWED: dict[JobState, list[str]] = {
+    JobState.QUEUED: ["cancel", "pause"],
+    JobState.STARTING: ["cancel", "pause"],
+    JobState.RUNNING: ["cancel", "pause"],
+    JobState.FINALIZING: ["cancel"],
+    JobState.STOPPING: ["cancel"],
+    JobState.PAUSED: ["cancel", "resume"],
+    JobState.SUCCEEDED: ["delete"],
+    JobState.FAILED: ["retry", "delete"],
+    JobState.CANCELLED: ["retry", "delete"],
+}
+"""What may be asked of a job in each state."""

@@ -1,0 +1,190 @@
+"""The command line: the same verbs as the API.
+
+Exit codes: 0 fine, 1 the job failed, 2 wrong use, 3 unreachable, 4 not allowed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from service import show as screen
+from service.client import Client, ProblemError, ServiceUnreachableError
+from service.specfile import SpecFileError, load
+
+JOB_FAILED, WRONG_USE, UNREACHABLE, NOT_ALLOWED = 1, 2, 3, 4
+
+app = typer.Typer(
+    name="syncnorm",
+    help="Distributed training with synchronized normalization.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+JobId = Annotated[str, typer.Argument(help="Job id, e.g. job_01h…")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Settings = Annotated[
+    list[str], typer.Option("--set", default_factory=list, help="Change a value of the file, e.g. norm.kind=group.")
+]
+out = Console()
+err = Console(stderr=True)
+
+
+@app.command()
+def serve() -> None:
+    """Run the service until Ctrl-C. What no SYNCNORM_ variable names, it starts for itself."""
+    from service.runtime import serve as run
+    from service.settings import Settings as ServiceSettings
+
+    def ready(url: str, context: Any) -> None:
+        out.print(f"syncnorm  {url}   (API docs at {url}/docs)", highlight=False, soft_wrap=True)
+        out.print(f"MLflow    {context.mlflow_uri}", highlight=False, soft_wrap=True)
+
+    try:
+        run(ServiceSettings.from_environment(), ready)
+    except (ValueError, OSError) as error:
+        _fail(str(error), WRONG_USE)
+    except KeyboardInterrupt:
+        out.print("stopped")
+
+
+@app.command()
+def submit(
+    file: Annotated[Path, typer.Argument(help="YAML or JSON job file.")],
+    settings: Settings,
+    follow: Annotated[bool, typer.Option("--follow", help="Show progress until the job is finished.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a job."""
+    with _client() as client:
+        job = client.submit(_load(file, settings))
+        if not follow:
+            _print(job, as_json, f"{job['id']} {job['state']}")
+            return
+        err.print(f"{job['id']} (Ctrl-C leaves it running)", highlight=False)
+        try:
+            job = screen.follow(client, job["id"], err)
+        except KeyboardInterrupt:
+            err.print(f"The job goes on: syncnorm show {job['id']}", highlight=False)
+            return
+        if as_json:
+            _print(job, True, "")
+        else:
+            screen.summary(job, out)
+        raise typer.Exit(0 if job["state"] == "succeeded" else JOB_FAILED)
+
+
+@app.command()
+def ls(
+    state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
+    project: Annotated[str | None, typer.Option(help="Only jobs of this project.")] = None,
+    label: Annotated[str | None, typer.Option(help="Only jobs with this label, as key:value.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    with _client() as client:
+        found = client.jobs(state=state, project=project, label=label, limit=min(limit, 200))
+        jobs = [job for _, job in zip(range(limit), found, strict=False)]
+    if as_json:
+        _print(jobs, True, "")
+    else:
+        out.print(screen.jobs_table(jobs))
+
+
+@app.command()
+def show(job_id: JobId, as_json: AsJson = False) -> None:
+    """Show one job."""
+    with _client() as client:
+        job = client.job(job_id)
+    if as_json:
+        _print(job, True, "")
+    else:
+        screen.summary(job, out)
+
+
+@app.command()
+def logs(
+    job_id: JobId,
+    *,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job is finished.")] = False,
+    rank: Annotated[int | None, typer.Option(help="Only this rank; -1 is the driver.")] = None,
+    attempt: Annotated[int | None, typer.Option(help="Only this attempt.")] = None,
+    tail: Annotated[int | None, typer.Option(min=1, max=1000, help="Only the last lines.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the log lines of a job."""
+    with _client() as client:
+        if follow:
+            lines: Any = client.follow_logs(job_id, rank=rank, attempt=attempt, tail=tail)
+        else:
+            lines = client.logs(job_id, rank=rank, attempt=attempt, tail=tail or 1000)
+        for line in lines:
+            if as_json:
+                print(json.dumps(line), flush=True)
+            else:
+                who = "driver" if line["rank"] < 0 else f"rank {line['rank']}"
+                print(f"{line['at']} {who} {line['level']} {line['text']}", flush=True)
+
+
+@app.command()
+def cancel(job_id: JobId, as_json: AsJson = False) -> None:
+    """Ask a job to stop."""
+    with _client() as client:
+        job = client.cancel(job_id)
+    _print(job, as_json, f"{job['id']} {job['state']}, cancel requested")
+
+
+@app.command()
+def plan(file: Annotated[Path, typer.Argument()], settings: Settings) -> None:
+    """Show what a job file comes to, without submitting it."""
+    with _client() as client:
+        _print(client.plan(_load(file, settings)), True, "")
+
+
+@app.command()
+def version(as_json: AsJson = False) -> None:
+    """Print the version."""
+    from service.app import VERSION
+
+    _print({"version": VERSION}, as_json, VERSION)
+
+
+@contextmanager
+def _client() -> Iterator[Client]:
+    """A client whose errors end the command with their exit code."""
+    try:
+        with Client() as client:
+            yield client
+    except ServiceUnreachableError as error:
+        _fail(str(error), UNREACHABLE)
+    except ProblemError as error:
+        _fail(str(error), NOT_ALLOWED if error.status in (401, 403) else WRONG_USE)
+    except SpecFileError as error:
+        _fail(str(error), WRONG_USE)
+
+
+def _load(file: Path, settings: Sequence[str]) -> dict[str, Any]:
+    return load(file, settings)
+
+
+def _print(value: Any, as_json: bool, text: str) -> None:
+    print(json.dumps(value, indent=2) if as_json else text)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    err.print(message, style="red", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

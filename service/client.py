@@ -1,0 +1,182 @@
+"""The Python client: one method a verb of the API.
+
+from service.client import Client
+
+job = Client().submit({"name": "digits", "model": {"name": "resnet"}, "data": {"name": "digits", "batch_size": 32}})
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+Json = dict[str, Any]
+TERMINAL = ("succeeded", "failed", "cancelled")
+
+
+class ServiceUnreachableError(Exception):
+    """Nobody answers at the service's address."""
+
+
+class ProblemError(Exception):
+    """The service refused. problem: the RFC 9457 answer."""
+
+    def __init__(self, problem: Json) -> None:
+        self.problem = problem
+        self.status: int = problem.get("status", 0)
+        self.code: str = problem.get("code", "")
+        details = [f"{item['pointer']}: {item['detail']}" for item in problem.get("errors", [])]
+        super().__init__("\n  ".join([problem.get("detail", "The service refused."), *details]))
+
+
+@dataclass(frozen=True)
+class StreamEvent:
+    id: str
+    event: str
+    data: Any
+
+
+class Client:
+    """url: SYNCNORM_URL, or the service that runs on this host's state folder, or http://127.0.0.1:8000."""
+
+    def __init__(self, url: str | None = None, token: str | None = None, timeout_s: float = 30) -> None:
+        token = token or os.environ.get("SYNCNORM_TOKEN")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.url = (url or _find_service()).rstrip("/")
+        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s, trust_env=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def submit(self, spec: Mapping[str, Any], *, key: str | None = None) -> Json:
+        """Submit once, whatever happens on the way: a lost answer is asked for again under the same key."""
+        headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+        for wait_s in (0.2, 1.0, None):
+            try:
+                return self._json("POST", "/v1/jobs", json=dict(spec), headers=headers)
+            except ServiceUnreachableError:
+                if wait_s is None:
+                    raise
+                time.sleep(wait_s)
+        raise AssertionError
+
+    def plan(self, spec: Mapping[str, Any]) -> Json:
+        return self._json("POST", "/v1/jobs", json=dict(spec), params={"dry_run": "true"})
+
+    def job(self, job_id: str) -> Json:
+        return self._json("GET", f"/v1/jobs/{job_id}")
+
+    def jobs(self, **filters: str | int | None) -> Iterator[Json]:
+        """All jobs that match, newest first, page by page."""
+        params = {key: value for key, value in filters.items() if value is not None}
+        while True:
+            page = self._json("GET", "/v1/jobs", params=params)
+            yield from page["items"]
+            if page["next_cursor"] is None:
+                return
+            params["cursor"] = page["next_cursor"]
+
+    def attempts(self, job_id: str) -> list[Json]:
+        found: list[Json] = self._json("GET", f"/v1/jobs/{job_id}/attempts")["items"]
+        return found
+
+    def cancel(self, job_id: str) -> Json:
+        return self._json("POST", f"/v1/jobs/{job_id}/cancel")
+
+    def logs(self, job_id: str, **filters: str | int | None) -> list[Json]:
+        params = {key: value for key, value in filters.items() if value is not None}
+        found: list[Json] = self._json("GET", f"/v1/jobs/{job_id}/logs", params=params)["items"]
+        return found
+
+    def follow_logs(self, job_id: str, **filters: str | int | None) -> Iterator[Json]:
+        params = {key: value for key, value in filters.items() if value is not None} | {"follow": "true"}
+        return (event.data for event in self._follow(f"/v1/jobs/{job_id}/logs", params) if event.event == "line")
+
+    def follow_events(self, job_id: str) -> Iterator[Json]:
+        """Every event of the job until it is finished, across lost connections, each once."""
+        return (event.data for event in self._follow(f"/v1/jobs/{job_id}/events", {}) if event.event == "event")
+
+    def is_ready(self) -> bool:
+        try:
+            return self._http.get("/readyz").status_code == httpx.codes.OK
+        except httpx.HTTPError:
+            return False
+
+    def _follow(self, path: str, params: Mapping[str, Any]) -> Iterator[StreamEvent]:
+        last, failures = "", 0
+        while failures < 10:
+            headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
+            try:
+                with self._http.stream("GET", path, params=params, headers=headers) as answer:
+                    if answer.is_error:
+                        answer.read()
+                        raise _problem(answer)
+                    for event in _events(answer.iter_lines()):
+                        last, failures = event.id or last, 0
+                        yield event
+                        if event.event == "end":
+                            return
+            except httpx.TransportError:
+                failures += 1
+                time.sleep(min(0.1 * 2**failures, 5.0))
+        raise ServiceUnreachableError(f"The stream of {self.url}{path} was lost.")
+
+    def _json(self, method: str, path: str, **options: Any) -> Json:
+        try:
+            answer = self._http.request(method, path, **options)
+        except httpx.TransportError as error:
+            raise ServiceUnreachableError(
+                f"No service answers at {self.url}. Start one with `syncnorm serve`, or set SYNCNORM_URL."
+            ) from error
+        if answer.is_error:
+            raise _problem(answer)
+        content: Json = answer.json()
+        return content
+
+
+def _problem(answer: httpx.Response) -> ProblemError:
+    try:
+        return ProblemError(answer.json())
+    except ValueError:
+        return ProblemError({"status": answer.status_code, "detail": f"{answer.status_code} {answer.text[:200]}"})
+
+
+def _events(lines: Iterator[str]) -> Iterator[StreamEvent]:
+    fields: dict[str, list[str]] = {}
+    for line in lines:
+        if line.startswith(":"):
+            continue
+        if line:
+            name, _, value = line.partition(":")
+            fields.setdefault(name, []).append(value.removeprefix(" "))
+        elif fields:
+            data = "\n".join(fields.get("data", ["null"]))
+            yield StreamEvent(fields.get("id", [""])[-1], fields.get("event", ["message"])[-1], json.loads(data))
+            fields = {}
+
+
+def _find_service() -> str:
+    if url := os.environ.get("SYNCNORM_URL"):
+        return url
+    try:
+        found = json.loads((Path(os.environ.get("SYNCNORM_HOME") or ".syncnorm") / "service.json").read_text())
+        return str(found["url"])
+    except (OSError, ValueError, KeyError):
+        return "http://127.0.0.1:8000"

@@ -1,0 +1,239 @@
+"""What becomes of a job, given what was seen of it. Pure: no clock, no database, no network.
+
+An attempt is over when it said so itself (its result, under its fence), or when two of three witnesses agree that it
+is dead: its lease ran out; Ray, in the same session, calls it ended or unknown; its host left the cluster. Ray that
+can't be reached says nothing at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from service.jobs import ACTIVE, Attempt, Job, JobState, read_result
+from trainer.attempt import Result
+from trainer.failure import ADVICE, FailureReason
+
+
+class RayStatus(StrEnum):
+    """What Ray says of one submission."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDED = "ended"
+    UNKNOWN = "unknown"
+    """Ray answers that it has never heard of it."""
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one look at the world showed about an attempt. now: database time."""
+
+    now: datetime
+    ray: RayStatus = RayStatus.UNREACHABLE
+    session: str | None = None
+    """The session Ray is in; None while it can't be reached."""
+    node_gone: bool = False
+    result: Result | None = None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Times, in seconds, that decisions depend on."""
+
+    startup_timeout_s: float = 600.0
+    orphan_life_s: float | None = 60.0
+    """How long processes of a cluster that is gone may live on, after their lease; None: they were seen to be gone."""
+    retry_base_s: float = 10.0
+    retry_max_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class Move:
+    """A change of state, guarded by the state the decision was made on."""
+
+    to: JobState
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    attempt_changes: Mapping[str, Any] = field(default_factory=dict)
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Submit the attempt to Ray, under its own id; harmless when repeated."""
+
+
+@dataclass(frozen=True)
+class EndOnRay:
+    """Have Ray end the processes (SIGTERM, then SIGKILL): the last rung of the stop ladder."""
+
+    reason: FailureReason | None
+    message: str
+
+
+Decision = Move | Launch | EndOnRay | None
+
+
+@dataclass(frozen=True)
+class _Ending:
+    outcome: str
+    reason: FailureReason | None
+    message: str
+    result: Result | None
+    counts: bool = True
+    """Whether it uses up one of limits.max_failures: not when the whole cluster went away."""
+
+
+def decide(job: Job, attempt: Attempt | None, seen: Seen, rules: Rules) -> Decision:
+    """The next step for a job; None: nothing to do now."""
+    if job.state in ACTIVE:
+        assert attempt is not None, f"job {job.id} is {job.state} without an attempt"
+        return _under_way(job, attempt, seen, rules)
+    if job.state is JobState.QUEUED:
+        return _waiting(job, seen)
+    if job.state is JobState.PAUSED and job.stop == "cancel":
+        return _cancelled("Cancelled while paused.", seen.now)
+    return None
+
+
+def _under_way(job: Job, attempt: Attempt, seen: Seen, rules: Rules) -> Decision:
+    if ending := _ending(attempt, seen, rules):
+        return _settle(job, attempt, ending, seen.now, rules)
+    if job.state is JobState.STOPPING:
+        return _press(job, attempt, seen)
+    if job.stop is not None:
+        return Move(JobState.STOPPING, message=f"Stopping to {job.stop}.")
+    if _deadline_passed(job, seen.now):
+        return Move(JobState.STOPPING, {"stop": "deadline", "stop_at": seen.now}, message="The deadline passed.")
+    return _forward(job, attempt, seen, rules)
+
+
+def _waiting(job: Job, seen: Seen) -> Decision:
+    if job.stop == "cancel":
+        return _cancelled("Cancelled before it started.", seen.now)
+    if job.stop == "pause":
+        return Move(JobState.PAUSED, {"stop": None, "stop_at": None}, message="Paused before it started.")
+    if _deadline_passed(job, seen.now):
+        return _failed(FailureReason.DEADLINE, f"limits.deadline_s of {job.deadline_s:g} s ran out.", seen.now)
+    return None
+
+
+def _forward(job: Job, attempt: Attempt, seen: Seen, rules: Rules) -> Decision:
+    if attempt.submitted_at is None:
+        may_launch = seen.session is not None and attempt.session in (None, seen.session)
+        return Launch() if may_launch and attempt.stop_sent_at is None else None
+    if attempt.phase in ("finalizing", "done") and job.state is not JobState.FINALIZING:
+        return Move(JobState.FINALIZING, _first_start(job, seen.now), message="Training is over; exporting.")
+    if attempt.phase == "training" and job.state is JobState.STARTING:
+        return Move(JobState.RUNNING, _first_start(job, seen.now), message="The workers train.")
+    waited = (seen.now - attempt.created_at).total_seconds()
+    if job.state is JobState.STARTING and waited > rules.startup_timeout_s and attempt.stop_sent_at is None:
+        return EndOnRay(FailureReason.STARTUP_TIMEOUT, f"The workers did not train within {waited:.0f} s.")
+    return None
+
+
+def _press(job: Job, attempt: Attempt, seen: Seen) -> Decision:
+    """After the grace for a last checkpoint, the processes are ended."""
+    asked_at = job.stop_at or attempt.created_at
+    grace_over = seen.now >= asked_at + timedelta(seconds=job.grace_s)
+    nobody_listens = attempt.heartbeat_at is None
+    if attempt.stop_sent_at is None and (grace_over or nobody_listens) and seen.ray is not RayStatus.UNREACHABLE:
+        return EndOnRay(None, f"No checkpoint within the grace of {job.grace_s:g} s.")
+    return None
+
+
+def _ending(attempt: Attempt, seen: Seen, rules: Rules) -> _Ending | None:
+    result = seen.result or read_result(attempt)
+    if result is not None:
+        return _Ending(result.outcome, result.reason, result.message, result)
+    if not _is_dead(attempt, seen, rules):
+        return None
+    if _is_from_an_earlier_session(attempt, seen):
+        return _Ending("lost", FailureReason.NODE_LOST, f"The cluster restarted at step {attempt.step}.", None, False)
+    reason = attempt.reason or (FailureReason.NODE_LOST if seen.node_gone else FailureReason.WORKER_LOST)
+    message = attempt.message or f"Attempt {attempt.number} ended without a result at step {attempt.step}."
+    return _Ending("lost", reason, message, None)
+
+
+def _is_dead(attempt: Attempt, seen: Seen, rules: Rules) -> bool:
+    overdue_s = (seen.now - attempt.lease_expires_at).total_seconds()
+    if _is_from_an_earlier_session(attempt, seen):
+        return rules.orphan_life_s is None or overdue_s > rules.orphan_life_s
+    ray_gone = seen.ray is RayStatus.ENDED or (
+        seen.ray is RayStatus.UNKNOWN and (attempt.submitted_at is not None or attempt.stop_sent_at is not None)
+    )
+    if attempt.stop_sent_at is not None and ray_gone:
+        return True  # we had Ray end it, and Ray confirms
+    return (overdue_s > 0) + ray_gone + seen.node_gone >= 2
+
+
+def _is_from_an_earlier_session(attempt: Attempt, seen: Seen) -> bool:
+    return seen.session is not None and attempt.session is not None and seen.session != attempt.session
+
+
+def _settle(job: Job, attempt: Attempt, ending: _Ending, now: datetime, rules: Rules) -> Move:
+    closing: dict[str, Any] = {
+        "outcome": ending.outcome,
+        "reason": ending.reason,
+        "message": ending.message,
+        "ended_at": now,
+    }
+    if ending.result is not None:
+        closing |= {"result": ending.result.model_dump(mode="json"), "step": max(attempt.step, ending.result.step)}
+    move = _outcome(job, attempt, ending, now, rules)
+    return Move(move.to, {"stop": None, "stop_at": None, **move.changes}, closing, move.message)
+
+
+def _outcome(job: Job, attempt: Attempt, ending: _Ending, now: datetime, rules: Rules) -> Move:
+    if ending.outcome == "succeeded" and ending.result is not None:
+        model = ending.result.model.model_dump(mode="json") if ending.result.model else None
+        changes = {"model": model, "finished_at": now, "reason": None, "message": "", **_first_start(job, now)}
+        return Move(JobState.SUCCEEDED, changes, message="Succeeded.")
+    if job.stop == "cancel":
+        return _cancelled(ending.message or "Cancelled.", now)
+    if job.stop == "deadline":
+        return _failed(FailureReason.DEADLINE, f"limits.deadline_s of {job.deadline_s or 0:g} s ran out.", now)
+    if ending.outcome == "stopped" or (ending.outcome == "lost" and job.stop is not None):
+        if job.stop == "pause":
+            return Move(JobState.PAUSED, message=f"Paused at step {attempt.step}.")
+        return Move(JobState.QUEUED, {"queued_at": now}, message="Gave way; goes on from its checkpoint.")
+    return _after_failure(job, attempt, ending, now, rules)
+
+
+def _after_failure(job: Job, attempt: Attempt, ending: _Ending, now: datetime, rules: Rules) -> Move:
+    reason = ending.reason or FailureReason.INTERNAL
+    failures = job.failures + ending.counts
+    if not ADVICE[reason].retryable or failures > job.max_failures:
+        move = _failed(reason, ending.message, now)
+        return Move(move.to, {**move.changes, "failures": failures}, message=move.message)
+    stalled = 1 if attempt.step > attempt.resume_step else job.stalled + 1
+    changes: dict[str, Any] = {"failures": failures, "stalled": stalled, "reason": reason, "message": ending.message}
+    if job.stop == "pause":
+        return Move(JobState.PAUSED, changes, message=f"Paused; the attempt had failed: {ending.message}")
+    wait_s = min(rules.retry_base_s * 2 ** (stalled - 1), rules.retry_max_s)
+    changes |= {"not_before": now + timedelta(seconds=wait_s), "queued_at": now}
+    return Move(JobState.QUEUED, changes, message=f"{ending.message} Another attempt in {wait_s:.0f} s.")
+
+
+def _failed(reason: FailureReason, message: str, now: datetime) -> Move:
+    return Move(JobState.FAILED, {"reason": reason, "message": message, "finished_at": now}, message=message)
+
+
+def _cancelled(message: str, now: datetime) -> Move:
+    changes = {"stop": None, "stop_at": None, "reason": FailureReason.CANCELLED_BY_USER, "message": message}
+    return Move(JobState.CANCELLED, {**changes, "finished_at": now}, message=message)
+
+
+def _deadline_passed(job: Job, now: datetime) -> bool:
+    """The deadline runs from the first start; waiting for it costs nothing."""
+    if job.deadline_s is None or job.started_at is None:
+        return False
+    return now > job.started_at + timedelta(seconds=job.deadline_s)
+
+
+def _first_start(job: Job, now: datetime) -> dict[str, Any]:
+    return {} if job.started_at is not None else {"started_at": now}

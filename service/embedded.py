@@ -1,0 +1,216 @@
+"""The local Ray and the local MLflow that the service starts for itself, and takes along when it goes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.keeper import sweep
+
+logger = logging.getLogger(__name__)
+
+_MAX_DRIVERS = 64
+_STOP_S = 20.0
+_ROOT = Path(__file__).resolve().parent.parent
+_SOCKET_PATH_LIMIT = 40
+"""Ray's sockets add about 60 characters to its folder, and a Unix socket path ends at 107."""
+
+
+@dataclass(frozen=True)
+class Command:
+    arguments: list[str]
+    environment: Mapping[str, str]
+
+
+class Program:
+    """A program under a keeper, started again when it dies."""
+
+    def __init__(self, name: str, folder: Path, command: Callable[[], Command]) -> None:
+        """command: called at each start, so that a restart may take fresh ports."""
+        self.name = name
+        self._record = folder / f"{name}.pids"
+        self._log = folder / f"{name}.log"
+        self._command = command
+        self._keeper: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        sweep(self._record)
+        command = self._command()
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-m", "service.keeper", str(self._record), str(self._log), *command.arguments],
+            stdin=subprocess.PIPE,
+            env=dict(command.environment),
+            start_new_session=True,
+        )
+
+    def ensure(self) -> None:
+        """Start it again if it is gone."""
+        if self._keeper is not None and self._keeper.poll() is not None:
+            logger.warning("a program died; starting it again", extra={"program": self.name, "log": str(self._log)})
+            self.release()
+            self.start()
+
+    def release(self) -> None:
+        """Have it end, without waiting."""
+        if self._keeper is not None and self._keeper.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._keeper.stdin.close()
+
+    def stop(self) -> None:
+        """Have it end, and wait until nothing of it is left."""
+        if self._keeper is None:
+            return
+        self.release()
+        keeper, self._keeper = self._keeper, None
+        try:
+            keeper.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            keeper.kill()
+            keeper.wait()
+            sweep(self._record)
+
+
+@dataclass(frozen=True)
+class LocalRay:
+    """Addresses of the embedded Ray."""
+
+    url: str
+    token: str
+    entrypoint: str
+
+
+@contextlib.contextmanager
+def local_ray(home: Path) -> Iterator[tuple[Program, LocalRay]]:
+    """A Ray head on this host, reachable with a token of our own only."""
+    token_file = home / "ray.token"
+    token = _write_token(token_file)
+    dashboard = free_port()
+    folder = Path(tempfile.mkdtemp(prefix="sn-", dir=_short_temp()))
+
+    def command() -> Command:
+        return Command(_ray_arguments(folder, dashboard), _ray_environment(token_file))
+
+    entrypoint = f"{shlex.quote(sys.executable)} -m trainer.main"
+    program = Program("ray", home, command)
+    try:
+        program.start()
+        yield program, LocalRay(f"http://127.0.0.1:{dashboard}", token, entrypoint)
+    finally:
+        program.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def local_mlflow(home: Path, preferred_port: int = 5000) -> Iterator[tuple[Program, str]]:
+    """An MLflow server on SQLite; its URI. One worker process is plenty for one host."""
+    folder = home / "mlflow"
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port(preferred_port)
+
+    def command() -> Command:
+        arguments = [
+            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
+            *("--workers", "1", "--serve-artifacts"),
+            *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
+            *("--artifacts-destination", str(folder / "artifacts")),
+            # The default also lets names through that only look like private addresses (mlflow 3.17).
+            *("--allowed-hosts", f"127.0.0.1:{port},localhost:{port}"),
+        ]
+        return Command(arguments, _environment({"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}))
+
+    program = Program("mlflow", home, command)
+    try:
+        program.start()
+        yield program, f"http://127.0.0.1:{port}"
+    finally:
+        program.stop()
+
+
+@contextlib.contextmanager
+def supervised(programs: list[Program], every_s: float = 1.0) -> Iterator[None]:
+    """Start dead programs again, until the end of the block."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(every_s):
+            for program in programs:
+                program.ensure()
+
+    thread = threading.Thread(target=watch, name="supervisor")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        for program in programs:
+            program.release()
+
+
+def free_port(preferred: int = 0) -> int:
+    """The preferred port if nobody listens there, else a free one."""
+    for port in (preferred, 0):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                number: int = probe.getsockname()[1]
+                return number
+    raise OSError("no free port on 127.0.0.1")
+
+
+def _ray_arguments(folder: Path, dashboard: int) -> list[str]:
+    ports = {
+        "port": free_port(),
+        "ray-client-server-port": free_port(),
+        "dashboard-agent-listen-port": free_port(),
+        "dashboard-agent-grpc-port": free_port(),
+        "metrics-export-port": free_port(),
+        "min-worker-port": 0,
+        "max-worker-port": 0,
+    }
+    return [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+        *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
+        *(f"--num-cpus={max(2, os.cpu_count() or 1)}", f'--resources={{"syncnorm_driver": {_MAX_DRIVERS}}}'),
+        *(f"--object-store-memory={256 * 2**20}", f"--temp-dir={folder}"),
+        *(f"--{name}={value}" for name, value in ports.items()),
+    ]
+
+
+def _ray_environment(token_file: Path) -> dict[str, str]:
+    return _environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file)})
+
+
+def _environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """Ours, without what would lead a program to another cluster, and with this code on the path of the workers."""
+    base = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
+    paths = [str(_ROOT), *filter(None, [base.get("PYTHONPATH")])]
+    return {**base, "PYTHONPATH": os.pathsep.join(paths), **extra}
+
+
+def _write_token(path: Path) -> str:
+    """Ray's own generated file is readable by everybody (ray 2.60)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    token = secrets.token_hex(32)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(token)
+    return token
+
+
+def _short_temp() -> str:
+    usual = tempfile.gettempdir()
+    return usual if len(usual) <= _SOCKET_PATH_LIMIT else "/tmp"

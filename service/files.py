@@ -1,0 +1,52 @@
+"""Launch and result files of attempts, on a local folder or any fsspec URL."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import fsspec
+from pydantic import ValidationError
+
+from trainer.attempt import LAUNCH_FILE, RESULT_FILE, Launch, Result
+
+
+def is_url(path: str) -> bool:
+    return "://" in path
+
+
+def write_launch(folder: str, launch: Launch) -> None:
+    """Write launch.json for the driver, readable by its owner alone. Writing the same again is harmless."""
+    text = launch.model_dump_json(indent=2)
+    if is_url(folder):
+        with fsspec.open(f"{folder}/{LAUNCH_FILE}", "w") as file:
+            file.write(text)
+        return
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    beside = path / f".{LAUNCH_FILE}.new"
+    beside.unlink(missing_ok=True)
+    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path / LAUNCH_FILE)
+
+
+def read_result(folder: str, fence: str) -> Result | None:
+    """The result of an attempt, if it is complete and carries this fence."""
+    text: str | None = None
+    with contextlib.suppress(OSError):
+        if is_url(folder):
+            with fsspec.open(f"{folder}/{RESULT_FILE}", "r") as file:
+                text = file.read()
+        else:
+            text = (Path(folder) / RESULT_FILE).read_text()
+    if text is None:
+        return None
+    try:
+        result = Result.model_validate_json(text)
+    except ValidationError:
+        return None
+    return result if result.fence == fence else None

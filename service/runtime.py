@@ -1,0 +1,156 @@
+"""From settings to a running service: every part made once and handed to those that need it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+import uvicorn
+
+from service.api.context import Context
+from service.app import create_app
+from service.database import Database
+from service.decide import Rules
+from service.dispatch import RayDispatcher
+from service.embedded import LocalRay, Program, local_mlflow, local_ray, supervised
+from service.hub import Hub
+from service.reconcile import Places, Reconciler
+from service.settings import DEFAULT_PORT, Settings
+from service.store import Store
+from service.tracking import MlflowTracker
+
+ADDRESS_FILE = "service.json"
+"""In the state folder: where the running service listens, for clients on this host."""
+
+
+def serve(settings: Settings, on_ready: Callable[[str, Context], None], entrypoint: str | None = None) -> None:
+    """Run until SIGINT or SIGTERM. on_ready: called with the URL once requests are taken.
+
+    entrypoint: command of a driver, to which the folder of the attempt is added; None: the trainer.
+    """
+    signal.signal(signal.SIGTERM, _leave)
+    with running(settings, entrypoint) as (context, listener, url):
+        config = uvicorn.Config(
+            create_app(context), log_config=None, timeout_graceful_shutdown=2, access_log=False, server_header=False
+        )
+        on_ready(url, context)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def running(settings: Settings, entrypoint: str | None = None) -> Iterator[tuple[Context, socket.socket, str]]:
+    """All parts but the web server: (context, bound socket, URL). What was started is stopped in the end."""
+    with contextlib.ExitStack() as stack:
+        if settings.database_url is None or settings.ray_address is None or settings.mlflow_uri is None:
+            settings.home.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_only_one(settings.home))
+        listener = stack.enter_context(contextlib.closing(_listen(settings)))
+        url = f"http://{settings.host}:{listener.getsockname()[1]}"
+        programs: list[Program] = []
+        ray, mlflow_uri = _outside(settings), settings.mlflow_uri
+        if mlflow_uri is None:
+            program, mlflow_uri = stack.enter_context(local_mlflow(settings.home))
+            programs.append(program)
+        if ray is None:
+            program, ray = stack.enter_context(local_ray(settings.home))
+            programs.append(program)
+        stack.enter_context(supervised(programs))
+        if entrypoint is not None:
+            ray = replace(ray, entrypoint=entrypoint)
+        context = _context(settings, ray, mlflow_uri, url, stack)
+        stack.enter_context(_address_file(settings.home, url))
+        yield context, listener, url
+
+
+def _outside(settings: Settings) -> LocalRay | None:
+    """The cluster named in the settings; its token as Ray itself finds it."""
+    if settings.ray_address is None:
+        return None
+    token = os.environ.get("RAY_AUTH_TOKEN", "")
+    if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        token = Path(path).read_text().strip()
+    return LocalRay(settings.ray_address, token, "python -m trainer.main")
+
+
+def _context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, stack: contextlib.ExitStack) -> Context:
+    database = stack.enter_context(contextlib.closing(Database(settings.database)))
+    database.migrate()
+    store = Store(database)
+    dispatcher = stack.enter_context(contextlib.closing(RayDispatcher(ray.url, ray.token or None, ray.entrypoint)))
+    tracker = stack.enter_context(contextlib.closing(MlflowTracker(mlflow_uri)))
+    hub = Hub()
+    local = settings.ray_address is None
+    # The processes of an embedded Ray are swept before the next one starts: nothing lives on.
+    rules = Rules(startup_timeout_s=settings.startup_timeout_s, orphan_life_s=None if local else 60.0)
+    reconciler = Reconciler(
+        store,
+        dispatcher,
+        tracker,
+        Places(settings.storage_root, settings.worker_url or url, mlflow_uri),
+        rules=rules,
+        lease_s=settings.lease_s,
+        on_change=hub.changed,
+    )
+    return Context(
+        settings=replace(settings, port=int(url.rsplit(":", 1)[1])),
+        store=store,
+        reconciler=reconciler,
+        tracker=tracker,
+        hub=hub,
+        wake=threading.Event(),
+        mlflow_uri=mlflow_uri,
+        local_paths=local,
+    )
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """Raises: OSError if the port asked for is taken. Without a wish a free one is found."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    ports = [settings.port] if settings.port is not None else [DEFAULT_PORT, 0]
+    for port in ports:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, port))
+        except OSError:
+            listener.close()
+            continue
+        listener.listen(2048)
+        return listener
+    raise OSError(f"{settings.host}:{settings.port} is taken. Set SYNCNORM_PORT to another port, or unset it.")
+
+
+@contextlib.contextmanager
+def _only_one(home: Path) -> Iterator[None]:
+    """Raises: OSError while another service works on the same state folder."""
+    with (home / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OSError(f"another syncnorm service works on {home}. Stop it, or set SYNCNORM_HOME.") from error
+        yield
+
+
+@contextlib.contextmanager
+def _address_file(home: Path, url: str) -> Iterator[None]:
+    home.mkdir(parents=True, exist_ok=True)
+    path = home / ADDRESS_FILE
+    path.write_text(json.dumps({"url": url, "pid": os.getpid()}))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _leave(*_: object) -> NoReturn:
+    sys.exit(143)

@@ -1,0 +1,173 @@
+"""The tables. Every change here comes with a migration under migrations/versions."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s",
+}
+metadata = sa.MetaData(naming_convention=NAMING)
+
+
+class Instant(sa.TypeDecorator[datetime]):
+    """An aware UTC time, kept as RFC 3339 text of fixed width, so that it sorts and compares alike everywhere."""
+
+    impl = sa.String(27)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, _dialect: sa.Dialect) -> str | None:
+        return None if value is None else format_instant(value)
+
+    def process_result_value(self, value: Any, _dialect: sa.Dialect) -> datetime | None:
+        return None if value is None else datetime.fromisoformat(value)
+
+
+def format_instant(value: datetime) -> str:
+    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("name", sa.String(120), nullable=False),
+    sa.Column("project", sa.String(120), nullable=False),
+    sa.Column("owner", sa.String(120), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("stop", sa.String(16)),
+    sa.Column("stop_at", Instant),
+    sa.Column("reason", sa.String(32)),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("labels", sa.JSON, nullable=False),
+    sa.Column("norm", sa.String(32), nullable=False),
+    sa.Column("spec", sa.JSON, nullable=False),
+    sa.Column("workers", sa.Integer, nullable=False),
+    sa.Column("cpus_per_worker", sa.Integer, nullable=False),
+    sa.Column("gpus_per_worker", sa.Integer, nullable=False),
+    sa.Column("max_failures", sa.Integer, nullable=False),
+    sa.Column("grace_s", sa.Float, nullable=False),
+    sa.Column("deadline_s", sa.Float),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("failures", sa.Integer, nullable=False),
+    sa.Column("stalled", sa.Integer, nullable=False),
+    sa.Column("not_before", Instant),
+    sa.Column("progress", sa.JSON(none_as_null=True)),
+    sa.Column("experiment_id", sa.String(64)),
+    sa.Column("run_id", sa.String(64)),
+    sa.Column("run_status", sa.String(16)),
+    sa.Column("model", sa.JSON(none_as_null=True)),
+    sa.Column("created_at", Instant, nullable=False),
+    sa.Column("queued_at", Instant, nullable=False),
+    sa.Column("started_at", Instant),
+    sa.Column("finished_at", Instant),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Index(None, "state", "priority", "queued_at"),
+    sa.Index(None, "owner", "id"),
+    sa.Index(None, "project", "id"),
+)
+
+labels = sa.Table(
+    "labels",
+    metadata,
+    sa.Column("job_id", sa.String(40), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("name", sa.String(63), primary_key=True),
+    sa.Column("value", sa.String(120), nullable=False),
+    sa.Index(None, "name", "value", "job_id"),
+)
+
+attempts = sa.Table(
+    "attempts",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("job_id", sa.String(40), sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("fence", sa.String(32), nullable=False),
+    sa.Column("created_at", Instant, nullable=False),
+    sa.Column("lease_expires_at", Instant, nullable=False),
+    sa.Column("session", sa.String(120)),
+    sa.Column("resume_from", sa.Text),
+    sa.Column("resume_step", sa.BigInteger, nullable=False),
+    sa.Column("submitted_at", Instant),
+    sa.Column("heartbeat_at", Instant),
+    sa.Column("stop_sent_at", Instant),
+    sa.Column("phase", sa.String(32)),
+    sa.Column("phases", sa.JSON(none_as_null=True)),
+    sa.Column("step", sa.BigInteger, nullable=False),
+    sa.Column("result", sa.JSON(none_as_null=True)),
+    sa.Column("outcome", sa.String(16)),
+    sa.Column("reason", sa.String(32)),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("node_id", sa.String(64)),
+    sa.Column("ended_at", Instant),
+    sa.Column("released_at", Instant),
+    sa.UniqueConstraint("job_id", "number"),
+    sa.Index(None, "released_at"),
+)
+
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("job_id", sa.String(40), sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("at", Instant, nullable=False),
+    sa.Column("kind", sa.String(64), nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("data", sa.JSON(none_as_null=True)),
+    sa.Index(None, "job_id", "seq"),
+)
+
+log_lines = sa.Table(
+    "log_lines",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("job_id", sa.String(40), sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("rank", sa.Integer, nullable=False),
+    sa.Column("seq", sa.BigInteger, nullable=False),
+    sa.Column("at", sa.String(40), nullable=False),
+    sa.Column("level", sa.String(8), nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.UniqueConstraint("job_id", "attempt", "rank", "seq"),
+    sa.Index(None, "job_id", "id"),
+)
+
+checkpoints = sa.Table(
+    "checkpoints",
+    metadata,
+    sa.Column("job_id", sa.String(40), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("attempt", sa.Integer, primary_key=True),
+    sa.Column("step", sa.BigInteger, primary_key=True),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("digest", sa.String(128), nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("at", Instant, nullable=False),
+)
+
+idempotency = sa.Table(
+    "idempotency",
+    metadata,
+    sa.Column("owner", sa.String(120), primary_key=True),
+    sa.Column("key", sa.String(255), primary_key=True),
+    sa.Column("request_hash", sa.String(64), nullable=False),
+    sa.Column("answer", sa.JSON, nullable=False),
+    sa.Column("at", Instant, nullable=False),
+    sa.Index(None, "at"),
+)
+
+leases = sa.Table(
+    "leases",
+    metadata,
+    sa.Column("name", sa.String(40), primary_key=True),
+    sa.Column("holder", sa.String(64), nullable=False),
+    sa.Column("token", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", Instant, nullable=False),
+)

@@ -1,0 +1,89 @@
+"""Settings of the service, read once from the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+DEFAULT_PORT = 8000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is None here, the embedded service starts for itself."""
+
+    home: Path
+    host: str = "127.0.0.1"
+    port: int | None = None
+    """None: 8000, or a free port where that is taken."""
+    database_url: str | None = None
+    ray_address: str | None = None
+    """URL of the Ray dashboard, e.g. http://ray-head:8265."""
+    mlflow_uri: str | None = None
+    storage: str | None = None
+    """Folder or fsspec URL for launch files, checkpoints and results; every worker must reach it."""
+    worker_url: str | None = None
+    """Where workers reach this API; None: the address it listens on."""
+    auth: bool = False
+    allow_code: bool = False
+    tick_s: float = 2.0
+    """Longest pause between two looks at the queue and the cluster."""
+    lease_s: float = 30.0
+    """An attempt silent for longer may be dead; Ray has to agree before it is given up."""
+    startup_timeout_s: float = 600.0
+    """From the launch of an attempt to its first training step."""
+
+    @staticmethod
+    def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
+        """Raises: ValueError naming the variable that can't be read."""
+        host = environ.get("SYNCNORM_HOST", "127.0.0.1")
+        loopback = host in LOOPBACK
+        settings = Settings(
+            home=Path(environ.get("SYNCNORM_HOME") or ".syncnorm").expanduser().resolve(),
+            host=host,
+            port=_port(environ),
+            database_url=environ.get("SYNCNORM_DATABASE_URL") or None,
+            ray_address=environ.get("SYNCNORM_RAY_ADDRESS") or None,
+            mlflow_uri=environ.get("SYNCNORM_MLFLOW_URI") or None,
+            storage=environ.get("SYNCNORM_STORAGE") or None,
+            worker_url=environ.get("SYNCNORM_WORKER_URL") or None,
+            auth=_flag(environ, "SYNCNORM_AUTH", default=not loopback),
+            allow_code=_flag(environ, "SYNCNORM_ALLOW_CODE", default=False),
+        )
+        if not settings.auth and not loopback:
+            raise ValueError(
+                f"SYNCNORM_HOST={host} is reachable from other machines, which needs authentication. "
+                "Unset SYNCNORM_AUTH, or listen on 127.0.0.1."
+            )
+        return settings
+
+    @property
+    def database(self) -> str:
+        return self.database_url or f"sqlite:///{self.home / 'service.db'}"
+
+    @property
+    def storage_root(self) -> str:
+        return self.storage or str(self.home / "storage")
+
+
+def _port(environ: Mapping[str, str]) -> int | None:
+    text = environ.get("SYNCNORM_PORT")
+    if not text:
+        return None
+    if not text.isdigit() or not 0 < int(text) < 65536:
+        raise ValueError(f"SYNCNORM_PORT must be a port number from 1 to 65535, got {text!r}")
+    return int(text)
+
+
+def _flag(environ: Mapping[str, str], name: str, *, default: bool) -> bool:
+    text = environ.get(name, "").strip().lower()
+    if not text:
+        return default
+    if text in ("1", "true", "yes", "on"):
+        return True
+    if text in ("0", "false", "no", "off"):
+        return False
+    raise ValueError(f"{name} must be on or off, got {text!r}")

@@ -1,0 +1,106 @@
+"""How the command line shows jobs: a progress bar to follow, tables, a closing summary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+from rich.table import Table
+
+from service.client import Client
+
+Json = dict[str, Any]
+COLORS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "queued": "dim"}
+
+
+def follow(client: Client, job_id: str, console: Console) -> Json:
+    """Show progress until the job is finished; the finished job."""
+    columns = (
+        SpinnerColumn(finished_text=" "),
+        TextColumn("{task.fields[state]:<10}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=100, state="queued", text="")
+        for event in client.follow_events(job_id):
+            if event["kind"] == "progress":
+                bar.update(task, completed=event["data"].get("percent") or 0, text=progress_text(event["data"]))
+            elif event["kind"] in STATES:
+                bar.update(task, state=event["kind"])
+                if event["kind"] == "succeeded":
+                    bar.update(task, completed=100)
+            elif event["kind"] not in ("checkpoint",):
+                console.print(f"[dim]{event['kind']}[/]: {event['message']}", highlight=False)
+    return client.job(job_id)
+
+
+STATES = ("queued", "starting", "running", "stopping", "paused", "finalizing", "succeeded", "failed", "cancelled")
+
+
+def progress_text(progress: Mapping[str, Any]) -> str:
+    parts = [
+        f"epoch {progress['epoch']}/{progress['epochs'] or '?'}",
+        f"step {progress['step']}/{progress['steps'] or '?'}",
+    ]
+    loss = progress["metrics"].get("train/loss")
+    if loss is not None:
+        parts.append(f"loss {loss:.4f}")
+    if progress.get("eta_s") is not None:
+        parts.append(f"ETA {_duration(progress['eta_s'])}")
+    return "  ".join(parts)
+
+
+def summary(job: Json, console: Console) -> None:
+    """What came of a finished job."""
+    color = COLORS.get(job["state"], "white")
+    console.print(f"[bold]{job['name']}[/] {job['id']} [{color}]{job['state']}[/] {job['message']}", highlight=False)
+    if metrics := job["progress"]["metrics"]:
+        table = Table("metric", "value", box=None)
+        for name in sorted(metrics):
+            if not name.startswith("norm/") or name == "norm/sync_share":
+                table.add_row(name, f"{metrics[name]:.6g}")
+        console.print(table)
+    if job["mlflow"]["url"]:
+        console.print(f"MLflow run   {job['mlflow']['url']}", highlight=False, soft_wrap=True)
+    if model := job["model"]:
+        console.print(f"Model        {model['uri']}", highlight=False, soft_wrap=True)
+        if model["registered"]:
+            console.print(f"Registered   {model['registered']}", highlight=False)
+        console.print("Certificate")
+        for key, value in _flat(model["certificate"]):
+            console.print(f"  {key}: {value}", highlight=False, soft_wrap=True)
+
+
+def jobs_table(jobs: Iterable[Json]) -> Table:
+    table = Table("id", "name", "project", "state", "norm", "workers", "progress", "created", box=None)
+    for job in jobs:
+        percent = job["progress"]["percent"]
+        state = f"[{COLORS.get(job['state'], 'white')}]{job['state']}[/]"
+        table.add_row(
+            job["id"],
+            job["name"],
+            job["project"],
+            state,
+            job["spec"]["norm"]["kind"],
+            str(job["spec"]["resources"]["workers"]),
+            "" if percent is None else f"{percent:.0f} %",
+            job["created_at"][:19],
+        )
+    return table
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from _flat(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

@@ -1,0 +1,63 @@
+"""From the body of a submit to a Job, or to every reason against it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from service.files import is_url
+from service.jobs import Job, JobState, new_job_id
+from trainer.plan import NodeCapacity, choose_norm, largest_gang
+from trainer.spec import JobSpec
+from trainer.spec_reader import Problem
+
+_PATH_ARGS = ("root", "path", "val_path")
+
+
+def against_cluster(spec: JobSpec, nodes: Sequence[NodeCapacity] | None) -> list[Problem]:
+    """What the whole cluster could never give. Nothing while it can't be asked: the job waits for it."""
+    if nodes is None:
+        return []
+    res, most = spec.resources, largest_gang(spec, nodes)
+    if most >= res.workers:
+        return []
+    each = f"{res.cpus_per_worker} CPU" + (f" and {res.gpus_per_worker} GPU" if res.gpus_per_worker else "")
+    return [
+        Problem(
+            "resources.workers",
+            f"the whole cluster has room for {most} workers of {each} each, got {res.workers}. "
+            "Ask for fewer or smaller workers, or add hosts.",
+        )
+    ]
+
+
+def against_files(spec: JobSpec) -> list[Problem]:
+    """Data folders that should be on this host and are not."""
+    return [
+        Problem(f"data.init_args.{name}", f"must be a folder or file that exists, or a URL; there is no {value!r}")
+        for name in _PATH_ARGS
+        if isinstance(value := spec.data.init_args.get(name), str) and not is_url(value) and not Path(value).exists()
+    ]
+
+
+def new_job(spec: JobSpec, owner: str, now: datetime) -> Job:
+    return Job(
+        id=new_job_id(),
+        name=spec.name,
+        project=spec.project,
+        owner=owner,
+        state=JobState.QUEUED,
+        priority=spec.priority,
+        labels=spec.labels,
+        norm=choose_norm(spec).kind,
+        spec=spec.model_dump(mode="json"),
+        workers=spec.resources.workers,
+        cpus_per_worker=spec.resources.cpus_per_worker,
+        gpus_per_worker=spec.resources.gpus_per_worker,
+        max_failures=spec.limits.max_failures,
+        grace_s=spec.limits.grace_s,
+        deadline_s=spec.limits.deadline_s,
+        created_at=now,
+        queued_at=now,
+    )

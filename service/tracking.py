@@ -1,0 +1,149 @@
+"""The MLflow run of a job: found or made, described, and given its final status. Plain REST with short timeouts."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import httpx
+
+from service.jobs import Job
+
+_ENDED = ("FINISHED", "FAILED", "KILLED")
+_MAX_PARAMS = 100  # MLflow's limit for one log-batch request
+_MAX_VALUE = 6000  # and for the length of a parameter
+
+
+class TrackingUnreachableError(Exception):
+    """MLflow can't be asked right now, or refused."""
+
+
+@dataclass(frozen=True)
+class Run:
+    experiment_id: str
+    run_id: str
+
+
+class Tracker(Protocol):
+    """Port to MLflow. Every method raises TrackingUnreachableError."""
+
+    def run_for(self, job: Job) -> Run:
+        """The run of the job, by its tag; made if there is none."""
+
+    def set_status(self, run_id: str, status: str) -> None: ...
+
+    def is_answering(self) -> bool: ...
+
+
+class MlflowTracker:
+    def __init__(self, uri: str, timeout_s: float = 10) -> None:
+        self.uri = uri.rstrip("/")
+        self._http = httpx.Client(base_url=self.uri, timeout=timeout_s, trust_env=False)
+
+    def run_for(self, job: Job) -> Run:
+        experiment_id = job.experiment_id or self._experiment(job.project)
+        run_id = job.run_id or self._find(experiment_id, job.id) or self._create(experiment_id, job)
+        self._describe(run_id, job)
+        return Run(experiment_id, run_id)
+
+    def set_status(self, run_id: str, status: str) -> None:
+        body: dict[str, Any] = {"run_id": run_id, "status": status}
+        if status in _ENDED:
+            body["end_time"] = _now_ms()
+        self._call("POST", "runs/update", body)
+
+    def is_answering(self) -> bool:
+        try:
+            return self._http.get("/health", timeout=2).is_success
+        except httpx.HTTPError:
+            return False
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _experiment(self, project: str) -> str:
+        found = self._request("GET", "experiments/get-by-name", {"experiment_name": project})
+        if found.is_success:
+            experiment: dict[str, Any] = found.json()["experiment"]
+            return str(experiment["experiment_id"])
+        made: str = self._call("POST", "experiments/create", {"name": project})["experiment_id"]
+        return made
+
+    def _find(self, experiment_id: str, job_id: str) -> str | None:
+        body = {"experiment_ids": [experiment_id], "filter": f"tags.`syncnorm.job_id` = '{job_id}'", "max_results": 1}
+        runs = self._call("POST", "runs/search", body).get("runs", [])
+        return runs[0]["info"]["run_id"] if runs else None
+
+    def _create(self, experiment_id: str, job: Job) -> str:
+        tags = [{"key": "syncnorm.job_id", "value": job.id}]
+        body = {"experiment_id": experiment_id, "run_name": job.name, "start_time": _now_ms(), "tags": tags}
+        run_id: str = self._call("POST", "runs/create", body)["run"]["info"]["run_id"]
+        return run_id
+
+    def _describe(self, run_id: str, job: Job) -> None:
+        tags = {
+            "syncnorm.norm": job.norm,
+            "syncnorm.world_size": str(job.workers),
+            "syncnorm.attempts": str(job.attempt),
+            "mlflow.note.content": _note(job),
+            "mlflow.user": job.owner,
+            **{f"syncnorm.label.{key}": value for key, value in job.labels.items()},
+        }
+        params = [{"key": key, "value": value[:_MAX_VALUE]} for key, value in flatten(job.spec)]
+        for start in range(0, len(params), _MAX_PARAMS):
+            self._call("POST", "runs/log-batch", {"run_id": run_id, "params": params[start : start + _MAX_PARAMS]})
+        self._call(
+            "POST", "runs/log-batch", {"run_id": run_id, "tags": [{"key": k, "value": v} for k, v in tags.items()]}
+        )
+
+    def _call(self, method: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        answer = self._request(method, path, body)
+        if answer.is_error:
+            raise TrackingUnreachableError(f"MLflow answered {answer.status_code} to {path}: {answer.text[:400]}")
+        content: dict[str, Any] = answer.json()
+        return content
+
+    def _request(self, method: str, path: str, body: Mapping[str, Any]) -> httpx.Response:
+        url = f"/api/2.0/mlflow/{path}"
+        try:
+            if method == "GET":
+                return self._http.get(url, params=dict(body))
+            return self._http.request(method, url, json=body)
+        except httpx.HTTPError as error:
+            raise TrackingUnreachableError(f"MLflow can't be reached at {self.uri}: {error}") from error
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted names and texts of everything in a spec that is set; env is left out, for it may hold private values."""
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if name == "env" or item is None:
+            continue
+        if isinstance(item, Mapping) and item:
+            yield from flatten(item, f"{name}.")
+        else:
+            yield name, item if isinstance(item, str) else json.dumps(item)
+
+
+def _note(job: Job) -> str:
+    model = job.spec["model"].get("name") or job.spec["model"]["class_path"]
+    data = job.spec["data"].get("name") or job.spec["data"]["class_path"]
+    batch = job.spec["data"]["batch_size"]
+    return (
+        f"**{job.name}** trains `{model}` on `{data}` with `{job.norm}` normalization, "
+        f"{job.workers} workers of {batch} samples each.\n\nJob `{job.id}`, owner {job.owner}."
+    )
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def run_url(uri: str, job: Job) -> str | None:
+    """Where a browser shows the run."""
+    if job.run_id is None or job.experiment_id is None:
+        return None
+    return f"{uri.rstrip('/')}/#/experiments/{job.experiment_id}/runs/{job.run_id}"
