@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import _functional_collectives as functional
+
+from norm.backends.ledger import Direction, ExchangeError
+from norm.backends.transport import transport_of
+
+__all__ = ["ExchangeError", "all_reduce", "gather_rows", "world_size"]
 
 
 def world_size(group: dist.ProcessGroup | None) -> int:
@@ -15,32 +20,41 @@ def world_size(group: dist.ProcessGroup | None) -> int:
     return dist.get_world_size(group)
 
 
-def gather_rows(row: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """(F,) of every worker -> (W, F), in rank order, the same bits on every worker. One collective; no gradient."""
+def gather_rows(
+    row: Tensor, group: dist.ProcessGroup | None, layer: nn.Module | None = None, direction: Direction = "forward"
+) -> Tensor:
+    """(F,) of every worker -> (W, F), in rank order, the same bits on every worker. One collective; no gradient.
+
+    The result may be a view that the next exchange overwrites. `layer` and `direction` say where we are, so that
+    workers in different places raise ExchangeError (on the CPU, outside torch.compile) instead of waiting for ever.
+    """
     if world_size(group) == 1:
         return row.unsqueeze(0)
-    rows = functional.all_gather_tensor(row, 0, group or dist.distributed_c10d._get_default_group())
+    members = group or dist.distributed_c10d._get_default_group()
+    if row.device.type == "cpu" and not torch.compiler.is_compiling():
+        return transport_of(members).gather(row, layer, direction)
+    rows = functional.all_gather_tensor(row, 0, members)
     arrived: Tensor = functional.wait_tensor(rows)  # type: ignore[no-untyped-call]
     return arrived.view(-1, row.numel())
 
 
 class _AllReduce(torch.autograd.Function):
     @staticmethod
-    def forward(row: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-        return gather_rows(row, group).sum(0)
+    def forward(row: Tensor, group: dist.ProcessGroup | None, layer: nn.Module | None) -> Tensor:
+        return gather_rows(row, group, layer, "backward").sum(0)
 
     @staticmethod
     def setup_context(ctx, inputs, _) -> None:  # type: ignore[no-untyped-def]
-        ctx.group = inputs[1]
+        _, ctx.group, ctx.layer = inputs
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
-        return all_reduce(grad, ctx.group), None
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
+        return all_reduce(grad, ctx.group, ctx.layer), None, None
 
 
-def all_reduce(row: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+def all_reduce(row: Tensor, group: dist.ProcessGroup | None, layer: nn.Module | None = None) -> Tensor:
     """Sum of `row` (F,) over the group, added in rank order. Its adjoint is itself, so every derivative is right."""
     if world_size(group) == 1:
         return row
-    reduced: Tensor = _AllReduce.apply(row, group)  # type: ignore[no-untyped-call]
+    reduced: Tensor = _AllReduce.apply(row, group, layer)  # type: ignore[no-untyped-call]
     return reduced

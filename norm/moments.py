@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from norm.collectives import all_reduce, gather_rows
 
@@ -40,18 +40,49 @@ class Moments:
         return self.m2 / torch.where(self.count > 1, self.count - 1, torch.ones_like(self.count))
 
 
-def synced_moments(x: Tensor, group: dist.ProcessGroup | None = None, *, weights: Tensor | None = None) -> Moments:
+def synced_moments(
+    x: Tensor,
+    group: dist.ProcessGroup | None = None,
+    *,
+    weights: Tensor | None = None,
+    layer: nn.Module | None = None,
+) -> Moments:
     """Moments of each channel over the batches of every worker in `group` (None: all workers).
 
     x: (N, C, *), N may be 0 on some workers or on all. weights: None, or (N, *) or broadcastable to it: a boolean mask
-    (padding is False) or non-negative weights, treated as constants.
+    (padding is False) or non-negative weights, treated as constants. layer: who asks, named in an ExchangeError.
 
     Differentiable in x to any order: dx = w * (G_mean / count + 2 * G_m2 * (x - mean)), where G are the gradients
     summed over the workers. One collective forward, one backward; every worker of the group must enter both.
     Without torch.distributed, or in a group of one, it is the moments of x.
+    Raises: ExchangeError on every worker that is not met by all others in the same layer.
     """
-    count, mean, m2 = _SyncedMoments.apply(x, weights, group)  # type: ignore[no-untyped-call]
-    return Moments(count, mean, m2)
+    return exchange(x, weights, group, layer, None)[0]
+
+
+def exchange(
+    x: Tensor,
+    weights: Tensor | None,
+    group: dist.ProcessGroup | None,
+    layer: nn.Module | None,
+    known: Exchanged | None,
+) -> tuple[Moments, Exchanged]:
+    """`synced_moments` and what it exchanged. With `known`, of an earlier call for the same x, it exchanges nothing."""
+    if torch.compiler.is_compiling():
+        layer = known = None
+    count, mean, m2, local = _SyncedMoments.apply(x, weights, group, layer, known)  # type: ignore[no-untyped-call]
+    moments = Moments(count, mean, m2)
+    if known is None:
+        known = Exchanged(local, as_row(moments).detach())
+    return moments, known
+
+
+@dataclass(frozen=True, eq=False)
+class Exchanged:
+    """One exchange: this worker's row and the group's, (2C+1,) each."""
+
+    local: Tensor
+    merged: Tensor
 
 
 def measure(x: Tensor, weights: Tensor | None = None) -> Moments:
@@ -66,6 +97,11 @@ def measure(x: Tensor, weights: Tensor | None = None) -> Moments:
             return Moments(count, zeros, zeros.clone())
         var, mean = torch.var_mean(x.to(compute_dtype(x)), _all_but_channel(x), correction=0)
         return Moments(count, mean.double(), var.double() * num_values)
+
+
+def measure_row(x: Tensor) -> Tensor:
+    """`measure` as a row."""
+    return as_row(measure(x))
 
 
 def merge(counts: Tensor, means: Tensor, m2s: Tensor) -> Moments:
@@ -88,33 +124,53 @@ def per_channel(values: Tensor, x: Tensor) -> Tensor:
     return values.to(compute_dtype(x)).view(1, -1, *[1] * (x.dim() - 2))
 
 
+def as_row(moments: Moments) -> Tensor:
+    """(2C+1,): count, means, m2s, as they travel."""
+    return torch.cat([moments.count.view(1), moments.mean, moments.m2])
+
+
+def of_row(row: Tensor) -> Moments:
+    """The moments in a row of 2C+1 numbers."""
+    count, mean, m2 = torch.split(row, [1, row.numel() // 2, row.numel() // 2])
+    return Moments(count.squeeze(0), mean, m2)
+
+
 class _SyncedMoments(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, weights: Tensor | None, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
-        local = measure(x, weights)
-        rows_WF = gather_rows(torch.cat([local.count.view(1), local.mean, local.m2]), group)
+    def forward(
+        x: Tensor,
+        weights: Tensor | None,
+        group: dist.ProcessGroup | None,
+        layer: nn.Module | None,
+        known: Exchanged | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if known is not None:
+            merged = of_row(known.merged.clone())
+            return merged.count.clone(), merged.mean.clone(), merged.m2.clone(), known.local.clone()
+        local = as_row(measure(x, weights))
+        rows_WF = gather_rows(local, group, layer, "forward")
         counts, means, m2s = torch.split(rows_WF, [1, x.shape[1], x.shape[1]], 1)
         merged = merge(counts.squeeze(1), means, m2s)
-        return merged.count, merged.mean, merged.m2
+        return merged.count, merged.mean, merged.m2, local
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        x, weights, ctx.group = inputs
-        count, mean, _ = output
-        ctx.mark_non_differentiable(count)
+        x, weights, ctx.group, ctx.layer, _ = inputs
+        count, mean, _, local = output
+        ctx.mark_non_differentiable(count, local)
         ctx.save_for_backward(x, weights, count, mean)
 
     @staticmethod
-    def backward(ctx, _, grad_mean: Tensor, grad_m2: Tensor):  # type: ignore[no-untyped-def]
+    def backward(ctx, _, grad_mean: Tensor, grad_m2: Tensor, __):  # type: ignore[no-untyped-def]
         # `mean` is a saved output: through it a second derivative comes back here.
         x, weights, count, mean = ctx.saved_tensors
-        grads = all_reduce(torch.cat([grad_mean, grad_m2]), ctx.group)
+        grads = all_reduce(torch.cat([grad_mean, grad_m2]), ctx.group, ctx.layer)
         grad_mean, grad_m2 = torch.split(grads, mean.numel())
         offset = per_channel(grad_mean / _at_least_one(count), x)
         dx = offset + per_channel(2 * grad_m2, x) * (x.to(compute_dtype(x)) - per_channel(mean, x))
         if weights is not None:
             dx = torch.where(_with_channel(weights, x) > 0, dx * _with_channel(weights, x), 0)
-        return dx.to(x.dtype), None, None
+        return dx.to(x.dtype), None, None, None, None
 
 
 def _measure_weighted(x: Tensor, weights: Tensor) -> Moments:

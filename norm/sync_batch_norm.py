@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from norm.moments import Moments, compute_dtype, per_channel, synced_moments
+from norm.backends.choose import batch_norm_for, update_running
+from norm.moments import Exchanged, measure_row
+from norm.recompute import recall, remember
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -54,16 +56,21 @@ class SyncBatchNorm(_BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)
-        if self.training:
-            moments = synced_moments(x, self.process_group)
-            self._check_count(moments, x)
+        if not self.training:
+            use_batch = self.running_mean is None
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, use_batch, 0.0, self.eps
+            )
+        compiling = torch.compiler.is_compiling()
+        known = None if compiling else recall(self, x, measure_row)
+        y, exchanged = batch_norm_for(x)(x, self.weight, self.bias, self.eps, self.process_group, self, known)
+        if known is None:
+            self._check_count(exchanged, x)
             if self.track_running_stats:
-                self._update_running_statistics(moments)
-        elif self.running_mean is None:
-            return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
-        else:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        return normalize(x, moments.mean, moments.biased_variance, self.eps, self.weight, self.bias)
+                self._update_running_statistics(exchanged, x)
+            if not compiling:
+                remember(self, x, exchanged, y)
+        return y
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2 or input.shape[1] != self.num_features:
@@ -72,38 +79,18 @@ class SyncBatchNorm(_BatchNorm):
                 "Set num_features to the channels of the layer before."
             )
 
-    def _check_count(self, moments: Moments, x: Tensor) -> None:
+    def _check_count(self, exchanged: Exchanged, x: Tensor) -> None:
         # Only a worker with at most one value can be in a group with one, so that only it reads the count back.
-        if x.numel() <= x.shape[1] and moments.count.item() == 1:
+        if x.numel() <= x.shape[1] and exchanged.merged[0].item() == 1:
             raise ValueError(
                 f"SyncBatchNorm({self.num_features}) needs more than one value per channel over the whole group to "
                 "train, got 1. Use a larger batch, larger maps, or eval()."
             )
 
     @torch.no_grad()
-    def _update_running_statistics(self, moments: Moments) -> None:
+    def _update_running_statistics(self, exchanged: Exchanged, x: Tensor) -> None:
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        var = moments.unbiased_variance
-        finite = torch.isfinite(moments.mean).all() & torch.isfinite(var).all()
-        counts = finite & (moments.count > 0)
-        self.num_non_finite_batches.add_(~finite)
-        self.num_batches_tracked.add_(counts)
-        step: Tensor | float = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked
-        for buffer, batch in ((self.running_mean, moments.mean), (self.running_var, var)):
-            updated = buffer + step * (batch - buffer)
-            buffer.copy_(torch.where(counts, updated, buffer))
-
-
-def normalize(
-    x: Tensor, mean: Tensor, biased_variance: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None
-) -> Tensor:
-    """(x - mean) / sqrt(var + eps) * weight + bias per channel, in float32 or wider, in the dtype of x again."""
-    scale = torch.rsqrt(biased_variance + eps)
-    if weight is not None:
-        scale = scale * weight
-    y = (x.to(compute_dtype(x)) - per_channel(mean, x)) * per_channel(scale, x)
-    if bias is not None:
-        y = y + per_channel(bias, x)
-    return y.to(x.dtype)
+        buffers = (self.running_mean, self.running_var, self.num_batches_tracked, self.num_non_finite_batches)
+        update_running(x, exchanged, self.momentum, *buffers)

@@ -1,0 +1,1 @@
+"""How statistics are computed and exchanged. See README.md here."""

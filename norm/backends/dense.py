@@ -1,0 +1,41 @@
+"""The two dense layouts that the kernels know, and tensors brought into them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Layout(NamedTuple):
+    """How x (N, C, *) lies in memory: as planes (N, C, L) or, channels last, as rows (N*L, C)."""
+
+    N: int
+    C: int
+    L: int
+    by_rows: bool
+
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def dense(x: Tensor) -> Tensor:
+    """x itself where it is dense in one of the layouts, else a contiguous copy."""
+    if x.is_contiguous() or (x.dim() in _CHANNELS_LAST and x.is_contiguous(memory_format=_CHANNELS_LAST[x.dim()])):
+        return x
+    return x.contiguous()
+
+
+def layout_of(x: Tensor) -> Layout:
+    """The layout of a dense x."""
+    N, C = x.shape[:2]
+    L = x.numel() // (N * C) if N * C else 0
+    return Layout(N, C, L, L == 1 or not x.is_contiguous())
+
+
+def like(x: Tensor, other: Tensor) -> Tensor:
+    """x in the memory format and dtype of a dense `other`."""
+    kept = torch.contiguous_format if other.is_contiguous() else _CHANNELS_LAST[other.dim()]
+    x = x.contiguous(memory_format=kept)
+    return x if x.dtype == other.dtype else x.to(other.dtype)

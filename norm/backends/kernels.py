@@ -1,0 +1,106 @@
+"""Compiles kernels.c at first use and loads it; None where there is no compiler, and PyTorch does the work instead."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+_SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "kernels_of_type.c")]
+_FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC"]
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels. SYNCNORM_KERNELS=0 switches them off."""
+    if os.environ.get("SYNCNORM_KERNELS", "1") == "0":
+        return None
+    try:
+        return _declare(ctypes.CDLL(str(_compiled())))
+    except (OSError, subprocess.SubprocessError, _NoCompilerError) as error:
+        logger.warning("normalization runs without compiled kernels", extra={"reason": str(error)})
+        return None
+
+
+class _NoCompilerError(Exception):
+    pass
+
+
+def _compiled() -> Path:
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise _NoCompilerError("no C compiler (cc, gcc or clang) on the path")
+    folder = _cache_folder()
+    target = folder / f"kernels-{_fingerprint(compiler)}.so"
+    if not target.exists():
+        # Every worker may compile at the same time; the rename makes one of the results the one.
+        handle, partial = tempfile.mkstemp(dir=folder, suffix=".tmp")
+        os.close(handle)
+        try:
+            command = [compiler, *_FLAGS, "-o", partial, str(_SOURCES[0]), "-lm"]
+            subprocess.run(command, check=True, capture_output=True, timeout=120)
+            Path(partial).replace(target)
+        finally:
+            Path(partial).unlink(missing_ok=True)
+    return target
+
+
+def _cache_folder() -> Path:
+    """A folder that only this user can write: what lies in it is loaded and run."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    folder = Path(base) / "syncnorm"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    facts = folder.stat()
+    if facts.st_uid != os.getuid() or facts.st_mode & 0o022:
+        raise OSError(f"{folder} must belong to this user alone to hold compiled kernels")
+    return folder
+
+
+def _fingerprint(compiler: str) -> str:
+    """Of everything the machine code depends on; a home folder may be shared by unlike machines."""
+    parts = [path.read_bytes() for path in _SOURCES]
+    parts += [" ".join([compiler, *_FLAGS]).encode(), platform.machine().encode(), _cpu_flags().encode()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _cpu_flags() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+
+
+def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
+    p, n, d, u, i = ctypes.c_void_p, ctypes.c_long, ctypes.c_double, ctypes.c_uint64, ctypes.c_int
+    sizes = [n, n, n, i, i]
+    arguments = {
+        "merge_rows": [p, n, n, n, p],
+        "sum_rows": [p, n, n, n, p],
+        "output_table": [p, n, d, p, p, i, p],
+        "gradient_table": [p, n, d, p, p, p, i, p, p, p],
+        "update_running": [p, n, d, p, p, i, p, p],
+        "publish": [p, n, n, u],
+        "published": [p, n, n],
+        "await_round": [p, n, n, n, u, d],
+    }
+    for suffix in ("f32", "f64", "bf16"):
+        arguments[f"measure_{suffix}"] = [p, *sizes, p]
+        arguments[f"normalize_{suffix}"] = [p, p, *sizes, p]
+        arguments[f"gradient_sums_{suffix}"] = [p, p, *sizes, p, p]
+        arguments[f"input_gradient_{suffix}"] = [p, p, p, *sizes, p]
+    for name, types in arguments.items():
+        function = getattr(lib, name)
+        function.argtypes, function.restype = types, None
+    lib.published.restype = u
+    lib.await_round.restype = n
+    return lib

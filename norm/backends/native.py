@@ -1,0 +1,104 @@
+"""Batch normalization of dense CPU tensors by PyTorch's own operators, where there is no compiler.
+
+The fastest of several ways to ask for each quantity, measured in norm-field terms: group normalization with one
+channel a group gives the moments of every plane 3.4 times faster than batch normalization's own statistics do.
+Rows are (count, C means, C m2s) in float64, as in compiled.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from norm.backends.dense import layout_of
+from norm.moments import Moments, as_row, of_row
+from norm.moments import measure as measure_exactly
+from norm.moments import merge as merge_parts
+
+# Beyond this ratio of mean to standard deviation the fast operators lose more than 5e-6 of the variance.
+_LARGE_MEAN = 1e3
+
+
+def takes(x: Tensor) -> bool:
+    """Whether PyTorch returns statistics of this dtype in float32 or wider."""
+    return x.dtype in (torch.float32, torch.float64)
+
+
+def measure(x: Tensor) -> Tensor:
+    """The row of this worker's x."""
+    N, C, L, by_rows = layout_of(x)
+    if x.numel() == 0:
+        return as_row(measure_exactly(x))
+    if by_rows:
+        mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
+        moments = Moments(torch.tensor(float(N * L), dtype=torch.float64), mean.double(), var.double() * (N * L))
+    else:
+        _, mean, rstd = torch.native_group_norm(x, None, None, N, C, L, C, 0.0)
+        counts = torch.full((N,), float(L), dtype=torch.float64)
+        moments = merge_parts(counts, mean.double(), rstd.double().pow(-2) * L)
+    if bool((moments.mean.square() > _LARGE_MEAN**2 * moments.biased_variance).any()):
+        moments = measure_exactly(x)
+    return as_row(moments)
+
+
+def merge(rows_WF: Tensor) -> Tensor:
+    """The row of all workers."""
+    C = rows_WF.shape[1] // 2
+    counts, means, m2s = torch.split(rows_WF, [1, C, C], 1)
+    return as_row(merge_parts(counts.squeeze(1), means, m2s))
+
+
+def add(rows_WF: Tensor) -> Tensor:
+    """The sum of all workers' rows, in rank order."""
+    return rows_WF.sum(0)
+
+
+def normalize(x: Tensor, row: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias."""
+    moments = of_row(row)
+    mean, var = moments.mean.to(x.dtype), moments.biased_variance.to(x.dtype)
+    weight, bias = (t if t is None else t.detach().to(x.dtype) for t in (weight, bias))
+    return torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
+
+
+def gradient_sums(x: Tensor, dy: Tensor, row: Tensor) -> Tensor:
+    """(2C,) of this worker: sums of dy, then of dy * (x - mean)."""
+    if x.numel() == 0:
+        return row.new_zeros(2 * x.shape[1])
+    mean = row[1 : 1 + x.shape[1]].to(x.dtype)
+    # With variance one the gradient of the weight is the second sum.
+    _, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
+        dy, x, None, mean, torch.ones_like(mean), None, None, False, 0.0, [False, True, True]
+    )
+    return torch.cat([by_bias.double(), by_weight.double()])
+
+
+def gradients(
+    x: Tensor, dy: Tensor, row: Tensor, eps: float, local: Tensor, total: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias; `local` and `total` are this worker's and the group's `gradient_sums`."""
+    moments = of_row(row)
+    invstd = torch.rsqrt(moments.biased_variance + eps)
+    scale = invstd if weight is None else invstd * weight.detach().double()
+    constant, slope = torch.split(total / moments.count.clamp_min(1), x.shape[1])
+    # dx = scale * dy - scale * slope * invstd^2 * (x - mean) - scale * constant, the last two as one normalization.
+    affine = (-scale * slope * invstd.square()).to(x.dtype), (-scale * constant).to(x.dtype)
+    ones, mean = torch.ones_like(affine[0]), moments.mean.to(x.dtype)
+    dx = torch.native_batch_norm(x, *affine, mean, ones, False, 0.0, 0.0)[0]
+    dx.addcmul_(dy, scale.to(x.dtype).view(1, -1, *[1] * (x.dim() - 2)))
+    by_bias, by_product = torch.split(local, x.shape[1])
+    return dx, by_product * invstd, by_bias
+
+
+def update_running(
+    row: Tensor, momentum: float | None, mean: Tensor, var: Tensor, batches: Tensor, bad: Tensor
+) -> None:
+    """Moves the running mean and (Bessel-corrected) variance in place, unless the row is empty or not finite."""
+    moments = of_row(row)
+    finite = torch.isfinite(row).all()
+    counts = finite & (moments.count > 0)
+    bad.add_(~finite)
+    batches.add_(counts)
+    step: Tensor | float = 1 / batches if momentum is None else momentum
+    for buffer, batch in ((mean, moments.mean), (var, moments.unbiased_variance)):
+        buffer.copy_(torch.where(counts, buffer + step * (batch - buffer), buffer))
