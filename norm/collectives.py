@@ -23,11 +23,16 @@ def world_size(group: dist.ProcessGroup | None) -> int:
 def gather_rows(
     row: Tensor, group: dist.ProcessGroup | None, layer: nn.Module | None = None, direction: Direction = "forward"
 ) -> Tensor:
-    """(F,) of every worker -> (W, F), in rank order, the same bits on every worker. One collective; no gradient.
+    """(F,) of every worker -> (W, F), in rank order, the same on every worker. One collective; no gradient.
 
-    The result may be a view that the next exchange overwrites. `layer` and `direction` say where we are, so that
-    workers in different places raise ExchangeError (on the CPU, outside torch.compile) instead of waiting for ever.
+    `layer` and `direction` say where we are, so that workers in different places raise ExchangeError (on the CPU,
+    outside torch.compile) instead of waiting for ever.
     """
+    return peek_rows(row.double().contiguous(), group, layer, direction).to(row.dtype, copy=True)
+
+
+def peek_rows(row: Tensor, group: dist.ProcessGroup | None, layer: nn.Module | None, direction: Direction) -> Tensor:
+    """`gather_rows` of a contiguous float64 row, without the copy: the next exchange may overwrite the result."""
     if world_size(group) == 1:
         return row.unsqueeze(0)
     members = group or dist.distributed_c10d._get_default_group()

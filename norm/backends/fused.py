@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from norm.backends import compiled, native, reference
 from norm.backends.dense import dense, like
-from norm.collectives import gather_rows
+from norm.collectives import peek_rows
 from norm.moments import Exchanged
 
 
@@ -35,7 +35,7 @@ def batch_norm(
     x = dense(x)
     if known is None:
         local = kernels.measure(x.detach())
-        known = Exchanged(local, kernels.merge(gather_rows(local, group, layer, "forward")))
+        known = Exchanged(local, kernels.merge(peek_rows(local, group, layer, "forward")))
     y: Tensor = _Normalize.apply(x, weight, bias, known, eps, group, layer)  # type: ignore[no-untyped-call]
     return y, known
 
@@ -61,7 +61,7 @@ class _Normalize(torch.autograd.Function):
         local = kernels.gradient_sums(x, dy, row)
         total = local
         if ctx.needs_input_grad[0]:
-            total = kernels.add(gather_rows(local, ctx.group, ctx.layer, "backward"))
+            total = kernels.add(peek_rows(local, ctx.group, ctx.layer, "backward"))
         dx, by_weight, by_bias = kernels.gradients(x, dy, row, ctx.eps, local, total, weight)
         return (
             dx,
