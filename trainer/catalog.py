@@ -102,7 +102,10 @@ class DigitsArgs(InitArgs):
 
 
 class ImageFolderArgs(InitArgs):
-    """`{root}/train/{class}/*.png` and `{root}/val/{class}/*.png`; without `val`, a fraction of `train` is held out."""
+    """`{root}/train/{class}/*.png` and `{root}/val/{class}/*.png`, or `{root}/{class}/*.png`. Classification.
+
+    root is a folder or a URL (s3://, gs://). Without `val`, a fraction of every class is held out.
+    """
 
     root: Annotated[str, Field(min_length=1, max_length=1024)]
     size: Positive = 224

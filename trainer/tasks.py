@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassJaccardIndex
 
 from trainer.data.info import DataInfo
@@ -30,6 +30,30 @@ def task_loss(info: DataInfo, output: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(output, target)
 
 
+class SampleMean(Metric):
+    """Mean over samples of what is given as means of batches; sums in fp64. A NaN stays, for it should be seen.
+
+    Not torchmetrics.MeanMetric: it looks for NaN with a device synchronization at every step, and told not to, it
+    forgets the weights (nan_strategy="disable", torchmetrics 1.9).
+    """
+
+    full_state_update = False
+    total: Tensor
+    samples: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("samples", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, mean: Tensor, samples: int) -> None:
+        self.total += mean.detach().double() * samples
+        self.samples += samples
+
+    def compute(self) -> Tensor:
+        return self.total / self.samples
+
+
 class Scores(nn.Module):
     """Loss and scores of one stage: `{stage}/loss` and `{stage}/accuracy`, or `{stage}/mean_iou` and `{stage}/dice`.
 
@@ -41,7 +65,7 @@ class Scores(nn.Module):
     def __init__(self, info: DataInfo, stage: str) -> None:
         super().__init__()
         self._stage = stage
-        self._loss = MeanMetric(nan_strategy="disable")
+        self._loss = SampleMean()
         self._scores = nn.ModuleDict(_scores(info))
 
     @torch.no_grad()
@@ -49,7 +73,7 @@ class Scores(nn.Module):
         """Count a batch. loss: its mean loss. An empty batch counts nothing."""
         if len(target) == 0:
             return
-        self._loss.update(loss.detach(), weight=len(target))
+        self._loss.update(loss, len(target))
         for score in self._metrics():
             score.update(output.argmax(1), target)
 

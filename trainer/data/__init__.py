@@ -7,9 +7,11 @@ from typing import Any
 
 from trainer.catalog import DATASETS
 from trainer.data.digits import digits
+from trainer.data.image_folder import image_folder
 from trainer.data.info import Data, DataInfo, Source
-from trainer.data.own import by_class_path
+from trainer.data.parquet import parquet
 from trainer.data.scenes import digit_scenes
+from trainer.data.segmentation_folder import segmentation_folder
 from trainer.data.synthetic import synthetic
 from trainer.spec import DataSpec
 
@@ -19,9 +21,11 @@ __all__ = ["Data", "DataInfo", "Source", "build_data"]
 def build_data(data: DataSpec, seed: int) -> Data:
     """The samples that `data` names. `seed` decides which samples are held out, and what generated ones look like.
 
-    Raises: ValueError naming the spec path; FileNotFoundError (MissingData) where a folder or file is not there.
+    Raises: ValueError naming the spec path; FileNotFoundError (MissingDataError) where a folder or file is not there.
     """
     if data.class_path is not None:
+        from trainer.data.own import by_class_path  # Lightning is slow to import
+
         return by_class_path(data.class_path, data.init_args)
     if data.name not in DATASETS:
         raise ValueError(f"data.name must be one of {', '.join(sorted(DATASETS))}; got {data.name!r}")
@@ -30,6 +34,9 @@ def build_data(data: DataSpec, seed: int) -> Data:
 
 _BUILDERS: dict[str, Callable[[Any, int], Data]] = {
     "digits": digits,
+    "image_folder": image_folder,
+    "parquet": parquet,
+    "segmentation_folder": segmentation_folder,
     "digit_scenes": digit_scenes,
     "synthetic": synthetic,
 }

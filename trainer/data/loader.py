@@ -43,7 +43,7 @@ class Loader:
     def __init__(self, dataset: BatchDataset, sampler: ShardedBatches, *, num_workers: int, pin_memory: bool) -> None:
         self.dataset, self.sampler = dataset, sampler
         self.batch_sampler = None  # Lightning looks for it where there is a sampler
-        self._taken = 0
+        self._finished = False
         self._loader = DataLoader(
             dataset,
             batch_size=None,
@@ -60,21 +60,23 @@ class Loader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        self._taken = self.sampler.start
+        if self._finished:
+            self.sampler.seek(self.sampler.epoch, 0)
+        self._finished = False
         for batch in self._loader:
-            self._taken += 1
+            self.sampler.position += 1
             yield batch
-        self.sampler.start = 0
+        self._finished = True
 
     def set_epoch(self, epoch: int) -> None:
         self.sampler.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.sampler.epoch, "batch": self._taken}
+        return {"epoch": self.sampler.epoch, "batch": self.sampler.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.sampler.seek(state["epoch"], state["batch"])
-        self._taken = state["batch"]
+        self._finished = False
 
 
 class BatchDataset(Dataset[Batch]):

@@ -66,7 +66,7 @@ class ShardedBatches(Sampler[Share]):
         self._rank, self._world_size = rank, world_size
         self._seed, self._shuffle = seed, shuffle
         self._drops = last_batch == "drop"
-        self.epoch, self.start = 0, 0
+        self.epoch, self.position = 0, 0
 
     def __len__(self) -> int:
         """Batches in a whole epoch, wherever the next pass starts."""
@@ -77,7 +77,7 @@ class ShardedBatches(Sampler[Share]):
         order = (
             epoch_order(self._num_samples, self._seed, self.epoch) if self._shuffle else np.arange(self._num_samples)
         )
-        for batch in range(self.start, len(self)):
+        for batch in range(self.position, len(self)):
             members = order[batch * self._global_batch : (batch + 1) * self._global_batch]
             start, end = share_bounds(len(members), self._rank, self._world_size)
             weight = self._world_size * (end - start) / len(members)
@@ -87,7 +87,7 @@ class ShardedBatches(Sampler[Share]):
         """Let the next pass start with batch `batch` of epoch `epoch`."""
         if not 0 <= batch <= len(self):
             raise ValueError(f"a position must lie within the {len(self)} batches of an epoch, got {batch}")
-        self.epoch, self.start = epoch, batch
+        self.epoch, self.position = epoch, batch
 
     def set_epoch(self, epoch: int) -> None:
         """Turn to the start of another epoch; a position within the same epoch stays. Lightning calls this."""
