@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
-from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
 
 from trainer.attempt import Launch
 from trainer.callbacks.checkpoint import CheckpointWriter, VerifiedCheckpointIO
@@ -19,6 +18,7 @@ from trainer.data import Data
 from trainer.data.loader import Loader, train_loader, val_loader
 from trainer.folders import AttemptFolders
 from trainer.module import TrainingModule
+from trainer.place import Place
 from trainer.reporter import Reporter
 from trainer.spec import JobSpec, TrainSpec
 from trainer.tracking import Spool
@@ -72,6 +72,7 @@ def fit(
     launch: Launch,
     folders: AttemptFolders,
     reporter: Reporter,
+    place: Place,
     steps: int,
 ) -> Fitted:
     """Train to the end. Entered by every rank.
@@ -96,7 +97,7 @@ def fit(
         checkpoints,
         StopOnRequest(agreement, checkpoints),
     ]
-    trainer = _trainer(spec, launch, callbacks, loaders)
+    trainer = _trainer(launch, callbacks, loaders, place)
     try:
         trainer.fit(module, loaders.train, loaders.val, ckpt_path=launch.resume_from)
     finally:
@@ -105,16 +106,16 @@ def fit(
     return Fitted(trainer.global_step, {**module.train_metrics, **module.val_metrics}, newest)
 
 
-def _trainer(spec: JobSpec, launch: Launch, callbacks: list[Callback], loaders: Loaders) -> Trainer:
-    train, res = spec.train, spec.resources
+def _trainer(launch: Launch, callbacks: list[Callback], loaders: Loaders, place: Place) -> Trainer:
+    train, res = launch.spec.train, launch.spec.resources
     return Trainer(
         accelerator="gpu" if res.gpus_per_worker else "cpu",
         devices=1 if not res.gpus_per_worker else "auto",
         # Buffers are kept equal by what they are computed from; sending rank 0's would hide a difference.
-        strategy=RayDDPStrategy(broadcast_buffers=False),
+        strategy=place.strategy(broadcast_buffers=False),
         plugins=[
-            RayLightningEnvironment(),
-            VerifiedCheckpointIO(world_size=res.workers, fence=launch.fence),
+            place.environment,
+            VerifiedCheckpointIO(world_size=place.world_size, fence=launch.fence),
         ],
         precision=train.precision,
         max_epochs=train.epochs if train.epochs is not None else -1,

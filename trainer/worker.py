@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import ray.train
 import torch
 import yaml
 
@@ -24,6 +23,7 @@ from trainer.fit import Loaders, fit, total_steps
 from trainer.folders import AttemptFolders
 from trainer.models import build_model
 from trainer.module import TrainingModule
+from trainer.place import Place, place_on_ray
 from trainer.plan import plan
 from trainer.reporter import Reporter, ReportingHandler
 from trainer.spec import JobSpec
@@ -40,44 +40,43 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
     """
     folders = AttemptFolders(Path(config["folder"]))
     launch = Launch.model_validate_json(folders.launch.read_bytes())
-    rank = ray.train.get_context().get_world_rank()
-    reporter = Reporter(launch, rank).start()
+    place = place_on_ray()
+    reporter = Reporter(launch, place.rank).start()
     handler = ReportingHandler(reporter)
     logging.getLogger().addHandler(handler)
     logging.getLogger().setLevel(logging.INFO)
     try:
-        result = run(launch, folders, reporter)
-        return result.model_dump(mode="json") if rank == 0 else None
+        result = run(launch, folders, reporter, place)
+        return result.model_dump(mode="json") if place.rank == 0 else None
     except BaseException as error:
-        failure = classify(error, rank)
-        reporter.log("ERROR", f"rank {rank} failed: {failure.message}\n{failure.traceback}")
-        write_atomic(folders.failure(rank), failure.model_dump_json().encode())
+        failure = classify(error, place.rank)
+        reporter.log("ERROR", f"rank {place.rank} failed: {failure.message}\n{failure.traceback}")
+        write_atomic(folders.failure(place.rank), failure.model_dump_json().encode())
         raise
     finally:
         logging.getLogger().removeHandler(handler)
         reporter.close()
 
 
-def run(launch: Launch, folders: AttemptFolders, reporter: Reporter) -> Result:
+def run(launch: Launch, folders: AttemptFolders, reporter: Reporter, place: Place) -> Result:
     """Build, train to the end or to a stop, finalize."""
-    spec, context = launch.spec, ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
+    spec = launch.spec
     torch.set_num_threads(spec.resources.cpus_per_worker)
     L.seed_everything(spec.seed, verbose=False)
     data = build_data(spec.data, spec.seed)
-    group = norm_group(spec.norm.group, context.get_local_world_size())
+    group = norm_group(spec.norm.group, place.workers_of_this_host)
     network, conversion = convert(build_model(spec.model, spec.norm, data.info), spec, group)
-    loaders = Loaders.build(data, spec, rank, world_size)
+    loaders = Loaders.build(data, spec, place.rank, place.world_size)
     steps = total_steps(spec.train, len(loaders.train))
     module = TrainingModule(network, data.info, spec, steps)
     # From here on each rank draws its own dropout masks; the weights above were drawn alike everywhere.
-    L.seed_everything(spec.seed + 1 + rank, verbose=False)
-    if rank == 0:
+    L.seed_everything(spec.seed + 1 + place.rank, verbose=False)
+    if place.rank == 0:
         describe(spec, conversion, folders)
-    sender = _sender(launch, folders) if rank == 0 else None
+    sender = _sender(launch, folders) if place.rank == 0 else None
     try:
         reporter.enter("training")
-        fitted = fit(module, loaders, launch, folders, reporter, steps)
+        fitted = fit(module, loaders, launch, folders, reporter, place, steps)
         reporter.enter("finalizing")
         return finalize(module, data, loaders, launch, folders, fitted)
     except StopRequested as stop:

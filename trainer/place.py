@@ -1,0 +1,36 @@
+"""Where a rank stands among the others, and how Lightning is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.fabric.plugins import ClusterEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+
+
+@dataclass(frozen=True)
+class Place:
+    """The process group is made before; `strategy` and `environment` only use it."""
+
+    rank: int
+    world_size: int
+    workers_of_this_host: int
+    strategy: Callable[..., DDPStrategy]
+    environment: ClusterEnvironment
+
+
+def place_on_ray() -> Place:
+    """This worker's place in its Ray Train worker group."""
+    import ray.train
+    from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
+
+    context: Any = ray.train.get_context()
+    return Place(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        workers_of_this_host=context.get_local_world_size(),
+        strategy=RayDDPStrategy,
+        environment=RayLightningEnvironment(),
+    )
