@@ -70,9 +70,19 @@ def summary(job: Json, console: Console) -> None:
         console.print(f"Model        {model['uri']}", highlight=False, soft_wrap=True)
         if model["registered"]:
             console.print(f"Registered   {model['registered']}", highlight=False)
-        console.print("Certificate")
-        for key, value in _flat(model["certificate"]):
-            console.print(f"  {key}: {value}", highlight=False, soft_wrap=True)
+        console.print(f"Certificate  {certificate_line(model['certificate'])}", highlight=False, soft_wrap=True)
+
+
+def certificate_line(certificate: Json) -> str:
+    """The certificate in one sentence; the whole of it is export/certificate.json in the run."""
+    if not certificate.get("checks"):
+        return "passed" if certificate.get("passed") else "not passed"
+    runtimes = dict.fromkeys(check["runtime"] for check in certificate["checks"])
+    return (
+        f"{'passed' if certificate['passed'] else 'NOT passed'}: {', '.join(runtimes)} answer as the trained model, "
+        f"max relative difference {certificate['max_relative_difference']:.1e} "
+        f"(allowed {certificate['tolerance']['max_relative_difference']:.0e})"
+    )
 
 
 def jobs_table(jobs: Iterable[Json]) -> Table:
@@ -91,14 +101,6 @@ def jobs_table(jobs: Iterable[Json]) -> Table:
             job["created_at"][:19],
         )
     return table
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            yield from _flat(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", item
 
 
 def _duration(seconds: float) -> str:

@@ -88,10 +88,12 @@ class Reporter:
             self._client.close()
 
     def enter(self, phase: Phase) -> None:
-        """A phase begins; told at once, as a heartbeat and as an event."""
+        """A phase begins; told at once with a heartbeat. Rank 0 and the driver also make an event of it."""
         with self._lock:
             self._phase, self._beat_due = phase, 0.0
-        self.event("phase", f"{phase.replace('_', ' ')}", phase=phase)
+        self._wake.set()
+        if self._rank <= 0:
+            self.event("phase", phase.replace("_", " "), phase=phase)
 
     def progress(
         self, *, epoch: int, epochs: int | None, step: int, steps: int | None, metrics: dict[str, float]
