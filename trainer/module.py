@@ -50,9 +50,6 @@ class TrainingModule(LightningModule):
         output = self(batch.x)
         self._scores["val"].update(output, batch.y, task_loss(self.info, output, batch.y))
 
-    def on_train_epoch_end(self) -> None:
-        self.train_metrics = self._finish("train")
-
     def on_validation_epoch_end(self) -> None:
         self.val_metrics = self._finish("val")
 
@@ -60,6 +57,12 @@ class TrainingModule(LightningModule):
         optimizer = build_optimizer(self.network, self.spec.optimizer)
         schedule = build_schedule(optimizer, self.spec.schedule, self._total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def finish_train_epoch(self) -> dict[str, float]:
+        """The train metrics of the epoch that ends. Entered by every rank, from a callback: Lightning calls the module's
+        own hook only after the callbacks, which want to report these."""
+        self.train_metrics = self._finish("train")
+        return self.train_metrics
 
     def counted(self) -> dict[str, Tensor]:
         """What this rank has counted of the epoch so far; a checkpoint in the middle of an epoch needs it."""

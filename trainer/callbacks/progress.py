@@ -15,8 +15,7 @@ from trainer.reporter import Reporter
 class ProgressReporter(Callback):
     """Tells the service where training is after every step, and MLflow what an epoch came to.
 
-    The train metrics of an epoch are on the module as `train_metrics` once its epoch has ended, the validation metrics
-    in `val_metrics`; both are the same on every rank.
+    It closes the books of an epoch, so it comes before the callback that writes checkpoints.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class ProgressReporter(Callback):
             tracking.LEARNING_RATE: trainer.optimizers[0].param_groups[0]["lr"],
         }
         assert isinstance(pl_module, TrainingModule)
-        self._metrics = {**rates, **pl_module.train_metrics, **pl_module.val_metrics}
+        self._metrics = {**rates, **pl_module.finish_train_epoch(), **pl_module.val_metrics}
         if trainer.is_global_zero:
             self._spool.append(self._metrics, trainer.global_step)
         self._tell(trainer, finished_epochs=trainer.current_epoch + 1)

@@ -1,0 +1,100 @@
+"""The service as users start it, `syncnorm serve`, with everything real: Ray, MLflow, the trainer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import pytest
+
+from service.client import Client
+
+T = TypeVar("T")
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def eventually(look: Callable[[], T | None], timeout_s: float) -> T:
+    """The first true answer of `look`; fails when it does not come in time."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if answer := look():
+            return answer
+        time.sleep(0.2)
+    pytest.fail(f"not within {timeout_s:g} s")
+
+
+class Serving:
+    """One `syncnorm serve` on a state folder of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._out = home / "out"
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("SYNCNORM_")}
+        environment |= {"SYNCNORM_HOME": str(home), "PYTHONPATH": str(ROOT)}
+        with self._out.open("ab") as out:
+            command = [sys.executable, "-m", "service.cli", "serve"]
+            self.process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+
+    def url(self) -> str | None:
+        address = self.home / "service.json"
+        return str(json.loads(address.read_text())["url"]) if address.exists() else None
+
+    def ready(self) -> Client | None:
+        assert self.process.poll() is None, self._out.read_text()
+        if (url := self.url()) is None:
+            return None
+        client = Client(url)
+        if client.is_ready():
+            return client
+        client.close()
+        return None
+
+    def interrupt(self) -> int:
+        """Ctrl-C, and its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        return self.process.wait(60)
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process that was started for this state folder, however it was started."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("SYNCNORM_HOME") == str(self.home) and process.status() != "zombie":
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+
+@pytest.fixture(scope="session")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    running = Serving(tmp_path_factory.mktemp("home"))
+    try:
+        yield running
+    finally:
+        running.interrupt()
+
+
+@pytest.fixture(scope="session")
+def client(serving: Serving) -> Iterator[Client]:
+    with eventually(serving.ready, 180) as found:
+        yield found
+
+
+def finished(client: Client, job_id: str, timeout_s: float = 280) -> dict[str, Any]:
+    """The job once it is in a terminal state."""
+
+    def look() -> dict[str, Any] | None:
+        job = client.job(job_id)
+        return job if job["state"] in ("succeeded", "failed", "cancelled") else None
+
+    return eventually(look, timeout_s)

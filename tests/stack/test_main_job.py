@@ -1,0 +1,177 @@
+"""The main job, as a newcomer runs it: in over REST, trained on two workers, out as a proven inference model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+import yaml
+from sklearn.datasets import load_digits
+
+from service.client import Client
+from tests.stack.conftest import eventually, finished
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
+
+EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "digits-sync-batch.yaml"
+
+
+@pytest.fixture(scope="module")
+def job(client: Client) -> dict[str, Any]:
+    return finished(client, client.submit(yaml.safe_load(EXAMPLE.read_text()))["id"])
+
+
+@pytest.fixture(scope="module")
+def mlflow_uri(job: dict[str, Any]) -> str:
+    return str(job["mlflow"]["url"]).split("/#/")[0]
+
+
+@pytest.fixture(scope="module")
+def rest(mlflow_uri: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=f"{mlflow_uri}/api/2.0/mlflow/", timeout=30) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def run(job: dict[str, Any], rest: httpx.Client) -> dict[str, Any]:
+    return dict(rest.get("runs/get", params={"run_id": job["mlflow"]["run_id"]}).json()["run"])
+
+
+def history(rest: httpx.Client, job: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    params = {"run_id": job["mlflow"]["run_id"], "metric_key": key}
+    return list(rest.get("metrics/get-history", params=params).json().get("metrics", []))
+
+
+def artifacts(rest: httpx.Client, job: dict[str, Any], path: str) -> list[str]:
+    found = rest.get("artifacts/list", params={"run_id": job["mlflow"]["run_id"], "path": path}).json()
+    return [file["path"] for file in found.get("files", [])]
+
+
+def test_job_succeeds_and_learns_the_digits(job: dict[str, Any]) -> None:
+    assert (job["state"], job["reason"]) == ("succeeded", None)
+    assert job["progress"]["metrics"]["val/accuracy"] >= 0.95
+    assert (job["progress"]["epoch"], job["progress"]["step"]) == (10, 230)
+
+
+def test_certificate_proves_every_runtime_on_held_out_samples(job: dict[str, Any]) -> None:
+    certificate = job["model"]["certificate"]
+
+    assert certificate["passed"]
+    assert certificate["max_relative_difference"] <= 1e-4
+    checked = {(check["runtime"], check["inputs"]) for check in certificate["checks"]}
+    assert {("torch.export", "held_out"), ("onnxruntime", "held_out"), ("mlflow.pyfunc", "held_out")} <= checked
+
+
+def test_both_workers_held_the_same_model(job: dict[str, Any]) -> None:
+    assert job["model"]["certificate"]["agreement"]["ranks"] == 2
+
+
+def test_every_norm_layer_was_folded_away(job: dict[str, Any]) -> None:
+    folded = job["model"]["certificate"]["folded"]
+
+    assert len(folded) == 13
+    assert all(entry["into"] for entry in folded)
+
+
+def test_run_is_finished_and_has_every_epoch(job: dict[str, Any], run: dict[str, Any], rest: httpx.Client) -> None:
+    assert run["info"]["status"] == "FINISHED"
+    for key in ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "throughput/samples_per_s"):
+        assert [point["step"] for point in history(rest, job, key)] == list(range(23, 231, 23)), key
+
+
+def test_run_has_the_statistics_of_every_norm_layer(job: dict[str, Any], rest: httpx.Client) -> None:
+    layers = [entry["path"] for entry in job["model"]["certificate"]["folded"]]
+
+    for layer in layers:
+        for what in ("running_mean_abs", "running_var_mean", "drift"):
+            assert len(history(rest, job, f"norm/{layer}/{what}")) == 10, (layer, what)
+    assert len(artifacts(rest, job, "norm/statistics")) == 10
+
+
+def test_run_has_the_artifacts_of_the_contract(job: dict[str, Any], rest: httpx.Client) -> None:
+    assert {"spec.yaml", "plan.json"} <= set(artifacts(rest, job, ""))
+    assert "norm/conversion.json" in artifacts(rest, job, "norm")
+    names = ("certificate.json", "weights.safetensors", "model.json", "model.onnx", "model.pt2")
+    assert {f"export/{name}" for name in names} <= set(artifacts(rest, job, "export"))
+
+
+def test_run_names_its_job(job: dict[str, Any], run: dict[str, Any]) -> None:
+    tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
+
+    assert tags["syncnorm.job_id"] == job["id"]
+    assert tags["syncnorm.norm"] == "sync_batch"
+    assert tags["syncnorm.world_size"] == "2"
+    assert {param["key"]: param["value"] for param in run["data"]["params"]}["norm.kind"] == "sync_batch"
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow's own imports warn
+def test_logged_model_recognizes_digits_with_a_signature(job: dict[str, Any], mlflow_uri: str) -> None:
+    import mlflow
+
+    mlflow.set_tracking_uri(mlflow_uri)
+    model = mlflow.pyfunc.load_model(job["model"]["uri"])
+    digits = load_digits()
+    x = ((digits.images[:, None] / 16 - 0.3053) / 0.3760).astype(np.float32)
+
+    answers = np.asarray(model.predict(x[:500])).argmax(axis=1)
+
+    assert model.metadata.signature.inputs.input_names() is not None
+    assert (answers == digits.target[:500]).mean() >= 0.95
+
+
+def test_logs_tell_the_story(job: dict[str, Any], client: Client) -> None:
+    phases = [event["data"].get("phase") for event in client.follow_events(job["id"])]
+
+    assert [phase for phase in phases if phase] == [
+        "preparing",
+        "starting_workers",
+        "training",
+        "finalizing",
+        "done",
+    ]
+
+
+def test_cancelled_job_leaves_a_checkpoint_and_a_killed_run(client: Client, rest: httpx.Client) -> None:
+    document = yaml.safe_load(EXAMPLE.read_text()) | {"name": "long", "train": {"epochs": 10_000}}
+    submitted = client.submit(document)
+    eventually(lambda: client.job(submitted["id"])["progress"]["step"] > 5, 200)
+
+    client.cancel(submitted["id"])
+    job = finished(client, submitted["id"])
+
+    assert (job["state"], job["reason"]) == ("cancelled", "cancelled_by_user")
+    stopped_at = client.attempts(job["id"])[0]["step"]
+    assert stopped_at >= 5
+    run = rest.get("runs/get", params={"run_id": job["mlflow"]["run_id"]}).json()["run"]
+    assert run["info"]["status"] == "KILLED"
+
+
+def test_model_that_raises_fails_as_the_users_error_with_its_traceback(client: Client, rest: httpx.Client) -> None:
+    document = yaml.safe_load(EXAMPLE.read_text()) | {"name": "broken", "norm": {"kind": "none"}}
+    document["model"] = {"class_path": "tests.stack.broken_model.Broken"}
+
+    job = finished(client, client.submit(document)["id"])
+
+    assert (job["state"], job["reason"]) == ("failed", "user_error")
+    assert "wavelets" in job["message"]
+    text = "\n".join(line["text"] for line in client.logs(job["id"]))
+    assert "Traceback" in text
+    assert "broken_model.py" in text
+    run = rest.get("runs/get", params={"run_id": job["mlflow"]["run_id"]}).json()["run"]
+    assert run["info"]["status"] == "FAILED"
+
+
+def test_nothing_of_torch_is_needed_to_read_the_weights(job: dict[str, Any], mlflow_uri: str, tmp_path: Path) -> None:
+    from safetensors.numpy import load
+
+    url = f"{mlflow_uri}/get-artifact"
+    params = {"path": "export/weights.safetensors", "run_uuid": job["mlflow"]["run_id"]}
+    tensors = load(httpx.get(url, params=params).content)
+
+    assert tensors["bn1.running_var"].shape == (16,)
+    assert torch.from_numpy(tensors["bn1.running_var"]).gt(0).all()
