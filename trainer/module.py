@@ -59,7 +59,7 @@ class TrainingModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def finish_train_epoch(self) -> dict[str, float]:
-        """The train metrics of the epoch that ends. Entered by every rank, from a callback: Lightning calls the module's
+        """The train metrics of the epoch that ends. Entered by every rank, by a callback: Lightning calls the module's
         own hook only after the callbacks, which want to report these."""
         self.train_metrics = self._finish("train")
         return self.train_metrics

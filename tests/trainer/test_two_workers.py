@@ -35,11 +35,21 @@ def spec(workers: int, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def train(rank: int, world_size: int, root: str, document: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, float]]:
+def train(
+    rank: int, world_size: int, root: str, document: dict[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Train as a worker does; this rank's tensors and the last metrics."""
     job = read_spec(document)
     launch = Launch(
-        job_id="j", attempt=1, fence="f", spec=job, service_url=None, token=None, mlflow_uri="", mlflow_run_id="", resume_from=None
+        job_id="j",
+        attempt=1,
+        fence="f",
+        spec=job,
+        service_url=None,
+        token=None,
+        mlflow_uri="",
+        mlflow_run_id="",
+        resume_from=None,
     )
     torch.manual_seed(job.seed)
     data = build_data(job.data, job.seed)
@@ -66,7 +76,9 @@ def test_two_workers_equal_one_with_the_large_batch(ranks: Pool, tmp_path: Path)
 
     # fp64: 12 steps of momentum SGD amplify rounding of 1e-16 by some orders, nothing more.
     for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-9, atol=1e-9, msg=lambda text, at=name: f"{at}: {text}")
+        torch.testing.assert_close(
+            two[name], one[name], rtol=1e-9, atol=1e-9, msg=lambda text, at=name: f"{at}: {text}"
+        )
     assert metrics["train/loss"] == pytest.approx(metrics_of_one["train/loss"], rel=1e-6)  # summed in fp32
     assert metrics["val/accuracy"] == metrics_of_one["val/accuracy"]
 
