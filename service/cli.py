@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -145,6 +146,23 @@ def plan(file: Annotated[Path, typer.Argument()], settings: Settings) -> None:
     """Show what a job file comes to, without submitting it."""
     with _client() as client:
         _print(client.plan(_load(file, settings)), True, "")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check a running deployment: database, MLflow, Ray, storage, workers. Exit code 1 if something is wrong."""
+    from service.doctor import examine
+    from service.settings import Settings as ServiceSettings
+
+    failed = False
+    try:
+        for check in examine(ServiceSettings.from_environment()):
+            failed = failed or check.problem is not None
+            text = f"{'wrong' if check.problem else 'fine ':5}  {check.name}: {check.problem or check.detail}"
+            print(json.dumps(asdict(check)) if as_json else text, flush=True)
+    except ValueError as error:
+        _fail(str(error), WRONG_USE)
+    raise typer.Exit(JOB_FAILED if failed else 0)
 
 
 @app.command()

@@ -108,7 +108,7 @@ def _context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, stack
         tracker=tracker,
         hub=hub,
         wake=threading.Event(),
-        mlflow_uri=mlflow_uri,
+        mlflow_uri=settings.mlflow_public_url or mlflow_uri,
         local_paths=local,
     )
 

@@ -23,6 +23,8 @@ class Settings:
     ray_address: str | None = None
     """URL of the Ray dashboard, e.g. http://ray-head:8265."""
     mlflow_uri: str | None = None
+    mlflow_public_url: str | None = None
+    """For links: where a browser reaches MLflow; None: mlflow_uri."""
     storage: str | None = None
     """Folder or fsspec URL for launch files, checkpoints and results; every worker must reach it."""
     worker_url: str | None = None
@@ -48,6 +50,7 @@ class Settings:
             database_url=environ.get("SYNCNORM_DATABASE_URL") or None,
             ray_address=environ.get("SYNCNORM_RAY_ADDRESS") or None,
             mlflow_uri=environ.get("SYNCNORM_MLFLOW_URI") or None,
+            mlflow_public_url=environ.get("SYNCNORM_MLFLOW_PUBLIC_URL") or None,
             storage=environ.get("SYNCNORM_STORAGE") or None,
             worker_url=environ.get("SYNCNORM_WORKER_URL") or None,
             auth=_flag(environ, "SYNCNORM_AUTH", default=not loopback),

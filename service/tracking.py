@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Tracker(Protocol):
 class MlflowTracker:
     def __init__(self, uri: str, timeout_s: float = 10) -> None:
         self.uri = uri.rstrip("/")
-        self._http = httpx.Client(base_url=self.uri, timeout=timeout_s, trust_env=False)
+        self._http = httpx.Client(base_url=self.uri, auth=mlflow_account(), timeout=timeout_s, trust_env=False)
 
     def run_for(self, job: Job) -> Run:
         experiment_id = job.experiment_id or self._experiment(job.project)
@@ -114,6 +115,12 @@ class MlflowTracker:
             return self._http.request(method, url, json=body)
         except httpx.HTTPError as error:
             raise TrackingUnreachableError(f"MLflow can't be reached at {self.uri}: {error}") from error
+
+
+def mlflow_account() -> tuple[str, str] | None:
+    """User and password from the variables of MLflow's own client; None where the server asks for none."""
+    user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
+    return (user, password) if user and password else None
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ SPEC_SIDE = {
     "trainer.failure",
     "trainer.catalog",
     "trainer.attempt",
+    "trainer.host_report",
 }
 
 ALLOWED: dict[str, set[str]] = {
