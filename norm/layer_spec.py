@@ -19,7 +19,8 @@ class LayerSpec:
     """The arguments of one layer.
 
     eps: None takes the default of the kind. momentum: weight of the new batch; None is the cumulative average,
-    "default" that of the kind. process_group: who shares statistics; None is the default group.
+    "default" that of the kind. process_group: who shares statistics; None is the default group. activation: whether a
+    kind that is an activation too, is one here.
     """
 
     num_features: int
@@ -29,6 +30,7 @@ class LayerSpec:
     affine: bool = True
     track_running_stats: bool = True
     process_group: ProcessGroup | None = None
+    activation: bool = True
     device: torch.device | None = None
     dtype: torch.dtype | None = None
     options: Mapping[str, Value] = field(default_factory=dict)

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.distributed import ProcessGroup
 
+from norm.batch_renorm import BatchRenorm, RenormSchedule, SyncBatchRenorm
+from norm.box_cox import BoxCox
+from norm.evo import EvoNormS0
+from norm.filter_response import FilterResponseNorm
+from norm.frozen import FrozenBatchNorm
+from norm.ghost import GhostBatchNorm
 from norm.group import InstanceNorm, channel_groups
 from norm.layer_spec import LayerSpec, Momentum
+from norm.noisy import NoisyBatchNorm
 from norm.sync_batch_norm import SyncBatchNorm
 from norm.traits import KINDS, Value
 
@@ -105,6 +113,64 @@ def _sync_batch(spec: LayerSpec) -> nn.Module:
     )
 
 
+def _frozen_batch(spec: LayerSpec) -> nn.Module:
+    return FrozenBatchNorm(
+        spec.num_features, eps=spec.eps_or(1e-5), affine=spec.affine, device=spec.device, dtype=spec.dtype
+    )
+
+
+def _batch_renorm(spec: LayerSpec) -> nn.Module:
+    return BatchRenorm(
+        spec.num_features,
+        eps=spec.eps_or(1e-5),
+        momentum=spec.momentum_or(0.01),
+        affine=spec.affine,
+        schedule=_schedule(spec),
+        device=spec.device,
+        dtype=spec.dtype,
+    )
+
+
+def _sync_batch_renorm(spec: LayerSpec) -> nn.Module:
+    return SyncBatchRenorm(
+        spec.num_features,
+        eps=spec.eps_or(1e-5),
+        momentum=spec.momentum_or(0.01),
+        affine=spec.affine,
+        process_group=spec.process_group,
+        schedule=_schedule(spec),
+        device=spec.device,
+        dtype=spec.dtype,
+    )
+
+
+def _schedule(spec: LayerSpec) -> RenormSchedule:
+    return RenormSchedule(**cast(dict[str, Any], spec.options))
+
+
+def _ghost_batch(spec: LayerSpec) -> nn.Module:
+    return GhostBatchNorm(
+        spec.num_features,
+        eps=spec.eps_or(1e-5),
+        momentum=spec.momentum_or(0.1),
+        affine=spec.affine,
+        ghost_size=cast(int, spec.options["ghost_size"]),
+        device=spec.device,
+        dtype=spec.dtype,
+    )
+
+
+def _noisy_batch(spec: LayerSpec) -> nn.Module:
+    return NoisyBatchNorm(
+        spec.num_features,
+        eps=spec.eps_or(1e-5),
+        momentum=spec.momentum_or(0.1),
+        affine=spec.affine,
+        device=spec.device,
+        dtype=spec.dtype,
+    )
+
+
 def _group(spec: LayerSpec) -> nn.Module:
     return _group_norm(_groups(spec), spec)
 
@@ -131,16 +197,53 @@ def _group_norm(num_groups: int, spec: LayerSpec) -> nn.GroupNorm:
 
 
 def _groups(spec: LayerSpec) -> int:
-    num_groups = spec.options["num_groups"]
-    assert isinstance(num_groups, int | str)
-    return channel_groups(spec.num_features, num_groups)
+    return channel_groups(spec.num_features, cast(int | str, spec.options["num_groups"]))
+
+
+def _filter_response(spec: LayerSpec) -> nn.Module:
+    return FilterResponseNorm(
+        spec.num_features,
+        eps=spec.eps_or(1e-6),
+        affine=spec.affine,
+        activation=spec.activation,
+        device=spec.device,
+        dtype=spec.dtype,
+    )
+
+
+def _evo_s0(spec: LayerSpec) -> nn.Module:
+    return EvoNormS0(
+        spec.num_features,
+        eps=spec.eps_or(1e-5),
+        affine=spec.affine,
+        num_groups=_groups(spec),
+        activation=spec.activation,
+        device=spec.device,
+        dtype=spec.dtype,
+    )
+
+
+def _box_cox(spec: LayerSpec) -> nn.Module:
+    return BoxCox(cast(float, spec.options["lambda_init"]), device=spec.device, dtype=spec.dtype)
 
 
 _BUILDERS: Mapping[str, Callable[[LayerSpec], nn.Module]] = {
     "none": lambda _: nn.Identity(),
     "batch": _batch,
     "sync_batch": _sync_batch,
+    "frozen_batch": _frozen_batch,
+    "batch_renorm": _batch_renorm,
+    "sync_batch_renorm": _sync_batch_renorm,
+    "ghost_batch": _ghost_batch,
+    "noisy_batch": _noisy_batch,
     "group": _group,
     "layer": _layer,
     "instance": _instance,
+    "weight": lambda _: nn.Identity(),
+    "weight_standardization": _group,
+    "filter_response": _filter_response,
+    "evo_s0": _evo_s0,
+    "selu": lambda _: nn.Identity(),
+    "fixup": lambda _: nn.Identity(),
+    "box_cox": _box_cox,
 }

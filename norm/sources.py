@@ -11,8 +11,14 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from norm.batch_renorm import BatchRenorm, SyncBatchRenorm
+from norm.evo import EvoNormS0
+from norm.filter_response import FilterResponseNorm
+from norm.frozen import FrozenBatchNorm
+from norm.ghost import GhostBatchNorm
 from norm.group import InstanceNorm
 from norm.layer_spec import LayerSpec, Momentum
+from norm.noisy import NoisyBatchNorm
 from norm.sync_batch_norm import SyncBatchNorm
 
 M = TypeVar("M", bound=nn.Module)
@@ -94,6 +100,10 @@ def _torch_instance(dims: int) -> Callable[[Any], Source]:
     return lambda layer: Source("instance", layer.num_features, dims, layer.eps, layer.affine)
 
 
+def _without_batch(kind: str) -> Callable[[Any], Source]:
+    return lambda layer: Source(kind, layer.num_features, None, layer.eps, layer.affine)
+
+
 def _group(layer: nn.GroupNorm) -> Source:
     kind = "layer" if layer.num_groups == 1 else "group"
     return Source(kind, layer.num_channels, None, layer.eps, layer.affine)
@@ -108,5 +118,18 @@ for _dims, _batch_norm, _instance_norm in (
     register_source(_instance_norm, _torch_instance(_dims))
 for _sync in (nn.SyncBatchNorm, SyncBatchNorm):
     register_source(_sync, _batch("sync_batch", None))
+for _kind, _layer_class in {
+    "batch_renorm": BatchRenorm,
+    "sync_batch_renorm": SyncBatchRenorm,
+    "ghost_batch": GhostBatchNorm,
+    "noisy_batch": NoisyBatchNorm,
+}.items():
+    register_source(_layer_class, _batch(_kind, None))
+for _kind, _layer_class in {
+    "frozen_batch": FrozenBatchNorm,
+    "instance": InstanceNorm,
+    "filter_response": FilterResponseNorm,
+    "evo_s0": EvoNormS0,
+}.items():
+    register_source(_layer_class, _without_batch(_kind))
 register_source(nn.GroupNorm, _group)
-register_source(InstanceNorm, lambda layer: Source("instance", layer.num_features, None, layer.eps, layer.affine))

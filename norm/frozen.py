@@ -1,0 +1,45 @@
+"""Batch normalization that no longer learns."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch normalization with fixed statistics and affine: a fixed scale and shift per channel.
+
+    y = (x - running_mean) / sqrt(running_var + eps) * weight + bias. Train and eval are the same; nothing is learned or
+    updated, the gradient goes through x alone. Convert from trained layers, or load a state_dict: as built it does
+    nothing but divide by sqrt(1 + eps).
+
+    Shape: (N, C, *) -> (N, C, *). state_dict: the keys of nn.BatchNorm2d, all of them buffers.
+    See: He et al. 2017 (Mask R-CNN), arXiv:1703.06870, which fine-tunes with batch normalization frozen.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_features, self.eps, self.affine = num_features, eps, affine
+        ones = torch.ones(num_features, device=device, dtype=dtype)
+        self.weight: Tensor | None
+        self.bias: Tensor | None
+        self.register_buffer("weight", ones.clone() if affine else None)
+        self.register_buffer("bias", torch.zeros_like(ones) if affine else None)
+        self.register_buffer("running_mean", torch.zeros_like(ones))
+        self.register_buffer("running_var", ones)
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = self.get_buffer("running_mean"), self.get_buffer("running_var")
+        return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, affine={self.affine}"
