@@ -12,6 +12,7 @@ from norm.traits import KINDS, Kind
 
 if TYPE_CHECKING:
     from norm.conversion import Override, Replacement, convert, revert
+    from norm.fixup import ResidualBranch, register_residual_block
     from norm.folding import Folded, fold
     from norm.moments import Moments, synced_moments
     from norm.population import LayerPopulation, PopulationStatistics, recompute_population_statistics
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from norm.snapshots import NormSnapshot, observe, snapshot
     from norm.sources import Source, register_source
     from norm.sync_batch_norm import SyncBatchNorm
+    from norm.weight import initialize_weight_norm
 
 # Public name -> the module it is loaded from.
 _LAZY = {
@@ -29,13 +31,16 @@ _LAZY = {
     "Override": "norm.conversion",
     "PopulationStatistics": "norm.population",
     "Replacement": "norm.conversion",
+    "ResidualBranch": "norm.fixup",
     "Source": "norm.sources",
     "SyncBatchNorm": "norm.sync_batch_norm",
     "build": "norm.registry",
     "convert": "norm.conversion",
     "fold": "norm.folding",
     "observe": "norm.snapshots",
+    "initialize_weight_norm": "norm.weight",
     "recompute_population_statistics": "norm.population",
+    "register_residual_block": "norm.fixup",
     "register_source": "norm.sources",
     "revert": "norm.conversion",
     "snapshot": "norm.snapshots",
@@ -52,14 +57,17 @@ __all__ = [
     "Override",
     "PopulationStatistics",
     "Replacement",
+    "ResidualBranch",
     "Source",
     "SyncBatchNorm",
     "build",
     "convert",
     "fold",
+    "initialize_weight_norm",
     "kinds",
     "observe",
     "recompute_population_statistics",
+    "register_residual_block",
     "register_source",
     "revert",
     "snapshot",

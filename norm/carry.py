@@ -1,24 +1,15 @@
-"""Take along from one layer to its successor what means the same there: tensors, hooks, device, dtype."""
+"""Take along from one layer to its successor what means the same there: tensors, device, dtype."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from norm.weight import WeightStandardization, is_weight_normalized
+
 _AFFINE = ("weight", "bias")
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
-
-# How torch names the hooks of a module. The dictionaries themselves go along: a handle removes its hook from there.
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_is_full_backward_hook",
-)
 
 
 def carry_tensors(source: nn.Module, target: nn.Module) -> None:
@@ -36,11 +27,26 @@ def carry_tensors(source: nn.Module, target: nn.Module) -> None:
             _share(tensor, target, name)
 
 
-def carry_hooks(source: nn.Module, target: nn.Module) -> None:
-    """Give `target` the hooks of `source`; handles to them stay valid."""
-    for name in _HOOKS:
-        if name in source.__dict__:
-            object.__setattr__(target, name, source.__dict__[name])
+def carry_back(converted: nn.Module, original: nn.Module, device_of: Tensor | None) -> None:
+    """Give `original` what `converted` learned in its place, where it means the same there.
+
+    Normalization layers: as in `carry_tensors`. Reparametrized weights: the weight they stand for (weight
+    normalization) or standardize. Weights that were initialised anew are not: the original ones come back.
+    """
+    layer = converted[0] if isinstance(converted, nn.Sequential) else converted
+    place_like(original, layer, device_of)
+    if is_weight_normalized(layer):
+        assert isinstance(layer.weight, Tensor)
+        _copy_if_changed(layer.weight, original.weight)
+    elif parametrize.is_parametrized(layer, "weight") and _standardization(layer):
+        _copy_if_changed(layer.parametrizations.weight.original, original.weight)  # type: ignore[union-attr]
+    elif not isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)):
+        carry_tensors(layer, original)
+        return
+    else:
+        return
+    if original.bias is not None:
+        _copy_if_changed(layer.bias, original.bias)
 
 
 def place_like(module: nn.Module, example: nn.Module, fallback: Tensor | None) -> None:
@@ -62,3 +68,17 @@ def _share(tensor: Tensor, target: nn.Module, name: str) -> None:
     buffer = target._buffers.get(name)
     if buffer is not None and buffer.shape == tensor.shape:
         target._buffers[name] = tensor.detach()
+
+
+def _standardization(layer: nn.Module) -> bool:
+    return any(isinstance(module, WeightStandardization) for module in layer.modules())
+
+
+@torch.no_grad()
+def _copy_if_changed(now: object, before: object) -> None:
+    """Copy unless the two agree up to the rounding of a reparametrization: what was not trained stays bit for bit."""
+    assert isinstance(now, Tensor)
+    assert isinstance(before, Tensor)
+    rounding = 8 * torch.finfo(before.dtype).eps
+    if not torch.allclose(now, before, rtol=rounding, atol=rounding * float(before.abs().max())):
+        before.copy_(now)

@@ -7,17 +7,26 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-import torch
 from torch import nn
 from torch.distributed import ProcessGroup
+from torch.nn.utils.parametrize import type_before_parametrizations
 
-from norm.carry import carry_hooks, carry_tensors, place_like
-from norm.paths import modules_with_paths, put
+from norm.activations import activation_beside, has_activation_beside, is_activation
+from norm.carry import carry_tensors, place_like
+from norm.fixup import ScalarBias, fixup_steps, residual_branch
+from norm.flow import Flow, trace
+from norm.paths import modules_with_paths
 from norm.registry import build_layer, read_options
+from norm.self_normalizing import self_normalizing_steps
 from norm.sources import Source, read_source
-from norm.traits import Value
+from norm.steps import Step, apply, redo, undo
+from norm.traits import KINDS, Value
+from norm.weight import CONVOLUTIONS, can_normalize_weight, out_channels, weight_normalized, weight_standardized
 
 Keep = Literal["keep"]
+
+# Kinds that are the activation too.
+_ACTIVATING = ("evo_s0", "filter_response")
 
 
 @dataclass(frozen=True)
@@ -43,23 +52,6 @@ class Replacement:
         return {"path": self.path, "from": self.before, "to": self.after} | ({"note": self.note} if self.note else {})
 
 
-@dataclass(frozen=True)
-class Original:
-    """What stood in a module's place before the first conversion. Not a submodule: no state_dict shows it."""
-
-    module: nn.Module
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One planned exchange."""
-
-    paths: tuple[str, ...]
-    old: nn.Module
-    new: nn.Module
-    note: str = ""
-
-
 def convert(
     model: nn.Module,
     kind: str,
@@ -73,44 +65,40 @@ def convert(
 ) -> tuple[nn.Module, list[Replacement]]:
     """Exchange every channel normalization of `model` for `kind`, in place; what was exchanged, by module path.
 
-    A module used in several places stays one module. Hooks, parametrizations, train/eval mode, dtype and device
-    survive. Parameters stay the same objects, so that an optimizer made before keeps them. Statistics, weight and bias
-    go along where they mean the same; norm/README.md has the table. nn.LayerNorm normalizes the last dimensions, no
-    channels, and stays.
+    A model converted before is reverted first, so that conversions do not pile up. A module used in several places
+    stays one module. Forward and backward hooks, parametrizations, train/eval mode, dtype and device survive. Weight,
+    bias and statistics go along where they mean the same, as the same parameters; norm/README.md has the table.
+    nn.LayerNorm normalizes the last dimensions, no channels, and stays.
+
+    Kinds of scope `weights` and `network` remove the layers and change others, see `weight_normalized`,
+    `weight_standardized`, `self_normalizing_steps` and `fixup_steps`. evo_s0 and filter_response are the activation
+    too: the one beside the layer goes, unless something else uses it; where there is none they are built without.
 
     group: the workers that share statistics, for kinds that synchronize; None: all of them.
     eps, momentum, affine: "keep" takes them from each layer; momentum=None is the cumulative average.
     overrides: other kinds by glob over module paths, as `Override` or as mappings with the same fields.
     options: those of `kind`, see `norm.kinds()[kind].options`.
     Returns: the model (another object only if `model` itself is a normalization layer) and the replacements.
-    Raises: ValueError for a layer that can't be converted; the model is then as it was.
+    Raises: ValueError for a layer or a model that can't be converted; the model is then as it was.
     """
-    rules = [*(_read_override(item) for item in overrides), Override("*", kind, options)]
-    for rule in rules:
-        read_options(rule.kind, rule.options)
-    changes = _Changes(eps, momentum, affine, group)
-    steps = list(_plan(model, rules, changes))
-    for step in steps:
-        for path in step.paths:
-            model = put(model, path, step.new)
-    return model, [_report(step) for step in steps]
+    rules = _read_rules(kind, options, overrides)
+    model, undone = undo(model)
+    try:
+        steps = list(_Plan(model, rules, _Changes(eps, momentum, affine, group)).steps())
+    except ValueError:
+        redo(model, undone)
+        raise
+    return apply(model, steps), [_report(step) for step in steps]
 
 
 def revert(model: nn.Module) -> nn.Module:
     """Undo every `convert` of `model`, in place: the original modules, of their original classes, in their places.
 
-    Weight, bias and statistics come back where they mean the same, else as they were before the conversion.
-    Without training in between the outputs are bit-identical to those before `convert`.
+    Weight, bias and statistics come back where they mean the same, else as they were before the conversion; so do
+    weights that a conversion initialised anew. Without training in between the outputs are bit-identical to those
+    before `convert`.
     """
-    device_of = next(model.parameters(), None)
-    for module, paths in modules_with_paths(model):
-        if (original := _original(module)) is not None:
-            original.train(module.training)
-            place_like(original, module, device_of)
-            carry_tensors(_layer(module), original)
-            for path in paths:
-                model = put(model, path, original)
-    return model
+    return undo(model)[0]
 
 
 @dataclass(frozen=True)
@@ -123,66 +111,134 @@ class _Changes:
     group: ProcessGroup | None
 
 
-def _plan(model: nn.Module, rules: Sequence[Override], changes: _Changes) -> Iterator[_Step]:
-    device_of = next(model.parameters(), None)
-    dims_of_model = _convolution_dims(model)
-    parts: set[nn.Module] = set()  # of layers converted before, with something behind the normalization
-    for module, paths in modules_with_paths(model):
-        original = _original(module) or module
-        if module in parts or (source := _source(module, original, paths[0])) is None:
-            continue
-        parts.update(module.modules())
-        rule = next(rule for rule in rules if any(fnmatchcase(path, rule.match) for path in paths))
-        if source.dims is None:
-            source = replace(source, dims=dims_of_model)
+class _Plan:
+    """The exchanges that convert a model by the first matching rule of each path. Changes nothing."""
+
+    def __init__(self, model: nn.Module, rules: Sequence[Override], changes: _Changes) -> None:
+        self.model = model
+        self.rules = rules
+        self.changes = changes
+        self.kind = rules[-1].kind
+        self.modules = modules_with_paths(model)
+        self.dims = _convolution_dims(model)
+        self.device_of = next(model.parameters(), None)
+        uses_flow = {rule.kind for rule in rules} & {*_ACTIVATING, "weight_standardization", "selu"}
+        self.flow = trace(model) if uses_flow else Flow()
+        self.gone: set[nn.Module] = set()
+
+    def steps(self) -> Iterator[Step]:
+        has_affine = self.changes.affine is not False
+        in_branches = self._modules_of_branches() if self.kind == "fixup" else set()
+        for module, paths in self.modules:
+            rule = self._rule(paths)
+            if (source := read_source(module, paths[0])) is not None:
+                yield from self._exchange_norm(module, paths, source, rule, is_bare=module in in_branches)
+            elif rule.kind == "weight" and can_normalize_weight(module):
+                yield Step(paths, module, weight_normalized(module, with_bias=has_affine), "weight normalized")
+        if self.kind == "selu":
+            yield from self_normalizing_steps(self.model, self.flow, with_bias=has_affine)
+        if self.kind == "fixup":
+            yield from fixup_steps(self.model, with_scalars=has_affine)
+
+    def _exchange_norm(
+        self, module: nn.Module, paths: tuple[str, ...], source: Source, rule: Override, *, is_bare: bool
+    ) -> Iterator[Step]:
+        activation, note = None, ""
+        if rule.kind in _ACTIVATING:
+            activation, note = self._activation(module)
         try:
-            new = _exchange(_layer(module), source, rule, changes, device_of)
+            has_activation = activation is not None or bool(note)
+            new = self._built(module, source, rule, has_activation=has_activation)
         except ValueError as error:
             raise ValueError(f"{paths[0] or 'The model'} can't become {rule.kind}: {error}") from error
-        carry_hooks(module, new)
-        object.__setattr__(new, "_norm_original", Original(original))
-        yield _Step(paths, module, new)
+        if rule.kind == "fixup" and not is_bare and self.changes.affine is not False:
+            new = ScalarBias()
+            place_like(new, module, self.device_of)
+        yield Step(paths, module, new, note)
+        if activation is not None:
+            self.gone.add(activation)
+            yield Step(self._paths(activation), activation, nn.Identity(), f"{rule.kind} is the activation")
+        if rule.kind == "weight_standardization":
+            yield from self._standardized(module, paths[0], source)
+
+    def _built(self, module: nn.Module, source: Source, rule: Override, *, has_activation: bool) -> nn.Module:
+        dims = source.dims or self.dims
+        if dims is None and rule.kind == "batch":
+            raise ValueError("the model does not tell the number of its spatial dimensions. Use sync_batch instead.")
+        changes = {name: getattr(self.changes, name) for name in ("eps", "momentum", "affine")}
+        spec = replace(
+            source.as_spec(),
+            dims=dims or 2,
+            options=rule.options,
+            process_group=self.changes.group,
+            activation=has_activation,
+            **{name: value for name, value in changes.items() if value != "keep"},
+        )
+        new = build_layer(rule.kind, spec)
+        place_like(new, module, self.device_of)
+        carry_tensors(module, new)
+        return nn.Sequential(new, *source.tail) if source.tail else new
+
+    def _activation(self, layer: nn.Module) -> tuple[nn.Module | None, str]:
+        """The activation that the new layer replaces, or why it stays beside it; neither where there is none."""
+        beside = activation_beside(self.flow, layer)
+        if beside is not None and beside not in self.gone:
+            return beside, ""
+        if layer not in self.flow.calls:
+            return None, "what follows could not be traced; an activation behind it stays"
+        if has_activation_beside(self.flow, layer):
+            return None, "the activation beside it is used elsewhere too, or is no module, and stays"
+        return None, ""
+
+    def _standardized(self, layer: nn.Module, path: str, source: Source) -> Iterator[Step]:
+        conv = self._convolution_before(layer, path, source.num_features)
+        if conv is None or conv in self.gone or conv.get_parameter("weight")[0].numel() == 1:
+            return
+        self.gone.add(conv)
+        yield Step(self._paths(conv), conv, weight_standardized(conv), "weight standardized")
+
+    def _convolution_before(self, layer: nn.Module, path: str, num_features: int) -> nn.Module | None:
+        """The convolution the layer reads, else the last one registered before it in the same parent."""
+        found = self.flow.before(layer, lambda module: type(module) is nn.Identity or is_activation(module))
+        if isinstance(found, CONVOLUTIONS):
+            return found
+        parent = self.model.get_submodule(path.rpartition(".")[0])
+        children = list(parent.children())
+        earlier = children[: children.index(layer)] if layer in children else []
+        convs = [child for child in earlier if isinstance(child, CONVOLUTIONS) and out_channels(child) == num_features]
+        return convs[-1] if convs else None
+
+    def _modules_of_branches(self) -> set[nn.Module]:
+        blocks = (module for module, _ in self.modules if residual_branch(module) is not None)
+        return {part for block in blocks for part in block.modules()}
+
+    def _paths(self, module: nn.Module) -> tuple[str, ...]:
+        return next(paths for found, paths in self.modules if found is module)
+
+    def _rule(self, paths: tuple[str, ...]) -> Override:
+        return next(rule for rule in self.rules if any(fnmatchcase(path, rule.match) for path in paths))
 
 
-def _exchange(
-    layer: nn.Module, source: Source, rule: Override, changes: _Changes, device_of: torch.Tensor | None
-) -> nn.Module:
-    if source.dims is None and rule.kind == "batch":
-        raise ValueError("the model does not tell the number of its spatial dimensions. Use sync_batch instead.")
-    spec = replace(source.as_spec(), options=rule.options, process_group=changes.group)
-    if changes.eps != "keep":
-        spec = replace(spec, eps=changes.eps)
-    if changes.momentum != "keep":
-        spec = replace(spec, momentum=changes.momentum)
-    if changes.affine != "keep":
-        spec = replace(spec, affine=changes.affine)
-    new = build_layer(rule.kind, spec)
-    place_like(new, layer, device_of)
-    carry_tensors(layer, new)
-    if source.tail:
-        new = nn.Sequential(new, *source.tail)
-    return new.train(layer.training)
+def _read_rules(
+    kind: str, options: Mapping[str, Value], overrides: Sequence[Override | Mapping[str, Any]]
+) -> list[Override]:
+    rules = [*(_read_override(item) for item in overrides), Override("*", kind, options)]
+    for rule in rules:
+        read_options(rule.kind, rule.options)
+    if overrides and (networks := [rule.kind for rule in rules if KINDS[rule.kind].scope == "network"]):
+        raise ValueError(
+            f"{networks[0]} converts a network as a whole, so it can't be mixed with others by overrides. Leave the "
+            "overrides out, or use a kind of scope layer."
+        )
+    return rules
 
 
-def _source(module: nn.Module, original: nn.Module, path: str) -> Source | None:
-    """What `module` is now; what it was at first where that can't be seen any more, as in an Identity."""
-    first = read_source(original, path)
-    now = read_source(_layer(module), path) or first
-    if first is None or now is None:
-        return now
-    return replace(now, dims=first.dims, tail=first.tail)
-
-
-def _original(module: nn.Module) -> nn.Module | None:
-    record = module.__dict__.get("_norm_original")
-    return record.module if isinstance(record, Original) else None
-
-
-def _layer(module: nn.Module) -> nn.Module:
-    """The normalization itself: a converted layer may have others behind it."""
-    if _original(module) is not None and isinstance(module, nn.Sequential):
-        return module[0]
-    return module
+def _read_override(item: Override | Mapping[str, Any]) -> Override:
+    if isinstance(item, Override):
+        return item
+    if not {"match", "kind"} <= item.keys() <= {"match", "kind", "options"}:
+        raise ValueError(f"An override must have match, kind and, if it likes, options; got {sorted(item)}.")
+    return Override(**item)
 
 
 def _convolution_dims(model: nn.Module) -> int | None:
@@ -192,17 +248,6 @@ def _convolution_dims(model: nn.Module) -> int | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _report(step: _Step) -> Replacement:
-    return Replacement(step.paths[0], _name(step.old), _name(step.new), step.paths[1:], step.note)
-
-
-def _name(module: nn.Module) -> str:
-    return nn.utils.parametrize.type_before_parametrizations(module).__name__
-
-
-def _read_override(item: Override | Mapping[str, Any]) -> Override:
-    if isinstance(item, Override):
-        return item
-    if not {"match", "kind"} <= item.keys() <= {"match", "kind", "options"}:
-        raise ValueError(f"An override must have match, kind and, if it likes, options; got {sorted(item)}.")
-    return Override(**item)
+def _report(step: Step) -> Replacement:
+    before, after = (type_before_parametrizations(module).__name__ for module in (step.old, step.new))
+    return Replacement(step.paths[0], before, after, step.paths[1:], step.note)

@@ -33,6 +33,7 @@ class Flow:
 
     calls: dict[nn.Module, list[fx.Node]] = field(default_factory=dict)
     modules: dict[fx.Node, nn.Module] = field(default_factory=dict)
+    graphs: list[fx.Graph] = field(default_factory=list)
     untraced: dict[str, str] = field(default_factory=dict)
 
     def before(self, module: nn.Module, passes: Callable[[nn.Module], bool] = _is_identity) -> nn.Module | None:
@@ -64,6 +65,11 @@ class Flow:
         """Every node that reads an output of `module`, over all its calls."""
         return [user for node in self.calls.get(module, []) for user in node.users]
 
+    def nodes(self) -> Iterator[fx.Node]:
+        """Every node of every part that could be traced."""
+        for graph in self.graphs:
+            yield from graph.nodes
+
     def _only_call(self, module: nn.Module) -> fx.Node | None:
         nodes = self.calls.get(module, [])
         return nodes[0] if len(nodes) == 1 else None
@@ -77,6 +83,7 @@ def trace(model: nn.Module) -> Flow:
     """
     flow = Flow()
     for prefix, graph in _regions(model, "", flow.untraced):
+        flow.graphs.append(graph)
         for node in graph.nodes:
             if node.op == "call_module":
                 module = model.get_submodule(".".join(part for part in (prefix, str(node.target)) if part))

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils import parametrize
 
+from norm.absorption import (
+    ChannelAffine,
+    absorb_behind,
+    absorb_in_front,
+    in_channels,
+    takes_behind,
+    takes_in_front,
+)
+from norm.fixup import FixupLayer, ScalarBias
 from norm.flow import Flow, trace
-from norm.paths import put
+from norm.hooks import has_forward_hooks
+from norm.paths import modules_with_paths, put
 from norm.sources import read_source
 from norm.traits import KINDS
+from norm.weight import WeightStandardization, is_weight_normalized, out_channels
 
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
@@ -31,14 +41,6 @@ class Folded:
     reason: str | None = None
 
 
-@dataclass(frozen=True)
-class _Affine:
-    """What a layer does in eval mode, channel by channel: x * scale + shift. (C,), float64."""
-
-    scale: Tensor
-    shift: Tensor
-
-
 def fold(model: nn.Module) -> tuple[nn.Module, list[Folded]]:
     """A copy of `model` for inference with every layer folded away that can be, exactly; `model` is left alone.
 
@@ -46,14 +48,66 @@ def fold(model: nn.Module) -> tuple[nn.Module, list[Folded]]:
         eps), t = bias - mean * s, computed in float64. So for every kind with running statistics.
     batch normalization, then conv without zero padding or linear: W' = W * s per input channel, b' = b + sum W * t.
         With zero padding it would be wrong at the borders.
-    The two must follow each other directly, and nothing else may read what is between; the data flow is taken from
+    Weight normalization and standardization: the weight they stand for. Fixup: its scalars, as above.
+    Two layers must follow each other directly, and nothing else may read what is between; the data flow is taken from
     torch.fx. A linear layer before or behind is taken to work on (N, C). Folded layers become nn.Identity.
 
     Returns: the copy, in eval mode, and for each normalization what became of it.
     """
     folded = _copy(model).eval()
-    paths = {module: path for path, module in folded.named_modules()}
-    flow, gone, report = trace(folded), set[nn.Module](), list[Folded]()
+    report = [*_fold_weights(folded), *_fold_scalars(folded)]
+    folded, of_layers = _fold_layers(folded)
+    return folded.eval(), report + of_layers
+
+
+class _CannotFoldError(Exception):
+    """Why a layer stays."""
+
+
+def _fold_weights(model: nn.Module) -> Iterator[Folded]:
+    """Put the weight itself, computed in float64, in the place of weight normalization and standardization."""
+    for path, module in model.named_modules():
+        if not parametrize.is_parametrized(module, "weight"):
+            continue
+        chains: Any = module.parametrizations
+        is_standardized = isinstance(chains.weight[0], WeightStandardization)
+        kind = "weight_standardization" if is_standardized else "weight"
+        if len(chains) > 1 or len(chains.weight) > 1 or not (is_standardized or is_weight_normalized(module)):
+            yield Folded(path, kind, reason="it has other parametrizations too")
+            continue
+        old = next(chains.weight.parameters())
+        weight = copy.deepcopy(chains.weight).double()().detach().to(old.dtype)
+        # Not remove_parametrizations: it would strip the class, which the copy has in common with its model.
+        module.__class__ = parametrize.type_before_parametrizations(module)
+        del module.parametrizations
+        module.register_parameter("weight", nn.Parameter(weight, requires_grad=old.requires_grad))
+        yield Folded(path, kind, into=path)
+
+
+def _fold_scalars(model: nn.Module) -> Iterator[Folded]:
+    """Absorb the scalars around Fixup's layers; a bias in front of zero padding stays."""
+    for module, paths in modules_with_paths(model):
+        if not isinstance(module, FixupLayer):
+            continue
+        ones = module.bias_in.new_ones(out_channels(module.layer), dtype=torch.float64)
+        scale = ones if module.scale is None else module.scale.detach().double() * ones
+        shift = 0 * ones if module.bias_out is None else module.bias_out.detach().double() * ones
+        absorb_behind(module.layer, ChannelAffine(scale, shift))
+        module.scale = module.bias_out = None
+        ones = ones.new_ones(in_channels(module.layer))
+        before = ChannelAffine(ones, module.bias_in.detach().double() * ones)
+        if takes_in_front(module.layer, before):
+            absorb_in_front(module.layer, before)
+            for path in paths:
+                put(model, path, module.layer)
+            yield Folded(paths[0], "fixup", into=paths[0])
+        else:
+            yield Folded(paths[0], "fixup", reason="the bias in front of its zero padding is not one at the borders")
+
+
+def _fold_layers(model: nn.Module) -> tuple[nn.Module, list[Folded]]:
+    paths = {module: path for path, module in model.named_modules()}
+    flow, gone, report = trace(model), set[nn.Module](), list[Folded]()
 
     def passes(module: nn.Module) -> bool:
         return module in gone or isinstance(module, (nn.Identity, *_DROPOUT))
@@ -68,34 +122,37 @@ def fold(model: nn.Module) -> tuple[nn.Module, list[Folded]]:
         else:
             gone.add(layer)
             report.append(Folded(path, kind, into=paths[into]))
-    for path, module in list(folded.named_modules(remove_duplicate=False)):
-        if module in gone:
-            folded = put(folded, path, nn.Identity())
-    return folded.eval(), report
-
-
-class _CannotFoldError(Exception):
-    """Why a layer stays."""
+    for module, places in modules_with_paths(model):
+        for path in places if module in gone else ():
+            model = put(model, path, nn.Identity())
+    return model, report
 
 
 def _absorb(layer: nn.Module, kind: str, flow: Flow, passes: Callable[[nn.Module], bool]) -> nn.Module:
-    affine = _as_affine(layer, kind)
-    if _has_hooks(layer):
+    """Fold `layer` into a neighbour and return that one."""
+    if has_forward_hooks(layer):
         raise _CannotFoldError("it has hooks, which would no longer run")
     if layer not in flow.calls:
         why = "; ".join(f"{path or 'the model'}: {reason}" for path, reason in flow.untraced.items())
         raise _CannotFoldError(f"its place in the data flow is not known ({why or 'it is not used'})")
     before, after = flow.before(layer, passes), flow.after(layer, passes)
-    if before is not None and _takes_behind(before, affine):
-        _fold_into_previous(before, affine)
+    if before is not None and takes_behind(before, affine := _as_affine(layer, kind, before)):
+        absorb_behind(before, affine)
         return before
-    if after is not None and _takes_in_front(after, affine):
-        _fold_into_next(after, affine)
+    if after is not None and takes_in_front(after, affine := _as_affine(layer, kind, after)):
+        absorb_in_front(after, affine)
         return after
-    raise _CannotFoldError(_why_not(before, after))
+    _as_affine(layer, kind, None)
+    raise _CannotFoldError(
+        "it needs a convolution or linear layer directly before it, or directly behind it and without zero padding; "
+        f"it reads {_described(before)} and is read by {_described(after)}"
+    )
 
 
-def _as_affine(layer: nn.Module, kind: str) -> _Affine:
+def _as_affine(layer: nn.Module, kind: str, neighbour: nn.Module | None) -> ChannelAffine:
+    if isinstance(layer, ScalarBias):
+        ones = layer.shift.new_ones(getattr(neighbour, "out_channels", 1), dtype=torch.float64)
+        return ChannelAffine(ones, layer.shift.detach().double() * ones)
     if not KINDS[kind].running_statistics:
         raise _CannotFoldError("its statistics depend on the sample")
     if not isinstance(layer.running_mean, Tensor) or not isinstance(layer.running_var, Tensor):
@@ -104,105 +161,23 @@ def _as_affine(layer: nn.Module, kind: str) -> _Affine:
     mean, var = layer.running_mean.double(), layer.running_var.double()
     weight, bias = layer.weight, layer.bias
     scale = torch.rsqrt(var + layer.eps) * (weight.detach().double() if isinstance(weight, Tensor) else 1.0)
-    return _Affine(scale, (bias.detach().double() if isinstance(bias, Tensor) else 0.0) - mean * scale)
-
-
-def _takes_behind(module: nn.Module, affine: _Affine) -> bool:
-    """Whether `module` is linear with one output channel for each of `affine`, and nothing hooks in between."""
-    return _is_plain_linear(module) and _out_channels(module) == affine.scale.numel()
-
-
-def _takes_in_front(module: nn.Module, affine: _Affine) -> bool:
-    if not _is_plain_linear(module) or isinstance(module, _TRANSPOSED):
-        return False
-    if isinstance(module, nn.Linear):
-        return module.in_features == affine.scale.numel()
-    assert isinstance(module, _PLAIN)
-    return module.in_channels == affine.scale.numel() and not _pads_with_zeros(module)
-
-
-def _pads_with_zeros(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> bool:
-    is_padded = conv.padding != "valid" if isinstance(conv.padding, str) else any(conv.padding)
-    return conv.padding_mode == "zeros" and is_padded
-
-
-def _is_plain_linear(module: nn.Module) -> bool:
-    is_linear = type(module) in (*_PLAIN, *_TRANSPOSED, nn.Linear)
-    return is_linear and not is_parametrized(module) and not _has_hooks(module)
-
-
-def _why_not(before: nn.Module | None, after: nn.Module | None) -> str:
-    return (
-        "it needs a convolution or linear layer directly before it, or directly behind it and without zero padding; "
-        f"it reads {_described(before)} and is read by {_described(after)}"
-    )
+    return ChannelAffine(scale, (bias.detach().double() if isinstance(bias, Tensor) else 0.0) - mean * scale)
 
 
 def _described(module: nn.Module | None) -> str:
     if module is None:
         return "no module that it has for itself"
-    return f"a {type(module).__name__}" + (" with hooks" if _has_hooks(module) else "")
-
-
-def _fold_into_previous(module: nn.Module, affine: _Affine) -> None:
-    weight = _parameter(module, "weight")
-    scale = affine.scale
-    if isinstance(module, _TRANSPOSED):  # weight: (in, out / groups, *)
-        by_group = _by_group(weight.double(), module.groups)
-        new = (by_group * _shaped(scale.view(module.groups, 1, -1), by_group)).flatten(0, 1)
-    else:
-        new = weight.double() * _shaped(scale, weight)
-    _store(module, new, _bias(module) * scale + affine.shift)
-
-
-def _fold_into_next(module: nn.Module, affine: _Affine) -> None:
-    weight = _parameter(module, "weight").double()
-    groups = module.groups if isinstance(module, _PLAIN) else 1
-    by_group = _by_group(weight, groups)  # (groups, out / groups, in / groups, *)
-    scale, shift = (_shaped(values.view(groups, 1, -1), by_group) for values in (affine.scale, affine.shift))
-    added = (by_group * shift).flatten(2).sum(2).flatten()
-    _store(module, (by_group * scale).flatten(0, 1), _bias(module) + added)
-
-
-def _store(module: nn.Module, weight: Tensor, bias: Tensor) -> None:
-    old = _parameter(module, "weight")
-    module.weight = nn.Parameter(weight.to(old.dtype), requires_grad=old.requires_grad)
-    module.bias = nn.Parameter(bias.to(old.dtype), requires_grad=old.requires_grad)
-
-
-def _parameter(module: nn.Module, name: str) -> Tensor:
-    return module.get_parameter(name).detach()
-
-
-def _bias(module: nn.Module) -> Tensor:
-    if module.bias is not None:
-        return _parameter(module, "bias").double()
-    return torch.zeros(_out_channels(module), dtype=torch.float64, device=_parameter(module, "weight").device)
-
-
-def _out_channels(module: nn.Module) -> int:
-    return module.out_features if isinstance(module, nn.Linear) else int(module.out_channels)  # type: ignore[arg-type]
-
-
-def _by_group(weight: Tensor, groups: int) -> Tensor:
-    return weight.view(groups, -1, *weight.shape[1:])
-
-
-def _shaped(values: Tensor, like: Tensor) -> Tensor:
-    """`values` with singleton dimensions appended, to multiply `like` from its first dimension on."""
-    return values.view(*values.shape, *[1] * (like.dim() - values.dim()))
+    return f"a {type(module).__name__}" + (" with hooks" if has_forward_hooks(module) else "")
 
 
 def _kind(layer: nn.Module, path: str) -> str | None:
+    if isinstance(layer, ScalarBias):
+        return "fixup"
     try:
         source = read_source(layer, path)
     except ValueError:
         return None
-    return None if source is None else source.kind
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    return None if source is None or source.tail else source.kind
 
 
 def _copy(model: nn.Module) -> nn.Module:
