@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from norm.backends import reference
 from norm.moments import Moments, measure, synced_moments
 from norm.shapes import check_channels
-from norm.sync_batch_norm import normalize
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class SyncBatchRenorm(_BatchRenorm):
         self.process_group = process_group
 
     def _measure(self, x: Tensor) -> Moments:
-        moments = synced_moments(x, self.process_group)
+        moments = synced_moments(x, self.process_group, layer=self)
         # Only a worker with at most one value can be in a group with one, so that only it reads the count back.
         if x.numel() <= x.shape[1] and moments.count.item() == 1:
             raise ValueError(
@@ -176,4 +176,4 @@ class SyncBatchRenorm(_BatchRenorm):
         return moments
 
     def _normalize(self, x: Tensor, moments: Moments, weight: Tensor, bias: Tensor) -> Tensor:
-        return normalize(x, moments.mean, moments.biased_variance, self.eps, weight, bias)
+        return reference.normalize(x, moments, self.eps, weight, bias)
