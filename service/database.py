@@ -21,14 +21,15 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 class Database:
     """Transactions on one database. Writers on SQLite take turns in the process and begin IMMEDIATE."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, synchronous: str = "FULL") -> None:
+        """synchronous: SQLite's pragma. FULL outlives a power cut; OFF, for tests, only the death of the process."""
         self.is_sqlite = url.startswith("sqlite")
         self._url = url
         self._turn = threading.Lock()
         if self.is_sqlite:
             Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            self._writer = _sqlite_engine(url, "BEGIN IMMEDIATE")
-            self._reader = _sqlite_engine(url, "BEGIN")
+            self._writer = _sqlite_engine(url, "BEGIN IMMEDIATE", synchronous)
+            self._reader = _sqlite_engine(url, "BEGIN", synchronous)
         else:
             self._writer = self._reader = sa.create_engine(_with_driver(url), pool_pre_ping=True, pool_size=20)
 
@@ -84,13 +85,13 @@ def _with_driver(url: str) -> str:
     return url
 
 
-def _sqlite_engine(url: str, begin: str) -> sa.Engine:
+def _sqlite_engine(url: str, begin: str, synchronous: str) -> sa.Engine:
     engine = sa.create_engine(url, connect_args={"timeout": 30, "check_same_thread": False}, pool_size=20)
 
     @sa.event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # SQLAlchemy begins transactions itself, below
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+        for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON", "busy_timeout=30000"):
             connection.execute(f"PRAGMA {pragma}")
 
     @sa.event.listens_for(engine, "begin")

@@ -101,12 +101,12 @@ def decide(job: Job, attempt: Attempt | None, seen: Seen, rules: Rules) -> Decis
 
 
 def _under_way(job: Job, attempt: Attempt, seen: Seen, rules: Rules) -> Decision:
+    if job.stop is not None and job.state is not JobState.STOPPING:
+        return Move(JobState.STOPPING, message=f"Stopping to {job.stop}.")
     if ending := _ending(attempt, seen, rules):
         return _settle(job, attempt, ending, seen.now, rules)
     if job.state is JobState.STOPPING:
         return _press(job, attempt, seen)
-    if job.stop is not None:
-        return Move(JobState.STOPPING, message=f"Stopping to {job.stop}.")
     if _deadline_passed(job, seen.now):
         return Move(JobState.STOPPING, {"stop": "deadline", "stop_at": seen.now}, message="The deadline passed.")
     return _forward(job, attempt, seen, rules)
@@ -200,7 +200,7 @@ def _outcome(job: Job, attempt: Attempt, ending: _Ending, now: datetime, rules: 
     if ending.outcome == "stopped" or (ending.outcome == "lost" and job.stop is not None):
         if job.stop == "pause":
             return Move(JobState.PAUSED, message=f"Paused at step {attempt.step}.")
-        return Move(JobState.QUEUED, {"queued_at": now}, message="Gave way; goes on from its checkpoint.")
+        return Move(JobState.QUEUED, message="Gave way; goes on from its checkpoint.")
     return _after_failure(job, attempt, ending, now, rules)
 
 
@@ -215,7 +215,7 @@ def _after_failure(job: Job, attempt: Attempt, ending: _Ending, now: datetime, r
     if job.stop == "pause":
         return Move(JobState.PAUSED, changes, message=f"Paused; the attempt had failed: {ending.message}")
     wait_s = min(rules.retry_base_s * 2 ** (stalled - 1), rules.retry_max_s)
-    changes |= {"not_before": now + timedelta(seconds=wait_s), "queued_at": now}
+    changes["not_before"] = now + timedelta(seconds=wait_s)
     return Move(JobState.QUEUED, changes, message=f"{ending.message} Another attempt in {wait_s:.0f} s.")
 
 

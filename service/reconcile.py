@@ -11,15 +11,15 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from service import files
 from service.decide import EndOnRay, Launch, Move, RayStatus, Rules, Seen, decide
 from service.dispatch import ClusterUnreachableError, Dispatcher, View
-from service.jobs import ACTIVE, RUN_STATUS, TERMINAL, Attempt, Job, JobState, NewEvent, new_fence
-from service.scheduler import schedule
+from service.jobs import RUN_STATUS, TERMINAL, Attempt, Job, JobState, NewEvent, new_fence
+from service.scheduler import Held, Policy, Schedule, schedule
 from service.store import Store
 from service.tracking import Tracker, TrackingUnreachableError
 from trainer import attempt as protocol
@@ -56,6 +56,7 @@ class Reconciler:
         places: Places,
         *,
         rules: Rules = Rules(),  # noqa: B008
+        policy: Policy = Policy(),  # noqa: B008
         lease_s: float = 30.0,
         on_change: Callable[[str], None] = lambda _job_id: None,
     ) -> None:
@@ -64,12 +65,15 @@ class Reconciler:
         self._tracker = tracker
         self._places = places
         self._rules = rules
+        self._policy = policy
         self._lease_s = lease_s
         self._on_change = on_change
         self._holder = f"{socket.gethostname()}-{os.getpid()}-{new_fence()[:8]}"
         self._token: int | None = None
         self.view: View | None = None
         """The last look at the cluster; None while it can't be reached."""
+        self.plan: Schedule | None = None
+        """The last plan of what starts and why the others wait."""
 
     @property
     def capacity(self) -> Sequence[NodeCapacity] | None:
@@ -92,16 +96,15 @@ class Reconciler:
         if self._token is None:
             return
         self.view = self._look()
-        jobs = self._store.unfinished_jobs()
         attempts = {attempt.job_id: attempt for attempt in self._store.unreleased_attempts() if not attempt.ended_at}
-        for job in jobs:
-            attempt = attempts.get(job.id)
-            if job.state in ACTIVE and attempt is None:
-                attempt = self._store.attempt(protocol.attempt_id(job.id, job.attempt))
-            self._advance(job, attempt)
-        self._release()
-        self._start_what_fits()
-        self._stop_orphans()
+        for job in self._store.unfinished_jobs():
+            self._advance(job, attempts.get(job.id))
+        if self.view is None:
+            self.plan = None
+            return
+        left = self._release(self.view, self._store.unreleased_attempts())
+        self._stop_orphans(self.view, left)
+        self._start_what_fits(self.view, left)
 
     def _look(self) -> View | None:
         try:
@@ -226,31 +229,53 @@ class Reconciler:
 
     # The cluster
 
-    def _release(self) -> None:
-        """Find out which ended attempts have left the cluster; those that linger are ended."""
-        if self.view is None:
-            return
+    def _release(self, view: View, attempts: Sequence[Attempt]) -> list[Attempt]:
+        """Find out which ended attempts have left the cluster, and end those that linger; the ones still there."""
         now = self._store.now()
-        for attempt in self._store.unreleased_attempts():
-            if attempt.ended_at is None:
-                continue
-            submission = self.view.submissions.get(attempt.id)
-            elsewhere = attempt.session not in (None, self.view.session)
-            if elsewhere or submission is None or submission.status is RayStatus.ENDED:
+        left = []
+        for attempt in attempts:
+            submission = view.submissions.get(attempt.id)
+            elsewhere = attempt.session not in (None, view.session)
+            gone = elsewhere or submission is None or submission.status is RayStatus.ENDED
+            if attempt.ended_at is not None and gone:
                 self._store.note_attempt(attempt.id, {"released_at": now}, self._token)
-            elif (now - attempt.ended_at).total_seconds() > _EXIT_GRACE_S:
+                continue
+            left.append(attempt)
+            if attempt.ended_at is not None and (now - attempt.ended_at).total_seconds() > _EXIT_GRACE_S:
                 self._end_quietly(attempt.id)
+        return left
 
-    def _start_what_fits(self) -> None:
-        if self.view is None:
-            return
+    def _stop_orphans(self, view: View, attempts: Sequence[Attempt]) -> None:
+        """End submissions of ours that no attempt stands behind."""
+        known = {attempt.id for attempt in attempts}
+        for submission_id, submission in view.submissions.items():
+            if submission.status in (RayStatus.WAITING, RayStatus.RUNNING) and submission_id not in known:
+                logger.warning("ending an orphan", extra={"submission": submission_id})
+                self._end_quietly(submission_id)
+
+    def _start_what_fits(self, view: View, attempts: Sequence[Attempt]) -> None:
         now = self._store.now()
         jobs = {job.id: job for job in self._store.unfinished_jobs()}
-        held = {attempt.job_id for attempt in self._store.unreleased_attempts()}
-        queue = [job for job in jobs.values() if job.state is JobState.QUEUED and job.id not in held]
-        holding = [job for job in (jobs.get(job_id) or self._store.job(job_id) for job_id in held) if job]
-        for job in schedule(queue, holding, self.view.nodes, now):
+        held = self._held(jobs, attempts, now)
+        names = {item.job.id for item in held}
+        queue = [job for job in jobs.values() if job.state is JobState.QUEUED and job.id not in names]
+        self.plan = schedule(queue, held, view.nodes, now, self._policy)
+        for job in self.plan.preempts:
+            event = NewEvent("preempt_requested", "A job of higher priority needs the room.")
+            if self._store.move(job, job.state, {"stop": "preempt", "stop_at": now}, event=event, lease=self._token):
+                self._on_change(job.id)
+        for job in self.plan.starts:
             self._begin(job, now)
+
+    def _held(self, jobs: Mapping[str, Job], attempts: Sequence[Attempt], now: datetime) -> list[Held]:
+        held = []
+        for attempt in attempts:
+            job = jobs.get(attempt.job_id) or self._store.job(attempt.job_id)
+            if job is not None:
+                # Once its workers train, what they use is part of what the cluster reports.
+                placed = attempt.phase is not None and attempt.phase not in ("preparing", "starting_workers")
+                held.append(Held(job, attempt.created_at, placed, _ends_at(job, now)))
+        return held
 
     def _begin(self, job: Job, now: datetime) -> None:
         """Write the next attempt down, then launch it."""
@@ -274,21 +299,19 @@ class Reconciler:
             self._on_change(job.id)
             self._advance(moved, attempt)
 
-    def _stop_orphans(self) -> None:
-        """End submissions of ours that no attempt stands behind."""
-        if self.view is None:
-            return
-        known = {attempt.id for attempt in self._store.unreleased_attempts()}
-        for submission_id, submission in self.view.submissions.items():
-            if submission.status in (RayStatus.WAITING, RayStatus.RUNNING) and submission_id not in known:
-                logger.warning("ending an orphan", extra={"submission": submission_id})
-                self._end_quietly(submission_id)
-
     def _end_quietly(self, submission_id: str) -> None:
         try:
             self._dispatcher.end(submission_id)
         except ClusterUnreachableError as error:
             logger.warning("an orphan has to wait", extra={"submission": submission_id, "error": str(error)})
+
+
+def _ends_at(job: Job, now: datetime) -> datetime | None:
+    """By the pace of its steps, or by its deadline."""
+    if job.deadline_s is not None and job.started_at is not None:
+        return max(now, job.started_at + timedelta(seconds=job.deadline_s))
+    eta_s = (job.progress or {}).get("eta_s")
+    return None if eta_s is None else now + timedelta(seconds=eta_s)
 
 
 def attempt_token(fence: str) -> str:
@@ -297,7 +320,7 @@ def attempt_token(fence: str) -> str:
 
 
 def _event_data(job: Job, changes: dict[str, object]) -> dict[str, str | int]:
-    data: dict[str, str | int] = {"from": job.state.value, "attempt": job.attempt}
+    data: dict[str, str | int] = {"attempt": job.attempt}
     if reason := changes.get("reason"):
         data["reason"] = str(reason)
     return data

@@ -1,72 +1,260 @@
-"""Which waiting jobs start now. Pure: queue, attempts and hosts in, verdicts out.
+"""Which waiting jobs start now, which give way, and why the others wait. Pure: queue, attempts and hosts in, plan out.
 
-A job starts whole or not at all: every worker must find room at once. Workers of attempts that are not released yet
-keep their room, whatever Ray reports as free.
+A job starts whole or not at all. Order: points, which are the priority, plus one for every `ageing_s` of waiting, so
+that nothing waits for ever, less `share_points` for the part of the cluster that the owner uses already. The first job
+that does not fit keeps a reservation: later ones may only start where they can't delay it (EASY backfilling, Lifka
+1995, by the estimated ends of what runs now). If jobs of strictly lower priority stand in its way, they are asked to
+give way.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from heapq import heapify, heappop, heappush
 
-from service.jobs import Job
+from service.jobs import Job, JobState
+from service.room import Gang, Rooms, gang
 from trainer.plan import NodeCapacity
 
-
-@dataclass(frozen=True)
-class Gang:
-    """Room that is taken all at once."""
-
-    workers: int
-    cpus: float
-    gpus: float
+_NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
-class Room:
-    """Free CPUs and GPUs of each host."""
+class Policy:
+    """How the cluster is shared. max_running, max_gpus: for one owner at a time; None: no limit."""
 
-    hosts: tuple[tuple[float, float], ...]
-
-    @staticmethod
-    def of(nodes: Sequence[NodeCapacity], *, whole: bool = False) -> Room:
-        """whole: as if nothing ran."""
-        return Room(tuple((n.cpus, n.gpus) if whole else (n.free_cpus, n.free_gpus) for n in nodes))
-
-    def without(self, gang: Gang) -> Room | None:
-        """What is left after the gang moved in, packed on as few hosts as possible; None if it does not fit."""
-        left = gang.workers
-        hosts = sorted(self.hosts, key=lambda host: -_fits(host, gang))
-        after = []
-        for cpus, gpus in hosts:
-            taken = min(left, _fits((cpus, gpus), gang))
-            after.append((cpus - taken * gang.cpus, gpus - taken * gang.gpus))
-            left -= taken
-        return None if left else Room(tuple(after))
+    ageing_s: float = 300.0
+    share_points: float = 20.0
+    """Points an owner loses for using the whole cluster; half of it costs half."""
+    max_running: int | None = None
+    max_gpus: int | None = None
+    preempt: bool = True
+    backfill_depth: int = 200
+    """Jobs looked at behind the first one that does not fit."""
 
 
-def _fits(host: tuple[float, float], gang: Gang) -> int:
-    by_cpu = int(host[0] // gang.cpus) if gang.cpus else gang.workers
-    by_gpu = int(host[1] // gang.gpus) if gang.gpus else gang.workers
-    return max(0, min(by_cpu, by_gpu, gang.workers))
+@dataclass(frozen=True)
+class Held:
+    """A job whose attempt has room. placed: its workers show up in what the cluster reports as used."""
+
+    job: Job
+    since: datetime
+    placed: bool
+    ends_at: datetime | None = None
+    """Estimate; None: nobody knows."""
 
 
-def gang(job: Job) -> Gang:
-    return Gang(job.workers, float(job.cpus_per_worker), float(job.gpus_per_worker))
+@dataclass(frozen=True)
+class Wait:
+    """Why a job does not start now. numbers: what it would take."""
+
+    code: str
+    message: str
+    numbers: dict[str, float] = field(default_factory=dict)
+    blockers: tuple[str, ...] = ()
+    starts_at: datetime | None = None
+    """Estimate for the start; None: nobody knows."""
 
 
-def schedule(queue: Iterable[Job], holding: Iterable[Job], nodes: Sequence[NodeCapacity], now: datetime) -> list[Job]:
-    """The jobs to start now, in order of priority and then age; `holding` are those whose attempts have room."""
-    room = Room.of(nodes, whole=True)
-    for job in holding:
-        room = room.without(gang(job)) or room
-    starts = []
-    for job in sorted(queue, key=lambda job: (-job.priority, job.queued_at, job.id)):
-        if job.stop is not None or (job.not_before is not None and job.not_before > now):
-            continue
-        after = room.without(gang(job))
-        if after is not None:
-            starts.append(job)
-            room = after
-    return starts
+@dataclass(frozen=True)
+class Schedule:
+    starts: tuple[Job, ...]
+    preempts: tuple[Job, ...]
+    waits: dict[str, Wait]
+    """For every job that was looked at; those behind are not."""
+
+
+def schedule(
+    queue: Iterable[Job], held: Sequence[Held], nodes: Sequence[NodeCapacity], now: datetime, policy: Policy
+) -> Schedule:
+    """The plan for this moment."""
+    return _Pass(held, nodes, now, policy).run(queue)
+
+
+def points(job: Job, at: datetime, policy: Policy) -> float:
+    """Priority plus what was earned by waiting until `at`."""
+    return job.priority + max(0.0, (at - job.queued_at).total_seconds()) / policy.ageing_s
+
+
+def rank(job: Job, policy: Policy) -> float:
+    """When the job would have come, had it earned its priority by waiting. In this order points fall, at any time."""
+    return job.queued_at.timestamp() - job.priority * policy.ageing_s
+
+
+class _Pass:
+    """One run through the queue. Room shrinks as jobs are picked."""
+
+    def __init__(self, held: Sequence[Held], nodes: Sequence[NodeCapacity], now: datetime, policy: Policy) -> None:
+        self._held = held
+        self._now = now
+        self._policy = policy
+        self._cpus = sum(node.cpus for node in nodes) or 1.0
+        self._gpus = sum(node.gpus for node in nodes) or 1.0
+        self._empty = Rooms.of(nodes, whole=True)
+        self._rooms = Rooms.of(nodes).holding((gang(h.job), h.placed) for h in held)
+        self._usage: dict[str, float] = defaultdict(float)
+        self._running: dict[str, int] = defaultdict(int)
+        self._gpus_of: dict[str, float] = defaultdict(float)
+        for item in held:
+            self._charge(item.job)
+        self._starts: list[Job] = []
+        self._waits: dict[str, Wait] = {}
+
+    def run(self, queue: Iterable[Job]) -> Schedule:
+        head: Job | None = None
+        after_head: Rooms | None = None
+        preempts: tuple[Job, ...] = ()
+        too_big: set[Gang] = set()
+        depth = 0
+        for job in self._in_order(queue):
+            if wait := self._not_eligible(job):
+                self._waits[job.id] = wait
+                continue
+            shape = gang(job)
+            rooms = None if shape in too_big else self._rooms.without(shape)
+            if rooms is None:
+                too_big.add(shape)
+            fits_behind = after_head is None or after_head.without(shape)
+            if rooms is not None and (head is None or fits_behind):
+                self._start(job, rooms)
+                after_head = fits_behind if isinstance(fits_behind, Rooms) else after_head
+            elif head is None:
+                head = job
+                after_head, preempts = self._reserve(job)
+            else:
+                self._waits[job.id] = self._behind(job, head, fits_now=rooms is not None)
+            depth += head is not None
+            if depth > self._policy.backfill_depth:
+                break
+        return Schedule(tuple(self._starts), preempts, self._waits)
+
+    def _in_order(self, queue: Iterable[Job]) -> Iterable[Job]:
+        """Most points first. What is picked counts against its owner at once."""
+        lines: dict[str, list[tuple[float, str, Job]]] = defaultdict(list)
+        for job in queue:
+            lines[job.owner].append((rank(job, self._policy), job.id, job))
+        for line in lines.values():
+            heapify(line)
+        owners = [(line[0][0] + self._penalty(owner), owner) for owner, line in lines.items()]
+        heapify(owners)
+        while owners:
+            place, owner = heappop(owners)
+            line = lines[owner]
+            if place != (now := line[0][0] + self._penalty(owner)):  # was served since: stands in line again
+                heappush(owners, (now, owner))
+                continue
+            yield heappop(line)[2]
+            if line:
+                heappush(owners, (line[0][0] + self._penalty(owner), owner))
+
+    def _penalty(self, owner: str) -> float:
+        return self._usage[owner] * self._policy.share_points * self._policy.ageing_s
+
+    def _not_eligible(self, job: Job) -> Wait | None:
+        if job.stop is not None:
+            return Wait("stop_requested", f"Somebody asked to {job.stop} it.")
+        if job.not_before is not None and job.not_before > self._now:
+            left_s = (job.not_before - self._now).total_seconds()
+            message = f"The last attempt failed; the next one may start in {left_s:.0f} s."
+            return Wait("backoff", message, {"seconds": left_s}, starts_at=job.not_before)
+        if self._empty.without(gang(job)) is None:
+            return Wait("never_fits", "Even the empty cluster has no room for all its workers. Ask for fewer.")
+        return self._over_quota(job)
+
+    def _over_quota(self, job: Job) -> Wait | None:
+        running, most = self._running[job.owner], self._policy.max_running
+        if most is not None and running >= most:
+            numbers = {"running": float(running), "limit": float(most)}
+            return Wait("quota_running", f"{job.owner} has {running} jobs under way; the limit is {most}.", numbers)
+        gpus, limit = self._gpus_of[job.owner], self._policy.max_gpus
+        if limit is not None and job.gpus and gpus + job.gpus > limit:
+            numbers = {"in_use": gpus, "wanted": job.gpus, "limit": float(limit)}
+            message = f"{job.owner} uses {gpus:g} GPUs and wants {job.gpus:g} more; the limit is {limit}."
+            return Wait("quota_gpus", message, numbers)
+        return None
+
+    def _start(self, job: Job, rooms: Rooms) -> None:
+        self._rooms = rooms
+        self._charge(job)
+        self._starts.append(job)
+
+    def _charge(self, job: Job) -> None:
+        """Dominant share (Ghodsi et al. 2011): the larger of the owner's shares of CPUs and GPUs."""
+        self._usage[job.owner] += max(job.cpus / self._cpus, job.gpus / self._gpus if job.gpus else 0.0)
+        self._running[job.owner] += 1
+        self._gpus_of[job.owner] += job.gpus
+
+    def _reserve(self, head: Job) -> tuple[Rooms | None, tuple[Job, ...]]:
+        """(what later jobs may use without delaying the head, who has to give way); records why the head waits."""
+        shape = gang(head)
+        missing = head.workers - self._rooms.largest(shape)
+        numbers = {"workers_missing": float(missing), "workers": float(head.workers)}
+        leaving = sorted(self._held, key=_ends_at)
+        count = bisect_left(range(len(leaving)), True, key=lambda n: self._fits_after(shape, leaving[: n + 1])) + 1
+        blockers = leaving[:count]
+        after = self._rooms_after(blockers)
+        rest = after.without(shape)
+        at = max((_ends_at(item) for item in blockers), default=_NEVER)
+        starts_at = None if at == _NEVER else max(at, self._now)
+        victims = self._victims(head)
+        if victims:
+            message = f"{missing} of its workers have no room yet; {len(victims)} jobs of lower priority give way."
+            names = tuple(job.id for job in victims)
+            self._waits[head.id] = Wait("waiting_for_preemption", message, numbers, names, starts_at)
+            return rest, tuple(job for job in victims if job.stop is None)
+        message = f"{missing} of {head.workers} workers have no room; it is next in line."
+        names = tuple(item.job.id for item in blockers)
+        self._waits[head.id] = Wait("no_room", message, numbers, names, starts_at)
+        return rest, ()
+
+    def _rooms_after(self, gone: Sequence[Held]) -> Rooms:
+        """By the books, once these have left; with what was started in this pass."""
+        names = {item.job.id for item in gone}
+        stay = [gang(item.job) for item in self._held if item.job.id not in names] + [gang(job) for job in self._starts]
+        return self._empty.holding((shape, False) for shape in stay)
+
+    def _fits_after(self, shape: Gang, gone: Sequence[Held]) -> bool:
+        return self._rooms_after(gone).without(shape) is not None
+
+    def _victims(self, head: Job) -> list[Job]:
+        """The fewest, least important, youngest attempts whose room lets the head in; those leaving already count."""
+        if not self._policy.preempt:
+            return []
+        shape = gang(head)
+        leaving = [item for item in self._held if item.job.stop is not None]
+        if self._fits_after(shape, leaving):
+            return [item.job for item in leaving if item.job.stop == "preempt"]
+        weaker = [item for item in self._held if item not in leaving and self._must_yield(item, head)]
+        weaker.sort(key=lambda item: (item.job.priority, -item.since.timestamp()))
+        count = bisect_left(
+            range(len(weaker)), True, key=lambda n: self._fits_after(shape, [*leaving, *weaker[: n + 1]])
+        )
+        if count == len(weaker):
+            return []
+        chosen = weaker[: count + 1]
+        for item in reversed(chosen[:-1]):  # let those stay without whose room the head fits as well
+            rest = [other for other in chosen if other is not item]
+            chosen = rest if self._fits_after(shape, [*leaving, *rest]) else chosen
+        return [item.job for item in chosen]
+
+    def _must_yield(self, item: Held, head: Job) -> bool:
+        return item.job.state in _PREEMPTIBLE and points(item.job, item.since, self._policy) < head.priority
+
+    def _behind(self, job: Job, head: Job, *, fits_now: bool) -> Wait:
+        if fits_now:
+            message = f"There is room, but taking it would delay {head.id}, which is ahead."
+            return Wait("held_for_job_ahead", message, blockers=(head.id,))
+        missing = job.workers - self._rooms.largest(gang(job))
+        message = f"{missing} of {job.workers} workers have no room; {head.id} and perhaps others are ahead."
+        return Wait("no_room_behind", message, {"workers_missing": float(missing)}, (head.id,))
+
+
+_PREEMPTIBLE = frozenset({JobState.STARTING, JobState.RUNNING})
+
+
+def _ends_at(item: Held) -> datetime:
+    return item.ends_at or _NEVER

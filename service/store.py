@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -189,6 +189,8 @@ class Store:
                 c.execute(
                     sa.update(t.attempts).where(a.job_id == job.id, a.number == job.attempt).values(**attempt_changes)
                 )
+            if to is not job.state:
+                event = replace(event, data={**(event.data or {}), "from": job.state.value})
             self._add_event(c, job.id, event)
             row = c.execute(sa.select(t.jobs).where(t.jobs.c.id == job.id)).mappings().one()
         return _job(row)

@@ -11,8 +11,9 @@ from fastapi.responses import JSONResponse
 from service.api.body import Json, JsonBody
 from service.api.context import Context, Ctx, Who, visible_job
 from service.api.cursors import decode, encode
+from service.asks import ALLOWED, Verb, ask
 from service.errors import ApiError, FieldProblem, bad_spec
-from service.jobs import TERMINAL, Job, JobState, NewEvent
+from service.jobs import Job, JobState, NewEvent
 from service.store import Answer, JobQuery
 from service.submit import against_cluster, against_files, new_job
 from service.views import AttemptPage, JobPage, JobView, attempt_view, job_view
@@ -21,6 +22,7 @@ from trainer.spec import JobSpec
 from trainer.spec_reader import SpecError, read_spec
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+_TRIES = 8
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
 _SPEC_BODY = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": JobSpec.model_json_schema()}}}
@@ -142,17 +144,36 @@ def get_attempts(job_id: str, ctx: Ctx, who: Who) -> AttemptPage:
 @router.post("/{job_id}/cancel", status_code=202)
 def cancel(job_id: str, ctx: Ctx, who: Who) -> JobView:
     """Ask for the job to end. It stops at the next batch, with a checkpoint; asking again changes nothing."""
-    return _ask_stop(ctx, visible_job(ctx, who, job_id), "cancel", "Cancel requested.")
+    return _ask(ctx, visible_job(ctx, who, job_id), "cancel")
 
 
-def _ask_stop(ctx: Context, job: Job, stop: str, message: str) -> JobView:
-    for _ in range(8):
-        if job.state in TERMINAL:
-            raise conflict(job, stop)
-        if job.stop == stop:
+@router.post("/{job_id}/pause", status_code=202)
+def pause(job_id: str, ctx: Ctx, who: Who) -> JobView:
+    """Ask for the job to stop with a checkpoint and to give its room back, until it is resumed."""
+    return _ask(ctx, visible_job(ctx, who, job_id), "pause")
+
+
+@router.post("/{job_id}/resume", status_code=202)
+def resume(job_id: str, ctx: Ctx, who: Who) -> JobView:
+    """Put a paused job back into the queue; it goes on from the step it stopped at."""
+    return _ask(ctx, visible_job(ctx, who, job_id), "resume")
+
+
+@router.post("/{job_id}/retry", status_code=202)
+def retry(job_id: str, ctx: Ctx, who: Who) -> JobView:
+    """Put a failed or cancelled job back into the queue; it goes on from its last checkpoint."""
+    return _ask(ctx, visible_job(ctx, who, job_id), "retry")
+
+
+def _ask(ctx: Context, job: Job, verb: Verb) -> JobView:
+    for _ in range(_TRIES):
+        try:
+            change = ask(job, verb, ctx.store.now())
+        except ValueError as error:
+            raise conflict(job, verb) from error
+        if change is None:
             return job_view(job, ctx.mlflow_uri)
-        changes = {"stop": stop, "stop_at": job.stop_at or ctx.store.now()}
-        moved = ctx.store.move(job, job.state, changes, event=NewEvent(f"{stop}_requested", message))
+        moved = ctx.store.move(job, change.to, change.changes, event=change.event)
         if moved is not None:
             ctx.changed(job.id)
             return job_view(moved, ctx.mlflow_uri)
@@ -161,20 +182,6 @@ def _ask_stop(ctx: Context, job: Job, stop: str, message: str) -> JobView:
 
 
 def conflict(job: Job, verb: str) -> ApiError:
-    allowed = ALLOWED[job.state]
-    detail = f"Job {job.id} is {job.state}, so {verb} is not possible. Possible: {', '.join(allowed) or 'nothing'}."
+    allowed = list(ALLOWED[job.state])
+    detail = f"Job {job.id} is {job.state}, so {verb} is not possible. Possible: {', '.join(allowed)}."
     return ApiError(409, "state_conflict", detail, extra={"state": job.state, "allowed": allowed})
-
-
-ALLOWED: dict[JobState, list[str]] = {
-    JobState.QUEUED: ["cancel", "pause"],
-    JobState.STARTING: ["cancel", "pause"],
-    JobState.RUNNING: ["cancel", "pause"],
-    JobState.FINALIZING: ["cancel"],
-    JobState.STOPPING: ["cancel"],
-    JobState.PAUSED: ["cancel", "resume"],
-    JobState.SUCCEEDED: ["delete"],
-    JobState.FAILED: ["retry", "delete"],
-    JobState.CANCELLED: ["retry", "delete"],
-}
-"""What may be asked of a job in each state."""

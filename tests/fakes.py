@@ -1,0 +1,175 @@
+"""A cluster and a tracking server in memory, with drivers that work when told to and faults that can be switched on.
+
+They pass the same contract tests as the real ones (tests/service/test_ports.py).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from service.decide import RayStatus
+from service.dispatch import ClusterUnreachableError, Submission, View
+from service.jobs import Job
+from service.store import Store
+from service.tracking import Run, TrackingUnreachableError
+from trainer.attempt import LAUNCH_FILE, RESULT_FILE, CheckpointFact, Launch, Outcome, Result
+from trainer.failure import FailureReason
+from trainer.plan import NodeCapacity
+
+
+class Clock:
+    """Time that moves when told to."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+@dataclass
+class FakeDriver:
+    """One driver process: what it does follows from labels of its job, one value an attempt, joined by dots.
+
+    phases: what it reports, joined by `-` (default training-finalizing; none: nothing). outcome: succeeded, silent
+    (dies without a result), deaf (ignores a stop), or the failure reason it ends with. works: looks a phase takes.
+    """
+
+    launch: Launch
+    folder: Path
+    phase: int = 0
+    works: int = 0
+
+    def label(self, name: str, default: str) -> str:
+        values = self.launch.spec.labels.get(name, default).split(".")
+        return values[min(self.launch.attempt, len(values)) - 1]
+
+    @property
+    def phases(self) -> list[str]:
+        text = self.label("phases", "training-finalizing")
+        return [] if text == "none" else text.split("-")
+
+
+@dataclass
+class FakeCluster:
+    """A dispatcher over drivers that live in this object."""
+
+    store: Store
+    session: str = "session-1"
+    reachable: bool = True
+    nodes: tuple[tuple[str, float, float], ...] = (("node-1", 4.0, 0.0),)
+    submissions: dict[str, Submission] = field(default_factory=dict)
+    drivers: dict[str, FakeDriver] = field(default_factory=dict)
+    starts: Counter[str] = field(default_factory=Counter)
+    lease_s: float = 30.0
+
+    def look(self) -> View:
+        self._require()
+        nodes = tuple(NodeCapacity(name, cpus, gpus, cpus, gpus) for name, cpus, gpus in self.nodes)
+        return View(self.session, nodes, dict(self.submissions))
+
+    def start(self, attempt_id: str, folder: str) -> None:
+        self._require()
+        if attempt_id in self.submissions:
+            return
+        self.starts[attempt_id] += 1
+        self.submissions[attempt_id] = Submission(RayStatus.RUNNING, self.nodes[0][0])
+        launch = Launch.model_validate_json((Path(folder) / LAUNCH_FILE).read_text())
+        self.drivers[attempt_id] = FakeDriver(launch, Path(folder))
+
+    def end(self, attempt_id: str) -> None:
+        self._require()
+        if attempt_id in self.submissions:
+            self.kill(attempt_id)
+
+    def kill(self, attempt_id: str) -> None:
+        """The driver is gone, and the cluster noticed."""
+        self.drivers.pop(attempt_id, None)
+        self.submissions[attempt_id] = replace(self.submissions[attempt_id], status=RayStatus.ENDED)
+
+    def restart(self) -> None:
+        """The head comes back without its memory, and without the drivers."""
+        self.session = f"session-{int(self.session.split('-')[1]) + 1}"
+        self.submissions.clear()
+        self.drivers.clear()
+
+    def work(self) -> None:
+        """Every living driver does its next bit."""
+        for attempt_id, driver in list(self.drivers.items()):
+            self._work(attempt_id, driver)
+
+    def _work(self, attempt_id: str, driver: FakeDriver) -> None:
+        phase = driver.phases[driver.phase] if driver.phase < len(driver.phases) else None
+        fence, step = driver.launch.fence, driver.works
+        if phase is not None or driver.works < int(driver.label("works", "1")):
+            job = self.store.heard(attempt_id, fence, self.lease_s, phase, step)
+            if job is None:
+                self.kill(attempt_id)  # another attempt has taken over
+                return
+            if job.stop is not None and driver.label("outcome", "succeeded") != "deaf":
+                self._stop(attempt_id, driver)
+                return
+            driver.works += 1
+            driver.phase += driver.works % int(driver.label("works", "1")) == 0
+            return
+        self._finish(attempt_id, driver)
+
+    def _stop(self, attempt_id: str, driver: FakeDriver) -> None:
+        path = str(driver.folder / "checkpoint")
+        fence, step = driver.launch.fence, driver.works
+        fact = CheckpointFact(fence=fence, path=path, step=step, epoch=0, digest="0", size_bytes=1)
+        self.store.add_checkpoint(attempt_id, fact)
+        self._leave(attempt_id, driver, Result(fence=fence, outcome="stopped", step=step, checkpoint=path))
+
+    def _finish(self, attempt_id: str, driver: FakeDriver) -> None:
+        outcome = driver.label("outcome", "succeeded")
+        if outcome == "silent":
+            self.kill(attempt_id)
+            return
+        good = outcome in ("succeeded", "deaf")
+        word: Outcome = "succeeded" if good else "failed"
+        reason = None if good else FailureReason(outcome)
+        result = Result(fence=driver.launch.fence, outcome=word, reason=reason, message="", step=driver.works)
+        self._leave(attempt_id, driver, result)
+
+    def _leave(self, attempt_id: str, driver: FakeDriver, result: Result) -> None:
+        (driver.folder / RESULT_FILE).write_text(result.model_dump_json())
+        self.kill(attempt_id)
+
+    def _require(self) -> None:
+        if not self.reachable:
+            raise ClusterUnreachableError("switched off")
+
+
+@dataclass
+class FakeTracker:
+    """MLflow runs in a dict."""
+
+    reachable: bool = True
+    runs: dict[str, str] = field(default_factory=dict)
+    """Run id by job id."""
+    status: dict[str, str] = field(default_factory=dict)
+    """Status by run id."""
+
+    def run_for(self, job: Job) -> Run:
+        self._require()
+        run_id = self.runs.setdefault(job.id, f"run-{len(self.runs) + 1}")
+        self.status.setdefault(run_id, "RUNNING")
+        return Run("1", run_id)
+
+    def set_status(self, run_id: str, status: str) -> None:
+        self._require()
+        self.status[run_id] = status
+
+    def is_answering(self) -> bool:
+        return self.reachable
+
+    def _require(self) -> None:
+        if not self.reachable:
+            raise TrackingUnreachableError("switched off")
