@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sklearn.datasets
 import torch
 
 from trainer.data import Data, DataInfo, build_data
+from trainer.data.digits import load_digits
 from trainer.data.split import stratified_split
 from trainer.spec import DataSpec
 
@@ -50,6 +52,15 @@ def test_same_seed_gives_the_same_samples_and_another_seed_others(
 
     assert torch.equal(first[0][0], again[0][0])
     assert not torch.equal(first[0][0], other[0][0])
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    expected = sklearn.datasets.load_digits()
+
+    images, labels = load_digits()
+
+    assert np.array_equal(images.numpy() * 16, expected.images)
+    assert np.array_equal(labels.numpy(), expected.target)
 
 
 def test_digits_are_all_there_once_and_normalized() -> None:
