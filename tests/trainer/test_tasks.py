@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.norm.pool import Pool
 from trainer.data import DataInfo
+from trainer.data.sampler import share_bounds
 from trainer.tasks import Scores, score_names, task_loss
 
 DIGITS = DataInfo("classification", 3, (1, 8, 8))
@@ -92,3 +94,24 @@ def test_reset_scores_start_from_nothing() -> None:
 def test_names_of_scores_are_those_of_the_contract() -> None:
     assert score_names(DIGITS) == ("accuracy",)
     assert score_names(SCENES) == ("mean_iou", "dice")
+
+
+def _scores_of_a_rank(rank: int, world_size: int, target: Tensor, out: Tensor) -> dict[str, float]:
+    """The ranks' parts of a batch of three; of two ranks, the second has nothing of the batch after it."""
+    scores = Scores(DIGITS, "val")
+    for batch in (slice(0, 3), slice(3, 4)):
+        start, end = share_bounds(len(target[batch]), rank, world_size)
+        x, y = out[batch][start:end], target[batch][start:end]
+        scores.update(x, y, task_loss(DIGITS, x, y))
+    return {name: value.item() for name, value in scores.compute().items()}
+
+
+def test_scores_of_two_ranks_are_those_of_all_samples(ranks: Pool) -> None:
+    target = torch.tensor([0, 0, 1, 1])
+    out = _logits(torch.tensor([0, 1, 1, 2]))
+
+    first, second = ranks.run(_scores_of_a_rank, 2, target, out)
+
+    assert first == second
+    assert first["val/accuracy"] == 0.5
+    assert first["val/loss"] == pytest.approx(task_loss(DIGITS, out, target).item(), abs=1e-12)  # fp64
