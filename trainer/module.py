@@ -5,11 +5,12 @@ from __future__ import annotations
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from trainer.data import DataInfo
 from trainer.data.loader import Batch
-from trainer.optim import build_optimizer, build_schedule
+from trainer.optim import build_optimizer, build_schedule, clip_adaptive
 from trainer.spec import JobSpec
 from trainer.tasks import Scores, task_loss
 
@@ -52,6 +53,11 @@ class TrainingModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.val_metrics = self._finish("val")
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        # Lightning calls this after the gradients of 16-mixed have their true scale again, and before clip_grad_norm.
+        if self.spec.train.clip_adaptive is not None:
+            clip_adaptive(self.network, self.spec.train.clip_adaptive)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = build_optimizer(self.network, self.spec.optimizer)

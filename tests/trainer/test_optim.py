@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from trainer.data import DataInfo
+from trainer.module import TrainingModule
 from trainer.optim import build_optimizer, build_schedule, clip_adaptive, parameter_groups, rate_factor
 from trainer.spec import OptimizerSpec, ScheduleSpec
+from trainer.spec_reader import read_spec
 
 
 class Scalar(nn.Module):
@@ -161,6 +164,19 @@ def test_adaptive_clipping_bounds_each_unit_by_its_weights_and_spares_the_output
     # unit 0: 0.1 * ‖(3, 0, 4)‖; unit 1 has no weights yet: 0.1 * eps
     torch.testing.assert_close(model[0].weight.grad, torch.tensor([[0.0, 0.5, 0], [0, 0, 1e-4]]))
     torch.testing.assert_close(model[1].weight.grad, torch.full((2, 2), 100.0))
+
+
+def test_job_that_asks_for_adaptive_clipping_gets_it_before_each_step() -> None:
+    document = {"name": "a", "model": {"name": "mlp"}, "data": {"name": "digits", "batch_size": 1}}
+    network = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2))
+    job = read_spec(document | {"train": {"clip_adaptive": 0.1}})
+    module = TrainingModule(network, DataInfo("classification", 2, (3,)), job, total_steps=1)
+    network[0].weight.grad = torch.full((2, 3), 100.0)
+
+    module.on_before_optimizer_step(build_optimizer(network, job.optimizer))
+
+    limit = 0.1 * network[0].weight.norm(dim=1)
+    torch.testing.assert_close(network[0].weight.grad.norm(dim=1), limit)  # fp32
 
 
 def test_adaptive_clipping_leaves_short_gradients_as_they_are() -> None:
