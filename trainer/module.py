@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
+from trainer.agreement import local_statistics
 from trainer.data import DataInfo
 from trainer.data.loader import Batch
 from trainer.optim import build_optimizer, build_schedule, clip_adaptive
@@ -70,12 +71,17 @@ class TrainingModule(LightningModule):
         self.train_metrics = self._finish("train")
         return self.train_metrics
 
-    def counted(self) -> dict[str, Tensor]:
-        """What this rank has counted of the epoch so far; a checkpoint in the middle of an epoch needs it."""
-        return {name: tensor.cpu() for name, tensor in self._scores["train"].state_dict().items()}
+    def own_state(self) -> dict[str, dict[str, Tensor]]:
+        """What this rank alone has: what it counted of the epoch so far, and statistics that are not synchronized."""
+        tensors = self.network.state_dict()
+        return {
+            "counted": {name: tensor.cpu() for name, tensor in self._scores["train"].state_dict().items()},
+            "statistics": {name: tensors[name].cpu() for name in sorted(local_statistics(self.network))},
+        }
 
-    def restore_counted(self, counted: dict[str, Tensor]) -> None:
-        self._scores["train"].load_state_dict(counted)
+    def restore_own_state(self, state: dict[str, dict[str, Tensor]]) -> None:
+        self._scores["train"].load_state_dict(state["counted"])
+        self.network.load_state_dict(state["statistics"], strict=False)
 
     def _finish(self, stage: str) -> dict[str, float]:
         values = {name: float(value) for name, value in self._scores[stage].compute().items()}

@@ -45,6 +45,7 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
     handler = ReportingHandler(reporter)
     logging.getLogger().addHandler(handler)
     logging.getLogger().setLevel(logging.INFO)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notes on itself are no news to the user
     try:
         result = run(launch, folders, reporter, place)
         return result.model_dump(mode="json") if place.rank == 0 else None

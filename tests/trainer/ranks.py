@@ -1,17 +1,29 @@
-"""Runs the worker of an attempt on ranks of the gloo pool: everything of it but Ray's way of starting processes."""
+"""Trains on ranks of the gloo pool: all that a worker does but Ray's way of starting processes."""
 
 from __future__ import annotations
 
+import os
+import signal
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
 
-from trainer.attempt import Launch, Result
+from trainer.attempt import Launch, StopRequest
+from trainer.control import StopRequested
+from trainer.conversion import convert
+from trainer.data import build_data
+from trainer.fit import Loaders, fit, total_steps
 from trainer.folders import AttemptFolders
+from trainer.models import build_model
+from trainer.module import TrainingModule
 from trainer.place import Place
-from trainer.reporter import Reporter
+from trainer.spec_reader import read_spec
 
 
 class PoolEnvironment(LightningEnvironment):
@@ -58,14 +70,72 @@ def place(rank: int, world_size: int) -> Place:
     return Place(rank, world_size, world_size, PoolStrategy, PoolEnvironment(rank, world_size))
 
 
-def run_attempt(rank: int, world_size: int, root: str) -> Result:
-    """What `trainer.worker.train` does on Ray, for the attempt whose launch file lies in `root`."""
-    from trainer import worker
+class Told:
+    """Stands in for the reporter of a rank: asks for a stop once `stop_at` steps are done, dies after `die_at`."""
 
-    folders = AttemptFolders(Path(root))
-    launch = Launch.model_validate_json(folders.launch.read_bytes())
-    reporter = Reporter(launch, rank).start()
+    superseded = False
+
+    def __init__(self, *, stop_at: int | None = None, die_at: int | None = None) -> None:
+        self._stop_at, self._die_at = stop_at, die_at
+        self.stop_request: StopRequest | None = None
+
+    def progress(self, *, step: int, **_: object) -> None:
+        if self._die_at is not None and step >= self._die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._stop_at is not None and step >= self._stop_at:
+            self.stop_request = "pause"
+
+    def enter(self, *_: object) -> None: ...
+
+    def log(self, *_: object) -> None: ...
+
+    def event(self, *_: object, **__: object) -> None: ...
+
+    def checkpoint(self, **_: object) -> None: ...
+
+
+@dataclass
+class Trained:
+    """What one rank is left with: the network's tensors, and where it stopped (None: at the end)."""
+
+    state: dict[str, Tensor]
+    metrics: dict[str, float]
+    stopped_at: int | None
+
+
+def train(
+    rank: int,
+    world_size: int,
+    root: str,
+    document: dict[str, Any],
+    resume_from: str | None = None,
+    told: Told | None = None,
+) -> Trained:
+    """Train the job of `document` as a worker does, without finalizing. told: what rank 0 hears meanwhile."""
+    job = read_spec(document)
+    launch = Launch(
+        job_id="j",
+        attempt=1,
+        fence="f",
+        spec=job,
+        service_url=None,
+        token=None,
+        mlflow_uri="",
+        mlflow_run_id="",
+        resume_from=resume_from,
+    )
+    L.seed_everything(job.seed, verbose=False)
+    data = build_data(job.data, job.seed)
+    network, _ = convert(build_model(job.model, job.norm, data.info), job, None)
+    loaders = Loaders.build(data, job, rank, world_size)
+    steps = total_steps(job.train, len(loaders.train))
+    module = TrainingModule(network, data.info, job, steps)
+    L.seed_everything(job.seed + 1 + rank, verbose=False)
+    reporter: Any = told if told is not None and rank == 0 else Told()
+    stopped_at = None
     try:
-        return worker.run(launch, folders, reporter, place(rank, world_size))
-    finally:
-        reporter.close()
+        fit(module, loaders, launch, AttemptFolders(Path(root)), reporter, place(rank, world_size), steps)
+    except StopRequested as stop:
+        stopped_at = stop.step
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    return Trained(state, {**module.train_metrics, **module.val_metrics}, stopped_at)

@@ -69,16 +69,16 @@ class CheckpointWriter(Callback):
             self.save(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Every rank brings its random state and what it has counted; rank 0 writes them all."""
+        """Every rank brings its random state and what it alone has; rank 0 writes them all."""
         assert isinstance(pl_module, TrainingModule)
-        checkpoint[RANKS] = gather({"random": random_state(), "counted": pl_module.counted()})
+        checkpoint[RANKS] = gather({"random": random_state(), "own": pl_module.own_state()})
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         assert isinstance(pl_module, TrainingModule)
         ranks = checkpoint[RANKS]
         if len(ranks) == trainer.world_size:
             restore_random_state(ranks[trainer.global_rank]["random"])
-            pl_module.restore_counted(ranks[trainer.global_rank]["counted"])
+            pl_module.restore_own_state(ranks[trainer.global_rank]["own"])
         self._saved_at = checkpoint["global_step"]
 
 

@@ -1,0 +1,106 @@
+"""A job that was interrupted goes on as if nothing had happened, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.norm.pool import Pool
+from tests.trainer.ranks import Told, Trained, train
+from trainer import checkpoints
+
+KINDS = ["sync_batch", "batch", "sync_batch_renorm", "group", "weight"]
+
+
+def spec(kind: str, **train_changes: Any) -> dict[str, Any]:
+    return {
+        "name": "resume",
+        "model": {"name": "cnn", "init_args": {"channels": [4, 8], "dropout": 0.2}},
+        # 1,438 samples make 6 batches an epoch, the last one smaller; augmentation and dropout draw random numbers.
+        "data": {"name": "digits", "batch_size": 128, "init_args": {"augment": True}},
+        "norm": {"kind": kind},
+        "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
+        "schedule": {"name": "cosine", "warmup_steps": 3},
+        "train": {"epochs": 3, "checkpoint_every": {"steps": 2}} | train_changes,
+        "statistics": {"every": {"steps": 5}},
+        "resources": {"workers": 2},
+    }
+
+
+def series(*roots: Path) -> dict[tuple[str, int], float]:
+    """What MLflow gets of these attempts' spools: of each (key, step) the first value. Rates are not reproducible."""
+    points: dict[tuple[str, int], float] = {}
+    for root in roots:
+        for line in (root / "metrics.jsonl").read_text().splitlines():
+            point = json.loads(line)
+            if not point["key"].startswith("throughput"):
+                points.setdefault((point["key"], point["step"]), point["value"])
+    return points
+
+
+def newest(*roots: Path) -> str:
+    found = checkpoints.newest([root / "checkpoints" for root in roots])
+    assert found is not None
+    return str(found.path)
+
+
+def assert_same(whole: Trained, parts: Trained) -> None:
+    differing = [name for name, tensor in whole.state.items() if not torch.equal(tensor, parts.state[name])]
+    assert differing == []
+    assert parts.metrics == whole.metrics
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_paused_in_the_middle_of_an_epoch(ranks: Pool, tmp_path: Path, kind: str) -> None:
+    whole, first, second = tmp_path / "whole", tmp_path / "1", tmp_path / "2"
+    expected = ranks.run(train, 2, str(whole), spec(kind))[0]
+
+    paused = ranks.run(train, 2, str(first), spec(kind), None, Told(stop_at=8))[0]
+    resumed = ranks.run(train, 2, str(second), spec(kind), newest(first))[0]
+
+    assert paused.stopped_at == 9  # agreed on one batch after it was heard
+    assert resumed.stopped_at is None
+    assert_same(expected, resumed)
+    assert series(first, second) == series(whole)
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 6, 7, 11, 12])
+def test_paused_anywhere(ranks: Pool, tmp_path: Path, stop_at: int) -> None:
+    whole, first, second = tmp_path / "whole", tmp_path / "1", tmp_path / "2"
+    expected = ranks.run(train, 2, str(whole), spec("sync_batch"))[0]
+
+    ranks.run(train, 2, str(first), spec("sync_batch"), None, Told(stop_at=stop_at))
+    resumed = ranks.run(train, 2, str(second), spec("sync_batch"), newest(first))[0]
+
+    assert_same(expected, resumed)
+    assert series(first, second) == series(whole)
+
+
+def test_paused_while_gradients_accumulate(ranks: Pool, tmp_path: Path) -> None:
+    document = spec("sync_batch", accumulate=2)
+    whole, first, second = tmp_path / "whole", tmp_path / "1", tmp_path / "2"
+    expected = ranks.run(train, 2, str(whole), document)[0]
+
+    paused = ranks.run(train, 2, str(first), document, None, Told(stop_at=4))[0]
+    resumed = ranks.run(train, 2, str(second), document, newest(first))[0]
+
+    assert paused.stopped_at == 5
+    assert_same(expected, resumed)
+    assert series(first, second) == series(whole)
+
+
+@pytest.mark.parametrize("die_at", [3, 7, 12])
+def test_rank_killed(ranks: Pool, tmp_path: Path, die_at: int) -> None:
+    whole, first, second = tmp_path / "whole", tmp_path / "1", tmp_path / "2"
+    expected = ranks.run(train, 2, str(whole), spec("sync_batch"))[0]
+
+    with pytest.raises(RuntimeError, match="rank 0 of 2 died"):
+        ranks.run(train, 2, str(first), spec("sync_batch"), None, Told(die_at=die_at))
+    resumed = ranks.run(train, 2, str(second), spec("sync_batch"), newest(first))[0]
+
+    assert_same(expected, resumed)
+    assert series(first, second) == series(whole)
