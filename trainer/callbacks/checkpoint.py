@@ -20,6 +20,11 @@ from trainer.spec import Every
 RANKS = "ranks"
 
 
+def between_steps(trainer: Trainer) -> bool:
+    """Whether no gradients are accumulated half way; they would be in no checkpoint."""
+    return not trainer.fit_loop._should_accumulate()
+
+
 class CheckpointWriter(Callback):
     """Saves every `every`, keeps the newest `keep`, and tells the service of each one that is complete."""
 
@@ -54,19 +59,17 @@ class CheckpointWriter(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        steps = self._every.steps
-        if (
-            steps
-            and trainer.global_step
-            and not trainer.fit_loop._should_accumulate()
-            and trainer.global_step % steps == 0
-        ):
+        if between_steps(trainer) and not trainer.is_last_batch and self._is_due_at(trainer.global_step):
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Also for a step that ends an epoch: saved any earlier, its validation and its metrics would be lost."""
         epochs = self._every.epochs
-        if epochs and (trainer.current_epoch + 1) % epochs == 0:
+        if (epochs and (trainer.current_epoch + 1) % epochs == 0) or self._is_due_at(trainer.global_step):
             self.save(trainer)
+
+    def _is_due_at(self, step: int) -> bool:
+        return bool(self._every.steps) and step > 0 and step % (self._every.steps or 1) == 0
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Every rank brings its random state and what it alone has; rank 0 writes them all."""

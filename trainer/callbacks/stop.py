@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from trainer.callbacks.checkpoint import CheckpointWriter
+from trainer.attempt import StopRequest
+from trainer.callbacks.checkpoint import CheckpointWriter, between_steps
 from trainer.control import StopAgreement, StopRequested
 
 
 class StopOnRequest(Callback):
-    """Stops between optimizer steps only: gradients accumulated half way are in no checkpoint."""
+    """Stops between optimizer steps, and not before an epoch that is over has been validated and reported."""
 
     def __init__(self, agreement: StopAgreement, checkpoints: CheckpointWriter) -> None:
         self._agreement = agreement
         self._checkpoints = checkpoints
+        self._request: StopRequest | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._agreement.begin()
@@ -23,9 +25,15 @@ class StopOnRequest(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        request = self._agreement.agreed()
-        accumulating = trainer.fit_loop._should_accumulate()
-        if request and not accumulating:
-            self._checkpoints.save(trainer)
-            newest = self._checkpoints.newest
-            raise StopRequested(request, trainer.global_step, str(newest.path) if newest else None)
+        self._request = self._agreement.agreed()
+        if self._request and between_steps(trainer) and not trainer.is_last_batch:
+            self._stop(trainer, self._request)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._request:
+            self._stop(trainer, self._request)
+
+    def _stop(self, trainer: Trainer, request: StopRequest) -> NoReturn:
+        self._checkpoints.save(trainer)
+        newest = self._checkpoints.newest
+        raise StopRequested(request, trainer.global_step, str(newest.path) if newest else None)
