@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from norm.fixup import scalars
 from trainer.spec import OptimizerSpec, ScheduleSpec
 
 _WEIGHTED = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd, nn.modules.rnn.RNNBase)
@@ -21,8 +22,7 @@ def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> Optimizer:
     """The optimizer over every parameter that needs a gradient.
 
     Unless decay_norm, weight decay is for the weights of convolutions, linear layers and the like only; it leaves out
-    biases and the parameters of normalization layers. A module with an attribute `lr_factor` (the scalars of Fixup:
-    0.1) has its own parameters learned at that multiple of lr.
+    biases and the parameters of normalization layers. The scalars of Fixup learn at a tenth of lr (Zhang et al. 2019).
     """
     if spec.name == "lbfgs":  # knows a single group only
         return torch.optim.LBFGS([param for param in model.parameters() if param.requires_grad], lr=spec.lr)
@@ -32,9 +32,10 @@ def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> Optimizer:
 def parameter_groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, Any]]:
     """Parameters by (learning rate, weight decay), each once, in the order of the model."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    slow = set(scalars(model))
     for module, param in _owned_parameters(model):
         decay = spec.weight_decay if spec.decay_norm or _decays(module, param) else 0.0
-        lr = spec.lr * getattr(module, "lr_factor", 1.0)
+        lr = spec.lr * (0.1 if param in slow else 1.0)
         groups.setdefault((lr, decay), []).append(param)
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
 

@@ -7,21 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+import norm
 from trainer.data import DataInfo
+from trainer.models import build_model
 from trainer.module import TrainingModule
 from trainer.optim import build_optimizer, build_schedule, clip_adaptive, parameter_groups, rate_factor
-from trainer.spec import OptimizerSpec, ScheduleSpec
+from trainer.spec import ModelSpec, NormSpec, OptimizerSpec, ScheduleSpec
 from trainer.spec_reader import read_spec
-
-
-class Scalar(nn.Module):
-    """Like the scalars of Fixup."""
-
-    lr_factor = 0.1
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(1))
 
 
 class WideNorm(nn.Module):
@@ -81,12 +73,18 @@ def test_decay_norm_decays_everything() -> None:
     assert [group["weight_decay"] for group in groups] == [0.1]
 
 
-def test_modules_that_ask_for_it_learn_at_a_lower_rate() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), Scalar())
+def test_scalars_of_fixup_learn_at_a_tenth_of_the_rate_and_are_not_decayed() -> None:
+    info = DataInfo("classification", 3, (1, 8, 8))
+    resnet = build_model(ModelSpec(name="resnet", init_args={"depth": 8, "width": 4}), NormSpec(), info)
+    model, _ = norm.convert(resnet, "fixup")
 
-    groups = parameter_groups(model, OptimizerSpec(lr=0.5))
+    groups = parameter_groups(model, OptimizerSpec(lr=0.5, weight_decay=0.1))
 
-    assert {len(group["params"]): group["lr"] for group in groups} == {2: 0.5, 1: 0.05}
+    slow = [param for group in groups if group["lr"] == 0.05 for param in group["params"]]
+    assert {param.numel() for param in slow} == {1}
+    # 3 blocks with 4 biases and a scale each (Zhang et al. 2019, fig. 1), one bias behind the stem, one at the end
+    assert len(slow) == 3 * 5 + 2
+    assert all(group["weight_decay"] == 0 for group in groups if group["lr"] == 0.05)
 
 
 def test_frozen_parameters_are_left_out() -> None:
