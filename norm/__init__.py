@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from norm.traits import KINDS, Kind
 
 if TYPE_CHECKING:
+    from norm.auditing import audit
     from norm.conversion import Override, Replacement, convert, revert
+    from norm.findings import Finding
     from norm.fixup import ResidualBranch, register_residual_block
     from norm.folding import Folded, fold
     from norm.moments import Moments, synced_moments
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 # Public name -> the module it is loaded from.
 _LAZY = {
+    "Finding": "norm.findings",
     "Folded": "norm.folding",
     "LayerPopulation": "norm.population",
     "Moments": "norm.moments",
@@ -34,6 +37,7 @@ _LAZY = {
     "ResidualBranch": "norm.fixup",
     "Source": "norm.sources",
     "SyncBatchNorm": "norm.sync_batch_norm",
+    "audit": "norm.auditing",
     "build": "norm.registry",
     "convert": "norm.conversion",
     "fold": "norm.folding",
@@ -49,6 +53,7 @@ _LAZY = {
 
 __all__ = [
     "KINDS",
+    "Finding",
     "Folded",
     "Kind",
     "LayerPopulation",
@@ -60,6 +65,7 @@ __all__ = [
     "ResidualBranch",
     "Source",
     "SyncBatchNorm",
+    "audit",
     "build",
     "convert",
     "fold",
