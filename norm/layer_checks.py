@@ -150,7 +150,7 @@ def _arguments(seen: Seen, training: Training) -> Iterator[Finding]:
         start = layer.schedule.warmup_steps
         if start >= training.steps:
             message = f"Renormalization starts at step {start}, but training ends at {training.steps}."
-            fix = f"Set warmup_steps, e.g. {training.steps // 8}, and r_max_steps, d_max_steps within the training."
+            fix = f"Set warmup_steps, e.g. {training.steps // 16}, and r_max_steps, d_max_steps within the training."
             yield _finding(seen, "renorm_never_starts", "warning", message, fix, start=start, steps=training.steps)
 
 

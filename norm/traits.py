@@ -73,7 +73,13 @@ _RENORM = {
     "d_max_steps": Option(25000, (int,), "step at which d_max is reached", 0),
 }
 
-_GROUPS = Option("auto", (int, str), "channel groups; auto: the largest divisor of the channels up to 32", 1, ("auto",))
+_GROUPS = Option(
+    "auto",
+    (int, str),
+    "channel groups; auto: the largest divisor of the channels up to 32 that leaves two channels a group",
+    1,
+    ("auto",),
+)
 
 
 def _table(*kinds: Kind) -> Mapping[str, Kind]:
@@ -149,7 +155,11 @@ KINDS: Mapping[str, Kind] = _table(
         options={"num_groups": _GROUPS},
     ),
     Kind("layer", "normalization over all channels and positions of one sample", "Ba et al. 2016, arXiv:1607.06450"),
-    Kind("instance", "normalization over the positions of one channel", "Ulyanov et al. 2016, arXiv:1607.08022"),
+    Kind(
+        "instance",
+        "normalization over the positions of one channel of one sample",
+        "Ulyanov et al. 2016, arXiv:1607.08022",
+    ),
     Kind(
         "weight",
         "weights as length times direction; the norm layers are removed",
@@ -192,7 +202,7 @@ KINDS: Mapping[str, Kind] = _table(
     ),
     Kind(
         "box_cox",
-        "Box-Cox transform with one learnable exponent a layer, after the activation",
+        "Box-Cox transform with one learnable exponent a layer, without statistics",
         "Box & Cox 1964, J. R. Stat. Soc. B 26(2)",
         options={"lambda_init": Option(2.0, (float,), "the exponent at the start")},
     ),
