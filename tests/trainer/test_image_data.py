@@ -16,6 +16,7 @@ from PIL import Image
 
 from trainer.data import Data, DataInfo, build_data
 from trainer.data.images import ImageReader, centre_square, random_box
+from trainer.data.loader import train_loader
 from trainer.spec import DataSpec
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406])[:, None, None], torch.tensor([0.229, 0.224, 0.225])[:, None, None]
@@ -306,3 +307,13 @@ def test_row_that_is_no_image_is_named(root: str) -> None:
     for row in range(2):
         with pytest.raises(ValueError, match=rf"data.init_args.path: row {row} of .*bad.parquet is not an image"):
             data.train[row]
+
+
+def test_worker_processes_read_the_same_crops(tmp_path: Path) -> None:
+    _write(str(tmp_path), _classes(4))
+    here, there = (_build("image_folder", root=str(tmp_path), size=4, num_workers=count) for count in (0, 1))
+
+    batches = zip(train_loader(here, global_batch=3), train_loader(there, global_batch=3), strict=True)
+    same = [torch.equal(one.x, other.x) and torch.equal(one.y, other.y) for one, other in batches]
+
+    assert same == [True, True]

@@ -1,0 +1,41 @@
+"""Every job in examples/ is a valid spec; the one on scenes trains in small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.norm.pool import Pool
+from tests.trainer.ranks import train
+from trainer.spec_reader import read_spec
+
+EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
+
+
+def _document(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load(path.read_text())
+    return document
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_example_is_a_valid_job_or_a_study_of_one(path: Path) -> None:
+    document = _document(path)
+
+    spec = read_spec(document.get("base", document))
+
+    assert "base" in document or spec.name == path.stem
+
+
+@pytest.mark.parametrize("kind", ["batch", "sync_batch"])
+def test_scenes_train_on_two_workers_with_one_image_each(kind: str, ranks: Pool, tmp_path: Path) -> None:
+    document = _document(EXAMPLES / "scenes-unet-sync-batch.yaml")
+    document["data"]["init_args"] |= {"scenes": 4, "val_scenes": 3}
+    document |= {"norm": {"kind": kind}, "train": {"epochs": 1}}
+
+    first, second = ranks.run(train, 2, str(tmp_path), document)
+
+    assert first.metrics["val/mean_iou"] == second.metrics["val/mean_iou"] > 0
+    assert {"val/dice", "val/loss", "train/mean_iou"} <= first.metrics.keys()
