@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -153,3 +154,12 @@ def test_reading_does_not_draw_from_the_global_generator() -> None:
     _epoch(train_loader(_digits(augment=True), global_batch=100), 0)
 
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_next_pass_is_whole_though_nobody_ran_into_the_end_of_the_last_one() -> None:
+    loader = train_loader(build_data(DataSpec(name="digits", batch_size=500), 0), global_batch=500)
+
+    first = [batch.x.shape[0] for batch in itertools.islice(loader, len(loader))]
+    second = [batch.x.shape[0] for batch in loader]
+
+    assert first == second == [500, 500, 438]

@@ -42,8 +42,8 @@ class Loader:
 
     def __init__(self, dataset: BatchDataset, sampler: ShardedBatches, *, num_workers: int, pin_memory: bool) -> None:
         self.dataset, self.sampler = dataset, sampler
-        self.batch_sampler = None  # Lightning looks for it where there is a sampler
         self._finished = False
+        self.batch_sampler = None  # Lightning looks for it where there is a sampler
         self._loader = DataLoader(
             dataset,
             batch_size=None,
@@ -65,8 +65,9 @@ class Loader:
         self._finished = False
         for batch in self._loader:
             self.sampler.position += 1
+            # Before the yield: whoever takes just `len` batches never comes back for the end of the pass.
+            self._finished = self.sampler.position == len(self)
             yield batch
-        self._finished = True
 
     def set_epoch(self, epoch: int) -> None:
         self.sampler.set_epoch(epoch)
