@@ -12,10 +12,13 @@ from norm.traits import KINDS, Kind
 
 if TYPE_CHECKING:
     from norm.auditing import audit
+    from norm.backends.ledger import ExchangeError
     from norm.conversion import Override, Replacement, convert, revert
     from norm.findings import Finding
     from norm.fixup import ResidualBranch, register_residual_block
     from norm.folding import Folded, fold
+    from norm.groups import create_group
+    from norm.loss_weighting import loss_weight
     from norm.moments import Moments, synced_moments
     from norm.population import LayerPopulation, PopulationStatistics, recompute_population_statistics
     from norm.registry import build
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 # Public name -> the module it is loaded from.
 _LAZY = {
     "Finding": "norm.findings",
+    "ExchangeError": "norm.backends.ledger",
     "Folded": "norm.folding",
     "LayerPopulation": "norm.population",
     "Moments": "norm.moments",
@@ -39,6 +43,8 @@ _LAZY = {
     "SyncBatchNorm": "norm.sync_batch_norm",
     "audit": "norm.auditing",
     "build": "norm.registry",
+    "create_group": "norm.groups",
+    "loss_weight": "norm.loss_weighting",
     "convert": "norm.conversion",
     "fold": "norm.folding",
     "observe": "norm.snapshots",
@@ -53,6 +59,7 @@ _LAZY = {
 
 __all__ = [
     "KINDS",
+    "ExchangeError",
     "Finding",
     "Folded",
     "Kind",
@@ -68,9 +75,11 @@ __all__ = [
     "audit",
     "build",
     "convert",
+    "create_group",
     "fold",
     "initialize_weight_norm",
     "kinds",
+    "loss_weight",
     "observe",
     "recompute_population_statistics",
     "register_residual_block",

@@ -40,6 +40,9 @@ def remember(layer: nn.Module, x: Tensor, exchanged: Exchanged, y: Tensor) -> No
         calls.recomputing = False
         calls.without_graph.clear()
     if y.requires_grad:
+        assert y.grad_fn is not None
+        metadata: dict[str, object] = y.grad_fn.metadata  # type: ignore[assignment]
+        metadata["syncnorm"] = exchanged  # the graph owns it; here is only a weak reference
         calls.with_graph = [call for call in calls.with_graph if call[1]() is not None]
         calls.with_graph.append((x.shape, weakref.ref(exchanged)))
     else:

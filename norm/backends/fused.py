@@ -44,7 +44,6 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, exchanged, eps, group, layer):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x, weight, bias)
-        # Holding what was exchanged tells norm.recompute that this graph still lives.
         ctx.exchanged, ctx.eps, ctx.group, ctx.layer = exchanged, eps, group, layer
         return kernels_for(x).normalize(x, exchanged.merged, eps, weight, bias)
 

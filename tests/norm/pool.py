@@ -29,7 +29,7 @@ class Pool:
     or dies, fails the call with a sentence, and the workers start afresh for the next one.
     """
 
-    def __init__(self, size: int = 4, timeout_s: float = 60) -> None:
+    def __init__(self, size: int = 4, timeout_s: float = 120) -> None:
         self._size = size
         self._timeout_s = timeout_s
         self._processes: list[Any] = []
@@ -81,6 +81,11 @@ class Pool:
             theirs.close()
             self._processes.append(process)
             self._pipes.append(ours)
+        for pipe in self._pipes:  # importing torch is not the test's time
+            if not pipe.poll(120):
+                self.stop()
+                raise TimeoutError("the workers of the pool did not start within 120 s")
+            pipe.recv()
 
     def stop(self) -> None:
         """End the workers. The next run starts new ones."""
@@ -99,12 +104,12 @@ class Pool:
 def _serve(pipe: Connection) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    while True:
-        try:
-            fn, rank, world_size, store, args = pipe.recv()
-        except EOFError:
-            return
-        pipe.send_bytes(_outcome(fn, rank, world_size, store, args))
+    try:
+        pipe.send("ready")
+        while True:
+            pipe.send_bytes(_outcome(*pipe.recv()))
+    except (EOFError, BrokenPipeError):
+        return  # the test session has ended, or given this worker up
 
 
 def _outcome(fn: Callable[..., Any], rank: int, world_size: int, store: str, args: tuple[object, ...]) -> bytes:

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pool import Pool
+from splits import counted
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from norm import SyncBatchNorm
+from norm.backends.choose import use_backend
+
+
+def _net() -> nn.Sequential:
+    torch.manual_seed(0)
+    shared = SyncBatchNorm(4, dtype=torch.float64)
+    # The shared layer runs twice in one segment, on inputs of the same shape.
+    return nn.Sequential(nn.Linear(4, 4).double(), shared, nn.ReLU(), nn.Linear(4, 4).double(), shared, nn.Tanh())
+
+
+def _trained(rank: int, world_size: int, how: str, backend: Any) -> tuple[list[str], dict[str, Tensor]]:
+    net = _net()
+    generator = torch.Generator().manual_seed(rank)
+    batches = [torch.randn(5, 4, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2)]
+    calls: list[str] = []
+    with use_backend(backend), counted(calls):
+        for _ in range(2):
+            # Two forwards before two backwards, the later first: the order of recomputation is not that of the calls.
+            losses = []
+            for x in batches:
+                y = net(x) if how == "plain" else checkpoint(net, x, use_reentrant=how == "reentrant")
+                losses.append(y.square().sum())
+            for loss in reversed(losses):
+                loss.backward()
+    found = {f"grad.{name}": parameter.grad for name, parameter in net.named_parameters()}
+    return calls, found | net.state_dict() | {"dx": batches[0].grad}
+
+
+# https://github.com/pytorch/pytorch/issues/96136
+@pytest.mark.parametrize("backend", ["fused", "reference"])
+@pytest.mark.parametrize("how", ["reentrant", "non-reentrant"])
+def test_checkpointed_net_updates_and_exchanges_once(pool: Pool, how: str, backend: Any) -> None:
+    expected = pool.run(_trained, 2, "plain", backend)
+
+    found = pool.run(_trained, 2, how, backend)
+
+    for (calls, values), (plain_calls, plain_values) in zip(found, expected, strict=True):
+        assert calls == plain_calls
+        assert values.keys() == plain_values.keys()
+        for name, value in plain_values.items():
+            torch.testing.assert_close(values[name], value, rtol=1e-12, atol=1e-12, msg=name)
+
+
+def test_nothing_is_kept_once_the_graph_is_gone() -> None:
+    from norm.recompute import _CALLS
+
+    layer = SyncBatchNorm(3)
+    for _ in range(5):
+        layer(torch.randn(4, 3)).sum().backward()
+    layer(torch.randn(4, 3))
+
+    assert sum(ref() is not None for _, ref in _CALLS[layer].with_graph) == 0
