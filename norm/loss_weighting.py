@@ -9,7 +9,9 @@ from torch import Tensor
 from norm.collectives import gather_rows
 
 
-def loss_weight(num_samples: float | Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+def loss_weight(
+    num_samples: float | Tensor, group: dist.ProcessGroup | None = None, *, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """W * n / N: the factor of this worker's mean loss; n is `num_samples`, N its sum over the W workers.
 
     DDP averages gradients over workers, (1/W) sum_r dL_r. With L_r = mean_r * W * n_r / N that is the gradient of the
@@ -19,10 +21,10 @@ def loss_weight(num_samples: float | Tensor, group: dist.ProcessGroup | None = N
     num_samples: what the loss averages over on this worker: samples, pixels that are not ignored, tokens. 0 is legal:
     then the weight is 0, and the loss must be finite (`sum() / max(n, 1)`, not `mean()`, of nothing).
     group: the workers over which gradients are averaged. One collective of one number; every worker must call it.
-    Returns: () float32, on the device of num_samples; 1 without torch.distributed, and where N is 0.
+    Returns: () of `dtype`, on the device of num_samples; 1 without torch.distributed, and where N is 0.
     """
     own = torch.as_tensor(num_samples, dtype=torch.float64).reshape(1)
     counts = gather_rows(own, group)
     total = counts.sum()
     weight = torch.where(total > 0, len(counts) * own[0] / total, torch.ones_like(total))
-    return weight.float()
+    return weight.to(dtype)

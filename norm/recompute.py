@@ -32,7 +32,12 @@ _CALLS: weakref.WeakKeyDictionary[nn.Module, _Calls] = weakref.WeakKeyDictionary
 
 
 def remember(layer: nn.Module, x: Tensor, exchanged: Exchanged, y: Tensor) -> None:
-    """Keep what `layer` exchanged for x, while the graph of y lives."""
+    """Keep what `layer` exchanged for x while the graph of y lives, if its forward may be run again.
+
+    Checkpointing either runs the forward without gradients (reentrant) or under hooks on saved tensors.
+    """
+    if y.requires_grad and torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        return
     calls = _CALLS.get(layer)
     if calls is None:
         calls = _CALLS[layer] = _Calls()

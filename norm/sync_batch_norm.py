@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from norm.backends.choose import batch_norm_for, update_running
+from norm.backends.choose import batch_norm_for
+from norm.backends.interface import Request, Running
 from norm.moments import Exchanged, measure_row
 from norm.recompute import recall, remember
 
@@ -63,14 +64,21 @@ class SyncBatchNorm(_BatchNorm):
             )
         compiling = torch.compiler.is_compiling()
         known = None if compiling else recall(self, x, measure_row)
-        y, exchanged = batch_norm_for(x)(x, self.weight, self.bias, self.eps, self.process_group, self, known)
+        running = self._running() if known is None and self.track_running_stats else None
+        request = Request(self.weight, self.bias, self.eps, self.process_group, self, known, running)
+        y, exchanged = batch_norm_for(x)(x, request)
         if known is None:
             self._check_count(exchanged, x)
-            if self.track_running_stats:
-                self._update_running_statistics(exchanged, x)
             if not compiling:
                 remember(self, x, exchanged, y)
         return y
+
+    def _running(self) -> Running:
+        mean, var, num_batches = self.running_mean, self.running_var, self.num_batches_tracked
+        assert mean is not None
+        assert var is not None
+        assert num_batches is not None
+        return Running(self.momentum, mean, var, num_batches, self.num_non_finite_batches)
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2 or input.shape[1] != self.num_features:
@@ -86,11 +94,3 @@ class SyncBatchNorm(_BatchNorm):
                 f"SyncBatchNorm({self.num_features}) needs more than one value per channel over the whole group to "
                 "train, got 1. Use a larger batch, larger maps, or eval()."
             )
-
-    @torch.no_grad()
-    def _update_running_statistics(self, exchanged: Exchanged, x: Tensor) -> None:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        buffers = (self.running_mean, self.running_var, self.num_batches_tracked, self.num_non_finite_batches)
-        update_running(x, exchanged, self.momentum, *buffers)

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from norm.backends import fused, native, reference
-from norm.moments import Exchanged
+from norm.backends import fused, reference
+from norm.backends.interface import BatchNorm
 
 Backend = Literal["reference", "fused"]
-BatchNorm = Callable[
-    [Tensor, Tensor | None, Tensor | None, float, dist.ProcessGroup | None, nn.Module | None, Exchanged | None],
-    tuple[Tensor, Exchanged],
-]
-
 _WANTED: ContextVar[str | None] = ContextVar("syncnorm_backend", default=None)
 
 
@@ -40,13 +34,3 @@ def batch_norm_for(x: Tensor) -> BatchNorm:
         return reference.batch_norm
     wanted = _WANTED.get() or os.environ.get("SYNCNORM_BACKEND", "fused")
     return reference.batch_norm if wanted == "reference" or fused.kernels_for(x) is None else fused.batch_norm
-
-
-def update_running(
-    x: Tensor, exchanged: Exchanged, momentum: float | None, mean: Tensor, var: Tensor, batches: Tensor, bad: Tensor
-) -> None:
-    """Moves running statistics by what was exchanged for x; see native.update_running."""
-    kernels = None if torch.compiler.is_compiling() else fused.kernels_for(x)
-    same_kind = mean.device.type == "cpu" and mean.dtype in (torch.float32, torch.float64) and mean.is_contiguous()
-    update = kernels.update_running if kernels is not None and same_kind else native.update_running
-    update(exchanged.merged, momentum, mean, var, batches, bad)

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from norm.backends.dense import layout_of, like
+from norm.backends import native
+from norm.backends.dense import layout_of
+from norm.backends.interface import Request, Running
 from norm.backends.kernels import library
 
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
@@ -27,32 +29,29 @@ def measure(x: Tensor) -> Tensor:
     return row
 
 
-def merge(rows_WF: Tensor) -> Tensor:
-    """The row of all workers."""
-    W, F = rows_WF.shape
-    row = torch.empty(F, dtype=torch.float64)
-    _lib().merge_rows(rows_WF.data_ptr(), W, rows_WF.stride(0), F // 2, row.data_ptr())
-    return row
-
-
-def add(rows_WF: Tensor) -> Tensor:
-    """The sum of all workers' rows, in rank order."""
-    W, F = rows_WF.shape
-    row = torch.empty(F, dtype=torch.float64)
-    _lib().sum_rows(rows_WF.data_ptr(), W, rows_WF.stride(0), F, row.data_ptr())
-    return row
-
-
-def normalize(x: Tensor, row: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """(x - mean) / sqrt(var + eps) * weight + bias."""
+def finish_forward(x: Tensor, rows_WF: Tensor, request: Request) -> tuple[Tensor, Tensor]:
+    """The output and the row of all workers, of which `rows_WF` are the parts; moves the running statistics."""
     N, C, L, by_rows = layout_of(x)
-    weight, bias, is_double = _affine(x, weight, bias)
-    table = torch.empty(4 * C, dtype=torch.float64)
-    _lib().output_table(row.data_ptr(), C, eps, _address(weight), _address(bias), is_double, table.data_ptr())
+    dtype = _affine_dtype(x)
+    weight, bias = _plain(request.weight, dtype), _plain(request.bias, dtype)
+    work = torch.empty(6 * C + 1, dtype=torch.float64)  # the merged row, then the table
     y = torch.empty_like(x)
-    sizes = (N, C, L, by_rows, torch.get_num_threads())
-    _kernel("normalize", x)(x.data_ptr(), y.data_ptr(), *sizes, table.data_ptr())
-    return y
+    running = request.running
+    in_place = running is not None and _can_move(running)
+    _kernel("finish_forward", x)(
+        x.data_ptr(), y.data_ptr(), N, C, L, by_rows, torch.get_num_threads(),
+        rows_WF.data_ptr(), rows_WF.shape[0], rows_WF.stride(0), work.data_ptr(), request.eps,
+        _address(weight), _address(bias), dtype == torch.float64,
+        *(_addresses(running) if running is not None and in_place else _NOTHING_TO_MOVE),
+    )  # fmt: skip
+    merged = work[: 2 * C + 1]
+    if running is not None:
+        if in_place:
+            # Autograd must see that they changed, as for any operation in place.
+            torch.autograd.graph.increment_version(running[1:])
+        else:
+            native.update_running(merged, running)
+    return y, merged
 
 
 def gradient_sums(x: Tensor, dy: Tensor, row: Tensor) -> Tensor:
@@ -60,58 +59,58 @@ def gradient_sums(x: Tensor, dy: Tensor, row: Tensor) -> Tensor:
     N, C, L, by_rows = layout_of(x)
     sums = torch.empty(2 * C, dtype=torch.float64)
     sizes = (N, C, L, by_rows, torch.get_num_threads())
-    means = row.data_ptr() + 8
-    _kernel("gradient_sums", x)(x.data_ptr(), like(dy, x).data_ptr(), *sizes, means, sums.data_ptr())
+    _kernel("gradient_sums", x)(x.data_ptr(), dy.data_ptr(), *sizes, row.data_ptr() + 8, sums.data_ptr())
     return sums
 
 
-def gradients(
-    x: Tensor, dy: Tensor, row: Tensor, eps: float, local: Tensor, total: Tensor, weight: Tensor | None
+def finish_backward(
+    x: Tensor, dy: Tensor, row: Tensor, local: Tensor, rows_WF: Tensor, eps: float, weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias; `local` and `total` are this worker's and the group's `gradient_sums`."""
+    """Gradients of x, weight and bias; `local` are this worker's `gradient_sums`, `rows_WF` everybody's."""
     N, C, L, by_rows = layout_of(x)
-    weight, _, is_double = _affine(x, weight, None)
-    table = torch.empty(4 * C, dtype=torch.float64)
-    affine = torch.empty(2, C, dtype=torch.float64 if is_double else torch.float32)
-    step = affine.element_size() * C
-    _lib().gradient_table(
-        row.data_ptr(), C, eps, local.data_ptr(), total.data_ptr(), _address(weight), is_double, table.data_ptr(),
-        affine.data_ptr(), affine.data_ptr() + step,
-    )  # fmt: skip
+    dtype = _affine_dtype(x)
+    weight = _plain(weight, dtype)
+    work = torch.empty(6 * C, dtype=torch.float64)  # the sums of all workers, then the table
+    by_weight, by_bias = torch.empty(C, dtype=dtype), torch.empty(C, dtype=dtype)
     dx = torch.empty_like(x)
-    sizes = (N, C, L, by_rows, torch.get_num_threads())
-    _kernel("input_gradient", x)(x.data_ptr(), like(dy, x).data_ptr(), dx.data_ptr(), *sizes, table.data_ptr())
-    return dx, affine[0], affine[1]
+    _kernel("finish_backward", x)(
+        x.data_ptr(), dy.data_ptr(), dx.data_ptr(), N, C, L, by_rows, torch.get_num_threads(), row.data_ptr(),
+        local.data_ptr(), rows_WF.data_ptr(), rows_WF.shape[0], rows_WF.stride(0), work.data_ptr(), eps,
+        _address(weight), dtype == torch.float64, by_weight.data_ptr(), by_bias.data_ptr(),
+    )  # fmt: skip
+    return dx, by_weight, by_bias
 
 
-def update_running(
-    row: Tensor, momentum: float | None, mean: Tensor, var: Tensor, batches: Tensor, bad: Tensor
-) -> None:
-    """Moves the running mean and (Bessel-corrected) variance in place, unless the row is empty or not finite."""
-    is_double = mean.dtype == torch.float64
+_NOTHING_TO_MOVE = (0.0, None, None, False, None, None)
+
+
+def _addresses(running: Running) -> tuple[float, int, int, bool, int, int]:
+    momentum, mean, var, num_batches, num_non_finite = running
     step = -1.0 if momentum is None else momentum
-    addresses = (mean.data_ptr(), var.data_ptr(), is_double, batches.data_ptr(), bad.data_ptr())
-    _lib().update_running(row.data_ptr(), mean.numel(), step, *addresses)
-    # Autograd must see that they changed, as for any operation in place.
-    for buffer in (mean, var, batches, bad):
-        torch.autograd.graph.increment_version(buffer)
+    is_double = mean.dtype == torch.float64
+    return step, mean.data_ptr(), var.data_ptr(), is_double, num_batches.data_ptr(), num_non_finite.data_ptr()
 
 
-def _lib() -> ctypes.CDLL:
-    lib = library()
-    assert lib is not None  # takes() said so
-    return lib
+def _can_move(running: Running) -> bool:
+    mean = running.mean
+    return mean.device.type == "cpu" and mean.dtype in (torch.float32, torch.float64) and mean.is_contiguous()
 
 
 def _kernel(name: str, x: Tensor) -> Any:
-    return getattr(_lib(), f"{name}_{_SUFFIX[x.dtype]}")
+    lib = library()
+    assert isinstance(lib, ctypes.CDLL)  # takes() said so
+    return getattr(lib, f"{name}_{_SUFFIX[x.dtype]}")
 
 
-def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None, bool]:
-    """Both in one dtype that the kernels read, and whether that is float64."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    weight, bias = (t if t is None else t.detach().to(dtype).contiguous() for t in (weight, bias))
-    return weight, bias, dtype == torch.float64
+def _affine_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _plain(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """As the kernels read it."""
+    if tensor is None or (tensor.dtype == dtype and tensor.is_contiguous()):
+        return tensor
+    return tensor.detach().to(dtype).contiguous()
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -5,74 +5,72 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from norm.backends import compiled, native, reference
 from norm.backends.dense import dense, like
+from norm.backends.interface import Request
 from norm.collectives import peek_rows
 from norm.moments import Exchanged
 
 
 def kernels_for(x: Tensor) -> Any:
     """The module of kernels for x: compiled, native, or None where only the reference composition works."""
-    if x.device.type != "cpu" or (type(x) is not Tensor and not isinstance(x, nn.Parameter)):
+    if x.device.type != "cpu" or (type(x) is not Tensor and type(x) is not nn.Parameter):
         return None
-    return next((kernels for kernels in (compiled, native) if kernels.takes(x)), None)
+    if compiled.takes(x):
+        return compiled
+    return native if native.takes(x) else None
 
 
-def batch_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    group: dist.ProcessGroup | None,
-    layer: nn.Module | None,
-    known: Exchanged | None,
-) -> tuple[Tensor, Exchanged]:
-    """The output and what was exchanged for it; `known` is that of an earlier call for the same x."""
-    kernels = kernels_for(x)
-    x = dense(x)
-    if known is None:
-        local = kernels.measure(x.detach())
-        known = Exchanged(local, kernels.merge(peek_rows(local, group, layer, "forward")))
-    y: Tensor = _Normalize.apply(x, weight, bias, known, eps, group, layer)  # type: ignore[no-untyped-call]
-    return y, known
+def batch_norm(x: Tensor, request: Request) -> tuple[Tensor, Exchanged]:
+    """See interface.BatchNorm."""
+    exchanged: list[Exchanged] = []
+    y: Tensor = _Normalize.apply(dense(x), request.weight, request.bias, request, exchanged)  # type: ignore[no-untyped-call]
+    return y, exchanged[0]
 
 
 class _Normalize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, exchanged, eps, group, layer):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, weight, bias, request, answer):  # type: ignore[no-untyped-def]
+        kernels = kernels_for(x)
+        if request.known is None:
+            local = kernels.measure(x)
+            rows_WF = peek_rows(local, request.group, request.layer, "forward")
+            y, merged = kernels.finish_forward(x, rows_WF, request)
+            answer.append(Exchanged(local, merged))
+        else:
+            y, _ = kernels.finish_forward(x, request.known.merged.unsqueeze(0), request)
+            answer.append(request.known)
         ctx.save_for_backward(x, weight, bias)
-        ctx.exchanged, ctx.eps, ctx.group, ctx.layer = exchanged, eps, group, layer
-        return kernels_for(x).normalize(x, exchanged.merged, eps, weight, bias)
+        ctx.request, ctx.exchanged = request, answer[0]
+        return y
 
     @staticmethod
     def backward(ctx, dy):  # type: ignore[no-untyped-def]
         x, weight, bias = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        request = ctx.request
         if torch.is_grad_enabled():
             return _differentiable_gradients(  # type: ignore[no-untyped-call]
-                ctx, x, weight, bias, dy
+                x, dy, needed, request._replace(weight=weight, bias=bias, known=ctx.exchanged, running=None)
             )
-        row = ctx.exchanged.merged
         kernels = kernels_for(x)
         dy = like(dy, x)
-        local = kernels.gradient_sums(x, dy, row)
-        total = local
-        if ctx.needs_input_grad[0]:
-            total = kernels.add(peek_rows(local, ctx.group, ctx.layer, "backward"))
-        dx, by_weight, by_bias = kernels.gradients(x, dy, row, ctx.eps, local, total, weight)
-        return (
-            dx,
-            by_weight.to(weight.dtype) if ctx.needs_input_grad[1] else None,
-            by_bias.to(bias.dtype) if ctx.needs_input_grad[2] else None,
-            *[None] * 4,
+        local = kernels.gradient_sums(x, dy, ctx.exchanged.merged)
+        rows_WF = peek_rows(local, request.group, request.layer, "backward") if needed[0] else local.unsqueeze(0)
+        dx, by_weight, by_bias = kernels.finish_backward(
+            x, dy, ctx.exchanged.merged, local, rows_WF, request.eps, weight
         )
+        by_weight = by_weight.to(weight.dtype) if needed[1] else None
+        by_bias = by_bias.to(bias.dtype) if needed[2] else None
+        return dx, by_weight, by_bias, None, None
 
 
-def _differentiable_gradients(ctx, x, weight, bias, dy):  # type: ignore[no-untyped-def]
+def _differentiable_gradients(x, dy, needed, request):  # type: ignore[no-untyped-def]
     """With create_graph: the gradients of the reference composition, which can be differentiated again."""
-    y, _ = reference.batch_norm(x, weight, bias, ctx.eps, ctx.group, ctx.layer, ctx.exchanged)
-    wanted = [t for t, needed in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if needed]
+    y, _ = reference.batch_norm(x, request)
+    inputs = (x, request.weight, request.bias)
+    wanted = [tensor for tensor, is_needed in zip(inputs, needed, strict=False) if is_needed]
     found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
-    return *[next(found) if needed else None for needed in ctx.needs_input_grad[:3]], *[None] * 4
+    return *[next(found) if is_needed else None for is_needed in needed[:3]], None, None

@@ -152,6 +152,7 @@ void update_running(const double *stats, long C, double momentum, void *mean, vo
             ++*non_finite;
             return;
         }
+    if (stats[0] < 2) return; // the layer raises
     ++*batches;
     double step = momentum < 0 ? 1.0 / (double)*batches : momentum;
     double divisor = stats[0] > 1 ? stats[0] - 1 : 1; // Bessel
@@ -160,6 +161,30 @@ void update_running(const double *stats, long C, double momentum, void *mean, vo
         move(var, is_double, c, step, stats[1 + C + c] / divisor);
     }
 }
+
+#define FINISH(SUFFIX)                                                                                                  \
+    void finish_forward_##SUFFIX(const void *x, void *y, long N, long C, long L, int by_rows, int threads,              \
+                                 const double *rows, long W, long stride, double *work, double eps,                     \
+                                 const void *weight, const void *bias, int is_double, double momentum, void *mean,      \
+                                 void *var, int running_is_double, int64_t *batches, int64_t *non_finite) {             \
+        channel *table = (channel *)(work + 2 * C + 1);                                                                \
+        merge_rows(rows, W, stride, C, work);                                                                          \
+        if (mean) update_running(work, C, momentum, mean, var, running_is_double, batches, non_finite);                \
+        output_table(work, C, eps, weight, bias, is_double, table);                                                    \
+        normalize_##SUFFIX(x, y, N, C, L, by_rows, threads, table);                                                    \
+    }                                                                                                                  \
+    void finish_backward_##SUFFIX(const void *x, const void *dy, void *dx, long N, long C, long L, int by_rows,         \
+                                  int threads, const double *stats, const double *local, const double *rows, long W,    \
+                                  long stride, double *work, double eps, const void *weight, int is_double,             \
+                                  void *by_weight, void *by_bias) {                                                    \
+        channel *table = (channel *)(work + 2 * C);                                                                    \
+        sum_rows(rows, W, stride, 2 * C, work);                                                                        \
+        gradient_table(stats, C, eps, local, work, weight, is_double, table, by_weight, by_bias);                      \
+        input_gradient_##SUFFIX(x, dy, dx, N, C, L, by_rows, threads, table);                                          \
+    }
+FINISH(f32)
+FINISH(f64)
+FINISH(bf16)
 
 // --- exchange between processes of one host --------------------------------------------------------------------------
 //
@@ -178,6 +203,15 @@ double *slot(char *base, long rank, long capacity, uint64_t round) {
 
 void publish(char *base, long rank, long capacity, uint64_t round) {
     atomic_store_explicit((_Atomic uint64_t *)area(base, rank, capacity), round, memory_order_release);
+}
+
+// Copies the header and the row into this rank's slot and announces the round.
+void publish_row(char *base, long rank, long capacity, uint64_t round, const void *header, const double *row,
+                 long length) {
+    double *to = slot(base, rank, capacity, round);
+    memcpy(to, header, HEADER * sizeof(double));
+    memcpy(to + HEADER, row, length * sizeof(double));
+    publish(base, rank, capacity, round);
 }
 
 uint64_t published(char *base, long rank, long capacity) {

@@ -84,20 +84,16 @@ def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
     p, n, d, u, i = ctypes.c_void_p, ctypes.c_long, ctypes.c_double, ctypes.c_uint64, ctypes.c_int
     sizes = [n, n, n, i, i]
     arguments = {
-        "merge_rows": [p, n, n, n, p],
-        "sum_rows": [p, n, n, n, p],
-        "output_table": [p, n, d, p, p, i, p],
-        "gradient_table": [p, n, d, p, p, p, i, p, p, p],
-        "update_running": [p, n, d, p, p, i, p, p],
         "publish": [p, n, n, u],
+        "publish_row": [p, n, n, u, p, p, n],
         "published": [p, n, n],
         "await_round": [p, n, n, n, u, d],
     }
     for suffix in ("f32", "f64", "bf16"):
         arguments[f"measure_{suffix}"] = [p, *sizes, p]
-        arguments[f"normalize_{suffix}"] = [p, p, *sizes, p]
         arguments[f"gradient_sums_{suffix}"] = [p, p, *sizes, p, p]
-        arguments[f"input_gradient_{suffix}"] = [p, p, p, *sizes, p]
+        arguments[f"finish_forward_{suffix}"] = [p, p, *sizes, p, n, n, p, d, p, p, i, d, p, p, i, p, p]
+        arguments[f"finish_backward_{suffix}"] = [p, p, p, *sizes, p, p, p, n, n, p, d, p, i, p, p]
     for name, types in arguments.items():
         function = getattr(lib, name)
         function.argtypes, function.restype = types, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import struct
 import weakref
@@ -48,40 +49,56 @@ class Call:
         return f"{self.name or 'a layer without a name'} ({direction}, call {self.number}, {self.length} numbers)"
 
 
+class Header:
+    """The bytes of one layer's header, where they lie, and the number of the call they announce."""
+
+    def __init__(self, key: int, length: int, name: str) -> None:
+        encoded = name.encode()[-(HEADER_BYTES - _WORDS.size) :]
+        self.bytes = bytearray(HEADER_BYTES)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.bytes))
+        _WORDS.pack_into(self.bytes, 0, key, 0, length, zlib.crc32(encoded))
+        self.bytes[_WORDS.size : _WORDS.size + len(encoded)] = encoded
+        self.key = key
+        self._number = 0
+
+    def count(self) -> Header:
+        """The header of the next call."""
+        self._number += 1
+        _CALL.pack_into(self.bytes, 8, self._number)
+        return self
+
+    def call(self) -> Call:
+        return Call.parse(bytes(self.bytes))
+
+
 class Ledger:
     """The headers of one group: layers are numbered by first use in it, and their calls counted."""
 
     def __init__(self) -> None:
-        self._headers: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, int], bytearray]] = (
-            weakref.WeakKeyDictionary()
-        )
-        self._anonymous: dict[tuple[str, int], bytearray] = {}
+        self._headers: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, int], Header]] = weakref.WeakKeyDictionary()
+        self._anonymous: dict[tuple[str, int], Header] = {}
         self._paths: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
         self._num_layers = 0
 
-    def header(self, layer: nn.Module | None, direction: Direction, length: int) -> bytearray:
-        """The header of the next exchange of `layer`; valid until the next call."""
+    def header(self, layer: nn.Module | None, direction: Direction, length: int) -> Header:
+        """The header of the next exchange of `layer`; valid until its next call."""
         headers = self._anonymous if layer is None else self._headers.get(layer)
         if headers is None:
             assert layer is not None
             headers = self._headers[layer] = {}
         header = headers.get((direction, length))
         if header is None:
-            header = headers[direction, length] = self._new(layer, direction, length, first=not headers)
-        _CALL.pack_into(header, 8, _CALL.unpack_from(header, 8)[0] + 1)
-        return header
+            header = headers[direction, length] = self._new(layer, direction, length)
+        return header.count()
 
-    def _new(self, layer: nn.Module | None, direction: Direction, length: int, *, first: bool) -> bytearray:
-        index = 0
-        if layer is not None:
-            self._num_layers += first
-            others = self._headers[layer]
-            index = self._num_layers if first else _WORDS.unpack_from(next(iter(others.values())))[0] >> 1
-        name = self._path(layer).encode()[-(HEADER_BYTES - _WORDS.size) :] if layer is not None else b""
-        header = bytearray(HEADER_BYTES)
-        _WORDS.pack_into(header, 0, index << 1 | _DIRECTIONS.index(direction), 0, length, zlib.crc32(name))
-        header[_WORDS.size : _WORDS.size + len(name)] = name
-        return header
+    def _new(self, layer: nn.Module | None, direction: Direction, length: int) -> Header:
+        if layer is None:
+            return Header(_DIRECTIONS.index(direction), length, "")
+        known = next(iter(self._headers[layer].values()), None)
+        if known is None:
+            self._num_layers += 1
+        index = self._num_layers if known is None else known.key >> 1
+        return Header(index << 1 | _DIRECTIONS.index(direction), length, self._path(layer))
 
     def _path(self, layer: nn.Module) -> str:
         if layer not in self._paths:

@@ -1,6 +1,6 @@
 """Batch normalization of dense CPU tensors by PyTorch's own operators, where there is no compiler.
 
-The fastest of several ways to ask for each quantity, measured in norm-field terms: group normalization with one
+The fastest of several ways to ask for each quantity, group normalization with one
 channel a group gives the moments of every plane 3.4 times faster than batch normalization's own statistics do.
 Rows are (count, C means, C m2s) in float64, as in compiled.py.
 """
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from norm.backends.dense import layout_of
+from norm.backends.interface import Request, Running
 from norm.moments import Moments, as_row, of_row
 from norm.moments import measure as measure_exactly
 from norm.moments import merge as merge_parts
@@ -41,24 +42,18 @@ def measure(x: Tensor) -> Tensor:
     return as_row(moments)
 
 
-def merge(rows_WF: Tensor) -> Tensor:
-    """The row of all workers."""
-    C = rows_WF.shape[1] // 2
+def finish_forward(x: Tensor, rows_WF: Tensor, request: Request) -> tuple[Tensor, Tensor]:
+    """The output and the row of all workers, of which `rows_WF` are the parts; moves the running statistics."""
+    C = x.shape[1]
     counts, means, m2s = torch.split(rows_WF, [1, C, C], 1)
-    return as_row(merge_parts(counts.squeeze(1), means, m2s))
-
-
-def add(rows_WF: Tensor) -> Tensor:
-    """The sum of all workers' rows, in rank order."""
-    return rows_WF.sum(0)
-
-
-def normalize(x: Tensor, row: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """(x - mean) / sqrt(var + eps) * weight + bias."""
-    moments = of_row(row)
-    mean, var = moments.mean.to(x.dtype), moments.biased_variance.to(x.dtype)
-    weight, bias = (t if t is None else t.detach().to(x.dtype) for t in (weight, bias))
-    return torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
+    merged = merge_parts(counts.squeeze(1), means, m2s)
+    mean, var = merged.mean.to(x.dtype), merged.biased_variance.to(x.dtype)
+    weight, bias = (t if t is None else t.detach().to(x.dtype) for t in (request.weight, request.bias))
+    y = torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, request.eps)[0]
+    row = as_row(merged)
+    if request.running is not None:
+        update_running(row, request.running)
+    return y, row
 
 
 def gradient_sums(x: Tensor, dy: Tensor, row: Tensor) -> Tensor:
@@ -73,14 +68,14 @@ def gradient_sums(x: Tensor, dy: Tensor, row: Tensor) -> Tensor:
     return torch.cat([by_bias.double(), by_weight.double()])
 
 
-def gradients(
-    x: Tensor, dy: Tensor, row: Tensor, eps: float, local: Tensor, total: Tensor, weight: Tensor | None
+def finish_backward(
+    x: Tensor, dy: Tensor, row: Tensor, local: Tensor, rows_WF: Tensor, eps: float, weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias; `local` and `total` are this worker's and the group's `gradient_sums`."""
+    """Gradients of x, weight and bias; `local` are this worker's `gradient_sums`, `rows_WF` everybody's."""
     moments = of_row(row)
     invstd = torch.rsqrt(moments.biased_variance + eps)
     scale = invstd if weight is None else invstd * weight.detach().double()
-    constant, slope = torch.split(total / moments.count.clamp_min(1), x.shape[1])
+    constant, slope = torch.split(rows_WF.sum(0) / moments.count.clamp_min(1), x.shape[1])
     # dx = scale * dy - scale * slope * invstd^2 * (x - mean) - scale * constant, the last two as one normalization.
     affine = (-scale * slope * invstd.square()).to(x.dtype), (-scale * constant).to(x.dtype)
     ones, mean = torch.ones_like(affine[0]), moments.mean.to(x.dtype)
@@ -90,15 +85,13 @@ def gradients(
     return dx, by_product * invstd, by_bias
 
 
-def update_running(
-    row: Tensor, momentum: float | None, mean: Tensor, var: Tensor, batches: Tensor, bad: Tensor
-) -> None:
-    """Moves the running mean and (Bessel-corrected) variance in place, unless the row is empty or not finite."""
+def update_running(row: Tensor, running: Running) -> None:
+    """Moves the running statistics in place by the row of a batch; see Running."""
     moments = of_row(row)
     finite = torch.isfinite(row).all()
-    counts = finite & (moments.count > 0)
-    bad.add_(~finite)
-    batches.add_(counts)
-    step: Tensor | float = 1 / batches if momentum is None else momentum
-    for buffer, batch in ((mean, moments.mean), (var, moments.unbiased_variance)):
+    counts = finite & (moments.count > 1)
+    running.num_non_finite.add_(~finite)
+    running.num_batches.add_(counts)
+    step: Tensor | float = 1 / running.num_batches if running.momentum is None else running.momentum
+    for buffer, batch in ((running.mean, moments.mean), (running.var, moments.unbiased_variance)):
         buffer.copy_(torch.where(counts, buffer + step * (batch - buffer), buffer))

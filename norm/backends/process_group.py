@@ -40,14 +40,14 @@ class ProcessGroupTransport:
         header = self._ledger.header(layer, direction, row.numel())
         size = -(-(_HEADER + row.numel()) // _FRAME) * _FRAME
         frame = torch.zeros(size, dtype=torch.float64)
-        frame[:_HEADER] = torch.frombuffer(header, dtype=torch.float64)
+        frame[:_HEADER] = torch.frombuffer(header.bytes, dtype=torch.float64)
         frame[_HEADER : _HEADER + row.numel()] = row
         frames = torch.empty(self.world_size * size, dtype=torch.float64)
         try:
             dist.all_gather_into_tensor(frames, frame, group=self._group)
         except RuntimeError as error:
             raise ExchangeError(
-                f"rank {self._ranks[self._rank]} could not exchange statistics in {Call.parse(bytes(header))} within "
+                f"rank {self._ranks[self._rank]} could not exchange statistics in {header.call()} within "
                 f"{self._timeout_s:g} s: {error}. Another worker has ended, or skipped this layer; look at its log."
             ) from error
         table = frames.view(self.world_size, size)

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
+from norm.backends.interface import Request
+from norm.backends.native import update_running
 from norm.moments import Exchanged, Moments, compute_dtype, exchange, per_channel
 
 
-def batch_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    group: dist.ProcessGroup | None,
-    layer: nn.Module | None,
-    known: Exchanged | None,
-) -> tuple[Tensor, Exchanged]:
-    """The output and what was exchanged for it; `known` is that of an earlier call for the same x."""
-    moments, exchanged = exchange(x, None, group, layer, known)
-    return normalize(x, moments, eps, weight, bias), exchanged
+def batch_norm(x: Tensor, request: Request) -> tuple[Tensor, Exchanged]:
+    """See interface.BatchNorm."""
+    moments, exchanged = exchange(x, None, request.group, request.layer, request.known)
+    if request.running is not None:
+        with torch.no_grad():
+            update_running(exchanged.merged, request.running)
+    return normalize(x, moments, request.eps, request.weight, request.bias), exchanged
 
 
 def normalize(x: Tensor, moments: Moments, eps: float, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from norm.backends.kernels import library
-from norm.backends.ledger import HEADER_BYTES, Call, Direction, ExchangeError, Ledger
+from norm.backends.ledger import HEADER_BYTES, Call, Direction, ExchangeError, Header, Ledger
 from norm.backends.process_group import check_calls
 from norm.backends.transport import timeout_s
 
@@ -45,6 +45,7 @@ class SharedMemoryTransport:
         self._rank = dist.get_rank(group)
         self.world_size = len(self._ranks)
         self._timeout_s = timeout_s(group)
+        self._slice_s = min(_SLICE_S, self._timeout_s)
         self._round = 0
         self._ledger = Ledger()
         # Process ids mean something only within one namespace.
@@ -78,17 +79,16 @@ class SharedMemoryTransport:
             return torch.cat(pieces, 1)
         header = self._ledger.header(layer, direction, row.numel())
         self._round += 1
-        slot = self._base + self._rank * _AREA + 64 + (self._round & 1) * 8 * (_HEADER + _CAPACITY)
-        ctypes.memmove(slot, bytes(header), HEADER_BYTES)
-        ctypes.memmove(slot + HEADER_BYTES, row.data_ptr(), 8 * row.numel())
-        self._lib.publish(self._base, self._rank, _CAPACITY, self._round)
+        place = (self._base, self._rank, _CAPACITY, self._round)
+        self._lib.publish_row(*place, header.address, row.data_ptr(), row.numel())
         self._wait(header)
         return self._rows(row.numel())
 
-    def _wait(self, header: bytearray) -> None:
-        deadline = monotonic() + self._timeout_s
-        arguments = (self._base, self._rank, self.world_size, _CAPACITY, self._round)
-        while (status := self._lib.await_round(*arguments, min(_SLICE_S, self._timeout_s))) == -1:
+    def _wait(self, header: Header) -> None:
+        arguments = (self._base, self._rank, self.world_size, _CAPACITY, self._round, self._slice_s)
+        deadline = None
+        while (status := self._lib.await_round(*arguments)) == -1:
+            deadline = deadline or monotonic() + self._timeout_s - self._slice_s
             late = [w for w in range(self.world_size) if self._published(w) < self._round]
             for worker in late:
                 if self._pids and not Path(f"/proc/{self._pids[worker]}").exists():
@@ -98,7 +98,7 @@ class SharedMemoryTransport:
         if status > 0:
             self._explain(header)
 
-    def _explain(self, header: bytearray) -> None:
+    def _explain(self, header: Header) -> None:
         gone = [
             w for w in range(self.world_size) if self._published(w) == _LEFT and self._call(w) != self._call(self._rank)
         ]
@@ -106,10 +106,10 @@ class SharedMemoryTransport:
             raise ExchangeError(self._absent(header, gone, "has left the process group"))
         check_calls([self._slot_header(w) for w in range(self.world_size)], self._ranks)
 
-    def _absent(self, header: bytearray, workers: list[int], what: str) -> str:
+    def _absent(self, header: Header, workers: list[int], what: str) -> str:
         names = " and ".join(f"rank {self._ranks[worker]}" for worker in workers)
         return (
-            f"rank {self._ranks[self._rank]} waits for the statistics of {Call.parse(bytes(header))}, "
+            f"rank {self._ranks[self._rank]} waits for the statistics of {header.call()}, "
             f"but {names} {what}. Look at that worker's log: it failed, or skipped this layer."
         )
 

@@ -13,7 +13,8 @@ from norm import SyncBatchNorm
 
 def _net() -> nn.Sequential:
     torch.manual_seed(1)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), SyncBatchNorm(4), nn.Tanh(), SyncBatchNorm(4, momentum=None))
+    # Small, for inductor calls a C++ compiler on every worker.
+    return nn.Sequential(SyncBatchNorm(3, momentum=None), nn.Tanh())
 
 
 def _trained(net: nn.Module, run: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -47,9 +48,7 @@ def test_compiled_without_a_break_equals_one_device(pool: Pool, backend: str) ->
     for name in ("y", "dx"):
         assert relative_error(torch.cat([result[name] for result in results]), expected[name]) < 2e-6, name
     for name in (name for name in expected if name.startswith("grad.")):
-        # The bias before a norm has gradient zero up to rounding.
-        if not name.endswith("0.bias"):
-            assert relative_error(sum(result[name] for result in results), expected[name]) < 5e-6, name
+        assert relative_error(sum(result[name] for result in results), expected[name]) < 5e-6, name
     for name in (name for name in expected if "running" in name or "tracked" in name):
         assert relative_error(results[0][name], expected[name]) < 2e-6, name
 

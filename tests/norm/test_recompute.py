@@ -58,7 +58,6 @@ def test_nothing_is_kept_once_the_graph_is_gone() -> None:
 
     layer = SyncBatchNorm(3)
     for _ in range(5):
-        layer(torch.randn(4, 3)).sum().backward()
-    layer(torch.randn(4, 3))
+        checkpoint(layer, torch.randn(4, 3, requires_grad=True), use_reentrant=False).sum().backward()
 
     assert sum(ref() is not None for _, ref in _CALLS[layer].with_graph) == 0
