@@ -24,7 +24,7 @@ class Running(NamedTuple):
 
 
 class Request(NamedTuple):
-    """Batch normalization in training. group: whose batches count. layer: who asks. known: an earlier exchange for x."""
+    """Batch normalization in training. group: whose batches count. layer: who asks. known: what x gave before."""
 
     weight: Tensor | None
     bias: Tensor | None

@@ -92,6 +92,6 @@ def update_running(row: Tensor, running: Running) -> None:
     counts = finite & (moments.count > 1)
     running.num_non_finite.add_(~finite)
     running.num_batches.add_(counts)
-    step: Tensor | float = 1 / running.num_batches if running.momentum is None else running.momentum
+    step: Tensor | float = 1 / running.num_batches.double() if running.momentum is None else running.momentum
     for buffer, batch in ((running.mean, moments.mean), (running.var, moments.unbiased_variance)):
         buffer.copy_(torch.where(counts, buffer + step * (batch - buffer), buffer))
