@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import threading
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 
 from service import errors
-from service.api import health, internal, jobs, records
+from service.api import cluster, details, health, internal, jobs, records, tokens
 from service.api.context import Context
+from service.gate import Gate
 
 VERSION = "0.1.0"
 
@@ -29,8 +29,8 @@ def create_app(context: Context) -> FastAPI:
     )
     app.state.context = context
     errors.install(app)
-    app.middleware("http")(_name_request)
-    for part in (jobs, records, internal, health):
+    app.add_middleware(Gate, observe=context.metrics.request, trail=context.trail)
+    for part in (jobs, details, records, tokens, cluster, internal, health):
         app.include_router(part.router)
     return app
 
@@ -42,6 +42,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     args = (stop, context.wake, context.settings.tick_s)
     loop = threading.Thread(target=context.reconciler.run, args=args, name="reconciler")
     loop.start()
+    context.trail.start()
     try:
         yield
     finally:
@@ -49,10 +50,4 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         context.wake.set()
         context.hub.close()
         loop.join()
-
-
-async def _name_request(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    request.state.request_id = f"req_{uuid.uuid4().hex}"
-    response = await call_next(request)
-    response.headers["X-Request-ID"] = request.state.request_id
-    return response
+        context.trail.stop()

@@ -27,6 +27,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+token_app = typer.Typer(help="Make, list and revoke tokens.", no_args_is_help=True)
+app.add_typer(token_app, name="token")
 JobId = Annotated[str, typer.Argument(help="Job id, e.g. job_01h…")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Settings = Annotated[
@@ -137,8 +139,94 @@ def logs(
 def cancel(job_id: JobId, as_json: AsJson = False) -> None:
     """Ask a job to stop."""
     with _client() as client:
-        job = client.cancel(job_id)
-    _print(job, as_json, f"{job['id']} {job['state']}, cancel requested")
+        _print_asked(client.cancel(job_id), as_json, "cancel requested")
+
+
+@app.command()
+def pause(job_id: JobId, as_json: AsJson = False) -> None:
+    """Ask a job to stop with a checkpoint and give its room back, until it is resumed."""
+    with _client() as client:
+        _print_asked(client.pause(job_id), as_json, "pause requested")
+
+
+@app.command()
+def resume(job_id: JobId, as_json: AsJson = False) -> None:
+    """Put a paused job back into the queue."""
+    with _client() as client:
+        _print_asked(client.resume(job_id), as_json, "goes on from its last step")
+
+
+@app.command()
+def retry(job_id: JobId, as_json: AsJson = False) -> None:
+    """Put a failed or cancelled job back into the queue."""
+    with _client() as client:
+        _print_asked(client.retry(job_id), as_json, "goes on from its last checkpoint")
+
+
+@app.command()
+def explain(job_id: JobId, as_json: AsJson = False) -> None:
+    """Say why a job waits or stopped."""
+    with _client() as client:
+        found = client.explain(job_id)
+    lines = [f"{found['code']}: {found['message']}"]
+    lines += [f"in the way: {', '.join(found['blockers'])}"] if found["blockers"] else []
+    lines += [f"estimated start: {found['estimated_start']}"] if found["estimated_start"] else []
+    _print(found, as_json, "\n".join(lines))
+
+
+@app.command()
+def watch(job_id: JobId) -> None:
+    """Follow a job until it is finished."""
+    with _client() as client:
+        job = screen.follow(client, job_id, err)
+        screen.summary(job, out)
+    raise typer.Exit(0 if job["state"] == "succeeded" else JOB_FAILED)
+
+
+@app.command()
+def norms(as_json: AsJson = False) -> None:
+    """List the normalization kinds a job may name."""
+    with _client() as client:
+        found = client.norms()
+    _print(found, as_json, "\n".join(f"{kind['name']:<24}{kind['summary']}" for kind in found))
+
+
+@token_app.command("create")
+def create_token(
+    owner: Annotated[str, typer.Argument(help="Whose jobs the token is for.")],
+    scope: Annotated[list[str], typer.Option(help="read, submit or admin; may be given several times.")],
+    expires_at: Annotated[str | None, typer.Option(help="RFC 3339, e.g. 2027-01-31T00:00:00Z.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a token. It is printed here and never again."""
+    with _client() as client:
+        made = client.create_token(owner, scope, expires_at)
+    _print(made, as_json, made["token"])
+
+
+@token_app.command("ls")
+def list_tokens(as_json: AsJson = False) -> None:
+    """List all tokens, without their secrets."""
+    with _client() as client:
+        found = client.tokens()
+    lines = [f"{one['id']}  {one['owner']}  {','.join(one['scopes'])}  {_standing(one)}" for one in found]
+    _print(found, as_json, "\n".join(lines))
+
+
+@token_app.command("revoke")
+def revoke_token(token_id: Annotated[str, typer.Argument(help="Id as `token ls` shows it.")]) -> None:
+    """Make a token stop working at once."""
+    with _client() as client:
+        client.revoke_token(token_id)
+    print(f"{token_id} revoked")
+
+
+def _standing(token: dict[str, Any]) -> str:
+    return f"revoked {token['revoked_at']}" if token["revoked_at"] else f"until {token['expires_at'] or 'revoked'}"
+
+
+def _print_asked(job: dict[str, Any], as_json: bool, what: str) -> None:
+    _print(job, as_json, f"{job['id']} {job['state']}, {what}")
 
 
 @app.command()

@@ -100,6 +100,53 @@ class Client:
     def cancel(self, job_id: str) -> Json:
         return self._json("POST", f"/v1/jobs/{job_id}/cancel")
 
+    def pause(self, job_id: str) -> Json:
+        return self._json("POST", f"/v1/jobs/{job_id}/pause")
+
+    def resume(self, job_id: str) -> Json:
+        return self._json("POST", f"/v1/jobs/{job_id}/resume")
+
+    def retry(self, job_id: str) -> Json:
+        return self._json("POST", f"/v1/jobs/{job_id}/retry")
+
+    def explain(self, job_id: str) -> Json:
+        return self._json("GET", f"/v1/jobs/{job_id}/explain")
+
+    def change(self, job_id: str, *, priority: int | None = None, labels: Mapping[str, str] | None = None) -> Json:
+        """Change priority or labels; ProblemError 412 if the job changed at the same moment."""
+        version = self.job(job_id)["version"]
+        body = {"priority": priority, "labels": None if labels is None else dict(labels)}
+        return self._json("PATCH", f"/v1/jobs/{job_id}", json=body, headers={"If-Match": f'"{version}"'})
+
+    def delete(self, job_id: str) -> None:
+        self._send("DELETE", f"/v1/jobs/{job_id}")
+
+    def checkpoints(self, job_id: str) -> list[Json]:
+        found: list[Json] = self._json("GET", f"/v1/jobs/{job_id}/checkpoints")["items"]
+        return found
+
+    def statistics(self, job_id: str) -> list[Json]:
+        found: list[Json] = self._json("GET", f"/v1/jobs/{job_id}/statistics")["items"]
+        return found
+
+    def norms(self) -> list[Json]:
+        found: list[Json] = self._json("GET", "/v1/norms")["items"]
+        return found
+
+    def cluster(self) -> Json:
+        return self._json("GET", "/v1/cluster")
+
+    def create_token(self, owner: str, scopes: list[str], expires_at: str | None = None) -> Json:
+        """The answer holds the token itself, which is shown once."""
+        return self._json("POST", "/v1/tokens", json={"owner": owner, "scopes": scopes, "expires_at": expires_at})
+
+    def tokens(self) -> list[Json]:
+        found: list[Json] = self._json("GET", "/v1/tokens")["items"]
+        return found
+
+    def revoke_token(self, token_id: str) -> None:
+        self._send("DELETE", f"/v1/tokens/{token_id}")
+
     def logs(self, job_id: str, **filters: str | int | None) -> list[Json]:
         params = {key: value for key, value in filters.items() if value is not None}
         found: list[Json] = self._json("GET", f"/v1/jobs/{job_id}/logs", params=params)["items"]
@@ -139,6 +186,10 @@ class Client:
         raise ServiceUnreachableError(f"The stream of {self.url}{path} was lost.")
 
     def _json(self, method: str, path: str, **options: Any) -> Json:
+        content: Json = self._send(method, path, **options).json()
+        return content
+
+    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             answer = self._http.request(method, path, **options)
         except httpx.TransportError as error:
@@ -147,8 +198,7 @@ class Client:
             ) from error
         if answer.is_error:
             raise _problem(answer)
-        content: Json = answer.json()
-        return content
+        return answer
 
 
 def _problem(answer: httpx.Response) -> ProblemError:

@@ -18,7 +18,6 @@ from trainer.plan import NodeCapacity
 DRIVER_RESOURCE = "syncnorm_driver"
 """Custom resource of the nodes that may run drivers; each driver takes one of it and no CPU."""
 ENTRYPOINT = "python -m trainer.main"
-_MARK = {"syncnorm": "attempt"}
 _STATUS = {
     "PENDING": RayStatus.WAITING,
     "RUNNING": RayStatus.RUNNING,
@@ -68,12 +67,21 @@ class Dispatcher(Protocol):
 
 
 class RayDispatcher:
-    """The Ray adapter. url: the dashboard's; token: for RAY_AUTH_MODE=token."""
+    """The Ray adapter. url: the dashboard's; token: for RAY_AUTH_MODE=token; owner: marks our submissions."""
 
-    def __init__(self, url: str, token: str | None = None, entrypoint: str = ENTRYPOINT, timeout_s: float = 10) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        entrypoint: str = ENTRYPOINT,
+        *,
+        owner: str = "syncnorm",
+        timeout_s: float = 10,
+    ) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s, trust_env=False)
         self._entrypoint = entrypoint
+        self._owner = owner
 
     def look(self) -> View:
         session = self._get("/api/version")["session_name"]
@@ -83,7 +91,7 @@ class RayDispatcher:
                 _STATUS.get(item["status"], RayStatus.RUNNING), item.get("driver_node_id"), item.get("message") or ""
             )
             for item in self._get("/api/jobs/")
-            if item.get("submission_id") and (item.get("metadata") or {}).get("syncnorm") == _MARK["syncnorm"]
+            if item.get("submission_id") and (item.get("metadata") or {}).get("syncnorm") == self._owner
         }
         return View(session, tuple(_node(node_id, used) for node_id, used in usage.items()), submissions)
 
@@ -96,7 +104,7 @@ class RayDispatcher:
             "submission_id": attempt_id,
             "entrypoint_num_cpus": 0,
             "entrypoint_resources": {DRIVER_RESOURCE: 1},
-            "metadata": _MARK,
+            "metadata": {"syncnorm": self._owner},
         }
         answer = self._request("POST", "/api/jobs/", json=body)
         # Ray answers a repeated submission_id with 500 and a traceback (ray 2.60).

@@ -11,9 +11,11 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Protocol
 
 from service import files
 from service.decide import EndOnRay, Launch, Move, RayStatus, Rules, Seen, decide
@@ -45,6 +47,14 @@ class Places:
         return protocol.attempt_folder(self.storage, attempt.job_id, attempt.number)
 
 
+class Observer(Protocol):
+    """Hears of what happened, for metrics."""
+
+    def moved(self, before: Job, after: Job) -> None: ...
+
+    def attempt_ended(self, job: Job, outcome: str, reason: str, held_s: float) -> None: ...
+
+
 class Reconciler:
     """One acts at a time, under a lease in the database; any number may stand by."""
 
@@ -59,13 +69,16 @@ class Reconciler:
         policy: Policy = Policy(),  # noqa: B008
         lease_s: float = 30.0,
         on_change: Callable[[str], None] = lambda _job_id: None,
+        metrics: Observer | None = None,
     ) -> None:
         self._store = store
         self._dispatcher = dispatcher
         self._tracker = tracker
         self._places = places
         self._rules = rules
-        self._policy = policy
+        self.policy = policy
+        self._metrics = metrics
+        self._looked_at = time.monotonic()
         self._lease_s = lease_s
         self._on_change = on_change
         self._holder = f"{socket.gethostname()}-{os.getpid()}-{new_fence()[:8]}"
@@ -79,6 +92,10 @@ class Reconciler:
     def capacity(self) -> Sequence[NodeCapacity] | None:
         """The hosts of the cluster; None while it can't be asked."""
         return self.view.capacity if self.view else None
+
+    def lag_s(self) -> float:
+        """Since the last look at the jobs and the cluster that succeeded."""
+        return time.monotonic() - self._looked_at
 
     def run(self, stop: threading.Event, wake: threading.Event, tick_s: float) -> None:
         """Tick until told to stop; an error in one tick does not end the loop."""
@@ -102,6 +119,7 @@ class Reconciler:
         if self.view is None:
             self.plan = None
             return
+        self._looked_at = time.monotonic()
         left = self._release(self.view, self._store.unreleased_attempts())
         self._stop_orphans(self.view, left)
         self._start_what_fits(self.view, left)
@@ -173,6 +191,8 @@ class Reconciler:
         )
         if moved is None:
             return None
+        if self._metrics is not None:
+            self._metrics.moved(job, moved)
         logger.info("job moved", extra={"job": job.id, "from": job.state.value, "to": move.to.value})
         self._on_change(job.id)
         ended = attempt is None or move.attempt_changes.get("ended_at") is not None
@@ -239,6 +259,7 @@ class Reconciler:
             gone = elsewhere or submission is None or submission.status is RayStatus.ENDED
             if attempt.ended_at is not None and gone:
                 self._store.note_attempt(attempt.id, {"released_at": now}, self._token)
+                self._count(attempt, now)
                 continue
             left.append(attempt)
             if attempt.ended_at is not None and (now - attempt.ended_at).total_seconds() > _EXIT_GRACE_S:
@@ -259,7 +280,7 @@ class Reconciler:
         held = self._held(jobs, attempts, now)
         names = {item.job.id for item in held}
         queue = [job for job in jobs.values() if job.state is JobState.QUEUED and job.id not in names]
-        self.plan = schedule(queue, held, view.nodes, now, self._policy)
+        self.plan = schedule(queue, held, view.nodes, now, self.policy)
         for job in self.plan.preempts:
             event = NewEvent("preempt_requested", "A job of higher priority needs the room.")
             if self._store.move(job, job.state, {"stop": "preempt", "stop_at": now}, event=event, lease=self._token):
@@ -298,6 +319,12 @@ class Reconciler:
         if moved is not None:
             self._on_change(job.id)
             self._advance(moved, attempt)
+
+    def _count(self, attempt: Attempt, now: datetime) -> None:
+        job = self._store.job(attempt.job_id)
+        if job is not None and self._metrics is not None:
+            held_s = (now - attempt.created_at).total_seconds()
+            self._metrics.attempt_ended(job, attempt.outcome or "", attempt.reason or "", held_s)
 
     def _end_quietly(self, submission_id: str) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import signal
@@ -19,12 +20,16 @@ import uvicorn
 
 from service.api.context import Context
 from service.app import create_app
+from service.auth import Doorkeeper, RateLimit, admin_token
 from service.database import Database
 from service.decide import Rules
 from service.dispatch import RayDispatcher
 from service.embedded import LocalRay, Program, local_mlflow, local_ray, supervised
+from service.gate import Trail
 from service.hub import Hub
+from service.metrics import Metrics
 from service.reconcile import Places, Reconciler
+from service.scheduler import Policy
 from service.settings import DEFAULT_PORT, Settings
 from service.store import Store
 from service.tracking import MlflowTracker
@@ -86,9 +91,11 @@ def _context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, stack
     database = stack.enter_context(contextlib.closing(Database(settings.database)))
     database.migrate()
     store = Store(database)
-    dispatcher = stack.enter_context(contextlib.closing(RayDispatcher(ray.url, ray.token or None, ray.entrypoint)))
+    dispatcher = stack.enter_context(
+        contextlib.closing(RayDispatcher(ray.url, ray.token or None, ray.entrypoint, owner=_installation(settings)))
+    )
     tracker = stack.enter_context(contextlib.closing(MlflowTracker(mlflow_uri)))
-    hub = Hub()
+    hub, metrics = Hub(), Metrics()
     local = settings.ray_address is None
     # The processes of an embedded Ray are swept before the next one starts: nothing lives on.
     rules = Rules(startup_timeout_s=settings.startup_timeout_s, orphan_life_s=None if local else 60.0)
@@ -98,9 +105,13 @@ def _context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, stack
         tracker,
         Places(settings.storage_root, settings.worker_url or url, mlflow_uri),
         rules=rules,
+        policy=Policy(max_running=settings.max_running, max_gpus=settings.max_gpus),
+        metrics=metrics,
         lease_s=settings.lease_s,
         on_change=hub.changed,
     )
+    metrics.watch(store, reconciler)
+    admin = admin_token(settings.admin_token_file, settings.home) if settings.auth else None
     return Context(
         settings=replace(settings, port=int(url.rsplit(":", 1)[1])),
         store=store,
@@ -110,7 +121,16 @@ def _context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, stack
         wake=threading.Event(),
         mlflow_uri=settings.mlflow_public_url or mlflow_uri,
         local_paths=local,
+        door=Doorkeeper(store, admin),
+        rate=RateLimit(settings.rate_limit),
+        metrics=metrics,
+        trail=Trail(store),
     )
+
+
+def _installation(settings: Settings) -> str:
+    """Which service a submission belongs to: several may share one cluster, and each ends only its own orphans."""
+    return hashlib.sha256(f"{settings.database} {settings.storage_root}".encode()).hexdigest()[:16]
 
 
 def _listen(settings: Settings) -> socket.socket:

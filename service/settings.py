@@ -30,7 +30,17 @@ class Settings:
     worker_url: str | None = None
     """Where workers reach this API; None: the address it listens on."""
     auth: bool = False
+    admin_token_file: Path | None = None
+    """Holds the token of the first admin; None: `admin.token` in the state folder, made at the first start."""
     allow_code: bool = False
+    rate_limit: float = 0.0
+    """Requests a second of one token, with bursts of twice that; 0: no limit."""
+    max_queued: int = 10_000
+    """Unfinished jobs of one owner."""
+    max_running: int | None = None
+    """Jobs under way of one owner; None: no limit."""
+    max_gpus: int | None = None
+    """GPUs in use by one owner; None: no limit."""
     tick_s: float = 2.0
     """Longest pause between two looks at the queue and the cluster."""
     lease_s: float = 30.0
@@ -54,7 +64,12 @@ class Settings:
             storage=environ.get("SYNCNORM_STORAGE") or None,
             worker_url=environ.get("SYNCNORM_WORKER_URL") or None,
             auth=_flag(environ, "SYNCNORM_AUTH", default=not loopback),
-            allow_code=_flag(environ, "SYNCNORM_ALLOW_CODE", default=False),
+            admin_token_file=Path(path) if (path := environ.get("SYNCNORM_ADMIN_TOKEN_FILE")) else None,
+            allow_code=_flag(environ, "SYNCNORM_ALLOW_CODE", default=loopback),
+            rate_limit=float(_number(environ, "SYNCNORM_RATE_LIMIT") or 0),
+            max_queued=_number(environ, "SYNCNORM_MAX_QUEUED") or 10_000,
+            max_running=_number(environ, "SYNCNORM_MAX_RUNNING"),
+            max_gpus=_number(environ, "SYNCNORM_MAX_GPUS"),
         )
         if not settings.auth and not loopback:
             raise ValueError(
@@ -78,6 +93,15 @@ def _port(environ: Mapping[str, str]) -> int | None:
         return None
     if not text.isdigit() or not 0 < int(text) < 65536:
         raise ValueError(f"SYNCNORM_PORT must be a port number from 1 to 65535, got {text!r}")
+    return int(text)
+
+
+def _number(environ: Mapping[str, str], name: str) -> int | None:
+    text = environ.get(name)
+    if not text:
+        return None
+    if not text.isdigit():
+        raise ValueError(f"{name} must be a whole number, got {text!r}")
     return int(text)
 
 

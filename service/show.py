@@ -33,11 +33,12 @@ def follow(client: Client, job_id: str, console: Console) -> Json:
                 bar.update(task, state=event["kind"])
                 if event["kind"] == "succeeded":
                     bar.update(task, completed=100)
-            elif event["kind"] not in ("checkpoint",):
+            elif event["kind"] not in _QUIET:
                 console.print(f"[dim]{event['kind']}[/]: {event['message']}", highlight=False)
     return client.job(job_id)
 
 
+_QUIET = ("checkpoint", "phase")
 STATES = ("queued", "starting", "running", "stopping", "paused", "finalizing", "succeeded", "failed", "cancelled")
 
 

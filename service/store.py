@@ -54,6 +54,31 @@ class StoredCheckpoint:
 
 
 @dataclass(frozen=True)
+class StoredToken:
+    """digest: SHA-256 of the token; the token itself is kept nowhere."""
+
+    id: str
+    owner: str
+    digest: str
+    scopes: list[str]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """Who asked for which change, and what was answered."""
+
+    at: datetime
+    who: str
+    method: str
+    path: str
+    status: int
+    request_id: str
+
+
+@dataclass(frozen=True)
 class Answer:
     """What was answered to a request with an Idempotency-Key."""
 
@@ -109,6 +134,40 @@ class Store:
             self._add_event(c, job.id, event)
         return None
 
+    def delete_job(self, job: Job) -> bool:
+        """Remove a job with everything kept of it; False if it changed since it was read, or its room is not free."""
+        j, a = t.jobs.c, t.attempts.c
+        with self._db.write() as c:
+            busy = sa.select(a.id).where(a.job_id == job.id, a.released_at.is_(None))
+            if c.execute(busy).first() is not None:
+                return False
+            guard = (j.id == job.id, j.version == job.version, j.state.in_(TERMINAL))
+            return c.execute(sa.delete(t.jobs).where(*guard)).rowcount == 1
+
+    def set_labels(self, job: Job, labels: Mapping[str, str], priority: int, event: NewEvent) -> Job | None:
+        """Change what may change while a job lives; None if it changed since it was read."""
+        with self._db.write() as c:
+            values = {"labels": dict(labels), "priority": priority, "version": job.version + 1}
+            if not self._update_job(c, job, values):
+                return None
+            c.execute(sa.delete(t.labels).where(t.labels.c.job_id == job.id))
+            if labels:
+                c.execute(sa.insert(t.labels), [{"job_id": job.id, "name": k, "value": v} for k, v in labels.items()])
+            self._add_event(c, job.id, event)
+            return _job(c.execute(sa.select(t.jobs).where(t.jobs.c.id == job.id)).mappings().one())
+
+    def count_unfinished(self, owner: str) -> int:
+        j = t.jobs.c
+        query = sa.select(sa.func.count()).where(j.owner == owner, j.state.not_in(TERMINAL))
+        with self._db.read() as c:
+            return int(c.execute(query).scalar_one())
+
+    def count_by_state(self) -> dict[JobState, int]:
+        query = sa.select(t.jobs.c.state, sa.func.count()).group_by(t.jobs.c.state)
+        with self._db.read() as c:
+            found = {JobState(state): count for state, count in c.execute(query)}
+        return {state: found.get(state, 0) for state in JobState}
+
     def answer(self, owner: str, key: str) -> Answer | None:
         with self._db.read() as c:
             return self._answer(c, owner, key)
@@ -153,6 +212,9 @@ class Store:
         j = t.jobs.c
         open_run = sa.and_(j.run_id.is_not(None), j.run_status.is_distinct_from(_final_run_status()))
         return self._jobs(sa.select(t.jobs).where(sa.or_(j.state.not_in(TERMINAL), open_run)))
+
+    def queued(self) -> list[Job]:
+        return self._jobs(sa.select(t.jobs).where(t.jobs.c.state == JobState.QUEUED))
 
     def _jobs(self, query: sa.Select[Any]) -> list[Job]:
         with self._db.read() as c:
@@ -362,6 +424,40 @@ class Store:
         query = sa.select(t.checkpoints).where(k.job_id == job_id).order_by(k.step.desc(), k.attempt.desc())
         with self._db.read() as c:
             return [StoredCheckpoint(**row) for row in c.execute(query).mappings()]
+
+    # Tokens and audit
+
+    def add_token(self, token: StoredToken) -> None:
+        with self._db.write() as c:
+            c.execute(sa.insert(t.tokens).values(**asdict(token)))
+
+    def token(self, token_id: str) -> StoredToken | None:
+        with self._db.read() as c:
+            row = c.execute(sa.select(t.tokens).where(t.tokens.c.id == token_id)).mappings().one_or_none()
+        return None if row is None else StoredToken(**row)
+
+    def tokens(self) -> list[StoredToken]:
+        with self._db.read() as c:
+            rows = c.execute(sa.select(t.tokens).order_by(t.tokens.c.created_at, t.tokens.c.id)).mappings()
+            return [StoredToken(**row) for row in rows]
+
+    def revoke_token(self, token_id: str) -> bool:
+        """False if there is no such token, or it was revoked before."""
+        k = t.tokens.c
+        with self._db.write() as c:
+            revoke = sa.update(t.tokens).where(k.id == token_id, k.revoked_at.is_(None))
+            return c.execute(revoke.values(revoked_at=self._now(c))).rowcount == 1
+
+    def add_audit(self, entries: Sequence[AuditEntry]) -> None:
+        with self._db.write() as c:
+            c.execute(sa.insert(t.audit), [asdict(entry) for entry in entries])
+
+    def audit(self, limit: int = 200) -> list[AuditEntry]:
+        """The newest entries, newest first."""
+        columns = [column for column in t.audit.c if column.name != "seq"]
+        with self._db.read() as c:
+            rows = c.execute(sa.select(*columns).order_by(t.audit.c.seq.desc()).limit(limit)).mappings()
+            return [AuditEntry(**row) for row in rows]
 
     # Leases
 

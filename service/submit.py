@@ -12,6 +12,7 @@ from trainer.plan import NodeCapacity, choose_norm, largest_gang
 from trainer.spec import JobSpec
 from trainer.spec_reader import Problem
 
+_ALLOWED_CLASSES = ("torchvision.models.",)
 _PATH_ARGS = ("root", "path", "val_path")
 
 
@@ -39,6 +40,22 @@ def against_files(spec: JobSpec) -> list[Problem]:
         for name in _PATH_ARGS
         if isinstance(value := spec.data.init_args.get(name), str) and not is_url(value) and not Path(value).exists()
     ]
+
+
+def against_code(spec: JobSpec) -> list[Problem]:
+    """Classes other than the known ones, and uploaded code: off unless an operator allows them."""
+    problems = [
+        Problem(
+            f"{name}.class_path",
+            f"{part.class_path} is not among the allowed classes ({', '.join(_ALLOWED_CLASSES)}*); "
+            "an operator may allow any with SYNCNORM_ALLOW_CODE=on",
+        )
+        for name, part in (("model", spec.model), ("data", spec.data))
+        if part.class_path is not None and not part.class_path.startswith(_ALLOWED_CLASSES)
+    ]
+    if spec.code is not None:
+        problems.append(Problem("code", "uploaded code is off; an operator may allow it with SYNCNORM_ALLOW_CODE=on"))
+    return problems
 
 
 def new_job(spec: JobSpec, owner: str, now: datetime) -> Job:

@@ -36,6 +36,9 @@ class Tracker(Protocol):
 
     def set_status(self, run_id: str, status: str) -> None: ...
 
+    def histories(self, run_id: str, prefix: str) -> dict[str, list[tuple[int, float]]]:
+        """(step, value) of every metric whose name begins so."""
+
     def is_answering(self) -> bool: ...
 
 
@@ -55,6 +58,16 @@ class MlflowTracker:
         if status in _ENDED:
             body["end_time"] = _now_ms()
         self._call("POST", "runs/update", body)
+
+    def histories(self, run_id: str, prefix: str) -> dict[str, list[tuple[int, float]]]:
+        run = self._call("GET", "runs/get", {"run_id": run_id})["run"]
+        names = [metric["key"] for metric in run["data"].get("metrics", []) if metric["key"].startswith(prefix)]
+        return {name: self._history(run_id, name) for name in names}
+
+    def _history(self, run_id: str, name: str) -> list[tuple[int, float]]:
+        body = {"run_id": run_id, "metric_key": name, "max_results": 5000}
+        points = self._call("GET", "metrics/get-history", body).get("metrics", [])
+        return [(int(point.get("step", 0)), float(point["value"])) for point in points]
 
     def is_answering(self) -> bool:
         try:

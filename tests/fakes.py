@@ -167,6 +167,10 @@ class FakeTracker:
         self._require()
         self.status[run_id] = status
 
+    def histories(self, run_id: str, prefix: str) -> dict[str, list[tuple[int, float]]]:
+        self._require()
+        return {f"{prefix}bn1/drift": [(1, 0.5)]} if run_id in self.status else {}
+
     def is_answering(self) -> bool:
         return self.reachable
 

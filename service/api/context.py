@@ -6,11 +6,14 @@ import threading
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 
+from service.auth import Doorkeeper, Principal, RateLimit, require
 from service.errors import not_found
+from service.gate import Trail
 from service.hub import Hub
 from service.jobs import Job
+from service.metrics import Metrics
 from service.reconcile import Reconciler
 from service.settings import Settings
 from service.store import Store
@@ -29,6 +32,10 @@ class Context:
     wake: threading.Event
     mlflow_uri: str
     local_paths: bool
+    door: Doorkeeper
+    rate: RateLimit
+    metrics: Metrics
+    trail: Trail
 
     def changed(self, job_id: str) -> None:
         """Something about the job was written: look at it soon, and tell its followers."""
@@ -44,30 +51,32 @@ def get_context(request: Request) -> Context:
 Ctx = Annotated[Context, Depends(get_context)]
 
 
-@dataclass(frozen=True)
-class Principal:
-    """Who is asking, and what they may."""
-
-    name: str
-    scopes: frozenset[str]
-
-    @property
-    def is_admin(self) -> bool:
-        return "admin" in self.scopes
-
-    def may_see(self, job: Job) -> bool:
-        return self.is_admin or job.owner == self.name
+def admit(request: Request, ctx: Ctx, authorization: Annotated[str, Header(include_in_schema=False)] = "") -> Principal:
+    """Raises: ApiError 401 without a valid token, 429 when it asks too often."""
+    principal = ctx.door.admit(authorization)
+    request.state.principal = principal.name
+    ctx.rate.take(principal.name)
+    return principal
 
 
-LOCAL = Principal("local", frozenset({"read", "submit", "admin"}))
-"""Everybody, where authentication is off."""
+_Admitted = Annotated[Principal, Depends(admit)]
 
 
-def get_principal() -> Principal:
-    return LOCAL
+def _reader(principal: _Admitted) -> Principal:
+    return require(principal, "read")
 
 
-Who = Annotated[Principal, Depends(get_principal)]
+def _submitter(principal: _Admitted) -> Principal:
+    return require(principal, "submit")
+
+
+def _admin(principal: _Admitted) -> Principal:
+    return require(principal, "admin")
+
+
+Reader = Annotated[Principal, Depends(_reader)]
+Submitter = Annotated[Principal, Depends(_submitter)]
+Admin = Annotated[Principal, Depends(_admin)]
 
 
 def visible_job(ctx: Context, who: Principal, job_id: str) -> Job:

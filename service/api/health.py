@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel
 
 from service.api.context import Ctx
@@ -38,3 +38,9 @@ def readyz(ctx: Ctx) -> JSONResponse:
     }
     ready = all(parts.values())
     return JSONResponse(Readiness(ready=ready, **parts).model_dump(), status_code=200 if ready else 503)
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+def metrics(ctx: Ctx) -> Response:
+    """For Prometheus. Names no job and no secret; owners appear by name."""
+    return Response(ctx.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -9,14 +9,14 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import JSONResponse
 
 from service.api.body import Json, JsonBody
-from service.api.context import Context, Ctx, Who, visible_job
+from service.api.context import Context, Ctx, Reader, Submitter, visible_job
 from service.api.cursors import decode, encode
 from service.asks import ALLOWED, Verb, ask
 from service.errors import ApiError, FieldProblem, bad_spec
 from service.jobs import Job, JobState, NewEvent
 from service.store import Answer, JobQuery
-from service.submit import against_cluster, against_files, new_job
-from service.views import AttemptPage, JobPage, JobView, attempt_view, job_view
+from service.submit import against_cluster, against_code, against_files, new_job
+from service.views import JobPage, JobView, job_view
 from trainer.plan import plan
 from trainer.spec import JobSpec
 from trainer.spec_reader import SpecError, read_spec
@@ -30,7 +30,7 @@ _SPEC_BODY = {
 
 
 @router.post("", status_code=201, response_model=JobView, openapi_extra=_SPEC_BODY)
-def submit(body: Json, ctx: Ctx, who: Who, key: Key = None, dry_run: bool = False) -> Response:
+def submit(body: Json, ctx: Ctx, who: Submitter, key: Key = None, dry_run: bool = False) -> Response:
     """Submit a job. With dry_run: what it comes to, and nothing is stored."""
     if key is not None and not dry_run and (before := ctx.store.answer(who.name, key)):
         return _again(before, body)
@@ -38,6 +38,9 @@ def submit(body: Json, ctx: Ctx, who: Who, key: Key = None, dry_run: bool = Fals
     if dry_run:
         nodes = ctx.reconciler.capacity
         return JSONResponse(plan(spec, nodes).as_json())
+    if ctx.store.count_unfinished(who.name) >= ctx.settings.max_queued:
+        detail = f"{who.name} has {ctx.settings.max_queued} unfinished jobs, which is the limit; wait or cancel some."
+        raise ApiError(429, "too_many_jobs", detail, headers={"Retry-After": "60"})
     job = new_job(spec, who.name, ctx.store.now())
     content = job_view(job, ctx.mlflow_uri).model_dump(mode="json")
     answer = Answer(body.digest, content)
@@ -56,6 +59,7 @@ def _read(body: JsonBody, ctx: Context) -> JobSpec:
         raise bad_spec(error.problems) from error
     problems = against_cluster(spec, ctx.reconciler.capacity)
     problems += against_files(spec) if ctx.local_paths else []
+    problems += [] if ctx.settings.allow_code else against_code(spec)
     if problems:
         raise bad_spec(problems)
     return spec
@@ -80,7 +84,7 @@ def _again(before: Answer, body: JsonBody) -> Response:
 def list_jobs(
     *,
     ctx: Ctx,
-    who: Who,
+    who: Reader,
     state: JobState | None = None,
     project: Annotated[str | None, Query(max_length=120)] = None,
     owner: Annotated[str | None, Query(max_length=120)] = None,
@@ -125,7 +129,7 @@ def _aware(value: datetime | None) -> datetime | None:
 
 
 @router.get("/{job_id}")
-def get_job(job_id: str, response: Response, ctx: Ctx, who: Who) -> JobView:
+def get_job(job_id: str, response: Response, ctx: Ctx, who: Reader) -> JobView:
     job = visible_job(ctx, who, job_id)
     response.headers["ETag"] = etag(job)
     return job_view(job, ctx.mlflow_uri)
@@ -135,32 +139,26 @@ def etag(job: Job) -> str:
     return f'"{job.version}"'
 
 
-@router.get("/{job_id}/attempts")
-def get_attempts(job_id: str, ctx: Ctx, who: Who) -> AttemptPage:
-    visible_job(ctx, who, job_id)
-    return AttemptPage(items=[attempt_view(attempt) for attempt in ctx.store.attempts(job_id)])
-
-
 @router.post("/{job_id}/cancel", status_code=202)
-def cancel(job_id: str, ctx: Ctx, who: Who) -> JobView:
+def cancel(job_id: str, ctx: Ctx, who: Submitter) -> JobView:
     """Ask for the job to end. It stops at the next batch, with a checkpoint; asking again changes nothing."""
     return _ask(ctx, visible_job(ctx, who, job_id), "cancel")
 
 
 @router.post("/{job_id}/pause", status_code=202)
-def pause(job_id: str, ctx: Ctx, who: Who) -> JobView:
+def pause(job_id: str, ctx: Ctx, who: Submitter) -> JobView:
     """Ask for the job to stop with a checkpoint and to give its room back, until it is resumed."""
     return _ask(ctx, visible_job(ctx, who, job_id), "pause")
 
 
 @router.post("/{job_id}/resume", status_code=202)
-def resume(job_id: str, ctx: Ctx, who: Who) -> JobView:
+def resume(job_id: str, ctx: Ctx, who: Submitter) -> JobView:
     """Put a paused job back into the queue; it goes on from the step it stopped at."""
     return _ask(ctx, visible_job(ctx, who, job_id), "resume")
 
 
 @router.post("/{job_id}/retry", status_code=202)
-def retry(job_id: str, ctx: Ctx, who: Who) -> JobView:
+def retry(job_id: str, ctx: Ctx, who: Submitter) -> JobView:
     """Put a failed or cancelled job back into the queue; it goes on from its last checkpoint."""
     return _ask(ctx, visible_job(ctx, who, job_id), "retry")
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from service.api.context import Context, Ctx, Who, visible_job
+from service.api.context import Context, Ctx, Reader, visible_job
 from service.api.cursors import decode_number, encode
 from service.api.follow import Entry, sse
 from service.errors import ApiError
@@ -26,7 +26,7 @@ def events(
     job_id: str,
     *,
     ctx: Ctx,
-    who: Who,
+    who: Reader,
     accept: Annotated[str, Header()] = "",
     last_event_id: LastId = None,
     cursor: Cursor = None,
@@ -60,7 +60,7 @@ def logs(
     job_id: str,
     *,
     ctx: Ctx,
-    who: Who,
+    who: Reader,
     accept: Annotated[str, Header()] = "",
     last_event_id: LastId = None,
     attempt: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,

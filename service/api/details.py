@@ -1,0 +1,159 @@
+"""/v1/jobs/{id}/…: explain, attempts, checkpoints, statistics; and what may be changed or removed."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.api.context import Ctx, Reader, Submitter, visible_job
+from service.api.jobs import conflict, etag
+from service.errors import ApiError
+from service.explain import explain
+from service.jobs import NewEvent
+from service.scheduler import rank
+from service.tracking import TrackingUnreachableError
+from service.views import AttemptPage, JobView, attempt_view, job_view
+from trainer.attempt import attempt_id
+from trainer.spec import Label, LabelName
+
+router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"])
+
+
+class ExplanationView(BaseModel):
+    """Why the job waits or stopped. code is stable; estimated_start is null where nobody can know."""
+
+    code: str
+    message: str
+    shortfall: dict[str, float]
+    jobs_ahead: int
+    blockers: list[str]
+    estimated_start: datetime | None
+
+
+class CheckpointView(BaseModel):
+    attempt: int
+    step: int
+    epoch: int
+    path: str
+    digest: str
+    size_bytes: int
+    at: datetime
+
+
+class CheckpointPage(BaseModel):
+    items: list[CheckpointView]
+    next_cursor: str | None = None
+
+
+class StatisticsPoint(BaseModel):
+    step: int
+    running_mean_abs: float | None = None
+    running_var_mean: float | None = None
+    drift: float | None = None
+
+
+class LayerStatistics(BaseModel):
+    """Of one norm layer, over steps. population_drift: how far running statistics were from the population's."""
+
+    layer: str
+    points: list[StatisticsPoint]
+    population_drift: float | None
+
+
+class StatisticsPage(BaseModel):
+    items: list[LayerStatistics]
+    next_cursor: str | None = None
+
+
+class JobPatch(BaseModel):
+    """What may change while a job lives. labels replaces all of them."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    priority: Annotated[int, Field(ge=-100, le=100)] | None = None
+    labels: Annotated[dict[LabelName, Label], Field(max_length=32)] | None = None
+
+
+@router.get("/attempts")
+def get_attempts(job_id: str, ctx: Ctx, who: Reader) -> AttemptPage:
+    visible_job(ctx, who, job_id)
+    return AttemptPage(items=[attempt_view(attempt) for attempt in ctx.store.attempts(job_id)])
+
+
+@router.get("/explain")
+def get_explanation(job_id: str, ctx: Ctx, who: Reader) -> ExplanationView:
+    job = visible_job(ctx, who, job_id)
+    attempt = ctx.store.attempt(attempt_id(job.id, job.attempt)) if job.attempt else None
+    policy = ctx.reconciler.policy
+    mine = (rank(job, policy), job.id)
+    ahead = sum((rank(other, policy), other.id) < mine for other in ctx.store.queued())
+    plan = ctx.reconciler.plan if ctx.reconciler.view else None
+    return ExplanationView(**vars(explain(job, attempt, plan, ahead)))
+
+
+@router.get("/checkpoints")
+def get_checkpoints(job_id: str, ctx: Ctx, who: Reader) -> CheckpointPage:
+    """Complete checkpoints, the furthest first."""
+    visible_job(ctx, who, job_id)
+    names = CheckpointView.model_fields
+    found = ctx.store.checkpoints(job_id)
+    return CheckpointPage(items=[CheckpointView(**{name: getattr(one, name) for name in names}) for one in found])
+
+
+@router.get("/statistics")
+def get_statistics(job_id: str, ctx: Ctx, who: Reader) -> StatisticsPage:
+    """Running statistics of every norm layer over steps, as MLflow has them."""
+    job = visible_job(ctx, who, job_id)
+    try:
+        histories = ctx.tracker.histories(job.run_id, "norm/") if job.run_id else {}
+    except TrackingUnreachableError as error:
+        raise ApiError(503, "mlflow_unreachable", str(error), headers={"Retry-After": "5"}) from error
+    layers: dict[str, dict[int, dict[str, float]]] = {}
+    for key, points in histories.items():
+        layer, _, what = key.removeprefix("norm/").rpartition("/")
+        if layer and what in StatisticsPoint.model_fields:
+            for step, value in points:
+                layers.setdefault(layer, {}).setdefault(step, {})[what] = value
+    certificate = (job.model or {}).get("certificate", {})
+    drift = certificate.get("population", {}).get("drift", {})
+    items = [
+        LayerStatistics(
+            layer=layer,
+            points=[StatisticsPoint(step=step, **values) for step, values in sorted(steps.items())],
+            population_drift=drift.get(layer),
+        )
+        for layer, steps in layers.items()
+    ]
+    return StatisticsPage(items=items)
+
+
+@router.patch("")
+def patch_job(
+    job_id: str, body: JobPatch, response: Response, ctx: Ctx, who: Submitter, if_match: Annotated[str, Header()] = ""
+) -> JobView:
+    """Change priority or labels. Needs If-Match with the ETag the change is based on."""
+    job = visible_job(ctx, who, job_id)
+    if not if_match:
+        raise ApiError(428, "precondition_required", "Send If-Match with the ETag of the job as you know it.")
+    if if_match not in (etag(job), "*"):
+        raise ApiError(412, "precondition_failed", f"The job has changed since; its ETag is {etag(job)}.")
+    labels = job.labels if body.labels is None else body.labels
+    priority = job.priority if body.priority is None else body.priority
+    event = NewEvent("changed", "Priority or labels were changed.", {"priority": priority, "labels": labels})
+    moved = ctx.store.set_labels(job, labels, priority, event)
+    if moved is None:
+        raise ApiError(412, "precondition_failed", "The job changed at the same moment; look again.")
+    ctx.changed(job.id)
+    response.headers["ETag"] = etag(moved)
+    return job_view(moved, ctx.mlflow_uri)
+
+
+@router.delete("", status_code=204)
+def delete_job(job_id: str, ctx: Ctx, who: Submitter) -> None:
+    """Remove a finished job with its events and logs. Its MLflow run and its files stay."""
+    job = visible_job(ctx, who, job_id)
+    if not job.is_terminal or not ctx.store.delete_job(job):
+        raise conflict(job, "delete")

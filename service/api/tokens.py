@@ -1,0 +1,70 @@
+"""/v1/tokens: made, listed and revoked by admins."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+
+from service.api.context import Admin, Ctx
+from service.auth import new_token
+from service.errors import not_found
+from service.store import StoredToken
+
+router = APIRouter(prefix="/v1/tokens", tags=["tokens"])
+Owner = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[A-Za-z0-9][A-Za-z0-9@._-]*$")]
+TokenId = Annotated[str, Path(max_length=20, pattern=r"^[0-9a-f]+$")]
+
+
+class TokenRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    owner: Owner
+    scopes: Annotated[list[Literal["read", "submit", "admin"]], Field(min_length=1, max_length=3)] = ["read", "submit"]
+    expires_at: AwareDatetime | None = None
+
+
+class TokenView(BaseModel):
+    id: str
+    owner: str
+    scopes: list[str]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+class NewTokenView(TokenView):
+    """token is shown here and never again."""
+
+    token: str
+
+
+class TokenPage(BaseModel):
+    items: list[TokenView]
+    next_cursor: str | None = None
+
+
+@router.post("", status_code=201)
+def create_token(body: TokenRequest, ctx: Ctx, _: Admin) -> NewTokenView:
+    expires_at = body.expires_at.astimezone(UTC) if body.expires_at else None
+    token, stored = new_token(body.owner, list(dict.fromkeys(body.scopes)), ctx.store.now(), expires_at)
+    ctx.store.add_token(stored)
+    return NewTokenView(**_view(stored).model_dump(), token=token)
+
+
+@router.get("")
+def list_tokens(ctx: Ctx, _: Admin) -> TokenPage:
+    return TokenPage(items=[_view(token) for token in ctx.store.tokens()])
+
+
+@router.delete("/{token_id}", status_code=204)
+def revoke_token(token_id: TokenId, ctx: Ctx, _: Admin) -> None:
+    """The token stops working at once."""
+    if not ctx.store.revoke_token(token_id):
+        raise not_found("token", token_id)
+
+
+def _view(token: StoredToken) -> TokenView:
+    return TokenView(**{name: getattr(token, name) for name in TokenView.model_fields})

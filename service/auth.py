@@ -1,0 +1,147 @@
+"""Bearer tokens: who is asking, and what they may.
+
+A token reads `sn_<id>_<secret>` with a secret of 256 random bits; only its SHA-256 is kept, for a secret that long
+needs no slow hash. Unknown, wrong, expired and revoked tokens all get the same answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from service.errors import ApiError
+from service.jobs import Job
+from service.store import Store, StoredToken
+
+SCOPES = ("read", "submit", "admin")
+ADMIN_FILE = "admin.token"
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who is asking, and what they may."""
+
+    name: str
+    scopes: frozenset[str]
+
+    @property
+    def is_admin(self) -> bool:
+        return "admin" in self.scopes
+
+    def may(self, scope: str) -> bool:
+        return self.is_admin or scope in self.scopes
+
+    def may_see(self, job: Job) -> bool:
+        return self.is_admin or job.owner == self.name
+
+
+LOCAL = Principal("local", frozenset(SCOPES))
+"""Everybody, where authentication is off."""
+
+
+class Doorkeeper:
+    """Turns an Authorization header into a principal."""
+
+    def __init__(self, store: Store, admin_token: str | None) -> None:
+        """admin_token: None turns authentication off."""
+        self._store = store
+        self._admin = None if admin_token is None else digest(admin_token)
+
+    def admit(self, authorization: str) -> Principal:
+        """Raises: ApiError 401."""
+        if self._admin is None:
+            return LOCAL
+        scheme, _, token = authorization.partition(" ")
+        given = digest(token)
+        if scheme.lower() == "bearer":
+            if hmac.compare_digest(given, self._admin):
+                return Principal("admin", frozenset(SCOPES))
+            stored = self._store.token(_token_id(token))
+            expected = stored.digest if stored else self._admin
+            if hmac.compare_digest(given, expected) and stored and _stands(stored, self._store.now()):
+                return Principal(stored.owner, frozenset(stored.scopes))
+        raise ApiError(
+            401,
+            "unauthorized",
+            "This needs a valid token: Authorization: Bearer sn_… . An admin makes one with `syncnorm token create`.",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+
+def require(principal: Principal, scope: str) -> Principal:
+    """Raises: ApiError 403."""
+    if not principal.may(scope):
+        detail = (
+            f"This needs a token with the scope {scope}; yours has {', '.join(sorted(principal.scopes)) or 'none'}."
+        )
+        raise ApiError(403, "forbidden", detail)
+    return principal
+
+
+def new_token(owner: str, scopes: list[str], now: datetime, expires_at: datetime | None) -> tuple[str, StoredToken]:
+    """(the token, shown once; what is kept of it)."""
+    token_id = secrets.token_hex(8)
+    token = f"sn_{token_id}_{secrets.token_urlsafe(32)}"
+    return token, StoredToken(token_id, owner, digest(token), scopes, now, expires_at, None)
+
+
+def digest(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def admin_token(file: Path | None, home: Path) -> str:
+    """The token of the first admin: from its file, or made and kept in the state folder.
+
+    Raises: ValueError if the file is empty; OSError if it can't be read.
+    """
+    path = file or home / ADMIN_FILE
+    if file is None and not path.exists():
+        home.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as made:
+            made.write(f"sn_admin_{secrets.token_urlsafe(32)}\n")
+    token = path.read_text().strip()
+    if len(token) < 32:
+        raise ValueError(f"{path} must hold a token of at least 32 characters, got {len(token)}")
+    return token
+
+
+def _token_id(token: str) -> str:
+    parts = token.split("_", 2)
+    return parts[1][:20] if len(parts) == 3 and parts[0] == "sn" and parts[1].isascii() and "\x00" not in token else ""
+
+
+def _stands(token: StoredToken, now: datetime) -> bool:
+    return token.revoked_at is None and (token.expires_at is None or now < token.expires_at)
+
+
+class RateLimit:
+    """A token bucket for each principal, in this process."""
+
+    def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """per_second: 0 turns it off."""
+        self._rate = per_second
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def take(self, name: str) -> None:
+        """Raises: ApiError 429 with Retry-After."""
+        if not self._rate:
+            return
+        now = self._clock()
+        with self._lock:
+            level, at = self._buckets.get(name, (2 * self._rate, now))
+            level = min(2 * self._rate, level + (now - at) * self._rate)
+            self._buckets[name] = (level - 1 if level >= 1 else level, now)
+        if level < 1:
+            wait_s = max(1, round((1 - level) / self._rate))
+            detail = f"More than {self._rate:g} requests a second; try again in {wait_s} s."
+            raise ApiError(429, "rate_limited", detail, headers={"Retry-After": str(wait_s)})

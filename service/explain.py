@@ -1,0 +1,69 @@
+"""Why a job waits or stopped: one reason code, numbers, who is ahead or in the way, and an estimate. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from service.jobs import Attempt, Job, JobState
+from service.scheduler import Schedule
+from trainer.failure import ADVICE
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """code: one of CODES. shortfall: numbers of what is missing. blockers: ids of jobs in the way."""
+
+    code: str
+    message: str
+    shortfall: dict[str, float] = field(default_factory=dict)
+    jobs_ahead: int = 0
+    blockers: tuple[str, ...] = ()
+    estimated_start: datetime | None = None
+
+
+CODES = (
+    *("stop_requested", "backoff", "never_fits", "quota_running", "quota_gpus", "no_room", "waiting_for_preemption"),
+    *("held_for_job_ahead", "no_room_behind", "queued_behind", "starts_next", "previous_attempt_leaving"),
+    *("cluster_unreachable", "launch_waits", "workers_starting", "training", "exporting", "stopping", "paused"),
+    *("succeeded", "failed", "cancelled"),
+)
+
+
+def explain(job: Job, attempt: Attempt | None, plan: Schedule | None, ahead: int) -> Explanation:
+    """plan: the scheduler's last one; None while the cluster can't be reached. ahead: queued jobs that go first."""
+    if job.state is JobState.QUEUED:
+        return _queued(job, attempt, plan, ahead)
+    if job.state is JobState.STARTING:
+        return _starting(attempt)
+    if job.state is JobState.STOPPING:
+        return Explanation("stopping", f"It ends at the next batch, with a checkpoint, to {job.stop or 'stop'}.")
+    texts = {
+        JobState.RUNNING: ("training", "It trains."),
+        JobState.FINALIZING: ("exporting", "Training is over; statistics, folding, export and certificate follow."),
+        JobState.PAUSED: ("paused", "Somebody paused it; it waits for resume."),
+        JobState.SUCCEEDED: ("succeeded", "It is finished."),
+        JobState.CANCELLED: ("cancelled", "It was cancelled on request."),
+    }
+    if job.state in texts:
+        return Explanation(*texts[job.state])
+    advice = ADVICE[job.reason].text if job.reason else ""
+    return Explanation("failed", f"{job.reason}: {job.message} {advice}".strip())
+
+
+def _queued(job: Job, attempt: Attempt | None, plan: Schedule | None, ahead: int) -> Explanation:
+    if plan is None:
+        return Explanation("cluster_unreachable", "Ray can't be reached; the job is kept and starts when it can.")
+    if wait := plan.waits.get(job.id):
+        return Explanation(wait.code, wait.message, wait.numbers, ahead, wait.blockers, wait.starts_at)
+    if attempt is not None and attempt.released_at is None:
+        return Explanation("previous_attempt_leaving", f"Attempt {attempt.number} still has to leave the cluster.")
+    if ahead:
+        return Explanation("queued_behind", f"{ahead} jobs are ahead of it.", jobs_ahead=ahead)
+    return Explanation("starts_next", "There is room; it starts with the next look at the queue.")
+
+
+def _starting(attempt: Attempt | None) -> Explanation:
+    if attempt is None or attempt.submitted_at is None:
+        return Explanation("launch_waits", "Its room is reserved; it is being handed to MLflow and Ray.")
+    return Explanation("workers_starting", "Ray starts its workers; the first step follows in some seconds.")

@@ -1,0 +1,87 @@
+"""Prometheus metrics: counts and durations of this process, and the state of the queue from the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from service.jobs import Job, JobState
+from service.reconcile import Reconciler
+from service.store import Store
+
+_SECONDS = (0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 7200, 43200)
+
+
+class Metrics:
+    """What this process saw; with `watch`, also the store and the cluster."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Histogram(
+            "syncnorm_http_request_seconds",
+            "Time to answer a request",
+            ("method", "route", "status"),
+            registry=self.registry,
+        )
+        self._wait = Histogram(
+            "syncnorm_queue_wait_seconds", "From submit to first start", buckets=_SECONDS, registry=self.registry
+        )
+        self._run = Histogram(
+            "syncnorm_job_seconds", "From first start to end", ("state",), buckets=_SECONDS, registry=self.registry
+        )
+        self._attempts = Counter(
+            "syncnorm_attempts_ended", "Attempts that ended", ("outcome", "reason"), registry=self.registry
+        )
+        self._gpu_seconds = Counter(
+            "syncnorm_gpu_seconds", "GPU time held by ended attempts", ("owner",), registry=self.registry
+        )
+        self._cpu_seconds = Counter(
+            "syncnorm_cpu_seconds", "CPU time held by ended attempts", ("owner",), registry=self.registry
+        )
+
+    def watch(self, store: Store, reconciler: Reconciler) -> None:
+        self.registry.register(_Collector(store, reconciler))
+
+    def request(self, method: str, route: str, status: int, seconds: float) -> None:
+        self._requests.labels(method, route, str(status)).observe(seconds)
+
+    def moved(self, before: Job, after: Job) -> None:
+        """A job changed its state."""
+        if after.started_at and not before.started_at:
+            self._wait.observe((after.started_at - after.queued_at).total_seconds())
+        if after.is_terminal and after.started_at and after.finished_at:
+            self._run.labels(after.state.value).observe((after.finished_at - after.started_at).total_seconds())
+
+    def attempt_ended(self, job: Job, outcome: str, reason: str, held_s: float) -> None:
+        self._attempts.labels(outcome, reason).inc()
+        self._gpu_seconds.labels(job.owner).inc(job.gpus * held_s)
+        self._cpu_seconds.labels(job.owner).inc(job.cpus * held_s)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class _Collector(Collector):
+    def __init__(self, store: Store, reconciler: Reconciler) -> None:
+        self._store = store
+        self._reconciler = reconciler
+
+    def collect(self) -> Iterator[Metric]:
+        jobs = GaugeMetricFamily("syncnorm_jobs", "Jobs by state", labels=["state"])
+        for state, count in self._store.count_by_state().items():
+            jobs.add_metric([JobState(state).value], count)
+        yield jobs
+        nodes = self._reconciler.capacity or ()
+        yield GaugeMetricFamily(
+            "syncnorm_cluster_reachable", "1 if Ray answers", float(self._reconciler.view is not None)
+        )
+        yield GaugeMetricFamily("syncnorm_cluster_cpus", "CPUs of the cluster", sum(node.cpus for node in nodes))
+        yield GaugeMetricFamily("syncnorm_cluster_gpus", "GPUs of the cluster", sum(node.gpus for node in nodes))
+        yield GaugeMetricFamily(
+            "syncnorm_reconciler_lag_seconds",
+            "Since the last finished look at jobs and cluster",
+            self._reconciler.lag_s(),
+        )

@@ -1,0 +1,77 @@
+"""The web application in this process over fakes: for tests of the API that need no cluster."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fastapi.testclient import TestClient
+
+from service.api.context import Context
+from service.app import create_app
+from service.auth import Doorkeeper, RateLimit
+from service.database import Database
+from service.gate import Trail
+from service.hub import Hub
+from service.metrics import Metrics
+from service.settings import Settings
+from tests.service.world import World
+
+ADMIN = "admin-token-of-the-tests-0123456789abcdef"
+SPEC: dict[str, Any] = {
+    "name": "job",
+    "project": "demo",
+    "model": {"name": "resnet"},
+    "data": {"name": "digits", "batch_size": 32},
+    "resources": {"workers": 2},
+}
+
+
+@contextmanager
+def api(folder: Path, *, auth: bool = False, **settings: Any) -> Iterator[tuple[TestClient, World]]:
+    """(client, world). The reconciler ticks only when told to."""
+    with closing(Database(f"sqlite:///{folder / 'service.db'}", synchronous="OFF")) as database:
+        database.migrate()
+        world = World(folder, database)
+        world.reconciler.tick()
+        app = create_app(context_of(world, folder, auth, settings))
+        app.router.lifespan_context = _no_lifespan
+        with TestClient(app, raise_server_exceptions=False) as client:
+            if auth:
+                client.headers["Authorization"] = f"Bearer {ADMIN}"
+            yield client, world
+
+
+def context_of(world: World, folder: Path, auth: bool, settings: dict[str, Any]) -> Context:
+    metrics = Metrics()
+    metrics.watch(world.store, world.reconciler)
+    hub = Hub()
+    return Context(
+        settings=replace(Settings(home=folder), auth=auth, **settings),
+        store=world.store,
+        reconciler=world.reconciler,
+        tracker=world.tracker,
+        hub=hub,
+        wake=threading.Event(),
+        mlflow_uri="http://mlflow",
+        local_paths=True,
+        door=Doorkeeper(world.store, ADMIN if auth else None),
+        rate=RateLimit(settings.get("rate_limit", 0.0)),
+        metrics=metrics,
+        trail=Trail(world.store),
+    )
+
+
+class _no_lifespan:  # noqa: N801
+    """No reconciler thread beside the requests."""
+
+    def __init__(self, app: Any) -> None:
+        del app
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
