@@ -12,6 +12,7 @@ from trainer.agreement import local_statistics
 from trainer.data import DataInfo
 from trainer.data.loader import Batch
 from trainer.optim import build_optimizer, build_schedule, clip_adaptive
+from trainer.own_steps import own_optimizers, require_automatic, training_loss
 from trainer.spec import JobSpec
 from trainer.tasks import Scores, task_loss
 
@@ -21,18 +22,28 @@ class TrainingModule(LightningModule):
 
     A rank's mean loss is multiplied by its batch's weight, world_size * n_r / N, so that what DDP averages is the
     gradient of the mean over the whole batch, however unevenly it is spread.
+    A user's LightningModule gives its loss, and its optimizers if it has any; see `own_steps`.
     """
 
     def __init__(self, network: nn.Module, info: DataInfo, spec: JobSpec, total_steps: int) -> None:
         super().__init__()
         self.network = network
+        if self._own is not None:
+            require_automatic(self._own)
         self.info = info
         self.spec = spec
         self._total_steps = total_steps
         # Not registered as submodules: what they have counted differs from rank to rank and is no part of the model.
-        self._scores = {"train": _persistent(Scores(info, "train")), "val": _persistent(Scores(info, "val"))}
+        self._scores = {
+            "train": _persistent(Scores(info, "train", loss_only=self._own is not None)),
+            "val": _persistent(Scores(info, "val")),
+        }
         self.train_metrics: dict[str, float] = {}
         self.val_metrics: dict[str, float] = {}
+
+    @property
+    def _own(self) -> LightningModule | None:
+        return self.network if isinstance(self.network, LightningModule) else None
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.network(x)
@@ -43,9 +54,17 @@ class TrainingModule(LightningModule):
             scores.to(self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if self._own is not None:
+            return self._own_step(self._own, batch, batch_idx)
         output = self(batch.x)
         loss = task_loss(self.info, output, batch.y)
         self._scores["train"].update(output, batch.y, loss)
+        return loss * batch.weight
+
+    def _own_step(self, own: LightningModule, batch: Batch, batch_idx: int) -> Tensor:
+        own._current_fx_name = self._current_fx_name  # own.log asks which hook it is called from
+        loss = training_loss(own, batch, batch_idx)
+        self._scores["train"].update_loss(loss, len(batch.y))
         return loss * batch.weight
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -61,6 +80,8 @@ class TrainingModule(LightningModule):
             clip_adaptive(self.network, self.spec.train.clip_adaptive)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        if self._own is not None and (given := own_optimizers(self._own)) is not None:
+            return given
         optimizer = build_optimizer(self.network, self.spec.optimizer)
         schedule = build_schedule(optimizer, self.spec.schedule, self._total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -62,20 +62,24 @@ class Scores(nn.Module):
     over the classes that occur; torchmetrics.segmentation averages over batches instead, which depends on their size.
     """
 
-    def __init__(self, info: DataInfo, stage: str) -> None:
+    def __init__(self, info: DataInfo, stage: str, *, loss_only: bool = False) -> None:
         super().__init__()
         self._stage = stage
         self._loss = SampleMean()
-        self._scores = nn.ModuleDict(_scores(info))
+        self._scores = nn.ModuleDict({} if loss_only else _scores(info))
 
     @torch.no_grad()
     def update(self, output: Tensor, target: Tensor, loss: Tensor) -> None:
         """Count a batch. loss: its mean loss. An empty batch counts nothing."""
+        self.update_loss(loss, len(target))
         if len(target) == 0:
             return
-        self._loss.update(loss, len(target))
         for score in self._metrics():
             score.update(output.argmax(1), target)
+
+    def update_loss(self, loss: Tensor, samples: int) -> None:
+        """Count the mean loss of a batch alone."""
+        self._loss.update(loss, samples)
 
     def compute(self) -> dict[str, Tensor]:
         """The values over all workers. Every worker must call it."""

@@ -31,6 +31,36 @@ class LitNet(pl.LightningModule):
         self.lr = lr
 
 
+class OwnLoss(pl.LightningModule):
+    """Its loss is a multiple of cross-entropy; its optimizer has a rate of its own."""
+
+    def __init__(self, factor: float = 3.0, lr: float | None = None, gives: str = "tensor", logs: bool = False) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10))
+        self.factor, self.lr, self.gives, self.logs = factor, lr, gives, logs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.net(x)
+        return out
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> Any:  # noqa: ARG002
+        loss = self.factor * nn.functional.cross_entropy(self(batch[0]), batch[1])
+        if self.logs:
+            self.log("own_loss", loss)
+        return {"tensor": loss, "dict": {"loss": loss}, "nothing": {"x": loss}}[self.gives]
+
+
+class OwnOptimizer(OwnLoss):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=0.25)
+
+
+class Manual(OwnLoss):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+
 class Raises(nn.Module):
     def __init__(self) -> None:
         raise RuntimeError("weights are gone")

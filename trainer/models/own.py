@@ -13,7 +13,7 @@ from trainer.data.info import DataInfo
 
 
 def by_class_path(class_path: str, init_args: Mapping[str, Any], info: DataInfo) -> nn.Module:
-    """The user's nn.Module or LightningModule.
+    """The user's nn.Module or LightningModule; `trainer.own_steps` says what of the latter is used.
 
     Where the constructor has a parameter num_classes, in_channels or in_chans that init_args leaves out, it is that of
     the data: `{class_path: torchvision.models.resnet50}` has as many outputs as there are classes.
@@ -22,6 +22,8 @@ def by_class_path(class_path: str, init_args: Mapping[str, Any], info: DataInfo)
     """
     fill = {"num_classes": info.num_classes, "in_channels": info.shape[0], "in_chans": info.shape[0]}
     model = instantiate("model", class_path, init_args, fill=fill)
+    if any(base.__module__.startswith("pytorch_lightning.") for base in type(model).__mro__):
+        raise ValueError(f"model.class_path: {class_path} must derive from lightning.pytorch, not pytorch_lightning.")
     if not isinstance(model, nn.Module):
         raise ValueError(f"model.class_path must give an nn.Module, but {class_path} gave a {type(model).__name__}.")
     return model
