@@ -494,8 +494,9 @@ class Store:
     def _insert_new(self, c: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> bool:
         """Insert unless the key is taken. Whether it was inserted."""
         dialect = sqlite if self._db.is_sqlite else postgresql
-        statement = dialect.insert(table).values(**row).on_conflict_do_nothing()
-        return c.execute(statement).rowcount == 1
+        # Not rowcount: psycopg's is gone once the cursor is closed, which SQLAlchemy does for an insert.
+        statement = dialect.insert(table).values(**row).on_conflict_do_nothing().returning(sa.literal(1))
+        return c.execute(statement).first() is not None
 
     def is_answering(self) -> bool:
         try:
