@@ -102,6 +102,8 @@ def _collective(hosts: list[Any]) -> str | None:
 
 
 def _write(folder: Path) -> str | None:
+    if not folder.is_dir():
+        return f"{folder} is not there: this is not the storage of the API"
     path = folder / f"from-{socket.gethostname()}"
     try:
         write_atomic(path, b"written")

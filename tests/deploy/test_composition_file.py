@@ -1,0 +1,81 @@
+"""What docker-compose.yml promises, read from the file itself: no engine needed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from trainer.spec import LimitsSpec
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+COMPOSITION = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSITION["services"]
+WORKER_HOST = yaml.safe_load((ROOT / "deploy" / "worker-host.yml").read_text())["services"]["ray-worker"]
+EVERY = [*SERVICES.items(), ("worker-host", WORKER_HOST)]
+
+
+@pytest.mark.parametrize(("name", "service"), EVERY)
+def test_service_is_confined(name: str, service: dict[str, Any]) -> None:
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["init"] is True
+    assert service["pids_limit"] > 0
+    assert "mem_limit" in service
+    assert name in ("postgres", "prometheus") or service["user"].startswith("${SYNCNORM_UID:-10001}")
+
+
+def test_ports_are_published_for_three_services_on_loopback_by_default() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+
+    assert set(published) == {"api", "mlflow", "grafana"}
+    assert all(port.startswith("${SYNCNORM_PUBLISH:-127.0.0.1}:") for ports in published.values() for port in ports)
+
+
+def test_database_is_on_a_network_without_workers_and_without_a_way_out() -> None:
+    assert SERVICES["postgres"]["networks"] == ["data"]
+    assert COMPOSITION["networks"]["data"]["internal"] is True
+    assert SERVICES["ray-worker"]["networks"] == SERVICES["ray-head"]["networks"] == ["cluster"]
+
+
+def test_secrets_are_files_only() -> None:
+    made = set(re.findall(r"^make_secret (\w+)", (ROOT / "deploy" / "init-secrets").read_text(), re.MULTILINE))
+    used = {secret for service in SERVICES.values() for secret in service.get("secrets", ())}
+    values = [value for _, service in EVERY for value in service.get("environment", {}).values()]
+
+    assert set(COMPOSITION["secrets"]) == made == used
+    assert all("file" in secret for secret in COMPOSITION["secrets"].values())
+    assert not [value for value in values if re.search(r"://[^/]*:[^/@]+@", str(value))]
+
+
+def test_worker_may_take_longer_to_stop_than_a_job_to_write_its_last_checkpoint() -> None:
+    for service in (SERVICES["ray-worker"], WORKER_HOST):
+        assert int(service["stop_grace_period"].removesuffix("s")) > LimitsSpec().grace_s
+
+
+def test_worker_of_another_host_runs_as_one_of_this_composition() -> None:
+    same = ("image", "user", "command", "environment", "secrets", "volumes", "networks", "tmpfs", "stop_grace_period")
+
+    assert {key: WORKER_HOST[key] for key in same} == {key: SERVICES["ray-worker"][key] for key in same}
+
+
+def test_head_takes_no_work_and_every_ray_process_asks_for_the_token() -> None:
+    assert {"--num-cpus=0", "--num-gpus=0"} <= set(SERVICES["ray-head"]["command"])
+    assert "RAY_AUTH_MODE=token" in (ROOT / "deploy" / "Dockerfile").read_text()
+    for name in ("ray-head", "ray-worker", "api"):
+        assert SERVICES[name]["environment"]["RAY_AUTH_TOKEN_PATH"] == "/run/secrets/ray_token"
+
+
+def test_dashboard_asks_only_for_metrics_that_exist() -> None:
+    text = (ROOT / "deploy" / "monitoring" / "dashboards" / "syncnorm.json").read_text()
+    queries = " ".join(target["expr"] for panel in json.loads(text)["panels"] for target in panel["targets"])
+    ours = set(re.findall(r"syncnorm_\w+?(?=_bucket|_count|_total|\b)", queries))
+    source = (ROOT / "service" / "metrics.py").read_text()
+
+    assert ours
+    assert not [name for name in ours if f'"{name}"' not in source]
