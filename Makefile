@@ -6,10 +6,10 @@ INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help install demo serve test check bench chaos clean
+.PHONY: help install demo serve test deploy-test check bench chaos clean
 
 help:
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 install: $(INSTALLED)  ## create the virtual environment with the pinned dependencies
 
@@ -28,12 +28,17 @@ serve: $(INSTALLED)  ## the embedded service, until Ctrl-C
 	$(BIN)/python -m service.cli serve
 
 test: $(INSTALLED)  ## the whole test suite
-	$(PYTEST) tests -m 'not chaos'
+	$(PYTEST) tests -m 'not chaos and not deploy'
 
-check: $(INSTALLED)  ## ruff and mypy
+deploy-test: $(INSTALLED)  ## the composition in real containers; needs a Docker engine
+	$(PYTEST) tests/deploy -m deploy -s
+
+check: $(INSTALLED)  ## ruff and mypy, hadolint and yamllint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/yamllint --strict docker-compose.yml deploy examples
 
 bench: $(INSTALLED)  ## the benchmarks, each as a ratio against its peer in the same run
 	$(BIN)/python -m benchmarks
