@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from norm.findings import Finding, Seen, Training
 from norm.flow import trace
 from norm.layer_checks import check_layer
-from norm.model_checks import check_dropout_of_selu, check_neighbours, check_weight_decay
+from norm.model_checks import check_depth_of_box_cox, check_dropout_of_selu, check_neighbours, check_weight_decay
 from norm.sources import Source, read_source
 
 
@@ -49,18 +49,25 @@ def audit(
             found.append(Finding("unknown_layer", path, str(error), fix, "error"))
         else:
             sources |= {path: source} if source is not None else {}
-    seen = _run(model, example_input, sources)
+    seen, failure = _run(model, example_input, sources)
+    if failure is not None:
+        fix = "See the other findings: a layer may not take the shape it gets."
+        found.append(Finding("forward_fails", "", f"The model does not take the example: {failure}", fix, "error"))
+        seen = [item for item in seen if item.shapes]
     flow = trace(model)
     for item in seen:
         found += [*check_layer(item, training), *check_neighbours(item, flow)]
-    found += check_dropout_of_selu(model)
+    found += [*check_dropout_of_selu(model), *check_depth_of_box_cox(model)]
     if optimizer is not None:
         found += check_weight_decay(seen, optimizer)
     return sorted(found, key=lambda finding: ("error", "warning", "info").index(finding.severity))
 
 
-def _run(model: nn.Module, example_input: Any, sources: dict[str, Source]) -> list[Seen]:
-    """One forward in eval mode; the layers of `sources` with the shapes they saw."""
+def _run(
+    model: nn.Module, example_input: Any, sources: dict[str, Source]
+) -> tuple[list[Seen], ValueError | RuntimeError | None]:
+    """One forward in eval mode: the layers of `sources` with the shapes they saw, and why it stopped, if it did."""
+    failure = None
     shapes: dict[str, list[torch.Size]] = {path: [] for path in sources}
 
     def note(path: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -70,10 +77,13 @@ def _run(model: nn.Module, example_input: Any, sources: dict[str, Source]) -> li
     try:
         with _eval(model), torch.no_grad():
             model(*example_input) if isinstance(example_input, tuple) else model(example_input)
+    except (ValueError, RuntimeError) as error:
+        failure = error
     finally:
         for handle in handles:
             handle.remove()
-    return [Seen(path, model.get_submodule(path), source, tuple(shapes[path])) for path, source in sources.items()]
+    seen = [Seen(path, model.get_submodule(path), source, tuple(shapes[path])) for path, source in sources.items()]
+    return seen, failure
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def fold(model: nn.Module) -> tuple[nn.Module, list[Folded]]:
         eps), t = bias - mean * s, computed in float64. So for every kind with running statistics.
     batch normalization, then conv without zero padding or linear: W' = W * s per input channel, b' = b + sum W * t.
         With zero padding it would be wrong at the borders.
-    Weight normalization and standardization: the weight they stand for. Fixup: its scalars, as above.
+    Weight normalization and standardization: the weight they stand for, bit for bit. Fixup: its scalars, as above.
     Two layers must follow each other directly, and nothing else may read what is between; the data flow is taken from
     torch.fx. A linear layer before or behind is taken to work on (N, C). Folded layers become nn.Identity.
 
@@ -65,7 +65,7 @@ class _CannotFoldError(Exception):
 
 
 def _fold_weights(model: nn.Module) -> Iterator[Folded]:
-    """Put the weight itself, computed in float64, in the place of weight normalization and standardization."""
+    """Put the weight itself in the place of weight normalization and standardization: the bits the model computes."""
     for path, module in model.named_modules():
         if not parametrize.is_parametrized(module, "weight"):
             continue
@@ -76,7 +76,7 @@ def _fold_weights(model: nn.Module) -> Iterator[Folded]:
             yield Folded(path, kind, reason="it has other parametrizations too")
             continue
         old = next(chains.weight.parameters())
-        weight = copy.deepcopy(chains.weight).double()().detach().to(old.dtype)
+        weight = chains.weight().detach()
         # Not remove_parametrizations: it would strip the class, which the copy has in common with its model.
         module.__class__ = parametrize.type_before_parametrizations(module)
         del module.parametrizations

@@ -9,12 +9,15 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from norm.activations import is_activation_node
+from norm.box_cox import BoxCox
 from norm.findings import Finding, Seen
 from norm.flow import Flow
 from norm.weight import LINEAR_LAYERS
 
 _POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _POOL_FUNCTIONS = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, torch.mean)
+# As many convolutions as networks have that the exponent's start of 2 was made for.
+FEW_BOX_COX = 6
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
@@ -74,6 +77,20 @@ def check_dropout_of_selu(model: nn.Module) -> Iterator[Finding]:
                 "Use nn.AlphaDropout.",
                 "warning",
             )
+
+
+def check_depth_of_box_cox(model: nn.Module) -> Iterator[Finding]:
+    """With an exponent near 2 every layer squares what is large: after k layers it is a power of 2^k."""
+    steep = [path for path, module in model.named_modules() if isinstance(module, BoxCox) and module.lmbda > 1.5]
+    if len(steep) > FEW_BOX_COX:
+        yield Finding(
+            "box_cox_in_a_deep_network",
+            steep[0],
+            f"{len(steep)} Box-Cox layers with an exponent near 2 square large activations one after another.",
+            "Start with lambda_init=1, which is the identity.",
+            "warning",
+            {"layers": len(steep)},
+        )
 
 
 def check_weight_decay(seen: Sequence[Seen], optimizer: torch.optim.Optimizer) -> Iterator[Finding]:

@@ -96,6 +96,12 @@ CASES: dict[str, Case] = {
         PLAN,
         "warning",
     ),
+    "box_cox_in_a_deep_network": (
+        lambda: _net(*(norm.build("box_cox", 8) for _ in range(8))),
+        PLAN,
+        "warning",
+    ),
+    "forward_fails": (lambda: _net(nn.AdaptiveAvgPool2d(1), norm.build("instance", 8)), PLAN, "error"),
     "unknown_layer": (lambda: _net(_Described(8)), PLAN, "error"),
 }
 
@@ -181,6 +187,12 @@ def test_weight_decay_on_norm_parameters_is_found_and_its_absence_not() -> None:
 
     assert [finding.code for finding in _audit(model, **PLAN, optimizer=decayed)] == ["norm_under_weight_decay"]
     assert _audit(model, **PLAN, optimizer=spared) == []
+
+
+def test_layer_that_stops_the_forward_is_named() -> None:
+    found = _audit(_net(nn.AdaptiveAvgPool2d(1), norm.build("instance", 8), nn.BatchNorm2d(8)), **PLAN)
+
+    assert {(finding.code, finding.path) for finding in found} == {("forward_fails", ""), ("group_of_one_value", "2")}
 
 
 def test_worst_comes_first() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 from pool import Pool
 from splits import SPLITS, part, relative_error
 from torch import Tensor, nn
@@ -72,3 +73,21 @@ def test_one_value_in_the_whole_group_is_refused(pool: Pool, kind: str) -> None:
     outcomes = pool.outcomes(_one_value, 2, kind)
 
     assert all(not ok and "more than one value per channel over the whole group" in str(e) for ok, e, _ in outcomes)
+
+
+def _convert_and_fold(rank: int, world_size: int, kind: str) -> tuple[bool, float]:
+    group = dist.new_group([0, 1])
+    model, _ = norm.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), kind, group=group)
+    model(torch.randn(2, 3, 5, 5))
+    model.eval()
+    folded, report = norm.fold(model)
+    x = torch.randn(2, 3, 5, 5)
+    return all(item.into for item in report), relative_error(folded(x).detach(), model(x).detach())
+
+
+@pytest.mark.parametrize("kind", SYNCHRONIZED)
+def test_layers_with_a_process_group_fold(pool: Pool, kind: str) -> None:
+    for is_folded, error in pool.run(_convert_and_fold, 2, kind):
+        assert is_folded
+        # each weight is rounded once
+        assert error < 1e-5
