@@ -132,7 +132,7 @@ class BatchRenorm(_BatchRenorm):
     Shape: (N, C, *) -> (N, C, *). state_dict: the keys of nn.BatchNorm2d. The moving average is that of the standard
     deviation; running_var is derived as running_std^2 - eps and therefore biased, unlike in nn.BatchNorm2d.
     Raises: ValueError for one value per channel in training.
-    See: Ioffe 2017, arXiv:1702.03275, Alg. 1; its sec. 4 has momentum 0.01 and the schedule that are defaults here.
+    See: Ioffe 2017, arXiv:1702.03275, Alg. 1; the defaults are the momentum and the schedule of its experiments.
     """
 
     def _measure(self, x: Tensor) -> Moments:

@@ -20,7 +20,7 @@ class EvoNormS0(nn.Module):
 
     Train and eval are the same. Shape: (N, C, *) -> (N, C, *). On (N, C) a group needs two channels.
     affine=False leaves out weight and bias; v belongs to the activation and stays.
-    See: Liu et al. 2020, arXiv:2004.02967, table 2 and sec. 4.1.
+    See: Liu et al. 2020, arXiv:2004.02967.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ class FilterResponseNorm(nn.Module):
     With one, nu2 is x^2 and y would be little more than the sign of x: then a learned |eps_l| (C,), 1e-4 at the start,
     is added. It is only there where the input has one position, told by `one_position`.
     affine=False leaves out weight and bias; tau belongs to the activation and stays.
-    See: Singh & Krishnan 2019, arXiv:1911.09737, sec. 3 and 3.2.
+    See: Singh & Krishnan 2019, arXiv:1911.09737, sec. 3.
     """
 
     def __init__(

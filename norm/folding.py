@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from norm.absorption import (
     takes_behind,
     takes_in_front,
 )
+from norm.evo import EvoNormS0
 from norm.fixup import FixupLayer, ScalarBias
 from norm.flow import Flow, trace
 from norm.hooks import has_forward_hooks
@@ -113,19 +114,27 @@ def _fold_layers(model: nn.Module) -> tuple[nn.Module, list[Folded]]:
         return module in gone or isinstance(module, (nn.Identity, *_DROPOUT))
 
     for layer, path in paths.items():
-        if (kind := _kind(layer, path)) is None:
-            continue
-        try:
-            into = _absorb(layer, kind, flow, passes)
-        except _CannotFoldError as error:
-            report.append(Folded(path, kind, reason=str(error)))
-        else:
-            gone.add(layer)
-            report.append(Folded(path, kind, into=paths[into]))
+        if (result := _fold_layer(layer, path, flow, passes, paths)) is not None:
+            report.append(result)
+            if result.into is not None:
+                gone.add(layer)
     for module, places in modules_with_paths(model):
         for path in places if module in gone else ():
             model = put(model, path, nn.Identity())
     return model, report
+
+
+def _fold_layer(
+    layer: nn.Module, path: str, flow: Flow, passes: Callable[[nn.Module], bool], paths: Mapping[nn.Module, str]
+) -> Folded | None:
+    kind = type(layer).__name__
+    try:
+        if (found := _kind(layer, path)) is None:
+            return None
+        kind = found
+        return Folded(path, kind, into=paths[_absorb(layer, kind, flow, passes)])
+    except _CannotFoldError as error:
+        return Folded(path, kind, reason=str(error))
 
 
 def _absorb(layer: nn.Module, kind: str, flow: Flow, passes: Callable[[nn.Module], bool]) -> nn.Module:
@@ -153,6 +162,8 @@ def _as_affine(layer: nn.Module, kind: str, neighbour: nn.Module | None) -> Chan
     if isinstance(layer, ScalarBias):
         ones = layer.shift.new_ones(getattr(neighbour, "out_channels", 1), dtype=torch.float64)
         return ChannelAffine(ones, layer.shift.detach().double() * ones)
+    if isinstance(layer, EvoNormS0) and not layer.activation and layer.weight is not None and layer.bias is not None:
+        return ChannelAffine(layer.weight.detach().double(), layer.bias.detach().double())
     if not KINDS[kind].running_statistics:
         raise _CannotFoldError("its statistics depend on the sample")
     if not isinstance(layer.running_mean, Tensor) or not isinstance(layer.running_var, Tensor):
@@ -171,13 +182,16 @@ def _described(module: nn.Module | None) -> str:
 
 
 def _kind(layer: nn.Module, path: str) -> str | None:
+    """The kind of a normalization, None for any other module."""
     if isinstance(layer, ScalarBias):
         return "fixup"
     try:
         source = read_source(layer, path)
-    except ValueError:
-        return None
-    return None if source is None or source.tail else source.kind
+    except ValueError as error:
+        raise _CannotFoldError(str(error)) from error
+    if source is not None and source.tail:
+        raise _CannotFoldError("it does more than normalize")
+    return None if source is None else source.kind
 
 
 def _copy(model: nn.Module) -> nn.Module:

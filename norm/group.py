@@ -16,7 +16,7 @@ def channel_groups(num_channels: int, num_groups: int | str = "auto") -> int:
     which erases all there is before global pooling; so "auto" takes one group rather than that.
 
     Raises: ValueError if `num_groups` does not divide the channels.
-    See: Wu & He 2018, arXiv:1803.08494, sec. 4.1.
+    See: Wu & He 2018, arXiv:1803.08494.
     """
     divisors = [d for d in range(1, num_channels + 1) if num_channels % d == 0]
     if num_groups == "auto":

@@ -26,7 +26,7 @@ def self_normalizing_steps(model: nn.Module, flow: Flow, *, with_bias: bool) -> 
 
     with_bias: layers without a bias get one.
     Raises: ValueError where an activation is a function call, which no conversion can exchange.
-    See: Klambauer et al. 2017, arXiv:1706.02515, sec. 3.
+    See: Klambauer et al. 2017, arXiv:1706.02515.
     """
     for node in flow.nodes():
         if node.op != "call_module" and is_activation_node(node, flow):

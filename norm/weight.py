@@ -29,7 +29,7 @@ class WeightStandardization(nn.Module):
 
     Shape: (C_out, C_in / groups, *) -> the same. eps 1e-5, inside the root, as in the paper; the authors' code divides
     by (Bessel-corrected std + 1e-5) instead.
-    See: Qiao et al. 2019, arXiv:1903.10520, eq. 6 and 7.
+    See: Qiao et al. 2019, arXiv:1903.10520.
     """
 
     def __init__(self, eps: float = 1e-5) -> None:

@@ -8,6 +8,7 @@ from models import MODELS, ResNet, trained, vgg
 from torch import Tensor, nn
 
 import norm
+from norm.evo import EvoNormS0
 
 # Folding rounds each weight once to fp32; the sums behind are as long as the fan-in.
 TOLERANCE = 1e-5
@@ -41,6 +42,10 @@ FOLDABLE: dict[str, Pattern] = {
     "batch norm, then linear": (lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm1d(5), nn.Linear(5, 6)), (4, 5)),
     "batch norm on both sides": (
         lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)),
+        (2, 3, 7, 7),
+    ),
+    "EvoNorm without its activation": (
+        lambda: nn.Sequential(nn.Conv2d(3, 6, 1), EvoNormS0(6, activation=False)),
         (2, 3, 7, 7),
     ),
     "through dropout": (lambda: nn.Sequential(nn.Linear(5, 6), nn.Dropout(), nn.BatchNorm1d(6)), (4, 5)),
@@ -149,6 +154,13 @@ def _clamp(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tenso
     return output.clamp(-0.1, 0.1)
 
 
+class _BatchNormAct(nn.BatchNorm2d):
+    """Torch's own fusion folds such a layer and loses its activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(super().forward(x))
+
+
 NOT_FOLDABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "activation between": (
         lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)),
@@ -173,6 +185,7 @@ NOT_FOLDABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)),
         "no running statistics",
     ),
+    "activation inside": (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), _BatchNormAct(4)), "may do more than normalize"),
     "group": (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)), "depend on the sample"),
 }
 
