@@ -219,6 +219,17 @@ def test_lazy_layers_are_refused() -> None:
         norm.convert(nn.ModuleDict({"body": nn.Sequential(nn.LazyBatchNorm2d())}), "sync_batch")
 
 
+def test_refused_second_conversion_leaves_the_first() -> None:
+    model, _ = norm.convert(vgg(), "sync_batch")
+    layer = model[1]
+
+    with pytest.raises(ValueError, match="can't become group"):
+        norm.convert(model, "group", num_groups=3)
+
+    assert model[1] is layer
+    assert type(norm.revert(model)[1]) is nn.BatchNorm2d
+
+
 class _BatchNormAct(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(super().forward(x))

@@ -67,6 +67,15 @@ def test_layers_behind_see_batch_statistics_not_running_ones() -> None:
     torch.testing.assert_close(model[1].running_mean, torch.zeros(2) + model[0].bias, **FP32)
 
 
+def test_dropout_is_off() -> None:
+    model, x = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(2)).train(), torch.randn(50, 2)
+
+    norm.recompute_population_statistics(model, [x])
+
+    torch.testing.assert_close(model[1].running_mean, x.mean(0), **FP32)
+    torch.testing.assert_close(model[1].running_var, x.var(0), **FP32)
+
+
 def test_drift_tells_how_far_the_running_mean_was() -> None:
     layer = nn.BatchNorm1d(1)
     layer.running_mean.fill_(4.0)

@@ -36,6 +36,15 @@ def test_filter_response_on_one_position_learns_its_eps(shape: tuple[int, ...]) 
     assert layer.eps_l.grad is not None
 
 
+def test_learned_eps_counts_by_its_magnitude() -> None:
+    layer, x = FilterResponseNorm(4, activation=False), torch.full((3, 4), 0.1)
+    expected = layer(x)
+    with torch.no_grad():
+        layer.eps_l.neg_()
+
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)
+
+
 def test_evo_s0_is_a_gated_x_over_the_deviation_of_its_group() -> None:
     layer, x = EvoNormS0(4, num_groups=2, dtype=torch.float64), torch.randn(3, 4, 5, 2, dtype=torch.float64)
     with torch.no_grad():
