@@ -8,6 +8,7 @@ import traceback
 import torch
 from pydantic import BaseModel
 
+from trainer.agreement import DisagreementError
 from trainer.checkpoints import CheckpointCorruptError
 from trainer.failure import FailureReason
 
@@ -59,6 +60,7 @@ _BY_TYPE: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Fai
     (FileNotFoundError, FailureReason.DATA_MISSING),
     (ExportMismatchError, FailureReason.EXPORT_MISMATCH),
     (CheckpointCorruptError, FailureReason.CHECKPOINT_CORRUPT),
+    (DisagreementError, FailureReason.INTERNAL),
 )
 _STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 

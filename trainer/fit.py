@@ -10,6 +10,8 @@ from lightning.pytorch.callbacks import Callback
 
 from trainer.attempt import Launch
 from trainer.callbacks.checkpoint import CheckpointWriter, VerifiedCheckpointIO
+from trainer.callbacks.early_stopping import StopEarly
+from trainer.callbacks.guard import NonFiniteGuard
 from trainer.callbacks.progress import ProgressReporter
 from trainer.callbacks.statistics import StatisticsRecorder
 from trainer.callbacks.stop import StopOnRequest
@@ -84,6 +86,25 @@ def fit(
     checkpoints = CheckpointWriter(
         folders.checkpoints, every=spec.train.checkpoint_every, keep=spec.train.keep_checkpoints, reporter=reporter
     )
+    callbacks = _callbacks(spec, folders, spool, reporter, checkpoints, steps)
+    trainer = _trainer(launch, callbacks, loaders, place)
+    try:
+        trainer.fit(module, loaders.train, loaders.val, ckpt_path=launch.resume_from)
+    finally:
+        spool.close()
+    newest = str(checkpoints.newest.path) if checkpoints.newest else None
+    return Fitted(trainer.global_step, {**module.train_metrics, **module.val_metrics}, newest)
+
+
+def _callbacks(
+    spec: JobSpec,
+    folders: AttemptFolders,
+    spool: Spool,
+    reporter: Reporter,
+    checkpoints: CheckpointWriter,
+    steps: int,
+) -> list[Callback]:
+    """In the order they are called in; what keeps state that an epoch's end changes comes before the checkpoint."""
     agreement = StopAgreement(lambda: reporter.stop_request, lambda: reporter.superseded)
     callbacks: list[Callback] = [
         StatisticsRecorder(folders.artifacts, spool, every=spec.statistics.every),
@@ -94,16 +115,12 @@ def fit(
             steps=steps,
             global_batch=spec.data.batch_size * spec.resources.workers,
         ),
-        checkpoints,
-        StopOnRequest(agreement, checkpoints),
     ]
-    trainer = _trainer(launch, callbacks, loaders, place)
-    try:
-        trainer.fit(module, loaders.train, loaders.val, ckpt_path=launch.resume_from)
-    finally:
-        spool.close()
-    newest = str(checkpoints.newest.path) if checkpoints.newest else None
-    return Fitted(trainer.global_step, {**module.train_metrics, **module.val_metrics}, newest)
+    if spec.train.precision != "16-mixed":
+        callbacks.append(NonFiniteGuard(reporter, spool))
+    if spec.train.early_stopping:
+        callbacks.append(StopEarly(spec.train.early_stopping))
+    return [*callbacks, checkpoints, StopOnRequest(agreement, checkpoints)]
 
 
 def _trainer(launch: Launch, callbacks: list[Callback], loaders: Loaders, place: Place) -> Trainer:

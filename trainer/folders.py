@@ -52,6 +52,10 @@ class AttemptFolders:
     def spool(self) -> Path:
         return self.root / _SPOOL
 
+    def earlier(self, attempt: int) -> list[AttemptFolders]:
+        """Those of the job's attempts before `attempt`, in order."""
+        return [AttemptFolders(self.root.parent / str(number)) for number in range(1, attempt)]
+
     def spools(self, attempt: int) -> list[Path]:
         """The spools of all attempts up to this one, in order: what an earlier one could not deliver goes first."""
-        return [self.root.parent / str(number) / _SPOOL for number in range(1, attempt + 1)]
+        return [*(each.spool for each in self.earlier(attempt)), self.spool]

@@ -13,11 +13,13 @@ from ray.train.v2.api.config import RunConfig
 
 from trainer import worker
 from trainer.attempt import Launch, Result
+from trainer.checkpoints import CheckpointCorruptError
 from trainer.classify import Failure, classify, first_cause
 from trainer.failure import ADVICE, FailureReason
 from trainer.files import write_atomic
 from trainer.folders import AttemptFolders
 from trainer.reporter import Reporter, ReportingHandler
+from trainer.resume import resume_point
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ def main(root: Path) -> int:
     logging.getLogger().addHandler(ReportingHandler(reporter))
     try:
         result = run_attempt(launch, folders, reporter)
+    except CheckpointCorruptError as error:
+        result = _failed(launch, classify(error, rank=-1))
     except Exception as error:
         logger.exception("the driver failed")
         result = _failed(launch, classify(error, rank=-1).model_copy(update={"reason": FailureReason.INTERNAL}))
@@ -51,7 +55,7 @@ def run_attempt(launch: Launch, folders: AttemptFolders, reporter: Reporter) -> 
     """Train on Ray and say how it ended."""
     reporter.enter("preparing")
     ray.init(address="auto", log_to_driver=True, logging_level=logging.WARNING)
-    trainer = _trainer(launch, folders)
+    trainer = _trainer(launch, folders, resume_point(launch, folders, reporter))
     reporter.enter("starting_workers")
     try:
         fitted = trainer.fit()
@@ -60,11 +64,11 @@ def run_attempt(launch: Launch, folders: AttemptFolders, reporter: Reporter) -> 
     return Result.model_validate(fitted.return_value)  # type: ignore[attr-defined]  # typed as the v1 Result
 
 
-def _trainer(launch: Launch, folders: AttemptFolders) -> TorchTrainer:
+def _trainer(launch: Launch, folders: AttemptFolders, resume_from: Path | None) -> TorchTrainer:
     res = launch.spec.resources
     return TorchTrainer(
         worker.train,  # type: ignore[arg-type]  # v2 takes a return value
-        train_loop_config={"folder": str(folders.root)},
+        train_loop_config={"folder": str(folders.root), "resume_from": str(resume_from) if resume_from else None},
         torch_config=TorchConfig(backend="nccl" if res.gpus_per_worker else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(
             num_workers=res.workers,

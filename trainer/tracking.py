@@ -26,6 +26,7 @@ VAL_LOSS = "val/loss"
 LEARNING_RATE = "lr"
 THROUGHPUT = "throughput/samples_per_s"
 SYNC_SHARE = "norm/sync_share"
+NON_FINITE_STEPS = "train/non_finite_steps"
 
 REQUEST_TIMEOUT_S = 10.0
 LONGEST_PAUSE_S = 15.0

@@ -39,7 +39,9 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
     A failure leaves `failures/rank-N.json` in the attempt's folder, for the driver to classify, and is raised again.
     """
     folders = AttemptFolders(Path(config["folder"]))
-    launch = Launch.model_validate_json(folders.launch.read_bytes())
+    launch = Launch.model_validate_json(folders.launch.read_bytes()).model_copy(
+        update={"resume_from": config["resume_from"]}
+    )
     place = place_on_ray()
     reporter = Reporter(launch, place.rank).start()
     handler = ReportingHandler(reporter)

@@ -17,7 +17,7 @@ from torch import Tensor
 from trainer.attempt import Launch, StopRequest
 from trainer.control import StopRequested
 from trainer.conversion import convert
-from trainer.data import build_data
+from trainer.data import Data, build_data
 from trainer.fit import Loaders, fit, total_steps
 from trainer.folders import AttemptFolders
 from trainer.models import build_model
@@ -110,8 +110,12 @@ def train(
     document: dict[str, Any],
     resume_from: str | None = None,
     told: Told | None = None,
+    data: Data | None = None,
 ) -> Trained:
-    """Train the job of `document` as a worker does, without finalizing. told: what rank 0 hears meanwhile."""
+    """Train the job of `document` as a worker does, without finalizing.
+
+    told: what rank 0 hears meanwhile; data: in place of that of the document.
+    """
     job = read_spec(document)
     launch = Launch(
         job_id="j",
@@ -125,7 +129,7 @@ def train(
         resume_from=resume_from,
     )
     L.seed_everything(job.seed, verbose=False)
-    data = build_data(job.data, job.seed)
+    data = data or build_data(job.data, job.seed)
     network, _ = convert(build_model(job.model, job.norm, data.info), job, None)
     loaders = Loaders.build(data, job, rank, world_size)
     steps = total_steps(job.train, len(loaders.train))

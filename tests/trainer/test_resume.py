@@ -104,3 +104,13 @@ def test_rank_killed(ranks: Pool, tmp_path: Path, die_at: int) -> None:
 
     assert_same(expected, resumed)
     assert series(first, second) == series(whole)
+
+
+def test_killed_after_the_last_step(ranks: Pool, tmp_path: Path) -> None:
+    whole, second = tmp_path / "whole", tmp_path / "2"
+    expected = ranks.run(train, 2, str(whole), spec("sync_batch"))[0]
+
+    resumed = ranks.run(train, 2, str(second), spec("sync_batch"), newest(whole))[0]
+
+    assert all(torch.equal(tensor, resumed.state[name]) for name, tensor in expected.state.items())
+    assert (second / "metrics.jsonl").read_text() == ""

@@ -13,6 +13,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from trainer import checkpoints
+from trainer.agreement import check_agreement
 from trainer.module import TrainingModule
 from trainer.reporter import Reporter
 from trainer.spec import Every
@@ -37,9 +38,14 @@ class CheckpointWriter(Callback):
         self.newest: checkpoints.Checkpoint | None = None
 
     def save(self, trainer: Trainer) -> None:
-        """Save now, unless this very step is saved already. Entered by every rank."""
+        """Save now, unless this very step is saved already. Entered by every rank.
+
+        Raises: DisagreementError on every rank where they do not hold the same model; nothing is saved then.
+        """
         if trainer.global_step == self._saved_at:
             return
+        assert isinstance(trainer.lightning_module, TrainingModule)
+        check_agreement(trainer.lightning_module.network)
         trainer.save_checkpoint(self._folder / f"step-{trainer.global_step:010d}")
         self._saved_at = trainer.global_step
         if trainer.is_global_zero:
@@ -67,6 +73,10 @@ class CheckpointWriter(Callback):
         epochs = self._every.epochs
         if (epochs and (trainer.current_epoch + 1) % epochs == 0) or self._is_due_at(trainer.global_step):
             self.save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """So that an attempt that dies while it finalizes leaves nothing to train again."""
+        self.save(trainer)
 
     def _is_due_at(self, step: int) -> bool:
         return bool(self._every.steps) and step > 0 and step % (self._every.steps or 1) == 0

@@ -1,0 +1,81 @@
+"""What watches over training: non-finite gradients, early stopping."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.norm.pool import Pool
+from tests.trainer.ranks import train
+from trainer.classify import NonFiniteError
+from trainer.data import Data
+from trainer.data.digits import Images, load_digits
+from trainer.data.info import DataInfo
+
+
+def spec(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "watched",
+        "model": {"name": "mlp", "init_args": {"hidden": [16]}},
+        "data": {"name": "digits", "batch_size": 360},
+        "norm": {"kind": "sync_batch"},
+        "optimizer": {"name": "sgd", "lr": 0.1},
+        "train": {"epochs": 40},
+        "resources": {"workers": 2},
+    } | changes
+
+
+def points(root: Path, key: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
+    return [point for point in lines if point["key"] == key]
+
+
+def train_on_bad_samples(rank: int, world_size: int, root: str, count: int) -> Any:
+    """Train on digits of which `count` have a NaN pixel."""
+    images, labels = load_digits()
+    x = images[:, None].clone()
+    x[torch.randperm(1000, generator=torch.Generator().manual_seed(0))[:count], 0, 0, 0] = float("nan")
+    bad = Data(
+        DataInfo("classification", 10, (1, 8, 8)), Images(x[:1400], labels[:1400]), Images(x[1400:], labels[1400:])
+    )
+    return train(rank, world_size, root, spec(train={"epochs": 6}), data=bad)
+
+
+def test_a_bad_batch_changes_neither_weights_nor_statistics(ranks: Pool, tmp_path: Path) -> None:
+    # One bad sample: 1 of the 2 steps of every epoch is left out, which soon is too much.
+    with pytest.raises(NonFiniteError, match=r"gradients must be finite, but 4 of [78] steps"):
+        ranks.run(train_on_bad_samples, 2, str(tmp_path), 1)
+
+    skipped = [point["value"] for point in points(tmp_path, "train/non_finite_steps")]
+    assert skipped == [1, 2, 3, 4]
+    losses = [point["value"] for point in points(tmp_path, "val/loss")]
+    assert len(losses) >= 2
+    assert all(loss < 5 for loss in losses)  # NaN compares false: the model went on learning in between
+
+
+def test_bad_batches_in_a_row_end_the_job_on_every_rank(ranks: Pool, tmp_path: Path) -> None:
+    outcomes = ranks.outcomes(train_on_bad_samples, 2, str(tmp_path), 900)
+
+    assert [type(error) for _, error, _ in outcomes] == [NonFiniteError, NonFiniteError]
+    assert all("the last 3 in a row" in str(error) for _, error, _ in outcomes)
+
+
+def test_early_stopping_ends_when_the_score_stays(ranks: Pool, tmp_path: Path) -> None:
+    # lr so small that nothing is learned: accuracy gets no better by a tenth, so patience runs out after 1 + 2 epochs.
+    stopping = {"monitor": "val/accuracy", "mode": "max", "patience": 2, "min_delta": 0.1}
+    document = spec(train={"epochs": 40, "early_stopping": stopping}, optimizer={"name": "sgd", "lr": 1e-9})
+
+    ranks.run(train, 2, str(tmp_path), document)
+
+    assert len(points(tmp_path, "val/accuracy")) == 3
+
+
+def test_early_stopping_on_an_unknown_score_says_which_there_are(ranks: Pool, tmp_path: Path) -> None:
+    document = spec(train={"epochs": 2, "early_stopping": {"monitor": "val/acc"}})
+
+    with pytest.raises(ValueError, match=r"train.early_stopping.monitor must be one of .*val/accuracy.*'val/acc'"):
+        ranks.run(train, 2, str(tmp_path), document)

@@ -1,0 +1,56 @@
+"""Ends training when a validation score no longer gets better."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from trainer.module import TrainingModule
+from trainer.spec import EarlyStopping
+
+
+class StopEarly(Callback):
+    """Stops at the end of an epoch in which `monitor` has been without a new best for `patience` validations.
+
+    The score is the same on every rank, so all of them stop together. Best and count are in the checkpoint.
+    """
+
+    def __init__(self, spec: EarlyStopping) -> None:
+        self._spec = spec
+        self._best: float | None = None
+        self._without_better = 0
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        scores = {**pl_module.train_metrics, **pl_module.val_metrics}
+        if self._spec.monitor not in scores:
+            known = ", ".join(sorted(scores))
+            raise ValueError(
+                f"train.early_stopping.monitor must be one of {known}; got {self._spec.monitor!r}. Change the monitor."
+            )
+        self._without_better = 0 if self._is_better(scores[self._spec.monitor]) else self._without_better + 1
+        self._stop_if_due(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A job that was interrupted after its last epoch must not train on."""
+        self._stop_if_due(trainer)
+
+    def _stop_if_due(self, trainer: Trainer) -> None:
+        if self._without_better >= self._spec.patience:
+            trainer.should_stop = True
+
+    def _is_better(self, score: float) -> bool:
+        gain = 0.0 if self._best is None else self._best - score
+        if self._spec.mode == "max":
+            gain = -gain
+        if self._best is not None and gain <= self._spec.min_delta:
+            return False
+        self._best = score
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best, "without_better": self._without_better}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._best, self._without_better = state_dict["best"], state_dict["without_better"]
