@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch import nn
@@ -66,7 +66,8 @@ def read_source(layer: nn.Module, path: str) -> Source | None:
     Raises: ValueError for a lazy layer, and for a subclass whose behaviour nobody has described.
     """
     layer_class = type_before_parametrizations(layer)
-    if read := _READERS.get(layer_class):
+    name = f"{layer_class.__module__}.{layer_class.__qualname__}"
+    if read := _READERS.get(layer_class) or _READERS_OF_LIBRARIES.get(name):
         return read(layer)
     if not isinstance(layer, (_NormBase, nn.GroupNorm)):
         return None
@@ -108,6 +109,16 @@ def _group(layer: nn.GroupNorm) -> Source:
     kind = "layer" if layer.num_groups == 1 else "group"
     return Source(kind, layer.num_channels, None, layer.eps, layer.affine)
 
+
+def _with_activation(read: Callable[[Any], Source]) -> Callable[[Any], Source]:
+    return lambda layer: replace(read(layer), tail=(layer.drop, layer.act))
+
+
+# Layers of libraries that need not be installed, by the path of their class.
+_READERS_OF_LIBRARIES: dict[str, Callable[[Any], Source]] = {
+    "timm.layers.norm_act.BatchNormAct2d": _with_activation(_batch("batch", 2)),
+    "timm.layers.norm_act.GroupNormAct": _with_activation(_group),
+}
 
 for _dims, _batch_norm, _instance_norm in (
     (1, nn.BatchNorm1d, nn.InstanceNorm1d),
