@@ -55,14 +55,17 @@ def _compiled() -> Path:
 
 
 def _cache_folder() -> Path:
-    """A folder that only this user can write: what lies in it is loaded and run."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = Path(base) / "syncnorm"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    facts = folder.stat()
-    if facts.st_uid != os.getuid() or facts.st_mode & 0o022:
-        raise OSError(f"{folder} must belong to this user alone to hold compiled kernels")
-    return folder
+    """A folder that only this user can write, for what lies in it is run; in /tmp where home is read-only."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    for folder in (Path(base) / "syncnorm", Path(tempfile.gettempdir()) / f"syncnorm-{os.getuid()}"):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError:
+            continue
+        facts = folder.stat(follow_symlinks=False)
+        if facts.st_uid == os.getuid() and not facts.st_mode & 0o022 and os.access(folder, os.W_OK):
+            return folder
+    raise OSError("neither the cache folder nor the temporary folder can hold compiled kernels for this user alone")
 
 
 def _fingerprint(compiler: str) -> str:
