@@ -28,6 +28,7 @@ from trainer.fit import Fitted, Loaders
 from trainer.folders import AttemptFolders
 from trainer.module import TrainingModule
 from trainer.plan import choose_norm
+from trainer.plots import draw_statistics
 from trainer.publish import Publisher
 from trainer.spec import ExportSpec
 
@@ -77,6 +78,7 @@ def finalize(
             seed=launch.spec.seed,
         )
         publisher = Publisher(launch.mlflow_uri, launch.mlflow_run_id)
+        draw_statistics(folders.spools(launch.attempt), folders.artifacts / "norm")
         publisher.upload(folders.artifacts)
         model = certify_and_publish(trained, launch.spec.export, folders.export, publisher)
     return Result(
