@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from benchmarks.detectron2_style import Detectron2StyleSyncBatchNorm
-from benchmarks.norm_resnet_step import resnet
 from pool import Pool
 from torch import Tensor, nn
 
+from benchmarks.detectron2_style import Detectron2StyleSyncBatchNorm
+from benchmarks.norm_resnet_step import resnet
 from norm import SyncBatchNorm
 
 
