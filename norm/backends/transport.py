@@ -52,5 +52,8 @@ def timeout_s(group: dist.ProcessGroup) -> float:
     chosen = os.environ.get("SYNCNORM_COLLECTIVE_TIMEOUT_S")
     if chosen:
         return float(chosen)
-    options = group._get_backend(torch.device("cpu")).options
-    return float(options._timeout.total_seconds())
+    try:
+        timeout = group._get_backend(torch.device("cpu")).options._timeout
+    except RuntimeError:  # a group for another device only, such as NCCL's
+        timeout = dist.constants.default_pg_timeout
+    return float(timeout.total_seconds())
