@@ -47,6 +47,8 @@ class Publisher:
             inputs=Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))]),
             outputs=Schema([TensorSpec(output.dtype, (-1, *output.shape[1:]))]),
         )
+        # Else the model would belong to MLflow's default experiment, where our account may write nothing.
+        mlflow.set_experiment(experiment_id=self._client.get_run(self._run_id).info.experiment_id)
         info = Model.log(
             artifact_path=None,
             name="model",
