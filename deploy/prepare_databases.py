@@ -6,7 +6,6 @@ its file and start again. --empty: only the roles, and databases without content
 """
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -33,7 +32,7 @@ def main() -> None:
     if "--empty" in sys.argv[1:]:
         return
     migrate_service()
-    subprocess.run([sys.executable, "-m", "mlflow", "db", "upgrade", url("mlflow")], check=True)
+    migrate_mlflow()
     ensure_accounts()
     print("databases ready", flush=True)
 
@@ -62,6 +61,13 @@ def migrate_service() -> None:
     database = Database(url("syncnorm"))
     database.migrate()
     database.close()
+
+
+def migrate_mlflow() -> None:
+    """`mlflow db upgrade`, in this process: importing MLflow twice would take seconds of every start."""
+    from mlflow.db import upgrade
+
+    upgrade.main([url("mlflow")], standalone_mode=False)
 
 
 def ensure_accounts() -> None:

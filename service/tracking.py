@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
@@ -131,8 +132,13 @@ class MlflowTracker:
 
 
 def mlflow_account() -> tuple[str, str] | None:
-    """User and password from the variables of MLflow's own client; None where the server asks for none."""
+    """User and password from the variables of MLflow's own client; None where the server asks for none.
+
+    The password may also lie in the file that MLFLOW_TRACKING_PASSWORD_FILE names.
+    """
     user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
+    if path := os.environ.get("MLFLOW_TRACKING_PASSWORD_FILE"):
+        password = Path(path).read_text().strip()
     return (user, password) if user and password else None
 
 

@@ -19,6 +19,7 @@ from service.embedded import free_port
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROJECT = "syncnorm-test"
+JOINED = ("-p", f"{PROJECT}-host", "-f", "deploy/worker-host.yml")
 
 
 class Composition:
@@ -56,7 +57,30 @@ class Composition:
     def up(self) -> None:
         self.compose("up", "-d", timeout_s=300)
 
+    def join(self) -> None:
+        """Join one more worker as another host does, with deploy/worker-host.yml and the same storage."""
+        device = docker("volume", "inspect", "--format={{.Mountpoint}}", f"{self.project}_storage").strip()
+        self.environment |= {
+            "SYNCNORM_NETWORK": f"{self.project}_cluster",
+            "SYNCNORM_STORAGE_TYPE": "none",
+            "SYNCNORM_STORAGE_OPTIONS": "bind",
+            "SYNCNORM_STORAGE_DEVICE": device,
+        }
+        self.compose(*JOINED, "up", "-d")
+
+    def leave(self) -> None:
+        if "SYNCNORM_NETWORK" in self.environment:
+            self.compose(*JOINED, "down", "--volumes", "--timeout", "2", check=False)
+            del self.environment["SYNCNORM_NETWORK"]
+
+    def workers(self) -> list[str]:
+        """Ids of the running worker containers, of this host and of the one that joined."""
+        here = self.containers("ray-worker")
+        joined = self.compose(*JOINED, "ps", "-q").split() if "SYNCNORM_NETWORK" in self.environment else []
+        return here + joined
+
     def remove(self) -> None:
+        self.leave()
         self.compose("down", "--volumes", "--timeout", "10", check=False)
 
     def secret(self, name: str) -> str:

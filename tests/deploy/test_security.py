@@ -148,7 +148,7 @@ def test_no_secret_shows_in_docker(composition: Composition) -> None:
         "inspect": json.dumps([inspect(container) for container in containers]),
         "logs": composition.compose("logs", "--no-color"),
         "history": docker("history", "--no-trunc", image),
-        "processes": "".join(docker("top", container, "-eo", "args") for container in containers),
+        "processes": "".join(docker("top", container, "-eo", "pid,args") for container in containers),
     }
 
     assert [(name, where) for name, value in secrets.items() for where, text in shown.items() if value in text] == []
