@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -67,7 +66,7 @@ def finalize(
     if not dist.is_initialized() or dist.get_rank() == 0:
         trained = Trained(
             job_id=launch.job_id,
-            network=copy.deepcopy(network).cpu().eval(),
+            network=network.cpu().eval(),
             held_out=_held_out(data),
             description=_description(launch, data),
             facts={
@@ -158,7 +157,7 @@ def certify_and_publish(trained: Trained, spec: ExportSpec, folder: Path, publis
 
 def _inference_network(network: nn.Module, spec: ExportSpec) -> tuple[nn.Module, list[dict[str, Any]]]:
     if not spec.fold:
-        return copy.deepcopy(network), []
+        return network, []
     folded, report = norm.fold(network)
     return folded, [asdict(entry) for entry in report]
 

@@ -72,7 +72,7 @@ def _draw_lines(series: Mapping[str, Series], path: Path) -> Path:
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel("optimizer step (blue: first layer, red: last)")
     if len(series["running_mean_abs"]) <= 24:
-        axes[0].legend(fontsize=6, ncols=3)
+        figure.legend(*axes[0].get_legend_handles_labels(), fontsize=6, loc="outside right upper")
     figure.savefig(path, dpi=100)
     return path
 

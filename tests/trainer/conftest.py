@@ -1,8 +1,15 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.norm.pool import Pool
@@ -16,3 +23,56 @@ def ranks() -> Iterator[Pool]:
     workers = Pool(size=2, timeout_s=240)
     yield workers
     workers.stop()
+
+
+class Mlflow:
+    """A real MLflow server on SQLite that tests may kill and start again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        arguments = ["--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db", "--serve-artifacts"]
+        arguments += ["--artifacts-destination", str(self._folder / "artifacts"), "--workers", "1"]
+        arguments += ["--host", "127.0.0.1", "--port", str(self._port)]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", *arguments], stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                if httpx.get(f"{self.uri}/health").is_success:
+                    return
+            except httpx.HTTPError:
+                time.sleep(0.2)
+        pytest.fail((self._folder / "log").read_text())
+
+    def kill(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def new_run(self) -> str:
+        with httpx.Client(base_url=f"{self.uri}/api/2.0/mlflow/") as rest:
+            body = {"experiment_id": "0", "start_time": 0}
+            return str(rest.post("runs/create", json=body).raise_for_status().json()["run"]["info"]["run_id"])
+
+    def history(self, run_id: str, key: str) -> list[tuple[int, float]]:
+        params = {"run_id": run_id, "metric_key": key}
+        answer = httpx.get(f"{self.uri}/api/2.0/mlflow/metrics/get-history", params=params).json()
+        return [(point["step"], point["value"]) for point in answer.get("metrics", [])]
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mlflow]:
+    server = Mlflow(tmp_path_factory.mktemp("mlflow"))
+    server.start()
+    yield server
+    server.kill()

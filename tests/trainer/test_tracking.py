@@ -1,0 +1,96 @@
+"""Metrics reach a real MLflow once each, whatever happens to it meanwhile, and training never waits for it."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.conftest import Mlflow
+from trainer.tracking import MetricSender, Spool, rest_client
+
+
+def fill(path: Path, steps: range) -> Path:
+    for step in steps:
+        append(path, {"train/loss": float(step), "norm/a.bn/drift": step / 2}, step)
+    return path
+
+
+def append(path: Path, metrics: dict[str, float], step: int) -> None:
+    with closing(Spool(path)) as spool:
+        spool.append(metrics, step)
+
+
+def test_points_arrive_once_each_with_non_finite_ones_left_out(mlflow_server: Mlflow, tmp_path: Path) -> None:
+    run = mlflow_server.new_run()
+    spool = fill(tmp_path / "s", range(5))
+    append(spool, {"train/loss": float("nan"), "lr": 0.1}, 5)
+
+    delivered = MetricSender(rest_client(mlflow_server.uri), run, [spool]).start().close(30)
+
+    assert delivered
+    assert mlflow_server.history(run, "train/loss") == [(step, float(step)) for step in range(5)]
+    assert mlflow_server.history(run, "lr") == [(5, 0.1)]
+
+
+def test_more_points_than_a_request_takes(mlflow_server: Mlflow, tmp_path: Path) -> None:
+    run = mlflow_server.new_run()
+    spool = fill(tmp_path / "s", range(1200))
+
+    assert MetricSender(rest_client(mlflow_server.uri), run, [spool]).start().close(60)
+
+    assert len(mlflow_server.history(run, "train/loss")) == 1200
+
+
+def test_a_resumed_attempt_sends_what_the_one_before_could_not_and_nothing_twice(
+    mlflow_server: Mlflow, tmp_path: Path
+) -> None:
+    run = mlflow_server.new_run()
+    first = fill(tmp_path / "1", range(10))
+    MetricSender(rest_client(mlflow_server.uri), run, [first]).start().close(30)
+    append(first, {"train/loss": 10.0}, 10)  # written, never sent: the attempt was killed
+    second = fill(tmp_path / "2", range(8, 15))  # it went on from step 8
+
+    MetricSender(rest_client(mlflow_server.uri), run, [first, second]).start().close(30)
+
+    assert mlflow_server.history(run, "train/loss") == [(step, float(step)) for step in range(15)]
+
+
+def test_a_half_written_line_waits_for_its_other_half(mlflow_server: Mlflow, tmp_path: Path) -> None:
+    run = mlflow_server.new_run()
+    spool = fill(tmp_path / "s", range(3))
+    with spool.open("a") as file:
+        file.write('{"key": "train/loss", "val')
+
+    MetricSender(rest_client(mlflow_server.uri), run, [spool]).start().close(30)
+
+    assert mlflow_server.history(run, "train/loss") == [(0, 0.0), (1, 1.0), (2, 2.0)]
+
+
+@pytest.mark.timeout(300)
+def test_an_outage_loses_no_point_doubles_none_and_holds_nobody_up(mlflow_server: Mlflow, tmp_path: Path) -> None:
+    run = mlflow_server.new_run()
+    path, longest_s = tmp_path / "s", 0.0
+    sender = MetricSender(rest_client(mlflow_server.uri), run, [path]).start()
+    with closing(Spool(path)) as spool:
+        for step in range(300):
+            if step == 100:
+                mlflow_server.kill()
+            if step == 200:
+                mlflow_server.start()
+            began = time.monotonic()
+            spool.append({"train/loss": float(step)}, step)
+            longest_s = max(longest_s, time.monotonic() - began)
+
+    assert sender.close(60)
+    assert mlflow_server.history(run, "train/loss") == [(step, float(step)) for step in range(300)]
+    assert longest_s < 5  # one call to a dead server, even with short timeouts, takes longer than appending ever may
+
+
+def test_the_end_does_not_wait_for_ever(tmp_path: Path) -> None:
+    spool = fill(tmp_path / "s", range(3))
+    sender = MetricSender(rest_client("http://127.0.0.1:9"), "no-run", [spool]).start()
+
+    assert not sender.close(0.1)
