@@ -8,6 +8,7 @@ import traceback
 import torch
 from pydantic import BaseModel
 
+import norm
 from trainer.agreement import DisagreementError
 from trainer.checkpoints import CheckpointCorruptError
 from trainer.failure import FailureReason
@@ -48,9 +49,16 @@ def classify(error: BaseException, rank: int) -> Failure:
     )
 
 
-def first_cause(failures: list[Failure]) -> Failure | None:
-    """The failure to show: the lowest rank's among those that did not merely lose a peer."""
-    return min(failures, key=lambda failure: (failure.secondary, failure.rank), default=None)
+def first_cause(failures: list[Failure], world_size: int) -> Failure | None:
+    """The failure to show: the lowest rank's among those that did not merely lose a peer.
+
+    Where all lost each other and nobody is missing, they waited in different places: the lowest rank's words say where.
+    None: a rank is gone without a word, it was killed.
+    """
+    causes = [failure for failure in failures if not failure.secondary]
+    if not causes and len(failures) == world_size:
+        causes = failures
+    return min(causes, key=lambda failure: failure.rank, default=None)
 
 
 # The first row that fits decides.
@@ -70,6 +78,8 @@ def _reason(error: BaseException) -> tuple[FailureReason, bool]:
     for kind, reason in _BY_TYPE:
         if isinstance(error, kind):
             return reason, False
+    if isinstance(error, norm.ExchangeError):
+        return FailureReason.COLLECTIVE_TIMEOUT, True
     if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
         return FailureReason.STORAGE, False
     if isinstance(error, RuntimeError):

@@ -12,15 +12,6 @@ from trainer.plan import choose_norm
 from trainer.spec import JobSpec
 
 
-def norm_group(group: str | int, workers_of_this_host: int) -> dist.ProcessGroup | None:
-    """The workers that share statistics with this one; None: all. Entered by every rank."""
-    if group == "world" or not dist.is_initialized():
-        return None
-    size = workers_of_this_host if group == "node" else int(group)
-    own: dist.ProcessGroup = dist.new_subgroups(group_size=size)[0]
-    return own
-
-
 def convert(
     network: nn.Module, spec: JobSpec, group: dist.ProcessGroup | None
 ) -> tuple[nn.Module, list[dict[str, Any]]]:

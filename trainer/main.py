@@ -60,7 +60,7 @@ def run_attempt(launch: Launch, folders: AttemptFolders, reporter: Reporter) -> 
     try:
         fitted = trainer.fit()
     except TrainingFailedError as error:
-        return _failed(launch, _why(folders, error))
+        return _failed(launch, _why(launch, folders, error))
     return Result.model_validate(fitted.return_value)  # type: ignore[attr-defined]  # typed as the v1 Result
 
 
@@ -92,13 +92,16 @@ def _worker_environment(launch: Launch) -> dict[str, str]:
     return env
 
 
-def _why(folders: AttemptFolders, error: TrainingFailedError) -> Failure:
+def _why(launch: Launch, folders: AttemptFolders, error: TrainingFailedError) -> Failure:
     """What the ranks left behind, or, where none could write any more, what Ray says."""
     left = [Failure.model_validate_json(path.read_bytes()) for path in sorted(folders.failures.glob("rank-*.json"))]
-    cause = first_cause(left)
-    if cause is not None and not cause.secondary:
+    cause = first_cause(left, launch.spec.resources.workers)
+    if cause is not None:
         return cause
-    return classify(error, rank=-1).model_copy(update={"reason": FailureReason.WORKER_LOST})
+    heard = {failure.rank for failure in left}
+    silent = [rank for rank in range(launch.spec.resources.workers) if rank not in heard]
+    message = f"worker process of rank {', '.join(map(str, silent))} ended without a word (killed?)."
+    return classify(error, rank=-1).model_copy(update={"reason": FailureReason.WORKER_LOST, "message": message})
 
 
 def _failed(launch: Launch, failure: Failure) -> Result:

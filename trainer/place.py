@@ -16,7 +16,6 @@ class Place:
 
     rank: int
     world_size: int
-    workers_of_this_host: int
     strategy: Callable[..., DDPStrategy]
     environment: ClusterEnvironment
 
@@ -30,7 +29,6 @@ def place_on_ray() -> Place:
     return Place(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
-        workers_of_this_host=context.get_local_world_size(),
         strategy=RayDDPStrategy,
         environment=RayLightningEnvironment(),
     )

@@ -11,11 +11,12 @@ import lightning as L
 import torch
 import yaml
 
+import norm
 from trainer import tracking
 from trainer.attempt import Launch, Result
 from trainer.classify import classify
 from trainer.control import StopRequested
-from trainer.conversion import convert, norm_group
+from trainer.conversion import convert
 from trainer.data import build_data
 from trainer.files import write_atomic
 from trainer.finalize import finalize
@@ -67,8 +68,8 @@ def run(launch: Launch, folders: AttemptFolders, reporter: Reporter, place: Plac
     torch.set_num_threads(spec.resources.cpus_per_worker)
     L.seed_everything(spec.seed, verbose=False)
     data = build_data(spec.data, spec.seed)
-    group = norm_group(spec.norm.group, place.workers_of_this_host)
-    network, conversion = convert(build_model(spec.model, spec.norm, data.info), spec, group)
+    network = build_model(spec.model, spec.norm, data.info)
+    network, conversion = convert(network, spec, norm.create_group(spec.norm.group))
     loaders = Loaders.build(data, spec, place.rank, place.world_size)
     steps = total_steps(spec.train, len(loaders.train))
     module = TrainingModule(network, data.info, spec, steps)

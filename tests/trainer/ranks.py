@@ -67,7 +67,7 @@ class PoolStrategy(DDPStrategy):
 
 
 def place(rank: int, world_size: int) -> Place:
-    return Place(rank, world_size, world_size, PoolStrategy, PoolEnvironment(rank, world_size))
+    return Place(rank, world_size, PoolStrategy, PoolEnvironment(rank, world_size))
 
 
 class Told:

@@ -1,0 +1,85 @@
+"""From what the ranks died of to the one reason a user reads."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import torch
+
+import norm
+from trainer.agreement import DisagreementError
+from trainer.checkpoints import CheckpointCorruptError
+from trainer.classify import ExportMismatchError, NonFiniteError, classify, first_cause
+from trainer.failure import FailureReason
+
+PEER_GONE = RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1234")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (KeyError("wavelets"), FailureReason.USER_ERROR),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), FailureReason.USER_ERROR),
+        (torch.OutOfMemoryError("CUDA out of memory"), FailureReason.OUT_OF_MEMORY),
+        (MemoryError(), FailureReason.OUT_OF_MEMORY),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] not enough memory: you tried"), FailureReason.OUT_OF_MEMORY),
+        (NonFiniteError("x"), FailureReason.NON_FINITE),
+        (FileNotFoundError(errno.ENOENT, "no such folder", "/data"), FailureReason.DATA_MISSING),
+        (ExportMismatchError("x"), FailureReason.EXPORT_MISMATCH),
+        (CheckpointCorruptError("x"), FailureReason.CHECKPOINT_CORRUPT),
+        (DisagreementError("x"), FailureReason.INTERNAL),
+        (OSError(errno.ENOSPC, "No space left on device"), FailureReason.STORAGE),
+    ],
+)
+def test_reason_of_a_rank_that_failed_by_itself(error: BaseException, reason: FailureReason) -> None:
+    failure = classify(error, rank=1)
+
+    assert (failure.reason, failure.secondary) == (reason, False)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (PEER_GONE, FailureReason.WORKER_LOST),
+        (RuntimeError("[gloo/transport] Timed out waiting 180000ms for recv"), FailureReason.COLLECTIVE_TIMEOUT),
+        (norm.ExchangeError("layer2.0.bn1: rank 1 did not come"), FailureReason.COLLECTIVE_TIMEOUT),
+    ],
+)
+def test_rank_that_only_lost_a_peer(error: BaseException, reason: FailureReason) -> None:
+    failure = classify(error, rank=0)
+
+    assert (failure.reason, failure.secondary) == (reason, True)
+
+
+def test_the_culprit_is_shown_not_the_ranks_that_noticed() -> None:
+    failures = [classify(PEER_GONE, 0), classify(KeyError("wavelets"), 2), classify(KeyError("wavelets"), 1)]
+
+    cause = first_cause(failures, world_size=3)
+
+    assert cause is not None
+    assert (cause.rank, cause.reason) == (1, FailureReason.USER_ERROR)
+
+
+def test_ranks_in_different_places_show_where() -> None:
+    failures = [classify(norm.ExchangeError(f"rank {rank} waited in bn{rank}"), rank) for rank in (1, 0)]
+
+    cause = first_cause(failures, world_size=2)
+
+    assert cause is not None
+    assert "waited in bn0" in cause.message
+    assert cause.reason == FailureReason.COLLECTIVE_TIMEOUT
+
+
+def test_a_silent_rank_was_killed_and_no_survivor_is_to_blame() -> None:
+    assert first_cause([classify(PEER_GONE, 0)], world_size=2) is None
+
+
+def test_traceback_and_message_travel() -> None:
+    try:
+        raise KeyError("wavelets")
+    except KeyError as error:
+        failure = classify(error, rank=0)
+
+    assert "test_classify.py" in failure.traceback
+    assert failure.message == "KeyError: 'wavelets'"
