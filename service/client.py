@@ -52,6 +52,8 @@ class Client:
         token = token or os.environ.get("SYNCNORM_TOKEN")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.url = (url or _find_service()).rstrip("/")
+        self.pause_s = 0.2
+        """Before a lost stream is taken up again; doubles with each failure in a row, up to 5 s."""
         self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s, trust_env=False)
 
     def __enter__(self) -> Self:
@@ -182,7 +184,7 @@ class Client:
                             return
             except httpx.TransportError:
                 failures += 1
-                time.sleep(min(0.1 * 2**failures, 5.0))
+                time.sleep(min(self.pause_s * 2 ** (failures - 1), 5.0))
         raise ServiceUnreachableError(f"The stream of {self.url}{path} was lost.")
 
     def _json(self, method: str, path: str, **options: Any) -> Json:

@@ -1,0 +1,257 @@
+"""What the store promises, on every database it runs on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from service import schema
+from service.database import Database
+from service.jobs import ARROWS, Attempt, Job, JobState, NewEvent, new_fence
+from service.store import Answer, JobQuery, Store
+from service.submit import new_job
+from tests.fakes import Clock
+from tests.service.databases import postgres_programs, postgres_server
+from trainer.attempt import CheckpointFact, LogLine
+from trainer.spec_reader import read_spec
+
+SPEC = {"name": "job", "labels": {"a": "b"}, "model": {"name": "resnet"}, "data": {"name": "digits", "batch_size": 32}}
+HEARD = NewEvent("heard", "Something.")
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    if request.param == "sqlite":
+        path = tmp_path_factory.mktemp("store") / "service.db"
+        with closing(Database(f"sqlite:///{path}", synchronous="OFF")) as made:
+            made.migrate()
+            yield made
+        return
+    programs: Path | None = postgres_programs()
+    if programs is None:
+        pytest.skip("no PostgreSQL server is installed (Debian: apt-get install postgresql)")
+    with postgres_server(programs) as url, closing(Database(url)) as made:
+        made.migrate()
+        yield made
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(database: Database, clock: Clock) -> Store:
+    with database.write() as connection:
+        for table in reversed(schema.metadata.sorted_tables):
+            connection.execute(sa.delete(table))
+    return Store(database, clock)
+
+
+def submit(store: Store, clock: Clock) -> Job:
+    job = new_job(read_spec(SPEC), "ann", clock())
+    store.add_job(job, HEARD)
+    return job
+
+
+def begin(store: Store, clock: Clock, job: Job) -> tuple[Job, Attempt]:
+    attempt = Attempt(f"{job.id}-1", job.id, 1, new_fence(), clock(), clock())
+    moved = store.move(job, JobState.STARTING, {"attempt": 1}, event=HEARD, new_attempt=attempt)
+    assert moved is not None
+    return moved, attempt
+
+
+def test_migrations_make_exactly_the_tables_of_the_schema(database: Database) -> None:
+    with database.read() as connection:
+        inspector = sa.inspect(connection)
+        for table in schema.metadata.sorted_tables:
+            found = {column["name"]: column["nullable"] for column in inspector.get_columns(table.name)}
+            assert found == {column.name: column.nullable for column in table.columns}, table.name
+            assert {index["name"] for index in inspector.get_indexes(table.name)} >= {
+                index.name for index in table.indexes
+            }
+
+
+def test_job_comes_back_as_it_was_stored(store: Store, clock: Clock) -> None:
+    job = submit(store, clock)
+
+    assert store.job(job.id) == job
+    assert store.job("job_unknown") is None
+
+
+def test_move_is_refused_when_somebody_was_faster(store: Store, clock: Clock) -> None:
+    job = submit(store, clock)
+
+    first = store.move(job, JobState.CANCELLED, event=HEARD)
+    second = store.move(job, JobState.STARTING, event=HEARD)
+
+    assert first is not None
+    assert (first.state, first.version) == (JobState.CANCELLED, 2)
+    assert second is None
+    assert store.job(job.id) == first
+    assert len(store.events(job.id)) == 2
+
+
+@pytest.mark.parametrize("source", list(JobState))
+@pytest.mark.parametrize("target", list(JobState))
+def test_only_moves_of_the_table_are_possible(store: Store, clock: Clock, source: JobState, target: JobState) -> None:
+    job = replace(new_job(read_spec(SPEC), "ann", clock()), state=source)
+    store.add_job(job, HEARD)
+
+    if source is target or (source, target) in ARROWS:
+        assert store.move(job, target, event=HEARD) is not None
+    else:
+        with pytest.raises(ValueError, match=f"a job can't go from {source} to {target}"):
+            store.move(job, target, event=HEARD)
+
+
+def test_of_many_movers_exactly_one_wins(store: Store, clock: Clock) -> None:
+    job = submit(store, clock)
+    start = threading.Barrier(8)
+    won: list[Job | None] = []
+
+    def mover() -> None:
+        start.wait()
+        won.append(store.move(job, JobState.STARTING, event=HEARD))
+
+    threads = [threading.Thread(target=mover) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sum(one is not None for one in won) == 1
+    assert len(store.events(job.id)) == 2
+
+
+def test_same_key_is_kept_once_even_when_sent_at_once(store: Store, clock: Clock) -> None:
+    start = threading.Barrier(8)
+    answers: list[Answer | None] = []
+
+    def submitter() -> None:
+        job = new_job(read_spec(SPEC), "ann", clock())
+        start.wait()
+        answers.append(store.add_job(job, HEARD, ("key", Answer("hash", {"id": job.id}))))
+
+    threads = [threading.Thread(target=submitter) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert answers.count(None) == 1
+    kept = store.jobs(JobQuery())
+    assert len(kept) == 1
+    assert {answer.answer["id"] for answer in answers if answer} == {kept[0].id}
+
+
+def test_keys_of_two_owners_do_not_meet(store: Store, clock: Clock) -> None:
+    mine = new_job(read_spec(SPEC), "ann", clock())
+    yours = new_job(read_spec(SPEC), "bob", clock())
+
+    assert store.add_job(mine, HEARD, ("key", Answer("h", {}))) is None
+    assert store.add_job(yours, HEARD, ("key", Answer("h", {}))) is None
+
+
+def test_stale_fence_changes_nothing(store: Store, clock: Clock) -> None:
+    job, attempt = begin(store, clock, submit(store, clock))
+    line = LogLine(rank=0, seq=1, at="now", level="INFO", text="x")
+    fact = CheckpointFact(fence="0" * 32, path="p", step=1, epoch=0, digest="d", size_bytes=1)
+
+    answers = [
+        store.heard(attempt.id, "0" * 32, 30, "training", 5),
+        store.progress(attempt.id, "0" * 32, 30, 5, {"step": 5}),
+        store.add_lines(attempt.id, "0" * 32, [line]),
+        store.add_checkpoint(attempt.id, fact),
+        store.add_worker_event(attempt.id, "0" * 32, HEARD),
+        store.exited(attempt.id, "0" * 32, {}),
+    ]
+
+    assert answers == [None] * 6
+    assert store.attempt(attempt.id) == attempt
+    assert store.job(job.id) == job
+    assert (store.lines(job.id), store.checkpoints(job.id), len(store.events(job.id))) == ([], [], 2)
+
+
+def test_ended_attempt_is_told_so_but_keeps_its_last_lines(store: Store, clock: Clock) -> None:
+    job, attempt = begin(store, clock, submit(store, clock))
+    store.move(job, JobState.FAILED, event=HEARD, attempt_changes={"ended_at": clock()})
+    line = LogLine(rank=0, seq=1, at="now", level="ERROR", text="why")
+
+    assert store.heard(attempt.id, attempt.fence, 30, None, None) is None
+    assert store.add_lines(attempt.id, attempt.fence, [line]) is None
+    assert [one.text for one in store.lines(job.id)] == ["why"]
+
+
+def test_heartbeat_renews_the_lease_and_keeps_the_first_time_of_a_phase(store: Store, clock: Clock) -> None:
+    _, attempt = begin(store, clock, submit(store, clock))
+
+    store.heard(attempt.id, attempt.fence, 30, "training", 5)
+    first = store.attempt(attempt.id)
+    clock.advance(10)
+    store.heard(attempt.id, attempt.fence, 30, "training", 3)
+    second = store.attempt(attempt.id)
+
+    assert first is not None
+    assert second is not None
+    assert first.phases == second.phases
+    assert (second.step, second.lease_expires_at) == (5, clock.now.replace(second=40))
+
+
+def test_lines_and_checkpoints_sent_twice_are_kept_once(store: Store, clock: Clock) -> None:
+    job, attempt = begin(store, clock, submit(store, clock))
+    lines = [LogLine(rank=1, seq=seq, at="now", level="INFO", text=f"100% {seq}_") for seq in (1, 2)]
+    fact = CheckpointFact(fence=attempt.fence, path="p", step=1, epoch=0, digest="d", size_bytes=1)
+
+    for _ in range(2):
+        store.add_lines(attempt.id, attempt.fence, lines)
+        store.add_checkpoint(attempt.id, fact)
+
+    assert [line.seq for line in store.lines(job.id)] == [1, 2]
+    assert [line.seq for line in store.lines(job.id, text="% 2_")] == [2]
+    assert store.lines(job.id, text="1_0") == []
+    assert len(store.checkpoints(job.id)) == 1
+
+
+def test_one_holder_of_the_lease_at_a_time_and_a_new_token_for_each(store: Store, clock: Clock) -> None:
+    first = store.take_lease("a", 15)
+    assert store.take_lease("b", 15) is None
+    assert store.take_lease("a", 15) == first
+    clock.advance(16)
+
+    second = store.take_lease("b", 15)
+
+    assert first is not None
+    assert second is not None
+    assert second > first
+
+
+def test_results_of_a_reconciler_that_lost_its_lease_are_dropped(store: Store, clock: Clock) -> None:
+    job = submit(store, clock)
+    token = store.take_lease("a", 15)
+    clock.advance(16)
+    store.take_lease("b", 15)
+
+    assert store.move(job, JobState.STARTING, event=HEARD, lease=token) is None
+    assert store.note_attempt("any", {"step": 1}, token) is False
+    assert store.job(job.id) == job
+
+
+def test_deleting_a_job_takes_everything_along(store: Store, clock: Clock) -> None:
+    job, attempt = begin(store, clock, submit(store, clock))
+    store.add_lines(attempt.id, attempt.fence, [LogLine(rank=0, seq=1, at="now", level="INFO", text="x")])
+    done = store.move(job, JobState.FAILED, event=HEARD, attempt_changes={"ended_at": clock()})
+    assert done is not None
+
+    early = store.delete_job(done)
+    store.note_attempt(attempt.id, {"released_at": clock()})
+    late = store.delete_job(done)
+
+    assert (early, late) == (False, True)
+    assert (store.events(job.id), store.lines(job.id), store.attempt(attempt.id)) == ([], [], None)

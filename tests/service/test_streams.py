@@ -1,0 +1,148 @@
+"""Followers that are cut off miss nothing and see nothing twice."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+from service.client import Client
+from service.jobs import JobState, NewEvent
+from tests.service.api import SPEC, api
+from tests.service.world import World
+
+
+class Cutter:
+    """A TCP proxy that cuts each connection after a random number of bytes, a given number of times."""
+
+    def __init__(self, target: int, cuts: int, seed: int) -> None:
+        self.cuts = cuts
+        self._target = target
+        self._random = random.Random(seed)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._accept)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        workers = []
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                break
+            worker = threading.Thread(target=self._pass_on, args=(client,))
+            worker.start()
+            workers.append(worker)
+        for worker in workers:
+            worker.join()
+
+    def _pass_on(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self._target)) as server:
+            left = self._random.randint(1, 4000) if self.cuts > 0 else None
+            self.cuts -= 1
+            request = b""
+            while b"\r\n\r\n" not in request:
+                if not (piece := client.recv(65536)):
+                    return
+                request += piece
+            server.sendall(request)
+            while left is None or left > 0:
+                piece = server.recv(65536 if left is None else left)
+                if not piece:
+                    return
+                try:
+                    client.sendall(piece)
+                except OSError:
+                    return
+                left = None if left is None else left - len(piece)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[int, World]]:
+    """The application on a real socket."""
+    with api(tmp_path) as (client, world):
+        config = uvicorn.Config(client.app, log_config=None, timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+            thread.start()
+            yield listener.getsockname()[1], world
+            server.should_exit = True
+            thread.join()
+
+
+def test_follower_cut_off_a_hundred_times_misses_nothing_and_sees_nothing_twice(served: tuple[int, World]) -> None:
+    port, world = served
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as direct:
+        job_id = direct.post("/v1/jobs", json=SPEC).json()["id"]
+    cutter = Cutter(port, cuts=100, seed=1)
+    seen: list[str] = []
+
+    def follow() -> None:
+        with Client(f"http://127.0.0.1:{cutter.port}") as client:
+            client.pause_s = 0.001
+            seen.extend(event["message"] for event in client.follow_events(job_id))
+
+    follower = threading.Thread(target=follow)
+    follower.start()
+    expected = ["Submitted."]
+    for number in range(1500):
+        message = f"{number} {'x' * (number % 97)}"
+        world.store.add_event(job_id, NewEvent("note", message))
+        expected.append(message)
+    job = world.job(job_id)
+    assert world.store.move(job, JobState.CANCELLED, event=NewEvent("cancelled", "Over."))
+    follower.join(120)
+    cutter.close()
+
+    assert cutter.cuts <= 0
+    assert seen == [*expected, "Over."]
+
+
+def test_stream_goes_on_behind_the_last_event_id(served: tuple[int, World]) -> None:
+    port, world = served
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        job_id = client.post("/v1/jobs", json=SPEC).json()["id"]
+        for number in range(5):
+            world.store.add_event(job_id, NewEvent("note", str(number)))
+        world.store.move(world.job(job_id), JobState.CANCELLED, event=NewEvent("cancelled", "Over."))
+        third = world.store.events(job_id)[2].seq
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": str(third)}
+
+        answer = client.get(f"/v1/jobs/{job_id}/events", headers=headers)
+
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    data = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
+    assert [json.loads(one).get("message") for one in data] == ["2", "3", "4", "Over.", None]
+
+
+def test_follower_hears_of_a_change_at_once(served: tuple[int, World]) -> None:
+    port, _ = served
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        job_id = client.post("/v1/jobs", json=SPEC).json()["id"]
+        with client.stream("GET", f"/v1/jobs/{job_id}/events", headers={"Accept": "text/event-stream"}) as answer:
+            lines = answer.iter_lines()
+            while not next(lines).startswith("id:"):
+                pass
+            began = time.perf_counter()
+            client_two = httpx.post(f"http://127.0.0.1:{port}/v1/jobs/{job_id}/cancel")
+            while not next(lines).startswith("data:"):
+                pass
+            took_s = time.perf_counter() - began
+
+    assert client_two.status_code == 202
+    assert took_s < 1.5  # the poll alone would take up to 2 s
