@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from service import errors
+from service import errors, openapi
 from service.api import cluster, details, health, internal, jobs, records, tokens
 from service.api.context import Context
 from service.gate import Gate
@@ -23,12 +23,10 @@ def create_app(context: Context) -> FastAPI:
         version=VERSION,
         summary="Distributed training with synchronized normalization",
         lifespan=_lifespan,
-        responses={
-            code: {"model": errors.ProblemDetails, "content": {errors.MEDIA_TYPE: {}}} for code in ("4XX", "5XX")
-        },
     )
     app.state.context = context
     errors.install(app)
+    openapi.install(app)
     app.add_middleware(Gate, observe=context.metrics.request, trail=context.trail)
     for part in (jobs, details, records, tokens, cluster, internal, health):
         app.include_router(part.router)

@@ -25,11 +25,15 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 _TRIES = 8
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
 _SPEC_BODY = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": JobSpec.model_json_schema()}}}
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobSpec"}}},
+    }
 }
+_PLAN: dict[int | str, dict[str, Any]] = {200: {"description": "The plan (dry_run)", "model": dict[str, Any]}}
 
 
-@router.post("", status_code=201, response_model=JobView, openapi_extra=_SPEC_BODY)
+@router.post("", status_code=201, response_model=JobView, responses=_PLAN, openapi_extra=_SPEC_BODY)
 def submit(body: Json, ctx: Ctx, who: Submitter, key: Key = None, dry_run: bool = False) -> Response:
     """Submit a job. With dry_run: what it comes to, and nothing is stored."""
     if key is not None and not dry_run and (before := ctx.store.answer(who.name, key)):

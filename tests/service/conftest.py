@@ -1,4 +1,4 @@
-"""One real service process with a real Ray and a real MLflow for all tests here; drivers are the stand-in."""
+"""Real service processes on one real Ray and one real MLflow for all tests here; drivers are the stand-in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TypeVar
 import pytest
 
 from service.client import Client
-from service.embedded import free_port
+from service.embedded import free_port, local_mlflow, local_ray
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -25,22 +25,29 @@ STANDIN = Path(__file__).with_name("standin.py")
 class RunningService:
     """The service as a process of its own, on a state folder."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, environment: dict[str, str] | None = None) -> None:
         self.home = home
+        self._environment = environment or {}
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Client:
+        """Start it, and wait until it can run jobs."""
+        (self.home / "service.json").unlink(missing_ok=True)  # left behind by one that was killed
+        self.launch()
+        return self.wait_until_ready()
+
+    def launch(self) -> None:
         code = (
             "import sys; from service.runtime import serve; from service.settings import Settings; "
             "serve(Settings.from_environment(), lambda url, context: None, entrypoint=sys.argv[1])"
         )
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SYNCNORM_")}
         environment |= {"SYNCNORM_HOME": str(self.home), "PYTHONPATH": str(ROOT), "SYNCNORM_PORT": str(free_port())}
+        environment |= self._environment
         entrypoint = f"{shlex.quote(sys.executable)} {shlex.quote(str(STANDIN))}"
         with (self.home / "out").open("ab") as out:
             command = [sys.executable, "-c", code, entrypoint]
             self.process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
-        return self.wait_until_ready()
 
     def wait_until_ready(self, timeout_s: float = 120) -> Client:
         address = self.home / "service.json"
@@ -74,8 +81,20 @@ def eventually(look: Callable[[], T | None], timeout_s: float = 60) -> T:
 
 
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    running = RunningService(tmp_path_factory.mktemp("home"))
+def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A Ray and an MLflow for all tests here; the variables under which a service finds them."""
+    home = tmp_path_factory.mktemp("outside")
+    with local_ray(home) as (_, ray), local_mlflow(home, preferred_port=0) as (_, mlflow_uri):
+        yield {
+            "SYNCNORM_RAY_ADDRESS": ray.url,
+            "SYNCNORM_MLFLOW_URI": mlflow_uri,
+            "RAY_AUTH_TOKEN_PATH": str(home / "ray.token"),
+        }
+
+
+@pytest.fixture(scope="session")
+def service(outside: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    running = RunningService(tmp_path_factory.mktemp("home"), outside)
     try:
         with running.start() as client:
             yield client

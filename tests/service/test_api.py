@@ -124,6 +124,15 @@ def test_bad_body_is_a_clear_problem_and_nothing_is_stored(running: Running, raw
     assert client.get("/v1/jobs").json()["items"] == []
 
 
+def test_missing_data_folder_is_named(running: Running) -> None:
+    client, _ = running
+    spec = SPEC | {"data": {"name": "image_folder", "batch_size": 1, "init_args": {"root": "/no/such"}}}
+
+    error = problem(client.post("/v1/jobs", json=spec), 422, "invalid_spec")["errors"][0]
+
+    assert (error["pointer"], "there is no '/no/such'" in error["detail"]) == ("/data/init_args/root", True)
+
+
 def test_class_path_needs_permission(tmp_path: Path) -> None:
     spec = SPEC | {"model": {"class_path": "os.system"}}
 

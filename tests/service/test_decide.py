@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.decide import EndOnRay, Launch, Move, RayStatus, Rules, Seen, decide
-from service.jobs import Attempt, Job, JobState, new_job_id
+from service.jobs import ARROWS, Attempt, Job, JobState, new_job_id
 from service.submit import new_job
 from trainer.attempt import Result
 from trainer.failure import ADVICE, FailureReason
@@ -167,3 +168,13 @@ def test_finished_job_is_left_alone(state: JobState) -> None:
     late = Result(fence="f", outcome="succeeded")
 
     assert decide(job(state), attempt(), seen(result=late), RULES) is None
+
+
+def test_readme_shows_every_arrow_with_its_sentence() -> None:
+    text = (Path(__file__).resolve().parents[2] / "service" / "README.md").read_text()
+
+    shown = {line for line in text.splitlines() if line.startswith("| `")}
+    drawn = {line.strip() for line in text.splitlines() if " --> " in line}
+
+    assert {f"| `{source}` | `{target}` | {sentence} |" for (source, target), sentence in ARROWS.items()} <= shown
+    assert drawn == {f"{source} --> {target}" for source, target in ARROWS} | {"[*] --> queued"}
