@@ -1,0 +1,186 @@
+"""A random user, a random cluster and a service that dies, against what must always hold.
+
+Hypothesis makes up the story: submit, ask, work, tick, crash, a Ray that forgets, lies or can't be reached, late words
+of attempts that were given up. After every step the promises are checked; in the end everything is let run and settles.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from service.asks import ALLOWED
+from service.database import Database
+from service.decide import RayStatus
+from service.jobs import ACTIVE, ARROWS, TERMINAL, JobState
+from tests.service.world import World
+
+OUTCOMES = st.sampled_from(["succeeded", "user_error", "worker_lost", "silent.succeeded", "deaf", "silent"])
+
+
+class Machine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self._folder = tempfile.TemporaryDirectory()
+        folder = Path(self._folder.name)
+        self._database = Database(f"sqlite:///{folder / 'service.db'}", synchronous="OFF")
+        self._database.migrate()
+        self.world = World(folder, self._database)
+        self.ids: list[str] = []
+        self.finished: dict[str, tuple[JobState, int]] = {}
+        self.zombies: list[tuple[str, str]] = []
+        """(attempt, fence) of drivers that were cut off and may speak again."""
+
+    def teardown(self) -> None:
+        self.settle()
+        with closing(self._database):
+            pass
+        self._folder.cleanup()
+
+    @rule(outcome=OUTCOMES, workers=st.integers(1, 4), priority=st.integers(-2, 2), works=st.sampled_from(["1", "3"]))
+    def submit(self, outcome: str, workers: int, priority: int, works: str) -> None:
+        labels = {"outcome": outcome, "works": works}
+        job = self.world.submit(labels=labels, resources={"workers": workers}, priority=priority)
+        self.ids.append(job.id)
+
+    @precondition(lambda self: self.ids)
+    @rule(data=st.data())
+    def ask(self, data: st.DataObject) -> None:
+        job = self.world.job(data.draw(st.sampled_from(self.ids)))
+        verbs = [verb for verb in ALLOWED[job.state] if verb != "delete"]
+        if verbs and job.stop is None:
+            verb = data.draw(st.sampled_from(verbs))
+            if job.is_terminal:
+                del self.finished[job.id]
+            self.world.ask(job.id, verb)
+
+    @rule(seconds=st.sampled_from([1, 5, 20, 100]))
+    def time_passes(self, seconds: int) -> None:
+        self.world.clock.advance(seconds)
+
+    @rule()
+    def tick(self) -> None:
+        self.world.reconciler.tick()
+
+    @rule()
+    def work(self) -> None:
+        self.world.cluster.work()
+
+    @rule()
+    def service_dies(self) -> None:
+        self.world.boot()
+
+    @rule(up=st.booleans())
+    def ray_is_reachable(self, up: bool) -> None:
+        self.world.cluster.reachable = up
+
+    @rule(up=st.booleans())
+    def mlflow_is_reachable(self, up: bool) -> None:
+        self.world.tracker.reachable = up
+
+    @rule()
+    def ray_restarts_and_forgets(self) -> None:
+        self.zombies += [(name, driver.launch.fence) for name, driver in self.world.cluster.drivers.items()]
+        self.world.cluster.restart()
+
+    @precondition(lambda self: self.world.cluster.drivers)
+    @rule(data=st.data())
+    def driver_dies(self, data: st.DataObject) -> None:
+        self.world.cluster.kill(data.draw(st.sampled_from(sorted(self.world.cluster.drivers))))
+
+    @precondition(lambda self: self.world.cluster.drivers)
+    @rule(data=st.data())
+    def ray_calls_a_living_driver_ended(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.world.cluster.drivers)))
+        submissions = self.world.cluster.submissions
+        submissions[name] = replace(submissions[name], status=RayStatus.ENDED)
+
+    @precondition(lambda self: self.zombies)
+    @rule(data=st.data())
+    def given_up_attempt_speaks(self, data: st.DataObject) -> None:
+        name, fence = data.draw(st.sampled_from(self.zombies))
+        attempt = self.world.store.attempt(name)
+        assert attempt is not None
+        answer = self.world.store.progress(name, fence, 30, 99, {"step": 99})
+        assert (answer is None) == (attempt.ended_at is not None)
+
+    @invariant()
+    def one_live_attempt_a_job_and_only_in_active_states(self) -> None:
+        for job_id in self.ids:
+            job = self.world.job(job_id)
+            live = [one for one in self.world.store.attempts(job_id) if one.ended_at is None]
+            assert len(live) == (1 if job.state in ACTIVE else 0)
+            assert all(one.number == job.attempt for one in live)
+
+    @invariant()
+    def no_attempt_is_started_twice(self) -> None:
+        assert set(self.world.cluster.starts.values()) <= {1}
+
+    @invariant()
+    def never_more_than_the_cluster_has(self) -> None:
+        held = [self.world.job(one.job_id).cpus for one in self.world.store.unreleased_attempts()]
+        assert sum(held) <= 4
+
+    @invariant()
+    def finished_jobs_stay_as_they_are(self) -> None:
+        for job_id in self.ids:
+            job = self.world.job(job_id)
+            if job.state in TERMINAL:
+                assert self.finished.setdefault(job_id, (job.state, job.version)) == (job.state, job.version)
+
+    @invariant()
+    def history_has_only_legal_arrows_and_no_gaps(self) -> None:
+        for job_id in self.ids:
+            moves = self.world.arrows(job_id)
+            assert all(move in ARROWS for move in moves)
+            states = [JobState.QUEUED, *(target for _, target in moves)]
+            assert [source for source, _ in moves] == states[:-1]
+            assert self.world.job(job_id).state is states[-1]
+
+    def settle(self) -> None:
+        """With everything reachable again, every job that nobody paused ends, and nothing is left of it."""
+        self.world.cluster.reachable = self.world.tracker.reachable = True
+        for _ in range(400):
+            for job_id in self.ids:
+                if self.world.job(job_id).state is JobState.PAUSED:
+                    self.world.ask(job_id, "resume")
+            if all(self.world.job(job_id).is_terminal for job_id in self.ids):
+                break
+            self.world.step()
+        for _ in range(6):
+            self.world.step()
+        for job_id in self.ids:
+            self.world.check_settled(self.world.job(job_id))
+
+
+COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
+
+
+def test_promises_hold_whatever_happens() -> None:
+    run_state_machine_as_test(Machine, settings=settings(max_examples=12, stateful_step_count=25, **COMMON))
+
+
+@pytest.mark.chaos
+def test_promises_hold_whatever_happens_long() -> None:
+    run_state_machine_as_test(Machine, settings=settings(max_examples=1500, stateful_step_count=60, **COMMON))
+
+
+def test_relaunching_on_rays_word_alone_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted bug: an attempt is given up as soon as Ray calls it ended, though it lives and reports."""
+    monkeypatch.setattr("service.decide._is_dead", lambda _attempt, seen, _rules: seen.ray is RayStatus.ENDED)
+
+    class TwoDrivers(Machine):
+        @invariant()
+        def never_two_living_drivers_of_a_job(self) -> None:
+            names = [name.rsplit("-", 1)[0] for name in self.world.cluster.drivers]
+            assert len(names) == len(set(names)), "two drivers"
+
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(TwoDrivers, settings=settings(max_examples=200, stateful_step_count=40, **COMMON))
