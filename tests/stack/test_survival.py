@@ -1,0 +1,62 @@
+"""A worker is killed in mid-training: the job goes on from its checkpoint and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from service.client import Client
+from tests.stack.conftest import Serving, eventually, finished
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(500)]
+
+EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "digits-sync-batch.yaml"
+
+
+def document() -> dict[str, Any]:
+    small = {"name": "resnet", "init_args": {"depth": 8, "width": 8}}
+    changes = {
+        "model": small,
+        "train": {"epochs": 6, "checkpoint_every": {"steps": 10}},
+        "export": {"formats": ["pt2"]},
+    }
+    return yaml.safe_load(EXAMPLE.read_text()) | {"name": "survivor"} | changes
+
+
+def rank_process(serving: Serving) -> psutil.Process:
+    """One of the two training processes of the job that runs."""
+    found = [process for process in serving.processes() if "RayTrainWorker" in " ".join(process.cmdline())]
+    assert len(found) == 2, [process.cmdline() for process in serving.processes()]
+    return found[1]
+
+
+def test_job_whose_worker_is_killed_resumes_and_ends_the_same(client: Client, serving: Serving) -> None:
+    undisturbed = finished(client, client.submit(document())["id"])
+    job = client.submit(document())
+    eventually(lambda: client.job(job["id"])["progress"]["step"] >= 25, 200)
+
+    rank_process(serving).send_signal(signal.SIGKILL)
+    done = finished(client, job["id"], 400)
+
+    attempts = client.attempts(job["id"])
+    assert done["state"] == "succeeded", done["message"]
+    assert [attempt["reason"] for attempt in attempts] == ["worker_lost", None]
+    kinds = [event["kind"] for event in client.follow_events(job["id"])]
+    assert "succeeded" in kinds
+    # Bit for bit: the certificate holds the digest of every weight and statistic.
+    agreement = done["model"]["certificate"]["agreement"]
+    assert agreement == undisturbed["model"]["certificate"]["agreement"]
+    assert losses(done) == losses(undisturbed)
+
+
+def losses(job: dict[str, Any]) -> list[tuple[int, float]]:
+    base = str(job["mlflow"]["url"]).split("/#/")[0]
+    params = {"run_id": job["mlflow"]["run_id"], "metric_key": "train/loss"}
+    answer = httpx.get(f"{base}/api/2.0/mlflow/metrics/get-history", params=params).json()
+    return [(point["step"], point["value"]) for point in answer["metrics"]]
