@@ -19,6 +19,7 @@ from service.embedded import free_port
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROJECT = "syncnorm-test"
+IMAGE_USER = 10001
 JOINED = ("-p", f"{PROJECT}-host", "-f", "deploy/worker-host.yml")
 
 
@@ -33,6 +34,7 @@ class Composition:
             **os.environ,
             "COMPOSE_PROJECT_NAME": PROJECT,
             "SYNCNORM_SECRETS": str(self.secrets),
+            "SYNCNORM_UID": str(os.getuid() or IMAGE_USER),
             "SYNCNORM_API_PORT": str(self.ports["api"]),
             "SYNCNORM_MLFLOW_PORT": str(self.ports["mlflow"]),
         }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,22 @@ def test_secrets_are_files_only() -> None:
     assert set(COMPOSITION["secrets"]) == made == used
     assert all("file" in secret for secret in COMPOSITION["secrets"].values())
     assert not [value for value in values if re.search(r"://[^/]*:[^/@]+@", str(value))]
+
+
+def test_secrets_are_made_once_and_only_for_their_owner(tmp_path: Path) -> None:
+    folder = tmp_path / "secrets"
+    environment = {**os.environ, "SYNCNORM_SECRETS": str(folder), "SYNCNORM_UID": str(os.getuid())}
+    command = [str(ROOT / "deploy" / "init-secrets")]
+
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    made = {path.name: path.read_text() for path in folder.iterdir()}
+    (folder / "ray_token").unlink()
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    again = {path.name: path.read_text() for path in folder.iterdir()}
+
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o400}
+    assert {name for name in made if made[name] != again[name]} == {"ray_token"}
+    assert min(len(text.strip()) for text in made.values()) >= 64
 
 
 def test_worker_may_take_longer_to_stop_than_a_job_to_write_its_last_checkpoint() -> None:

@@ -66,7 +66,7 @@ def ranks(composition: Composition) -> dict[str, int]:
 
 
 def long_spec(name: str, **changes: Any) -> dict[str, Any]:
-    spec = load(DEMO, ["train.epochs=60", "train.checkpoint_every.epochs=1", f"name={name}"])
+    spec = load(DEMO, ["train.epochs=40", "train.checkpoint_every.epochs=1", f"name={name}"])
     return spec | changes
 
 
