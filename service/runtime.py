@@ -72,7 +72,7 @@ def running(settings: Settings, entrypoint: str | None = None) -> Iterator[tuple
         stack.enter_context(supervised(programs))
         if entrypoint is not None:
             ray = replace(ray, entrypoint=entrypoint)
-        context = _context(settings, ray, mlflow_uri, url, stack)
+        context = make_context(settings, ray, mlflow_uri, url, stack)
         stack.enter_context(_address_file(settings.home, url))
         yield context, listener, url
 
@@ -87,7 +87,7 @@ def _outside(settings: Settings) -> LocalRay | None:
     return LocalRay(settings.ray_address, token, "python -m trainer.main")
 
 
-def _context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, stack: contextlib.ExitStack) -> Context:
+def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, stack: contextlib.ExitStack) -> Context:
     database = stack.enter_context(contextlib.closing(Database(settings.database)))
     database.migrate()
     store = Store(database)
