@@ -31,6 +31,8 @@ from trainer.spec import JobSpec
 logger = logging.getLogger(__name__)
 
 _LEASE_S = 15.0
+_REST_S = 0.1
+"""Between two ticks at least, so that a stream of requests does not make one tick each."""
 _EXIT_GRACE_S = 15.0
 """A driver that has sent its result gets this long to leave by itself."""
 
@@ -104,6 +106,7 @@ class Reconciler:
                 self.tick()
             except Exception:
                 logger.exception("tick failed; trying again")
+            stop.wait(_REST_S)
             wake.wait(tick_s)
             wake.clear()
         self._store.give_lease_back(self._holder)
@@ -115,6 +118,8 @@ class Reconciler:
         self.view = self._look()
         attempts = {attempt.job_id: attempt for attempt in self._store.unreleased_attempts() if not attempt.ended_at}
         for job in self._store.unfinished_jobs():
+            if _only_waits(job):
+                continue
             self._advance(job, attempts.get(job.id))
         if self.view is None:
             self.plan = None
@@ -331,6 +336,12 @@ class Reconciler:
             self._dispatcher.end(submission_id)
         except ClusterUnreachableError as error:
             logger.warning("an orphan has to wait", extra={"submission": submission_id, "error": str(error)})
+
+
+def _only_waits(job: Job) -> bool:
+    """Nothing but room can change anything for it: the scheduler's business alone."""
+    told = job.run_id is None or job.run_status == RUN_STATUS[job.state]
+    return job.state is JobState.QUEUED and job.stop is None and job.deadline_s is None and told
 
 
 def _ends_at(job: Job, now: datetime) -> datetime | None:
