@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,7 @@ from trainer.plan import choose_norm
 from trainer.plots import draw_statistics
 from trainer.publish import Publisher
 from trainer.spec import ExportSpec
+from trainer.tracking import Spool
 
 HELD_OUT_SAMPLES = 64
 RANDOM_SAMPLES = 64
@@ -77,6 +79,10 @@ def finalize(
             seed=launch.spec.seed,
         )
         publisher = Publisher(launch.mlflow_uri, launch.mlflow_run_id)
+        with closing(Spool(folders.spool)) as spool:
+            spool.append(
+                before, fitted.step
+            )  # a last epoch cut short was not validated; a known point is not sent again
         draw_statistics(folders.spools(launch.attempt), folders.artifacts / "norm")
         publisher.upload(folders.artifacts)
         model = certify_and_publish(trained, launch.spec.export, folders.export, publisher)

@@ -88,9 +88,12 @@ def fit(
     )
     callbacks = _callbacks(spec, folders, spool, reporter, checkpoints, steps)
     trainer = _trainer(launch, callbacks, loaders, place)
+    if spec.train.compile:
+        module.network.compile()  # in place: neither names nor classes change
     try:
         trainer.fit(module, loaders.train, loaders.val, ckpt_path=launch.resume_from)
     finally:
+        module.network._compiled_call_impl = None  # export needs the network as it is written
         spool.close()
     newest = str(checkpoints.newest.path) if checkpoints.newest else None
     return Fitted(trainer.global_step, {**module.train_metrics, **module.val_metrics}, newest)

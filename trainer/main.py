@@ -89,7 +89,7 @@ def _worker_environment(launch: Launch) -> dict[str, str]:
     if len([node for node in ray.nodes() if node["Alive"]]) == 1:
         # gloo guesses an interface from the host name; with all ranks on one host loopback is always right.
         env["GLOO_SOCKET_IFNAME"] = env["NCCL_SOCKET_IFNAME"] = "lo"
-    return env
+    return env | {name: value for name, value in launch.spec.env.items() if isinstance(value, str)}
 
 
 def _why(launch: Launch, folders: AttemptFolders, error: TrainingFailedError) -> Failure:

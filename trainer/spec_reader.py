@@ -11,9 +11,10 @@ from pydantic import BaseModel, ValidationError
 
 from norm.traits import KINDS
 from trainer.catalog import DATASETS, MODELS
-from trainer.spec import DataSpec, JobSpec, ModelSpec, NormSpec
+from trainer.spec import DataSpec, JobSpec, ModelSpec, NormSpec, SecretRef
 
 M = TypeVar("M", bound=BaseModel)
+_RESERVED = ("RAY_", "SYNCNORM_")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def read_spec(data: Any) -> JobSpec:
     Raises: SpecError with one Problem for each thing wrong.
     """
     spec = _parse(JobSpec, data, ())
-    problems = list(_norm_problems(spec.norm))
+    problems = [*_norm_problems(spec.norm), *_environment_problems(spec), *_not_in_this_version(spec)]
     filled: dict[str, Any] = {}
     parts: list[tuple[str, ModelSpec | DataSpec, Mapping[str, type[BaseModel]]]] = [
         ("model", spec.model, MODELS),
@@ -63,6 +64,24 @@ def _fill_init_args(
         raise SpecError([Problem(f"{what}.name", f"must be one of {', '.join(sorted(catalog))}; got {part.name!r}")])
     args = _parse(catalog[part.name], part.init_args, (what, "init_args"))
     return part.model_copy(update={"init_args": args.model_dump(mode="json")})
+
+
+def _environment_problems(spec: JobSpec) -> Iterator[Problem]:
+    for name in spec.env:
+        if name.startswith(_RESERVED):
+            yield Problem(f"env.{name}", f"names that begin with {' or '.join(_RESERVED)} belong to the service")
+
+
+def _not_in_this_version(spec: JobSpec) -> Iterator[Problem]:
+    """Fields that the contract has and this version does not act on: refused, so that nobody relies on them in vain."""
+    missing = {
+        "resources.min_workers": spec.resources.min_workers is not None,
+        "code": spec.code is not None,
+        **{f"env.{name}": isinstance(value, SecretRef) for name, value in spec.env.items()},
+    }
+    for path, is_set in missing.items():
+        if is_set:
+            yield Problem(path, "is not supported in this version; leave it out")
 
 
 def _norm_problems(norm: NormSpec) -> Iterator[Problem]:

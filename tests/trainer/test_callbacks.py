@@ -79,3 +79,19 @@ def test_early_stopping_on_an_unknown_score_says_which_there_are(ranks: Pool, tm
 
     with pytest.raises(ValueError, match=r"train.early_stopping.monitor must be one of .*val/accuracy.*'val/acc'"):
         ranks.run(train, 2, str(tmp_path), document)
+
+
+def test_compiled_training_learns_what_eager_training_does(ranks: Pool, tmp_path: Path) -> None:
+    eager = ranks.run(train, 2, str(tmp_path / "eager"), spec(train={"steps": 4}))[0]
+    compiled = ranks.run(train, 2, str(tmp_path / "compiled"), spec(train={"steps": 4, "compile": True}))[0]
+
+    assert list(compiled.state) == list(eager.state)
+    for name, tensor in eager.state.items():
+        torch.testing.assert_close(compiled.state[name], tensor, rtol=1e-4, atol=1e-5)  # fp32, other kernels
+
+
+def test_an_epoch_cut_short_reports_no_validation_of_an_earlier_one(ranks: Pool, tmp_path: Path) -> None:
+    ranks.run(train, 2, str(tmp_path), spec(train={"steps": 5}))  # two steps an epoch: the third epoch is cut short
+
+    assert [point["step"] for point in points(tmp_path, "train/loss")] == [2, 4, 5]
+    assert [point["step"] for point in points(tmp_path, "val/loss")] == [2, 4]

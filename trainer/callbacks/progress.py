@@ -33,6 +33,8 @@ class ProgressReporter(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_began = time.monotonic()
         self._batches = 0
+        assert isinstance(pl_module, TrainingModule)
+        pl_module.val_metrics = {}  # an epoch that max_steps cuts short has none
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
