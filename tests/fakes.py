@@ -1,7 +1,4 @@
-"""A cluster and a tracking server in memory, with drivers that work when told to and faults that can be switched on.
-
-They pass the same contract tests as the real ones (tests/service/test_ports.py).
-"""
+"""A cluster and a tracking server in memory, with drivers that work when told to and faults that can be switched on."""
 
 from __future__ import annotations
 

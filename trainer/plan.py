@@ -50,6 +50,13 @@ class Finding(_Record):
     severity: Literal["info", "warning", "error"]
 
 
+class Inspection(_Record):
+    """What building the network showed: one {path, from, to} for each layer exchanged, and the audit's findings."""
+
+    conversion: list[dict[str, str]]
+    findings: list[Finding]
+
+
 class NormChoice(_Record):
     kind: str
     why: str
@@ -71,8 +78,11 @@ class Plan(_Record):
         return self.model_dump(mode="json") | {"batch": self.batch.as_json()}
 
 
-def plan(spec: JobSpec, nodes: Sequence[NodeCapacity] | None) -> Plan:
-    """The plan of `spec` on a cluster of `nodes`; None while the cluster can't be asked."""
+def plan(spec: JobSpec, nodes: Sequence[NodeCapacity] | None, inspection: Inspection | None = None) -> Plan:
+    """The plan of `spec` on a cluster of `nodes`; None while the cluster can't be asked.
+
+    inspection: what trainer.inspection says, where somebody who knows torch was asked.
+    """
     res = spec.resources
     choice = choose_norm(spec)
     return Plan(
@@ -85,8 +95,8 @@ def plan(spec: JobSpec, nodes: Sequence[NodeCapacity] | None) -> Plan:
             "gpus": float(res.workers * res.gpus_per_worker),
         },
         fits=None if nodes is None else fits(spec, nodes),
-        conversion=None,
-        findings=findings(spec, choice.kind),
+        conversion=inspection.conversion if inspection else None,
+        findings=[*findings(spec, choice.kind), *(inspection.findings if inspection else [])],
         norm=choice,
     )
 

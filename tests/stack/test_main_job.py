@@ -124,6 +124,17 @@ def test_logged_model_recognizes_digits_with_a_signature(job: dict[str, Any], ml
     assert (answers == digits.target[:500]).mean() >= 0.95
 
 
+def test_dry_run_shows_every_layer_that_would_change_and_stores_nothing(client: Client) -> None:
+    before = [job["id"] for job in client.jobs()]
+
+    plan = client.plan(yaml.safe_load(EXAMPLE.read_text()))
+
+    assert plan["batch"] == {"per_worker": 32, "norm_group": 64, "global": 64}
+    assert len(plan["conversion"]) == 13
+    assert all(entry["to"] == "SyncBatchNorm" for entry in plan["conversion"])
+    assert [job["id"] for job in client.jobs()] == before
+
+
 def test_logs_tell_the_story(job: dict[str, Any], client: Client) -> None:
     phases = [event["data"].get("phase") for event in client.follow_events(job["id"])]
 

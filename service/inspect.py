@@ -1,0 +1,28 @@
+"""Asks a process that knows torch about a spec; this one never loads it."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+from trainer.plan import Inspection
+from trainer.spec import JobSpec
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT_S = 120.0
+
+
+def inspect(spec: JobSpec) -> Inspection | None:
+    """Conversion and findings for `spec`; None where the process does not answer, e.g. without torch on this host."""
+    command = [sys.executable, "-m", "trainer.inspection"]
+    try:
+        done = subprocess.run(
+            command, input=spec.model_dump_json().encode(), capture_output=True, timeout=TIMEOUT_S, check=True
+        )
+        return Inspection.model_validate_json(done.stdout)
+    except (subprocess.SubprocessError, OSError, ValueError) as error:
+        stderr = getattr(error, "stderr", None) or b""
+        logger.warning("a spec could not be inspected: %s %s", error, stderr.decode(errors="replace")[-2000:])
+        return None
