@@ -18,6 +18,7 @@ from trainer.callbacks.stop import StopOnRequest
 from trainer.control import StopAgreement
 from trainer.data import Data
 from trainer.data.loader import Loader, train_loader, val_loader
+from trainer.diagnostics import Diagnostics
 from trainer.folders import AttemptFolders
 from trainer.module import TrainingModule
 from trainer.place import Place
@@ -119,6 +120,9 @@ def _callbacks(
             global_batch=spec.data.batch_size * spec.resources.workers,
         ),
     ]
+    if spec.diagnostics:
+        # Behind the recorder, which must not take a probe's forward passes for those of training.
+        callbacks.append(Diagnostics(spec.diagnostics, folders.artifacts, spool, steps=steps))
     if spec.train.precision != "16-mixed":
         callbacks.append(NonFiniteGuard(reporter, spool))
     if spec.train.early_stopping:

@@ -12,7 +12,7 @@ from trainer.agreement import local_statistics
 from trainer.data import DataInfo
 from trainer.data.loader import Batch
 from trainer.optim import build_optimizer, build_schedule, clip_adaptive
-from trainer.own_steps import own_optimizers, require_automatic, training_loss
+from trainer.own_steps import own_optimizers, require_automatic, training_loss, unlogged
 from trainer.spec import JobSpec
 from trainer.tasks import Scores, task_loss
 
@@ -60,6 +60,13 @@ class TrainingModule(LightningModule):
         loss = task_loss(self.info, output, batch.y)
         self._scores["train"].update(output, batch.y, loss)
         return loss * batch.weight
+
+    def uncounted_loss(self, batch: Batch, batch_idx: int) -> Tensor:
+        """What training_step returns for `batch`, leaving out of the metrics that it was ever looked at."""
+        if self._own is not None:
+            with unlogged(self._own):
+                return training_loss(self._own, batch, batch_idx) * batch.weight
+        return task_loss(self.info, self(batch.x), batch.y) * batch.weight
 
     def _own_step(self, own: LightningModule, batch: Batch, batch_idx: int) -> Tensor:
         own._current_fx_name = self._current_fx_name  # own.log asks which hook it is called from

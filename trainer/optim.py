@@ -34,7 +34,7 @@ def parameter_groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, An
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     slow = set(scalars(model))
     for module, param in _owned_parameters(model):
-        decay = spec.weight_decay if spec.decay_norm or _decays(module, param) else 0.0
+        decay = spec.weight_decay if spec.decay_norm or is_weight(module, param) else 0.0
         lr = spec.lr * (0.1 if param in slow else 1.0)
         groups.setdefault((lr, decay), []).append(param)
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
@@ -49,7 +49,8 @@ def _owned_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Paramete
                 yield module, param
 
 
-def _decays(module: nn.Module, param: nn.Parameter) -> bool:
+def is_weight(module: nn.Module, param: nn.Parameter) -> bool:
+    """Whether `param`, owned by `module`, is a matrix or kernel, as opposed to a bias or a part of a norm."""
     if isinstance(module, _WEIGHTED):
         return param.ndim > 1
     # Of a module unknown to us: a matrix or kernel, not a vector in any shape, such as (1, C, 1, 1) of a norm or

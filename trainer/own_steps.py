@@ -6,7 +6,8 @@ checkpoints. Its other hooks are not called.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -42,8 +43,25 @@ def training_loss(own: LightningModule, batch: Batch, batch_idx: int) -> Tensor:
     return loss.squeeze()
 
 
+@contextmanager
+def unlogged(own: LightningModule) -> Iterator[None]:
+    """Within, own.log and own.log_dict do nothing: Lightning would add what they are given to the epoch's means."""
+    names = ("log", "log_dict")
+    before = {name: vars(own)[name] for name in names if name in vars(own)}
+    vars(own).update(dict.fromkeys(names, _log_nothing))
+    try:
+        yield
+    finally:
+        for name in names:
+            del vars(own)[name]
+        vars(own).update(before)
+
+
 def own_optimizers(own: LightningModule) -> OptimizerLRScheduler:
     """What own.configure_optimizers gives; None if `own` does not define it, so that the spec's optimizer is used."""
     if type(own).configure_optimizers is LightningModule.configure_optimizers:
         return None
     return own.configure_optimizers()
+
+
+def _log_nothing(*_: object, **__: object) -> None: ...

@@ -38,6 +38,20 @@ def layer_metric(layer: str, what: str) -> str:
     return f"norm/{layer}/{what}"
 
 
+# What each diagnostic logs, as `diagnostics/{layer}/{name}`; the layer of the landscape is called `landscape`.
+DIAGNOSTIC_METRICS: dict[str, tuple[str, ...]] = {
+    "gradient_histograms": ("nonzero_gradient_share", "gradient_l2", "gradient_below_l2", "weight_l2"),
+    "landscape": ("loss_min", "loss_max", "gradient_change", "beta_smoothness"),
+    "covariate_shift": ("shift_l2", "shift_cosine"),
+    "activation_statistics": ("activation_mean", "activation_std", "saturated_share", "dead_channels"),
+}
+
+
+def diagnostic_metric(layer: str, name: str) -> str:
+    """Name of a metric of a diagnostic. name: one of DIAGNOSTIC_METRICS. layer: "" is the network itself."""
+    return f"diagnostics/{layer or 'network'}/{name}"
+
+
 class Point(TypedDict):
     """One value of one metric, as MLflow's log-batch takes it. timestamp: milliseconds since 1970, UTC."""
 

@@ -1,0 +1,136 @@
+"""Takes a job's diagnostics at a few steps, evenly over training, and leaves training as it would be without them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
+
+from trainer.callbacks.checkpoint import between_steps
+from trainer.data.loader import Batch
+from trainer.diagnostics import activation_statistics, covariate_shift, gradient_histograms, landscape, pictures
+from trainer.diagnostics.probe import Probe
+from trainer.diagnostics.undisturbed import Snapshot
+from trainer.files import write_atomic
+from trainer.module import TrainingModule
+from trainer.spec import Diagnostic
+from trainer.tracking import Spool, diagnostic_metric
+
+MEASUREMENTS = 12
+
+Record = dict[str, Any]
+
+# Each has measure(probe) -> Record and metrics(record) -> {(layer, name): value}.
+_DIAGNOSTICS: dict[Diagnostic, ModuleType] = {
+    "gradient_histograms": gradient_histograms,
+    "landscape": landscape,
+    "covariate_shift": covariate_shift,
+    "activation_statistics": activation_statistics,
+}
+_PICTURES: dict[Diagnostic, Callable[[list[Record]], bytes]] = {
+    "gradient_histograms": pictures.gradient_histograms,
+    "landscape": pictures.landscape,
+    "covariate_shift": pictures.covariate_shift,
+    "activation_statistics": pictures.activation_statistics,
+}
+
+
+class Diagnostics(Callback):
+    """Measures `names` at MEASUREMENTS steps of `steps`: metrics to the spool at once, and at the end of training
+    `diagnostics/{name}.png` and `{name}.json` in the artifacts, both from rank 0.
+
+    A step is measured once it is over, from copies of the network and of the random state before and after it: nothing
+    is hooked into training itself, and afterwards everything is as it was, bit for bit. Every rank takes part. What was
+    measured is in the checkpoint, so that a job that was interrupted shows all of it.
+    Costs at a measured step, in passes over its batch: one for all, landscape 7 more, covariate_shift one per layer.
+    Called after whatever observes a step's own forward pass, and before the checkpoint.
+    """
+
+    def __init__(self, names: Sequence[Diagnostic], artifacts: Path, spool: Spool, *, steps: int) -> None:
+        self._names = tuple(names)
+        self._folder = artifacts / "diagnostics"
+        self._spool = spool
+        self._due = measured_steps(steps)
+        self._start: Snapshot | None = None
+        self._records: dict[Diagnostic, list[Record]] = {name: [] for name in names}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        if trainer.global_step in self._due and between_steps(trainer):
+            self._start = Snapshot.take(pl_module.network)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if self._start is None:
+            return
+        assert isinstance(pl_module, TrainingModule)
+        probe = _probe(trainer, pl_module, batch, batch_idx, self._start)
+        self._start = None
+        with probe.undisturbed():
+            for name in self._names:
+                self._keep(trainer, name, {"step": trainer.global_step, **_DIAGNOSTICS[name].measure(probe)})
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Not on_train_end, which a job that was interrupted after its last step does not come to again."""
+        if not trainer.is_global_zero:
+            return
+        for name, records in self._records.items():
+            if records:
+                write_atomic(self._folder / f"{name}.json", json.dumps(records).encode())
+                write_atomic(self._folder / f"{name}.png", _PICTURES[name](records))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"records": json.dumps(self._records)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._records |= json.loads(state_dict["records"])
+
+    def _keep(self, trainer: Trainer, name: Diagnostic, record: Record) -> None:
+        self._records[name].append(finite(record))
+        if trainer.is_global_zero:
+            values = _DIAGNOSTICS[name].metrics(record)
+            self._spool.append({diagnostic_metric(*key): value for key, value in values.items()}, record["step"])
+
+
+def base_lr(optimizer: Optimizer) -> float:
+    """The learning rate that a schedule multiplies, the greatest of all groups: Fixup's scalars have a lower one."""
+    return max(float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups)
+
+
+def measured_steps(steps: int, count: int = MEASUREMENTS) -> frozenset[int]:
+    """`count` of the steps 0 to steps - 1, evenly spaced, the first and the last among them."""
+    if steps <= count:
+        return frozenset(range(steps))
+    return frozenset(round(i * (steps - 1) / (count - 1)) for i in range(count))
+
+
+def finite(value: Any) -> Any:
+    """`value` with None for every number that JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _probe(trainer: Trainer, module: TrainingModule, batch: Batch, batch_idx: int, start: Snapshot) -> Probe:
+    def loss() -> Any:
+        with trainer.precision_plugin.forward_context():
+            return module.uncounted_loss(batch, batch_idx)
+
+    scaler = getattr(trainer.precision_plugin, "scaler", None)  # of 16-mixed
+    return Probe(
+        module.network,
+        loss,
+        start=start,
+        end=Snapshot.take(module.network),
+        lr=base_lr(trainer.optimizers[0]),
+        scale=scaler.get_scale() if scaler else 1.0,
+    )
