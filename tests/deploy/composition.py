@@ -95,10 +95,9 @@ class Composition:
         url = f"http://127.0.0.1:{self.ports['mlflow']}"
         return httpx.Client(base_url=url, auth=(account, self.secret(password)), trust_env=False, timeout=30)
 
-    def wait_until_ready(self, timeout_s: float = 240) -> Client:
-        client = self.client()
-        eventually(client.is_ready, timeout_s, lambda: self.compose("logs", "--tail=40", check=False))
-        return client
+    def wait_until_ready(self, timeout_s: float = 240) -> None:
+        with self.client() as client:
+            eventually(client.is_ready, timeout_s, lambda: self.compose("logs", "--tail=40", check=False))
 
     def containers(self, service: str) -> list[str]:
         """Ids of the running containers of a service."""

@@ -39,7 +39,8 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
             composition.compose("build", "migrate", timeout_s=2400)
         started_at = time.monotonic()
         composition.up()
-        with composition.wait_until_ready() as client:
+        composition.wait_until_ready()
+        with composition.client() as client:
             yield Started(composition, client, started_at)
     finally:
         composition.remove()

@@ -203,7 +203,7 @@ with old._writer.connect() as connection:
     command.upgrade(config, first)
     connection.commit()
 with old.write() as connection:
-    connection.execute(sa.text("INSERT INTO leases (name, holder, token, expires_at) VALUES ('x', 'y', 7, now())"))
+    connection.execute(sa.text("INSERT INTO leases VALUES ('x', 'y', 7, '2026-01-31')"))
 old.migrate()
 with old.read() as connection:
     token = connection.execute(sa.text("SELECT token FROM leases")).scalar_one()

@@ -16,13 +16,14 @@ SERVICES = ("postgres", "mlflow", "ray-head", "ray-worker", "api")
 # Every port that something in the composition listens on, and a few that Ray opens by default.
 PORTS = (5000, 5432, 6379, 8000, 8080, 8265, 10001, 52365)
 SCAN = """
-import socket, sys
-def is_open(address, port):
+import concurrent.futures, socket, sys
+def is_open(target):
+    address, port = target.split(":")
     with socket.socket() as probe:
-        probe.settimeout(1.5)
+        probe.settimeout(3)
         return probe.connect_ex((address, int(port))) == 0
-pairs = [pair.split(":") for pair in sys.argv[1:]]
-print(" ".join(f"{a}:{p}" for a, p in pairs if is_open(a, p)))
+with concurrent.futures.ThreadPoolExecutor(64) as pool:
+    print(*(target for target, found in zip(sys.argv[1:], pool.map(is_open, sys.argv[1:])) if found))
 """
 ASK = """
 import sys, urllib.request, urllib.error
