@@ -30,7 +30,8 @@ class Instant(sa.TypeDecorator[datetime]):
 
 
 def format_instant(value: datetime) -> str:
-    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    # Not strftime: its %Y has no leading zeros before the year 1000.
+    return value.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 jobs = sa.Table(

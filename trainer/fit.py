@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 
 from trainer.attempt import Launch
 from trainer.callbacks.checkpoint import CheckpointWriter, VerifiedCheckpointIO
@@ -69,6 +72,19 @@ def total_steps(train: TrainSpec, batches_an_epoch: int) -> int:
     return math.ceil(batches_an_epoch / train.accumulate) * train.epochs
 
 
+def compile_in_place(network: nn.Module) -> None:
+    """Have calls of `network` run compiled; neither names nor classes change.
+
+    `nn.Module.compile` would compile nothing where the outermost module is one of torch's own, e.g. nn.Sequential:
+    Dynamo passes over frames in torch.nn unless a frame outside calls them (torch 2.13).
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return network._call_impl(*args, **kwargs)
+
+    network._compiled_call_impl = torch.compile(call)
+
+
 def fit(
     module: TrainingModule,
     loaders: Loaders,
@@ -90,7 +106,7 @@ def fit(
     callbacks = _callbacks(spec, folders, spool, reporter, checkpoints, steps)
     trainer = _trainer(launch, callbacks, loaders, place)
     if spec.train.compile:
-        module.network.compile()  # in place: neither names nor classes change
+        compile_in_place(module.network)
     try:
         trainer.fit(module, loaders.train, loaders.val, ckpt_path=launch.resume_from)
     finally:

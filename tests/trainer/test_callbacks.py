@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.utils
+from torch import nn
 
 from tests.norm.pool import Pool
 from tests.trainer.ranks import train
@@ -15,6 +17,7 @@ from trainer.classify import NonFiniteError
 from trainer.data import Data
 from trainer.data.digits import Images, load_digits
 from trainer.data.info import DataInfo
+from trainer.fit import compile_in_place
 
 
 def spec(**changes: Any) -> dict[str, Any]:
@@ -95,3 +98,19 @@ def test_an_epoch_cut_short_reports_no_validation_of_an_earlier_one(ranks: Pool,
 
     assert [point["step"] for point in points(tmp_path, "train/loss")] == [2, 4, 5]
     assert [point["step"] for point in points(tmp_path, "val/loss")] == [2, 4]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own imports, at the first compilation
+def test_a_sequential_is_really_compiled() -> None:
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    x = torch.randn(3, 4)
+    expected = network(x)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+    compile_in_place(network)
+    found = network(x)
+
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)  # fp32
+    assert list(network.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]

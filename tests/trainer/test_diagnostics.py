@@ -162,6 +162,9 @@ def test_landscape_follows_the_gradient_with_the_dropout_of_the_step() -> None:
         change.append(math.sqrt(sum(float((gradient_there[n] - gradient[n]).square().sum()) for n in gradient)))
         assert measured == pytest.approx(float(there), rel=1e-10)
     assert found["gradient_changes"] == pytest.approx(change, rel=1e-8)
+    norm = math.sqrt(sum(float(g.square().sum()) for g in gradient.values()))
+    largest = max(c / (rate * LR * norm) for c, rate in zip(change, found["rates"], strict=True))
+    assert found["beta"] == pytest.approx(largest, rel=1e-8)
 
 
 def test_covariate_shift_is_definition_2_1() -> None:
