@@ -27,6 +27,7 @@ from service.dispatch import RayDispatcher
 from service.embedded import LocalRay, Program, local_mlflow, local_ray, supervised
 from service.gate import Trail
 from service.hub import Hub
+from service.inspect import inspect
 from service.metrics import Metrics
 from service.reconcile import Places, Reconciler
 from service.scheduler import Policy
@@ -125,6 +126,7 @@ def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, s
         rate=RateLimit(settings.rate_limit),
         metrics=metrics,
         trail=Trail(store),
+        inspect=inspect,
     )
 
 

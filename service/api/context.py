@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -18,11 +19,16 @@ from service.reconcile import Reconciler
 from service.settings import Settings
 from service.store import Store
 from service.tracking import Tracker
+from trainer.plan import Inspection
+from trainer.spec import JobSpec
 
 
 @dataclass(frozen=True)
 class Context:
-    """mlflow_uri: for links, as a browser reaches it. local_paths: workers see the same files as this process."""
+    """mlflow_uri: for links, as a browser reaches it. local_paths: workers see the same files as this process.
+
+    inspect: asks somebody who knows torch about a spec; None where nobody answers.
+    """
 
     settings: Settings
     store: Store
@@ -36,6 +42,7 @@ class Context:
     rate: RateLimit
     metrics: Metrics
     trail: Trail
+    inspect: Callable[[JobSpec], Inspection | None]
 
     def changed(self, job_id: str) -> None:
         """Something about the job was written: look at it soon, and tell its followers."""

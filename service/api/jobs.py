@@ -13,7 +13,6 @@ from service.api.context import Context, Ctx, Reader, Submitter, visible_job
 from service.api.cursors import decode, encode
 from service.asks import ALLOWED, Verb, ask
 from service.errors import ApiError, FieldProblem, bad_spec
-from service.inspect import inspect
 from service.jobs import Job, JobState, NewEvent
 from service.store import Answer, JobQuery
 from service.submit import against_cluster, against_code, against_files, new_job
@@ -41,7 +40,7 @@ def submit(body: Json, ctx: Ctx, who: Submitter, key: Key = None, dry_run: bool 
         return _again(before, body)
     spec = _read(body, ctx)
     if dry_run:
-        return JSONResponse(plan(spec, ctx.reconciler.capacity, inspect(spec)).as_json())
+        return JSONResponse(plan(spec, ctx.reconciler.capacity, ctx.inspect(spec)).as_json())
     if ctx.store.count_unfinished(who.name) >= ctx.settings.max_queued:
         detail = f"{who.name} has {ctx.settings.max_queued} unfinished jobs, which is the limit; wait or cancel some."
         raise ApiError(429, "too_many_jobs", detail, headers={"Retry-After": "60"})

@@ -63,6 +63,7 @@ def context_of(world: World, folder: Path, auth: bool, settings: dict[str, Any])
         rate=RateLimit(settings.get("rate_limit", 0.0)),
         metrics=metrics,
         trail=Trail(world.store),
+        inspect=lambda _spec: None,  # a service on a host without torch; tests/stack asks the real one
     )
 
 
