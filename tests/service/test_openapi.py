@@ -59,7 +59,7 @@ def send_anything(app: FastAPI, examples: int) -> int:
 
 
 def test_answers_are_as_documented(app: FastAPI) -> None:
-    assert send_anything(app, examples=8) > 20
+    assert send_anything(app, examples=3) > 20
 
 
 @pytest.mark.chaos
