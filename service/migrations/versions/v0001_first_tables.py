@@ -12,6 +12,36 @@ depends_on = None
 
 
 def upgrade() -> None:
+    _create_idempotency()
+    _create_jobs()
+    _create_leases()
+    _create_attempts()
+    _create_checkpoints()
+    _create_events()
+    _create_labels()
+    _create_log_lines()
+
+
+def downgrade() -> None:
+    op.drop_index(op.f("ix_log_lines_job_id_id"), table_name="log_lines")
+    op.drop_table("log_lines")
+    op.drop_index(op.f("ix_labels_name_value_job_id"), table_name="labels")
+    op.drop_table("labels")
+    op.drop_index(op.f("ix_events_job_id_seq"), table_name="events")
+    op.drop_table("events")
+    op.drop_table("checkpoints")
+    op.drop_index(op.f("ix_attempts_released_at"), table_name="attempts")
+    op.drop_table("attempts")
+    op.drop_table("leases")
+    op.drop_index(op.f("ix_jobs_state_priority_queued_at"), table_name="jobs")
+    op.drop_index(op.f("ix_jobs_project_id"), table_name="jobs")
+    op.drop_index(op.f("ix_jobs_owner_id"), table_name="jobs")
+    op.drop_table("jobs")
+    op.drop_index(op.f("ix_idempotency_at"), table_name="idempotency")
+    op.drop_table("idempotency")
+
+
+def _create_idempotency() -> None:
     op.create_table(
         "idempotency",
         sa.Column("owner", sa.String(length=120), nullable=False),
@@ -22,6 +52,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("owner", "key", name=op.f("pk_idempotency")),
     )
     op.create_index(op.f("ix_idempotency_at"), "idempotency", ["at"], unique=False)
+
+
+def _create_jobs() -> None:
     op.create_table(
         "jobs",
         sa.Column("id", sa.String(length=40), nullable=False),
@@ -62,6 +95,9 @@ def upgrade() -> None:
     op.create_index(op.f("ix_jobs_owner_id"), "jobs", ["owner", "id"], unique=False)
     op.create_index(op.f("ix_jobs_project_id"), "jobs", ["project", "id"], unique=False)
     op.create_index(op.f("ix_jobs_state_priority_queued_at"), "jobs", ["state", "priority", "queued_at"], unique=False)
+
+
+def _create_leases() -> None:
     op.create_table(
         "leases",
         sa.Column("name", sa.String(length=40), nullable=False),
@@ -70,6 +106,9 @@ def upgrade() -> None:
         sa.Column("expires_at", sa.String(length=27), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_leases")),
     )
+
+
+def _create_attempts() -> None:
     op.create_table(
         "attempts",
         sa.Column("id", sa.String(length=64), nullable=False),
@@ -99,6 +138,9 @@ def upgrade() -> None:
         sa.UniqueConstraint("job_id", "number", name=op.f("uq_attempts_job_id_number")),
     )
     op.create_index(op.f("ix_attempts_released_at"), "attempts", ["released_at"], unique=False)
+
+
+def _create_checkpoints() -> None:
     op.create_table(
         "checkpoints",
         sa.Column("job_id", sa.String(length=40), nullable=False),
@@ -112,6 +154,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_checkpoints_job_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("job_id", "attempt", "step", name=op.f("pk_checkpoints")),
     )
+
+
+def _create_events() -> None:
     op.create_table(
         "events",
         sa.Column("seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
@@ -124,6 +169,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("seq", name=op.f("pk_events")),
     )
     op.create_index(op.f("ix_events_job_id_seq"), "events", ["job_id", "seq"], unique=False)
+
+
+def _create_labels() -> None:
     op.create_table(
         "labels",
         sa.Column("job_id", sa.String(length=40), nullable=False),
@@ -133,6 +181,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("job_id", "name", name=op.f("pk_labels")),
     )
     op.create_index(op.f("ix_labels_name_value_job_id"), "labels", ["name", "value", "job_id"], unique=False)
+
+
+def _create_log_lines() -> None:
     op.create_table(
         "log_lines",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
@@ -148,22 +199,3 @@ def upgrade() -> None:
         sa.UniqueConstraint("job_id", "attempt", "rank", "seq", name=op.f("uq_log_lines_job_id_attempt_rank_seq")),
     )
     op.create_index(op.f("ix_log_lines_job_id_id"), "log_lines", ["job_id", "id"], unique=False)
-
-
-def downgrade() -> None:
-    op.drop_index(op.f("ix_log_lines_job_id_id"), table_name="log_lines")
-    op.drop_table("log_lines")
-    op.drop_index(op.f("ix_labels_name_value_job_id"), table_name="labels")
-    op.drop_table("labels")
-    op.drop_index(op.f("ix_events_job_id_seq"), table_name="events")
-    op.drop_table("events")
-    op.drop_table("checkpoints")
-    op.drop_index(op.f("ix_attempts_released_at"), table_name="attempts")
-    op.drop_table("attempts")
-    op.drop_table("leases")
-    op.drop_index(op.f("ix_jobs_state_priority_queued_at"), table_name="jobs")
-    op.drop_index(op.f("ix_jobs_project_id"), table_name="jobs")
-    op.drop_index(op.f("ix_jobs_owner_id"), table_name="jobs")
-    op.drop_table("jobs")
-    op.drop_index(op.f("ix_idempotency_at"), table_name="idempotency")
-    op.drop_table("idempotency")

@@ -1,0 +1,45 @@
+"""All SQL of the project. Every change of a job is a guarded update together with its event, in one transaction."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from service.store.access import AccessTable
+from service.store.attempts import AttemptTable
+from service.store.base import RECONCILER
+from service.store.history import History
+from service.store.jobs import JobTable
+from service.store.leases import LeaseTable
+from service.store.values import (
+    Answer,
+    AuditEntry,
+    JobQuery,
+    StoredCheckpoint,
+    StoredEvent,
+    StoredLine,
+    StoredToken,
+)
+
+__all__ = [
+    "RECONCILER",
+    "Answer",
+    "AuditEntry",
+    "JobQuery",
+    "Store",
+    "StoredCheckpoint",
+    "StoredEvent",
+    "StoredLine",
+    "StoredToken",
+]
+
+
+class Store(JobTable, AttemptTable, History, AccessTable, LeaseTable):
+    """Jobs, attempts, events, logs and checkpoints in one database."""
+
+    def is_answering(self) -> bool:
+        try:
+            with self._db.read() as c:
+                c.execute(sa.select(sa.literal(1)))
+        except sa.exc.SQLAlchemyError:
+            return False
+        return True

@@ -1,0 +1,126 @@
+"""Attempts: what the reconciler notes, and what workers report under the fence of an attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from service import schema as t
+from service.jobs import Attempt, Job, NewEvent
+from service.store.base import Tables, attempt_of, job_of
+from trainer.attempt import CheckpointFact, LogLine
+
+
+class AttemptTable(Tables):
+    """Attempts, with the log lines and checkpoints they send."""
+
+    def attempt(self, attempt_id: str) -> Attempt | None:
+        with self._db.read() as c:
+            row = c.execute(sa.select(t.attempts).where(t.attempts.c.id == attempt_id)).mappings().one_or_none()
+        return None if row is None else attempt_of(row)
+
+    def attempts(self, job_id: str) -> list[Attempt]:
+        a = t.attempts.c
+        with self._db.read() as c:
+            rows = c.execute(sa.select(t.attempts).where(a.job_id == job_id).order_by(a.number)).mappings()
+            return [attempt_of(row) for row in rows]
+
+    def unreleased_attempts(self) -> list[Attempt]:
+        """Attempts that may still take up room on the cluster."""
+        with self._db.read() as c:
+            rows = c.execute(sa.select(t.attempts).where(t.attempts.c.released_at.is_(None))).mappings()
+            return [attempt_of(row) for row in rows]
+
+    def note_attempt(self, attempt_id: str, changes: Mapping[str, Any], lease: int | None = None) -> bool:
+        """Record what was done or seen; False if the reconciler's lease no longer stands."""
+        with self._db.write() as c:
+            if lease is not None and not self._lease_stands(c, lease):
+                return False
+            c.execute(sa.update(t.attempts).where(t.attempts.c.id == attempt_id).values(**changes))
+        return True
+
+    # What workers report; each takes effect only under the fence of an attempt that is still under way.
+
+    def heard(self, attempt_id: str, fence: str, lease_s: float, phase: str | None, step: int | None) -> Job | None:
+        """Renew the lease of an attempt. Its job; None if the fence is stale."""
+        with self._db.write() as c:
+            attempt = self._live(c, attempt_id, fence)
+            if attempt is None:
+                return None
+            self._renew(c, attempt, lease_s, phase, step)
+            return self._job_of(c, attempt)
+
+    def progress(self, attempt_id: str, fence: str, lease_s: float, step: int, progress: dict[str, Any]) -> Job | None:
+        with self._db.write() as c:
+            attempt = self._live(c, attempt_id, fence)
+            if attempt is None:
+                return None
+            self._renew(c, attempt, lease_s, None, step)
+            c.execute(sa.update(t.jobs).where(t.jobs.c.id == attempt.job_id).values(progress=progress))
+            self._add_event(c, attempt.job_id, NewEvent("progress", f"Step {step}.", progress))
+            return self._job_of(c, attempt)
+
+    def add_lines(self, attempt_id: str, fence: str, lines: Sequence[LogLine]) -> Job | None:
+        """Keep log lines, the last words of an ended attempt included; those that are there already are left alone."""
+        with self._db.write() as c:
+            attempt = self._fenced(c, attempt_id, fence)
+            if attempt is None:
+                return None
+            for line in lines:
+                row = {"job_id": attempt.job_id, "attempt": attempt.number, **line.model_dump()}
+                self._insert_new(c, t.log_lines, row)
+            return None if attempt.ended_at else self._job_of(c, attempt)
+
+    def add_checkpoint(self, attempt_id: str, fact: CheckpointFact) -> Job | None:
+        with self._db.write() as c:
+            attempt = self._live(c, attempt_id, fact.fence)
+            if attempt is None:
+                return None
+            row = fact.model_dump(exclude={"fence"}) | {"job_id": attempt.job_id, "attempt": attempt.number}
+            if self._insert_new(c, t.checkpoints, row | {"at": self._now(c)}):
+                event = NewEvent("checkpoint", f"Checkpoint at step {fact.step}.", {"step": fact.step})
+                self._add_event(c, attempt.job_id, event)
+            return self._job_of(c, attempt)
+
+    def add_worker_event(self, attempt_id: str, fence: str, event: NewEvent) -> Job | None:
+        with self._db.write() as c:
+            attempt = self._live(c, attempt_id, fence)
+            if attempt is None:
+                return None
+            self._add_event(c, attempt.job_id, event)
+            return self._job_of(c, attempt)
+
+    def exited(self, attempt_id: str, fence: str, result: dict[str, Any]) -> Job | None:
+        """Keep the result an attempt sent; the reconciler settles the job by it."""
+        with self._db.write() as c:
+            attempt = self._live(c, attempt_id, fence)
+            if attempt is None:
+                return None
+            if attempt.result is None:
+                c.execute(sa.update(t.attempts).where(t.attempts.c.id == attempt_id).values(result=result))
+            return self._job_of(c, attempt)
+
+    def _live(self, c: sa.Connection, attempt_id: str, fence: str) -> Attempt | None:
+        attempt = self._fenced(c, attempt_id, fence)
+        return None if attempt is None or attempt.ended_at else attempt
+
+    def _fenced(self, c: sa.Connection, attempt_id: str, fence: str) -> Attempt | None:
+        a = t.attempts.c
+        guard = (a.id == attempt_id, a.fence == fence)
+        row = c.execute(sa.select(t.attempts).where(*guard).with_for_update()).mappings().one_or_none()
+        return None if row is None else attempt_of(row)
+
+    def _renew(self, c: sa.Connection, attempt: Attempt, lease_s: float, phase: str | None, step: int | None) -> None:
+        now = self._now(c)
+        values: dict[str, Any] = {"heartbeat_at": now, "lease_expires_at": now + timedelta(seconds=lease_s)}
+        if phase is not None and phase not in (attempt.phases or {}):
+            values |= {"phase": phase, "phases": {**(attempt.phases or {}), phase: t.format_instant(now)}}
+        if step is not None and step > attempt.step:
+            values["step"] = step
+        c.execute(sa.update(t.attempts).where(t.attempts.c.id == attempt.id).values(**values))
+
+    def _job_of(self, c: sa.Connection, attempt: Attempt) -> Job:
+        return job_of(c.execute(sa.select(t.jobs).where(t.jobs.c.id == attempt.job_id)).mappings().one())

@@ -1,0 +1,56 @@
+"""What happened to a job: events, log lines and checkpoints, in the order in which they came."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from service import schema as t
+from service.jobs import NewEvent
+from service.store.base import Tables
+from service.store.values import StoredCheckpoint, StoredEvent, StoredLine
+
+
+class History(Tables):
+    """Everything that is only ever added to."""
+
+    def add_event(self, job_id: str, event: NewEvent) -> None:
+        with self._db.write() as c:
+            self._add_event(c, job_id, event)
+
+    def events(self, job_id: str, after: int = 0, limit: int = 200) -> list[StoredEvent]:
+        e = t.events.c
+        query = sa.select(t.events).where(e.job_id == job_id, e.seq > after).order_by(e.seq).limit(limit)
+        with self._db.read() as c:
+            return [StoredEvent(**row) for row in c.execute(query).mappings()]
+
+    def lines(
+        self,
+        job_id: str,
+        *,
+        after: int = 0,
+        limit: int = 200,
+        tail: bool = False,
+        attempt: int | None = None,
+        rank: int | None = None,
+        text: str | None = None,
+    ) -> list[StoredLine]:
+        """Log lines in order of arrival. tail: the last ones instead of the first ones."""
+        l = t.log_lines.c  # noqa: E741
+        wanted = [l.job_id == job_id, l.id > after]
+        if attempt is not None:
+            wanted.append(l.attempt == attempt)
+        if rank is not None:
+            wanted.append(l.rank == rank)
+        if text is not None:
+            wanted.append(l.text.contains(text, autoescape=True))
+        columns = [l.id, l.attempt, l.rank, l.seq, l.at, l.level, l.text]
+        query = sa.select(*columns).where(*wanted).order_by(l.id.desc() if tail else l.id).limit(limit)
+        with self._db.read() as c:
+            found = [StoredLine(**row) for row in c.execute(query).mappings()]
+        return found[::-1] if tail else found
+
+    def checkpoints(self, job_id: str) -> list[StoredCheckpoint]:
+        k = t.checkpoints.c
+        query = sa.select(t.checkpoints).where(k.job_id == job_id).order_by(k.step.desc(), k.attempt.desc())
+        with self._db.read() as c:
+            return [StoredCheckpoint(**row) for row in c.execute(query).mappings()]

@@ -1,0 +1,36 @@
+"""Leases: who may act now, by the time of the database."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import sqlalchemy as sa
+
+from service import schema as t
+from service.store.base import RECONCILER, Tables
+
+
+class LeaseTable(Tables):
+    """Leases with a holder, an end, and a token that grows with each change of holder."""
+
+    def take_lease(self, holder: str, seconds: float, name: str = RECONCILER) -> int | None:
+        """The token under which `holder` may act; None while somebody else's lease stands."""
+        with self._db.write() as c:
+            now = self._now(c)
+            expires_at = now + timedelta(seconds=seconds)
+            first = {"name": name, "holder": holder, "token": 1, "expires_at": expires_at}
+            if self._insert_new(c, t.leases, first):
+                return 1
+            l = t.leases.c  # noqa: E741
+            row = c.execute(sa.select(t.leases).where(l.name == name).with_for_update()).mappings().one()
+            if row["holder"] != holder and row["expires_at"] > now:
+                return None
+            token: int = row["token"] if row["holder"] == holder else row["token"] + 1
+            values = {"holder": holder, "token": token, "expires_at": expires_at}
+            c.execute(sa.update(t.leases).where(l.name == name).values(**values))
+            return token
+
+    def give_lease_back(self, holder: str, name: str = RECONCILER) -> None:
+        with self._db.write() as c:
+            l = t.leases.c  # noqa: E741
+            c.execute(sa.update(t.leases).where(l.name == name, l.holder == holder).values(expires_at=self._now(c)))

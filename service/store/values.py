@@ -1,0 +1,89 @@
+"""What the store hands out besides jobs and attempts, and what it is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StoredEvent:
+    seq: int
+    job_id: str
+    at: datetime
+    kind: str
+    message: str
+    data: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class StoredLine:
+    id: int
+    attempt: int
+    rank: int
+    seq: int
+    at: str
+    level: str
+    text: str
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    job_id: str
+    attempt: int
+    step: int
+    epoch: int
+    path: str
+    digest: str
+    size_bytes: int
+    at: datetime
+
+
+@dataclass(frozen=True)
+class StoredToken:
+    """digest: SHA-256 of the token; the token itself is kept nowhere."""
+
+    id: str
+    owner: str
+    digest: str
+    scopes: list[str]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """Who asked for which change, and what was answered."""
+
+    at: datetime
+    who: str
+    method: str
+    path: str
+    status: int
+    request_id: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was answered to a request with an Idempotency-Key."""
+
+    request_hash: str
+    answer: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class JobQuery:
+    """Filters of the job list; `after` is the id behind which to go on (newest first unless ascending)."""
+
+    state: str | None = None
+    project: str | None = None
+    owner: str | None = None
+    norm: str | None = None
+    name: str | None = None
+    label: tuple[str, str] | None = None
+    created_after: datetime | None = None
+    ascending: bool = False
+    after: str | None = None
+    limit: int = 50
