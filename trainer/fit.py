@@ -14,6 +14,7 @@ from torch import nn
 from trainer.attempt import Launch
 from trainer.callbacks.checkpoint import CheckpointWriter, VerifiedCheckpointIO
 from trainer.callbacks.early_stopping import StopEarly
+from trainer.callbacks.end import EndAtStep
 from trainer.callbacks.guard import NonFiniteGuard
 from trainer.callbacks.progress import ProgressReporter
 from trainer.callbacks.statistics import StatisticsRecorder
@@ -104,7 +105,7 @@ def fit(
         folders.checkpoints, every=spec.train.checkpoint_every, keep=spec.train.keep_checkpoints, reporter=reporter
     )
     callbacks = _callbacks(spec, folders, spool, reporter, checkpoints, steps)
-    trainer = _trainer(launch, callbacks, loaders, place)
+    trainer = _trainer(launch, callbacks, place)
     if spec.train.compile:
         compile_in_place(module.network)
     try:
@@ -127,6 +128,7 @@ def _callbacks(
     """In the order they are called in; what keeps state that an epoch's end changes comes before the checkpoint."""
     agreement = StopAgreement(lambda: reporter.stop_request, lambda: reporter.superseded)
     callbacks: list[Callback] = [
+        EndAtStep(steps),
         StatisticsRecorder(folders.artifacts, spool, every=spec.statistics.every),
         ProgressReporter(
             reporter,
@@ -146,7 +148,7 @@ def _callbacks(
     return [*callbacks, checkpoints, StopOnRequest(agreement, checkpoints)]
 
 
-def _trainer(launch: Launch, callbacks: list[Callback], loaders: Loaders, place: Place) -> Trainer:
+def _trainer(launch: Launch, callbacks: list[Callback], place: Place) -> Trainer:
     train, res = launch.spec.train, launch.spec.resources
     return Trainer(
         accelerator="gpu" if res.gpus_per_worker else "cpu",
@@ -159,7 +161,8 @@ def _trainer(launch: Launch, callbacks: list[Callback], loaders: Loaders, place:
         ],
         precision=train.precision,
         max_epochs=train.epochs if train.epochs is not None else -1,
-        max_steps=train.steps if train.steps is not None else -1,
+        # Not max_steps: with it, Lightning repeats the epoch at whose end a checkpoint was written (lightning 2.6.6).
+        max_steps=-1,
         accumulate_grad_batches=train.accumulate,
         gradient_clip_val=train.clip_grad_norm,
         callbacks=callbacks,
@@ -169,5 +172,4 @@ def _trainer(launch: Launch, callbacks: list[Callback], loaders: Loaders, place:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        val_check_interval=len(loaders.train) if train.epochs is None else None,
     )

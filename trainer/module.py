@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -15,6 +17,8 @@ from trainer.optim import build_optimizer, build_schedule, clip_adaptive
 from trainer.own_steps import own_optimizers, require_automatic, training_loss, unlogged
 from trainer.spec import JobSpec
 from trainer.tasks import Scores, task_loss
+
+METRICS = "metrics"
 
 
 class TrainingModule(LightningModule):
@@ -98,6 +102,13 @@ class TrainingModule(LightningModule):
         own hook only after the callbacks, which want to report these."""
         self.train_metrics = self._finish("train")
         return self.train_metrics
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """With the metrics of the last epoch, for an attempt that finds nothing left to train."""
+        checkpoint[METRICS] = {"train": self.train_metrics, "val": self.val_metrics}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.train_metrics, self.val_metrics = checkpoint[METRICS]["train"], checkpoint[METRICS]["val"]
 
     def own_state(self) -> dict[str, dict[str, Tensor]]:
         """What this rank alone has: what it counted of the epoch so far, and statistics that are not synchronized."""

@@ -97,14 +97,18 @@ def test_paused_in_the_middle_of_an_epoch(ranks: Pool, undisturbed: Whole, tmp_p
     assert_same(undisturbed(spec(kind)), resumed, first, second)
 
 
-@pytest.mark.parametrize("stop_at", [1, 5, 6, 7, 11, 12])
-def test_paused_anywhere(ranks: Pool, undisturbed: Whole, tmp_path: Path, stop_at: int) -> None:
+@pytest.mark.parametrize(
+    ("length", "stop_at"),
+    [*(("epochs", step) for step in (1, 5, 6, 11, 12)), *(("steps", step) for step in (5, 6, 14, 15))],
+)
+def test_paused_anywhere(ranks: Pool, undisturbed: Whole, tmp_path: Path, length: str, stop_at: int) -> None:
+    document = spec("sync_batch", **({"epochs": None, "steps": 15} if length == "steps" else {}))
     first, second = tmp_path / "1", tmp_path / "2"
 
-    ranks.run(train, 2, str(first), spec("sync_batch"), None, Told(stop_at=stop_at))
-    resumed = ranks.run(train, 2, str(second), spec("sync_batch"), newest(first))[0]
+    ranks.run(train, 2, str(first), document, None, Told(stop_at=stop_at))
+    resumed = ranks.run(train, 2, str(second), document, newest(first))[0]
 
-    assert_same(undisturbed(spec("sync_batch")), resumed, first, second)
+    assert_same(undisturbed(document), resumed, first, second)
 
 
 def test_paused_while_gradients_accumulate(ranks: Pool, undisturbed: Whole, tmp_path: Path) -> None:
@@ -124,6 +128,7 @@ def test_killed_after_the_last_step(ranks: Pool, undisturbed: Whole, tmp_path: P
     resumed = ranks.run(train, 2, str(tmp_path), spec("sync_batch"), newest(whole.root))[0]
 
     assert all(torch.equal(tensor, resumed.state[name]) for name, tensor in whole.result.state.items())
+    assert resumed.metrics == whole.result.metrics
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 

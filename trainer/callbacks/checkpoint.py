@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from trainer import checkpoints
 from trainer.agreement import check_agreement
+from trainer.callbacks.end import ends_epoch
 from trainer.module import TrainingModule
 from trainer.reporter import Reporter
 from trainer.spec import Every
@@ -65,7 +66,7 @@ class CheckpointWriter(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if between_steps(trainer) and not trainer.is_last_batch and self._is_due_at(trainer.global_step):
+        if between_steps(trainer) and not ends_epoch(trainer) and self._is_due_at(trainer.global_step):
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

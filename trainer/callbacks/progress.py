@@ -34,7 +34,7 @@ class ProgressReporter(Callback):
         self._epoch_began = time.monotonic()
         self._batches = 0
         assert isinstance(pl_module, TrainingModule)
-        pl_module.val_metrics = {}  # an epoch that max_steps cuts short has none
+        pl_module.val_metrics = {}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

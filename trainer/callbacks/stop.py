@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from trainer.attempt import StopRequest
 from trainer.callbacks.checkpoint import CheckpointWriter, between_steps
+from trainer.callbacks.end import ends_epoch
 from trainer.control import StopAgreement, StopRequested
 
 
@@ -26,7 +27,7 @@ class StopOnRequest(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._request = self._agreement.agreed()
-        if self._request and between_steps(trainer) and not trainer.is_last_batch:
+        if self._request and between_steps(trainer) and not ends_epoch(trainer):
             self._stop(trainer, self._request)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,0 +1,32 @@
+"""Ends training after a number of optimizer steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+def ends_epoch(trainer: Trainer) -> bool:
+    """Whether this batch is the last of its epoch, because the data or the job ends with it."""
+    return trainer.is_last_batch or trainer.should_stop
+
+
+class EndAtStep(Callback):
+    """The epoch in which step `steps` falls ends with it, and is validated. Comes before callbacks that ask for ends."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A job that was interrupted after its last step must not train on."""
+        self._end_if_due(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._end_if_due(trainer)
+
+    def _end_if_due(self, trainer: Trainer) -> None:
+        if trainer.global_step >= self._steps:
+            trainer.should_stop = True
