@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from trainer.files import sha256_of, sync_folder, write_atomic
+from trainer.files import StorageError, describe_space, sha256_of, sync_folder, write_atomic, write_with
 
 logger = logging.getLogger(__name__)
 
@@ -45,24 +44,27 @@ class Checkpoint:
 def write(folder: Path, state: dict[str, Any], *, step: int, epoch: int, world_size: int, fence: str) -> Checkpoint:
     """Write `state` to `folder/step-{step}`; readers see it only once it is whole.
 
-    Raises: OSError where the storage is full or broken; nothing half-written is left behind then.
+    Raises: StorageError where the storage is full or broken; nothing half-written is left behind then.
     """
     target = folder / f"step-{step:010d}"
     beside = folder / f".tmp-{target.name}"
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
     try:
-        torch.save(state, beside / STATE)
-        _sync_file(beside / STATE)
+        beside.mkdir(parents=True)
+        write_with(beside / STATE, lambda file: torch.save(state, file))
         files = {STATE: {"sha256": sha256_of(beside / STATE), "bytes": (beside / STATE).stat().st_size}}
         manifest = {"step": step, "epoch": epoch, "world_size": world_size, "fence": fence, "files": files}
         write_atomic(beside / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
         shutil.rmtree(target, ignore_errors=True)
         beside.rename(target)
         sync_folder(folder)
-    except BaseException:
+    except OSError as error:
+        raise StorageError(
+            f"the checkpoint of step {step} could not be written to {folder} ({describe_space(folder)}): {error}. "
+            "The one before it is kept."
+        ) from error
+    finally:
         shutil.rmtree(beside, ignore_errors=True)
-        raise
     return verify(target)
 
 
@@ -121,8 +123,3 @@ def retain(folder: Path, keep: int) -> None:
 
 def _candidates(folder: Path) -> Iterator[Path]:
     return folder.glob("step-*")
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())

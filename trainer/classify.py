@@ -12,6 +12,7 @@ import norm
 from trainer.agreement import DisagreementError
 from trainer.checkpoints import CheckpointCorruptError
 from trainer.failure import FailureReason
+from trainer.files import StorageError
 
 
 class NonFiniteError(RuntimeError):
@@ -20,6 +21,14 @@ class NonFiniteError(RuntimeError):
 
 class ExportMismatchError(RuntimeError):
     """The exported model does not answer as the trained one."""
+
+
+class RankFailedError(RuntimeError):
+    """What a rank tells Ray Train when it fails: its Failure as JSON, for a driver that finds no file of it."""
+
+    def __init__(self, failure: str) -> None:
+        super().__init__(failure)
+        self.failure = failure
 
 
 class Failure(BaseModel):
@@ -65,7 +74,8 @@ def first_cause(failures: list[Failure], world_size: int) -> Failure | None:
 _BY_TYPE: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], FailureReason], ...] = (
     ((torch.OutOfMemoryError, MemoryError), FailureReason.OUT_OF_MEMORY),
     (NonFiniteError, FailureReason.NON_FINITE),
-    (FileNotFoundError, FailureReason.DATA_MISSING),
+    (StorageError, FailureReason.STORAGE),
+    ((FileNotFoundError, PermissionError), FailureReason.DATA_MISSING),
     (ExportMismatchError, FailureReason.EXPORT_MISMATCH),
     (CheckpointCorruptError, FailureReason.CHECKPOINT_CORRUPT),
     (DisagreementError, FailureReason.INTERNAL),

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
-from trainer.files import write_atomic
+from trainer.files import write_atomic, write_with
 
 Array = NDArray[np.floating[Any]]
 Runner = Callable[[Array], Array]
@@ -52,7 +52,7 @@ def write_weights(network: nn.Module, description: dict[str, Any], folder: Path)
     """The trusted form: tensors without code, and JSON that says which network they belong to."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS_FILE)
+    write_atomic(folder / WEIGHTS_FILE, save(tensors))
     write_atomic(folder / DESCRIPTION_FILE, json.dumps(description, indent=1, sort_keys=True).encode())
     return [folder / WEIGHTS_FILE, folder / DESCRIPTION_FILE]
 
@@ -75,7 +75,7 @@ def export(network: nn.Module, example: torch.Tensor, formats: list[str], folder
 
 
 def _write_pt2(program: torch.export.ExportedProgram, path: Path) -> Exported:
-    torch.export.save(program, path)
+    write_with(path, lambda file: torch.export.save(program, file))
     # Our own file of a moment ago. A foreign pt2 is code: never load one whose digest is not in a certificate.
     module = torch.export.load(path).module()
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
+
+
+class StorageError(RuntimeError):
+    """Something that belongs to an attempt could not be written."""
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -21,6 +29,52 @@ def write_atomic(path: Path, content: bytes) -> None:
         beside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_with(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Have `write` fill a new file at `path`, and sync it.
+
+    For torch's writers: where a write fails, their zip archive aborts the whole process from its destructor (torch
+    2.13). So they never see a failure; the first one is raised here, as the OSError it was.
+    """
+    file = path.open("wb")
+    steady = _SteadyFile(file)
+    try:
+        write(steady)  # type: ignore[arg-type]  # write and flush are all that torch uses
+        if steady.error is not None:
+            raise steady.error
+        file.flush()
+        os.fsync(file.fileno())
+    finally:
+        with suppress(OSError):  # once more what could not be flushed above
+            file.close()
+
+
+class _SteadyFile:
+    """Takes every write as if it had gone well, and keeps the first error."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        if self.error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes
+
+    def flush(self) -> None: ...
+
+
+def describe_space(folder: Path) -> str:
+    """`{free} of {total} MiB free`, or why nobody can tell."""
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError as error:
+        return str(error)
+    return f"{usage.free / 2**20:.1f} of {usage.total / 2**20:.1f} MiB free"
 
 
 def sync_folder(folder: Path) -> None:

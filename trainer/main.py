@@ -14,7 +14,7 @@ from ray.train.v2.api.config import RunConfig
 from trainer import worker
 from trainer.attempt import Launch, Result
 from trainer.checkpoints import CheckpointCorruptError
-from trainer.classify import Failure, classify, first_cause
+from trainer.classify import Failure, RankFailedError, classify, first_cause
 from trainer.failure import ADVICE, FailureReason
 from trainer.files import write_atomic
 from trainer.folders import AttemptFolders
@@ -44,7 +44,7 @@ def main(root: Path) -> int:
         logger.exception("the driver failed")
         result = _failed(launch, classify(error, rank=-1).model_copy(update={"reason": FailureReason.INTERNAL}))
     if not reporter.superseded:
-        write_atomic(folders.result, result.model_dump_json(indent=1).encode())
+        result = _keep(result, launch, folders)
     reporter.enter("done")
     reporter.exit(result)
     reporter.close()
@@ -62,6 +62,19 @@ def run_attempt(launch: Launch, folders: AttemptFolders, reporter: Reporter) -> 
     except TrainingFailedError as error:
         return _failed(launch, _why(launch, folders, error))
     return Result.model_validate(fitted.return_value)  # type: ignore[attr-defined]  # typed as the v1 Result
+
+
+def _keep(result: Result, launch: Launch, folders: AttemptFolders) -> Result:
+    """Write result.json; what has to be said instead where the storage takes no more files.
+
+    Of a failure, the message to the service has to do then. A success that nobody can read later is none.
+    """
+    try:
+        write_atomic(folders.result, result.model_dump_json(indent=1).encode())
+    except OSError as error:
+        logger.exception("result.json could not be written")
+        return result if result.outcome == "failed" else _failed(launch, classify(error, rank=-1))
+    return result
 
 
 def _trainer(launch: Launch, folders: AttemptFolders, resume_from: Path | None) -> TorchTrainer:
@@ -94,7 +107,7 @@ def _worker_environment(launch: Launch) -> dict[str, str]:
 
 def _why(launch: Launch, folders: AttemptFolders, error: TrainingFailedError) -> Failure:
     """What the ranks left behind, or, where none could write any more, what Ray says."""
-    left = [Failure.model_validate_json(path.read_bytes()) for path in sorted(folders.failures.glob("rank-*.json"))]
+    left = _failures(folders, error)
     cause = first_cause(left, launch.spec.resources.workers)
     if cause is not None:
         return cause
@@ -102,6 +115,18 @@ def _why(launch: Launch, folders: AttemptFolders, error: TrainingFailedError) ->
     silent = [rank for rank in range(launch.spec.resources.workers) if rank not in heard]
     message = f"worker process of rank {', '.join(map(str, silent))} ended without a word (killed?)."
     return classify(error, rank=-1).model_copy(update={"reason": FailureReason.WORKER_LOST, "message": message})
+
+
+def _failures(folders: AttemptFolders, error: TrainingFailedError) -> list[Failure]:
+    """Of each rank that could still say what it died of: from its file, or as Ray brought it."""
+    found = [Failure.model_validate_json(path.read_bytes()) for path in sorted(folders.failures.glob("rank-*.json"))]
+    heard = {failure.rank for failure in found}
+    for raised in getattr(error, "worker_failures", {}).values():
+        cause = getattr(raised, "_base_exc", raised)  # Ray's wrapper around what a worker raised (ray 2.60)
+        if isinstance(cause, RankFailedError):
+            brought = Failure.model_validate_json(cause.failure)
+            found += [brought] if brought.rank not in heard else []
+    return found
 
 
 def _failed(launch: Launch, failure: Failure) -> Result:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import yaml
 import norm
 from trainer import tracking
 from trainer.attempt import Launch, Result
-from trainer.classify import classify
+from trainer.classify import RankFailedError, classify
 from trainer.control import StopRequested
 from trainer.conversion import convert
 from trainer.data import build_data
@@ -37,7 +38,9 @@ MLFLOW_PATIENCE_S = 60.0
 def train(config: dict[str, Any]) -> dict[str, Any] | None:
     """The train loop that Ray Train runs on each worker; rank 0 returns the attempt's Result as plain values.
 
-    A failure leaves `failures/rank-N.json` in the attempt's folder, for the driver to classify, and is raised again.
+    A failure leaves `failures/rank-N.json` in the attempt's folder, for the driver to classify.
+
+    Raises: RankFailedError, which says the same, for a storage that takes no more files.
     """
     folders = AttemptFolders(Path(config["folder"]))
     launch = Launch.model_validate_json(folders.launch.read_bytes()).model_copy(
@@ -55,8 +58,9 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
     except BaseException as error:
         failure = classify(error, place.rank)
         reporter.log("ERROR", f"rank {place.rank} failed: {failure.message}\n{failure.traceback}")
-        write_atomic(folders.failure(place.rank), failure.model_dump_json().encode())
-        raise
+        with suppress(OSError):
+            write_atomic(folders.failure(place.rank), failure.model_dump_json().encode())
+        raise RankFailedError(failure.model_dump_json()) from error
     finally:
         logging.getLogger().removeHandler(handler)
         reporter.close()

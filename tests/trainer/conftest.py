@@ -25,6 +25,38 @@ def ranks() -> Iterator[Pool]:
     workers.stop()
 
 
+class Disk:
+    """A file system of its own, that can be filled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._ballast = folder / "ballast"
+
+    def fill(self, *, leave_bytes: int = 0) -> None:
+        """As if others had written to it, until so much is left."""
+        with self._ballast.open("wb", buffering=0) as file:
+            file.write(bytes(os.statvfs(self.folder).f_bavail * os.statvfs(self.folder).f_frsize - leave_bytes))
+
+    def empty(self) -> None:
+        self._ballast.unlink()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Disk]:
+    """8 MiB of memory as a disk. Only root may mount it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a full disk needs a tmpfs, which can't be mounted here: {error}")
+    try:
+        yield Disk(folder)
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
 class Mlflow:
     """A real MLflow server on SQLite that tests may kill and start again."""
 

@@ -9,6 +9,7 @@ import torch
 
 from trainer import checkpoints
 from trainer.checkpoints import CheckpointCorruptError
+from trainer.files import StorageError
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_a_failed_write_leaves_nothing_behind(folder: Path) -> None:
         def __reduce__(self) -> str:
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StorageError, match="No space left"):
         checkpoints.write(folder, {"w": Unwritable()}, step=40, epoch=4, world_size=2, fence="f")
 
     assert sorted(path.name for path in folder.iterdir()) == ["step-0000000010", "step-0000000020", "step-0000000030"]
