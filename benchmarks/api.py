@@ -28,7 +28,7 @@ from benchmarks.harness import Row, Table
 from service import schema
 from service.database import Database
 from service.jobs import Job, JobState, new_job_id
-from service.scheduler import Policy, schedule
+from service.scheduler import Policy, in_lines, schedule
 from service.submit import new_job
 from trainer.plan import NodeCapacity
 from trainer.spec_reader import read_spec
@@ -47,7 +47,9 @@ from service.embedded import LocalRay
 from service.runtime import make_context
 from service.settings import Settings
 settings = Settings.from_environment()
-with ExitStack() as stack, socket.create_server(("127.0.0.1", int(sys.argv[1]))) as listener:
+with ExitStack() as stack, socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+    listener.bind(("127.0.0.1", int(sys.argv[1])))
+    listener.listen(2048)
     nobody = "http://127.0.0.1:9"
     context = make_context(settings, LocalRay(nobody, "", ""), nobody, "http://127.0.0.1:" + sys.argv[1], stack)
     config = uvicorn.Config(create_app(context), log_config=None, access_log=False)
@@ -124,8 +126,9 @@ def _decide() -> float:
     template = new_job(read_spec(SPEC), "ann", datetime.now(UTC))
     queue: list[Job] = [replace(template, id=f"j{i}", owner=f"o{i % 50}", workers=1 + i % 4) for i in range(10_000)]
     nodes = [NodeCapacity(f"n{i}", 8.0, 0.0, 8.0, 0.0) for i in range(8)]
+    lines = in_lines(queue, Policy())
     began = time.perf_counter()
-    schedule(queue, [], nodes, datetime.now(UTC), Policy())
+    schedule(lines, [], nodes, datetime.now(UTC), Policy())
     return time.perf_counter() - began
 
 

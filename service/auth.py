@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import os
 import secrets
 import threading
@@ -23,6 +24,7 @@ from service.store import Store, StoredToken
 
 SCOPES = ("read", "submit", "admin")
 ADMIN_FILE = "admin.token"
+_MOST_KNOWN = 10_000
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,32 @@ LOCAL = Principal("local", frozenset(SCOPES))
 
 
 class Doorkeeper:
-    """Turns an Authorization header into a principal."""
+    """Turns an Authorization header into a principal, and remembers it for a moment.
 
-    def __init__(self, store: Store, admin_token: str | None) -> None:
+    A token that is revoked here is forgotten at once; one that another replica revokes, within `memory_s`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        admin_token: str | None,
+        *,
+        memory_s: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """admin_token: None turns authentication off."""
         self._store = store
+        self._clock = clock
         self._admin = None if admin_token is None else digest(admin_token)
+        self._memory_s = memory_s
+        self._known: dict[str, _Known] = {}
+
+    def recall(self, authorization: str) -> Principal | None:
+        """Who was admitted with this header a moment ago; None: ask `admit`. Never waits for the database."""
+        if self._admin is None:
+            return LOCAL
+        known = self._known.get(digest(authorization))
+        return known.principal if known is not None and self._clock() < known.until else None
 
     def admit(self, authorization: str) -> Principal:
         """Raises: ApiError 401."""
@@ -63,17 +85,40 @@ class Doorkeeper:
         given = digest(token)
         if scheme.lower() == "bearer":
             if hmac.compare_digest(given, self._admin):
-                return Principal("admin", frozenset(SCOPES))
+                return self._remember(authorization, Principal("admin", frozenset(SCOPES)))
             stored = self._store.token(_token_id(token))
             expected = stored.digest if stored else self._admin
-            if hmac.compare_digest(given, expected) and stored and _stands(stored, self._store.now()):
-                return Principal(stored.owner, frozenset(stored.scopes))
+            now = self._store.now()
+            if hmac.compare_digest(given, expected) and stored and _stands(stored, now):
+                left_s = math.inf if stored.expires_at is None else (stored.expires_at - now).total_seconds()
+                return self._remember(
+                    authorization, Principal(stored.owner, frozenset(stored.scopes)), stored.id, left_s
+                )
         raise ApiError(
             401,
             "unauthorized",
             "This needs a valid token: Authorization: Bearer sn_… . An admin makes one with `syncnorm token create`.",
             headers={"WWW-Authenticate": "Bearer"},
         )
+
+    def forget(self, token_id: str) -> None:
+        """The token was revoked."""
+        self._known = {key: known for key, known in self._known.items() if known.token_id != token_id}
+
+    def _remember(
+        self, authorization: str, principal: Principal, token_id: str = "", left_s: float = math.inf
+    ) -> Principal:
+        if len(self._known) >= _MOST_KNOWN:
+            self._known = {}
+        self._known[digest(authorization)] = _Known(principal, token_id, self._clock() + min(self._memory_s, left_s))
+        return principal
+
+
+@dataclass(frozen=True)
+class _Known:
+    principal: Principal
+    token_id: str
+    until: float
 
 
 def require(principal: Principal, scope: str) -> Principal:

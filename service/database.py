@@ -14,6 +14,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from pydantic_core import from_json
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -31,7 +32,9 @@ class Database:
             self._writer = _sqlite_engine(url, "BEGIN IMMEDIATE", synchronous)
             self._reader = _sqlite_engine(url, "BEGIN", synchronous)
         else:
-            self._writer = self._reader = sa.create_engine(_with_driver(url), pool_pre_ping=True, pool_size=20)
+            self._writer = self._reader = sa.create_engine(
+                _with_driver(url), pool_pre_ping=True, pool_size=20, json_deserializer=from_json
+            )
 
     def migrate(self) -> None:
         """Bring the tables to the newest form."""
@@ -60,10 +63,13 @@ class Database:
         with self._reader.begin() as connection:
             yield connection
 
-    def now(self, connection: sa.Connection) -> datetime:
+    def now(self, connection: sa.Connection | None = None) -> datetime:
         """Database time: leases must not depend on the clocks of several hosts."""
         if self.is_sqlite:
             return datetime.now(UTC)
+        if connection is None:
+            with self.read() as reading:
+                return self.now(reading)
         value: datetime = connection.execute(sa.text("SELECT clock_timestamp()")).scalar_one()
         return value.astimezone(UTC)
 
@@ -86,7 +92,9 @@ def _with_driver(url: str) -> str:
 
 
 def _sqlite_engine(url: str, begin: str, synchronous: str) -> sa.Engine:
-    engine = sa.create_engine(url, connect_args={"timeout": 30, "check_same_thread": False}, pool_size=20)
+    engine = sa.create_engine(
+        url, connect_args={"timeout": 30, "check_same_thread": False}, pool_size=20, json_deserializer=from_json
+    )
 
     @sa.event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:

@@ -54,7 +54,7 @@ def explain(job: Job, attempt: Attempt | None, plan: Schedule | None, ahead: int
 def _queued(job: Job, attempt: Attempt | None, plan: Schedule | None, ahead: int) -> Explanation:
     if plan is None:
         return Explanation("cluster_unreachable", "Ray can't be reached; the job is kept and starts when it can.")
-    if wait := plan.waits.get(job.id):
+    if wait := plan.wait(job):
         return Explanation(wait.code, wait.message, wait.numbers, ahead, wait.blockers, wait.starts_at)
     if attempt is not None and attempt.released_at is None:
         return Explanation("previous_attempt_leaving", f"Attempt {attempt.number} still has to leave the cluster.")

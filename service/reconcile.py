@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -24,6 +24,7 @@ from service.jobs import RUN_STATUS, TERMINAL, Attempt, Job, JobState, NewEvent,
 from service.scheduler import Held, Policy, Schedule, schedule
 from service.store import Store
 from service.tracking import Tracker, TrackingUnreachableError
+from service.waiting import Waiting
 from trainer import attempt as protocol
 from trainer.plan import NodeCapacity
 from trainer.spec import JobSpec
@@ -81,6 +82,7 @@ class Reconciler:
         self.policy = policy
         self._metrics = metrics
         self._looked_at = time.monotonic()
+        self._waiting = Waiting(policy)
         self._lease_s = lease_s
         self._on_change = on_change
         self._holder = f"{socket.gethostname()}-{os.getpid()}-{new_fence()[:8]}"
@@ -116,10 +118,9 @@ class Reconciler:
         if self._token is None:
             return
         self.view = self._look()
+        self._waiting.refresh(self._store)
         attempts = {attempt.job_id: attempt for attempt in self._store.unreleased_attempts() if not attempt.ended_at}
-        for job in self._store.unfinished_jobs():
-            if _only_waits(job):
-                continue
+        for job in self._store.jobs_by_id(attempts.keys() | self._store.unsettled()):
             self._advance(job, attempts.get(job.id))
         if self.view is None:
             self.plan = None
@@ -196,6 +197,7 @@ class Reconciler:
         )
         if moved is None:
             return None
+        self._waiting.note(moved)
         if self._metrics is not None:
             self._metrics.moved(job, moved)
         logger.info("job moved", extra={"job": job.id, "from": job.state.value, "to": move.to.value})
@@ -281,11 +283,8 @@ class Reconciler:
 
     def _start_what_fits(self, view: View, attempts: Sequence[Attempt]) -> None:
         now = self._store.now()
-        jobs = {job.id: job for job in self._store.unfinished_jobs()}
-        held = self._held(jobs, attempts, now)
-        names = {item.job.id for item in held}
-        queue = [job for job in jobs.values() if job.state is JobState.QUEUED and job.id not in names]
-        self.plan = schedule(queue, held, view.nodes, now, self.policy)
+        held = self._held(attempts, now)
+        self.plan = schedule(self._waiting.lines(), held, view.nodes, now, self.policy)
         for job in self.plan.preempts:
             event = NewEvent("preempt_requested", "A job of higher priority needs the room.")
             if self._store.move(job, job.state, {"stop": "preempt", "stop_at": now}, event=event, lease=self._token):
@@ -293,11 +292,11 @@ class Reconciler:
         for job in self.plan.starts:
             self._begin(job, now)
 
-    def _held(self, jobs: Mapping[str, Job], attempts: Sequence[Attempt], now: datetime) -> list[Held]:
+    def _held(self, attempts: Sequence[Attempt], now: datetime) -> list[Held]:
+        jobs = {job.id: job for job in self._store.jobs_by_id([attempt.job_id for attempt in attempts])}
         held = []
         for attempt in attempts:
-            job = jobs.get(attempt.job_id) or self._store.job(attempt.job_id)
-            if job is not None:
+            if job := jobs.get(attempt.job_id):
                 # Once its workers train, what they use is part of what the cluster reports.
                 placed = attempt.phase is not None and attempt.phase not in ("preparing", "starting_workers")
                 held.append(Held(job, attempt.created_at, placed, _ends_at(job, now)))
@@ -322,6 +321,7 @@ class Reconciler:
         changes = {"attempt": number, "not_before": None}
         moved = self._store.move(job, JobState.STARTING, changes, event=event, new_attempt=attempt, lease=self._token)
         if moved is not None:
+            self._waiting.note(moved)
             self._on_change(job.id)
             self._advance(moved, attempt)
 
@@ -336,12 +336,6 @@ class Reconciler:
             self._dispatcher.end(submission_id)
         except ClusterUnreachableError as error:
             logger.warning("an orphan has to wait", extra={"submission": submission_id, "error": str(error)})
-
-
-def _only_waits(job: Job) -> bool:
-    """Nothing but room can change anything for it: the scheduler's business alone."""
-    told = job.run_id is None or job.run_status == RUN_STATUS[job.state]
-    return job.state is JobState.QUEUED and job.stop is None and job.deadline_s is None and told
 
 
 def _ends_at(job: Job, now: datetime) -> datetime | None:

@@ -28,12 +28,14 @@ from service.embedded import LocalRay, Program, local_mlflow, local_ray, supervi
 from service.gate import Trail
 from service.hub import Hub
 from service.inspect import inspect
+from service.intake import Intake
 from service.metrics import Metrics
 from service.reconcile import Places, Reconciler
 from service.scheduler import Policy
 from service.settings import DEFAULT_PORT, Settings
 from service.store import Store
 from service.tracking import MlflowTracker
+from service.views import job_view
 
 ADDRESS_FILE = "service.json"
 """In the state folder: where the running service listens, for clients on this host."""
@@ -112,6 +114,7 @@ def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, s
         on_change=hub.changed,
     )
     metrics.watch(store, reconciler)
+    links = settings.mlflow_public_url or mlflow_uri
     admin = admin_token(settings.admin_token_file, settings.home) if settings.auth else None
     return Context(
         settings=replace(settings, port=int(url.rsplit(":", 1)[1])),
@@ -120,13 +123,14 @@ def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, s
         tracker=tracker,
         hub=hub,
         wake=threading.Event(),
-        mlflow_uri=settings.mlflow_public_url or mlflow_uri,
+        mlflow_uri=links,
         local_paths=local,
         door=Doorkeeper(store, admin),
         rate=RateLimit(settings.rate_limit),
         metrics=metrics,
         trail=Trail(store),
         inspect=inspect,
+        intake=Intake(store, settings.max_queued, lambda job: job_view(job, links).model_dump(mode="json")),
     )
 
 
@@ -140,7 +144,8 @@ def _listen(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     ports = [settings.port] if settings.port is not None else [DEFAULT_PORT, 0]
     for port in ports:
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # With its protocol named: else asyncio leaves Nagle's algorithm on, and small answers wait 40 ms for an ACK.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((settings.host, port))

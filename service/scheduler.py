@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from heapq import heapify, heappop, heappush
@@ -66,13 +66,38 @@ class Schedule:
     preempts: tuple[Job, ...]
     waits: dict[str, Wait]
     """For every job that was looked at; those behind are not."""
+    owners: dict[str, Wait]
+    """Owners none of whose jobs may start, and why."""
+
+    def wait(self, job: Job) -> Wait | None:
+        """Why a job waits, as far as it was looked at."""
+        return self.waits.get(job.id) or self.owners.get(job.owner)
+
+
+Place = tuple[float, str, Job]
+"""A waiting job behind what sorts it: rank, then id."""
+Lines = Mapping[str, Sequence[Place]]
+"""Waiting jobs by owner, each line in order. Sorted beforehand, so that a plan only looks at the front of each."""
 
 
 def schedule(
-    queue: Iterable[Job], held: Sequence[Held], nodes: Sequence[NodeCapacity], now: datetime, policy: Policy
+    lines: Lines, held: Sequence[Held], nodes: Sequence[NodeCapacity], now: datetime, policy: Policy
 ) -> Schedule:
     """The plan for this moment."""
-    return _Pass(held, nodes, now, policy).run(queue)
+    return _Pass(held, nodes, now, policy).run(lines)
+
+
+def place(job: Job, policy: Policy) -> Place:
+    return rank(job.priority, job.queued_at, policy), job.id, job
+
+
+def in_lines(jobs: Iterable[Job], policy: Policy) -> Lines:
+    lines: dict[str, list[Place]] = defaultdict(list)
+    for job in jobs:
+        lines[job.owner].append(place(job, policy))
+    for line in lines.values():
+        line.sort()
+    return lines
 
 
 def points(job: Job, at: datetime, policy: Policy) -> float:
@@ -80,9 +105,9 @@ def points(job: Job, at: datetime, policy: Policy) -> float:
     return job.priority + max(0.0, (at - job.queued_at).total_seconds()) / policy.ageing_s
 
 
-def rank(job: Job, policy: Policy) -> float:
-    """When the job would have come, had it earned its priority by waiting. In this order points fall, at any time."""
-    return job.queued_at.timestamp() - job.priority * policy.ageing_s
+def rank(priority: int, queued_at: datetime, policy: Policy) -> float:
+    """When a job would have come, had it earned its priority by waiting. In this order points fall, at any time."""
+    return queued_at.timestamp() - priority * policy.ageing_s
 
 
 class _Pass:
@@ -103,14 +128,16 @@ class _Pass:
             self._charge(item.job)
         self._starts: list[Job] = []
         self._waits: dict[str, Wait] = {}
+        self._owners: dict[str, Wait] = {}
+        self._leaving = {item.job.id for item in held}
 
-    def run(self, queue: Iterable[Job]) -> Schedule:
+    def run(self, lines: Lines) -> Schedule:
         head: Job | None = None
         after_head: Rooms | None = None
         preempts: tuple[Job, ...] = ()
         too_big: set[Gang] = set()
         depth = 0
-        for job in self._in_order(queue):
+        for job in self._in_order(lines):
             if wait := self._not_eligible(job):
                 self._waits[job.id] = wait
                 continue
@@ -130,26 +157,28 @@ class _Pass:
             depth += head is not None
             if depth > self._policy.backfill_depth:
                 break
-        return Schedule(tuple(self._starts), preempts, self._waits)
+        return Schedule(tuple(self._starts), preempts, self._waits, self._owners)
 
-    def _in_order(self, queue: Iterable[Job]) -> Iterable[Job]:
+    def _in_order(self, lines: Lines) -> Iterable[Job]:
         """Most points first. What is picked counts against its owner at once."""
-        lines: dict[str, list[tuple[float, str, Job]]] = defaultdict(list)
-        for job in queue:
-            lines[job.owner].append((rank(job, self._policy), job.id, job))
-        for line in lines.values():
-            heapify(line)
-        owners = [(line[0][0] + self._penalty(owner), owner) for owner, line in lines.items()]
+        next_of = dict.fromkeys(lines, 0)
+        owners = [(line[0][0] + self._penalty(owner), owner) for owner, line in lines.items() if line]
         heapify(owners)
         while owners:
-            place, owner = heappop(owners)
-            line = lines[owner]
-            if place != (now := line[0][0] + self._penalty(owner)):  # was served since: stands in line again
+            at, owner = heappop(owners)
+            line, index = lines[owner], next_of[owner]
+            if at != (now := line[index][0] + self._penalty(owner)):  # was served since: stands in line again
                 heappush(owners, (now, owner))
                 continue
-            yield heappop(line)[2]
-            if line:
-                heappush(owners, (line[0][0] + self._penalty(owner), owner))
+            if wait := self._too_many_running(owner):
+                self._owners[owner] = wait
+                continue
+            job = line[index][2]
+            if job.id not in self._leaving:  # else its last attempt still has to leave the cluster
+                yield job
+            next_of[owner] = index = index + 1
+            if index < len(line):
+                heappush(owners, (line[index][0] + self._penalty(owner), owner))
 
     def _penalty(self, owner: str) -> float:
         return self._usage[owner] * self._policy.share_points * self._policy.ageing_s
@@ -165,11 +194,14 @@ class _Pass:
             return Wait("never_fits", "Even the empty cluster has no room for all its workers. Ask for fewer.")
         return self._over_quota(job)
 
+    def _too_many_running(self, owner: str) -> Wait | None:
+        running, most = self._running[owner], self._policy.max_running
+        if most is None or running < most:
+            return None
+        numbers = {"running": float(running), "limit": float(most)}
+        return Wait("quota_running", f"{owner} has {running} jobs under way; the limit is {most}.", numbers)
+
     def _over_quota(self, job: Job) -> Wait | None:
-        running, most = self._running[job.owner], self._policy.max_running
-        if most is not None and running >= most:
-            numbers = {"running": float(running), "limit": float(most)}
-            return Wait("quota_running", f"{job.owner} has {running} jobs under way; the limit is {most}.", numbers)
         gpus, limit = self._gpus_of[job.owner], self._policy.max_gpus
         if limit is not None and job.gpus and gpus + job.gpus > limit:
             numbers = {"in_use": gpus, "wanted": job.gpus, "limit": float(limit)}

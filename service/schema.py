@@ -34,6 +34,15 @@ def format_instant(value: datetime) -> str:
     return value.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
+UNSETTLED = sa.text(
+    "stop IS NOT NULL OR (state = 'queued' AND deadline_s IS NOT NULL AND started_at IS NOT NULL) "
+    "OR (run_id IS NOT NULL AND (run_status IS NULL OR run_status <> CASE state "
+    "WHEN 'queued' THEN 'SCHEDULED' WHEN 'paused' THEN 'SCHEDULED' WHEN 'succeeded' THEN 'FINISHED' "
+    "WHEN 'failed' THEN 'FAILED' WHEN 'cancelled' THEN 'KILLED' ELSE 'RUNNING' END))"
+)
+"""Jobs that more than room may change: a stop was asked for, a deadline runs while they wait, or their MLflow run does
+not say yet what jobs.RUN_STATUS wants. As text, for an index serves it only word by word."""
+
 jobs = sa.Table(
     "jobs",
     metadata,
@@ -70,9 +79,13 @@ jobs = sa.Table(
     sa.Column("started_at", Instant),
     sa.Column("finished_at", Instant),
     sa.Column("version", sa.Integer, nullable=False),
-    sa.Index(None, "state", "priority", "queued_at"),
+    sa.Index(None, "state", "id", "version"),
+    sa.Index(None, "owner", "state"),
     sa.Index(None, "owner", "id"),
     sa.Index(None, "project", "id"),
+    sa.Index(None, "norm", "id"),
+    sa.Index(None, "name", "id"),
+    sa.Index("ix_jobs_unsettled", "id", sqlite_where=UNSETTLED, postgresql_where=UNSETTLED),
 )
 
 labels = sa.Table(

@@ -33,6 +33,10 @@ def against_cluster(spec: JobSpec, nodes: Sequence[NodeCapacity] | None) -> list
     ]
 
 
+def names_files(spec: JobSpec) -> bool:
+    return any(name in spec.data.init_args for name in _PATH_ARGS)
+
+
 def against_files(spec: JobSpec) -> list[Problem]:
     """Data folders that should be on this host and are not."""
     return [

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
+from starlette.concurrency import run_in_threadpool
 
 from service.auth import Doorkeeper, Principal, RateLimit, require
 from service.errors import not_found
 from service.gate import Trail
 from service.hub import Hub
+from service.intake import Intake
 from service.jobs import Job
 from service.metrics import Metrics
 from service.reconcile import Reconciler
@@ -43,6 +45,7 @@ class Context:
     metrics: Metrics
     trail: Trail
     inspect: Callable[[JobSpec], Inspection | None]
+    intake: Intake
 
     def changed(self, job_id: str) -> None:
         """Something about the job was written: look at it soon, and tell its followers."""
@@ -50,7 +53,7 @@ class Context:
         self.hub.changed(job_id)
 
 
-def get_context(request: Request) -> Context:
+async def get_context(request: Request) -> Context:
     context: Context = request.app.state.context
     return context
 
@@ -58,9 +61,13 @@ def get_context(request: Request) -> Context:
 Ctx = Annotated[Context, Depends(get_context)]
 
 
-def admit(request: Request, ctx: Ctx, authorization: Annotated[str, Header(include_in_schema=False)] = "") -> Principal:
+async def admit(
+    request: Request, ctx: Ctx, authorization: Annotated[str, Header(include_in_schema=False)] = ""
+) -> Principal:
     """Raises: ApiError 401 without a valid token, 429 when it asks too often."""
-    principal = ctx.door.admit(authorization)
+    principal = ctx.door.recall(authorization)
+    if principal is None:
+        principal = await run_in_threadpool(ctx.door.admit, authorization)
     request.state.principal = principal.name
     ctx.rate.take(principal.name)
     return principal
@@ -69,15 +76,15 @@ def admit(request: Request, ctx: Ctx, authorization: Annotated[str, Header(inclu
 _Admitted = Annotated[Principal, Depends(admit)]
 
 
-def _reader(principal: _Admitted) -> Principal:
+async def _reader(principal: _Admitted) -> Principal:
     return require(principal, "read")
 
 
-def _submitter(principal: _Admitted) -> Principal:
+async def _submitter(principal: _Admitted) -> Principal:
     return require(principal, "submit")
 
 
-def _admin(principal: _Admitted) -> Principal:
+async def _admin(principal: _Admitted) -> Principal:
     return require(principal, "admin")
 
 

@@ -88,8 +88,8 @@ def get_explanation(job_id: str, ctx: Ctx, who: Reader) -> ExplanationView:
     job = visible_job(ctx, who, job_id)
     attempt = ctx.store.attempt(attempt_id(job.id, job.attempt)) if job.attempt else None
     policy = ctx.reconciler.policy
-    mine = (rank(job, policy), job.id)
-    ahead = sum((rank(other, policy), other.id) < mine for other in ctx.store.queued())
+    mine = (rank(job.priority, job.queued_at, policy), job.id)
+    ahead = sum((rank(priority, at, policy), name) < mine for name, priority, at in ctx.store.places())
     plan = ctx.reconciler.plan if ctx.reconciler.view else None
     return ExplanationView(**vars(explain(job, attempt, plan, ahead)))
 

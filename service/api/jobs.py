@@ -7,15 +7,18 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
 
 from service.api.body import Json, JsonBody
 from service.api.context import Context, Ctx, Reader, Submitter, visible_job
 from service.api.cursors import decode, encode
 from service.asks import ALLOWED, Verb, ask
 from service.errors import ApiError, FieldProblem, bad_spec
-from service.jobs import Job, JobState, NewEvent
+from service.intake import Submit
+from service.jobs import Job, JobState
 from service.store import Answer, JobQuery
-from service.submit import against_cluster, against_code, against_files, new_job
+from service.submit import against_cluster, against_code, against_files, names_files
 from service.views import JobPage, JobView, job_view
 from trainer.plan import plan
 from trainer.spec import JobSpec
@@ -34,34 +37,39 @@ _PLAN: dict[int | str, dict[str, Any]] = {200: {"description": "The plan (dry_ru
 
 
 @router.post("", status_code=201, response_model=JobView, responses=_PLAN, openapi_extra=_SPEC_BODY)
-def submit(body: Json, ctx: Ctx, who: Submitter, key: Key = None, dry_run: bool = False) -> Response:
+async def submit(body: Json, ctx: Ctx, who: Submitter, key: Key = None, dry_run: bool = False) -> Response:
     """Submit a job. With dry_run: what it comes to, and nothing is stored."""
-    if key is not None and not dry_run and (before := ctx.store.answer(who.name, key)):
+    try:
+        spec = await _read(body, ctx)
+    except ApiError:
+        # What was taken once is answered as it was, whatever is allowed by now.
+        if key is None or dry_run or (before := await run_in_threadpool(ctx.store.answer, who.name, key)) is None:
+            raise
         return _again(before, body)
-    spec = _read(body, ctx)
     if dry_run:
-        return JSONResponse(plan(spec, ctx.reconciler.capacity, ctx.inspect(spec)).as_json())
-    if ctx.store.count_unfinished(who.name) >= ctx.settings.max_queued:
+        return JSONResponse(await run_in_threadpool(_plan, spec, ctx))
+    taken = await ctx.intake.take(Submit(spec, who.name, key, body.digest))
+    if taken is None:
         detail = f"{who.name} has {ctx.settings.max_queued} unfinished jobs, which is the limit; wait or cancel some."
         raise ApiError(429, "too_many_jobs", detail, headers={"Retry-After": "60"})
-    job = new_job(spec, who.name, ctx.store.now())
-    content = job_view(job, ctx.mlflow_uri).model_dump(mode="json")
-    answer = Answer(body.digest, content)
-    event = NewEvent(JobState.QUEUED, "Submitted.", {"owner": who.name})
-    before = ctx.store.add_job(job, event, None if key is None else (key, answer))
-    if before is not None:
-        return _again(before, body)
-    ctx.changed(job.id)
-    return _created(content)
+    if not taken.is_new:
+        return _again(taken.answer, body)
+    ctx.changed(taken.answer.answer["id"])
+    return _created(taken.answer.answer)
 
 
-def _read(body: JsonBody, ctx: Context) -> JobSpec:
+def _plan(spec: JobSpec, ctx: Context) -> dict[str, Any]:
+    return plan(spec, ctx.reconciler.capacity, ctx.inspect(spec)).as_json()
+
+
+async def _read(body: JsonBody, ctx: Context) -> JobSpec:
     try:
         spec = read_spec(body.value)
     except SpecError as error:
         raise bad_spec(error.problems) from error
     problems = against_cluster(spec, ctx.reconciler.capacity)
-    problems += against_files(spec) if ctx.local_paths else []
+    if ctx.local_paths and names_files(spec):
+        problems += await run_in_threadpool(against_files, spec)
     problems += [] if ctx.settings.allow_code else against_code(spec)
     if problems:
         raise bad_spec(problems)
@@ -83,7 +91,7 @@ def _again(before: Answer, body: JsonBody) -> Response:
     return _created(before.answer, {"Idempotency-Replayed": "true"})
 
 
-@router.get("")
+@router.get("", response_model=JobPage)
 def list_jobs(
     *,
     ctx: Ctx,
@@ -98,11 +106,11 @@ def list_jobs(
     sort: Annotated[str, Query(pattern=r"^-?created_at$")] = "-created_at",
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=200)] = None,
-) -> JobPage:
+) -> Response:
     """Jobs, newest first. A cursor goes on behind the last job of the page before, whatever was added since."""
     if not who.is_admin:
         if owner not in (None, who.name):
-            return JobPage(items=[], next_cursor=None)
+            return as_json(JobPage(items=[], next_cursor=None))
         owner = who.name
     key, _, value = (label or "").partition(":")
     query = JobQuery(
@@ -119,7 +127,13 @@ def list_jobs(
     )
     found = ctx.store.jobs(query)
     following = encode(found[-1].id) if len(found) == limit else None
-    return JobPage(items=[job_view(job, ctx.mlflow_uri) for job in found], next_cursor=following)
+    page = JobPage(items=[job_view(job, ctx.mlflow_uri) for job in found], next_cursor=following)
+    return as_json(page)
+
+
+def as_json(page: BaseModel) -> Response:
+    """The answer itself; FastAPI would read the page into its model once more."""
+    return Response(page.model_dump_json(), media_type="application/json")
 
 
 def _aware(value: datetime | None) -> datetime | None:

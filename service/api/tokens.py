@@ -64,6 +64,7 @@ def revoke_token(token_id: TokenId, ctx: Ctx, _: Admin) -> None:
     """The token stops working at once."""
     if not ctx.store.revoke_token(token_id):
         raise not_found("token", token_id)
+    ctx.door.forget(token_id)
 
 
 def _view(token: StoredToken) -> TokenView:

@@ -11,9 +11,11 @@ from service.store.history import History
 from service.store.jobs import JobTable
 from service.store.leases import LeaseTable
 from service.store.values import (
+    Added,
     Answer,
     AuditEntry,
     JobQuery,
+    NewJob,
     StoredCheckpoint,
     StoredEvent,
     StoredLine,
@@ -22,9 +24,11 @@ from service.store.values import (
 
 __all__ = [
     "RECONCILER",
+    "Added",
     "Answer",
     "AuditEntry",
     "JobQuery",
+    "NewJob",
     "Store",
     "StoredCheckpoint",
     "StoredEvent",

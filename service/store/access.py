@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import sqlalchemy as sa
 
@@ -17,7 +16,7 @@ class AccessTable(Tables):
 
     def add_token(self, token: StoredToken) -> None:
         with self._db.write() as c:
-            c.execute(sa.insert(t.tokens).values(**asdict(token)))
+            c.execute(sa.insert(t.tokens).values(**vars(token)))
 
     def token(self, token_id: str) -> StoredToken | None:
         with self._db.read() as c:
@@ -38,7 +37,7 @@ class AccessTable(Tables):
 
     def add_audit(self, entries: Sequence[AuditEntry]) -> None:
         with self._db.write() as c:
-            c.execute(sa.insert(t.audit), [asdict(entry) for entry in entries])
+            c.execute(sa.insert(t.audit), [vars(entry) for entry in entries])
 
     def audit(self, limit: int = 200) -> list[AuditEntry]:
         """The newest entries, newest first."""

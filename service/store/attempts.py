@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from service import schema as t
 from service.jobs import Attempt, Job, NewEvent
-from service.store.base import Tables, attempt_of, job_of
+from service.store.base import ATTEMPTS, JOBS, Tables, attempt_of, job_of
 from trainer.attempt import CheckpointFact, LogLine
 
 
@@ -19,19 +19,19 @@ class AttemptTable(Tables):
 
     def attempt(self, attempt_id: str) -> Attempt | None:
         with self._db.read() as c:
-            row = c.execute(sa.select(t.attempts).where(t.attempts.c.id == attempt_id)).mappings().one_or_none()
+            row = c.execute(ATTEMPTS.where(t.attempts.c.id == attempt_id)).one_or_none()
         return None if row is None else attempt_of(row)
 
     def attempts(self, job_id: str) -> list[Attempt]:
         a = t.attempts.c
         with self._db.read() as c:
-            rows = c.execute(sa.select(t.attempts).where(a.job_id == job_id).order_by(a.number)).mappings()
+            rows = c.execute(ATTEMPTS.where(a.job_id == job_id).order_by(a.number))
             return [attempt_of(row) for row in rows]
 
     def unreleased_attempts(self) -> list[Attempt]:
         """Attempts that may still take up room on the cluster."""
         with self._db.read() as c:
-            rows = c.execute(sa.select(t.attempts).where(t.attempts.c.released_at.is_(None))).mappings()
+            rows = c.execute(ATTEMPTS.where(t.attempts.c.released_at.is_(None)))
             return [attempt_of(row) for row in rows]
 
     def note_attempt(self, attempt_id: str, changes: Mapping[str, Any], lease: int | None = None) -> bool:
@@ -110,7 +110,7 @@ class AttemptTable(Tables):
     def _fenced(self, c: sa.Connection, attempt_id: str, fence: str) -> Attempt | None:
         a = t.attempts.c
         guard = (a.id == attempt_id, a.fence == fence)
-        row = c.execute(sa.select(t.attempts).where(*guard).with_for_update()).mappings().one_or_none()
+        row = c.execute(ATTEMPTS.where(*guard).with_for_update()).one_or_none()
         return None if row is None else attempt_of(row)
 
     def _renew(self, c: sa.Connection, attempt: Attempt, lease_s: float, phase: str | None, step: int | None) -> None:
@@ -123,4 +123,4 @@ class AttemptTable(Tables):
         c.execute(sa.update(t.attempts).where(t.attempts.c.id == attempt.id).values(**values))
 
     def _job_of(self, c: sa.Connection, attempt: Attempt) -> Job:
-        return job_of(c.execute(sa.select(t.jobs).where(t.jobs.c.id == attempt.job_id)).mappings().one())
+        return job_of(c.execute(JOBS.where(t.jobs.c.id == attempt.job_id)).one())

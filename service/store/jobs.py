@@ -2,35 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
 from service import schema as t
-from service.jobs import ARROWS, RUN_STATUS, TERMINAL, Attempt, Job, JobState, NewEvent
-from service.store.base import Tables, job_of, row_of
-from service.store.values import Answer, JobQuery
+from service.jobs import ARROWS, TERMINAL, Attempt, Job, JobState, NewEvent
+from service.store.base import INSERT_EVENT, JOBS, Tables, job_of, row_of
+from service.store.values import Added, Answer, JobQuery, NewJob
 
 
 class JobTable(Tables):
     """Jobs, their labels, and the answers given under idempotency keys."""
 
-    def add_job(self, job: Job, event: NewEvent, idempotency: tuple[str, Answer] | None = None) -> Answer | None:
-        """Store a job with its first event. The answer given before, if the idempotency key is taken."""
+    def add_job(self, job: Job, event: NewEvent) -> None:
+        """Store a job with its first event."""
+        self.add_jobs([NewJob(job, event)])
+
+    def add_jobs(self, new: Sequence[NewJob], most_unfinished: int | None = None) -> list[Answer | Added]:
+        """Store jobs in one transaction. For each: stored, too many, or the answer given before under its key.
+
+        most_unfinished: of one owner, counting those that are stored here; None: no limit.
+        """
         with self._db.write() as c:
-            if idempotency is not None:
-                key, answer = idempotency
-                row = {"owner": job.owner, "key": key, "at": self._now(c), **asdict(answer)}
-                if not self._insert_new(c, t.idempotency, row):
-                    return self._answer(c, job.owner, key)
-            c.execute(sa.insert(t.jobs).values(**row_of(job)))
-            if job.labels:
-                rows = [{"job_id": job.id, "name": k, "value": v} for k, v in job.labels.items()]
-                c.execute(sa.insert(t.labels), rows)
-            self._add_event(c, job.id, event)
-        return None
+            answers = self._take_keys(c, new)
+            room = None if most_unfinished is None else self._room(c, {one.job.owner for one in new}, most_unfinished)
+            results: list[Answer | Added] = []
+            stored: list[NewJob] = []
+            for one in new:
+                owner = one.job.owner
+                if before := answers.get((owner, one.key)):
+                    results.append(before)
+                elif room is not None and room[owner] <= 0:
+                    results.append(Added.TOO_MANY)
+                    self._forget_key(c, one)
+                else:
+                    results.append(Added.STORED)
+                    stored.append(one)
+                    if room is not None:
+                        room[owner] -= 1
+                    if one.answer is not None:
+                        answers[owner, one.key] = one.answer  # for the same key once more in this batch
+            self._insert_jobs(c, stored)
+        return results
+
+    def _take_keys(self, c: sa.Connection, new: Sequence[NewJob]) -> dict[tuple[str, str | None], Answer]:
+        """Keep the keys and answers that are new; the answers under keys that were taken before."""
+        i = t.idempotency.c
+        now = self._now(c)
+        rows: dict[tuple[str, str], dict[str, Any]] = {}
+        for one in new:
+            if one.key is not None and one.answer is not None:
+                name = (one.job.owner, one.key)
+                rows.setdefault(name, {"owner": name[0], "key": name[1], "at": now, **vars(one.answer)})
+        if not rows:
+            return {}
+        # In one order everywhere, so that two replicas never wait for each other's keys.
+        insert = self._insert(t.idempotency).returning(i.owner, i.key)
+        ours = {tuple(row) for row in c.execute(insert, [rows[name] for name in sorted(rows)])}
+        found = {name: self._answer(c, *name) for name in rows if name not in ours}
+        return {name: answer for name, answer in found.items() if answer is not None}
+
+    def _forget_key(self, c: sa.Connection, one: NewJob) -> None:
+        i = t.idempotency.c
+        c.execute(sa.delete(t.idempotency).where(i.owner == one.job.owner, i.key == one.key))
+
+    def _room(self, c: sa.Connection, owners: Collection[str], most: int) -> dict[str, int]:
+        """How many more unfinished jobs each owner may have."""
+        j = t.jobs.c
+        mine = sa.and_(j.owner.in_(owners), j.state.in_(_UNFINISHED))
+        query = sa.select(j.owner, sa.func.count()).where(mine).group_by(j.owner)
+        found: dict[str, int] = {row[0]: row[1] for row in c.execute(query)}
+        return {owner: most - found.get(owner, 0) for owner in owners}
+
+    def _insert_jobs(self, c: sa.Connection, new: Sequence[NewJob]) -> None:
+        if not new:
+            return
+        now = self._now(c)
+        c.execute(_INSERT_JOB, [row_of(one.job) for one in new])
+        if labels := [
+            {"job_id": one.job.id, "name": name, "value": value}
+            for one in new
+            for name, value in one.job.labels.items()
+        ]:
+            c.execute(_INSERT_LABEL, labels)
+        c.execute(INSERT_EVENT, [{"job_id": one.job.id, "at": now, **vars(one.event)} for one in new])
 
     def delete_job(self, job: Job) -> bool:
         """Remove a job with everything kept of it; False if it changed since it was read, or its room is not free."""
@@ -52,13 +111,7 @@ class JobTable(Tables):
             if labels:
                 c.execute(sa.insert(t.labels), [{"job_id": job.id, "name": k, "value": v} for k, v in labels.items()])
             self._add_event(c, job.id, event)
-            return job_of(c.execute(sa.select(t.jobs).where(t.jobs.c.id == job.id)).mappings().one())
-
-    def count_unfinished(self, owner: str) -> int:
-        j = t.jobs.c
-        query = sa.select(sa.func.count()).where(j.owner == owner, j.state.not_in(TERMINAL))
-        with self._db.read() as c:
-            return int(c.execute(query).scalar_one())
+            return job_of(c.execute(JOBS.where(t.jobs.c.id == job.id)).one())
 
     def count_by_state(self) -> dict[JobState, int]:
         query = sa.select(t.jobs.c.state, sa.func.count()).group_by(t.jobs.c.state)
@@ -71,13 +124,13 @@ class JobTable(Tables):
             return self._answer(c, owner, key)
 
     def _answer(self, c: sa.Connection, owner: str, key: str) -> Answer | None:
-        query = sa.select(t.idempotency).where(t.idempotency.c.owner == owner, t.idempotency.c.key == key)
-        row = c.execute(query).mappings().one_or_none()
-        return None if row is None else Answer(row["request_hash"], row["answer"])
+        i = t.idempotency.c
+        row = c.execute(sa.select(i.request_hash, i.answer).where(i.owner == owner, i.key == key)).one_or_none()
+        return None if row is None else Answer(*row)
 
     def job(self, job_id: str) -> Job | None:
         with self._db.read() as c:
-            row = c.execute(sa.select(t.jobs).where(t.jobs.c.id == job_id)).mappings().one_or_none()
+            row = c.execute(JOBS.where(t.jobs.c.id == job_id)).one_or_none()
         return None if row is None else job_of(row)
 
     def jobs(self, query: JobQuery) -> list[Job]:
@@ -103,20 +156,36 @@ class JobTable(Tables):
         if query.after is not None:
             wanted.append(j.id > query.after if query.ascending else j.id < query.after)
         order = j.id.asc() if query.ascending else j.id.desc()
-        return self._jobs(sa.select(t.jobs).where(*wanted).order_by(order).limit(query.limit))
+        return self._jobs(JOBS.where(*wanted).order_by(order).limit(query.limit))
 
-    def unfinished_jobs(self) -> list[Job]:
-        """All that the reconciler has to look at, runs left open by finished jobs included."""
+    def versions(self, state: JobState) -> dict[str, int]:
+        """Version by id of all jobs in a state."""
         j = t.jobs.c
-        open_run = sa.and_(j.run_id.is_not(None), j.run_status.is_distinct_from(_final_run_status()))
-        return self._jobs(sa.select(t.jobs).where(sa.or_(j.state.not_in(TERMINAL), open_run)))
+        with self._db.read() as c:
+            return {row[0]: row[1] for row in c.execute(sa.select(j.id, j.version).where(j.state == state))}
 
-    def queued(self) -> list[Job]:
-        return self._jobs(sa.select(t.jobs).where(t.jobs.c.state == JobState.QUEUED))
+    def unsettled(self) -> set[str]:
+        """Ids of jobs with something to do that is not waiting for room, see schema.UNSETTLED."""
+        with self._db.read() as c:
+            return set(c.execute(sa.select(t.jobs.c.id).where(t.UNSETTLED)).scalars())
+
+    def jobs_by_id(self, ids: Collection[str]) -> list[Job]:
+        """Those that are there, oldest first."""
+        wanted = sorted(ids)
+        j = t.jobs.c
+        parts = [wanted[start : start + _CHUNK] for start in range(0, len(wanted), _CHUNK)]
+        return [job for part in parts for job in self._jobs(JOBS.where(j.id.in_(part)).order_by(j.id))]
+
+    def places(self) -> list[tuple[str, int, datetime]]:
+        """(id, priority, queued_at) of every waiting job."""
+        j = t.jobs.c
+        with self._db.read() as c:
+            query = sa.select(j.id, j.priority, j.queued_at).where(j.state == JobState.QUEUED)
+            return [(job_id, priority, queued_at) for job_id, priority, queued_at in c.execute(query)]
 
     def _jobs(self, query: sa.Select[Any]) -> list[Job]:
         with self._db.read() as c:
-            return [job_of(row) for row in c.execute(query).mappings()]
+            return [job_of(row) for row in c.execute(query)]
 
     def move(
         self,
@@ -152,7 +221,7 @@ class JobTable(Tables):
             if to is not job.state:
                 event = replace(event, data={**(event.data or {}), "from": job.state.value})
             self._add_event(c, job.id, event)
-            row = c.execute(sa.select(t.jobs).where(t.jobs.c.id == job.id)).mappings().one()
+            row = c.execute(JOBS.where(t.jobs.c.id == job.id)).one()
         return job_of(row)
 
     def _update_job(self, c: sa.Connection, job: Job, values: Mapping[str, Any]) -> bool:
@@ -167,5 +236,6 @@ class JobTable(Tables):
             c.execute(sa.update(t.jobs).where(t.jobs.c.id == job.id).values(**changes))
 
 
-def _final_run_status() -> sa.Case[Any]:
-    return sa.case({state.value: RUN_STATUS[state] for state in JobState}, value=t.jobs.c.state)
+_CHUNK = 500
+_UNFINISHED = tuple(state for state in JobState if state not in TERMINAL)
+_INSERT_JOB, _INSERT_LABEL = sa.insert(t.jobs), sa.insert(t.labels)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
+
+from service.jobs import Job, NewEvent
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,22 @@ class Answer:
 
     request_hash: str
     answer: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A job to be stored, with its first event. key, answer: what to answer when the same key comes again."""
+
+    job: Job
+    event: NewEvent
+    key: str | None = None
+    answer: Answer | None = None
+
+
+class Added(StrEnum):
+    STORED = "stored"
+    TOO_MANY = "too_many"
+    """Its owner has as many unfinished jobs as allowed; nothing was stored."""
 
 
 @dataclass(frozen=True)

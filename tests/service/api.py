@@ -17,8 +17,10 @@ from service.auth import Doorkeeper, RateLimit
 from service.database import Database
 from service.gate import Trail
 from service.hub import Hub
+from service.intake import Intake
 from service.metrics import Metrics
 from service.settings import Settings
+from service.views import job_view
 from tests.service.world import World
 
 ADMIN = "admin-token-of-the-tests-0123456789abcdef"
@@ -50,8 +52,9 @@ def context_of(world: World, folder: Path, auth: bool, settings: dict[str, Any])
     metrics = Metrics()
     metrics.watch(world.store, world.reconciler)
     hub = Hub()
+    chosen = replace(Settings(home=folder), auth=auth, **settings)
     return Context(
-        settings=replace(Settings(home=folder), auth=auth, **settings),
+        settings=chosen,
         store=world.store,
         reconciler=world.reconciler,
         tracker=world.tracker,
@@ -59,11 +62,14 @@ def context_of(world: World, folder: Path, auth: bool, settings: dict[str, Any])
         wake=threading.Event(),
         mlflow_uri="http://mlflow",
         local_paths=True,
-        door=Doorkeeper(world.store, ADMIN if auth else None),
+        door=Doorkeeper(world.store, ADMIN if auth else None, clock=lambda: world.clock().timestamp()),
         rate=RateLimit(settings.get("rate_limit", 0.0)),
         metrics=metrics,
         trail=Trail(world.store),
         inspect=lambda _spec: None,  # a service on a host without torch; tests/stack asks the real one
+        intake=Intake(
+            world.store, chosen.max_queued, lambda job: job_view(job, "http://mlflow").model_dump(mode="json")
+        ),
     )
 
 

@@ -74,8 +74,7 @@ class Teller:
         jobs = [self._world.job(job.id) for job in self.jobs]
         if not all(job.is_terminal for job in jobs) or any(state is jobs[0].state for state, _ in self._asks):
             return False
-        open_runs = [job for job in jobs if job in self._world.store.unfinished_jobs()]
-        return not open_runs and not self._world.store.unreleased_attempts()
+        return not self._world.store.unsettled() and not self._world.store.unreleased_attempts()
 
     def prompt(self) -> None:
         """What users do now."""

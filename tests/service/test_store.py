@@ -13,8 +13,8 @@ import sqlalchemy as sa
 
 from service import schema
 from service.database import Database
-from service.jobs import ARROWS, Attempt, Job, JobState, NewEvent, new_fence
-from service.store import Answer, JobQuery, Store
+from service.jobs import ARROWS, RUN_STATUS, Attempt, Job, JobState, NewEvent, new_fence
+from service.store import Added, Answer, JobQuery, NewJob, Store
 from service.submit import new_job
 from tests.fakes import Clock
 from tests.service.databases import postgres_programs, postgres_server
@@ -130,14 +130,19 @@ def test_of_many_movers_exactly_one_wins(store: Store, clock: Clock) -> None:
     assert len(store.events(job.id)) == 2
 
 
+def new(clock: Clock, owner: str, key: str | None = None) -> NewJob:
+    job = new_job(read_spec(SPEC), owner, clock())
+    return NewJob(job, HEARD, key, Answer("hash", {"id": job.id}))
+
+
 def test_same_key_is_kept_once_even_when_sent_at_once(store: Store, clock: Clock) -> None:
     start = threading.Barrier(8)
-    answers: list[Answer | None] = []
+    results: list[Answer | Added] = []
 
     def submitter() -> None:
-        job = new_job(read_spec(SPEC), "ann", clock())
+        mine = [new(clock, "ann", "key"), new(clock, "ann", "key")]
         start.wait()
-        answers.append(store.add_job(job, HEARD, ("key", Answer("hash", {"id": job.id}))))
+        results.extend(store.add_jobs(mine))
 
     threads = [threading.Thread(target=submitter) for _ in range(8)]
     for thread in threads:
@@ -145,18 +150,48 @@ def test_same_key_is_kept_once_even_when_sent_at_once(store: Store, clock: Clock
     for thread in threads:
         thread.join()
 
-    assert answers.count(None) == 1
     kept = store.jobs(JobQuery())
     assert len(kept) == 1
-    assert {answer.answer["id"] for answer in answers if answer} == {kept[0].id}
+    assert results.count(Added.STORED) == 1
+    assert [one for one in results if one is not Added.STORED] == 15 * [Answer("hash", {"id": kept[0].id})]
 
 
 def test_keys_of_two_owners_do_not_meet(store: Store, clock: Clock) -> None:
-    mine = new_job(read_spec(SPEC), "ann", clock())
-    yours = new_job(read_spec(SPEC), "bob", clock())
+    results = store.add_jobs([new(clock, "ann", "key"), new(clock, "bob", "key")])
 
-    assert store.add_job(mine, HEARD, ("key", Answer("h", {}))) is None
-    assert store.add_job(yours, HEARD, ("key", Answer("h", {}))) is None
+    assert results == [Added.STORED] * 2
+
+
+def test_owner_with_too_many_jobs_is_refused_alone_and_the_key_stays_free(store: Store, clock: Clock) -> None:
+    batch = [
+        new(clock, "ann"),
+        new(clock, "ann", "a"),
+        new(clock, "ann", "b"),
+        new(clock, "ann", "b"),
+        new(clock, "bob"),
+    ]
+
+    first = store.add_jobs(batch, most_unfinished=2)
+    later = store.add_jobs([new(clock, "ann", "a"), new(clock, "ann", "b")], most_unfinished=3)
+
+    stored, many = Added.STORED, Added.TOO_MANY
+    assert first == [stored, stored, many, many, stored]
+    assert later == [batch[1].answer, stored]
+
+
+@pytest.mark.parametrize("state", list(JobState))
+def test_job_is_unsettled_until_its_run_was_told_the_state(store: Store, clock: Clock, state: JobState) -> None:
+    job = replace(new_job(read_spec(SPEC), "ann", clock()), state=state)
+    store.add_job(job, HEARD)
+    found = {}
+
+    for told in (None, *RUN_STATUS.values()):
+        store.note_job(job, {"run_id": "run", "run_status": told})
+        found[told] = store.unsettled() == {job.id}
+    store.note_job(job, {"run_id": None})
+
+    assert found == {told: told != RUN_STATUS[state] for told in found}
+    assert store.unsettled() == set()
 
 
 def test_stale_fence_changes_nothing(store: Store, clock: Clock) -> None:
