@@ -17,6 +17,7 @@ from trainer.callbacks.early_stopping import StopEarly
 from trainer.callbacks.end import EndAtStep
 from trainer.callbacks.guard import NonFiniteGuard
 from trainer.callbacks.progress import ProgressReporter
+from trainer.callbacks.shield import StatisticsShield
 from trainer.callbacks.statistics import StatisticsRecorder
 from trainer.callbacks.stop import StopOnRequest
 from trainer.control import StopAgreement
@@ -129,6 +130,7 @@ def _callbacks(
     agreement = StopAgreement(lambda: reporter.stop_request, lambda: reporter.superseded)
     callbacks: list[Callback] = [
         EndAtStep(steps),
+        StatisticsShield(),
         StatisticsRecorder(folders.artifacts, spool, every=spec.statistics.every),
         ProgressReporter(
             reporter,

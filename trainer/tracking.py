@@ -72,8 +72,7 @@ class Spool:
     def append(self, metrics: Mapping[str, float], step: int) -> None:
         at_ms = int(time.time() * 1000)
         points = [Point(key=key, value=value, step=step, timestamp=at_ms) for key, value in metrics.items()]
-        lines = [json.dumps(point) for point in points]
-        self._file.write("\n".join(lines) + "\n")
+        self._file.writelines(json.dumps(point) + "\n" for point in points)
         self._file.flush()
 
     def close(self) -> None:
@@ -162,13 +161,22 @@ def _read_batches(spool: Path, offset: int) -> Iterator[tuple[list[Point], int]]
             if not line.endswith(b"\n"):
                 break
             offset += len(line)
-            point = json.loads(line)
-            if math.isfinite(point["value"]):
+            point = _read_point(line)
+            if point is not None and math.isfinite(point["value"]):
                 batch.append(point)
             if len(batch) == METRICS_A_REQUEST:
                 yield batch, offset
                 batch = []
         yield batch, offset
+
+
+def _read_point(line: bytes) -> Point | None:
+    try:
+        point: Point = json.loads(line)
+    except ValueError:  # after a power cut a file may end in anything
+        logger.warning("a line of the spool is no point and is left out: %r", line[:80])
+        return None
+    return point
 
 
 def rest_client(mlflow_uri: str) -> httpx.Client:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
@@ -59,6 +61,34 @@ class Manual(OwnLoss):
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
+
+
+class Poisoned(pl.LightningModule):
+    """Every second step, one value of one rank turns to NaN or infinity: where and which, `seed` decides."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10)
+        )
+        self.seed, self.steps = seed, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.net(x)
+        return out
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:  # noqa: ARG002
+        draw = random.Random(f"{self.seed} {self.steps}")
+        value, rank, forward = draw.choice([float("nan"), float("inf"), -float("inf")]), draw.randrange(2), draw.random()
+        poison = self.steps % 2 == 1 and dist.get_rank() == rank
+        self.steps += 1
+        hidden = self.net[0](batch[0])
+        if poison and forward < 0.5:
+            hidden = hidden.index_put(tuple(torch.tensor(draw.randrange(n)) for n in hidden.shape), torch.tensor(value))
+        out = self.net[1:](hidden)
+        if poison and forward >= 0.5:
+            out.register_hook(lambda grad: grad.index_fill(1, torch.tensor(draw.randrange(10)), value))
+        return nn.functional.cross_entropy(out, batch[1])
 
 
 class Raises(nn.Module):

@@ -69,6 +69,19 @@ def test_a_half_written_line_waits_for_its_other_half(mlflow_server: Mlflow, tmp
     assert mlflow_server.history(run, "train/loss") == [(0, 0.0), (1, 1.0), (2, 2.0)]
 
 
+def test_what_is_no_point_is_left_out_and_holds_nothing_up(mlflow_server: Mlflow, tmp_path: Path) -> None:
+    run = mlflow_server.new_run()
+    spool = fill(tmp_path / "s", range(2))
+    with spool.open("ab") as file:
+        file.write(b"\x00\x00\n\n")
+    append(spool, {}, 2)
+    fill(spool, range(3, 4))
+
+    assert MetricSender(rest_client(mlflow_server.uri), run, [spool]).start().close(30)
+
+    assert mlflow_server.history(run, "train/loss") == [(0, 0.0), (1, 1.0), (3, 3.0)]
+
+
 @pytest.mark.timeout(300)
 def test_an_outage_loses_no_point_doubles_none_and_holds_nobody_up(mlflow_server: Mlflow, tmp_path: Path) -> None:
     run = mlflow_server.new_run()
