@@ -54,8 +54,9 @@ def write(folder: Path, state: dict[str, Any], *, step: int, epoch: int, world_s
         write_with(beside / STATE, lambda file: torch.save(state, file))
         files = {STATE: {"sha256": sha256_of(beside / STATE), "bytes": (beside / STATE).stat().st_size}}
         manifest = {"step": step, "epoch": epoch, "world_size": world_size, "fence": fence, "files": files}
-        write_atomic(beside / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
-        shutil.rmtree(target, ignore_errors=True)
+        sealed = manifest | {"sha256": _digest(manifest)}
+        write_atomic(beside / MANIFEST, json.dumps(sealed, indent=1, sort_keys=True).encode())
+        _remove(target)
         beside.rename(target)
         sync_folder(folder)
     except OSError as error:
@@ -76,6 +77,8 @@ def verify(path: Path) -> Checkpoint:
     try:
         content = (path / MANIFEST).read_bytes()
         manifest = json.loads(content)
+        if manifest.pop("sha256") != _digest(manifest):
+            raise CheckpointCorruptError(f"checkpoint {path}: {MANIFEST} does not fit its own digest")
         files = manifest["files"]
         for name, fact in files.items():
             if (path / name).stat().st_size != fact["bytes"] or sha256_of(path / name) != fact["sha256"]:
@@ -89,7 +92,7 @@ def verify(path: Path) -> Checkpoint:
             digest=hashlib.sha256(content).hexdigest(),
             size_bytes=sum(fact["bytes"] for fact in files.values()),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointCorruptError(f"checkpoint {path}: {error}") from error
 
 
@@ -116,9 +119,22 @@ def newest(folders: list[Path]) -> Checkpoint | None:
 def retain(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints, and leftovers of writes that never finished."""
     for path in sorted(_candidates(folder), key=lambda path: path.name)[:-keep]:
+        _remove(path)
+    for path in folder.glob(".tmp-*"):
         shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob(".tmp-step-*"):
-        shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """Whole or not at all: a folder that is half deleted should not look like a checkpoint."""
+    if path.exists():
+        aside = path.with_name(f".tmp-gone-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _candidates(folder: Path) -> Iterator[Path]:

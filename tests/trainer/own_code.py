@@ -79,7 +79,11 @@ class Poisoned(pl.LightningModule):
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:  # noqa: ARG002
         draw = random.Random(f"{self.seed} {self.steps}")
-        value, rank, forward = draw.choice([float("nan"), float("inf"), -float("inf")]), draw.randrange(2), draw.random()
+        value, rank, forward = (
+            draw.choice([float("nan"), float("inf"), -float("inf")]),
+            draw.randrange(2),
+            draw.random(),
+        )
         poison = self.steps % 2 == 1 and dist.get_rank() == rank
         self.steps += 1
         hidden = self.net[0](batch[0])
