@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from service import errors, openapi
-from service.api import cluster, details, health, internal, jobs, records, tokens
+from service.api import cluster, details, health, internal, jobs, records, studies, tokens
 from service.api.context import Context
 from service.gate import Gate
 
@@ -28,7 +28,7 @@ def create_app(context: Context) -> FastAPI:
     errors.install(app)
     openapi.install(app)
     app.add_middleware(Gate, observe=context.metrics.request, trail=context.trail)
-    for part in (jobs, details, records, tokens, cluster, internal, health):
+    for part in (jobs, details, records, studies, tokens, cluster, internal, health):
         app.include_router(part.router)
     return app
 
@@ -39,7 +39,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     stop = threading.Event()
     args = (stop, context.wake, context.settings.tick_s)
     loop = threading.Thread(target=context.reconciler.run, args=args, name="reconciler")
+    publisher = threading.Thread(target=context.studies.run, args=(stop, context.settings.tick_s), name="studies")
     loop.start()
+    publisher.start()
     context.trail.start()
     try:
         yield
@@ -48,4 +50,5 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         context.wake.set()
         context.hub.close()
         loop.join()
+        publisher.join()
         context.trail.stop()

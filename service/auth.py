@@ -21,6 +21,7 @@ from pathlib import Path
 from service.errors import ApiError
 from service.jobs import Job
 from service.store import Store, StoredToken
+from service.studies.study import Study
 
 SCOPES = ("read", "submit", "admin")
 ADMIN_FILE = "admin.token"
@@ -41,8 +42,8 @@ class Principal:
     def may(self, scope: str) -> bool:
         return self.is_admin or scope in self.scopes
 
-    def may_see(self, job: Job) -> bool:
-        return self.is_admin or job.owner == self.name
+    def may_see(self, what: Job | Study) -> bool:
+        return self.is_admin or what.owner == self.name
 
 
 LOCAL = Principal("local", frozenset(SCOPES))

@@ -6,20 +6,17 @@ Exit codes: 0 fine, 1 the job failed, 2 wrong use, 3 unreachable, 4 not allowed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from service import show as screen
-from service.client import Client, ProblemError, ServiceUnreachableError
-from service.specfile import SpecFileError, load
-
-JOB_FAILED, WRONG_USE, UNREACHABLE, NOT_ALLOWED = 1, 2, 3, 4
+from service.specfile import load
+from service.studies.cli import study_app
+from service.terminal import JOB_FAILED, WRONG_USE, AsJson, connect, err, fail, out, show_value
 
 app = typer.Typer(
     name="syncnorm",
@@ -29,13 +26,11 @@ app = typer.Typer(
 )
 token_app = typer.Typer(help="Make, list and revoke tokens.", no_args_is_help=True)
 app.add_typer(token_app, name="token")
+app.add_typer(study_app, name="study")
 JobId = Annotated[str, typer.Argument(help="Job id, e.g. job_01h…")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Settings = Annotated[
     list[str], typer.Option("--set", default_factory=list, help="Change a value of the file, e.g. norm.kind=group.")
 ]
-out = Console()
-err = Console(stderr=True)
 
 
 @app.command()
@@ -51,7 +46,7 @@ def serve() -> None:
     try:
         run(ServiceSettings.from_environment(), ready)
     except (ValueError, OSError) as error:
-        _fail(str(error), WRONG_USE)
+        fail(str(error), WRONG_USE)
     except KeyboardInterrupt:
         out.print("stopped")
 
@@ -64,10 +59,10 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Submit a job."""
-    with _client() as client:
+    with connect() as client:
         job = client.submit(_load(file, settings))
         if not follow:
-            _print(job, as_json, f"{job['id']} {job['state']}")
+            show_value(job, as_json, f"{job['id']} {job['state']}")
             return
         err.print(f"{job['id']} (Ctrl-C leaves it running)", highlight=False)
         try:
@@ -76,7 +71,7 @@ def submit(
             err.print(f"The job goes on: syncnorm show {job['id']}", highlight=False)
             return
         if as_json:
-            _print(job, True, "")
+            show_value(job, True, "")
         else:
             screen.summary(job, out)
         raise typer.Exit(0 if job["state"] == "succeeded" else JOB_FAILED)
@@ -91,11 +86,11 @@ def ls(
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    with _client() as client:
+    with connect() as client:
         found = client.jobs(state=state, project=project, label=label, limit=min(limit, 200))
         jobs = [job for _, job in zip(range(limit), found, strict=False)]
     if as_json:
-        _print(jobs, True, "")
+        show_value(jobs, True, "")
     else:
         out.print(screen.jobs_table(jobs))
 
@@ -103,10 +98,10 @@ def ls(
 @app.command()
 def show(job_id: JobId, as_json: AsJson = False) -> None:
     """Show one job."""
-    with _client() as client:
+    with connect() as client:
         job = client.job(job_id)
     if as_json:
-        _print(job, True, "")
+        show_value(job, True, "")
     else:
         screen.summary(job, out)
 
@@ -122,7 +117,7 @@ def logs(
     as_json: AsJson = False,
 ) -> None:
     """Print the log lines of a job."""
-    with _client() as client:
+    with connect() as client:
         if follow:
             lines: Any = client.follow_logs(job_id, rank=rank, attempt=attempt, tail=tail)
         else:
@@ -138,46 +133,46 @@ def logs(
 @app.command()
 def cancel(job_id: JobId, as_json: AsJson = False) -> None:
     """Ask a job to stop."""
-    with _client() as client:
+    with connect() as client:
         _print_asked(client.cancel(job_id), as_json, "cancel requested")
 
 
 @app.command()
 def pause(job_id: JobId, as_json: AsJson = False) -> None:
     """Ask a job to stop with a checkpoint and give its room back, until it is resumed."""
-    with _client() as client:
+    with connect() as client:
         _print_asked(client.pause(job_id), as_json, "pause requested")
 
 
 @app.command()
 def resume(job_id: JobId, as_json: AsJson = False) -> None:
     """Put a paused job back into the queue."""
-    with _client() as client:
+    with connect() as client:
         _print_asked(client.resume(job_id), as_json, "goes on from its last step")
 
 
 @app.command()
 def retry(job_id: JobId, as_json: AsJson = False) -> None:
     """Put a failed or cancelled job back into the queue."""
-    with _client() as client:
+    with connect() as client:
         _print_asked(client.retry(job_id), as_json, "goes on from its last checkpoint")
 
 
 @app.command()
 def explain(job_id: JobId, as_json: AsJson = False) -> None:
     """Say why a job waits or stopped."""
-    with _client() as client:
+    with connect() as client:
         found = client.explain(job_id)
     lines = [f"{found['code']}: {found['message']}"]
     lines += [f"in the way: {', '.join(found['blockers'])}"] if found["blockers"] else []
     lines += [f"estimated start: {found['estimated_start']}"] if found["estimated_start"] else []
-    _print(found, as_json, "\n".join(lines))
+    show_value(found, as_json, "\n".join(lines))
 
 
 @app.command()
 def watch(job_id: JobId) -> None:
     """Follow a job until it is finished."""
-    with _client() as client:
+    with connect() as client:
         job = screen.follow(client, job_id, err)
         screen.summary(job, out)
     raise typer.Exit(0 if job["state"] == "succeeded" else JOB_FAILED)
@@ -186,9 +181,9 @@ def watch(job_id: JobId) -> None:
 @app.command()
 def norms(as_json: AsJson = False) -> None:
     """List the normalization kinds a job may name."""
-    with _client() as client:
+    with connect() as client:
         found = client.norms()
-    _print(found, as_json, "\n".join(f"{kind['name']:<24}{kind['summary']}" for kind in found))
+    show_value(found, as_json, "\n".join(f"{kind['name']:<24}{kind['summary']}" for kind in found))
 
 
 @token_app.command("create")
@@ -199,24 +194,24 @@ def create_token(
     as_json: AsJson = False,
 ) -> None:
     """Make a token. It is printed here and never again."""
-    with _client() as client:
+    with connect() as client:
         made = client.create_token(owner, scope, expires_at)
-    _print(made, as_json, made["token"])
+    show_value(made, as_json, made["token"])
 
 
 @token_app.command("ls")
 def list_tokens(as_json: AsJson = False) -> None:
     """List all tokens, without their secrets."""
-    with _client() as client:
+    with connect() as client:
         found = client.tokens()
     lines = [f"{one['id']}  {one['owner']}  {','.join(one['scopes'])}  {_standing(one)}" for one in found]
-    _print(found, as_json, "\n".join(lines))
+    show_value(found, as_json, "\n".join(lines))
 
 
 @token_app.command("revoke")
 def revoke_token(token_id: Annotated[str, typer.Argument(help="Id as `token ls` shows it.")]) -> None:
     """Make a token stop working at once."""
-    with _client() as client:
+    with connect() as client:
         client.revoke_token(token_id)
     print(f"{token_id} revoked")
 
@@ -226,14 +221,14 @@ def _standing(token: dict[str, Any]) -> str:
 
 
 def _print_asked(job: dict[str, Any], as_json: bool, what: str) -> None:
-    _print(job, as_json, f"{job['id']} {job['state']}, {what}")
+    show_value(job, as_json, f"{job['id']} {job['state']}, {what}")
 
 
 @app.command()
 def plan(file: Annotated[Path, typer.Argument()], settings: Settings) -> None:
     """Show what a job file comes to, without submitting it."""
-    with _client() as client:
-        _print(client.plan(_load(file, settings)), True, "")
+    with connect() as client:
+        show_value(client.plan(_load(file, settings)), True, "")
 
 
 @app.command()
@@ -249,7 +244,7 @@ def doctor(as_json: AsJson = False) -> None:
             text = f"{'wrong' if check.problem else 'fine ':5}  {check.name}: {check.problem or check.detail}"
             print(json.dumps(asdict(check)) if as_json else text, flush=True)
     except ValueError as error:
-        _fail(str(error), WRONG_USE)
+        fail(str(error), WRONG_USE)
     raise typer.Exit(JOB_FAILED if failed else 0)
 
 
@@ -258,34 +253,11 @@ def version(as_json: AsJson = False) -> None:
     """Print the version."""
     from service.app import VERSION
 
-    _print({"version": VERSION}, as_json, VERSION)
-
-
-@contextmanager
-def _client() -> Iterator[Client]:
-    """A client whose errors end the command with their exit code."""
-    try:
-        with Client() as client:
-            yield client
-    except ServiceUnreachableError as error:
-        _fail(str(error), UNREACHABLE)
-    except ProblemError as error:
-        _fail(str(error), NOT_ALLOWED if error.status in (401, 403) else WRONG_USE)
-    except SpecFileError as error:
-        _fail(str(error), WRONG_USE)
+    show_value({"version": VERSION}, as_json, VERSION)
 
 
 def _load(file: Path, settings: Sequence[str]) -> dict[str, Any]:
     return load(file, settings)
-
-
-def _print(value: Any, as_json: bool, text: str) -> None:
-    print(json.dumps(value, indent=2) if as_json else text)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    err.print(message, style="red", highlight=False, markup=False, soft_wrap=True)
-    raise typer.Exit(code)
 
 
 def main() -> None:

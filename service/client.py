@@ -69,10 +69,17 @@ class Client:
 
     def submit(self, spec: Mapping[str, Any], *, key: str | None = None) -> Json:
         """Submit once, whatever happens on the way: a lost answer is asked for again under the same key."""
+        return self._once("/v1/jobs", spec, key)
+
+    def submit_study(self, spec: Mapping[str, Any], *, key: str | None = None) -> Json:
+        """As `submit`, for a study: all its jobs, once."""
+        return self._once("/v1/studies", spec, key)
+
+    def _once(self, path: str, body: Mapping[str, Any], key: str | None) -> Json:
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
         for wait_s in (0.2, 1.0, None):
             try:
-                return self._json("POST", "/v1/jobs", json=dict(spec), headers=headers)
+                return self._json("POST", path, json=dict(body), headers=headers)
             except ServiceUnreachableError:
                 if wait_s is None:
                     raise
@@ -87,9 +94,11 @@ class Client:
 
     def jobs(self, **filters: str | int | None) -> Iterator[Json]:
         """All jobs that match, newest first, page by page."""
-        params = {key: value for key, value in filters.items() if value is not None}
+        return self._pages("/v1/jobs", {key: value for key, value in filters.items() if value is not None})
+
+    def _pages(self, path: str, params: dict[str, Any]) -> Iterator[Json]:
         while True:
-            page = self._json("GET", "/v1/jobs", params=params)
+            page = self._json("GET", path, params=params)
             yield from page["items"]
             if page["next_cursor"] is None:
                 return
@@ -130,6 +139,22 @@ class Client:
     def statistics(self, job_id: str) -> list[Json]:
         found: list[Json] = self._json("GET", f"/v1/jobs/{job_id}/statistics")["items"]
         return found
+
+    def study(self, study_id: str) -> Json:
+        return self._json("GET", f"/v1/studies/{study_id}")
+
+    def studies(self) -> Iterator[Json]:
+        """All studies, newest first, page by page."""
+        return self._pages("/v1/studies", {})
+
+    def ask_study(self, study_id: str, verb: str) -> Json:
+        """verb: cancel, pause, resume or retry, for all its jobs."""
+        return self._json("POST", f"/v1/studies/{study_id}/{verb}")
+
+    def study_report(self, study_id: str, form: str = "html", picture: str = "comparison") -> bytes:
+        """form: html, png (of one picture: comparison, curves or heat_map) or json."""
+        params = {"format": form, "picture": picture}
+        return self._send("GET", f"/v1/studies/{study_id}/report", params=params).content
 
     def norms(self) -> list[Json]:
         found: list[Json] = self._json("GET", "/v1/norms")["items"]

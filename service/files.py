@@ -1,4 +1,4 @@
-"""Launch and result files of attempts, on a local folder or any fsspec URL."""
+"""Files of attempts, on a local folder or any fsspec URL."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import fsspec
 from pydantic import ValidationError
 
-from trainer.attempt import LAUNCH_FILE, RESULT_FILE, Launch, Result
+from trainer.attempt import LAUNCH_FILE, METRICS_FILE, RESULT_FILE, Launch, Result
 
 
 def is_url(path: str) -> bool:
@@ -34,15 +34,14 @@ def write_launch(folder: str, launch: Launch) -> None:
     beside.replace(path / LAUNCH_FILE)
 
 
+def read_metrics(folder: str) -> list[str]:
+    """Whole lines of an attempt's metrics, in order; none where there is no such file."""
+    return (_read(folder, METRICS_FILE) or "").rpartition("\n")[0].splitlines()
+
+
 def read_result(folder: str, fence: str) -> Result | None:
     """The result of an attempt, if it is complete and carries this fence."""
-    text: str | None = None
-    with contextlib.suppress(OSError):
-        if is_url(folder):
-            with fsspec.open(f"{folder}/{RESULT_FILE}", "r") as file:
-                text = file.read()
-        else:
-            text = (Path(folder) / RESULT_FILE).read_text()
+    text = _read(folder, RESULT_FILE)
     if text is None:
         return None
     try:
@@ -50,3 +49,13 @@ def read_result(folder: str, fence: str) -> Result | None:
     except ValidationError:
         return None
     return result if result.fence == fence else None
+
+
+def _read(folder: str, name: str) -> str | None:
+    with contextlib.suppress(OSError):
+        if is_url(folder):
+            with fsspec.open(f"{folder}/{name}", "r") as file:
+                text: str = file.read()
+                return text
+        return (Path(folder) / name).read_text()
+    return None

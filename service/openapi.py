@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from service.errors import MEDIA_TYPE
+from service.studies.spec import StudySpec
 from trainer.spec import JobSpec
 
 _REF = "#/components/schemas/{model}"
@@ -27,9 +28,10 @@ def install(app: FastAPI) -> None:
 def _document(app: FastAPI) -> dict[str, Any]:
     made = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
     schemas = made["components"]["schemas"]
-    spec = JobSpec.model_json_schema(ref_template=_REF)
-    schemas.update(spec.pop("$defs"))
-    schemas["JobSpec"] = spec
+    for body in (JobSpec, StudySpec):
+        schema = body.model_json_schema(ref_template=_REF)
+        schemas.update(schema.pop("$defs", {}))
+        schemas[body.__name__] = schema
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     made["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}

@@ -34,6 +34,8 @@ from service.reconcile import Places, Reconciler
 from service.scheduler import Policy
 from service.settings import DEFAULT_PORT, Settings
 from service.store import Store
+from service.studies.publisher import StudyPublisher
+from service.studies.runs import MlflowStudyRuns
 from service.tracking import MlflowTracker
 from service.views import job_view
 
@@ -131,6 +133,7 @@ def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, s
         trail=Trail(store),
         inspect=inspect,
         intake=Intake(store, settings.max_queued, lambda job: job_view(job, links).model_dump(mode="json")),
+        studies=StudyPublisher(store, MlflowStudyRuns(tracker), settings.storage_root, links),
     )
 
 

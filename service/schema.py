@@ -210,3 +210,32 @@ leases = sa.Table(
     sa.Column("token", sa.BigInteger, nullable=False),
     sa.Column("expires_at", Instant, nullable=False),
 )
+
+studies = sa.Table(
+    "studies",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("name", sa.String(120), nullable=False),
+    sa.Column("project", sa.String(120), nullable=False),
+    sa.Column("owner", sa.String(120), nullable=False),
+    sa.Column("spec", sa.JSON, nullable=False),
+    sa.Column("created_at", Instant, nullable=False),
+    sa.Column("experiment_id", sa.String(64)),
+    sa.Column("run_id", sa.String(64)),
+    sa.Column("reported_at", Instant),
+    sa.Index(None, "owner", "id"),
+)
+
+# job_id without a foreign key: a study remembers its children when their jobs are deleted.
+study_children = sa.Table(
+    "study_children",
+    metadata,
+    sa.Column("study_id", sa.String(40), sa.ForeignKey("studies.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("job_id", sa.String(40), nullable=False),
+    sa.Column("name", sa.String(120), nullable=False),
+    sa.Column("point", sa.JSON, nullable=False),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("grouped_run", sa.String(64)),
+    sa.UniqueConstraint("job_id"),
+)

@@ -49,7 +49,7 @@ class MlflowTracker:
         self._http = httpx.Client(base_url=self.uri, auth=mlflow_account(), timeout=timeout_s, trust_env=False)
 
     def run_for(self, job: Job) -> Run:
-        experiment_id = job.experiment_id or self._experiment(job.project)
+        experiment_id = job.experiment_id or self.experiment(job.project)
         run_id = job.run_id or self._find(experiment_id, job.id) or self._create(experiment_id, job)
         self._describe(run_id, job)
         return Run(experiment_id, run_id)
@@ -58,16 +58,16 @@ class MlflowTracker:
         body: dict[str, Any] = {"run_id": run_id, "status": status}
         if status in _ENDED:
             body["end_time"] = _now_ms()
-        self._call("POST", "runs/update", body)
+        self.call("POST", "runs/update", body)
 
     def histories(self, run_id: str, prefix: str) -> dict[str, list[tuple[int, float]]]:
-        run = self._call("GET", "runs/get", {"run_id": run_id})["run"]
+        run = self.call("GET", "runs/get", {"run_id": run_id})["run"]
         names = [metric["key"] for metric in run["data"].get("metrics", []) if metric["key"].startswith(prefix)]
         return {name: self._history(run_id, name) for name in names}
 
     def _history(self, run_id: str, name: str) -> list[tuple[int, float]]:
         body = {"run_id": run_id, "metric_key": name, "max_results": 5000}
-        points = self._call("GET", "metrics/get-history", body).get("metrics", [])
+        points = self.call("GET", "metrics/get-history", body).get("metrics", [])
         return [(int(point.get("step", 0)), float(point["value"])) for point in points]
 
     def is_answering(self) -> bool:
@@ -79,23 +79,24 @@ class MlflowTracker:
     def close(self) -> None:
         self._http.close()
 
-    def _experiment(self, project: str) -> str:
+    def experiment(self, project: str) -> str:
+        """Its id; made if there is none."""
         found = self._request("GET", "experiments/get-by-name", {"experiment_name": project})
         if found.is_success:
             experiment: dict[str, Any] = found.json()["experiment"]
             return str(experiment["experiment_id"])
-        made: str = self._call("POST", "experiments/create", {"name": project})["experiment_id"]
+        made: str = self.call("POST", "experiments/create", {"name": project})["experiment_id"]
         return made
 
     def _find(self, experiment_id: str, job_id: str) -> str | None:
         body = {"experiment_ids": [experiment_id], "filter": f"tags.`syncnorm.job_id` = '{job_id}'", "max_results": 1}
-        runs = self._call("POST", "runs/search", body).get("runs", [])
+        runs = self.call("POST", "runs/search", body).get("runs", [])
         return runs[0]["info"]["run_id"] if runs else None
 
     def _create(self, experiment_id: str, job: Job) -> str:
         tags = [{"key": "syncnorm.job_id", "value": job.id}]
         body = {"experiment_id": experiment_id, "run_name": job.name, "start_time": _now_ms(), "tags": tags}
-        run_id: str = self._call("POST", "runs/create", body)["run"]["info"]["run_id"]
+        run_id: str = self.call("POST", "runs/create", body)["run"]["info"]["run_id"]
         return run_id
 
     def _describe(self, run_id: str, job: Job) -> None:
@@ -109,17 +110,27 @@ class MlflowTracker:
         }
         params = [{"key": key, "value": value[:_MAX_VALUE]} for key, value in flatten(job.spec)]
         for start in range(0, len(params), _MAX_PARAMS):
-            self._call("POST", "runs/log-batch", {"run_id": run_id, "params": params[start : start + _MAX_PARAMS]})
-        self._call(
+            self.call("POST", "runs/log-batch", {"run_id": run_id, "params": params[start : start + _MAX_PARAMS]})
+        self.call(
             "POST", "runs/log-batch", {"run_id": run_id, "tags": [{"key": k, "value": v} for k, v in tags.items()]}
         )
 
-    def _call(self, method: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    def call(self, method: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer of one endpoint of MLflow's REST API."""
         answer = self._request(method, path, body)
         if answer.is_error:
             raise TrackingUnreachableError(f"MLflow answered {answer.status_code} to {path}: {answer.text[:400]}")
         content: dict[str, Any] = answer.json()
         return content
+
+    def put(self, path: str, content: bytes) -> None:
+        """Store an artifact through the server; path: behind `mlflow-artifacts:/`."""
+        try:
+            answer = self._http.put(f"/api/2.0/mlflow-artifacts/artifacts/{path}", content=content)
+        except httpx.HTTPError as error:
+            raise TrackingUnreachableError(f"MLflow can't be reached at {self.uri}: {error}") from error
+        if answer.is_error:
+            raise TrackingUnreachableError(f"MLflow answered {answer.status_code} to {path}: {answer.text[:400]}")
 
     def _request(self, method: str, path: str, body: Mapping[str, Any]) -> httpx.Response:
         url = f"/api/2.0/mlflow/{path}"
@@ -169,7 +180,11 @@ def _now_ms() -> int:
 
 
 def run_url(uri: str, job: Job) -> str | None:
-    """Where a browser shows the run."""
-    if job.run_id is None or job.experiment_id is None:
+    """Where a browser shows the run of a job."""
+    return run_page(uri, job.experiment_id, job.run_id)
+
+
+def run_page(uri: str, experiment_id: str | None, run_id: str | None) -> str | None:
+    if run_id is None or experiment_id is None:
         return None
-    return f"{uri.rstrip('/')}/#/experiments/{job.experiment_id}/runs/{job.run_id}"
+    return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"

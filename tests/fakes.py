@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ from service.decide import RayStatus
 from service.dispatch import ClusterUnreachableError, Submission, View
 from service.jobs import Job
 from service.store import Store
+from service.studies.study import Study
 from service.tracking import Run, TrackingUnreachableError
 from trainer.attempt import LAUNCH_FILE, RESULT_FILE, CheckpointFact, Launch, Outcome, Result
 from trainer.failure import FailureReason
@@ -170,6 +172,42 @@ class FakeTracker:
 
     def is_answering(self) -> bool:
         return self.reachable
+
+    def _require(self) -> None:
+        if not self.reachable:
+            raise TrackingUnreachableError("switched off")
+
+
+@dataclass
+class FakeStudyRuns:
+    """MLflow runs of studies in dicts."""
+
+    reachable: bool = True
+    runs: dict[str, str] = field(default_factory=dict)
+    """Run id by study id."""
+    parents: dict[str, str] = field(default_factory=dict)
+    files: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    status: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def run_for_study(self, study: Study) -> Run:
+        self._require()
+        return Run("1", self.runs.setdefault(study.id, f"study-run-{len(self.runs) + 1}"))
+
+    def group(self, run_id: str, parent_run_id: str) -> None:
+        self._require()
+        self.parents[run_id] = parent_run_id
+
+    def upload(self, run_id: str, files: Mapping[str, bytes]) -> None:
+        self._require()
+        self.files[run_id] = dict(files)
+
+    def finish(self, run_id: str, status: str, note: str, metrics: Mapping[str, float]) -> None:
+        self._require()
+        self.status[run_id] = status
+        self.notes[run_id] = note
+        self.metrics[run_id] = dict(metrics)
 
     def _require(self) -> None:
         if not self.reachable:

@@ -17,6 +17,8 @@ from trainer.spec import JobSpec
 
 LAUNCH_FILE = "launch.json"
 RESULT_FILE = "result.json"
+METRICS_FILE = "metrics.jsonl"
+"""Every metric of an attempt, a JSON line each: key, value, step, timestamp."""
 
 StopRequest = Literal["cancel", "pause", "preempt", "deadline"]
 Outcome = Literal["succeeded", "failed", "stopped"]

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.attempt import LAUNCH_FILE, RESULT_FILE
-
-_SPOOL = "metrics.jsonl"
+from trainer.attempt import LAUNCH_FILE, METRICS_FILE, RESULT_FILE
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class AttemptFolders:
 
     @property
     def spool(self) -> Path:
-        return self.root / _SPOOL
+        return self.root / METRICS_FILE
 
     def earlier(self, attempt: int) -> list[AttemptFolders]:
         """Those of the job's attempts before `attempt`, in order."""

@@ -20,6 +20,8 @@ from service.metrics import Metrics
 from service.reconcile import Reconciler
 from service.settings import Settings
 from service.store import Store
+from service.studies.publisher import StudyPublisher
+from service.studies.study import Study
 from service.tracking import Tracker
 from trainer.plan import Inspection
 from trainer.spec import JobSpec
@@ -46,6 +48,7 @@ class Context:
     trail: Trail
     inspect: Callable[[JobSpec], Inspection | None]
     intake: Intake
+    studies: StudyPublisher
 
     def changed(self, job_id: str) -> None:
         """Something about the job was written: look at it soon, and tell its followers."""
@@ -99,3 +102,11 @@ def visible_job(ctx: Context, who: Principal, job_id: str) -> Job:
     if job is None or not who.may_see(job):
         raise not_found("job", job_id)
     return job
+
+
+def visible_study(ctx: Context, who: Principal, study_id: str) -> Study:
+    """Raises: ApiError 404, the same for a study that is not there and for one of somebody else."""
+    study = ctx.store.study(study_id)
+    if study is None or not who.may_see(study):
+        raise not_found("study", study_id)
+    return study

@@ -14,6 +14,7 @@ from service.api.body import Json, JsonBody
 from service.api.context import Context, Ctx, Reader, Submitter, visible_job
 from service.api.cursors import decode, encode
 from service.asks import ALLOWED, Verb, ask
+from service.auth import Principal
 from service.errors import ApiError, FieldProblem, bad_spec
 from service.intake import Submit
 from service.jobs import Job, JobState
@@ -22,7 +23,7 @@ from service.submit import against_cluster, against_code, against_files, names_f
 from service.views import JobPage, JobView, job_view
 from trainer.plan import plan
 from trainer.spec import JobSpec
-from trainer.spec_reader import SpecError, read_spec
+from trainer.spec_reader import Problem, SpecError, read_spec
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 _TRIES = 8
@@ -45,17 +46,16 @@ async def submit(body: Json, ctx: Ctx, who: Submitter, key: Key = None, dry_run:
         # What was taken once is answered as it was, whatever is allowed by now.
         if key is None or dry_run or (before := await run_in_threadpool(ctx.store.answer, who.name, key)) is None:
             raise
-        return _again(before, body)
+        return again(before, body)
     if dry_run:
         return JSONResponse(await run_in_threadpool(_plan, spec, ctx))
     taken = await ctx.intake.take(Submit(spec, who.name, key, body.digest))
     if taken is None:
-        detail = f"{who.name} has {ctx.settings.max_queued} unfinished jobs, which is the limit; wait or cancel some."
-        raise ApiError(429, "too_many_jobs", detail, headers={"Retry-After": "60"})
+        raise too_many(ctx, who)
     if not taken.is_new:
-        return _again(taken.answer, body)
+        return again(taken.answer, body)
     ctx.changed(taken.answer.answer["id"])
-    return _created(taken.answer.answer)
+    return created(taken.answer.answer)
 
 
 def _plan(spec: JobSpec, ctx: Context) -> dict[str, Any]:
@@ -67,28 +67,42 @@ async def _read(body: JsonBody, ctx: Context) -> JobSpec:
         spec = read_spec(body.value)
     except SpecError as error:
         raise bad_spec(error.problems) from error
-    problems = against_cluster(spec, ctx.reconciler.capacity)
-    if ctx.local_paths and names_files(spec):
-        problems += await run_in_threadpool(against_files, spec)
-    problems += [] if ctx.settings.allow_code else against_code(spec)
+    problems = await run_in_threadpool(refusals, spec, ctx) if names_files(spec) else refusals(spec, ctx)
     if problems:
         raise bad_spec(problems)
     return spec
 
 
-def _created(content: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
-    location = {"Location": f"/v1/jobs/{content['id']}"}
+def refusals(spec: JobSpec, ctx: Context) -> list[Problem]:
+    """What speaks against a valid spec here: the cluster, missing files, code that is not allowed."""
+    problems = against_cluster(spec, ctx.reconciler.capacity)
+    problems += against_files(spec) if ctx.local_paths else []
+    problems += [] if ctx.settings.allow_code else against_code(spec)
+    return problems
+
+
+def too_many(ctx: Context, who: Principal) -> ApiError:
+    detail = f"{who.name} may have {ctx.settings.max_queued} unfinished jobs, no more; wait or cancel some."
+    return ApiError(429, "too_many_jobs", detail, headers={"Retry-After": "60"})
+
+
+def created(content: dict[str, Any], headers: dict[str, str] | None = None, what: str = "jobs") -> Response:
+    location = {"Location": f"/v1/{what}/{content['id']}"}
     return JSONResponse(content, status_code=201, headers=location | (headers or {}))
 
 
-def _again(before: Answer, body: JsonBody) -> Response:
+def again(before: Answer, body: JsonBody, what: str = "jobs") -> Response:
+    """The answer given before under the same key.
+
+    Raises: ApiError 422 if the body is another.
+    """
     if before.request_hash != body.digest:
         raise ApiError(
             422,
             "idempotency_key_reused",
             "This Idempotency-Key was used with another body. Take a new key for each job.",
         )
-    return _created(before.answer, {"Idempotency-Replayed": "true"})
+    return created(before.answer, {"Idempotency-Replayed": "true"}, what)
 
 
 @router.get("", response_model=JobPage)

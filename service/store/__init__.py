@@ -8,8 +8,8 @@ from service.store.access import AccessTable
 from service.store.attempts import AttemptTable
 from service.store.base import RECONCILER
 from service.store.history import History
-from service.store.jobs import JobTable
 from service.store.leases import LeaseTable
+from service.store.studies import StudyTable
 from service.store.values import (
     Added,
     Answer,
@@ -37,8 +37,8 @@ __all__ = [
 ]
 
 
-class Store(JobTable, AttemptTable, History, AccessTable, LeaseTable):
-    """Jobs, attempts, events, logs and checkpoints in one database."""
+class Store(StudyTable, AttemptTable, History, AccessTable, LeaseTable):
+    """Jobs, attempts, studies, events, logs and checkpoints in one database."""
 
     def is_answering(self) -> bool:
         try:

@@ -20,6 +20,7 @@ from service.hub import Hub
 from service.intake import Intake
 from service.metrics import Metrics
 from service.settings import Settings
+from service.studies.publisher import StudyPublisher
 from service.views import job_view
 from tests.service.world import World
 
@@ -66,6 +67,7 @@ def context_of(world: World, folder: Path, auth: bool, settings: dict[str, Any])
         rate=RateLimit(settings.get("rate_limit", 0.0)),
         metrics=metrics,
         trail=Trail(world.store),
+        studies=StudyPublisher(world.store, world.study_runs, str(folder / "storage"), "http://mlflow"),
         inspect=lambda _spec: None,  # a service on a host without torch; tests/stack asks the real one
         intake=Intake(
             world.store, chosen.max_queued, lambda job: job_view(job, "http://mlflow").model_dump(mode="json")

@@ -15,6 +15,8 @@ from service import schema
 from service.database import Database
 from service.jobs import ARROWS, RUN_STATUS, Attempt, Job, JobState, NewEvent, new_fence
 from service.store import Added, Answer, JobQuery, NewJob, Store
+from service.studies.spec import expand, read_study
+from service.studies.study import Study, new_study
 from service.submit import new_job
 from tests.fakes import Clock
 from tests.service.databases import postgres_programs, postgres_server
@@ -290,3 +292,90 @@ def test_deleting_a_job_takes_everything_along(store: Store, clock: Clock) -> No
 
     assert (early, late) == (False, True)
     assert (store.events(job.id), store.lines(job.id), store.attempt(attempt.id)) == ([], [], None)
+
+
+# Studies
+
+
+def add_study(store: Store, clock: Clock, key: str | None = None) -> tuple[Study, Answer | Added]:
+    spec = read_study({"name": "s", "base": SPEC, "grid": {"norm.kind": ["batch", "group"]}, "seeds": [0, 1]})
+    study, children, jobs = new_study(spec, expand(spec), "ann", clock())
+    answer = Answer("hash", {"id": study.id})
+    return study, store.add_study(study, children, jobs, None if key is None else (key, answer))
+
+
+def test_study_comes_back_with_a_queued_job_for_every_child(store: Store, clock: Clock) -> None:
+    study, _ = add_study(store, clock)
+
+    family = store.family(study.id)
+
+    assert store.study(study.id) == study
+    assert [(child.number, child.point, child.seed) for child, _ in family] == [
+        (number, {"norm.kind": kind}, seed)
+        for number, (kind, seed) in enumerate([("batch", 0), ("batch", 1), ("group", 0), ("group", 1)], start=1)
+    ]
+    assert [job and (job.state, job.spec["seed"], job.norm) for _, job in family] == [
+        (JobState.QUEUED, child.seed, child.point["norm.kind"]) for child, _ in family
+    ]
+    assert all([event.kind for event in store.events(child.job_id)] == ["queued"] for child, _ in family)
+    assert len(store.jobs(JobQuery(label=("study", study.id)))) == 4
+
+
+def test_study_under_a_used_key_is_not_stored_again(store: Store, clock: Clock) -> None:
+    first, _ = add_study(store, clock, key="k")
+
+    _, before = add_study(store, clock, key="k")
+
+    assert before == Answer("hash", {"id": first.id})
+    assert len(store.studies(None, None, 10)) == 1
+    assert len(store.jobs(JobQuery())) == 4
+
+
+def test_study_that_can_not_be_written_whole_leaves_nothing(store: Store, clock: Clock) -> None:
+    spec = read_study({"name": "s", "base": SPEC, "grid": {"norm.kind": ["batch", "group"]}})
+    study, children, jobs = new_study(spec, expand(spec), "ann", clock())
+
+    with pytest.raises(sa.exc.IntegrityError):
+        store.add_study(study, children, [*jobs, jobs[0]], ("k", Answer("hash", {})))
+
+    assert store.study(study.id) is None
+    assert store.jobs(JobQuery()) == []
+    assert store.answer("ann", "k") is None
+
+
+def test_family_is_asked_at_once_and_each_child_for_what_it_can_do(store: Store, clock: Clock) -> None:
+    study, _ = add_study(store, clock)
+    (_, first), (_, second), *_ = store.family(study.id)
+    assert first is not None
+    assert second is not None
+    begin(store, clock, first)
+    store.move(second, JobState.CANCELLED, event=HEARD)
+
+    changed = store.ask_family(study.id, "pause", clock())
+    again = store.ask_family(study.id, "pause", clock())
+
+    assert len(changed) == 3
+    assert again == []
+    stops = [job and (job.state, job.stop) for _, job in store.family(study.id)]
+    assert stops == [
+        (JobState.STARTING, "pause"),
+        (JobState.CANCELLED, None),
+        (JobState.QUEUED, "pause"),
+        (JobState.QUEUED, "pause"),
+    ]
+
+
+def test_study_is_unreported_until_it_is_and_again_when_a_child_moved_on(store: Store, clock: Clock) -> None:
+    study, _ = add_study(store, clock)
+    for _, job in store.family(study.id):
+        assert job is not None
+        store.move(job, JobState.CANCELLED, {"finished_at": clock()}, event=HEARD)
+    unreported = [one.id for one in store.unreported_studies()]
+    clock.advance(1)
+    store.note_study(study.id, {"reported_at": clock()})
+    reported = store.unreported_studies()
+    store.ask_family(study.id, "retry", clock())
+
+    assert unreported == [study.id]
+    assert reported == []
+    assert [one.id for one in store.unreported_studies()] == [study.id]

@@ -15,7 +15,7 @@ from service.reconcile import Places, Reconciler
 from service.scheduler import Policy
 from service.store import Store
 from service.submit import new_job
-from tests.fakes import Clock, FakeCluster, FakeTracker
+from tests.fakes import Clock, FakeCluster, FakeStudyRuns, FakeTracker
 from trainer.spec_reader import read_spec
 
 TICK_S = 5.0
@@ -27,6 +27,7 @@ class World:
     database: Database
     clock: Clock = field(default_factory=Clock)
     tracker: FakeTracker = field(default_factory=FakeTracker)
+    study_runs: FakeStudyRuns = field(default_factory=FakeStudyRuns)
     wrap: Callable[[Any, str], Any] = lambda port, _name: port
     """Puts something between the reconciler and its ports."""
 

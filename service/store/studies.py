@@ -1,0 +1,126 @@
+"""Studies in the database. A study, its children and their jobs are written in one transaction, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from service import schema as t
+from service.asks import Verb, ask
+from service.jobs import TERMINAL, Job, JobState, NewEvent
+from service.store.base import JOBS, job_of
+from service.store.jobs import JobTable
+from service.store.values import Added, Answer, NewJob
+from service.studies.study import Study, StudyChild
+
+Family = list[tuple[StudyChild, Job | None]]
+"""Children with their jobs; None: the job was deleted."""
+
+
+class StudyTable(JobTable):
+    """Studies and their children."""
+
+    def add_study(
+        self,
+        study: Study,
+        children: Sequence[StudyChild],
+        jobs: Sequence[Job],
+        idempotency: tuple[str, Answer] | None = None,
+        most_unfinished: int | None = None,
+    ) -> Answer | Added:
+        """Store a study and queue all its jobs. Otherwise nothing is stored: too many, or the answer given before.
+
+        most_unfinished: jobs of one owner, counting these; None: no limit.
+        """
+        with self._db.write() as c:
+            if most_unfinished is not None and self._room(c, {study.owner}, most_unfinished)[study.owner] < len(jobs):
+                return Added.TOO_MANY
+            if idempotency is not None:
+                key, answer = idempotency
+                row = {"owner": study.owner, "key": key, "at": self._now(c), **vars(answer)}
+                if not self._insert_new(c, t.idempotency, row):
+                    before = self._answer(c, study.owner, key)
+                    assert before is not None
+                    return before
+            c.execute(sa.insert(t.studies).values(**vars(study)))
+            c.execute(sa.insert(t.study_children), [vars(child) for child in children])
+            event = NewEvent(JobState.QUEUED, "Submitted.", {"owner": study.owner, "study": study.id})
+            self._insert_jobs(c, [NewJob(job, event) for job in jobs])
+        return Added.STORED
+
+    def study(self, study_id: str) -> Study | None:
+        with self._db.read() as c:
+            row = c.execute(sa.select(t.studies).where(t.studies.c.id == study_id)).mappings().one_or_none()
+        return None if row is None else Study(**row)
+
+    def studies(self, owner: str | None, after: str | None, limit: int) -> list[Study]:
+        """Newest first, behind the one with the id `after`."""
+        s = t.studies.c
+        wanted = [] if owner is None else [s.owner == owner]
+        if after is not None:
+            wanted.append(s.id < after)
+        query = sa.select(t.studies).where(*wanted).order_by(s.id.desc()).limit(limit)
+        with self._db.read() as c:
+            return [Study(**row) for row in c.execute(query).mappings()]
+
+    def family(self, study_id: str) -> Family:
+        """All children in order, with their jobs."""
+        with self._db.read() as c:
+            return self._family(c, study_id)
+
+    def _family(self, c: sa.Connection, study_id: str, *, lock: bool = False) -> Family:
+        k, j = t.study_children.c, t.jobs.c
+        mine = sa.select(t.study_children).where(k.study_id == study_id).order_by(k.number)
+        children = [StudyChild(**row) for row in c.execute(mine).mappings()]
+        # In the order of ids, so that two who lock the same jobs wait for, and not on, each other.
+        theirs = JOBS.where(j.id.in_([child.job_id for child in children])).order_by(j.id)
+        found = c.execute(theirs.with_for_update() if lock else theirs)
+        jobs = {job.id: job for job in map(job_of, found)}
+        return [(child, jobs.get(child.job_id)) for child in children]
+
+    def ask_family(self, study_id: str, verb: Verb, now: datetime) -> list[str]:
+        """Ask all children at once for what each one's state allows; ids of the jobs that it changed."""
+        changed = []
+        with self._db.write() as c:
+            for _, job in self._family(c, study_id, lock=True):
+                if job is not None and self._ask(c, job, verb, now):
+                    changed.append(job.id)
+        return changed
+
+    def _ask(self, c: sa.Connection, job: Job, verb: Verb, now: datetime) -> bool:
+        try:
+            change = ask(job, verb, now)
+        except ValueError:
+            return False
+        if change is None:
+            return False
+        values = {"state": change.to, "version": job.version + 1, **change.changes}
+        c.execute(sa.update(t.jobs).where(t.jobs.c.id == job.id).values(**values))
+        data = None if change.to is job.state else {"from": job.state.value}
+        self._add_event(c, job.id, NewEvent(change.event.kind, change.event.message, data))
+        return True
+
+    def note_study(self, study_id: str, changes: Mapping[str, Any]) -> None:
+        """Set bookkeeping of the run in MLflow."""
+        assert set(changes) <= {"experiment_id", "run_id", "reported_at"}, changes
+        with self._db.write() as c:
+            c.execute(sa.update(t.studies).where(t.studies.c.id == study_id).values(**changes))
+
+    def note_grouped(self, child: StudyChild, run_id: str) -> None:
+        """The child's run is known to belong to the run of the study."""
+        k = t.study_children.c
+        with self._db.write() as c:
+            mine = (k.study_id == child.study_id, k.number == child.number)
+            c.execute(sa.update(t.study_children).where(*mine).values(grouped_run=run_id))
+
+    def unreported_studies(self) -> list[Study]:
+        """Those whose run in MLflow does not show yet what became of every child."""
+        k, j = t.study_children.c, t.jobs.c
+        moved_on = sa.or_(j.state.not_in(TERMINAL), j.finished_at > t.studies.c.reported_at)
+        changed = sa.exists().where(k.study_id == t.studies.c.id, j.id == k.job_id, moved_on)
+        with self._db.read() as c:
+            query = sa.select(t.studies).where(sa.or_(t.studies.c.reported_at.is_(None), changed))
+            return [Study(**row) for row in c.execute(query).mappings()]

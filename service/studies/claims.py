@@ -1,0 +1,102 @@
+"""What a source leads one to expect, held against the numbers of a study. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Verdict = Literal["agrees", "does not agree", "undecided", "not measured"]
+
+# Quantiles 0.975 of Student's t for 1 to 30 degrees of freedom (any table); beyond, the normal distribution's.
+_T_975 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+_NORMAL_975 = 1.960
+
+Where = dict[str, str | int | float | bool]
+Metric = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+class Claim(BaseModel):
+    """`metric` at `less` is below `than_metric` at `than` by more than `by`, with everything else the same.
+
+    less, than: values of axes that tell the two sides apart; where: values both have in common. Axes that none of them
+    names are averaged over, within a seed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    text: Annotated[str, StringConstraints(min_length=1, max_length=400)]
+    metric: Metric
+    than_metric: Metric | None = None
+    """Of the other side; null: the same."""
+    less: Where = {}
+    than: Where = {}
+    where: Where = {}
+    by: float = 0.0
+    """How far apart at least, in the metric's unit. Below zero: `less` may be worse by as much, and no more."""
+    factor: Annotated[float, Field(gt=0)] = 1.0
+    """The other side is multiplied by this, e.g. 0.1 for "a tenth of"."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds with its 95 % confidence interval (Student's t); an interval needs two seeds."""
+
+    mean: float
+    std: float
+    """Bessel-corrected."""
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A claim with the paired difference, less − factor · than, over seeds."""
+
+    claim: Claim
+    verdict: Verdict
+    difference: Estimate | None
+    less: float | None
+    than: float | None
+
+
+def estimate(values: Sequence[float]) -> Estimate | None:
+    """None for nothing. Not finite values make the estimate not finite."""
+    if not values:
+        return None
+    count = len(values)
+    mean = math.fsum(values) / count if all(map(math.isfinite, values)) else math.nan
+    if count == 1 or math.isnan(mean):
+        return Estimate(mean, math.nan, math.nan, math.nan, count)
+    std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+    t = _T_975[count - 2] if count - 2 < len(_T_975) else _NORMAL_975
+    half = t * std / math.sqrt(count)
+    return Estimate(mean, std, mean - half, mean + half, count)
+
+
+def judge(claim: Claim, less: Mapping[int, float], than: Mapping[int, float]) -> Judgement:
+    """less, than: value of each seed. Only seeds that both sides have count.
+
+    agrees: the whole interval of the difference lies below −by. does not agree: its mean does not. undecided: its mean
+    does, but seeds differ too much, or there is only one.
+    """
+    seeds = [seed for seed in less if seed in than]
+    found = estimate([less[seed] - claim.factor * than[seed] for seed in seeds])
+    sides = [estimate([side[seed] for seed in seeds]) for side in (less, than)]
+    if found is None or math.isnan(found.mean):
+        return Judgement(claim, "not measured", None, None, None)
+    verdict: Verdict = "undecided"
+    if found.mean >= -claim.by:
+        verdict = "does not agree"
+    elif found.high < -claim.by:
+        verdict = "agrees"
+    left, right = sides
+    return Judgement(claim, verdict, found, left.mean if left else None, right.mean if right else None)

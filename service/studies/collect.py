@@ -1,0 +1,47 @@
+"""What became of every child of a study: from our rows and from the files of its attempts, never from MLflow."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from dataclasses import replace
+
+from service.files import read_metrics
+from service.jobs import Job
+from service.store.studies import Family
+from service.studies.measures import Outcome, Series, certificate_values
+from service.studies.study import StudyChild
+from service.tracking import run_url
+from trainer.attempt import attempt_folder
+
+
+def outcomes(family: Family, storage: str, mlflow_uri: str) -> list[Outcome]:
+    """mlflow_uri: for links, as a browser reaches it."""
+    return [_outcome(child, job, storage, mlflow_uri) for child, job in family]
+
+
+def _outcome(child: StudyChild, job: Job | None, storage: str, mlflow_uri: str) -> Outcome:
+    planned = Outcome(child.number, child.job_id, child.name, child.point, child.seed, state="deleted")
+    if job is None:
+        return replace(planned, message="The job was deleted.")
+    return replace(
+        planned,
+        state=job.state.value,
+        reason=job.reason.value if job.reason else None,
+        message=job.message,
+        run_url=run_url(mlflow_uri, job),
+        values=certificate_values(job.model),
+        series=read_series([attempt_folder(storage, job.id, number) for number in range(1, job.attempt + 1)]),
+    )
+
+
+def read_series(folders: list[str]) -> Series:
+    """All metrics of all attempts. Of a step recorded twice the first value counts; what is not finite is left out."""
+    found: dict[str, dict[int, float]] = defaultdict(dict)
+    for folder in folders:
+        for line in read_metrics(folder):
+            point = json.loads(line)
+            if math.isfinite(point["value"]):
+                found[point["key"]].setdefault(point["step"], point["value"])
+    return {key: sorted(points.items()) for key, points in found.items()}

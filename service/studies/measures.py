@@ -1,0 +1,93 @@
+"""What a child of a study measured, and how a metric is named. Pure."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.studies.metrics import REDUCTIONS
+from service.studies.spec import Point
+
+Series = Mapping[str, Sequence[tuple[int, float]]]
+"""Metric → (step, value), steps rising."""
+
+ERROR, SCORES = "error", ("accuracy", "mean_iou")
+DIVERGED = "non_finite"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A child with what came of it. state: that of its job, or `deleted`."""
+
+    number: int
+    job_id: str
+    name: str
+    point: Point
+    seed: int
+    state: str
+    reason: str | None = None
+    message: str = ""
+    run_url: str | None = None
+    values: Mapping[str, float] = field(default_factory=dict)
+    """Measured once, after training: scores with running and with population statistics."""
+    series: Series = field(default_factory=dict)
+
+    @property
+    def diverged(self) -> bool:
+        return self.reason == DIVERGED
+
+
+def curve(outcome: Outcome, metric: str) -> list[tuple[int, float]]:
+    """(step, value) of a metric over training; `…/error` is 1 − `…/accuracy`, or 1 − `…/mean_iou`."""
+    if metric in outcome.series:
+        return list(outcome.series[metric])
+    head, _, last = metric.rpartition("/")
+    if last == ERROR:
+        for score in SCORES:
+            if points := outcome.series.get(f"{head}/{score}"):
+                return [(step, 1 - value) for step, value in points]
+    return []
+
+
+def measure(outcome: Outcome, metric: str) -> float | None:
+    """The value of a metric; None where the child has none.
+
+    metric: as `service.studies.metrics` has it; without a reduction the last value is meant. `running/val/…` and
+    `population/val/…` are those of the trained model with running and with population statistics. The error of a job
+    whose training diverged is 1: it answers nothing.
+    """
+    reduction, _, name = metric.rpartition(":")
+    if outcome.diverged and name.rpartition("/")[2] == ERROR:
+        return 1.0
+    if (value := _known(outcome.values, name)) is not None:
+        return value
+    names = fnmatch.filter(outcome.series, name) if "*" in name else [name]
+    found = [_reduce(points, reduction or "last") for one in names if (points := curve(outcome, one))]
+    return statistics.fmean(found) if found else None
+
+
+def _known(values: Mapping[str, float], name: str) -> float | None:
+    if name in values:
+        return values[name]
+    head, _, last = name.rpartition("/")
+    scores = [values[f"{head}/{score}"] for score in SCORES if f"{head}/{score}" in values]
+    return 1 - scores[0] if last == ERROR and scores else None
+
+
+def _reduce(points: Sequence[tuple[int, float]], reduction: str) -> float:
+    return REDUCTIONS[reduction]([value for _, value in points])
+
+
+def certificate_values(model: Mapping[str, Any] | None) -> dict[str, float]:
+    """`running/val/…` and `population/val/…`, from the certificate of the exported model."""
+    validation = ((model or {}).get("certificate") or {}).get("validation") or {}
+    return {
+        f"{statistics_}/{name}": float(value)
+        for statistics_, scores in validation.items()
+        for name, value in scores.items()
+        if math.isfinite(value)
+    }

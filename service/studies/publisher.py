@@ -1,0 +1,123 @@
+"""Brings what became of studies into MLflow: load, decide, apply, again and again until MLflow has it.
+
+Nothing else depends on it: the report is made from the database and the files of attempts, with or without MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import socket
+import threading
+
+from service.jobs import new_fence
+from service.store import Store
+from service.store.studies import Family
+from service.studies.collect import outcomes
+from service.studies.measures import Outcome
+from service.studies.report import FAILED, Report, as_html, as_json, finding, make_report
+from service.studies.runs import StudyRuns
+from service.studies.spec import StudySpec
+from service.studies.study import Study, StudyState, state_of
+from service.tracking import TrackingUnreachableError
+
+logger = logging.getLogger(__name__)
+
+LEASE = "studies"
+_LEASE_S = 60.0
+
+
+def report_of(study: Study, family: Family, storage: str, mlflow_uri: str) -> Report:
+    """The report on a study as it stands now."""
+    spec = StudySpec.model_validate_json(json.dumps(study.spec))
+    state = state_of(job for _, job in family)
+    return make_report(study.id, spec, state.value, outcomes(family, storage, mlflow_uri))
+
+
+def draw_report(report: Report) -> dict[str, bytes]:
+    """Its pictures by name. Matplotlib is loaded with the first report, not with the service."""
+    from service.studies.pictures import draw
+
+    return draw(report.spec, report.rows)
+
+
+class StudyPublisher:
+    """One acts at a time, under a lease in the database. mlflow_uri: for links, as a browser reaches it."""
+
+    def __init__(self, store: Store, runs: StudyRuns, storage: str, mlflow_uri: str) -> None:
+        self._store = store
+        self._runs = runs
+        self._storage = storage
+        self._mlflow_uri = mlflow_uri
+        self._holder = f"{socket.gethostname()}-{os.getpid()}-{new_fence()[:8]}"
+
+    def run(self, stop: threading.Event, every_s: float) -> None:
+        """Tick until told to stop; an error in one tick does not end the loop."""
+        while not stop.wait(every_s):
+            try:
+                self.tick()
+            except TrackingUnreachableError as error:
+                logger.warning("studies have to wait for MLflow: %s", error)
+            except Exception:
+                logger.exception("publishing studies failed; trying again")
+        self._store.give_lease_back(self._holder, LEASE)
+
+    def tick(self) -> None:
+        """Raises: TrackingUnreachableError; what is not done yet is done by a later tick."""
+        if self._store.take_lease(self._holder, _LEASE_S, LEASE) is None:
+            return
+        for study in self._store.unreported_studies():
+            self._publish(study)
+
+    def _publish(self, study: Study) -> None:
+        now = self._store.now()  # before looking: what changes from here on makes another report
+        family = self._store.family(study.id)
+        run = self._runs.run_for_study(study)
+        if study.run_id is None:
+            self._store.note_study(study.id, {"experiment_id": run.experiment_id, "run_id": run.run_id})
+        for child, job in family:
+            if job is not None and job.run_id is not None and job.run_id != child.grouped_run:
+                self._runs.group(job.run_id, run.run_id)
+                self._store.note_grouped(child, job.run_id)
+        if state_of(job for _, job in family) is StudyState.FINISHED:
+            report = report_of(study, family, self._storage, self._mlflow_uri)
+            self._runs.upload(run.run_id, report_files(report))
+            self._runs.finish(run.run_id, run_status(report.outcomes), _note(report), _metrics(report))
+            self._store.note_study(study.id, {"reported_at": now})
+            logger.info("study reported", extra={"study": study.id})
+
+
+def report_files(report: Report) -> dict[str, bytes]:
+    """The artifacts of the study's run."""
+    pictures = draw_report(report)
+    text = {
+        "report.html": as_html(report, pictures),
+        "report.json": json.dumps(as_json(report), indent=1),
+        "study.json": report.spec.model_dump_json(indent=1),
+    }
+    return {name: content.encode() for name, content in text.items()} | {
+        f"{name}.png": png for name, png in pictures.items()
+    }
+
+
+def run_status(children: tuple[Outcome, ...]) -> str:
+    """FAILED or KILLED as soon as one child is, so that nobody takes the study for whole."""
+    states = {child.state for child in children}
+    return "FAILED" if "failed" in states else "KILLED" if states & set(FAILED) else "FINISHED"
+
+
+def _note(report: Report) -> str:
+    findings = "\n".join(f"- {finding(judgement)}" for judgement in report.judgements)
+    counts = ", ".join(f"{count} {state}" for state, count in report.counts.items())
+    return f"Study `{report.study_id}`: {counts}. The report is among the artifacts.\n\n{findings}"
+
+
+def _metrics(report: Report) -> dict[str, float]:
+    """How many jobs ended how, and how many claims were found to hold."""
+    found = {f"study/{state}": float(count) for state, count in report.counts.items()}
+    for judgement in report.judgements:
+        key = f"study/claims {judgement.verdict}"
+        found[key] = found.get(key, 0.0) + 1
+    return {key: value for key, value in found.items() if math.isfinite(value)}

@@ -1,0 +1,207 @@
+"""The report of a study as JSON and as one HTML file that needs nothing else. Pure."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from service.studies.claims import Estimate, Judgement
+from service.studies.comparison import Row, judge_all, table
+from service.studies.measures import Outcome
+from service.studies.spec import Point, StudySpec
+
+FAILED = ("failed", "cancelled", "deleted")
+_CAPTIONS = {
+    "comparison": "Mean and standard deviation over seeds; a dot is one job.",
+    "curves": "Over training: bold the mean over seeds, thin each seed.",
+    "heat_map": "The first metric over the grid, mean over seeds.",
+}
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
+table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .25rem .7rem; border-bottom: 1px solid #ddd }
+th { text-align: left } td.n { text-align: right; font-variant-numeric: tabular-nums } img { max-width: 100% }
+.agrees { color: #11692f } .does.not.agree { color: #a11 } .undecided, .not.measured { color: #8a5a00 }
+.failed { background: #fbe9e7 } small { color: #666 } figure { margin: 1.5rem 0 }
+"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A study with everything measured so far."""
+
+    study_id: str
+    spec: StudySpec
+    state: str
+    outcomes: tuple[Outcome, ...]
+    rows: tuple[Row, ...]
+    judgements: tuple[Judgement, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return dict(Counter(outcome.state for outcome in self.outcomes))
+
+
+def make_report(study_id: str, spec: StudySpec, state: str, outcomes: Sequence[Outcome]) -> Report:
+    rows, judgements = table(spec, outcomes), judge_all(spec, outcomes)
+    return Report(study_id, spec, state, tuple(outcomes), tuple(rows), tuple(judgements))
+
+
+def finding(judgement: Judgement) -> str:
+    """A claim and what was measured of it, in one sentence with numbers."""
+    claim, found = judgement.claim, judgement.difference
+    if found is None or judgement.less is None or judgement.than is None:
+        return f"{judgement.verdict}: {claim.text}."
+    than = f"{claim.factor:g} × {judgement.than:.4g}" if claim.factor != 1 else f"{judgement.than:.4g}"
+    margin = f", claimed below {-claim.by:g}" if claim.by else ""
+    return (
+        f"{judgement.verdict}: {claim.text}. {claim.metric}: {judgement.less:.4g} against {than}; "
+        f"difference {interval(found)}{margin} over {found.count} seed{'s' if found.count > 1 else ''}."
+    )
+
+
+def interval(found: Estimate) -> str:
+    """`mean [low, high]`, the 95 % confidence interval."""
+    return f"{found.mean:.4g}" if math.isnan(found.low) else f"{found.mean:.4g} [{found.low:.4g}, {found.high:.4g}]"
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    return {
+        "study_id": report.study_id,
+        "name": report.spec.name,
+        "state": report.state,
+        "counts": report.counts,
+        "source": report.spec.source,
+        "expects": report.spec.expects,
+        "findings": [
+            {
+                "claim": judgement.claim.text,
+                "verdict": judgement.verdict,
+                "less": judgement.less,
+                "than": judgement.than,
+                "difference": _numbers(judgement.difference),
+                "sentence": finding(judgement),
+            }
+            for judgement in report.judgements
+        ],
+        "table": [
+            {
+                "point": row.point,
+                "failed": row.failed,
+                "metrics": {metric: _numbers(found) for metric, found in row.estimates.items()},
+                "differences": {metric: _numbers(found) for metric, found in row.differences.items()},
+            }
+            for row in report.rows
+        ],
+    }
+
+
+def _numbers(found: Estimate | None) -> dict[str, float | int | None] | None:
+    if found is None:
+        return None
+    return {key: None if math.isnan(value) else value for key, value in vars(found).items()}
+
+
+def as_html(report: Report, pictures: Mapping[str, bytes]) -> str:
+    spec = report.spec
+    counts = ", ".join(f"{count} {state}" for state, count in report.counts.items())
+    parts = [
+        f"<h1>{escape(spec.name)}</h1><p>{escape(report.study_id)}, {report.state}: {counts}.</p>",
+        f"<p><b>Source.</b> {escape(spec.source)}</p>" if spec.source else "",
+        f"<p><b>Expected.</b> {escape(spec.expects)}</p>" if spec.expects else "",
+        _findings(report.judgements),
+        _failures(report.outcomes),
+        _comparison_table(report),
+        *(_figure(name, png) for name, png in pictures.items()),
+        _children(report.outcomes),
+    ]
+    head = f'<meta charset="utf-8"><title>{escape(spec.name)}</title><style>{_STYLE}</style>'
+    return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>"
+
+
+def _findings(judgements: Sequence[Judgement]) -> str:
+    if not judgements:
+        return ""
+    items = "".join(f"<li class='{one.verdict}'>{escape(finding(one))}</li>" for one in judgements)
+    note = (
+        "Differences are paired by seed, with 95 % confidence intervals (Student's t). <i>agrees</i>: the whole "
+        "interval lies on the claimed side. <i>does not agree</i>: the mean does not. <i>undecided</i>: the mean does, "
+        "the interval does not."
+    )
+    return f"<h2>What was measured</h2><ul>{items}</ul><p><small>{note}</small></p>"
+
+
+def _failures(outcomes: Sequence[Outcome]) -> str:
+    failed = [outcome for outcome in outcomes if outcome.state in FAILED]
+    if not failed:
+        return ""
+    items = "".join(
+        f"<li><b>{escape(one.name)}</b> ({escape(_place(one.point))}, seed {one.seed}): {one.state}"
+        f"{', ' + one.reason if one.reason else ''}. {escape(one.message)}</li>"
+        for one in failed
+    )
+    return f"<h2>Jobs that did not succeed</h2><ul class=failed>{items}</ul>"
+
+
+def _comparison_table(report: Report) -> str:
+    axes, metrics = list(report.rows[0].point), report.spec.metrics
+    first = escape(next(iter(report.rows[0].point.values())))
+    heads = [*axes, "seeds", *(f"{metric}</th><th>difference to {first}" for metric in map(escape, metrics))]
+    lines = []
+    for row in report.rows:
+        cells = [f"<td>{escape(label)}</td>" for label in row.point.values()]
+        cells.append(f"<td class=n>{len(row.outcomes) - row.failed} of {len(row.outcomes)}</td>")
+        for metric in metrics:
+            cells += [_cell(_mean(row.estimates[metric])), _cell(_difference(row.differences.get(metric)))]
+        lines.append(f"<tr{' class=failed' if row.failed else ''}>{''.join(cells)}</tr>")
+    note = (
+        f"Mean ± standard deviation over seeds. Differences are to {first} with all else the same, paired by seed, "
+        "with 95 % confidence intervals."
+    )
+    top = "".join(f"<th>{head}</th>" for head in heads)
+    return f"<h2>Comparison</h2><table><tr>{top}</tr>{''.join(lines)}</table><p><small>{note}</small></p>"
+
+
+def _cell(text: str) -> str:
+    return f"<td class=n>{text}</td>"
+
+
+def _mean(found: Estimate | None) -> str:
+    if found is None:
+        return "none"
+    return f"{found.mean:.4g}" if math.isnan(found.std) else f"{found.mean:.4g} ± {found.std:.2g}"
+
+
+def _difference(found: Estimate | None) -> str:
+    return "" if found is None else interval(found)
+
+
+def _figure(name: str, png: bytes) -> str:
+    data = base64.b64encode(png).decode()
+    caption = _CAPTIONS[name]
+    return (
+        f'<figure><img id="{name}" alt="{caption}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def _children(outcomes: Sequence[Outcome]) -> str:
+    lines = "".join(
+        f"<tr{' class=failed' if one.state in FAILED else ''}><td>{_linked(one)}</td>"
+        f"<td>{escape(_place(one.point))}</td><td class=n>{one.seed}</td><td>{one.state}</td><td>{one.job_id}</td></tr>"
+        for one in outcomes
+    )
+    return f"<h2>Jobs</h2><table><tr><th>name<th>place<th>seed<th>state<th>job</tr>{lines}</table>"
+
+
+def _linked(outcome: Outcome) -> str:
+    name = escape(outcome.name)
+    return f'<a href="{escape(outcome.run_url)}">{name}</a>' if outcome.run_url else name
+
+
+def _place(point: Point) -> str:
+    return ", ".join(f"{axis}: {label}" for axis, label in point.items())

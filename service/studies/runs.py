@@ -1,0 +1,88 @@
+"""The MLflow run of a study: found or made, its children put under it, its report uploaded. Plain REST."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+from urllib.parse import quote, urlsplit
+
+import fsspec
+
+from service.studies.study import Study
+from service.tracking import MlflowTracker, Run
+
+PARENT_TAG = "mlflow.parentRunId"
+"""By which MLflow shows a run below another."""
+STUDY_TAG = "syncnorm.study_id"
+
+
+class StudyRuns(Protocol):
+    """Port to MLflow for studies. Every method raises TrackingUnreachableError, and may be repeated."""
+
+    def run_for_study(self, study: Study) -> Run:
+        """The run of the study, by its tag; made if there is none."""
+
+    def group(self, run_id: str, parent_run_id: str) -> None:
+        """Show a run below another."""
+
+    def upload(self, run_id: str, files: Mapping[str, bytes]) -> None:
+        """Put files among the run's artifacts, by path; one that is there already is replaced."""
+
+    def finish(self, run_id: str, status: str, note: str, metrics: Mapping[str, float]) -> None:
+        """Say how the study ended."""
+
+
+class MlflowStudyRuns:
+    def __init__(self, tracker: MlflowTracker) -> None:
+        self._tracker = tracker
+
+    def run_for_study(self, study: Study) -> Run:
+        experiment_id = study.experiment_id or self._tracker.experiment(study.project)
+        return Run(
+            experiment_id, study.run_id or self._find(experiment_id, study) or self._create(experiment_id, study)
+        )
+
+    def group(self, run_id: str, parent_run_id: str) -> None:
+        self._call("POST", "runs/set-tag", {"run_id": run_id, "key": PARENT_TAG, "value": parent_run_id})
+
+    def upload(self, run_id: str, files: Mapping[str, bytes]) -> None:
+        root = self._call("GET", "runs/get", {"run_id": run_id})["run"]["info"]["artifact_uri"].rstrip("/")
+        for path, content in files.items():
+            if urlsplit(root).scheme == "mlflow-artifacts":
+                self._tracker.put(quote(f"{urlsplit(root).path.lstrip('/')}/{path}"), content)
+            else:
+                with fsspec.open(f"{root}/{path}", "wb", auto_mkdir=True) as file:
+                    file.write(content)
+
+    def finish(self, run_id: str, status: str, note: str, metrics: Mapping[str, float]) -> None:
+        at_ms = time.time_ns() // 1_000_000
+        points = [{"key": key, "value": value, "timestamp": at_ms, "step": 0} for key, value in metrics.items()]
+        tags = [{"key": "mlflow.note.content", "value": note}]
+        self._call("POST", "runs/log-batch", {"run_id": run_id, "metrics": points, "tags": tags})
+        self._call("POST", "runs/update", {"run_id": run_id, "status": status, "end_time": at_ms})
+
+    def _find(self, experiment_id: str, study: Study) -> str | None:
+        body = {"experiment_ids": [experiment_id], "filter": f"tags.`{STUDY_TAG}` = '{study.id}'", "max_results": 1}
+        runs = self._call("POST", "runs/search", body).get("runs", [])
+        return runs[0]["info"]["run_id"] if runs else None
+
+    def _create(self, experiment_id: str, study: Study) -> str:
+        tags = {STUDY_TAG: study.id, "mlflow.user": study.owner, "mlflow.note.content": f"Study `{study.id}`."}
+        params = [
+            {"key": "grid", "value": json.dumps(study.spec["grid"])[:6000]},
+            {"key": "seeds", "value": json.dumps(study.spec["seeds"])[:6000]},
+        ]
+        body = {
+            "experiment_id": experiment_id,
+            "run_name": study.name,
+            "start_time": time.time_ns() // 1_000_000,
+            "tags": [{"key": key, "value": value} for key, value in tags.items()],
+        }
+        run_id: str = self._call("POST", "runs/create", body)["run"]["info"]["run_id"]
+        self._call("POST", "runs/log-batch", {"run_id": run_id, "params": params})
+        return run_id
+
+    def _call(self, method: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        return self._tracker.call(method, path, body)
