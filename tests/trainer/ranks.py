@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,17 +69,15 @@ def place(rank: int, world_size: int) -> Place:
 
 
 class Told:
-    """Stands in for the reporter of a rank: asks for a stop once `stop_at` steps are done, dies after `die_at`."""
+    """Stands in for the reporter of a rank: asks for a stop once `stop_at` steps are done."""
 
     superseded = False
 
-    def __init__(self, *, stop_at: int | None = None, die_at: int | None = None) -> None:
-        self._stop_at, self._die_at = stop_at, die_at
+    def __init__(self, *, stop_at: int | None = None) -> None:
+        self._stop_at = stop_at
         self.stop_request: StopRequest | None = None
 
     def progress(self, *, step: int, **_: object) -> None:
-        if self._die_at is not None and step >= self._die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
         if self._stop_at is not None and step >= self._stop_at:
             self.stop_request = "pause"
 
