@@ -1,124 +1,185 @@
-"""What a request costs: submits with a token, an idempotency key and an event, and lists over many jobs.
+"""What a request costs: submits with a token, an idempotency key and an event; lists over many jobs; a thousand
+followers; a plan for a long queue.
 
-Peer: `/healthz` of the same server in the same run, which is the framework alone. The server is a process of its own
-on SQLite with synchronous=FULL; the clients are threads with one connection each.
+Peer: `/healthz` of the same server in the same run, which is the framework alone. Clients are threads of this process
+with one connection each, so they take their part of the machine as well; the CPU time of the server is told beside.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import socket
+import resource
+import selectors
 import statistics
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
-
-import httpx
-import sqlalchemy as sa
+from http.client import HTTPConnection
 
 from benchmarks.harness import Row, Table
-from service import schema
-from service.database import Database
-from service.jobs import Job, JobState, new_job_id
+from benchmarks.service_process import SPEC, Server, service_process
+from service.jobs import Job
 from service.scheduler import Policy, in_lines, schedule
 from service.submit import new_job
 from trainer.plan import NodeCapacity
 from trainer.spec_reader import read_spec
 
-CLIENTS = 4
+WRITERS, READERS = 8, 4
+"""Connections that send at the same time."""
 ROUNDS = 5
 REQUESTS = 60
 """Of each client in each round."""
+FOLLOWERS = 1000
 JOBS = int(os.environ.get("BENCH_JOBS", "100000"))
-SPEC = {"name": "job", "model": {"name": "resnet"}, "data": {"name": "digits", "batch_size": 32}}
-_SERVER = """
-import socket, sys, uvicorn
-from contextlib import ExitStack
-from service.app import create_app
-from service.embedded import LocalRay
-from service.runtime import make_context
-from service.settings import Settings
-settings = Settings.from_environment()
-with ExitStack() as stack, socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
-    listener.bind(("127.0.0.1", int(sys.argv[1])))
-    listener.listen(2048)
-    nobody = "http://127.0.0.1:9"
-    context = make_context(settings, LocalRay(nobody, "", ""), nobody, "http://127.0.0.1:" + sys.argv[1], stack)
-    config = uvicorn.Config(create_app(context), log_config=None, access_log=False)
-    uvicorn.Server(config).run(sockets=[listener])
-"""
+
+Call = Callable[[HTTPConnection, Server], None]
+
+
+@dataclass(frozen=True)
+class Round:
+    """wall_s and cpu_s of all requests together (cpu_s: the server's), and the time each took."""
+
+    wall_s: float
+    cpu_s: float
+    each_s: list[float]
 
 
 def run() -> Table:
-    with _server() as (url, token, folder):
-        _fill(folder, JOBS)
-        kinds: dict[str, Callable[[httpx.Client], httpx.Response]] = {
-            "healthz": lambda client: client.get("/healthz"),
-            "submit": lambda client: client.post("/v1/jobs", json=SPEC, headers={"Idempotency-Key": uuid.uuid4().hex}),
-            "list 50": lambda client: client.get("/v1/jobs"),
-            "list by label": lambda client: client.get("/v1/jobs", params={"label": "n:7"}),
-        }
-        times = {kind: [] for kind in kinds}
+    kinds: dict[str, tuple[int, Call]] = {
+        "healthz": (READERS, _get("/healthz")),
+        "submit": (WRITERS, _submit),
+        "list 50": (READERS, _get("/v1/jobs")),
+        "list by label": (READERS, _get("/v1/jobs?label=n:7")),
+        "list by state": (READERS, _get("/v1/jobs?state=queued")),
+    }
+    with service_process(JOBS) as server:
+        rounds: dict[str, list[Round]] = {kind: [] for kind in kinds}
         for _ in range(ROUNDS):
-            for kind, call in kinds.items():
-                times[kind].append(_round(url, token, call))
+            for kind, (clients, call) in kinds.items():
+                rounds[kind].append(_round(server, clients, call))
+        for kind, measured in rounds.items():
+            _tell(kind, measured)
+        _follow(server)
     decisions = [_decide() for _ in range(ROUNDS)]
-    rows = [_row(kind, rounds, times["healthz"]) for kind, rounds in times.items()]
-    for kind, rounds in times.items():
-        each = sorted(one for one_round in rounds for one in one_round[1])
-        rate = max(CLIENTS * REQUESTS / one_round[0] for one_round in rounds)
-        p95_ms = 1000 * each[int(0.95 * len(each))]
-        print(f"{kind:<14}{rate:8.0f} requests/s   p95 {p95_ms:6.1f} ms")
-    print(f"scheduler, 10,000 queued: {1000 * min(decisions):.1f} ms")
-    return Table(name="api", peer="healthz", rows=rows, workers=CLIENTS)
+    print(f"plan with 10,000 queued: {1000 * min(decisions):.1f} ms, median {1000 * statistics.median(decisions):.1f}")
+    rows = [_row(kind, measured, rounds["healthz"]) for kind, measured in rounds.items()]
+    return Table(name="api", peer="healthz", rows=rows, workers=WRITERS)
 
 
-Round = tuple[float, list[float]]
-"""Seconds of the whole round, and of each request."""
+def _get(path: str) -> Call:
+    return lambda connection, server: _send(connection, "GET", path, None, server.headers())
+
+
+def _submit(connection: HTTPConnection, server: Server) -> None:
+    headers = server.headers({"Idempotency-Key": uuid.uuid4().hex, "Content-Type": "application/json"})
+    _send(connection, "POST", "/v1/jobs", json.dumps(SPEC), headers)
+
+
+def _send(connection: HTTPConnection, method: str, path: str, body: str | None, headers: dict[str, str]) -> None:
+    connection.request(method, path, body, headers)
+    answer = connection.getresponse()
+    text = answer.read()
+    assert answer.status in (200, 201), text
+
+
+def _round(server: Server, clients: int, call: Call) -> Round:
+    each: list[float] = []
+    barrier = threading.Barrier(clients + 1)
+
+    def client() -> None:
+        connection = server.connect()
+        barrier.wait()
+        for _ in range(REQUESTS):
+            began = time.perf_counter()
+            call(connection, server)
+            each.append(time.perf_counter() - began)
+        connection.close()
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    barrier.wait()
+    began, cpu_s = time.perf_counter(), server.cpu_s()
+    for thread in threads:
+        thread.join()
+    return Round(time.perf_counter() - began, server.cpu_s() - cpu_s, each)
+
+
+def _tell(kind: str, rounds: list[Round]) -> None:
+    rates = [len(one.each_s) / one.wall_s for one in rounds]
+    p95s = [1000 * sorted(one.each_s)[int(0.95 * len(one.each_s))] for one in rounds]
+    cpu_ms = 1000 * min(one.cpu_s / len(one.each_s) for one in rounds)
+    print(
+        f"{kind:<14} best {max(rates):6.0f}/s  median {statistics.median(rates):6.0f}/s   "
+        f"p95 best {min(p95s):5.1f} ms  median {statistics.median(p95s):5.1f} ms   server CPU {cpu_ms:.2f} ms"
+    )
 
 
 def _row(kind: str, rounds: list[Round], peer: list[Round]) -> Row:
-    seconds, against = [one[0] for one in rounds], [one[0] for one in peer]
+    seconds, against = ([one.wall_s / len(one.each_s) for one in these] for these in (rounds, peer))
     return Row(
         setting=f"{JOBS} jobs",
         competitor=kind,
-        minimum_s=min(seconds) / (CLIENTS * REQUESTS),
-        median_s=statistics.median(seconds) / (CLIENTS * REQUESTS),
+        minimum_s=min(seconds),
+        median_s=statistics.median(seconds),
         ratio_of_minima=min(seconds) / min(against),
         ratio_of_medians=statistics.median(seconds) / statistics.median(against),
     )
 
 
-def _round(url: str, token: str, call: Callable[[httpx.Client], httpx.Response]) -> Round:
-    each: list[float] = []
-    barrier = threading.Barrier(CLIENTS + 1)
+def _follow(server: Server) -> None:
+    """How long a thousand followers of one job wait for an event, and what they cost while nothing happens."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    connection = server.connect()
+    headers = server.headers({"Content-Type": "application/json"})
+    connection.request("POST", "/v1/jobs", json.dumps(SPEC), headers)
+    job_id = json.loads(connection.getresponse().read())["id"]
+    with selectors.DefaultSelector() as selector:
+        for _ in range(FOLLOWERS):
+            follower = server.connect()
+            follower.request(
+                "GET", f"/v1/jobs/{job_id}/events", headers=server.headers({"Accept": "text/event-stream"})
+            )
+            selector.register(follower.sock, selectors.EVENT_READ)
+        _hear(selector, b'"kind":"queued"')
+        began, cpu_s = time.perf_counter(), server.cpu_s()
+        time.sleep(5)
+        idle = (server.cpu_s() - cpu_s) / (time.perf_counter() - began)
+        began = time.perf_counter()
+        with closing(server.connect()) as caller:
+            _send_cancel(caller, server, job_id)
+        heard_s = _hear(selector, b'"kind":"cancel')
+        for key in list(selector.get_map().values()):
+            key.fileobj.close()  # type: ignore[union-attr]
+    print(
+        f"{FOLLOWERS} followers: {100 * idle:.0f} % of a core while nothing happens; an event reaches the first after "
+        f"{1000 * (heard_s[0] - began):.0f} ms, the last after {1000 * (heard_s[-1] - began):.0f} ms"
+    )
 
-    def client() -> None:
-        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=60) as http:
-            http.get("/healthz")
-            barrier.wait()
-            for _ in range(REQUESTS):
-                began = time.perf_counter()
-                answer = call(http)
-                each.append(time.perf_counter() - began)
-                assert answer.is_success, answer.text
 
-    threads = [threading.Thread(target=client) for _ in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
-    barrier.wait()
-    began = time.perf_counter()
-    for thread in threads:
-        thread.join()
-    return time.perf_counter() - began, each
+def _send_cancel(connection: HTTPConnection, server: Server, job_id: str) -> None:
+    connection.request("POST", f"/v1/jobs/{job_id}/cancel", headers=server.headers())
+    connection.getresponse().read()
+
+
+def _hear(selector: selectors.BaseSelector, word: bytes) -> list[float]:
+    """When each follower had read `word`."""
+    waiting = {key.fd for key in selector.get_map().values()}
+    read: dict[int, bytes] = dict.fromkeys(waiting, b"")
+    heard = []
+    while waiting:
+        for key, _ in selector.select(60):
+            read[key.fd] += key.fileobj.recv(65536)  # type: ignore[union-attr]
+            if key.fd in waiting and word in read[key.fd]:
+                waiting.remove(key.fd)
+                heard.append(time.perf_counter())
+    return heard
 
 
 def _decide() -> float:
@@ -130,52 +191,3 @@ def _decide() -> float:
     began = time.perf_counter()
     schedule(lines, [], nodes, datetime.now(UTC), Policy())
     return time.perf_counter() - began
-
-
-@contextmanager
-def _server() -> Iterator[tuple[str, str, str]]:
-    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-        probe.close()
-        token = "admin-token-of-the-benchmark-" + uuid.uuid4().hex
-        file = Path(folder) / "token"
-        file.write_text(token)
-        environment = os.environ | {
-            "SYNCNORM_HOME": folder,
-            "SYNCNORM_AUTH": "on",
-            "SYNCNORM_ADMIN_TOKEN_FILE": str(file),
-            "SYNCNORM_RAY_ADDRESS": "http://127.0.0.1:9",
-            "SYNCNORM_MAX_QUEUED": "10000000",
-        }
-        server = subprocess.Popen([sys.executable, "-c", _SERVER, str(port)], env=environment)
-        try:
-            url = f"http://127.0.0.1:{port}"
-            while not _answers(url):
-                assert server.poll() is None
-            yield url, token, folder
-        finally:
-            server.terminate()
-            server.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/healthz").is_success
-    except httpx.TransportError:
-        time.sleep(0.05)
-        return False
-
-
-def _fill(folder: str, count: int) -> None:
-    """Finished jobs straight into the tables, for lists to look through."""
-    template = new_job(read_spec(SPEC), "admin", datetime.now(UTC))
-    with closing(Database(f"sqlite:///{folder}/service.db", synchronous="OFF")) as database:
-        for start in range(0, count, 1000):
-            jobs = [
-                replace(template, id=new_job_id(), state=JobState.SUCCEEDED, labels={"n": str(number % 1000)})
-                for number in range(start, min(start + 1000, count))
-            ]
-            with database.write() as connection:
-                connection.execute(sa.insert(schema.jobs), [vars(job) for job in jobs])
-                labels = [{"job_id": job.id, "name": "n", "value": job.labels["n"]} for job in jobs]
-                connection.execute(sa.insert(schema.labels), labels)

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -49,6 +50,7 @@ def serve(settings: Settings, on_ready: Callable[[str, Context], None], entrypoi
     entrypoint: command of a driver, to which the folder of the attempt is added; None: the trainer.
     """
     signal.signal(signal.SIGTERM, _leave)
+    _allow_many_connections()
     with running(settings, entrypoint) as (context, listener, url):
         config = uvicorn.Config(
             create_app(context), log_config=None, timeout_graceful_shutdown=2, access_log=False, server_header=False
@@ -64,7 +66,7 @@ def running(settings: Settings, entrypoint: str | None = None) -> Iterator[tuple
         if settings.database_url is None or settings.ray_address is None or settings.mlflow_uri is None:
             settings.home.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_only_one(settings.home))
-        listener = stack.enter_context(contextlib.closing(_listen(settings)))
+        listener = stack.enter_context(contextlib.closing(listen(settings)))
         url = f"http://{settings.host}:{listener.getsockname()[1]}"
         programs: list[Program] = []
         ray, mlflow_uri = _outside(settings), settings.mlflow_uri
@@ -100,7 +102,7 @@ def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, s
         contextlib.closing(RayDispatcher(ray.url, ray.token or None, ray.entrypoint, owner=_installation(settings)))
     )
     tracker = stack.enter_context(contextlib.closing(MlflowTracker(mlflow_uri)))
-    hub, metrics = Hub(), Metrics()
+    hub, metrics = Hub(store.news), Metrics()
     local = settings.ray_address is None
     # The processes of an embedded Ray are swept before the next one starts: nothing lives on.
     rules = Rules(startup_timeout_s=settings.startup_timeout_s, orphan_life_s=None if local else 60.0)
@@ -142,7 +144,7 @@ def _installation(settings: Settings) -> str:
     return hashlib.sha256(f"{settings.database} {settings.storage_root}".encode()).hexdigest()[:16]
 
 
-def _listen(settings: Settings) -> socket.socket:
+def listen(settings: Settings) -> socket.socket:
     """Raises: OSError if the port asked for is taken. Without a wish a free one is found."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     ports = [settings.port] if settings.port is not None else [DEFAULT_PORT, 0]
@@ -180,6 +182,13 @@ def _address_file(home: Path, url: str) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
+
+
+def _allow_many_connections() -> None:
+    """A follower keeps its connection: the usual 1024 open files would be the limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _leave(*_: object) -> NoReturn:

@@ -12,9 +12,8 @@ from starlette.concurrency import run_in_threadpool
 from service.api.context import Context
 from service.jobs import TERMINAL
 
-_POLL_S = 2.0
-"""A change made by another process of the service is seen at the latest after this."""
-_QUIET_POLLS = 7
+_QUIET_S = 15.0
+"""After so long without news a comment keeps the connection open, and the follower looks for itself."""
 _PAGE = 500
 
 Entry = tuple[int, str]
@@ -32,7 +31,6 @@ def sse(
 async def _stream(
     ctx: Context, job_id: str, read: Callable[[int, int], Sequence[Entry]], after: int, event: str
 ) -> AsyncIterator[bytes]:
-    quiet = 0
     with ctx.hub.following(job_id) as changed:
         while not ctx.hub.is_closed:
             changed.clear()
@@ -47,11 +45,7 @@ async def _stream(
             if job is None or job.state in TERMINAL:
                 yield format_sse_event(data_str="{}", event="end", id=str(after))
                 return
-            quiet = 0 if page else quiet + 1
-            if quiet >= _QUIET_POLLS:
-                quiet = 0
-                yield KEEPALIVE_COMMENT
             try:
-                await asyncio.wait_for(changed.wait(), _POLL_S)
+                await asyncio.wait_for(changed.wait(), _QUIET_S)
             except TimeoutError:
-                continue
+                yield KEEPALIVE_COMMENT

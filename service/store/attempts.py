@@ -110,7 +110,8 @@ class AttemptTable(Tables):
     def _fenced(self, c: sa.Connection, attempt_id: str, fence: str) -> Attempt | None:
         a = t.attempts.c
         guard = (a.id == attempt_id, a.fence == fence)
-        row = c.execute(ATTEMPTS.where(*guard).with_for_update()).one_or_none()
+        self._lock_job(c, t.jobs.c.id == sa.select(a.job_id).where(a.id == attempt_id).scalar_subquery())
+        row = c.execute(ATTEMPTS.where(*guard)).one_or_none()
         return None if row is None else attempt_of(row)
 
     def _renew(self, c: sa.Connection, attempt: Attempt, lease_s: float, phase: str | None, step: int | None) -> None:

@@ -33,6 +33,13 @@ class Tables:
     def _now(self, c: sa.Connection) -> datetime:
         return self._clock() if self._clock else self._db.now(c)
 
+    def _lock_job(self, c: sa.Connection, which: sa.ColumnElement[bool]) -> None:
+        """Taken before anything else of a job is locked or added, so that nobody waits in a circle, and events and
+        lines of a job become visible in the order of their numbers: a follower goes on behind the last one it saw.
+        """
+        if not self._db.is_sqlite:  # which has one writer at a time anyway
+            c.execute(sa.select(t.jobs.c.id).where(which).with_for_update(key_share=True))
+
     def _add_event(self, c: sa.Connection, job_id: str, event: NewEvent) -> None:
         c.execute(INSERT_EVENT, [{"job_id": job_id, "at": self._now(c), **vars(event)}])
 

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from service import schema as t
 from service.jobs import NewEvent
 from service.store.base import Tables
-from service.store.values import StoredCheckpoint, StoredEvent, StoredLine
+from service.store.values import Heads, News, StoredCheckpoint, StoredEvent, StoredLine
 
 
 class History(Tables):
@@ -15,6 +15,7 @@ class History(Tables):
 
     def add_event(self, job_id: str, event: NewEvent) -> None:
         with self._db.write() as c:
+            self._lock_job(c, t.jobs.c.id == job_id)
             self._add_event(c, job_id, event)
 
     def events(self, job_id: str, after: int = 0, limit: int = 200) -> list[StoredEvent]:
@@ -54,3 +55,18 @@ class History(Tables):
         query = sa.select(t.checkpoints).where(k.job_id == job_id).order_by(k.step.desc(), k.attempt.desc())
         with self._db.read() as c:
             return [StoredCheckpoint(**row) for row in c.execute(query).mappings()]
+
+    def news(self, since: Heads | None) -> News:
+        """Where events and log lines end, and which jobs have any behind `since`."""
+        e, l = t.events.c, t.log_lines.c  # noqa: E741
+        with self._db.read() as c:
+            ends = sa.select(
+                sa.select(sa.func.max(e.seq)).scalar_subquery(), sa.select(sa.func.max(l.id)).scalar_subquery()
+            )
+            seq, line = c.execute(ends).one()
+            heads = (seq or 0, line or 0)
+            if since is None or heads == since:
+                return News(heads, set())
+            events = sa.select(e.job_id).where(e.seq > since[0])
+            lines = sa.select(l.job_id).where(l.id > since[1])
+            return News(heads, set(c.execute(events.union(lines)).scalars()))

@@ -92,6 +92,16 @@ class Added(StrEnum):
     """Its owner has as many unfinished jobs as allowed; nothing was stored."""
 
 
+Heads = tuple[int, int]
+"""The newest event and the newest log line."""
+
+
+@dataclass(frozen=True)
+class News:
+    heads: Heads
+    job_ids: set[str]
+
+
 @dataclass(frozen=True)
 class JobQuery:
     """Filters of the job list; `after` is the id behind which to go on (newest first unless ascending)."""

@@ -52,7 +52,7 @@ def api(folder: Path, *, auth: bool = False, **settings: Any) -> Iterator[tuple[
 def context_of(world: World, folder: Path, auth: bool, settings: dict[str, Any]) -> Context:
     metrics = Metrics()
     metrics.watch(world.store, world.reconciler)
-    hub = Hub()
+    hub = Hub(world.store.news)
     chosen = replace(Settings(home=folder), auth=auth, **settings)
     return Context(
         settings=chosen,

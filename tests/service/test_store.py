@@ -196,6 +196,35 @@ def test_job_is_unsettled_until_its_run_was_told_the_state(store: Store, clock: 
     assert store.unsettled() == set()
 
 
+def test_follower_of_many_writers_misses_no_event(store: Store, clock: Clock) -> None:
+    job, attempt = begin(store, clock, submit(store, clock))
+    writers, each = 6, 40
+    seen: list[str] = []
+
+    def write(name: int) -> None:
+        for number in range(each):
+            store.add_event(job.id, NewEvent("note", f"{name} {number}"))
+            store.add_worker_event(attempt.id, attempt.fence, NewEvent("note", f"w{name} {number}"))
+
+    def follow() -> None:
+        after = 0
+        while len(seen) < 2 * writers * each + 2:
+            for event in store.events(job.id, after):
+                seen.append(event.message)
+                after = event.seq
+            if not any(thread.is_alive() for thread in threads) and not store.events(job.id, after):
+                return
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in range(writers)]
+    for thread in threads:
+        thread.start()
+    follow()
+    for thread in threads:
+        thread.join()
+
+    assert len(seen) == 2 * writers * each + 2
+
+
 def test_stale_fence_changes_nothing(store: Store, clock: Clock) -> None:
     job, attempt = begin(store, clock, submit(store, clock))
     line = LogLine(rank=0, seq=1, at="now", level="INFO", text="x")
