@@ -45,7 +45,7 @@ class EvoNormS0(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = wide = x.to(compute_dtype(x))
         if self.v is not None:
-            groups = wide.reshape(len(x), self.num_groups, math.prod(x.shape[1:]) // self.num_groups)
+            groups = wide.reshape(x.shape[0], self.num_groups, math.prod(x.shape[1:]) // self.num_groups)
             var = (groups - groups.mean(2, keepdim=True)).square().mean(2, keepdim=True)
             gated = wide * torch.sigmoid(per_channel(self.v, wide) * wide)
             y = (gated.reshape_as(groups) * torch.rsqrt(var + self.eps)).reshape_as(wide)

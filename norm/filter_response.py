@@ -46,7 +46,8 @@ class FilterResponseNorm(nn.Module):
         wide = x.to(compute_dtype(x))
         positions = list(range(2, x.dim()))
         nu2 = wide.square().mean(positions, keepdim=True) if positions else wide.square()
-        eps = self.eps + per_channel(self.eps_l.abs(), wide) if math.prod(x.shape[2:]) == 1 else self.eps
+        # Times 0 rather than left out: DistributedDataParallel wants a gradient, even of zeros, for every parameter.
+        eps = self.eps + per_channel(self.eps_l.abs(), wide) * float(math.prod(x.shape[2:]) == 1)
         y = wide * torch.rsqrt(nu2 + eps)
         if self.weight is not None and self.bias is not None:
             y = y * per_channel(self.weight, wide) + per_channel(self.bias, wide)

@@ -61,11 +61,18 @@ def export(network: nn.Module, example: torch.Tensor, formats: list[str], folder
     """`network` as each of `formats`, with a dynamic batch dimension; each is loaded back from its file.
 
     example: an input of at least two samples (a size of one would be taken as a constant).
+    Raises: ValueError if torch.export can't take the network, or only for this many samples.
     """
     folder.mkdir(parents=True, exist_ok=True)
     network = network.eval()
-    with torch.no_grad():
-        program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    try:
+        with torch.no_grad():
+            program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    except Exception as error:  # torch.export has many, and few of them public
+        raise ValueError(
+            f"the network must be exportable for any number of samples, but torch.export says: {error} "
+            "Take the number of samples from x.shape[0] (len(x) makes it a constant) and don't branch on values."
+        ) from error
     exported = []
     if "pt2" in formats:
         exported.append(_write_pt2(program, folder / PT2_FILE))

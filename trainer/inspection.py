@@ -12,10 +12,11 @@ from collections.abc import Sized
 from typing import Any
 
 import torch
+from torch import nn
 
 import norm
 from trainer.conversion import convert
-from trainer.data import build_data
+from trainer.data import Data, build_data
 from trainer.fit import total_steps
 from trainer.models import build_model
 from trainer.optim import build_optimizer
@@ -39,6 +40,11 @@ def _inspect(spec: JobSpec) -> Inspection:
     torch.manual_seed(spec.seed)
     data = build_data(spec.data, spec.seed)
     network, conversion = convert(build_model(spec.model, spec.norm, data.info), spec, None)
+    return Inspection(conversion=conversion, findings=audit(network, data, spec))
+
+
+def audit(network: nn.Module, data: Data, spec: JobSpec) -> list[Finding]:
+    """What norm.audit finds about a converted network, as findings of a plan."""
     assert isinstance(data.train, Sized)
     samples, workers = len(data.train), spec.resources.workers
     batches = max(1, samples // (spec.data.batch_size * workers))
@@ -53,11 +59,10 @@ def _inspect(spec: JobSpec) -> Inspection:
         steps=total_steps(spec.train, batches),
         optimizer=build_optimizer(network, spec.optimizer),
     )
-    findings = [
+    return [
         Finding(code=item.code, path=item.path, message=item.message, fix=item.fix, severity=item.severity)
         for item in found
     ]
-    return Inspection(conversion=conversion, findings=findings)
 
 
 def main() -> None:

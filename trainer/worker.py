@@ -23,12 +23,14 @@ from trainer.files import write_atomic
 from trainer.finalize import finalize
 from trainer.fit import Loaders, fit, total_steps
 from trainer.folders import AttemptFolders
+from trainer.inspection import audit
 from trainer.models import build_model
 from trainer.module import TrainingModule
 from trainer.place import Place, place_on_ray
-from trainer.plan import plan
+from trainer.plan import Inspection, plan
 from trainer.reporter import Reporter, ReportingHandler
 from trainer.spec import JobSpec
+from trainer.trial import try_out
 
 logger = logging.getLogger(__name__)
 
@@ -74,13 +76,14 @@ def run(launch: Launch, folders: AttemptFolders, reporter: Reporter, place: Plac
     data = build_data(spec.data, spec.seed)
     network = build_model(spec.model, spec.norm, data.info)
     network, conversion = convert(network, spec, norm.create_group(spec.norm.group))
+    try_out(network, data.info)
     loaders = Loaders.build(data, spec, place.rank, place.world_size)
     steps = total_steps(spec.train, len(loaders.train))
     module = TrainingModule(network, data.info, spec, steps)
     # From here on each rank draws its own dropout masks; the weights above were drawn alike everywhere.
     L.seed_everything(spec.seed + 1 + place.rank, verbose=False)
     if place.rank == 0:
-        describe(spec, conversion, folders)
+        describe(spec, Inspection(conversion=conversion, findings=audit(network, data, spec)), folders)
     sender = _sender(launch, folders) if place.rank == 0 else None
     try:
         reporter.enter("training")
@@ -96,13 +99,18 @@ def run(launch: Launch, folders: AttemptFolders, reporter: Reporter, place: Plac
             sender.close(MLFLOW_PATIENCE_S)
 
 
-def describe(spec: JobSpec, conversion: list[dict[str, Any]], folders: AttemptFolders) -> None:
-    """spec.yaml, plan.json and norm/conversion.json, for the run's artifacts."""
-    planned = plan(spec, None).as_json() | {"conversion": conversion}
+def describe(spec: JobSpec, inspection: Inspection, folders: AttemptFolders) -> None:
+    """spec.yaml, plan.json and norm/conversion.json, for the run's artifacts; what to mind, for the job's logs."""
+    planned = plan(spec, None, inspection)
+    for finding in planned.findings:
+        if finding.severity != "info":
+            where = f"{finding.path}: " if finding.path else ""
+            logger.warning("%s%s %s", where, finding.message, finding.fix)
     text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
+    conversion = json.dumps(inspection.conversion, indent=1)
     write_atomic(folders.artifacts / "spec.yaml", text.encode())
-    write_atomic(folders.artifacts / "plan.json", json.dumps(planned, indent=1).encode())
-    write_atomic(folders.artifacts / "norm" / "conversion.json", json.dumps(conversion, indent=1).encode())
+    write_atomic(folders.artifacts / "plan.json", json.dumps(planned.as_json(), indent=1).encode())
+    write_atomic(folders.artifacts / "norm" / "conversion.json", conversion.encode())
 
 
 def _sender(launch: Launch, folders: AttemptFolders) -> tracking.MetricSender:

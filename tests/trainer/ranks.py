@@ -22,6 +22,7 @@ from trainer.models import build_model
 from trainer.module import TrainingModule
 from trainer.place import Place
 from trainer.spec_reader import read_spec
+from trainer.trial import try_out
 
 
 class PoolEnvironment(LightningEnvironment):
@@ -99,6 +100,46 @@ class Trained:
     stopped_at: int | None
 
 
+def launch_of(document: dict[str, Any], resume_from: str | None = None) -> Launch:
+    """What the driver of the job of `document` would be given, without a service and MLflow."""
+    return Launch(
+        job_id="j",
+        attempt=1,
+        fence="f",
+        spec=read_spec(document),
+        service_url=None,
+        token=None,
+        mlflow_uri="",
+        mlflow_run_id="",
+        resume_from=resume_from,
+    )
+
+
+@dataclass
+class Built:
+    """A job that is ready to train on this rank."""
+
+    module: TrainingModule
+    data: Data
+    loaders: Loaders
+    launch: Launch
+    steps: int
+
+
+def build(rank: int, world_size: int, launch: Launch, data: Data | None = None) -> Built:
+    """As a worker does. data: in place of that of the job."""
+    job = launch.spec
+    L.seed_everything(job.seed, verbose=False)
+    data = data or build_data(job.data, job.seed)
+    network, _ = convert(build_model(job.model, job.norm, data.info), job, None)
+    try_out(network, data.info)
+    loaders = Loaders.build(data, job, rank, world_size)
+    steps = total_steps(job.train, len(loaders.train))
+    module = TrainingModule(network, data.info, job, steps)
+    L.seed_everything(job.seed + 1 + rank, verbose=False)
+    return Built(module, data, loaders, launch, steps)
+
+
 def train(
     rank: int,
     world_size: int,
@@ -112,30 +153,12 @@ def train(
 
     told: what rank 0 hears meanwhile; data: in place of that of the document.
     """
-    job = read_spec(document)
-    launch = Launch(
-        job_id="j",
-        attempt=1,
-        fence="f",
-        spec=job,
-        service_url=None,
-        token=None,
-        mlflow_uri="",
-        mlflow_run_id="",
-        resume_from=resume_from,
-    )
-    L.seed_everything(job.seed, verbose=False)
-    data = data or build_data(job.data, job.seed)
-    network, _ = convert(build_model(job.model, job.norm, data.info), job, None)
-    loaders = Loaders.build(data, job, rank, world_size)
-    steps = total_steps(job.train, len(loaders.train))
-    module = TrainingModule(network, data.info, job, steps)
-    L.seed_everything(job.seed + 1 + rank, verbose=False)
+    job = build(rank, world_size, launch_of(document, resume_from), data)
     reporter: Any = told if told is not None and rank == 0 else Told()
-    stopped_at = None
+    stopped_at, folders = None, AttemptFolders(Path(root))
     try:
-        fit(module, loaders, launch, AttemptFolders(Path(root)), reporter, place(rank, world_size), steps)
+        fit(job.module, job.loaders, job.launch, folders, reporter, place(rank, world_size), job.steps)
     except StopRequested as stop:
         stopped_at = stop.step
-    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    return Trained(state, {**module.train_metrics, **module.val_metrics}, stopped_at)
+    state = {name: tensor.clone() for name, tensor in job.module.network.state_dict().items()}
+    return Trained(state, {**job.module.train_metrics, **job.module.val_metrics}, stopped_at)

@@ -15,8 +15,8 @@ from torch import nn
 
 import norm
 from tests.trainer.conftest import Mlflow
+from trainer.certify import Trained, certify_and_publish
 from trainer.classify import ExportMismatchError
-from trainer.finalize import Trained, certify_and_publish
 from trainer.publish import Publisher
 from trainer.spec import ExportSpec
 
