@@ -17,8 +17,9 @@ def main(names: list[str]) -> None:
         module = importlib.import_module(f"benchmarks.{name}")
         if hasattr(module, "run"):
             table = module.run()
-            table.print()
-            table.write()
+            if table is not None:  # None: not on this machine, and said so
+                table.print()
+                table.write()
 
 
 if __name__ == "__main__":

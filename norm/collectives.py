@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -36,11 +38,29 @@ def peek_rows(row: Tensor, group: dist.ProcessGroup | None, layer: nn.Module | N
     if world_size(group) == 1:
         return row.unsqueeze(0)
     members = group or dist.distributed_c10d._get_default_group()
-    if row.device.type == "cpu" and not torch.compiler.is_compiling():
-        return transport_of(members).gather(row, layer, direction)
-    rows = functional.all_gather_tensor(row, 0, members)
-    arrived: Tensor = functional.wait_tensor(rows)  # type: ignore[no-untyped-call]
-    return arrived.view(-1, row.numel())
+    if torch.compiler.is_compiling():
+        rows = functional.all_gather_tensor(row, 0, members)
+        arrived: Tensor = functional.wait_tensor(rows)  # type: ignore[no-untyped-call]
+        return arrived.view(-1, row.numel())
+    if _is_carried_by_cpu(row, members):
+        return transport_of(members).gather(row.cpu(), layer, direction).to(row.device)
+    # Half the host time of the functional collective, whose result only a compiler needs.
+    rows = row.new_empty(members.size(), row.numel())
+    members._allgather_base(rows, row).wait()  # the GPU's stream waits, not the host
+    return rows
+
+
+_HAS_ONLY_GLOO: weakref.WeakKeyDictionary[dist.ProcessGroup, bool] = weakref.WeakKeyDictionary()
+
+
+def _is_carried_by_cpu(row: Tensor, group: dist.ProcessGroup) -> bool:
+    """Also rows on a GPU where the group has nothing but gloo for it, which would copy them itself."""
+    if row.device.type == "cpu":
+        return True
+    found = _HAS_ONLY_GLOO.get(group)
+    if found is None:
+        found = _HAS_ONLY_GLOO[group] = group._get_backend(row.device).name() == "gloo"
+    return found
 
 
 class _AllReduce(torch.autograd.Function):

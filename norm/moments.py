@@ -114,6 +114,13 @@ def merge(counts: Tensor, means: Tensor, m2s: Tensor) -> Moments:
     return Moments(count, mean, m2)
 
 
+def merge_rows(rows_RF: Tensor) -> Moments:
+    """`merge` of the moments in R rows of 2C+1 numbers."""
+    num_channels = rows_RF.shape[1] // 2
+    counts, means, m2s = torch.split(rows_RF, [1, num_channels, num_channels], 1)
+    return merge(counts.squeeze(1), means, m2s)
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """float32 for half precisions, otherwise the dtype of x."""
     return torch.promote_types(x.dtype, torch.float32)
@@ -149,8 +156,7 @@ class _SyncedMoments(torch.autograd.Function):
             return merged.count.clone(), merged.mean.clone(), merged.m2.clone(), known.local.clone()
         local = as_row(measure(x, weights))
         rows_WF = gather_rows(local, group, layer, "forward")
-        counts, means, m2s = torch.split(rows_WF, [1, x.shape[1], x.shape[1]], 1)
-        merged = merge(counts.squeeze(1), means, m2s)
+        merged = merge_rows(rows_WF)
         return merged.count, merged.mean, merged.m2, local
 
     @staticmethod

@@ -34,7 +34,8 @@ def finalize(
 
     Raises: ExportMismatchError; nothing is logged or registered then.
     """
-    network, device = module.network, module.device
+    device = _device(launch)
+    network = module.network.to(device)  # Lightning has put it on the CPU
     agreement = check_agreement(network)
     before = evaluate(network, data.info, loaders.val, device)
     population = population_statistics(network, loaders.train, launch.spec.statistics.population, device)
@@ -82,6 +83,14 @@ def population_statistics(
     )
     drifts = {path: layer.drift for path, layer in found.layers.items()}
     return {"estimator": estimator, "batches": found.num_batches, "samples": found.num_samples, "drift": drifts}
+
+
+def _device(launch: Launch) -> torch.device:
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if launch.spec.resources.gpus_per_worker
+        else torch.device("cpu")
+    )
 
 
 def _held_out(data: Data) -> Array:

@@ -82,7 +82,10 @@ def _trainer(launch: Launch, folders: AttemptFolders, resume_from: Path | None) 
     return TorchTrainer(
         worker.train,  # type: ignore[arg-type]  # v2 takes a return value
         train_loop_config={"folder": str(folders.root), "resume_from": str(resume_from) if resume_from else None},
-        torch_config=TorchConfig(backend="nccl" if res.gpus_per_worker else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
+        # gloo beside NCCL: what the ranks agree on, such as digests and checkpoints, never lies on a GPU.
+        torch_config=TorchConfig(
+            backend="cpu:gloo,cuda:nccl" if res.gpus_per_worker else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
+        ),
         scaling_config=ScalingConfig(
             num_workers=res.workers,
             use_gpu=res.gpus_per_worker > 0,

@@ -7,20 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norm.backends import compiled, native, reference
+from norm.backends import compiled, cuda, cuda_native, native, reference
 from norm.backends.dense import dense, like
 from norm.backends.interface import Request
 from norm.collectives import peek_rows
 from norm.moments import Exchanged
 
+_KERNELS: dict[str, tuple[Any, ...]] = {"cpu": (compiled, native), "cuda": (cuda, cuda_native)}  # best first
+
 
 def kernels_for(x: Tensor) -> Any:
-    """The module of kernels for x: compiled, native, or None where only the reference composition works."""
-    if x.device.type != "cpu" or (type(x) is not Tensor and type(x) is not nn.Parameter):
+    """The module of kernels for x, or None where only the reference composition works.
+
+    On one kind of device all of them send the same rows, so that workers with different ones may meet.
+    """
+    if type(x) is not Tensor and type(x) is not nn.Parameter:
         return None
-    if compiled.takes(x):
-        return compiled
-    return native if native.takes(x) else None
+    return next((kernels for kernels in _KERNELS.get(x.device.type, ()) if kernels.takes(x)), None)
 
 
 def batch_norm(x: Tensor, request: Request) -> tuple[Tensor, Exchanged]:

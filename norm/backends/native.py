@@ -12,7 +12,7 @@ from torch import Tensor
 
 from norm.backends.dense import layout_of
 from norm.backends.interface import Request, Running
-from norm.moments import Moments, as_row, of_row
+from norm.moments import Moments, as_row, merge_rows, of_row
 from norm.moments import measure as measure_exactly
 from norm.moments import merge as merge_parts
 
@@ -44,9 +44,7 @@ def measure(x: Tensor) -> Tensor:
 
 def finish_forward(x: Tensor, rows_WF: Tensor, request: Request) -> tuple[Tensor, Tensor]:
     """The output and the row of all workers, of which `rows_WF` are the parts; moves the running statistics."""
-    C = x.shape[1]
-    counts, means, m2s = torch.split(rows_WF, [1, C, C], 1)
-    merged = merge_parts(counts.squeeze(1), means, m2s)
+    merged = merge_rows(rows_WF)
     mean, var = merged.mean.to(x.dtype), merged.biased_variance.to(x.dtype)
     weight, bias = (t if t is None else t.detach().to(x.dtype) for t in (request.weight, request.bias))
     y = torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, request.eps)[0]

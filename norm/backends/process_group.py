@@ -44,7 +44,7 @@ class ProcessGroupTransport:
         frame[_HEADER : _HEADER + row.numel()] = row
         frames = torch.empty(self.world_size * size, dtype=torch.float64)
         try:
-            dist.all_gather_into_tensor(frames, frame, group=self._group)
+            self._group._allgather_base(frames, frame).wait()  # its public names change with torch 2.13
         except RuntimeError as error:
             raise ExchangeError(
                 f"rank {self._ranks[self._rank]} could not exchange statistics in {header.call()} within "

@@ -148,16 +148,17 @@ def train(
     resume_from: str | None = None,
     told: Told | None = None,
     data: Data | None = None,
+    where: Place | None = None,
 ) -> Trained:
     """Train the job of `document` as a worker does, without finalizing.
 
-    told: what rank 0 hears meanwhile; data: in place of that of the document.
+    told: what rank 0 hears meanwhile; data: in place of that of the document; where: if not on the CPU.
     """
     job = build(rank, world_size, launch_of(document, resume_from), data)
     reporter: Any = told if told is not None and rank == 0 else Told()
     stopped_at, folders = None, AttemptFolders(Path(root))
     try:
-        fit(job.module, job.loaders, job.launch, folders, reporter, place(rank, world_size), job.steps)
+        fit(job.module, job.loaders, job.launch, folders, reporter, where or place(rank, world_size), job.steps)
     except StopRequested as stop:
         stopped_at = stop.step
     state = {name: tensor.clone() for name, tensor in job.module.network.state_dict().items()}

@@ -1,0 +1,110 @@
+"""The training of a job on a CUDA device, without Ray: precisions, compilation, resuming, and what follows training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+
+import norm
+from tests.trainer.ranks import PoolEnvironment, Told, Trained, train
+from trainer import checkpoints
+from trainer.agreement import check_agreement
+from trainer.data import build_data
+from trainer.evaluate import evaluate
+from trainer.finalize import population_statistics
+from trainer.fit import Loaders
+from trainer.models import build_model
+from trainer.place import Place
+from trainer.spec_reader import read_spec
+
+pytestmark = pytest.mark.usefixtures("nccl")
+
+
+class OneGpu(DDPStrategy):
+    @property
+    def root_device(self) -> torch.device:
+        return torch.device("cuda", 0)
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, int]:
+        return {"num_replicas": 1, "rank": 0}
+
+
+@pytest.fixture
+def _deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """cuDNN may otherwise pick kernels that add in any order."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    yield
+
+
+def document(kind: str = "sync_batch", **train_changes: Any) -> dict[str, Any]:
+    return {
+        "name": "gpu",
+        "model": {"name": "cnn", "init_args": {"channels": [8, 16], "dropout": 0.2}},
+        "data": {"name": "digits", "batch_size": 128},
+        "norm": {"kind": kind},
+        "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
+        "train": {"epochs": 4, "checkpoint_every": {"steps": 5}} | train_changes,
+        "statistics": {"every": {"steps": 5}},
+        "resources": {"workers": 1, "gpus_per_worker": 1},
+    }
+
+
+def run(root: Path, job: dict[str, Any], **how: Any) -> Trained:
+    return train(0, 1, str(root), job, where=Place(0, 1, OneGpu, PoolEnvironment(0, 1)), **how)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed", "64-true"])
+def test_learns_digits_in_every_precision(tmp_path: Path, precision: str) -> None:
+    trained = run(tmp_path, document(precision=precision))
+
+    assert trained.metrics["val/accuracy"] > 0.85
+    assert all(tensor.isfinite().all() for tensor in trained.state.values())
+
+
+@pytest.mark.parametrize("kind", ["batch", "sync_batch_renorm", "group", "weight_standardization", "filter_response"])
+def test_other_kinds_learn_too(tmp_path: Path, kind: str) -> None:
+    assert run(tmp_path, document(kind, precision="bf16-mixed")).metrics["val/accuracy"] > 0.7
+
+
+def test_compiled_network_learns(tmp_path: Path) -> None:
+    assert run(tmp_path, document(compile=True)).metrics["val/accuracy"] > 0.85
+
+
+@pytest.mark.usefixtures("_deterministic")
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+def test_resumed_job_goes_on_bit_for_bit(tmp_path: Path, precision: str) -> None:
+    job = document(precision=precision)
+    whole = run(tmp_path / "whole", job)
+
+    stopped = run(tmp_path / "cut", job, told=Told(stop_at=7))
+    newest = checkpoints.newest([tmp_path / "cut" / "checkpoints"])
+    assert newest is not None
+    resumed = run(tmp_path / "resumed", job, resume_from=str(newest.path))
+
+    assert stopped.stopped_at is not None
+    for name, tensor in whole.state.items():
+        assert torch.equal(tensor, resumed.state[name]), name
+
+
+def test_what_follows_training_runs_on_the_gpu_and_on_the_cpu() -> None:
+    job = read_spec(document())
+    data = build_data(job.data, job.seed)
+    scores = []
+    for device in (torch.device("cuda", 0), torch.device("cpu")):
+        torch.manual_seed(0)
+        network = norm.convert(build_model(job.model, job.norm, data.info), "sync_batch")[0].to(device)
+        loaders = Loaders.build(data, job, 0, 1)
+
+        population = population_statistics(network, loaders.train, "pooled", device)
+
+        assert population is not None
+        assert check_agreement(network)["ranks"] == 1
+        scores.append(evaluate(network, data.info, loaders.val, device))
+    assert scores[0] == pytest.approx(scores[1], rel=1e-3)  # convolutions on the GPU may use tf32
