@@ -64,6 +64,8 @@ def export(network: nn.Module, example: torch.Tensor, formats: list[str], folder
     Raises: ValueError if torch.export can't take the network, or only for this many samples.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if not formats:
+        return []
     network = network.eval()
     try:
         with torch.no_grad():

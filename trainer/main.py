@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.train import ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.config import RunConfig
 
-from trainer import worker
+from trainer import alone, worker
 from trainer.attempt import Launch, Result
 from trainer.checkpoints import CheckpointCorruptError
 from trainer.classify import Failure, RankFailedError, classify, first_cause
@@ -20,6 +18,10 @@ from trainer.files import write_atomic
 from trainer.folders import AttemptFolders
 from trainer.reporter import Reporter, ReportingHandler
 from trainer.resume import resume_point
+
+if TYPE_CHECKING:
+    from ray.train import TrainingFailedError
+    from ray.train.torch import TorchTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +57,27 @@ def run_attempt(launch: Launch, folders: AttemptFolders, reporter: Reporter) -> 
     """Train on Ray and say how it ended."""
     reporter.enter("preparing")
     ray.init(address="auto", log_to_driver=True, logging_level=logging.WARNING)
-    trainer = _trainer(launch, folders, resume_point(launch, folders, reporter))
+    resume_from = resume_point(launch, folders, reporter)
+    config = {"folder": str(folders.root), "resume_from": str(resume_from) if resume_from else None}
     reporter.enter("starting_workers")
+    with alone.seat(launch.spec) as is_seated:
+        if is_seated:
+            return _train_alone(launch, config)
+    return _train_on_workers(launch, folders, config)
+
+
+def _train_alone(launch: Launch, config: dict[str, Any]) -> Result:
     try:
-        fitted = trainer.fit()
+        return Result.model_validate(alone.train(config))
+    except RankFailedError as error:
+        return _failed(launch, Failure.model_validate_json(error.failure))
+
+
+def _train_on_workers(launch: Launch, folders: AttemptFolders, config: dict[str, Any]) -> Result:
+    from ray.train import TrainingFailedError
+
+    try:
+        fitted = _trainer(launch, folders, config).fit()
     except TrainingFailedError as error:
         return _failed(launch, _why(launch, folders, error))
     return Result.model_validate(fitted.return_value)  # type: ignore[attr-defined]  # typed as the v1 Result
@@ -77,11 +96,15 @@ def _keep(result: Result, launch: Launch, folders: AttemptFolders) -> Result:
     return result
 
 
-def _trainer(launch: Launch, folders: AttemptFolders, resume_from: Path | None) -> TorchTrainer:
+def _trainer(launch: Launch, folders: AttemptFolders, config: dict[str, Any]) -> TorchTrainer:
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import RunConfig
+
     res = launch.spec.resources
     return TorchTrainer(
         worker.train,  # type: ignore[arg-type]  # v2 takes a return value
-        train_loop_config={"folder": str(folders.root), "resume_from": str(resume_from) if resume_from else None},
+        train_loop_config=config,
         # gloo beside NCCL: what the ranks agree on, such as digests and checkpoints, never lies on a GPU.
         torch_config=TorchConfig(
             backend="cpu:gloo,cuda:nccl" if res.gpus_per_worker else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning.fabric.plugins import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 
@@ -32,3 +33,21 @@ def place_on_ray() -> Place:
         strategy=RayDDPStrategy,
         environment=RayLightningEnvironment(),
     )
+
+
+class _Alone(LightningEnvironment):
+    """One process, started already."""
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    def world_size(self) -> int:
+        return 1
+
+    def teardown(self) -> None: ...
+
+
+def place_alone() -> Place:
+    """The place of the only worker, whose process group of one is made already."""
+    return Place(rank=0, world_size=1, strategy=DDPStrategy, environment=_Alone())

@@ -38,7 +38,12 @@ MLFLOW_PATIENCE_S = 60.0
 
 
 def train(config: dict[str, Any]) -> dict[str, Any] | None:
-    """The train loop that Ray Train runs on each worker; rank 0 returns the attempt's Result as plain values.
+    """The train loop that Ray Train runs on each worker: `train_at` its place."""
+    return train_at(place_on_ray(), config)
+
+
+def train_at(place: Place, config: dict[str, Any]) -> dict[str, Any] | None:
+    """What the worker at `place` does; rank 0 returns the attempt's Result as plain values.
 
     A failure leaves `failures/rank-N.json` in the attempt's folder, for the driver to classify.
 
@@ -48,7 +53,6 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
     launch = Launch.model_validate_json(folders.launch.read_bytes()).model_copy(
         update={"resume_from": config["resume_from"]}
     )
-    place = place_on_ray()
     reporter = Reporter(launch, place.rank).start()
     handler = ReportingHandler(reporter)
     logging.getLogger().addHandler(handler)

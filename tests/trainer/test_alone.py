@@ -1,0 +1,85 @@
+"""The only worker of a job, in a process that is there already."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from tests.trainer.ranks import Told
+from trainer import alone, worker
+from trainer.attempt import Launch, Result
+from trainer.classify import RankFailedError
+from trainer.place import Place
+from trainer.reporter import Reporter, ReportingHandler
+from trainer.spec_reader import read_spec
+
+SPEC = {"name": "j", "model": {"name": "mlp"}, "data": {"name": "digits", "batch_size": 8}}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> dict[str, Any]:
+    launch = Launch(
+        job_id="j",
+        attempt=1,
+        fence="f",
+        spec=read_spec(SPEC),
+        service_url=None,
+        token=None,
+        mlflow_uri="",
+        mlflow_run_id="",
+        resume_from=None,
+    )
+    (tmp_path / "launch.json").write_text(launch.model_dump_json())
+    return {"folder": str(tmp_path), "resume_from": None}
+
+
+def test_trains_as_the_only_rank_of_a_group_in_a_thread(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def run(launch: Launch, _folders: object, _reporter: Reporter, place: Place) -> Result:
+        seen.update(rank=place.rank, size=dist.get_world_size(), main=threading.current_thread().name)
+        return Result(fence=launch.fence, outcome="succeeded", step=3)
+
+    monkeypatch.setattr(worker, "run", run)
+
+    result = Result.model_validate(alone.train(config))
+
+    assert (result.outcome, result.step) == ("succeeded", 3)
+    assert seen == {"rank": 0, "size": 1, "main": "rank-0_0"}
+    assert not dist.is_initialized()
+
+
+def test_failure_is_that_of_rank_0_and_is_logged_once(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+
+    class Driver(Told):
+        def log(self, _level: str, text: str, *_: object) -> None:
+            heard.append(text)
+
+    def run(*_: object) -> Result:
+        logging.getLogger("user").warning("before the end")
+        raise FileNotFoundError("no such data")
+
+    monkeypatch.setattr(worker, "run", run)
+    handler = ReportingHandler(Driver())  # type: ignore[arg-type]
+    logging.getLogger().addHandler(handler)
+    try:
+        with pytest.raises(RankFailedError) as caught:
+            alone.train(config)
+        restored = handler in logging.getLogger().handlers
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+    failure = json.loads(caught.value.failure)
+    assert (failure["rank"], failure["reason"]) == (0, "data_missing")
+    assert heard == []  # rank 0 reports its lines itself
+    assert restored
+    assert not dist.is_initialized()
