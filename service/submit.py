@@ -8,7 +8,8 @@ from pathlib import Path
 
 from service.files import is_url
 from service.jobs import Job, JobState, new_job_id
-from trainer.plan import NodeCapacity, choose_norm, largest_gang
+from trainer.norm_choice import choose_norm
+from trainer.plan import NodeCapacity, largest_gang
 from trainer.spec import JobSpec
 from trainer.spec_reader import Problem
 

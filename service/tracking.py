@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import httpx
 
 from service.jobs import Job
+from trainer.norm_choice import choose_norm
+from trainer.spec import JobSpec
 
 _ENDED = ("FINISHED", "FAILED", "KILLED")
 _MAX_PARAMS = 100  # MLflow's limit for one log-batch request
@@ -169,10 +171,17 @@ def _note(job: Job) -> str:
     model = job.spec["model"].get("name") or job.spec["model"]["class_path"]
     data = job.spec["data"].get("name") or job.spec["data"]["class_path"]
     batch = job.spec["data"]["batch_size"]
+    why = f" ({_why(job)})" if job.spec["norm"]["kind"] == "auto" else ""
     return (
-        f"**{job.name}** trains `{model}` on `{data}` with `{job.norm}` normalization, "
+        f"**{job.name}** trains `{model}` on `{data}` with `{job.norm}` normalization{why}, "
         f"{job.workers} workers of {batch} samples each.\n\nJob `{job.id}`, owner {job.owner}."
     )
+
+
+def _why(job: Job) -> str:
+    choice = choose_norm(JobSpec.model_validate_json(json.dumps(job.spec)))
+    other = f"; the alternative: {choice.alternative.kind}, {choice.alternative.why}" if choice.alternative else ""
+    return f"picked by auto: {choice.why}; {'; '.join(choice.evidence)}{other}"
 
 
 def _now_ms() -> int:

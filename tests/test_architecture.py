@@ -15,6 +15,8 @@ SPEC_SIDE = {
     "trainer.spec",
     "trainer.spec_reader",
     "trainer.plan",
+    "trainer.norm_choice",
+    "trainer.maps",
     "trainer.failure",
     "trainer.catalog",
     "trainer.attempt",

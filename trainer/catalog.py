@@ -64,6 +64,8 @@ class CnnArgs(InitArgs):
     convs_per_stage: Annotated[int, Field(ge=1, le=8)] = 1
     activation: Activation = "relu"
     dropout: Fraction = 0.0
+    init_gain: Annotated[float, Field(gt=0)] = 1.0
+    """The initial weights of the convolutions are multiplied by this: what normalization makes of their scale."""
 
 
 class LstmArgs(InitArgs):

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 import norm
-from trainer.plan import choose_norm
+from trainer.norm_choice import choose_norm
 from trainer.spec import JobSpec
 
 

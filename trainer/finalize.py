@@ -21,7 +21,7 @@ from trainer.evaluate import evaluate
 from trainer.fit import Fitted, Loaders
 from trainer.folders import AttemptFolders
 from trainer.module import TrainingModule
-from trainer.plan import choose_norm
+from trainer.norm_choice import choose_norm
 from trainer.plots import draw_statistics
 from trainer.publish import Publisher
 from trainer.tracking import Spool

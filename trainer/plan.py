@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from norm.traits import KINDS
+from trainer.norm_choice import NormChoice, choose_norm, statistics_group
 from trainer.spec import JobSpec
 
 Fits = Literal["now", "later", "never"]
@@ -57,11 +58,6 @@ class Inspection(_Record):
     findings: list[Finding]
 
 
-class NormChoice(_Record):
-    kind: str
-    why: str
-
-
 class Plan(_Record):
     """`conversion` is filled where the model was built and looked at (dry_run, and at the start of an attempt)."""
 
@@ -101,37 +97,13 @@ def plan(spec: JobSpec, nodes: Sequence[NodeCapacity] | None, inspection: Inspec
     )
 
 
-def choose_norm(spec: JobSpec) -> NormChoice:
-    """The kind the job runs with: the one named, or for `auto` one picked from batch and workers."""
-    if spec.norm.kind != "auto":
-        return NormChoice(kind=spec.norm.kind, why="named in the spec")
-    per_worker, workers = spec.data.batch_size, spec.resources.workers
-    if per_worker >= 16:
-        return NormChoice(kind="batch", why=f"{per_worker} samples a worker give steady batch statistics by themselves")
-    if per_worker * workers >= 16:
-        return NormChoice(
-            kind="sync_batch",
-            why=f"{per_worker} samples a worker are too few for batch statistics, "
-            f"{per_worker * workers} together are enough",
-        )
-    return NormChoice(
-        kind="group", why=f"even all workers together bring only {per_worker * workers} samples; group needs no batch"
-    )
-
-
 def batch_sizes(spec: JobSpec, kind: str) -> Batch:
     per_worker, workers = spec.data.batch_size, spec.resources.workers
     return Batch(
         per_worker=per_worker,
-        norm_group=per_worker * (norm_group_size(spec) if KINDS[kind].synchronizes else 1),
+        norm_group=per_worker * statistics_group(spec, kind),
         global_=per_worker * workers,
     )
-
-
-def norm_group_size(spec: JobSpec) -> int:
-    """Workers that share statistics; `node` counts as all here, for hosts are only known once workers are placed."""
-    group = spec.norm.group
-    return min(group, spec.resources.workers) if isinstance(group, int) else spec.resources.workers
 
 
 def fits(spec: JobSpec, nodes: Sequence[NodeCapacity]) -> Fits:

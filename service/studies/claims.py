@@ -26,6 +26,8 @@ Metric = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 class Claim(BaseModel):
     """`metric` at `less` is below `than_metric` at `than` by more than `by`, with everything else the same.
 
+    The other side may be a fixed number, too: `than_value`.
+
     less, than: values of axes that tell the two sides apart; where: values both have in common. Axes that none of them
     names are averaged over, within a seed.
     """
@@ -36,6 +38,8 @@ class Claim(BaseModel):
     metric: Metric
     than_metric: Metric | None = None
     """Of the other side; null: the same."""
+    than_value: float | None = None
+    """A fixed number in the place of the other side, e.g. 0.05."""
     less: Where = {}
     than: Where = {}
     where: Where = {}

@@ -67,6 +67,8 @@ def judge_all(study: StudySpec, outcomes: Sequence[Outcome]) -> list[Judgement]:
 
 def _judge(claim: Claim, outcomes: Sequence[Outcome]) -> Judgement:
     less = by_seed(select(outcomes, claim.less | claim.where), claim.metric)
+    if claim.than_value is not None:
+        return judge(claim, less, dict.fromkeys(less, claim.than_value))
     than = by_seed(select(outcomes, claim.than | claim.where), claim.than_metric or claim.metric)
     return judge(claim, less, than)
 

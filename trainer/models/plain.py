@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
 
+import torch
 from torch import nn
 
 from trainer.catalog import CnnArgs, MlpArgs, VggArgs
@@ -32,7 +33,12 @@ def cnn(args: CnnArgs, layers: Layers, shape: Sequence[int], num_classes: int) -
     stages = [(channels, args.convs_per_stage) for channels in args.channels]
     features = _conv_stages(layers, shape, stages)
     head = nn.Sequential(*_dropout(args.dropout), nn.Linear(args.channels[-1], num_classes))
-    return _classifier(layers, features, head)
+    model = _classifier(layers, features, head)
+    with torch.no_grad():
+        for parameter in features.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(args.init_gain)
+    return model
 
 
 def vgg(args: VggArgs, layers: Layers, shape: Sequence[int], num_classes: int) -> nn.Sequential:
