@@ -17,6 +17,7 @@ from service import show as screen
 from service.specfile import load
 from service.studies.cli import study_app
 from service.terminal import JOB_FAILED, WRONG_USE, AsJson, connect, err, fail, out, show_value
+from service.upload import package_app, secret_app
 
 app = typer.Typer(
     name="syncnorm",
@@ -27,6 +28,8 @@ app = typer.Typer(
 token_app = typer.Typer(help="Make, list and revoke tokens.", no_args_is_help=True)
 app.add_typer(token_app, name="token")
 app.add_typer(study_app, name="study")
+app.add_typer(package_app, name="package")
+app.add_typer(secret_app, name="secret")
 JobId = Annotated[str, typer.Argument(help="Job id, e.g. job_01h…")]
 Settings = Annotated[
     list[str], typer.Option("--set", default_factory=list, help="Change a value of the file, e.g. norm.kind=group.")

@@ -7,6 +7,7 @@ job = Client().submit({"name": "digits", "model": {"name": "resnet"}, "data": {"
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -173,6 +174,22 @@ class Client:
 
     def revoke_token(self, token_id: str) -> None:
         self._send("DELETE", f"/v1/tokens/{token_id}")
+
+    def put_package(self, archive: bytes) -> Json:
+        """Upload a zip of code; the answer's `package` goes into a spec's `code`."""
+        path = f"/v1/packages/{hashlib.sha256(archive).hexdigest()}"
+        return self._json("PUT", path, content=archive, headers={"Content-Type": "application/zip"})
+
+    def put_secret(self, name: str, value: str) -> None:
+        self._send("PUT", f"/v1/secrets/{name}", json={"value": value})
+
+    def secrets(self) -> list[Json]:
+        """Names, never values."""
+        found: list[Json] = self._json("GET", "/v1/secrets")["items"]
+        return found
+
+    def delete_secret(self, name: str) -> None:
+        self._send("DELETE", f"/v1/secrets/{name}")
 
     def logs(self, job_id: str, **filters: str | int | None) -> list[Json]:
         params = {key: value for key, value in filters.items() if value is not None}

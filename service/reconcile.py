@@ -21,6 +21,7 @@ from service import files
 from service.decide import EndOnRay, Launch, Move, RayStatus, Rules, Seen, decide
 from service.dispatch import ClusterUnreachableError, Dispatcher, View
 from service.jobs import RUN_STATUS, TERMINAL, Attempt, Job, JobState, NewEvent, new_fence
+from service.packages import Packages
 from service.scheduler import Held, Policy, Schedule, schedule
 from service.store import Store
 from service.tracking import Tracker, TrackingUnreachableError
@@ -45,6 +46,10 @@ class Places:
     storage: str
     service_url: str
     mlflow_uri: str
+
+    def package(self, job: Job) -> str | None:
+        code = job.spec.get("code")
+        return Packages(self.storage).path(code["package"]) if code else None
 
     def folder(self, attempt: Attempt) -> str:
         return protocol.attempt_folder(self.storage, attempt.job_id, attempt.number)
@@ -235,6 +240,7 @@ class Reconciler:
             mlflow_uri=self._places.mlflow_uri,
             mlflow_run_id=run_id,
             resume_from=attempt.resume_from,
+            package=self._places.package(job),
         )
 
     # The MLflow run follows the state

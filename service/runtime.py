@@ -31,8 +31,10 @@ from service.hub import Hub
 from service.inspect import inspect
 from service.intake import Intake
 from service.metrics import Metrics
+from service.packages import Packages
 from service.reconcile import Places, Reconciler
 from service.scheduler import Policy
+from service.secrets import Secrets, secrets_key
 from service.settings import DEFAULT_PORT, Settings
 from service.store import Store
 from service.studies.publisher import StudyPublisher
@@ -118,6 +120,7 @@ def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, s
         on_change=hub.changed,
     )
     metrics.watch(store, reconciler)
+    packages = Packages(settings.storage_root)
     links = settings.mlflow_public_url or mlflow_uri
     admin = admin_token(settings.admin_token_file, settings.home) if settings.auth else None
     return Context(
@@ -133,7 +136,9 @@ def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, s
         rate=RateLimit(settings.rate_limit),
         metrics=metrics,
         trail=Trail(store),
-        inspect=inspect,
+        inspect=lambda spec: inspect(spec, packages),
+        packages=packages,
+        secrets=Secrets(store, secrets_key(settings.secrets_key_file, settings.home)),
         intake=Intake(store, settings.max_queued, lambda job: job_view(job, links).model_dump(mode="json")),
         studies=StudyPublisher(store, MlflowStudyRuns(tracker), settings.storage_root, links),
     )

@@ -189,6 +189,15 @@ tokens = sa.Table(
     sa.Column("revoked_at", Instant),
 )
 
+secrets = sa.Table(
+    "secrets",
+    metadata,
+    sa.Column("owner", sa.String(120), primary_key=True),
+    sa.Column("name", sa.String(128), primary_key=True),
+    sa.Column("sealed", sa.Text, nullable=False),
+    sa.Column("updated_at", Instant, nullable=False),
+)
+
 audit = sa.Table(
     "audit",
     metadata,

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from service import data_urls
+
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 DEFAULT_PORT = 8000
 
@@ -33,6 +35,10 @@ class Settings:
     admin_token_file: Path | None = None
     """Holds the token of the first admin; None: `admin.token` in the state folder, made at the first start."""
     allow_code: bool = False
+    secrets_key_file: Path | None = None
+    """Holds the key that secrets are sealed with; None: `secrets.key` in the state folder, made at the first start."""
+    data_urls: tuple[str, ...] = data_urls.DEFAULT
+    """Prefixes of the addresses that specs may read data from, where code is not allowed anyway."""
     rate_limit: float = 0.0
     """Requests a second of one token, with bursts of twice that; 0: no limit."""
     max_queued: int = 10_000
@@ -66,6 +72,8 @@ class Settings:
             auth=_flag(environ, "SYNCNORM_AUTH", default=not loopback),
             admin_token_file=Path(path) if (path := environ.get("SYNCNORM_ADMIN_TOKEN_FILE")) else None,
             allow_code=_flag(environ, "SYNCNORM_ALLOW_CODE", default=loopback),
+            secrets_key_file=Path(path) if (path := environ.get("SYNCNORM_SECRETS_KEY_FILE")) else None,
+            data_urls=tuple((environ.get("SYNCNORM_DATA_URLS") or ",".join(data_urls.DEFAULT)).split(",")),
             rate_limit=float(_number(environ, "SYNCNORM_RATE_LIMIT") or 0),
             max_queued=_number(environ, "SYNCNORM_MAX_QUEUED") or 10_000,
             max_running=_number(environ, "SYNCNORM_MAX_RUNNING"),

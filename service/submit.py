@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from service import data_urls
 from service.files import is_url
 from service.jobs import Job, JobState, new_job_id
 from trainer.norm_choice import choose_norm
 from trainer.plan import NodeCapacity, largest_gang
-from trainer.spec import JobSpec
+from trainer.spec import JobSpec, SecretRef
 from trainer.spec_reader import Problem
 
 _ALLOWED_CLASSES = ("torchvision.models.",)
@@ -34,8 +35,10 @@ def against_cluster(spec: JobSpec, nodes: Sequence[NodeCapacity] | None) -> list
     ]
 
 
-def names_files(spec: JobSpec) -> bool:
-    return any(name in spec.data.init_args for name in _PATH_ARGS)
+def needs_a_look(spec: JobSpec) -> bool:
+    """Whether files, packages or secrets have to be looked for, which may take time."""
+    has_secrets = any(isinstance(value, SecretRef) for value in spec.env.values())
+    return has_secrets or spec.code is not None or any(name in spec.data.init_args for name in _PATH_ARGS)
 
 
 def against_files(spec: JobSpec) -> list[Problem]:
@@ -61,6 +64,34 @@ def against_code(spec: JobSpec) -> list[Problem]:
     if spec.code is not None:
         problems.append(Problem("code", "uploaded code is off; an operator may allow it with SYNCNORM_ALLOW_CODE=on"))
     return problems
+
+
+def against_urls(spec: JobSpec, allowed: Sequence[str]) -> list[Problem]:
+    """Addresses of data that workers are not to read from."""
+    return [
+        Problem(f"data.init_args.{name}", f"{wrong}, got {value!r}")
+        for name in _PATH_ARGS
+        if isinstance(value := spec.data.init_args.get(name), str)
+        and is_url(value)
+        and (wrong := data_urls.problem(value, allowed))
+    ]
+
+
+def against_package(spec: JobSpec, has: Callable[[str], bool]) -> list[Problem]:
+    if spec.code is None or has(spec.code.package):
+        return []
+    text = f"there is no package {spec.code.package}; upload it first: syncnorm package put FOLDER"
+    return [Problem("code.package", text)]
+
+
+def against_secrets(spec: JobSpec, owner: str, missing: Callable[[str, set[str]], set[str]]) -> list[Problem]:
+    named = {variable: value.secret for variable, value in spec.env.items() if isinstance(value, SecretRef)}
+    gone = missing(owner, set(named.values())) if named else set()
+    return [
+        Problem(f"env.{variable}", f"{owner} has no secret {name}; put it first: syncnorm secret put {name}")
+        for variable, name in named.items()
+        if name in gone
+    ]
 
 
 def new_job(spec: JobSpec, owner: str, now: datetime) -> Job:

@@ -44,6 +44,8 @@ class Launch(Message):
     mlflow_run_id: str
     resume_from: str | None
     """Folder of the checkpoint to go on from, chosen once by the service; None: from the start."""
+    package: str | None = None
+    """Where the uploaded archive of code.package lies."""
 
     @property
     def attempt_id(self) -> str:
@@ -130,6 +132,16 @@ class Event(Message):
 class Exit(Message):
     fence: str
     result: Result
+
+
+class SecretsRequest(Message):
+    fence: str
+
+
+class SecretValues(Message):
+    """Value by variable, for those of the spec's env that name a secret."""
+
+    values: dict[str, str]
 
 
 class Reply(BaseModel):

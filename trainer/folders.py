@@ -36,6 +36,11 @@ class AttemptFolders:
         return self.root / "export"
 
     @property
+    def code(self) -> Path:
+        """The user's uploaded code."""
+        return self.root / "code"
+
+    @property
     def ray(self) -> Path:
         return self.root / "ray"
 

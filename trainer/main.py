@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from trainer import alone, worker
+from trainer import alone, user_code, worker
 from trainer.attempt import Launch, Result
 from trainer.checkpoints import CheckpointCorruptError
 from trainer.classify import Failure, RankFailedError, classify, first_cause
@@ -56,6 +56,8 @@ def main(root: Path) -> int:
 def run_attempt(launch: Launch, folders: AttemptFolders, reporter: Reporter) -> Result:
     """Train on Ray and say how it ended."""
     reporter.enter("preparing")
+    if launch.spec.code is not None and launch.package is not None:
+        user_code.unpack(launch.package, launch.spec.code.package, folders.code)
     ray.init(address="auto", log_to_driver=True, logging_level=logging.WARNING)
     resume_from = resume_point(launch, folders, reporter)
     config = {"folder": str(folders.root), "resume_from": str(resume_from) if resume_from else None}

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -28,6 +28,7 @@ from trainer.attempt import (
     Result,
     StopRequest,
 )
+from trainer.secret_values import redact
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class Reporter:
         self._step: int | None = None
         self._beat_due = 0.0
         self._progress_due = 0.0
+        self._hidden: tuple[str, ...] = ()
         self.stop_request: StopRequest | None = None
         self.superseded = False
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
@@ -86,6 +88,10 @@ class Reporter:
         self._thread.join(timeout_s)
         if self._client:
             self._client.close()
+
+    def hide(self, values: Iterable[str]) -> None:
+        """From here on these secrets are kept out of everything that is sent."""
+        self._hidden = tuple(values)
 
     def enter(self, phase: Phase) -> None:
         """A phase begins; told at once with a heartbeat. Rank 0 and the driver also make an event of it."""
@@ -179,7 +185,7 @@ class Reporter:
         if self._client is None:
             return True
         try:
-            answer = self._client.post(message.path, content=message.body.model_dump_json())
+            answer = self._client.post(message.path, content=redact(message.body.model_dump_json(), self._hidden))
         except httpx.HTTPError:
             return False
         if answer.status_code == httpx.codes.CONFLICT:

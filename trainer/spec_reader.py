@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from norm.traits import KINDS
 from trainer.catalog import DATASETS, MODELS
-from trainer.spec import DataSpec, JobSpec, ModelSpec, NormSpec, SecretRef
+from trainer.spec import DataSpec, JobSpec, ModelSpec, NormSpec
 
 M = TypeVar("M", bound=BaseModel)
 _RESERVED = ("RAY_", "SYNCNORM_")
@@ -74,14 +74,8 @@ def _environment_problems(spec: JobSpec) -> Iterator[Problem]:
 
 def _not_in_this_version(spec: JobSpec) -> Iterator[Problem]:
     """Fields that the contract has and this version does not act on: refused, so that nobody relies on them in vain."""
-    missing = {
-        "resources.min_workers": spec.resources.min_workers is not None,
-        "code": spec.code is not None,
-        **{f"env.{name}": isinstance(value, SecretRef) for name, value in spec.env.items()},
-    }
-    for path, is_set in missing.items():
-        if is_set:
-            yield Problem(path, "is not supported in this version; leave it out")
+    if spec.resources.min_workers is not None:
+        yield Problem("resources.min_workers", "is not supported in this version; leave it out")
 
 
 def _norm_problems(norm: NormSpec) -> Iterator[Problem]:

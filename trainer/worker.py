@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import torch
 import yaml
 
 import norm
-from trainer import tracking
+from trainer import secret_values, tracking, user_code
 from trainer.attempt import Launch, Result
-from trainer.classify import RankFailedError, classify
+from trainer.classify import Failure, RankFailedError, classify
 from trainer.control import StopRequested
 from trainer.conversion import convert
 from trainer.data import build_data
@@ -58,15 +59,23 @@ def train_at(place: Place, config: dict[str, Any]) -> dict[str, Any] | None:
     logging.getLogger().addHandler(handler)
     logging.getLogger().setLevel(logging.INFO)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notes on itself are no news to the user
+    hidden: dict[str, str] = {}
     try:
+        user_code.put_on_path(folders.code)
+        hidden = secret_values.fetch(launch)
+        os.environ.update(hidden)
+        reporter.hide(hidden.values())
         result = run(launch, folders, reporter, place)
         return result.model_dump(mode="json") if place.rank == 0 else None
     except BaseException as error:
-        failure = classify(error, place.rank)
+        failure = Failure.model_validate_json(
+            secret_values.redact(classify(error, place.rank).model_dump_json(), hidden.values())
+        )
         reporter.log("ERROR", f"rank {place.rank} failed: {failure.message}\n{failure.traceback}")
         with suppress(OSError):
             write_atomic(folders.failure(place.rank), failure.model_dump_json().encode())
-        raise RankFailedError(failure.model_dump_json()) from error
+        # Ray logs the cause with its text, so one that may hold a secret is left out.
+        raise RankFailedError(failure.model_dump_json()) from (None if hidden else error)
     finally:
         logging.getLogger().removeHandler(handler)
         reporter.close()

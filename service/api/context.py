@@ -17,7 +17,9 @@ from service.hub import Hub
 from service.intake import Intake
 from service.jobs import Job
 from service.metrics import Metrics
+from service.packages import Packages
 from service.reconcile import Reconciler
+from service.secrets import Secrets
 from service.settings import Settings
 from service.store import Store
 from service.studies.publisher import StudyPublisher
@@ -48,6 +50,8 @@ class Context:
     trail: Trail
     inspect: Callable[[JobSpec], Inspection | None]
     intake: Intake
+    packages: Packages
+    secrets: Secrets
     studies: StudyPublisher
 
     def changed(self, job_id: str) -> None:

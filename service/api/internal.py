@@ -69,6 +69,21 @@ def leave(attempt_id: str, message: protocol.Exit, ctx: Ctx, authorization: Bear
     return _reply(ctx, ctx.store.exited(attempt_id, message.fence, result), new_phase="done")
 
 
+@router.post("/secrets")
+def secrets(
+    attempt_id: str, message: protocol.SecretsRequest, ctx: Ctx, authorization: Bearer = ""
+) -> protocol.SecretValues:
+    """The secrets that the spec of the job names, for the ranks of its live attempt only."""
+    _check(message.fence, authorization)
+    attempt = ctx.store.attempt(attempt_id)
+    job = ctx.store.job(attempt.job_id) if attempt else None
+    if attempt is None or job is None or attempt.ended_at is not None or attempt.fence != message.fence:
+        raise _stale(attempt_id)
+    named = {variable: value["secret"] for variable, value in job.spec["env"].items() if isinstance(value, dict)}
+    found = ctx.secrets.values(job.owner, set(named.values()))
+    return protocol.SecretValues(values={variable: found[name] for variable, name in named.items() if name in found})
+
+
 def _check(fence: str, authorization: str) -> None:
     if not hmac.compare_digest(authorization.encode(), f"Bearer {attempt_token(fence)}".encode()):
         raise ApiError(401, "unauthorized", "This is not the token of the attempt.")

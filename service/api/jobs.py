@@ -19,7 +19,15 @@ from service.errors import ApiError, FieldProblem, bad_spec
 from service.intake import Submit
 from service.jobs import Job, JobState
 from service.store import Answer, JobQuery
-from service.submit import against_cluster, against_code, against_files, names_files
+from service.submit import (
+    against_cluster,
+    against_code,
+    against_files,
+    against_package,
+    against_secrets,
+    against_urls,
+    needs_a_look,
+)
 from service.views import JobPage, JobView, job_view
 from trainer.plan import plan
 from trainer.spec import JobSpec
@@ -41,7 +49,7 @@ _PLAN: dict[int | str, dict[str, Any]] = {200: {"description": "The plan (dry_ru
 async def submit(body: Json, ctx: Ctx, who: Submitter, key: Key = None, dry_run: bool = False) -> Response:
     """Submit a job. With dry_run: what it comes to, and nothing is stored."""
     try:
-        spec = await _read(body, ctx)
+        spec = await _read(body, ctx, who)
     except ApiError:
         # What was taken once is answered as it was, whatever is allowed by now.
         if key is None or dry_run or (before := await run_in_threadpool(ctx.store.answer, who.name, key)) is None:
@@ -62,22 +70,23 @@ def _plan(spec: JobSpec, ctx: Context) -> dict[str, Any]:
     return plan(spec, ctx.reconciler.capacity, ctx.inspect(spec)).as_json()
 
 
-async def _read(body: JsonBody, ctx: Context) -> JobSpec:
+async def _read(body: JsonBody, ctx: Context, who: Principal) -> JobSpec:
     try:
         spec = read_spec(body.value)
     except SpecError as error:
         raise bad_spec(error.problems) from error
-    problems = await run_in_threadpool(refusals, spec, ctx) if names_files(spec) else refusals(spec, ctx)
+    problems = await run_in_threadpool(refusals, spec, ctx, who) if needs_a_look(spec) else refusals(spec, ctx, who)
     if problems:
         raise bad_spec(problems)
     return spec
 
 
-def refusals(spec: JobSpec, ctx: Context) -> list[Problem]:
-    """What speaks against a valid spec here: the cluster, missing files, code that is not allowed."""
+def refusals(spec: JobSpec, ctx: Context, who: Principal) -> list[Problem]:
+    """What speaks against a valid spec here: the cluster, missing files, packages and secrets, what is not allowed."""
     problems = against_cluster(spec, ctx.reconciler.capacity)
     problems += against_files(spec) if ctx.local_paths else []
-    problems += [] if ctx.settings.allow_code else against_code(spec)
+    problems += against_package(spec, ctx.packages.has) + against_secrets(spec, who.name, ctx.secrets.missing)
+    problems += [] if ctx.settings.allow_code else against_code(spec) + against_urls(spec, ctx.settings.data_urls)
     return problems
 
 

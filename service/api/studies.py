@@ -14,6 +14,7 @@ from service.api.context import Context, Ctx, Reader, Submitter, visible_study
 from service.api.cursors import decode, encode
 from service.api.jobs import Key, again, created, refusals, too_many
 from service.asks import Verb
+from service.auth import Principal
 from service.errors import ApiError, FieldProblem
 from service.jobs import Job
 from service.store import Added, Answer
@@ -90,7 +91,7 @@ class StudyPage(BaseModel):
 def submit(body: Json, ctx: Ctx, who: Submitter, key: Key = None) -> Response:
     """Submit a study: all its jobs enter the queue at once, or none does."""
     try:
-        spec, children = _read(body.value, ctx)
+        spec, children = _read(body.value, ctx, who)
     except ApiError:
         # What was taken once is answered as it was, whatever is allowed by now.
         if key is None or (before := ctx.store.answer(who.name, key)) is None:
@@ -108,10 +109,10 @@ def submit(body: Json, ctx: Ctx, who: Submitter, key: Key = None) -> Response:
     return created(content, what="studies")
 
 
-def _read(value: Any, ctx: Context) -> tuple[StudySpec, list[Child]]:
+def _read(value: Any, ctx: Context, who: Principal) -> tuple[StudySpec, list[Child]]:
     try:
         spec = read_study(value)
-        children = expand(spec, lambda child: refusals(child, ctx))
+        children = expand(spec, lambda child: refusals(child, ctx, who))
     except SpecError as error:
         found = [FieldProblem(pointer=problem.path, detail=problem.message) for problem in error.problems]
         count = f"{len(found)} problems" if len(found) > 1 else "1 problem"

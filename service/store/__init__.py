@@ -9,6 +9,7 @@ from service.store.attempts import AttemptTable
 from service.store.base import RECONCILER
 from service.store.history import History
 from service.store.leases import LeaseTable
+from service.store.secrets import SecretTable
 from service.store.studies import StudyTable
 from service.store.values import (
     Added,
@@ -41,7 +42,7 @@ __all__ = [
 ]
 
 
-class Store(StudyTable, AttemptTable, History, AccessTable, LeaseTable):
+class Store(StudyTable, AttemptTable, History, AccessTable, SecretTable, LeaseTable):
     """Jobs, attempts, studies, events, logs and checkpoints in one database."""
 
     def is_answering(self) -> bool:

@@ -19,6 +19,8 @@ from service.gate import Trail
 from service.hub import Hub
 from service.intake import Intake
 from service.metrics import Metrics
+from service.packages import Packages
+from service.secrets import Secrets, secrets_key
 from service.settings import Settings
 from service.studies.publisher import StudyPublisher
 from service.views import job_view
@@ -69,6 +71,8 @@ def context_of(world: World, folder: Path, auth: bool, settings: dict[str, Any])
         trail=Trail(world.store),
         studies=StudyPublisher(world.store, world.study_runs, str(folder / "storage"), "http://mlflow"),
         inspect=lambda _spec: None,  # a service on a host without torch; tests/stack asks the real one
+        packages=Packages(str(folder)),
+        secrets=Secrets(world.store, secrets_key(None, folder)),
         intake=Intake(
             world.store, chosen.max_queued, lambda job: job_view(job, "http://mlflow").model_dump(mode="json")
         ),

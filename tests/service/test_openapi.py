@@ -26,6 +26,11 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 NOT_HEALTH = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 
 
+@schemathesis.serializer("application/zip")
+def _as_it_is(_context: object, value: bytes) -> bytes:
+    return value
+
+
 @contextmanager
 def guarded_app() -> Iterator[FastAPI]:
     """With some jobs in it."""

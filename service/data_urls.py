@@ -1,0 +1,47 @@
+"""Where specs may have workers read data from: addresses under the prefixes that an operator allows. Pure.
+
+Whoever may name any address has the workers ask it for them, the metadata service of a cloud included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from urllib.parse import SplitResult, urlsplit
+
+DEFAULT = ("s3://", "gs://", "gcs://", "az://", "abfs://")
+"""Object stores, which the workers' own credentials open; no web servers, no files by URL."""
+
+
+def problem(url: str, allowed: Sequence[str]) -> str | None:
+    """What is wrong with a URL of a spec; None if it lies under one of the prefixes.
+
+    A prefix names a scheme (s3://), a host (https://data.example.org) or a path below one.
+    """
+    try:
+        parsed = urlsplit(url)
+        _ = parsed.port
+    except ValueError as error:
+        return f"must be an address: {error}"
+    faults = {
+        "must not chain addresses with '::'": "::" in url,
+        "must be a plain address: ASCII, without spaces, escapes, query or fragment": not _is_plain(url),
+        "must not name a user": "@" in parsed.netloc,
+        "must not go up with '..'": ".." in parsed.path.split("/"),
+        f"must begin with one of {', '.join(allowed)}; an operator may add others": not any(
+            _lies_under(parsed, urlsplit(prefix)) for prefix in allowed
+        ),
+    }
+    return next((text for text, is_so in faults.items() if is_so), None)
+
+
+def _is_plain(url: str) -> bool:
+    return url.isascii() and url.isprintable() and not any(char in url for char in " \\%#?")
+
+
+def _lies_under(url: SplitResult, prefix: SplitResult) -> bool:
+    if url.scheme != prefix.scheme or not url.netloc:
+        return False
+    if not prefix.netloc:
+        return True
+    path = prefix.path.rstrip("/")
+    return url.netloc.lower() == prefix.netloc.lower() and (url.path == path or url.path.startswith(f"{path}/"))

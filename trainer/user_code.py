@@ -1,0 +1,29 @@
+"""Uploaded user code: unpacked by the driver into the attempt's folder, put onto the path by every rank."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+
+def unpack(package: str, digest: str, into: Path) -> None:
+    """Unpack an archive that the service has looked through; digest: `sha256:…`, as the spec names it.
+
+    Raises: FileNotFoundError if it is not on storage any more; ValueError if it is another one than was uploaded.
+    """
+    with Path(package).open("rb") as file:
+        found = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        if found != digest:
+            raise ValueError(f"code.package must be the archive that was uploaded, {digest}; on storage lies {found}.")
+        shutil.rmtree(into, ignore_errors=True)
+        with zipfile.ZipFile(file) as archive:
+            archive.extractall(into)
+
+
+def put_on_path(folder: Path) -> None:
+    """Let this process, and those it starts, import what was unpacked."""
+    if folder.is_dir() and str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
