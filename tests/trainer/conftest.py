@@ -92,13 +92,13 @@ class Mlflow:
             self._process = None
 
     def new_run(self) -> str:
-        with httpx.Client(base_url=f"{self.uri}/api/2.0/mlflow/") as rest:
+        with httpx.Client(base_url=f"{self.uri}/api/2.0/mlflow/", timeout=60) as rest:
             body = {"experiment_id": "0", "start_time": 0}
             return str(rest.post("runs/create", json=body).raise_for_status().json()["run"]["info"]["run_id"])
 
     def history(self, run_id: str, key: str) -> list[tuple[int, float]]:
         params = {"run_id": run_id, "metric_key": key}
-        answer = httpx.get(f"{self.uri}/api/2.0/mlflow/metrics/get-history", params=params).json()
+        answer = httpx.get(f"{self.uri}/api/2.0/mlflow/metrics/get-history", params=params, timeout=60).json()
         return [(point["step"], point["value"]) for point in answer.get("metrics", [])]
 
 
