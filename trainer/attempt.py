@@ -17,6 +17,7 @@ from trainer.spec import JobSpec
 
 LAUNCH_FILE = "launch.json"
 RESULT_FILE = "result.json"
+EXPORT_FILE = "export.json"
 METRICS_FILE = "metrics.jsonl"
 """Every metric of an attempt, a JSON line each: key, value, step, timestamp."""
 
@@ -50,6 +51,21 @@ class Launch(Message):
     @property
     def attempt_id(self) -> str:
         return attempt_id(self.job_id, self.attempt)
+
+
+class ExportRequest(Message):
+    """`export.json` in the folder of a later export, `{storage}/jobs/{job}/exports/{name}`; see trainer.again."""
+
+    name: str
+    """Of this export: where its files lie in the run, `exports/{name}`."""
+    job_id: str
+    fence: str
+    spec: JobSpec
+    """The job's, with the `export` section that is wanted now."""
+    source: str
+    """The export folder of the attempt that succeeded."""
+    mlflow_uri: str
+    mlflow_run_id: str
 
 
 class ModelRecord(Message):

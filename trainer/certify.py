@@ -67,8 +67,10 @@ def export_and_compare(trained: Trained, spec: ExportSpec, folder: Path) -> Comp
     return Compared(inference, references, checks, files, folded)
 
 
-def certify_and_publish(trained: Trained, spec: ExportSpec, folder: Path, publisher: Publisher) -> ModelRecord:
-    """Export, prove, and only then log and register the model. Rank 0 only.
+def certify_and_publish(
+    trained: Trained, spec: ExportSpec, folder: Path, publisher: Publisher, artifact_path: str = "export"
+) -> ModelRecord:
+    """Export, prove, and only then log and register the model. Rank 0 only. artifact_path: of the files in the run.
 
     Raises: ExportMismatchError with the worst check; the certificate is in the run all the same, the model is not.
     """
@@ -80,7 +82,7 @@ def certify_and_publish(trained: Trained, spec: ExportSpec, folder: Path, publis
     facts = trained.facts | {"folded": compared.folded}
     proof = certificate.document(job_id=trained.job_id, checks=checks, files=compared.files, facts=facts)
     write_atomic(folder / CERTIFICATE_FILE, json.dumps(proof, indent=1).encode())
-    publisher.upload(folder, "export")
+    publisher.upload(folder, artifact_path)
     if not proof["passed"]:
         if uri is not None:
             publisher.delete_model(uri)

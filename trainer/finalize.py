@@ -24,6 +24,7 @@ from trainer.module import TrainingModule
 from trainer.norm_choice import choose_norm
 from trainer.plots import draw_statistics
 from trainer.publish import Publisher
+from trainer.spec import JobSpec
 from trainer.tracking import Spool
 
 
@@ -45,8 +46,8 @@ def finalize(
         trained = Trained(
             job_id=launch.job_id,
             network=network.cpu().eval(),
-            held_out=_held_out(data),
-            description=_description(launch, data),
+            held_out=held_out_samples(data),
+            description=describe_network(launch.job_id, launch.spec, data),
             facts={
                 "agreement": agreement,
                 "validation": {"running": before, "population": after},
@@ -56,9 +57,7 @@ def finalize(
         )
         publisher = Publisher(launch.mlflow_uri, launch.mlflow_run_id)
         with closing(Spool(folders.spool)) as spool:
-            spool.append(
-                before, fitted.step
-            )  # a last epoch cut short was not validated; a known point is not sent again
+            spool.append(before, fitted.step)  # where early stopping came first; a known point is not sent again
         draw_statistics(folders.spools(launch.attempt), folders.artifacts / "norm")
         publisher.upload(folders.artifacts)
         model = certify_and_publish(trained, launch.spec.export, folders.export, publisher)
@@ -93,16 +92,16 @@ def _device(launch: Launch) -> torch.device:
     )
 
 
-def _held_out(data: Data) -> Array:
+def held_out_samples(data: Data) -> Array:
+    """Samples of the validation set, for the comparison of the exported network with the trained one."""
     count = min(HELD_OUT_SAMPLES, len(data.val))  # type: ignore[arg-type]
     return np.stack([data.val[index][0].numpy() for index in range(count)])
 
 
-def _description(launch: Launch, data: Data) -> dict[str, Any]:
+def describe_network(job_id: str, spec: JobSpec, data: Data) -> dict[str, Any]:
     """export/model.json: all it takes to build the network that the weights belong to."""
-    spec = launch.spec
     return {
-        "job_id": launch.job_id,
+        "job_id": job_id,
         "model": spec.model.model_dump(mode="json"),
         "norm": spec.norm.model_dump(mode="json") | {"kind": choose_norm(spec).kind},
         "task": data.info.task,

@@ -98,7 +98,8 @@ def served(model_uri: str, tracking_uri: str, log: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = ["-m", "mlflow", "models", "serve", "-m", model_uri, "--env-manager", "local"]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # for uvicorn, where the environment is not activated
+    # mlflow starts uvicorn by its name, which an environment that is not activated does not have on its path.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"MLFLOW_TRACKING_URI": tracking_uri, "PATH": path}
     with log.open("wb") as out:
         server = subprocess.Popen(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from ray.train import WorkerGroupError
 
 from tests.norm.pool import Pool
 from tests.trainer.conftest import Disk
@@ -113,8 +114,7 @@ def test_the_reason_arrives_where_not_even_a_word_can_be_written(small_disk: Dis
     folders = AttemptFolders(small_disk.folder)
     small_disk.fill()
     failure = classify(StorageError("no room for a checkpoint"), rank=0)
-    lost = main.TrainingFailedError()
-    lost.worker_failures = {0: RankFailedError(failure.model_dump_json())}  # as Ray Train brings it
+    lost = WorkerGroupError("", {0: RankFailedError(failure.model_dump_json())})
 
     cause = main._why(launch(), folders, lost)
     kept = main._keep(main._failed(launch(), cause), launch(), folders)
