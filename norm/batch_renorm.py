@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from norm.backends import reference
-from norm.moments import Moments, measure, synced_moments
+from norm.moments import Exchanged, Moments, as_row, exchange, measure, measure_row
+from norm.recompute import recall, remember
 from norm.shapes import check_channels
 
 
@@ -41,6 +42,14 @@ class RenormSchedule:
         return 1 + r_share * (self.r_max - 1), d_share * self.d_max
 
 
+@dataclass(frozen=True, eq=False)
+class _Corrected(Exchanged):
+    """With the corrections, which come from running statistics that have moved when a forward is run again."""
+
+    r: Tensor
+    d: Tensor
+
+
 class _BatchRenorm(_BatchNorm):
     """What both forms share: the corrections r and d, and the running statistics."""
 
@@ -65,17 +74,23 @@ class _BatchRenorm(_BatchNorm):
         self._check_input_dim(x)
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        moments = self._measure(x)
-        r, d = self._corrections(moments)
+        compiling = torch.compiler.is_compiling()
+        known = None if compiling else recall(self, x, measure_row)
+        assert known is None or isinstance(known, _Corrected)
+        moments, exchanged = self._measure(x, known)
+        r, d = self._corrections(moments) if known is None else (known.r, known.d)
         # y = weight * (x_hat * r + d) + bias, with r and d as constants.
         weight, bias = (r, d) if self.weight is None else (self.weight * r, self.weight * d + self.bias)
         y = self._normalize(x, moments, weight, bias)
-        self._update(moments)
+        if known is None:
+            self._update(moments)
+            if not compiling:
+                remember(self, x, _Corrected(exchanged.local, exchanged.merged, r, d), y)
         return y
 
     @abstractmethod
-    def _measure(self, x: Tensor) -> Moments:
-        """The statistics of the batch."""
+    def _measure(self, x: Tensor, known: Exchanged | None) -> tuple[Moments, Exchanged]:
+        """The statistics of the batch; `known`: what they were when this forward ran first."""
 
     @abstractmethod
     def _normalize(self, x: Tensor, moments: Moments, weight: Tensor, bias: Tensor) -> Tensor:
@@ -135,8 +150,10 @@ class BatchRenorm(_BatchRenorm):
     See: Ioffe 2017, arXiv:1702.03275, Alg. 1; the defaults are the momentum and the schedule of its experiments.
     """
 
-    def _measure(self, x: Tensor) -> Moments:
-        return measure(x)
+    def _measure(self, x: Tensor, known: Exchanged | None) -> tuple[Moments, Exchanged]:  # noqa: ARG002
+        moments = measure(x)
+        row = as_row(moments)
+        return moments, Exchanged(row, row)
 
     def _normalize(self, x: Tensor, moments: Moments, weight: Tensor, bias: Tensor) -> Tensor:  # noqa: ARG002
         return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
@@ -165,15 +182,15 @@ class SyncBatchRenorm(_BatchRenorm):
         super().__init__(num_features, eps, momentum, affine, schedule=schedule, device=device, dtype=dtype)
         self.process_group = process_group
 
-    def _measure(self, x: Tensor) -> Moments:
-        moments = synced_moments(x, self.process_group, layer=self)
+    def _measure(self, x: Tensor, known: Exchanged | None) -> tuple[Moments, Exchanged]:
+        moments, exchanged = exchange(x, None, self.process_group, self, known)
         # Only a worker with at most one value can be in a group with one, so that only it reads the count back.
-        if x.numel() <= x.shape[1] and moments.count.item() == 1:
+        if known is None and x.numel() <= x.shape[1] and moments.count.item() == 1:
             raise ValueError(
                 f"SyncBatchRenorm({self.num_features}) needs more than one value per channel over the whole group to "
                 "train, got 1. Use a larger batch, larger maps, or eval()."
             )
-        return moments
+        return moments, exchanged
 
     def _normalize(self, x: Tensor, moments: Moments, weight: Tensor, bias: Tensor) -> Tensor:
         return reference.normalize(x, moments, self.eps, weight, bias)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,17 +12,25 @@ from torch.utils.checkpoint import checkpoint
 
 from norm import SyncBatchNorm
 from norm.backends.choose import use_backend
+from norm.batch_renorm import BatchRenorm, RenormSchedule, SyncBatchRenorm
+
+SCHEDULE = RenormSchedule(r_max=1.5, d_max=0.5, warmup_steps=0, r_max_steps=1, d_max_steps=1)
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "sync_batch": lambda: SyncBatchNorm(4, dtype=torch.float64),
+    "sync_batch_renorm": lambda: SyncBatchRenorm(4, dtype=torch.float64, schedule=SCHEDULE),
+    "batch_renorm": lambda: BatchRenorm(4, dtype=torch.float64, schedule=SCHEDULE),
+}
 
 
-def _net() -> nn.Sequential:
+def _net(kind: str) -> nn.Sequential:
     torch.manual_seed(0)
-    shared = SyncBatchNorm(4, dtype=torch.float64)
+    shared = LAYERS[kind]()
     # The shared layer runs twice in one segment, on inputs of the same shape.
     return nn.Sequential(nn.Linear(4, 4).double(), shared, nn.ReLU(), nn.Linear(4, 4).double(), shared, nn.Tanh())
 
 
-def _trained(rank: int, world_size: int, how: str, backend: Any) -> tuple[list[str], dict[str, Tensor]]:
-    net = _net()
+def _trained(rank: int, world_size: int, kind: str, how: str, backend: Any) -> tuple[list[str], dict[str, Tensor]]:
+    net = _net(kind)
     generator = torch.Generator().manual_seed(rank)
     batches = [torch.randn(5, 4, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2)]
     calls: list[str] = []
@@ -39,12 +48,15 @@ def _trained(rank: int, world_size: int, how: str, backend: Any) -> tuple[list[s
 
 
 # https://github.com/pytorch/pytorch/issues/96136
-@pytest.mark.parametrize("backend", ["fused", "reference"])
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [("sync_batch", "fused"), ("sync_batch", "reference"), ("sync_batch_renorm", "fused"), ("batch_renorm", "fused")],
+)
 @pytest.mark.parametrize("how", ["reentrant", "non-reentrant"])
-def test_checkpointed_net_updates_and_exchanges_once(pool: Pool, how: str, backend: Any) -> None:
-    expected = pool.run(_trained, 2, "plain", backend)
+def test_checkpointed_net_updates_and_exchanges_once(pool: Pool, how: str, kind: str, backend: Any) -> None:
+    expected = pool.run(_trained, 2, kind, "plain", backend)
 
-    found = pool.run(_trained, 2, how, backend)
+    found = pool.run(_trained, 2, kind, how, backend)
 
     for (calls, values), (plain_calls, plain_values) in zip(found, expected, strict=True):
         assert calls == plain_calls
