@@ -37,11 +37,14 @@ def create_app(context: Context) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context: Context = app.state.context
     stop = threading.Event()
-    args = (stop, context.wake, context.settings.tick_s)
-    loop = threading.Thread(target=context.reconciler.run, args=args, name="reconciler")
-    publisher = threading.Thread(target=context.studies.run, args=(stop, context.settings.tick_s), name="studies")
-    loop.start()
-    publisher.start()
+    tick_s = context.settings.tick_s
+    loops = [
+        threading.Thread(target=context.reconciler.run, args=(stop, context.wake, tick_s), name="reconciler"),
+        threading.Thread(target=context.studies.run, args=(stop, tick_s), name="studies"),
+        threading.Thread(target=context.webhooks.run, args=(stop,), name="webhooks"),
+    ]
+    for loop in loops:
+        loop.start()
     context.trail.start()
     try:
         yield
@@ -49,6 +52,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         stop.set()
         context.wake.set()
         context.hub.close()
-        loop.join()
-        publisher.join()
+        for loop in loops:
+            loop.join()
         context.trail.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from service.jobs import Job, JobState
@@ -35,12 +35,6 @@ class Metrics:
         self._attempts = Counter(
             "syncnorm_attempts_ended", "Attempts that ended", ("outcome", "reason"), registry=self.registry
         )
-        self._gpu_seconds = Counter(
-            "syncnorm_gpu_seconds", "GPU time held by ended attempts", ("owner",), registry=self.registry
-        )
-        self._cpu_seconds = Counter(
-            "syncnorm_cpu_seconds", "CPU time held by ended attempts", ("owner",), registry=self.registry
-        )
 
     def watch(self, store: Store, reconciler: Reconciler) -> None:
         self.registry.register(_Collector(store, reconciler))
@@ -55,10 +49,8 @@ class Metrics:
         if after.is_terminal and after.started_at and after.finished_at:
             self._run.labels(after.state.value).observe((after.finished_at - after.started_at).total_seconds())
 
-    def attempt_ended(self, job: Job, outcome: str, reason: str, held_s: float) -> None:
+    def attempt_ended(self, outcome: str, reason: str) -> None:
         self._attempts.labels(outcome, reason).inc()
-        self._gpu_seconds.labels(job.owner).inc(job.gpus * held_s)
-        self._cpu_seconds.labels(job.owner).inc(job.cpus * held_s)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
@@ -74,6 +66,13 @@ class _Collector(Collector):
         for state, count in self._store.count_by_state().items():
             jobs.add_metric([JobState(state).value], count)
         yield jobs
+        # From the store, so that they go on where they were after a restart. Together they are what was allocated.
+        cpu = CounterMetricFamily("syncnorm_cpu_seconds", "CPU time held by attempts", labels=["owner"])
+        gpu = CounterMetricFamily("syncnorm_gpu_seconds", "GPU time held by attempts", labels=["owner"])
+        for owner, (cpu_s, gpu_s) in self._store.usage().items():
+            cpu.add_metric([owner], cpu_s)
+            gpu.add_metric([owner], gpu_s)
+        yield from (cpu, gpu)
         nodes = self._reconciler.capacity or ()
         yield GaugeMetricFamily(
             "syncnorm_cluster_reachable", "1 if Ray answers", float(self._reconciler.view is not None)

@@ -60,7 +60,7 @@ class Observer(Protocol):
 
     def moved(self, before: Job, after: Job) -> None: ...
 
-    def attempt_ended(self, job: Job, outcome: str, reason: str, held_s: float) -> None: ...
+    def attempt_ended(self, outcome: str, reason: str) -> None: ...
 
 
 class Reconciler:
@@ -271,8 +271,8 @@ class Reconciler:
             elsewhere = attempt.session not in (None, view.session)
             gone = elsewhere or submission is None or submission.status is RayStatus.ENDED
             if attempt.ended_at is not None and gone:
-                self._store.note_attempt(attempt.id, {"released_at": now}, self._token)
-                self._count(attempt, now)
+                if self._store.release(attempt.id, self._token) is not None and self._metrics is not None:
+                    self._metrics.attempt_ended(attempt.outcome or "", attempt.reason or "")
                 continue
             left.append(attempt)
             if attempt.ended_at is not None and (now - attempt.ended_at).total_seconds() > _EXIT_GRACE_S:
@@ -330,12 +330,6 @@ class Reconciler:
             self._waiting.note(moved)
             self._on_change(job.id)
             self._advance(moved, attempt)
-
-    def _count(self, attempt: Attempt, now: datetime) -> None:
-        job = self._store.job(attempt.job_id)
-        if job is not None and self._metrics is not None:
-            held_s = (now - attempt.created_at).total_seconds()
-            self._metrics.attempt_ended(job, attempt.outcome or "", attempt.reason or "", held_s)
 
     def _end_quietly(self, submission_id: str) -> None:
         try:

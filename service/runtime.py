@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+import httpx
 import uvicorn
 
 from service.api.context import Context
@@ -41,6 +42,7 @@ from service.studies.publisher import StudyPublisher
 from service.studies.runs import MlflowStudyRuns
 from service.tracking import MlflowTracker
 from service.views import job_view
+from service.webhooks import Webhooks
 
 ADDRESS_FILE = "service.json"
 """In the state folder: where the running service listens, for clients on this host."""
@@ -138,10 +140,17 @@ def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, s
         trail=Trail(store),
         inspect=lambda spec: inspect(spec, packages),
         packages=packages,
+        webhooks=_webhooks(settings, store, stack),
         secrets=Secrets(store, secrets_key(settings.secrets_key_file, settings.home)),
         intake=Intake(store, settings.max_queued, lambda job: job_view(job, links).model_dump(mode="json")),
         studies=StudyPublisher(store, MlflowStudyRuns(tracker), settings.storage_root, links),
     )
+
+
+def _webhooks(settings: Settings, store: Store, stack: contextlib.ExitStack) -> Webhooks:
+    secret = settings.webhook_key_file.read_text().strip().encode() if settings.webhook_key_file else b""
+    http = stack.enter_context(httpx.Client(timeout=10, trust_env=False))
+    return Webhooks(store, settings.webhook_urls, secret, http, f"{socket.gethostname()}-{os.getpid()}")
 
 
 def _installation(settings: Settings) -> str:

@@ -136,6 +136,7 @@ events = sa.Table(
     sa.Column("message", sa.Text, nullable=False),
     sa.Column("data", sa.JSON(none_as_null=True)),
     sa.Index(None, "job_id", "seq"),
+    sqlite_autoincrement=True,  # numbers of deleted rows never come again: followers go on behind the last one they saw
 )
 
 log_lines = sa.Table(
@@ -151,6 +152,7 @@ log_lines = sa.Table(
     sa.Column("text", sa.Text, nullable=False),
     sa.UniqueConstraint("job_id", "attempt", "rank", "seq"),
     sa.Index(None, "job_id", "id"),
+    sqlite_autoincrement=True,
 )
 
 checkpoints = sa.Table(
@@ -209,6 +211,22 @@ audit = sa.Table(
     sa.Column("status", sa.Integer, nullable=False),
     sa.Column("request_id", sa.String(40), nullable=False),
     sa.Index(None, "at"),
+)
+
+usage = sa.Table(
+    "usage",
+    metadata,
+    sa.Column("owner", sa.String(120), primary_key=True),
+    sa.Column("cpu_seconds", sa.Float, nullable=False),
+    sa.Column("gpu_seconds", sa.Float, nullable=False),
+)
+"""What released attempts have used. Kept beside them, for it outlives deleted jobs."""
+
+webhooks = sa.Table(
+    "webhooks",
+    metadata,
+    sa.Column("receiver", sa.String(64), primary_key=True),
+    sa.Column("position", sa.BigInteger, nullable=False),
 )
 
 leases = sa.Table(

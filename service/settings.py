@@ -47,6 +47,10 @@ class Settings:
     """Jobs under way of one owner; None: no limit."""
     max_gpus: int | None = None
     """GPUs in use by one owner; None: no limit."""
+    webhook_urls: tuple[str, ...] = ()
+    """Told of every move of every job."""
+    webhook_key_file: Path | None = None
+    """Holds the secret that webhooks are signed with."""
     tick_s: float = 2.0
     """Longest pause between two looks at the queue and the cluster."""
     lease_s: float = 30.0
@@ -78,12 +82,16 @@ class Settings:
             max_queued=_number(environ, "SYNCNORM_MAX_QUEUED") or 10_000,
             max_running=_number(environ, "SYNCNORM_MAX_RUNNING"),
             max_gpus=_number(environ, "SYNCNORM_MAX_GPUS"),
+            webhook_urls=tuple(filter(None, environ.get("SYNCNORM_WEBHOOK_URLS", "").split(","))),
+            webhook_key_file=Path(path) if (path := environ.get("SYNCNORM_WEBHOOK_KEY_FILE")) else None,
         )
         if not settings.auth and not loopback:
             raise ValueError(
                 f"SYNCNORM_HOST={host} is reachable from other machines, which needs authentication. "
                 "Unset SYNCNORM_AUTH, or listen on 127.0.0.1."
             )
+        if settings.webhook_urls and settings.webhook_key_file is None:
+            raise ValueError("SYNCNORM_WEBHOOK_URLS needs SYNCNORM_WEBHOOK_KEY_FILE, the secret to sign with.")
         return settings
 
     @property

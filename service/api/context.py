@@ -25,6 +25,7 @@ from service.store import Store
 from service.studies.publisher import StudyPublisher
 from service.studies.study import Study
 from service.tracking import Tracker
+from service.webhooks import Webhooks
 from trainer.plan import Inspection
 from trainer.spec import JobSpec
 
@@ -52,6 +53,7 @@ class Context:
     intake: Intake
     packages: Packages
     secrets: Secrets
+    webhooks: Webhooks
     studies: StudyPublisher
 
     def changed(self, job_id: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -41,6 +42,49 @@ class AttemptTable(Tables):
                 return False
             c.execute(sa.update(t.attempts).where(t.attempts.c.id == attempt_id).values(**changes))
         return True
+
+    def release(self, attempt_id: str, lease: int | None = None) -> float | None:
+        """An ended attempt has left the cluster: its room is free, and what it used is added up.
+
+        Seconds for which it held its room; None if it was released before or the reconciler's lease no longer stands.
+        """
+        a = t.attempts.c
+        with self._db.write() as c:
+            if lease is not None and not self._lease_stands(c, lease):
+                return None
+            now = self._now(c)
+            guard = (a.id == attempt_id, a.released_at.is_(None))
+            if c.execute(sa.update(t.attempts).where(*guard).values(released_at=now)).rowcount != 1:
+                return None
+            attempt = attempt_of(c.execute(ATTEMPTS.where(a.id == attempt_id)).one())
+            job = self._job_of(c, attempt)
+            held_s = (now - attempt.created_at).total_seconds()
+            self._add_usage(c, job, held_s)
+        return held_s
+
+    def _add_usage(self, c: sa.Connection, job: Job, held_s: float) -> None:
+        u = t.usage.c
+        used = {"cpu_seconds": job.cpus * held_s, "gpu_seconds": job.gpus * held_s}
+        if not self._insert_new(c, t.usage, {"owner": job.owner, **used}):
+            more = {name: t.usage.c[name] + value for name, value in used.items()}
+            c.execute(sa.update(t.usage).where(u.owner == job.owner).values(more))
+
+    def usage(self) -> dict[str, tuple[float, float]]:
+        """(CPU seconds, GPU seconds) by owner, of everything that was ever given room, what holds it now included."""
+        found: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+        a, j = t.attempts.c, t.jobs.c
+        live = sa.select(j.owner, j.workers * j.cpus_per_worker, j.workers * j.gpus_per_worker, a.created_at)
+        with self._db.read() as c:
+            now = self._now(c)
+            rows = [(owner, cpu_s, gpu_s) for owner, cpu_s, gpu_s in c.execute(sa.select(t.usage))]
+            for owner, cpus, gpus, since in c.execute(
+                live.join_from(t.attempts, t.jobs, a.job_id == j.id).where(a.released_at.is_(None))
+            ):
+                held_s = (now - since).total_seconds()
+                rows.append((owner, cpus * held_s, gpus * held_s))
+        for owner, cpu_s, gpu_s in rows:
+            found[owner] = (found[owner][0] + cpu_s, found[owner][1] + gpu_s)
+        return dict(found)
 
     # What workers report; each takes effect only under the fence of an attempt that is still under way.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from datetime import datetime
+
 import sqlalchemy as sa
 
 from service import schema as t
@@ -70,3 +73,23 @@ class History(Tables):
             events = sa.select(e.job_id).where(e.seq > since[0])
             lines = sa.select(l.job_id).where(l.id > since[1])
             return News(heads, set(c.execute(events.union(lines)).scalars()))
+
+    def events_of_kinds(self, kinds: Collection[str], after: int, until: datetime, limit: int) -> list[StoredEvent]:
+        """Of all jobs, oldest first. until: leaves transactions of different jobs time to become visible in order."""
+        e = t.events.c
+        wanted = (e.seq > after, e.kind.in_(kinds), e.at <= until)
+        query = sa.select(t.events).where(*wanted).order_by(e.seq).limit(limit)
+        with self._db.read() as c:
+            return [StoredEvent(**row) for row in c.execute(query).mappings()]
+
+    def webhook_position(self, receiver: str) -> int:
+        """The last event told; a new receiver begins with what happens from now on."""
+        w = t.webhooks.c
+        with self._db.write() as c:
+            newest = c.execute(sa.select(sa.func.max(t.events.c.seq))).scalar() or 0
+            self._insert_new(c, t.webhooks, {"receiver": receiver, "position": newest})
+            return int(c.execute(sa.select(w.position).where(w.receiver == receiver)).scalar_one())
+
+    def set_webhook_position(self, receiver: str, position: int) -> None:
+        with self._db.write() as c:
+            c.execute(sa.update(t.webhooks).where(t.webhooks.c.receiver == receiver).values(position=position))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 from fastapi.testclient import TestClient
 
 from service.api.context import Context
@@ -24,6 +25,7 @@ from service.secrets import Secrets, secrets_key
 from service.settings import Settings
 from service.studies.publisher import StudyPublisher
 from service.views import job_view
+from service.webhooks import Webhooks
 from tests.service.world import World
 
 ADMIN = "admin-token-of-the-tests-0123456789abcdef"
@@ -71,6 +73,7 @@ def context_of(world: World, folder: Path, auth: bool, settings: dict[str, Any])
         trail=Trail(world.store),
         studies=StudyPublisher(world.store, world.study_runs, str(folder / "storage"), "http://mlflow"),
         inspect=lambda _spec: None,  # a service on a host without torch; tests/stack asks the real one
+        webhooks=Webhooks(world.store, (), b"", httpx.Client(), "tests"),
         packages=Packages(str(folder)),
         secrets=Secrets(world.store, secrets_key(None, folder)),
         intake=Intake(
