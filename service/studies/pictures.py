@@ -6,7 +6,7 @@ import io
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from matplotlib import colormaps
@@ -83,6 +83,7 @@ def _lines(axes: Axes, rows: Sequence[Row], metric: str, x_axis: str) -> None:
         axes.set_xscale("log", base=2 if all(math.log2(x).is_integer() for x in xs_all) else 10)
         axes.set_xticks(xs_all, [f"{x:g}" for x in xs_all])
         axes.minorticks_off()
+    axes.set_yscale(_scale(_values(rows, metric)))
     axes.set_xlabel(x_axis, fontsize=8)
     axes.legend(fontsize=7)
 
@@ -95,6 +96,12 @@ def _dots(axes: Axes, rows: Sequence[Row], metric: str) -> None:
             axes.plot([statistics.fmean(values)], [place], "|", color=colour, markersize=14, markeredgewidth=3)
     axes.set_yticks(range(len(rows)), [short(row.point) for row in rows], fontsize=7)
     axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xscale(_scale(_values(rows, metric)))
+
+
+def _values(rows: Sequence[Row], metric: str) -> Iterator[float]:
+    for row in rows:
+        yield from by_seed(row.outcomes, metric).values()
 
 
 def _curves(study: StudySpec, rows: Sequence[Row]) -> bytes | None:
@@ -104,6 +111,8 @@ def _curves(study: StudySpec, rows: Sequence[Row]) -> bytes | None:
     def panel(axes: Axes, metric: str) -> None:
         for colour, row in zip(_colours(len(rows)), rows, strict=True):
             _one_place(axes, row.outcomes, metric, colour, short(row.point))
+        points = (point for row in rows for child in row.outcomes for point in curve(child, metric))
+        axes.set_yscale(_scale(value for _, value in points))
         axes.set_xlabel("optimizer step", fontsize=8)
         if len(rows) <= 12:
             axes.legend(fontsize=6)
@@ -172,6 +181,12 @@ def _panels(metrics: Sequence[str], panel: Callable[[Axes, str], None], height: 
     for axes in figure.axes[len(metrics) :]:
         axes.set_visible(False)
     return _png(figure)
+
+
+def _scale(values: Iterable[float]) -> str:
+    """Logarithmic for positive values that differ by more than a hundredfold."""
+    found = list(values)
+    return "log" if found and min(found) > 0 and max(found) > 100 * min(found) else "linear"
 
 
 def _colours(count: int) -> list[Colour]:

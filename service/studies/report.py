@@ -25,6 +25,7 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .25rem .7rem; border-bottom: 1px solid #ddd }
 th { text-align: left } td.n { text-align: right; font-variant-numeric: tabular-nums } img { max-width: 100% }
+th { vertical-align: bottom } td.n { white-space: nowrap }
 .agrees { color: #11692f } .does.not.agree { color: #a11 } .undecided, .not.measured { color: #8a5a00 }
 .failed { background: #fbe9e7 } small { color: #666 } figure { margin: 1.5rem 0 }
 """
@@ -150,34 +151,31 @@ def _failures(outcomes: Sequence[Outcome]) -> str:
 def _comparison_table(report: Report) -> str:
     axes, metrics = list(report.rows[0].point), report.spec.metrics
     first = escape(next(iter(report.rows[0].point.values())))
-    heads = [*axes, "seeds", *(f"{metric}</th><th>difference to {first}" for metric in map(escape, metrics))]
+    heads = [_breakable(head) for head in (*axes, "seeds", *metrics)]
     lines = []
     for row in report.rows:
         cells = [f"<td>{escape(label)}</td>" for label in row.point.values()]
         cells.append(f"<td class=n>{len(row.outcomes) - row.failed} of {len(row.outcomes)}</td>")
-        for metric in metrics:
-            cells += [_cell(_mean(row.estimates[metric])), _cell(_difference(row.differences.get(metric)))]
+        cells += [_cell(row.estimates[metric], row.differences.get(metric)) for metric in metrics]
         lines.append(f"<tr{' class=failed' if row.failed else ''}>{''.join(cells)}</tr>")
     note = (
-        f"Mean ± standard deviation over seeds. Differences are to {first} with all else the same, paired by seed, "
-        "with 95 % confidence intervals."
+        f"Mean ± standard deviation over seeds. Below: difference to {first} with all else the same, paired by seed, "
+        "with its 95 % confidence interval."
     )
     top = "".join(f"<th>{head}</th>" for head in heads)
     return f"<h2>Comparison</h2><table><tr>{top}</tr>{''.join(lines)}</table><p><small>{note}</small></p>"
 
 
-def _cell(text: str) -> str:
-    return f"<td class=n>{text}</td>"
+def _breakable(name: str) -> str:
+    return escape(name).replace("/", "/<wbr>").replace(".", ".<wbr>")
 
 
-def _mean(found: Estimate | None) -> str:
+def _cell(found: Estimate | None, difference: Estimate | None) -> str:
     if found is None:
-        return "none"
-    return f"{found.mean:.4g}" if math.isnan(found.std) else f"{found.mean:.4g} ± {found.std:.2g}"
-
-
-def _difference(found: Estimate | None) -> str:
-    return "" if found is None else interval(found)
+        return "<td class=n>none</td>"
+    mean = f"{found.mean:.4g}" if math.isnan(found.std) else f"{found.mean:.4g} ± {found.std:.2g}"
+    below = f"<br><small>{interval(difference)}</small>" if difference else ""
+    return f"<td class=n>{mean}{below}</td>"
 
 
 def _figure(name: str, png: bytes) -> str:

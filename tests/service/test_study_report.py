@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import math
+import shutil
 import statistics
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -188,3 +191,40 @@ def test_pictures_of_places_without_numbers_and_of_nothing() -> None:
     assert set(draw(spec, kinds_only.rows)) == {"comparison", "curves", "heat_map"}
     assert draw(spec, nothing.rows) == {}
     assert "not" not in as_json(nothing)["state"]
+
+
+# In a real browser
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+BLUE, ORANGE = (31, 119, 180), (255, 127, 14)  # the first two lines
+DARK, BRIGHT = (68, 1, 84), (253, 231, 37)  # both ends of the heat map
+
+
+def screenshot(page: Path, to: Path) -> np.ndarray[Any, Any]:
+    """What a browser shows of a page, as (height, width, 3)."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip("no browser is installed (Debian: apt-get install chromium)")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1300,3000"]
+    command = [browser, *flags, f"--user-data-dir={to.parent / 'profile'}", f"--screenshot={to}", page.as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return np.asarray(Image.open(to).convert("RGB"))
+
+
+def count(pixels: np.ndarray[Any, Any], colour: tuple[int, int, int]) -> int:
+    return int((np.abs(pixels.astype(int) - colour).max(axis=-1) <= 2).sum())
+
+
+def test_browser_shows_the_pictures_of_the_report(tmp_path: Path) -> None:
+    made = report(study())
+    pictures = draw(made.spec, made.rows)
+    pages = {"with": as_html(made, pictures), "without": as_html(made, {})}
+    for name, html in pages.items():
+        (tmp_path / f"{name}.html").write_text(html)
+
+    shown = screenshot(tmp_path / "with.html", tmp_path / "with.png")
+    blank = screenshot(tmp_path / "without.html", tmp_path / "without.png")
+
+    for colour in (BLUE, ORANGE, DARK, BRIGHT):
+        assert count(shown, colour) > 100
+        assert count(blank, colour) == 0

@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from trainer.attempt import Launch, StopRequest
+from trainer.callbacks.guard import NonFiniteError
 from trainer.control import StopRequested
 from trainer.conversion import convert
 from trainer.data import Data, build_data
@@ -163,3 +164,18 @@ def train(
         stopped_at = stop.step
     state = {name: tensor.clone() for name, tensor in job.module.network.state_dict().items()}
     return Trained(state, {**job.module.train_metrics, **job.module.val_metrics}, stopped_at)
+
+
+def train_many(
+    rank: int, world_size: int, roots: list[str], documents: list[dict[str, Any]]
+) -> list[dict[str, float] | None]:
+    """Train one job after the other; the metrics of each, None for one whose training diverged."""
+    found: list[dict[str, float] | None] = []
+    for root, document in zip(roots, documents, strict=True):
+        try:
+            trained = train(rank, world_size, root, document)
+        except NonFiniteError:
+            found.append(None)
+            continue
+        found.append({name: value for name, value in trained.metrics.items() if name.startswith("val/")})
+    return found
