@@ -205,8 +205,6 @@ def test_first_and_second_derivative() -> None:
     assert torch.autograd.gradgradcheck(layer, x)
 
 
-# torch 2.11's tracer instantiates autograd functions, which torch itself deprecates.
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.usefixtures("exchanging")
 def test_compiles_without_a_graph_break() -> None:
     layer, x = SyncBatchNorm(16, device="cuda"), torch.randn(8, 16, 9, 9, device="cuda")

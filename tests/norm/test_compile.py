@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch._dynamo
@@ -8,7 +10,8 @@ from pool import Pool
 from splits import part, relative_error
 from torch import Tensor, nn
 
-from norm import SyncBatchNorm
+from norm import SyncBatchNorm, convert
+from norm.traits import KINDS
 
 
 def _net() -> nn.Sequential:
@@ -75,3 +78,31 @@ def test_one_collective_in_the_forward_graph_and_one_in_the_backward(pool: Pool)
     for forward, backward in pool.run(_collectives_in_graph, 2):
         assert len(forward) == 1
         assert len(backward) == 1
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind != "fixup"]
+)
+def test_every_kind_compiles_without_a_break(kind: str) -> None:
+    torch.manual_seed(0)
+    plain: nn.Module = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
+    ).double()
+    plain, _ = convert(plain, kind)
+    net = copy.deepcopy(plain)
+    torch._dynamo.reset()
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    results = []
+
+    for run in (plain, compiled):
+        torch.manual_seed(1)  # noisy_batch draws
+        y = run(torch.randn(4, 3, 9, 9, dtype=torch.float64))
+        y.square().sum().backward()
+        results.append(y)
+
+    close = {"rtol": 1e-9, "atol": 1e-9}  # float64; the same operations, but sync_batch's, in another order
+    torch.testing.assert_close(results[1], results[0], **close)
+    for found, expected in zip(net.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, **close)
+    for found, expected in zip(net.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(found, expected, **close)
