@@ -80,9 +80,7 @@ def test_one_collective_in_the_forward_graph_and_one_in_the_backward(pool: Pool)
         assert len(backward) == 1
 
 
-@pytest.mark.parametrize(
-    "kind", [kind for kind in KINDS if kind != "fixup"]
-)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "fixup"])
 def test_every_kind_compiles_without_a_break(kind: str) -> None:
     torch.manual_seed(0)
     plain: nn.Module = nn.Sequential(
