@@ -18,6 +18,7 @@ from torch import Tensor
 
 from norm.backends.dense import layout_of
 from norm.backends.interface import Request
+from norm.backends.native import update_running
 
 logger = logging.getLogger(__name__)
 
@@ -64,14 +65,19 @@ def measure(x: Tensor) -> Tensor:
 def finish_forward(x: Tensor, rows_WF: Tensor, request: Request) -> tuple[Tensor, Tensor]:
     """The output and the row of all workers, of which `rows_WF` are the parts; moves the running statistics."""
     C, plan = x.shape[1], _plan(x)
+    running = request.running
+    in_kernel = running is not None and all(buffer.is_contiguous() and buffer.is_cuda for buffer in running[1:])
     table = torch.empty(3, C, dtype=plan.table_dtype, device=x.device)
-    merged = _merge(rows_WF, C, table, request)
+    merged = _merge(rows_WF, C, table, request if in_kernel else request._replace(running=None))
     y = torch.empty_like(x)
     if x.numel():
         _kernels().normalize[plan.num_tiles, plan.groups](x, y, table, *plan.sizes, *plan.constants)
-    if request.running is not None:
-        # Autograd must see that they changed, as for any operation in place.
-        torch.autograd.graph.increment_version(request.running[1:])
+    if running is not None:
+        if in_kernel:
+            # Autograd must see that they changed, as for any operation in place.
+            torch.autograd.graph.increment_version(running[1:])
+        else:
+            update_running(merged, running)
     return y, merged
 
 
@@ -101,7 +107,7 @@ def finish_backward(
     table = torch.empty(4, C, dtype=plan.table_dtype, device=x.device)
     by_weight, by_bias = torch.empty(2, C, dtype=plan.table_dtype, device=x.device).unbind()
     _kernels().gradient_table[(_ceil(C, _CHANNELS),)](
-        row, local, rows_WF, table, weight, by_weight, by_bias, rows_WF.shape[0], C, *_two(eps), _CHANNELS
+        row, local, rows_WF, table, _flat(weight), by_weight, by_bias, rows_WF.shape[0], C, *_two(eps), _CHANNELS
     )
     dx = torch.empty_like(x)
     if x.numel():
@@ -146,7 +152,7 @@ def _merge(rows: Tensor, C: int, table: Tensor | None = None, request: Request |
     merged = torch.empty(2 * C + 1, dtype=torch.float64, device=rows.device)
     weight, bias, eps, running = (None, None, 0.0, None)
     if request is not None:
-        weight, bias, eps, running = request.weight, request.bias, request.eps, request.running
+        weight, bias, eps, running = _flat(request.weight), _flat(request.bias), request.eps, request.running
     momentum, *buffers = (0.0, *(None,) * 4) if running is None else running
     moves = running is not None  # all of them or none, so one program must see every channel
     BR, BC = _merging_block(R, C, alone=moves)
@@ -161,6 +167,11 @@ def _merging_block(R: int, columns: int, *, alone: bool) -> tuple[int, int]:
     """Rows and columns that a program merges at a time: wide where one program does all of it."""
     BC = min(_power_of_two(columns), 1024 if alone else 32)
     return max(1, min(_power_of_two(R), 2 * _TILE // BC)), BC
+
+
+def _flat(tensor: Tensor | None) -> Tensor | None:
+    """As the kernels read it: one number after the other."""
+    return None if tensor is None else tensor.contiguous()
 
 
 @functools.lru_cache(256)

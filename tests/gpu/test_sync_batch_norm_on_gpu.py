@@ -233,3 +233,16 @@ def test_rows_travel_from_where_they_lie(device: str) -> None:
 
     assert found.device == row.device
     assert torch.equal(found, row.unsqueeze(0))
+
+
+@pytest.mark.usefixtures("nccl", "kernels")
+def test_parameters_and_buffers_may_be_parts_of_larger_ones() -> None:
+    x = torch.randn(6, 5, 7, 7, device="cuda")
+    layer, plain = SyncBatchNorm(5, device="cuda"), nn.BatchNorm2d(5, device="cuda")
+    plain.weight = layer.weight = nn.Parameter(torch.randn(10, device="cuda")[::2])
+    layer.running_var = torch.ones(10, device="cuda")[::2]
+
+    y = layer(x)
+
+    torch.testing.assert_close(y, plain(x), rtol=1e-5, atol=1e-5)  # rounding of float32
+    torch.testing.assert_close(layer.running_var, plain.running_var, rtol=1e-5, atol=1e-5)
