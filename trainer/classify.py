@@ -45,6 +45,9 @@ class Failure(BaseModel):
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "remote process exited", "Broken pipe")
 _PEER_SILENT = ("Timed out waiting", "timed out", "Timeout", "timeout")
 
+# How torch's allocator for the CPU says it (a RuntimeError), on Linux and elsewhere, and Ray of what it ended itself.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "running low on memory", "memory pressure")
+
 
 def classify(error: BaseException, rank: int) -> Failure:
     """The failure that `error` on `rank` is."""
@@ -99,7 +102,7 @@ def _reason(error: BaseException) -> tuple[FailureReason, bool]:
 
 def _reason_of_runtime_error(error: RuntimeError) -> tuple[FailureReason, bool]:
     text = str(error)
-    if "not enough memory" in text:  # how torch's CPU allocator says it
+    if any(sign in text for sign in _NO_MEMORY):
         return FailureReason.OUT_OF_MEMORY, False
     if any(sign in text for sign in _PEER_GONE):
         return FailureReason.WORKER_LOST, True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,6 +94,26 @@ class Poisoned(pl.LightningModule):
         if poison and forward >= 0.5:
             out.register_hook(lambda grad: grad.index_fill(1, torch.tensor(draw.randrange(10)), value))
         return nn.functional.cross_entropy(out, batch[1])
+
+
+class Mistaken(OwnLoss):
+    """Goes wrong in its second step, on the ranks named."""
+
+    def __init__(self, how: str, ranks: list[int]) -> None:
+        super().__init__()
+        self.how, self.ranks, self.steps = how, ranks, 0
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> Any:
+        self.steps += 1
+        if self.steps >= 2 and dist.get_rank() in self.ranks:
+            if self.how == "raises":
+                raise KeyError("wavelets")
+            if self.how == "hogs":
+                torch.empty(10**15)
+            if self.how == "leaves":
+                sys.exit(0)
+        loss = super().training_step(batch, batch_idx)
+        return loss * float("nan") if self.how == "nan" else loss
 
 
 class Raises(nn.Module):

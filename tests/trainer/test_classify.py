@@ -16,6 +16,14 @@ from trainer.failure import FailureReason
 PEER_GONE = RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1234")
 
 
+def _of_torch_without_memory() -> BaseException:
+    try:
+        torch.empty(10**15)
+    except RuntimeError as error:
+        return error
+    raise AssertionError("a petabyte was there")
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
@@ -23,7 +31,8 @@ PEER_GONE = RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed 
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), FailureReason.USER_ERROR),
         (torch.OutOfMemoryError("CUDA out of memory"), FailureReason.OUT_OF_MEMORY),
         (MemoryError(), FailureReason.OUT_OF_MEMORY),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp] not enough memory: you tried"), FailureReason.OUT_OF_MEMORY),
+        (_of_torch_without_memory(), FailureReason.OUT_OF_MEMORY),
+        (PermissionError(errno.EACCES, "Permission denied", "/data"), FailureReason.DATA_MISSING),
         (NonFiniteError("x"), FailureReason.NON_FINITE),
         (FileNotFoundError(errno.ENOENT, "no such folder", "/data"), FailureReason.DATA_MISSING),
         (ExportMismatchError("x"), FailureReason.EXPORT_MISMATCH),
