@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 _LEASE_S = 15.0
 _REST_S = 0.1
 """Between two ticks at least, so that a stream of requests does not make one tick each."""
+_LAUNCH_LEASE_S = 60.0
+"""The first message may take as long as Ray needs for a driver process on a busy host."""
 _EXIT_GRACE_S = 15.0
 """A driver that has sent its result gets this long to leave by itself."""
 
@@ -124,7 +126,11 @@ class Reconciler:
             return
         self.view = self._look()
         self._waiting.refresh(self._store)
-        attempts = {attempt.job_id: attempt for attempt in self._store.unreleased_attempts() if not attempt.ended_at}
+        attempts = {
+            attempt.job_id: self._redated(attempt)
+            for attempt in self._store.unreleased_attempts()
+            if not attempt.ended_at
+        }
         for job in self._store.jobs_by_id(attempts.keys() | self._store.unsettled()):
             self._advance(job, attempts.get(job.id))
         if self.view is None:
@@ -134,6 +140,18 @@ class Reconciler:
         left = self._release(self.view, self._store.unreleased_attempts())
         self._stop_orphans(self.view, left)
         self._start_what_fits(self.view, left)
+
+    def _redated(self, attempt: Attempt) -> Attempt:
+        """With a lease that begins now, if it has more left than any lease lasts: the clock was set back since.
+
+        A living attempt renews it within seconds; a dead one must not count as alive for all the time gone back.
+        """
+        now, longest_s = self._store.now(), max(self._lease_s, _LAUNCH_LEASE_S)
+        if (attempt.lease_expires_at - now).total_seconds() <= 2 * longest_s:
+            return attempt
+        expires_at = now + timedelta(seconds=longest_s)
+        self._store.note_attempt(attempt.id, {"lease_expires_at": expires_at}, self._token)
+        return replace(attempt, lease_expires_at=expires_at)
 
     def _look(self) -> View | None:
         try:
@@ -221,8 +239,10 @@ class Reconciler:
         files.write_launch(self._places.folder(attempt), self._launch_file(job, attempt, run.run_id))
         self._dispatcher.start(attempt.id, self._places.folder(attempt))
         now = self._store.now()
-        # The first message may take as long as Ray needs for a driver process on a busy host.
-        noted = {"submitted_at": now, "lease_expires_at": max(attempt.lease_expires_at, now + timedelta(seconds=60))}
+        noted = {
+            "submitted_at": now,
+            "lease_expires_at": max(attempt.lease_expires_at, now + timedelta(seconds=_LAUNCH_LEASE_S)),
+        }
         if not self._store.note_attempt(attempt.id, noted, self._token):
             return None
         self._on_change(job.id)
@@ -318,7 +338,7 @@ class Reconciler:
             number=number,
             fence=new_fence(),
             created_at=now,
-            lease_expires_at=now + timedelta(seconds=max(self._lease_s, 60.0)),
+            lease_expires_at=now + timedelta(seconds=max(self._lease_s, _LAUNCH_LEASE_S)),
             resume_from=checkpoint.path if checkpoint else None,
             resume_step=checkpoint.step if checkpoint else 0,
             step=checkpoint.step if checkpoint else 0,

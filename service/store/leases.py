@@ -23,7 +23,8 @@ class LeaseTable(Tables):
                 return 1
             l = t.leases.c  # noqa: E741
             row = c.execute(sa.select(t.leases).where(l.name == name).with_for_update()).mappings().one()
-            if row["holder"] != holder and row["expires_at"] > now:
+            # A lease with more left than it is given for is from before the clock was set back.
+            if row["holder"] != holder and now < row["expires_at"] <= expires_at:
                 return None
             token: int = row["token"] if row["holder"] == holder else row["token"] + 1
             values = {"holder": holder, "token": token, "expires_at": expires_at}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from fastapi.testclient import TestClient
 from service.api.context import Context
 from service.app import create_app
 from service.auth import Doorkeeper, RateLimit
-from service.database import Database
 from service.gate import Trail
 from service.hub import Hub
 from service.intake import Intake
@@ -26,6 +25,7 @@ from service.settings import Settings
 from service.studies.publisher import StudyPublisher
 from service.views import job_view
 from service.webhooks import Webhooks
+from tests.service.databases import fresh_sqlite
 from tests.service.world import World
 
 ADMIN = "admin-token-of-the-tests-0123456789abcdef"
@@ -41,8 +41,7 @@ SPEC: dict[str, Any] = {
 @contextmanager
 def api(folder: Path, *, auth: bool = False, **settings: Any) -> Iterator[tuple[TestClient, World]]:
     """(client, world). The reconciler ticks only when told to."""
-    with closing(Database(f"sqlite:///{folder / 'service.db'}", synchronous="OFF")) as database:
-        database.migrate()
+    with fresh_sqlite(folder) as database:
         world = World(folder, database)
         world.reconciler.tick()
         app = create_app(context_of(world, folder, auth, settings))

@@ -8,12 +8,32 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 
 import psycopg
 
+from service.database import Database
 from service.embedded import free_port
+
+
+@contextmanager
+def fresh_sqlite(folder: Path) -> Iterator[Database]:
+    """An empty database of the newest form in a folder: a copy, for migrating takes as long as a test."""
+    path = folder / "service.db"
+    path.write_bytes(_template())
+    with closing(Database(f"sqlite:///{path}", synchronous="OFF")) as database:
+        yield database
+
+
+@cache
+def _template() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "template.db"
+        with closing(Database(f"sqlite:///{path}", synchronous="OFF")) as database:
+            database.migrate()
+        return path.read_bytes()
 
 
 def postgres_programs() -> Path | None:

@@ -7,20 +7,20 @@ of attempts that were given up. After every step the promises are checked; in th
 from __future__ import annotations
 
 import tempfile
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from service.asks import ALLOWED
-from service.database import Database
 from service.decide import RayStatus
 from service.dispatch import Submission
 from service.jobs import ACTIVE, ARROWS, TERMINAL, JobState
+from tests.service.databases import fresh_sqlite
 from tests.service.world import World
 
 OUTCOMES = st.sampled_from(["succeeded", "user_error", "worker_lost", "silent.succeeded", "deaf", "silent"])
@@ -31,9 +31,8 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self._folder = tempfile.TemporaryDirectory()
         folder = Path(self._folder.name)
-        self._database = Database(f"sqlite:///{folder / 'service.db'}", synchronous="OFF")
-        self._database.migrate()
-        self.world = World(folder, self._database)
+        self._open = ExitStack()
+        self.world = World(folder, self._open.enter_context(fresh_sqlite(folder)))
         self.ids: list[str] = []
         self.finished: dict[str, tuple[JobState, int]] = {}
         self.zombies: list[tuple[str, str]] = []
@@ -41,8 +40,7 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.settle()
-        with closing(self._database):
-            pass
+        self._open.close()
         self._folder.cleanup()
 
     @rule(outcome=OUTCOMES, workers=st.integers(1, 4), priority=st.integers(-2, 2), works=st.sampled_from(["1", "3"]))
@@ -191,3 +189,12 @@ def test_relaunching_on_rays_word_alone_would_be_noticed(planted: bool, monkeypa
     living = len(machine.world.cluster.drivers)
     machine.teardown()
     assert living == (2 if planted else 1)
+
+
+def test_scheduler_that_starts_what_does_not_fit_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.room.Rooms.without", lambda self, _shape: self)
+
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(
+            Machine, settings=settings(max_examples=40, stateful_step_count=25, phases=[Phase.generate], **COMMON)
+        )

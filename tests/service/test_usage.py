@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from service.database import Database
 from service.jobs import NewEvent
 from service.metrics import Metrics
 from service.submit import new_job
+from tests.service.databases import fresh_sqlite
 from tests.service.test_store import SPEC
 from tests.service.world import World
 from trainer.spec_reader import read_spec
@@ -20,8 +19,7 @@ from trainer.spec_reader import read_spec
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    with closing(Database(f"sqlite:///{tmp_path / 'service.db'}", synchronous="OFF")) as database:
-        database.migrate()
+    with fresh_sqlite(tmp_path) as database:
         yield World(tmp_path, database)
 
 

@@ -7,15 +7,14 @@ import hashlib
 import hmac
 import json
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 
-from service.database import Database
 from service.settings import Settings
 from service.webhooks import Webhooks
+from tests.service.databases import fresh_sqlite
 from tests.service.world import World
 
 URL = "http://receiver.example/hook"
@@ -24,8 +23,7 @@ SECRET = b"a secret of the receiver"
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    with closing(Database(f"sqlite:///{tmp_path / 'service.db'}", synchronous="OFF")) as database:
-        database.migrate()
+    with fresh_sqlite(tmp_path) as database:
         yield World(tmp_path, database)
 
 
