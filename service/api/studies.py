@@ -16,13 +16,11 @@ from service.api.jobs import Key, again, created, refusals, too_many
 from service.asks import Verb
 from service.auth import Principal
 from service.errors import ApiError, FieldProblem
-from service.jobs import Job
 from service.store import Added, Answer
-from service.store.studies import Family
 from service.studies.publisher import draw_report, report_of
 from service.studies.report import as_html, as_json
 from service.studies.spec import Child, StudySpec, expand, read_study
-from service.studies.study import Study, StudyState, count_states, new_study, state_of
+from service.studies.study import Counts, Study, StudyState, count_states, new_study, state_of
 from service.tracking import run_page
 from service.views import MlflowView
 from trainer.spec_reader import SpecError
@@ -98,7 +96,7 @@ def submit(body: Json, ctx: Ctx, who: Submitter, key: Key = None) -> Response:
             raise
         return again(before, body, "studies")
     study, rows, jobs = new_study(spec, children, who.name, ctx.store.now())
-    content = study_view(ctx, study, jobs).model_dump(mode="json")
+    content = study_view(ctx, study, count_states(jobs)).model_dump(mode="json")
     idempotency = None if key is None else (key, Answer(body.digest, content))
     result = ctx.store.add_study(study, rows, jobs, idempotency, ctx.settings.max_queued)
     if isinstance(result, Answer):
@@ -132,7 +130,8 @@ def list_studies(
     """Studies, newest first."""
     owner = None if who.is_admin else who.name
     found = ctx.store.studies(owner, decode(cursor) if cursor else None, limit)
-    items = [study_view(ctx, study, _jobs(ctx.store.family(study.id))) for study in found]
+    counts = ctx.store.count_children([study.id for study in found])
+    items = [study_view(ctx, study, counts[study.id]) for study in found]
     return StudyPage(items=items, next_cursor=encode(found[-1].id) if len(found) == limit else None)
 
 
@@ -144,7 +143,7 @@ def get_study(study_id: str, ctx: Ctx, who: Reader) -> StudyDetail:
     report = report_of(study, family, ctx.settings.storage_root, ctx.mlflow_uri)
     document = as_json(report)
     return StudyDetail(
-        **study_view(ctx, study, _jobs(family)).model_dump(),
+        **study_view(ctx, study, count_states(job for _, job in family)).model_dump(),
         spec=study.spec,
         children=[
             ChildView(**{name: getattr(one, name) for name in ChildView.model_fields}) for one in report.outcomes
@@ -205,21 +204,17 @@ def retry(study_id: str, ctx: Ctx, who: Submitter) -> StudyView:
 def _ask(ctx: Context, study: Study, verb: Verb) -> StudyView:
     for job_id in ctx.store.ask_family(study.id, verb, ctx.store.now()):
         ctx.changed(job_id)
-    return study_view(ctx, study, _jobs(ctx.store.family(study.id)))
+    return study_view(ctx, study, ctx.store.count_children([study.id])[study.id])
 
 
-def _jobs(family: Family) -> list[Job | None]:
-    return [job for _, job in family]
-
-
-def study_view(ctx: Context, study: Study, jobs: list[Job] | list[Job | None]) -> StudyView:
+def study_view(ctx: Context, study: Study, counts: Counts) -> StudyView:
     return StudyView(
         id=study.id,
         name=study.name,
         project=study.project,
         owner=study.owner,
-        state=state_of(jobs),
-        jobs=count_states(jobs),
+        state=state_of(counts),
+        jobs=counts,
         mlflow=MlflowView(run_id=study.run_id, url=run_page(ctx.mlflow_uri, study.experiment_id, study.run_id)),
         created_at=study.created_at,
         reported_at=study.reported_at,

@@ -14,7 +14,7 @@ from service.jobs import TERMINAL, Job, JobState, NewEvent
 from service.store.base import JOBS, job_of
 from service.store.jobs import JobTable
 from service.store.values import Added, Answer, NewJob
-from service.studies.study import Study, StudyChild
+from service.studies.study import DELETED, Counts, Study, StudyChild
 
 Family = list[tuple[StudyChild, Job | None]]
 """Children with their jobs; None: the job was deleted."""
@@ -80,6 +80,18 @@ class StudyTable(JobTable):
         found = c.execute(theirs.with_for_update() if lock else theirs)
         jobs = {job.id: job for job in map(job_of, found)}
         return [(child, jobs.get(child.job_id)) for child in children]
+
+    def count_children(self, study_ids: Sequence[str]) -> dict[str, Counts]:
+        """Of each study how many jobs are in which state."""
+        k, j = t.study_children.c, t.jobs.c
+        state = sa.func.coalesce(j.state, DELETED).label("child_state")
+        together = t.study_children.outerjoin(t.jobs, j.id == k.job_id)
+        query = sa.select(k.study_id, state, sa.func.count()).select_from(together).where(k.study_id.in_(study_ids))
+        counts: dict[str, Counts] = {study_id: {} for study_id in study_ids}
+        with self._db.read() as c:
+            for study_id, name, count in c.execute(query.group_by(k.study_id, "child_state")):
+                counts[study_id][name] = count
+        return counts
 
     def ask_family(self, study_id: str, verb: Verb, now: datetime) -> list[str]:
         """Ask all children at once for what each one's state allows; ids of the jobs that it changed."""

@@ -20,7 +20,7 @@ from service.studies.measures import Outcome
 from service.studies.report import FAILED, Report, as_html, as_json, finding, make_report
 from service.studies.runs import StudyRuns
 from service.studies.spec import StudySpec
-from service.studies.study import Study, StudyState, state_of
+from service.studies.study import Study, StudyState, count_states, state_of
 from service.tracking import TrackingUnreachableError
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ _LEASE_S = 60.0
 def report_of(study: Study, family: Family, storage: str, mlflow_uri: str) -> Report:
     """The report on a study as it stands now."""
     spec = StudySpec.model_validate_json(json.dumps(study.spec))
-    state = state_of(job for _, job in family)
+    state = state_of(count_states(job for _, job in family))
     return make_report(study.id, spec, state.value, outcomes(family, storage, mlflow_uri))
 
 
@@ -81,7 +81,7 @@ class StudyPublisher:
             if job is not None and job.run_id is not None and job.run_id != child.grouped_run:
                 self._runs.group(job.run_id, run.run_id)
                 self._store.note_grouped(child, job.run_id)
-        if state_of(job for _, job in family) is StudyState.FINISHED:
+        if state_of(count_states(job for _, job in family)) is StudyState.FINISHED:
             report = report_of(study, family, self._storage, self._mlflow_uri)
             self._runs.upload(run.run_id, report_files(report))
             self._runs.finish(run.run_id, run_status(report.outcomes), _note(report), _metrics(report))

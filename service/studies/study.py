@@ -69,15 +69,20 @@ def new_study(
     return study, rows, [replace(job, labels=job.labels | {"study": study.id}) for job in jobs]
 
 
-def state_of(jobs: Iterable[Job | None]) -> StudyState:
-    """None: a deleted job, which is over. Paused: whatever is left to do was paused."""
-    states = [job.state for job in jobs if job is not None and job.state not in TERMINAL]
-    if not states:
+Counts = dict[str, int]
+"""How many jobs of a study are in which state; `deleted`: a job that is no longer there."""
+DELETED = "deleted"
+
+
+def count_states(jobs: Iterable[Job | None]) -> Counts:
+    return dict(Counter(DELETED if job is None else job.state.value for job in jobs))
+
+
+def state_of(counts: Counts) -> StudyState:
+    """Paused: whatever is left to do was paused. A deleted job is over."""
+    left = set(counts) - {DELETED, *TERMINAL}
+    if not left:
         return StudyState.FINISHED
-    if all(state is JobState.PAUSED for state in states):
+    if left == {JobState.PAUSED}:
         return StudyState.PAUSED
-    return StudyState.RUNNING if any(state is not JobState.QUEUED for state in states) else StudyState.QUEUED
-
-
-def count_states(jobs: Iterable[Job | None]) -> dict[str, int]:
-    return dict(Counter("deleted" if job is None else job.state.value for job in jobs))
+    return StudyState.QUEUED if left == {JobState.QUEUED} else StudyState.RUNNING

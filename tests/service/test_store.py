@@ -408,3 +408,18 @@ def test_study_is_unreported_until_it_is_and_again_when_a_child_moved_on(store: 
     assert unreported == [study.id]
     assert reported == []
     assert [one.id for one in store.unreported_studies()] == [study.id]
+
+
+def test_children_are_counted_by_state_with_deleted_ones(store: Store, clock: Clock) -> None:
+    study, _ = add_study(store, clock)
+    (_, first), (_, second), *_ = store.family(study.id)
+    assert first is not None
+    assert second is not None
+    cancelled = store.move(first, JobState.CANCELLED, event=HEARD)
+    assert cancelled is not None
+    store.delete_job(cancelled)
+    store.move(second, JobState.PAUSED, event=HEARD)
+
+    counts = store.count_children([study.id, "study_unknown"])
+
+    assert counts == {study.id: {"deleted": 1, "paused": 1, "queued": 2}, "study_unknown": {}}
