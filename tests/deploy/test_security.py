@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import tarfile
+import zlib
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.deploy.composition import Composition, docker, inspect
+from tests.deploy.composition import ROOT, Composition, docker, inspect
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(1500)]
 
@@ -140,8 +143,13 @@ def test_ray_refuses_a_node_or_driver_without_a_token(composition: Composition) 
     assert "JOINED" not in out
 
 
+def secret_values(composition: Composition) -> dict[str, str]:
+    """Every secret by the name of its file; of a line for psql the password alone."""
+    return {path.name: path.read_text().strip().rsplit(":", 1)[-1] for path in composition.secrets.iterdir()}
+
+
 def test_no_secret_shows_in_docker(composition: Composition) -> None:
-    secrets = {path.name: path.read_text().strip().rsplit(":", 1)[-1] for path in composition.secrets.iterdir()}
+    secrets = secret_values(composition)
     containers = [container for service in SERVICES for container in composition.containers(service)]
     image = inspect(containers[-1])["Image"]
 
@@ -153,6 +161,36 @@ def test_no_secret_shows_in_docker(composition: Composition) -> None:
     }
 
     assert [(name, where) for name, value in secrets.items() for where, text in shown.items() if value in text] == []
+
+
+def found_in_layers(image: str, values: dict[str, bytes]) -> set[str]:
+    """Names of the values that stand anywhere in what `docker save` gives out: deleted files of lower layers, too."""
+    found: set[str] = set()
+    longest = max(map(len, values.values()))
+    with subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE) as saving:
+        with tarfile.open(fileobj=saving.stdout, mode="r|") as archive:
+            for member in archive:
+                file = archive.extractfile(member)
+                if file is None:
+                    continue
+                start = file.read(1 << 24)
+                # Newer engines compress layers.
+                expand = zlib.decompressobj(wbits=31).decompress if start[:2] == b"\x1f\x8b" else bytes
+                tail, chunk = b"", start
+                while chunk:
+                    window = tail + expand(chunk)
+                    found |= {name for name, value in values.items() if value in window}
+                    tail, chunk = window[-longest:], file.read(1 << 24)
+        assert saving.wait() == 0
+    return found
+
+
+def test_no_layer_of_the_image_holds_a_secret(composition: Composition) -> None:
+    image = inspect(composition.containers("api")[0])["Image"]
+    secrets = {name: value.encode() for name, value in secret_values(composition).items()}
+    known = (ROOT / "deploy" / "healthy.py").read_bytes()
+
+    assert found_in_layers(image, secrets | {"a file that is there": known}) == {"a file that is there"}
 
 
 def test_image_holds_no_secret_file_and_no_compiler(composition: Composition) -> None:
