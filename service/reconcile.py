@@ -80,7 +80,9 @@ class Reconciler:
         lease_s: float = 30.0,
         on_change: Callable[[str], None] = lambda _job_id: None,
         metrics: Observer | None = None,
+        holder: str | None = None,
     ) -> None:
+        """holder: of the lease, where one process at most is alive, so that its successor need not wait for it."""
         self._store = store
         self._dispatcher = dispatcher
         self._tracker = tracker
@@ -92,7 +94,7 @@ class Reconciler:
         self._waiting = Waiting(policy)
         self._lease_s = lease_s
         self._on_change = on_change
-        self._holder = f"{socket.gethostname()}-{os.getpid()}-{new_fence()[:8]}"
+        self._holder = holder or f"{socket.gethostname()}-{os.getpid()}-{new_fence()[:8]}"
         self._token: int | None = None
         self.view: View | None = None
         """The last look at the cluster; None while it can't be reached."""

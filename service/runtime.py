@@ -120,6 +120,7 @@ def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, s
         metrics=metrics,
         lease_s=settings.lease_s,
         on_change=hub.changed,
+        holder="the only one" if settings.database_url is None else None,  # a lock file sees to it
     )
     metrics.watch(store, reconciler)
     packages = Packages(settings.storage_root)
