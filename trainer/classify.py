@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import traceback
+from collections.abc import Mapping
 
 import torch
 from pydantic import BaseModel
@@ -13,6 +14,7 @@ from trainer.agreement import DisagreementError
 from trainer.checkpoints import CheckpointCorruptError
 from trainer.failure import FailureReason
 from trainer.files import StorageError
+from trainer.preflight import UnreachableError
 
 
 class NonFiniteError(RuntimeError):
@@ -73,6 +75,29 @@ def first_cause(failures: list[Failure], world_size: int) -> Failure | None:
     return min(causes, key=lambda failure: failure.rank, default=None)
 
 
+def explain_silence(
+    left: list[Failure], world_size: int, hosts: Mapping[int, str], timeout_s: float
+) -> tuple[FailureReason, str]:
+    """Reason and sentence for an attempt in which ranks ended, or hung, without a word.
+
+    left: what the others noticed. hosts: `host, pid` by rank, as far as known. Ranks that all ran into the timeout
+    waited for one that hangs; a connection that closed was that of one that died.
+    """
+    heard = {failure.rank for failure in left}
+    names = [f"rank {rank} ({hosts.get(rank, 'host unknown')})" for rank in range(world_size) if rank not in heard]
+    who = ", ".join(names)
+    if left and all(failure.reason is FailureReason.COLLECTIVE_TIMEOUT for failure in left):
+        waited = ", ".join(str(failure.rank) for failure in sorted(left, key=lambda failure: failure.rank))
+        where = left[0].message.splitlines()[0][:300]
+        message = f"{who} was silent for {timeout_s:g} s while rank {waited} waited for it: {where}."
+        return FailureReason.COLLECTIVE_TIMEOUT, message
+    return FailureReason.WORKER_LOST, f"The worker process of {who} ended without a word (killed?)."
+
+
+def says_no_memory(text: str) -> bool:
+    return any(sign in text for sign in _NO_MEMORY)
+
+
 # The first row that fits decides.
 _BY_TYPE: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], FailureReason], ...] = (
     ((torch.OutOfMemoryError, MemoryError), FailureReason.OUT_OF_MEMORY),
@@ -82,6 +107,7 @@ _BY_TYPE: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Fai
     (ExportMismatchError, FailureReason.EXPORT_MISMATCH),
     (CheckpointCorruptError, FailureReason.CHECKPOINT_CORRUPT),
     (DisagreementError, FailureReason.INTERNAL),
+    (UnreachableError, FailureReason.COLLECTIVE_TIMEOUT),
 )
 _STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
@@ -102,7 +128,7 @@ def _reason(error: BaseException) -> tuple[FailureReason, bool]:
 
 def _reason_of_runtime_error(error: RuntimeError) -> tuple[FailureReason, bool]:
     text = str(error)
-    if any(sign in text for sign in _NO_MEMORY):
+    if says_no_memory(text):
         return FailureReason.OUT_OF_MEMORY, False
     if any(sign in text for sign in _PEER_GONE):
         return FailureReason.WORKER_LOST, True

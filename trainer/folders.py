@@ -52,6 +52,11 @@ class AttemptFolders:
         return self.failures / f"rank-{rank}.json"
 
     @property
+    def ranks(self) -> Path:
+        """Which rank runs where; see trainer.preflight."""
+        return self.root / "ranks.json"
+
+    @property
     def spool(self) -> Path:
         return self.root / METRICS_FILE
 

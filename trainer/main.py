@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import ray
 from trainer import alone, user_code, worker
 from trainer.attempt import Launch, Result
 from trainer.checkpoints import CheckpointCorruptError
-from trainer.classify import Failure, RankFailedError, classify, first_cause
+from trainer.classify import Failure, RankFailedError, classify, explain_silence, first_cause, says_no_memory
 from trainer.failure import ADVICE, FailureReason
 from trainer.files import write_atomic
 from trainer.folders import AttemptFolders
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 logger = logging.getLogger(__name__)
-
-COLLECTIVE_TIMEOUT_S = 180
 
 
 def main(root: Path) -> int:
@@ -109,7 +108,8 @@ def _trainer(launch: Launch, folders: AttemptFolders, config: dict[str, Any]) ->
         train_loop_config=config,
         # gloo beside NCCL: what the ranks agree on, such as digests and checkpoints, never lies on a GPU.
         torch_config=TorchConfig(
-            backend="cpu:gloo,cuda:nccl" if res.gpus_per_worker else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
+            backend="cpu:gloo,cuda:nccl" if res.gpus_per_worker else "gloo",
+            timeout_s=int(launch.spec.limits.collective_timeout_s),
         ),
         scaling_config=ScalingConfig(
             num_workers=res.workers,
@@ -134,15 +134,23 @@ def _worker_environment(launch: Launch) -> dict[str, str]:
 
 
 def _why(launch: Launch, folders: AttemptFolders, error: TrainingFailedError) -> Failure:
-    """What the ranks left behind, or, where none could write any more, what Ray says."""
+    """What the ranks left behind, or, where one could not write any more, who fell silent and what Ray says."""
     left = _failures(folders, error)
-    cause = first_cause(left, launch.spec.resources.workers)
+    workers = launch.spec.resources.workers
+    cause = first_cause(left, workers)
     if cause is not None:
         return cause
-    heard = {failure.rank for failure in left}
-    silent = [rank for rank in range(launch.spec.resources.workers) if rank not in heard]
-    message = f"worker process of rank {', '.join(map(str, silent))} ended without a word (killed?)."
-    return classify(error, rank=-1).model_copy(update={"reason": FailureReason.WORKER_LOST, "message": message})
+    reason, message = explain_silence(left, workers, _hosts(folders), launch.spec.limits.collective_timeout_s)
+    if says_no_memory(str(error)):
+        reason, message = FailureReason.OUT_OF_MEMORY, f"{message} Ray says: {str(error)[-500:]}"
+    return classify(error, rank=-1).model_copy(update={"reason": reason, "message": message})
+
+
+def _hosts(folders: AttemptFolders) -> dict[int, str]:
+    """`host, pid` by rank, as far as the preflight came."""
+    if not folders.ranks.exists():
+        return {}
+    return {fact["rank"]: f"{fact['host']}, pid {fact['pid']}" for fact in json.loads(folders.ranks.read_bytes())}
 
 
 def _failures(folders: AttemptFolders, error: TrainingFailedError) -> list[Failure]:

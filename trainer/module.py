@@ -13,8 +13,9 @@ from torchmetrics import Metric
 from trainer.agreement import local_statistics
 from trainer.data import DataInfo
 from trainer.data.loader import Batch
+from trainer.logged import Logged
 from trainer.optim import build_optimizer, build_schedule, clip_adaptive
-from trainer.own_steps import own_optimizers, require_automatic, training_loss, unlogged
+from trainer.own_steps import has_validation_step, own_optimizers, require_automatic, training_loss, unlogged
 from trainer.spec import JobSpec
 from trainer.tasks import Scores, task_loss
 
@@ -31,7 +32,8 @@ class TrainingModule(LightningModule):
 
     def __init__(self, network: nn.Module, info: DataInfo, spec: JobSpec, total_steps: int) -> None:
         super().__init__()
-        self.network = network
+        # Lightning would do it only after a checkpoint was loaded, into float32 (lightning 2.6.6).
+        self.network = network.double() if spec.train.precision == "64-true" else network
         if self._own is not None:
             require_automatic(self._own)
         self.info = info
@@ -42,6 +44,7 @@ class TrainingModule(LightningModule):
             "train": _persistent(Scores(info, "train", loss_only=self._own is not None)),
             "val": _persistent(Scores(info, "val")),
         }
+        self._logged = {"train": Logged(), "val": Logged()}
         self.train_metrics: dict[str, float] = {}
         self.val_metrics: dict[str, float] = {}
 
@@ -56,6 +59,23 @@ class TrainingModule(LightningModule):
     def on_fit_start(self) -> None:
         for scores in self._scores.values():
             scores.to(self.device)
+
+    def on_train_start(self) -> None:
+        self._listen("train")
+
+    def on_validation_start(self) -> None:
+        self._listen("val")
+
+    def on_validation_end(self) -> None:
+        self._listen("train")
+
+    def on_fit_end(self) -> None:
+        if self._own is not None:
+            self._logged["train"].leave(self._own)
+
+    def _listen(self, stage: str) -> None:
+        if self._own is not None:
+            self._logged[stage].listen_to(self._own)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self._own is not None:
@@ -73,7 +93,7 @@ class TrainingModule(LightningModule):
         return task_loss(self.info, self(batch.x), batch.y) * batch.weight
 
     def _own_step(self, own: LightningModule, batch: Batch, batch_idx: int) -> Tensor:
-        own._current_fx_name = self._current_fx_name  # own.log asks which hook it is called from
+        self._logged["train"].samples = len(batch.y)
         loss = training_loss(own, batch, batch_idx)
         self._scores["train"].update_loss(loss, len(batch.y))
         return loss * batch.weight
@@ -81,6 +101,9 @@ class TrainingModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         output = self(batch.x)
         self._scores["val"].update(output, batch.y, task_loss(self.info, output, batch.y))
+        if self._own is not None and has_validation_step(self._own) and len(batch.y):
+            self._logged["val"].samples = len(batch.y)
+            self._own.validation_step(batch.data, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         self.val_metrics = self._finish("val")
@@ -110,22 +133,24 @@ class TrainingModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.train_metrics, self.val_metrics = checkpoint[METRICS]["train"], checkpoint[METRICS]["val"]
 
-    def own_state(self) -> dict[str, dict[str, Tensor]]:
+    def own_state(self) -> dict[str, dict[str, Any]]:
         """What this rank alone has: what it counted of the epoch so far, and statistics that are not synchronized."""
         tensors = self.network.state_dict()
         return {
             "counted": {name: tensor.cpu() for name, tensor in self._scores["train"].state_dict().items()},
+            "logged": self._logged["train"].state(),
             "statistics": {name: tensors[name].cpu() for name in sorted(local_statistics(self.network))},
         }
 
-    def restore_own_state(self, state: dict[str, dict[str, Tensor]]) -> None:
+    def restore_own_state(self, state: dict[str, dict[str, Any]]) -> None:
         self._scores["train"].load_state_dict(state["counted"])
+        self._logged["train"].restore(state["logged"])
         self.network.load_state_dict(state["statistics"], strict=False)
 
     def _finish(self, stage: str) -> dict[str, float]:
         values = {name: float(value) for name, value in self._scores[stage].compute().items()}
         self._scores[stage].reset()
-        return values
+        return {**self._logged[stage].finish(), **values}
 
 
 def _persistent(scores: Scores) -> Scores:

@@ -1,7 +1,7 @@
-"""What of a user's LightningModule takes part in training: its training_step, its forward, its configure_optimizers.
+"""What of a user's LightningModule takes part in training: training_step, forward, configure_optimizers.
 
 It stands inside the trainer's own module, which does the rest: validation (forward must give class scores), epochs,
-checkpoints. Its other hooks are not called.
+checkpoints. Its validation_step is called for what it logs, see trainer.logged; its other hooks are not.
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ def unlogged(own: LightningModule) -> Iterator[None]:
         for name in names:
             del vars(own)[name]
         vars(own).update(before)
+
+
+def has_validation_step(own: LightningModule) -> bool:
+    return type(own).validation_step is not LightningModule.validation_step
 
 
 def own_optimizers(own: LightningModule) -> OptimizerLRScheduler:

@@ -199,6 +199,8 @@ class LimitsSpec(Part):
     deadline_s: Annotated[float, Field(ge=1)] | None = None
     grace_s: Annotated[float, Field(ge=1, le=3600)] = 60
     """Time for the last checkpoint when the job is asked to stop."""
+    collective_timeout_s: Annotated[float, Field(ge=10, le=1800)] = 180
+    """How long ranks wait for each other in training before the attempt ends and the silent one is named."""
 
 
 class StatisticsSpec(Part):

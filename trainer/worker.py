@@ -14,7 +14,7 @@ import torch
 import yaml
 
 import norm
-from trainer import secret_values, tracking, user_code
+from trainer import preflight, secret_values, tracking, user_code
 from trainer.attempt import Launch, Result
 from trainer.classify import Failure, RankFailedError, classify
 from trainer.control import StopRequested
@@ -29,6 +29,7 @@ from trainer.models import build_model
 from trainer.module import TrainingModule
 from trainer.place import Place, place_on_ray
 from trainer.plan import Inspection, plan
+from trainer.prints import captured
 from trainer.reporter import Reporter, ReportingHandler
 from trainer.spec import JobSpec
 from trainer.trial import try_out
@@ -65,7 +66,8 @@ def train_at(place: Place, config: dict[str, Any]) -> dict[str, Any] | None:
         hidden = secret_values.fetch(launch)
         os.environ.update(hidden)
         reporter.hide(hidden.values())
-        result = run(launch, folders, reporter, place)
+        with captured(reporter):
+            result = run(launch, folders, reporter, place)
         return result.model_dump(mode="json") if place.rank == 0 else None
     except BaseException as error:
         failure = Failure.model_validate_json(
@@ -85,11 +87,13 @@ def run(launch: Launch, folders: AttemptFolders, reporter: Reporter, place: Plac
     """Build, train to the end or to a stop, finalize."""
     spec = launch.spec
     torch.set_num_threads(spec.resources.cpus_per_worker)
+    preflight.check(folders, place, launch.fence, spec.limits.collective_timeout_s)
     L.seed_everything(spec.seed, verbose=False)
     data = build_data(spec.data, spec.seed)
     network = build_model(spec.model, spec.norm, data.info)
     network, conversion = convert(network, spec, norm.create_group(spec.norm.group))
     try_out(network, data.info)
+    preflight.require_room(network, folders)
     loaders = Loaders.build(data, spec, place.rank, place.world_size)
     steps = total_steps(spec.train, len(loaders.train))
     module = TrainingModule(network, data.info, spec, steps)

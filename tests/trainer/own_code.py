@@ -53,6 +53,19 @@ class OwnLoss(pl.LightningModule):
         return {"tensor": loss, "dict": {"loss": loss}, "nothing": {"x": loss}}[self.gives]
 
 
+class Talks(OwnLoss):
+    """Logs in both steps, by Lightning's ways: a value, a dict, another batch size, a name that MLflow refuses."""
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> Any:
+        self.log("own/label", batch[1].double().mean(), on_step=True, prog_bar=True)
+        self.log_dict({"own/two": 2, "own@odd": 1.0})
+        self.log("own/first", float(batch[1][0]), batch_size=1)
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:  # noqa: ARG002
+        self.log("own/val_label", batch[1].double().mean(), sync_dist=True)
+
+
 class OwnOptimizer(OwnLoss):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=0.25)

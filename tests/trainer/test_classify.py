@@ -10,7 +10,7 @@ import torch
 import norm
 from trainer.agreement import DisagreementError
 from trainer.checkpoints import CheckpointCorruptError
-from trainer.classify import ExportMismatchError, NonFiniteError, classify, first_cause
+from trainer.classify import ExportMismatchError, NonFiniteError, classify, explain_silence, first_cause
 from trainer.failure import FailureReason
 
 PEER_GONE = RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1234")
@@ -78,6 +78,22 @@ def test_ranks_in_different_places_show_where() -> None:
     assert cause is not None
     assert "waited in bn0" in cause.message
     assert cause.reason == FailureReason.COLLECTIVE_TIMEOUT
+
+
+def test_a_rank_that_hangs_is_named_with_its_host() -> None:
+    waited = classify(RuntimeError("[gloo/transport] Timed out waiting 30000ms for recv operation"), 0)
+
+    reason, message = explain_silence([waited], 2, {1: "node-b, pid 77"}, 30)
+
+    assert reason == FailureReason.COLLECTIVE_TIMEOUT
+    assert message.startswith("rank 1 (node-b, pid 77) was silent for 30 s while rank 0 waited for it: RuntimeError")
+
+
+def test_a_rank_that_died_is_named_with_its_host() -> None:
+    reason, message = explain_silence([classify(PEER_GONE, 0)], 2, {}, 30)
+
+    assert reason == FailureReason.WORKER_LOST
+    assert message == "The worker process of rank 1 (host unknown) ended without a word (killed?)."
 
 
 def test_a_silent_rank_was_killed_and_no_survivor_is_to_blame() -> None:

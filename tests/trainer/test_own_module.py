@@ -10,8 +10,9 @@ import torch
 
 from tests.norm.pool import Pool
 from tests.trainer.own_code import Manual, OwnLoss, OwnOptimizer
-from tests.trainer.ranks import train
-from trainer.data import DataInfo
+from tests.trainer.ranks import Told, train
+from trainer import checkpoints
+from trainer.data import DataInfo, build_data
 from trainer.data.loader import Batch
 from trainer.module import TrainingModule
 from trainer.own_steps import training_loss
@@ -67,6 +68,33 @@ def test_its_optimizer_is_used_where_it_defines_one(own: OwnLoss, kind: str, lr:
 
     optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
     assert (type(optimizer).__name__, optimizer.param_groups[0]["lr"]) == (kind, lr)
+
+
+def test_what_it_logs_is_the_mean_over_all_samples_of_all_ranks(ranks: Pool, tmp_path: Path) -> None:
+    job = JOB | {"model": {"class_path": "tests.trainer.own_code.Talks"}, "resources": {"workers": 2}}
+    data = build_data(read_spec(job).data, 0)
+    labels = {stage: [int(y) for _, y in samples] for stage, samples in (("train", data.train), ("val", data.val))}
+
+    both = ranks.run(train, 2, str(tmp_path), job)
+
+    metrics = both[0].metrics
+    assert metrics["own/label"] == pytest.approx(sum(labels["train"]) / len(labels["train"]), rel=1e-12)
+    assert metrics["own/val_label"] == pytest.approx(sum(labels["val"]) / len(labels["val"]), rel=1e-12)
+    assert (metrics["own/two"], metrics["own_odd"]) == (2.0, 1.0)
+    assert both[1].metrics == metrics
+    assert "own/val_label" in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_what_it_logged_before_a_pause_counts(ranks: Pool, tmp_path: Path) -> None:
+    job = JOB | {"model": {"class_path": "tests.trainer.own_code.Talks"}, "resources": {"workers": 2}}
+    whole = ranks.run(train, 2, str(tmp_path / "whole"), job)[0]
+
+    ranks.run(train, 2, str(tmp_path / "1"), job, None, Told(stop_at=1))
+    newest = checkpoints.newest([tmp_path / "1" / "checkpoints"])
+    assert newest is not None
+    resumed = ranks.run(train, 2, str(tmp_path / "2"), job, str(newest.path))[0]
+
+    assert resumed.metrics == whole.metrics
 
 
 def test_two_workers_train_it_as_one_does_with_the_large_batch(ranks: Pool, tmp_path: Path) -> None:

@@ -135,6 +135,16 @@ def test_paused_while_gradients_accumulate(ranks: Pool, undisturbed: Whole, tmp_
     assert_same(undisturbed(document), resumed, first, second)
 
 
+def test_paused_in_double_precision(ranks: Pool, undisturbed: Whole, tmp_path: Path) -> None:
+    document = spec("sync_batch", precision="64-true")
+    first, second = tmp_path / "1", tmp_path / "2"
+
+    ranks.run(train, 2, str(first), document, None, Told(stop_at=8))
+    resumed = ranks.run(train, 2, str(second), document, newest(first))[0]
+
+    assert_same(undisturbed(document), resumed, first, second)
+
+
 def test_killed_after_the_last_step(ranks: Pool, undisturbed: Whole, tmp_path: Path) -> None:
     whole = undisturbed(spec("sync_batch"))
 

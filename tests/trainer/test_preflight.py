@@ -1,0 +1,100 @@
+"""What keeps ranks from working together is found before anything is built, and by its name."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from tests.norm.pool import Pool
+from tests.trainer.conftest import Disk
+from tests.trainer.ranks import place
+from trainer import preflight
+from trainer.classify import classify
+from trainer.failure import FailureReason
+from trainer.files import StorageError
+from trainer.folders import AttemptFolders
+from trainer.preflight import RankFact, UnreachableError
+
+
+def check(rank: int, world_size: int, roots: list[str]) -> float:
+    """Each rank looks at a root of its own; the seconds it took."""
+    began = time.monotonic()
+    preflight.check(AttemptFolders(Path(roots[rank])), place(rank, world_size), "f", 60.0)
+    return time.monotonic() - began
+
+
+def check_late(rank: int, world_size: int, root: str) -> None:
+    """Rank 1 is stuck until rank 0 gives up."""
+    if rank == 1:
+        while not (Path(root) / "given up").exists():
+            time.sleep(0.05)
+        return
+    try:
+        preflight.check(AttemptFolders(Path(root)), place(rank, world_size), "f", 1.0)
+    finally:
+        (Path(root) / "given up").touch()
+
+
+def test_ranks_of_one_storage_pass_quickly_and_are_written_down(ranks: Pool, tmp_path: Path) -> None:
+    took = ranks.run(check, 2, [str(tmp_path)] * 2)
+
+    facts = json.loads((tmp_path / "ranks.json").read_text())
+    assert [fact["rank"] for fact in facts] == [0, 1]
+    assert os.getpid() not in [fact["pid"] for fact in facts]
+    assert max(took) < 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["preflight", "ranks.json"]
+
+
+def test_a_rank_that_sees_another_storage_is_named_on_all_ranks(ranks: Pool, tmp_path: Path) -> None:
+    outcomes = ranks.outcomes(check, 2, [str(tmp_path / "a"), str(tmp_path / "b")])
+
+    for _, error, _ in outcomes:
+        assert isinstance(error, StorageError)
+        assert "rank 1 on" in str(error)
+        assert "rank 0" not in str(error)
+
+
+def test_a_full_storage_fails_before_anything_is_built(ranks: Pool, small_disk: Disk) -> None:
+    small_disk.fill()
+
+    (_, error, _), _ = ranks.outcomes(check, 2, [str(small_disk.folder)] * 2)
+
+    assert classify(error, 0).reason == FailureReason.STORAGE
+    assert "0.0 of 8.0 MiB free" in str(error)
+
+
+def test_room_for_less_than_two_checkpoints_is_refused(small_disk: Disk) -> None:
+    folders = AttemptFolders(small_disk.folder)
+    preflight.require_room(nn.Linear(100, 100), folders)
+
+    with pytest.raises(
+        StorageError, match=r"room for two checkpoints, about 30\.5 MiB, but .* has 8.0 of 8.0 MiB free"
+    ):
+        preflight.require_room(nn.Linear(1000, 1000), folders)
+
+
+def test_a_rank_that_does_not_come_is_named(ranks: Pool, tmp_path: Path) -> None:
+    (_, error, _), _ = ranks.outcomes(check_late, 2, str(tmp_path))
+
+    assert isinstance(error, UnreachableError)
+    failure = classify(error, 0)
+    assert (failure.reason, failure.secondary) == (FailureReason.COLLECTIVE_TIMEOUT, False)
+    assert "all 2 ranks must start within 1 s, but rank 1 did not" in failure.message
+
+
+def test_a_clock_that_is_off_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        preflight._compare_clocks(
+            [RankFact(0, "a", 1, 1000.0), RankFact(1, "b", 2, 1100.0), RankFact(2, "c", 3, 1001.0)]
+        )
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "the clock of rank 1 on b is 100 s off rank 0's; times in logs and MLflow will not be in order. "
+        "Switch on NTP there."
+    ]

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import pytest
+
+from tests.trainer.ranks import Told
+from trainer.prints import captured
+
+
+class Heard(Told):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[tuple[str, str]] = []
+
+    def log(self, *line: Any) -> None:
+        self.lines.append(line)
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+def test_lines_go_to_the_logs_and_where_they_went_before(heard: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with captured(heard):
+        print("shape", (3, 4))
+        print("half a ", end="")
+        print("line\n\nand a last one", end="")
+
+    assert heard.lines == [("INFO", "shape (3, 4)"), ("INFO", "half a line"), ("INFO", "and a last one")]
+    assert capsys.readouterr().out.startswith("shape (3, 4)\nhalf a line\n")
+
+
+def test_standard_error_is_a_warning_and_a_progress_bar_one_line(heard: Any) -> None:
+    with captured(heard):
+        sys.stderr.write("\r 10%|#  |\r 50%|## |\r100%|###|\n")
+
+    assert heard.lines == [("WARNING", "100%|###|")]
+
+
+def test_log_records_do_not_come_twice(heard: Any) -> None:
+    handler = logging.StreamHandler()
+    logging.getLogger("own").addHandler(handler)
+    with captured(heard):
+        logging.getLogger("own").warning("once")
+    logging.getLogger("own").removeHandler(handler)
+
+    assert heard.lines == []
+
+
+def test_streams_are_put_back(heard: Any) -> None:
+    before = sys.stdout, sys.stderr
+
+    with pytest.raises(KeyError), captured(heard):
+        raise KeyError
+
+    assert (sys.stdout, sys.stderr) == before

@@ -1,0 +1,57 @@
+"""What user code prints, line by line, into the job's logs as well."""
+
+from __future__ import annotations
+
+import io
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import TextIO
+
+from trainer.reporter import Level, Reporter
+
+
+class _Tee(io.TextIOBase):
+    """Passes everything on, and tells the reporter of every whole line. Of a progress bar's line, its last state."""
+
+    def __init__(self, original: TextIO, reporter: Reporter, level: Level) -> None:
+        self._original, self._reporter, self._level = original, reporter, level
+        self._lock = threading.Lock()
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        self._original.write(text)
+        with self._lock:
+            *lines, self._rest = (self._rest + text).split("\n")
+            self._rest = self._rest[-8192:]
+        for line in lines:
+            if shown := line.rstrip("\r").rsplit("\r", 1)[-1].rstrip():
+                self._reporter.log(self._level, shown)
+        return len(text)
+
+    def flush(self) -> None:
+        self._original.flush()
+
+    def isatty(self) -> bool:
+        return False
+
+    def close_line(self) -> None:
+        """A last line without an end is a line, too."""
+        if self._rest:
+            self.write("\n")
+
+
+@contextmanager
+def captured(reporter: Reporter) -> Iterator[None]:
+    """Within, what is printed to standard output is also an INFO line of the job's logs, to standard error a WARNING.
+
+    Log records don't come twice: handlers made before hold on to the streams they were made with.
+    """
+    out, err = _Tee(sys.stdout, reporter, "INFO"), _Tee(sys.stderr, reporter, "WARNING")
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            yield
+        finally:
+            out.close_line()
+            err.close_line()
