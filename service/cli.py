@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from service import show as screen
+from service.client import TERMINAL, Client, ProblemError, ServiceUnreachableError
 from service.specfile import load
 from service.studies.cli import study_app
 from service.terminal import JOB_FAILED, WRONG_USE, AsJson, connect, err, fail, out, show_value
@@ -30,7 +31,21 @@ app.add_typer(token_app, name="token")
 app.add_typer(study_app, name="study")
 app.add_typer(package_app, name="package")
 app.add_typer(secret_app, name="secret")
-JobId = Annotated[str, typer.Argument(help="Job id, e.g. job_01h…")]
+
+
+def complete_job(incomplete: str) -> list[tuple[str, str]]:
+    """For shell completion (`syncnorm --install-completion`): the newest jobs that begin so, with name and state."""
+    try:
+        with Client(timeout_s=2) as client:
+            newest = zip(range(50), client.jobs(limit=50), strict=False)
+            return [
+                (job["id"], f"{job['name']} {job['state']}") for _, job in newest if job["id"].startswith(incomplete)
+            ]
+    except (ServiceUnreachableError, ProblemError):
+        return []
+
+
+JobId = Annotated[str, typer.Argument(help="Job id, e.g. job_01h…", autocompletion=complete_job)]
 Settings = Annotated[
     list[str], typer.Option("--set", default_factory=list, help="Change a value of the file, e.g. norm.kind=group.")
 ]
@@ -173,12 +188,23 @@ def explain(job_id: JobId, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def watch(job_id: JobId) -> None:
-    """Follow a job until it is finished."""
+def watch(
+    job_ids: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Job ids; none: all that are not finished.", autocompletion=complete_job, metavar="[JOB]..."
+        ),
+    ] = None,
+) -> None:
+    """Follow a job, or several in a live table, until they are finished."""
     with connect() as client:
-        job = screen.follow(client, job_id, err)
-        screen.summary(job, out)
-    raise typer.Exit(0 if job["state"] == "succeeded" else JOB_FAILED)
+        if job_ids and len(job_ids) == 1:
+            jobs: Sequence[Any] = [screen.follow(client, job_ids[0], err)]
+            screen.summary(jobs[0], out)
+        else:
+            chosen = job_ids or [job["id"] for job in client.jobs(limit=200) if job["state"] not in TERMINAL]
+            jobs = screen.watch(lambda: [client.job(job_id) for job_id in chosen], out)
+    raise typer.Exit(0 if all(job["state"] == "succeeded" for job in jobs) else JOB_FAILED)
 
 
 @app.command()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 from rich.table import Table
 
-from service.client import Client
+from service.client import TERMINAL, Client
 
 Json = dict[str, Any]
 COLORS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "queued": "dim"}
@@ -39,6 +41,7 @@ def follow(client: Client, job_id: str, console: Console) -> Json:
 
 
 _QUIET = ("checkpoint", "phase")
+_LOOK_S = 1.0
 STATES = ("queued", "starting", "running", "stopping", "paused", "finalizing", "succeeded", "failed", "cancelled")
 
 
@@ -89,7 +92,6 @@ def certificate_line(certificate: Json) -> str:
 def jobs_table(jobs: Iterable[Json]) -> Table:
     table = Table("id", "name", "project", "state", "norm", "workers", "progress", "created", box=None)
     for job in jobs:
-        percent = job["progress"]["percent"]
         state = f"[{COLORS.get(job['state'], 'white')}]{job['state']}[/]"
         table.add_row(
             job["id"],
@@ -98,10 +100,30 @@ def jobs_table(jobs: Iterable[Json]) -> Table:
             state,
             job["spec"]["norm"]["kind"],
             str(job["spec"]["resources"]["workers"]),
-            "" if percent is None else f"{percent:.0f} %",
+            _progress_cell(job["progress"]),
             job["created_at"][:19],
         )
     return table
+
+
+def watch(
+    look: Callable[[], Sequence[Json]], console: Console, rest: Callable[[float], None] = time.sleep
+) -> Sequence[Json]:
+    """A live table of what `look` finds, until all of it is finished; the jobs at the end."""
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            jobs = look()
+            live.update(jobs_table(jobs), refresh=True)
+            if all(job["state"] in TERMINAL for job in jobs):
+                return jobs
+            rest(_LOOK_S)
+
+
+def _progress_cell(progress: Mapping[str, Any]) -> str:
+    if progress["percent"] is None:
+        return ""
+    left = "" if not progress["eta_s"] else f"  {_duration(progress['eta_s'])} left"
+    return f"{progress['percent']:.0f} %{left}"
 
 
 def _duration(seconds: float) -> str:
