@@ -73,7 +73,10 @@ def _for_sequences() -> NormChoice:
     return NormChoice(
         kind="layer",
         why="recurrent networks have other statistics at every time step, which running ones do not know",
-        evidence=[f"measured on the digits by rows: {LSTM_STUDY}", "Ba et al. 2016, arXiv:1607.06450, sec. 5"],
+        evidence=[
+            f"the digits read by rows: error 0.05 with layer, 0.10 with batch: {LSTM_STUDY}",
+            "Ba et al. 2016, arXiv:1607.06450, sec. 5",
+        ],
         alternative=Alternative(kind="batch", why="with one running statistic for all time steps together"),
     )
 
@@ -108,4 +111,4 @@ def _numbers(spec: JobSpec) -> list[str]:
 
 
 def _small_batches() -> str:
-    return f"error against samples per worker, measured on the digits: {SMALL_BATCH_STUDY}"
+    return f"digits with 1 sample a worker: error 0.70 with batch, 0.04 with sync_batch and group: {SMALL_BATCH_STUDY}"

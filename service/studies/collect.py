@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 
 from service.files import read_metrics
 from service.jobs import Job
 from service.store.studies import Family
 from service.studies.measures import Outcome, Series, certificate_values
+from service.studies.spec import MAX_CHILDREN
 from service.studies.study import StudyChild
 from service.tracking import run_url
 from trainer.attempt import attempt_folder
@@ -32,11 +35,21 @@ def _outcome(child: StudyChild, job: Job | None, storage: str, mlflow_uri: str) 
         message=job.message,
         run_url=run_url(mlflow_uri, job),
         values=certificate_values(job.model),
-        series=read_series([attempt_folder(storage, job.id, number) for number in range(1, job.attempt + 1)]),
+        series=_series(job, tuple(attempt_folder(storage, job.id, number) for number in range(1, job.attempt + 1))),
     )
 
 
-def read_series(folders: list[str]) -> Series:
+def _series(job: Job, folders: tuple[str, ...]) -> Series:
+    return _finished_series(folders, job.version) if job.is_terminal else read_series(folders)
+
+
+@functools.lru_cache(maxsize=2 * MAX_CHILDREN)
+def _finished_series(folders: tuple[str, ...], _version: int) -> Series:
+    """Nothing is added any more to what a finished job measured: a report that is looked at again reads no file."""
+    return read_series(folders)
+
+
+def read_series(folders: Sequence[str]) -> Series:
     """All metrics of all attempts. Of a step recorded twice the first value counts; what is not finite is left out."""
     found: dict[str, dict[int, float]] = defaultdict(dict)
     for folder in folders:

@@ -17,7 +17,7 @@ from service.studies.spec import Point, StudySpec
 
 FAILED = ("failed", "cancelled", "deleted")
 _CAPTIONS = {
-    "comparison": "Mean and standard deviation over seeds; a dot is one job.",
+    "comparison": "Means over seeds, with standard deviations along lines; a dot is one job.",
     "curves": "Over training: bold the mean over seeds, thin each seed.",
     "heat_map": "The first metric over the grid, mean over seeds.",
 }
@@ -25,7 +25,7 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .25rem .7rem; border-bottom: 1px solid #ddd }
 th { text-align: left } td.n { text-align: right; font-variant-numeric: tabular-nums } img { max-width: 100% }
-th { vertical-align: bottom } td.n { white-space: nowrap }
+th { vertical-align: bottom } td.n { white-space: nowrap } div { overflow-x: auto }
 .agrees { color: #11692f } .does.not.agree { color: #a11 } .undecided, .not.measured { color: #8a5a00 }
 .failed { background: #fbe9e7 } small { color: #666 } figure { margin: 1.5rem 0 }
 """
@@ -163,7 +163,7 @@ def _comparison_table(report: Report) -> str:
         "with its 95 % confidence interval."
     )
     top = "".join(f"<th>{head}</th>" for head in heads)
-    return f"<h2>Comparison</h2><table><tr>{top}</tr>{''.join(lines)}</table><p><small>{note}</small></p>"
+    return f"<h2>Comparison</h2><div><table><tr>{top}</tr>{''.join(lines)}</table></div><p><small>{note}</small></p>"
 
 
 def _breakable(name: str) -> str:

@@ -67,7 +67,7 @@ class StudySpec(BaseModel):
                 raise ValueError(f"{path} must have at least one value")
             labels = list(labelled(path, values))
             if len({label for label, _ in labels}) != len(labels):
-                raise ValueError(f"{path} has the same value twice")
+                raise ValueError(f"{path} has two values of one label; give them other ones: {{label: value, …}}")
         return grid
 
     @field_validator("seeds")

@@ -92,7 +92,7 @@ def test_problem_of_the_base_is_named_once() -> None:
     [
         ({"grid": {}}, "/grid", "at least 1 item"),
         ({"grid": {"norm.kind": []}}, "/grid", "norm.kind must have at least one value"),
-        ({"grid": {"norm.kind": ["batch", "batch"]}}, "/grid", "norm.kind has the same value twice"),
+        ({"grid": {"norm.kind": ["batch", "batch"]}}, "/grid", "norm.kind has two values of one label"),
         ({"grid": {"seed": [1, 2]}}, "/grid/seed/0", "list the seeds under seeds"),
         ({"grid": {"norm.kinds": ["batch"]}}, "/grid/norm.kinds/0", "is not a known field"),
         ({"grid": {"model.name.x": ["batch"]}}, "/grid/model.name.x/0", 'model.name is "cnn"'),
