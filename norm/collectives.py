@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import _functional_collectives as functional
 
+from norm import stopwatch
 from norm.backends.ledger import Direction, ExchangeError
 from norm.backends.transport import transport_of
 
@@ -37,6 +38,14 @@ def peek_rows(row: Tensor, group: dist.ProcessGroup | None, layer: nn.Module | N
     """`gather_rows` of a contiguous float64 row, without the copy: the next exchange may overwrite the result."""
     if world_size(group) == 1:
         return row.unsqueeze(0)
+    timer = None if torch.compiler.is_compiling() else stopwatch.current()
+    if timer is None:
+        return _exchange(row, group, layer, direction)
+    with timer.exchange(row.device):
+        return _exchange(row, group, layer, direction)
+
+
+def _exchange(row: Tensor, group: dist.ProcessGroup | None, layer: nn.Module | None, direction: Direction) -> Tensor:
     members = group or dist.distributed_c10d._get_default_group()
     if torch.compiler.is_compiling():
         rows = functional.all_gather_tensor(row, 0, members)

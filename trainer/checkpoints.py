@@ -46,7 +46,7 @@ def write(folder: Path, state: dict[str, Any], *, step: int, epoch: int, world_s
 
     Raises: StorageError where the storage is full or broken; nothing half-written is left behind then.
     """
-    target = folder / f"step-{step:010d}"
+    target = _path(folder, step)
     beside = folder / f".tmp-{target.name}"
     shutil.rmtree(beside, ignore_errors=True)
     try:
@@ -116,10 +116,11 @@ def newest(folders: list[Path]) -> Checkpoint | None:
     return None
 
 
-def retain(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, and leftovers of writes that never finished."""
+def retain(folder: Path, keep: int, spare: int | None = None) -> None:
+    """Delete all but the newest `keep` checkpoints and that of step `spare`, and leftovers of unfinished writes."""
     for path in sorted(_candidates(folder), key=lambda path: path.name)[:-keep]:
-        _remove(path)
+        if spare is None or path != _path(folder, spare):
+            _remove(path)
     for path in folder.glob(".tmp-*"):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -135,6 +136,10 @@ def _remove(path: Path) -> None:
 
 def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:010d}"
 
 
 def _candidates(folder: Path) -> Iterator[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import closing
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +24,6 @@ from trainer.norm_choice import choose_norm
 from trainer.plots import draw_statistics
 from trainer.publish import Publisher
 from trainer.spec import JobSpec
-from trainer.tracking import Spool
 
 
 def finalize(
@@ -56,8 +54,6 @@ def finalize(
             seed=launch.spec.seed,
         )
         publisher = Publisher(launch.mlflow_uri, launch.mlflow_run_id)
-        with closing(Spool(folders.spool)) as spool:
-            spool.append(before, fitted.step)  # where early stopping came first; a known point is not sent again
         draw_statistics(folders.spools(launch.attempt), folders.artifacts / "norm")
         publisher.upload(folders.artifacts)
         model = certify_and_publish(trained, launch.spec.export, folders.export, publisher)

@@ -20,6 +20,7 @@ from trainer.callbacks.progress import ProgressReporter
 from trainer.callbacks.shield import StatisticsShield
 from trainer.callbacks.statistics import StatisticsRecorder
 from trainer.callbacks.stop import StopOnRequest
+from trainer.callbacks.sync_share import SyncShare
 from trainer.control import StopAgreement
 from trainer.data import Data
 from trainer.data.loader import Loader, train_loader, val_loader
@@ -103,7 +104,11 @@ def fit(
     spec = launch.spec
     spool = Spool(folders.spool)
     checkpoints = CheckpointWriter(
-        folders.checkpoints, every=spec.train.checkpoint_every, keep=spec.train.keep_checkpoints, reporter=reporter
+        folders.checkpoints,
+        every=spec.train.checkpoint_every,
+        keep=spec.train.keep_checkpoints,
+        keep_best=spec.train.keep_best,
+        reporter=reporter,
     )
     callbacks = _callbacks(spec, folders, spool, reporter, checkpoints, steps)
     trainer = _trainer(launch, callbacks, place)
@@ -130,6 +135,7 @@ def _callbacks(
     agreement = StopAgreement(lambda: reporter.stop_request, lambda: reporter.superseded)
     callbacks: list[Callback] = [
         EndAtStep(steps),
+        SyncShare(spool),
         StatisticsShield(),
         StatisticsRecorder(folders.artifacts, spool, every=spec.statistics.every),
         ProgressReporter(

@@ -47,17 +47,13 @@ class Logged:
 
     def finish(self) -> dict[str, float]:
         """Means of the epoch that ends, the same on every rank. Entered by every rank."""
-        own = {name: (float(total), float(weight)) for name, (total, weight) in self._sums.items()}
+        own = self.state()
         found = {name: float(metric.compute()) for name, metric in self._metrics.items()}  # adds up over the ranks
         for metric in self._metrics.values():
             metric.reset()
         self._sums.clear()
         self._metrics.clear()
-        ranks = _gather(own)
-        for name in dict.fromkeys(name for rank in ranks for name in rank):
-            totals = [rank[name] for rank in ranks if name in rank]
-            found[name] = sum(total for total, _ in totals) / sum(weight for _, weight in totals)
-        return found
+        return found | {name: total / weight for name, (total, weight) in add_up(_gather(own)).items()}
 
     def state(self) -> dict[str, list[float]]:
         """What this rank has counted of the epoch so far, for a checkpoint."""
@@ -75,7 +71,13 @@ class Logged:
             vars(own).pop(name, None)
 
 
-def _gather(own: dict[str, tuple[float, float]]) -> list[dict[str, tuple[float, float]]]:
+def add_up(states: list[dict[str, list[float]]]) -> dict[str, list[float]]:
+    """Sums and weights of several ranks, name by name."""
+    names = dict.fromkeys(name for state in states for name in state)
+    return {name: [sum(state[name][i] for state in states if name in state) for i in (0, 1)] for name in names}
+
+
+def _gather(own: dict[str, list[float]]) -> list[dict[str, list[float]]]:
     if not dist.is_initialized():
         return [own]
     everyone: list[Any] = [None] * dist.get_world_size()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torchmetrics import Metric
 from trainer.agreement import local_statistics
 from trainer.data import DataInfo
 from trainer.data.loader import Batch
-from trainer.logged import Logged
+from trainer.logged import Logged, add_up
 from trainer.optim import build_optimizer, build_schedule, clip_adaptive
 from trainer.own_steps import has_validation_step, own_optimizers, require_automatic, training_loss, unlogged
 from trainer.spec import JobSpec
@@ -146,6 +147,15 @@ class TrainingModule(LightningModule):
         self._scores["train"].load_state_dict(state["counted"])
         self._logged["train"].restore(state["logged"])
         self.network.load_state_dict(state["statistics"], strict=False)
+
+    def adopt_counted(self, states: list[dict[str, Any]]) -> None:
+        """What ranks of another world size had counted of the epoch: all of it on rank 0, so that it counts once."""
+        if self.trainer.global_rank == 0:
+            counted = [state["counted"] for state in states]
+            self._scores["train"].load_state_dict(
+                {name: torch.stack([each[name] for each in counted]).sum(0) for name in counted[0]}
+            )
+            self._logged["train"].restore(add_up([state["logged"] for state in states]))
 
     def _finish(self, stage: str) -> dict[str, float]:
         values = {name: float(value) for name, value in self._scores[stage].compute().items()}

@@ -145,6 +145,13 @@ class EarlyStopping(Part):
     min_delta: NonNegative = 0.0
 
 
+class KeepBest(Part):
+    """The checkpoint with the best `monitor` stays, whatever train.keep_checkpoints says."""
+
+    monitor: str = "val/loss"
+    mode: Literal["min", "max"] = "min"
+
+
 class TrainSpec(Part):
     """How long and how."""
 
@@ -160,6 +167,8 @@ class TrainSpec(Part):
     early_stopping: EarlyStopping | None = None
     checkpoint_every: Every = Every(epochs=1)
     keep_checkpoints: Annotated[int, Field(ge=2, le=100)] = 3
+    keep_best: KeepBest | None = None
+    """Judged at the ends of epochs that write a checkpoint."""
     compile: bool = False
 
     @model_validator(mode="before")

@@ -77,11 +77,32 @@ def test_early_stopping_ends_when_the_score_stays(ranks: Pool, tmp_path: Path) -
     assert len(points(tmp_path, "val/accuracy")) == 3
 
 
+def test_the_best_checkpoint_stays(ranks: Pool, tmp_path: Path) -> None:
+    # The highest loss, so that the first epoch is the best one.
+    best = {"monitor": "val/loss", "mode": "max"}
+    document = spec(train={"epochs": 5, "keep_checkpoints": 2, "keep_best": best})
+
+    ranks.run(train, 2, str(tmp_path), document)
+
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step-0000000002", "step-0000000008", "step-0000000010"]  # two steps an epoch
+
+
 def test_early_stopping_on_an_unknown_score_says_which_there_are(ranks: Pool, tmp_path: Path) -> None:
     document = spec(train={"epochs": 2, "early_stopping": {"monitor": "val/acc"}})
 
     with pytest.raises(ValueError, match=r"train.early_stopping.monitor must be one of .*val/accuracy.*'val/acc'"):
         ranks.run(train, 2, str(tmp_path), document)
+
+
+def test_share_of_exchanges_is_reported_where_there_are_any(ranks: Pool, tmp_path: Path) -> None:
+    ranks.run(train, 2, str(tmp_path / "sync"), spec(train={"epochs": 2}))
+    ranks.run(train, 2, str(tmp_path / "local"), spec(train={"epochs": 2}, norm={"kind": "batch"}))
+
+    shares = [point["value"] for point in points(tmp_path / "sync", "norm/sync_share")]
+    assert len(shares) == 2
+    assert all(0 < share < 1 for share in shares)
+    assert points(tmp_path / "local", "norm/sync_share") == []
 
 
 def test_compiled_training_learns_what_eager_training_does(ranks: Pool, tmp_path: Path) -> None:

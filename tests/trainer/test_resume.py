@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from norm import collectives
 from tests.norm.pool import Pool
 from tests.trainer.ranks import Told, Trained, train
-from trainer import checkpoints
+from trainer import checkpoints, tracking
 from trainer.callbacks import checkpoint
 from trainer.data.loader import Loader
 from trainer.module import TrainingModule
@@ -75,7 +75,7 @@ def series(*roots: Path) -> dict[tuple[str, int], float]:
     for root in roots:
         for line in (root / "metrics.jsonl").read_text().splitlines():
             point = json.loads(line)
-            if not point["key"].startswith("throughput"):
+            if point["key"] not in (tracking.THROUGHPUT, tracking.SYNC_SHARE):
                 points.setdefault((point["key"], point["step"]), point["value"])
     return points
 

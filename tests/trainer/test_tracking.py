@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -100,6 +102,28 @@ def test_an_outage_loses_no_point_doubles_none_and_holds_nobody_up(mlflow_server
     assert sender.close(60)
     assert mlflow_server.history(run, "train/loss") == [(step, float(step)) for step in range(300)]
     assert longest_s < 5  # one call to a dead server, even with short timeouts, takes longer than appending ever may
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_a_minute_without_mlflow_slows_no_step(mlflow_server: Mlflow, tmp_path: Path) -> None:
+    run, pace = mlflow_server.new_run(), threading.Event()
+    path, took_s = tmp_path / "s", list[float]()
+    sender = MetricSender(rest_client(mlflow_server.uri), run, [path]).start()
+    with closing(Spool(path)) as spool:
+        for step in range(2000):  # 100 steps before, then 60 s away
+            if step == 100:
+                mlflow_server.kill()
+            if step == 1900:
+                mlflow_server.start()
+            began = time.monotonic()
+            spool.append({"train/loss": float(step)}, step)
+            took_s.append(time.monotonic() - began)
+            pace.wait(0.033)
+
+    assert sender.close(120)
+    assert mlflow_server.history(run, "train/loss") == [(step, float(step)) for step in range(2000)]
+    assert statistics.median(took_s[100:1900]) < 0.001  # a step of 50 ms is slowed by less than 2 %
 
 
 def test_the_end_does_not_wait_for_ever(tmp_path: Path) -> None:

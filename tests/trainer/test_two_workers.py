@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.norm.pool import Pool
-from tests.trainer.ranks import train
+from tests.trainer.ranks import Told, train
+from trainer import checkpoints
 
 
 def spec(workers: int, **changes: Any) -> dict[str, Any]:
@@ -50,3 +51,18 @@ def test_batch_statistics_of_each_worker_alone_do_not_equal_the_large_batch(rank
     one = ranks.run(train, 1, str(tmp_path / "one"), spec(1, **local))[0]
 
     assert not torch.allclose(two.state["conv1.weight"], one.state["conv1.weight"], rtol=1e-3)
+
+
+def test_one_worker_goes_on_with_what_two_began(ranks: Pool, tmp_path: Path) -> None:
+    whole = ranks.run(train, 2, str(tmp_path / "whole"), spec(2))[0]
+
+    ranks.run(train, 2, str(tmp_path / "two"), spec(2), None, Told(stop_at=8))
+    newest = checkpoints.newest([tmp_path / "two" / "checkpoints"])
+    assert newest is not None
+    alone = ranks.run(train, 1, str(tmp_path / "one"), spec(2), str(newest.path))[0]
+
+    # As above: the same global batches, statistics and sums, in another order.
+    for name, tensor in whole.state.items():
+        torch.testing.assert_close(alone.state[name], tensor, rtol=1e-9, atol=1e-9)
+    assert alone.metrics["train/loss"] == pytest.approx(whole.metrics["train/loss"], rel=1e-6)
+    assert alone.metrics["train/accuracy"] == whole.metrics["train/accuracy"]

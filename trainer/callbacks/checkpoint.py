@@ -17,7 +17,7 @@ from trainer.agreement import check_agreement
 from trainer.callbacks.end import ends_epoch
 from trainer.module import TrainingModule
 from trainer.reporter import Reporter
-from trainer.spec import Every
+from trainer.spec import Every, KeepBest
 
 RANKS = "ranks"
 
@@ -28,13 +28,17 @@ def between_steps(trainer: Trainer) -> bool:
 
 
 class CheckpointWriter(Callback):
-    """Saves every `every`, keeps the newest `keep`, and tells the service of each one that is complete."""
+    """Saves every `every`, keeps the newest `keep` and the best, and tells the service of each one that is complete."""
 
-    def __init__(self, folder: Path, *, every: Every, keep: int, reporter: Reporter) -> None:
+    def __init__(
+        self, folder: Path, *, every: Every, keep: int, reporter: Reporter, keep_best: KeepBest | None = None
+    ) -> None:
         self._folder = folder
         self._every = every
         self._keep = keep
         self._reporter = reporter
+        self._keep_best = keep_best
+        self._best: tuple[float, int] | None = None
         self._saved_at = -1
         self.newest: checkpoints.Checkpoint | None = None
 
@@ -54,7 +58,7 @@ class CheckpointWriter(Callback):
 
     def _announce(self, trainer: Trainer) -> None:
         self.newest = checkpoints.verify(self._folder / f"step-{trainer.global_step:010d}")
-        checkpoints.retain(self._folder, self._keep)
+        checkpoints.retain(self._folder, self._keep, spare=self._best[1] if self._best else None)
         self._reporter.checkpoint(
             path=str(self.newest.path),
             step=self.newest.step,
@@ -73,7 +77,28 @@ class CheckpointWriter(Callback):
         """Also for a step that ends an epoch: saved any earlier, its validation and its metrics would be lost."""
         epochs = self._every.epochs
         if (epochs and (trainer.current_epoch + 1) % epochs == 0) or self._is_due_at(trainer.global_step):
+            self._judge(trainer, pl_module)
             self.save(trainer)
+
+    def _judge(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Whether what is about to be saved is the best so far. Scores are the same on every rank."""
+        if self._keep_best is None:
+            return
+        assert isinstance(pl_module, TrainingModule)
+        scores, monitor = {**pl_module.train_metrics, **pl_module.val_metrics}, self._keep_best.monitor
+        if monitor not in scores:
+            known = ", ".join(sorted(scores))
+            raise ValueError(f"train.keep_best.monitor must be one of {known}; got {monitor!r}. Change the monitor.")
+        sign = 1.0 if self._keep_best.mode == "min" else -1.0
+        if self._best is None or sign * scores[monitor] < sign * self._best[0]:
+            self._best = (scores[monitor], trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        best = state_dict["best"]
+        self._best = (best[0], best[1]) if best else None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """So that an attempt that dies while it finalizes leaves nothing to train again."""
@@ -93,6 +118,9 @@ class CheckpointWriter(Callback):
         if len(ranks) == trainer.world_size:
             restore_random_state(ranks[trainer.global_rank]["random"])
             pl_module.restore_own_state(ranks[trainer.global_rank]["own"])
+        else:
+            # Other ranks than wrote it: dropout draws anew, statistics of each rank's own are rank 0's on all.
+            pl_module.adopt_counted([rank["own"] for rank in ranks])
         self._saved_at = checkpoint["global_step"]
 
 
