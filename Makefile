@@ -29,7 +29,7 @@ serve: $(INSTALLED)  ## the embedded service, until Ctrl-C
 
 # Two processes, one of which mostly waits for Ray; more would only make real services wait for each other.
 test: $(INSTALLED)  ## the whole test suite
-	$(PYTEST) tests -m 'not chaos and not deploy' -n 2 --dist loadgroup --no-loadscope-reorder
+	$(PYTEST) tests -m 'not chaos and not deploy' -n 2 --no-loadscope-reorder
 
 deploy-test: $(INSTALLED)  ## the composition in real containers; needs a Docker engine
 	$(PYTEST) tests/deploy -m deploy -s

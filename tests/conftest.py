@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import pytest
 
-ROOMS = Path(__file__).parent
+STACK = "tests/stack"
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The tests of a file stay together, and all of stack, which share one service and take longest: they go first."""
-    items.sort(key=lambda item: _group(item) != "stack")
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(_group(item)))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that take longest go first."""
+    items.sort(key=lambda item: not item.nodeid.startswith(STACK))
 
 
-def _group(item: pytest.Item) -> str:
-    file = item.path.relative_to(ROOMS)
-    return "stack" if file.parts[0] == "stack" else str(file)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The tests of a file stay together, as do all of tests/stack, which share one service."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return STACK if nodeid.startswith(STACK) else nodeid.partition("::")[0]
+
+    return ByFile(config, log)
