@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from service import errors, openapi
-from service.api import cluster, details, health, internal, jobs, packages, records, secrets, studies, tokens
+from service.api import cluster, details, exports, health, internal, jobs, packages, records, secrets, studies, tokens
 from service.api.context import Context
 from service.gate import Gate
 
@@ -28,7 +28,7 @@ def create_app(context: Context) -> FastAPI:
     errors.install(app)
     openapi.install(app)
     app.add_middleware(Gate, observe=context.metrics.request, trail=context.trail)
-    for part in (jobs, details, records, studies, tokens, packages, secrets, cluster, internal, health):
+    for part in (jobs, details, exports, records, studies, tokens, packages, secrets, cluster, internal, health):
         app.include_router(part.router)
     return app
 

@@ -137,6 +137,10 @@ class Client:
         found: list[Json] = self._json("GET", f"/v1/jobs/{job_id}/checkpoints")["items"]
         return found
 
+    def exports(self, job_id: str) -> list[Json]:
+        found: list[Json] = self._json("GET", f"/v1/jobs/{job_id}/exports")["items"]
+        return found
+
     def statistics(self, job_id: str) -> list[Json]:
         found: list[Json] = self._json("GET", f"/v1/jobs/{job_id}/statistics")["items"]
         return found

@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from service.auth import RateLimit
 from service.errors import ApiError
 from service.explain import CODES
+from service.jobs import JobState, NewEvent
 from tests.service.api import ADMIN, SPEC, api
 from tests.service.world import World
 
@@ -306,6 +307,22 @@ def test_attempts_checkpoints_and_statistics_of_a_job(running: Running) -> None:
     assert checkpoints[0]["step"] == attempts[0]["step"]
     assert statistics[0]["layer"] == "bn1"
     assert statistics[0]["points"] == [{"step": 1, "running_mean_abs": None, "running_var_mean": None, "drift": 0.5}]
+
+
+def test_exports_of_a_job_are_listed_with_their_digests(running: Running) -> None:
+    client, world = running
+    job = world.submit()
+    before = client.get(f"/v1/jobs/{job.id}/exports").json()["items"]
+    proof = {"passed": True, "files": {"model.pt2": "0" * 64}, "checks": []}
+    model = {"uri": "models:/m-1", "registered": None, "certificate": proof}
+    started = world.store.move(job, JobState.STARTING, event=NewEvent("starting", ""))
+    assert started is not None
+    assert world.store.move(started, JobState.SUCCEEDED, {"model": model}, event=NewEvent("succeeded", ""))
+
+    after = client.get(f"/v1/jobs/{job.id}/exports").json()["items"]
+
+    assert before == []
+    assert after == [{**model, "path": "export", "passed": True, "files": proof["files"]}]
 
 
 def test_logs_in_every_form(running: Running) -> None:
