@@ -8,7 +8,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from trainer.callbacks.guard import all_finite
 from trainer.module import TrainingModule
 
 
@@ -39,5 +38,5 @@ class StatisticsShield(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._running and not all_finite(self._running):
+        if self._running and not torch.cat(self._running).sum().isfinite():
             torch._foreach_copy_(self._buffers, self._before)
