@@ -315,7 +315,7 @@ def _soak(home: Path, jobs: int) -> None:
 
 
 def test_soaked_service_holds_no_more_than_before(tmp_path: Path) -> None:
-    _soak(tmp_path, jobs=120)
+    _soak(tmp_path, jobs=50)
 
 
 @pytest.mark.chaos
