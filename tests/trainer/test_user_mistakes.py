@@ -132,8 +132,8 @@ def ray_address() -> Iterator[str]:
     try:
         yield f"127.0.0.1:{port}"
     finally:
-        head.terminate()
-        head.wait(30)
+        head.terminate()  # it ends its processes itself, which may take a while
+        head.wait(120)
 
 
 def drive(ray_address: str, root: Path, job: dict[str, Any], timeout_s: float = 240) -> Result:
