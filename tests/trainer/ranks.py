@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
@@ -129,6 +130,8 @@ class Built:
 
 def build(rank: int, world_size: int, launch: Launch, data: Data | None = None) -> Built:
     """As a worker does. data: in place of that of the job."""
+    if dist.is_initialized():
+        dist.barrier()  # a rank that refuses the job at once must not leave while the other still connects
     job = launch.spec
     L.seed_everything(job.seed, verbose=False)
     data = data or build_data(job.data, job.seed)
