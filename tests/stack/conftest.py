@@ -75,6 +75,16 @@ class Serving:
         return found
 
 
+@pytest.fixture
+def own_serving(tmp_path: Path) -> Iterator[Serving]:
+    """A service for one test, ended with it however the test ends."""
+    running = Serving(tmp_path)
+    try:
+        yield running
+    finally:
+        running.interrupt()
+
+
 @pytest.fixture(scope="session")
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     running = Serving(tmp_path_factory.mktemp("home"))

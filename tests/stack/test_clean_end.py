@@ -22,28 +22,26 @@ def assert_nothing_left(serving: Serving) -> None:
 
 
 @pytest.mark.parametrize("moment", ["ray.pids", "mlflow.pids"])
-def test_ctrl_c_while_starting(tmp_path: Path, moment: str) -> None:
-    serving = Serving(tmp_path)
-    eventually((tmp_path / moment).exists, 60)
+def test_ctrl_c_while_starting(own_serving: Serving, moment: str) -> None:
+    eventually((own_serving.home / moment).exists, 60)
 
-    serving.interrupt()
+    own_serving.interrupt()
 
-    assert_nothing_left(serving)
+    assert_nothing_left(own_serving)
 
 
-def test_ctrl_c_while_a_job_trains_frees_processes_and_port(tmp_path: Path) -> None:
-    serving = Serving(tmp_path)
-    with eventually(serving.ready, 180) as client:
+def test_ctrl_c_while_a_job_trains_frees_processes_and_port(own_serving: Serving) -> None:
+    with eventually(own_serving.ready, 180) as client:
         document = yaml.safe_load(EXAMPLE.read_text()) | {"train": {"epochs": 10_000}}
         job = client.submit(document)
         eventually(lambda: client.job(job["id"])["progress"]["step"] > 0, 200)
-    port = urlsplit(str(serving.url())).port
-    assert len(serving.processes()) > 5
+    port = urlsplit(str(own_serving.url())).port
+    assert len(own_serving.processes()) > 5
 
-    code = serving.interrupt()
+    code = own_serving.interrupt()
 
     assert code in (0, 130)
-    assert_nothing_left(serving)
+    assert_nothing_left(own_serving)
     with socket.socket() as probe:
         assert port is not None
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
