@@ -22,6 +22,8 @@ class _Tee(io.TextIOBase):
 
     def write(self, text: str) -> int:
         self._original.write(text)
+        if self._reporter.is_sending():  # a log record of the request that sends the lines
+            return len(text)
         with self._lock:
             *lines, self._rest = (self._rest + text).split("\n")
             self._rest = self._rest[-8192:]

@@ -81,6 +81,10 @@ class Reporter:
         self._thread.start()
         return self
 
+    def is_sending(self) -> bool:
+        """Whether the caller is the reporter's own thread, of which nothing must be reported: that would never end."""
+        return threading.current_thread() is self._thread
+
     def close(self, timeout_s: float = 10.0) -> None:
         """Deliver what is left, for at most `timeout_s`."""
         self._ending.set()
@@ -160,15 +164,16 @@ class Reporter:
             if now >= self._beat_due:
                 beat = Heartbeat(fence=self._fence, source=self._source, phase=self._phase, step=self._step)
                 return _Outgoing("heartbeat", beat), lambda: setattr(self, "_beat_due", now + HEARTBEAT_S)
+            # Before the lines, which may come faster than they can be sent.
+            if self._progress is not None and (now >= self._progress_due or self._ending.is_set()):
+                current = self._progress
+                return _Outgoing("progress", current), lambda: self._progress_sent(current, now)
             if self._lines:
                 lines = [self._lines[i] for i in range(min(len(self._lines), LINES_A_MESSAGE))]
                 return _Outgoing("logs", LogLines(fence=self._fence, lines=lines)), lambda: self._forget_lines(lines)
             if self._ordered:
                 first = self._ordered[0]
                 return first, lambda: self._ordered.remove(first)
-            if self._progress is not None and (now >= self._progress_due or self._ending.is_set()):
-                current = self._progress
-                return _Outgoing("progress", current), lambda: self._progress_sent(current, now)
         return None
 
     def _forget_lines(self, lines: list[LogLine]) -> None:

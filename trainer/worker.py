@@ -59,6 +59,7 @@ def train_at(place: Place, config: dict[str, Any]) -> dict[str, Any] | None:
     handler = ReportingHandler(reporter)
     logging.getLogger().addHandler(handler)
     logging.getLogger().setLevel(logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # every heartbeat is a request
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notes on itself are no news to the user
     hidden: dict[str, str] = {}
     try:

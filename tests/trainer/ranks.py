@@ -88,6 +88,9 @@ class Told:
 
     def log(self, *_: object) -> None: ...
 
+    def is_sending(self) -> bool:
+        return False
+
     def event(self, *_: object, **__: object) -> None: ...
 
     def checkpoint(self, **_: object) -> None: ...

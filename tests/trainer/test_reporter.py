@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from trainer.attempt import Launch, Result
+from trainer.prints import captured
 from trainer.reporter import Reporter
 from trainer.spec_reader import read_spec
 
@@ -97,6 +100,29 @@ def test_everything_arrives_and_close_waits_for_it() -> None:
     assert service.bodies("heartbeat")[0]["source"] == "rank-1"
     assert service.bodies("progress")[-1]["step"] == 10
     assert service.bodies("exit")[0]["result"]["outcome"] == "succeeded"
+
+
+class Printing(logging.Handler):
+    """As Ray's: prints to whatever standard error is now."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+def test_records_of_its_own_requests_are_not_sent_as_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = logging.getLogger("httpx")
+    monkeypatch.setattr(requests, "level", logging.INFO)
+    monkeypatch.setattr(requests, "handlers", [Printing()])
+    with serving(Service()) as service:
+        reporter = reporter_for(service)
+        with captured(reporter):
+            print("one")
+            service.wait("logs")
+            reporter.progress(epoch=1, epochs=2, step=10, steps=20, metrics={})
+            service.wait("progress")
+        reporter.close()
+
+    assert [line["text"] for body in service.bodies("logs") for line in body["lines"]] == ["one"]
 
 
 def test_what_happens_while_the_service_is_away_arrives_in_order_when_it_is_back() -> None:
