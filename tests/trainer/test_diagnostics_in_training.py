@@ -45,7 +45,8 @@ def series(root: Path) -> dict[tuple[str, int], float]:
 
 
 def of_training(root: Path) -> dict[tuple[str, int], float]:
-    return {key: value for key, value in series(root).items() if not key[0].startswith(("diagnostics/", "throughput"))}
+    timed = ("diagnostics/", "throughput", "norm/sync_share")
+    return {key: value for key, value in series(root).items() if not key[0].startswith(timed)}
 
 
 def records(root: Path, name: str) -> list[dict[str, Any]]:
