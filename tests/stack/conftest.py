@@ -63,14 +63,15 @@ class Serving:
             self.process.send_signal(signal.SIGINT)
         return self.process.wait(60)
 
-    def processes(self) -> list[psutil.Process]:
-        """Every process that was started for this state folder, however it was started."""
+    def processes(self, command: str = "") -> list[psutil.Process]:
+        """Every live process started for this state folder, however, whose command line holds `command`."""
         found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get("SYNCNORM_HOME") == str(self.home) and process.status() != "zombie":
+                ours = process.environ().get("SYNCNORM_HOME") == str(self.home)
+                if ours and command in " ".join(process.cmdline()):
                     found.append(process)
-            except psutil.Error:
+            except psutil.Error:  # ended meanwhile, a zombie, or not ours to read
                 continue
         return found
 

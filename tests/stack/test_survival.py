@@ -31,9 +31,12 @@ def document() -> dict[str, Any]:
 
 def rank_process(serving: Serving) -> psutil.Process:
     """One of the two training processes of the job that runs."""
-    found = [process for process in serving.processes() if "RayTrainWorker" in " ".join(process.cmdline())]
-    assert len(found) == 2, [process.cmdline() for process in serving.processes()]
-    return found[1]
+
+    def both() -> list[psutil.Process]:
+        found = serving.processes("RayTrainWorker")
+        return found if len(found) == 2 else []
+
+    return eventually(both, 30)[1]
 
 
 def test_job_whose_worker_is_killed_resumes_and_ends_the_same(client: Client, serving: Serving) -> None:
