@@ -32,13 +32,15 @@ import sys, uvicorn
 from contextlib import ExitStack
 from dataclasses import replace
 from service.app import create_app
+from service.dispatch import ENTRYPOINTS
 from service.embedded import LocalRay
 from service.runtime import listen, make_context
 from service.settings import Settings
 settings = replace(Settings.from_environment(), port=int(sys.argv[1]))
 with ExitStack() as stack, listen(settings) as listener:
     nobody = "http://127.0.0.1:9"
-    context = make_context(settings, LocalRay(nobody, "", ""), nobody, "http://127.0.0.1:" + sys.argv[1], stack)
+    ray = LocalRay(nobody, "", ENTRYPOINTS)
+    context = make_context(settings, ray, nobody, "http://127.0.0.1:" + sys.argv[1], stack)
     config = uvicorn.Config(create_app(context), log_config=None, access_log=False, timeout_graceful_shutdown=2)
     uvicorn.Server(config).run(sockets=[listener])
 """

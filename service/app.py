@@ -30,6 +30,7 @@ def create_app(context: Context) -> FastAPI:
     app.add_middleware(Gate, observe=context.metrics.request, trail=context.trail)
     for part in (jobs, details, exports, records, studies, tokens, packages, secrets, cluster, internal, health):
         app.include_router(part.router)
+    app.include_router(internal.router_of_exports)
     return app
 
 

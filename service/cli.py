@@ -15,6 +15,7 @@ import typer
 
 from service import show as screen
 from service.client import TERMINAL, Client, ProblemError, ServiceUnreachableError
+from service.export_command import export
 from service.specfile import load
 from service.studies.cli import study_app
 from service.terminal import JOB_FAILED, WRONG_USE, AsJson, connect, err, fail, out, show_value
@@ -31,6 +32,7 @@ app.add_typer(token_app, name="token")
 app.add_typer(study_app, name="study")
 app.add_typer(package_app, name="package")
 app.add_typer(secret_app, name="secret")
+app.command()(export)
 
 
 def complete_job(incomplete: str) -> list[tuple[str, str]]:

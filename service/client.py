@@ -141,6 +141,22 @@ class Client:
         found: list[Json] = self._json("GET", f"/v1/jobs/{job_id}/exports")["items"]
         return found
 
+    def export(
+        self,
+        job_id: str,
+        *,
+        formats: list[str] | None = None,
+        fold: bool = True,
+        register_as: str | None = None,
+        key: str | None = None,
+    ) -> Json:
+        """Have a succeeded job exported once more, once, as `submit` does. formats: pt2, onnx; None: both."""
+        body = {"fold": fold, "register_as": register_as} | ({} if formats is None else {"formats": formats})
+        return self._once(f"/v1/jobs/{job_id}/exports", body, key)
+
+    def one_export(self, job_id: str, name: str) -> Json:
+        return self._json("GET", f"/v1/jobs/{job_id}/exports/{name}")
+
     def statistics(self, job_id: str) -> list[Json]:
         found: list[Json] = self._json("GET", f"/v1/jobs/{job_id}/statistics")["items"]
         return found

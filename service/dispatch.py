@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import httpx
 
@@ -17,7 +17,10 @@ from trainer.plan import NodeCapacity
 
 DRIVER_RESOURCE = "syncnorm_driver"
 """Custom resource of the nodes that may run drivers; each driver takes one of it and no CPU."""
-ENTRYPOINT = "python -m trainer.main"
+Kind = Literal["attempt", "export"]
+Entrypoints = Mapping[Kind, str]
+"""Command of each kind of submission, to which its folder is added."""
+ENTRYPOINTS: Entrypoints = {"attempt": "python -m trainer.main", "export": "python -m trainer.again"}
 _STATUS = {
     "PENDING": RayStatus.WAITING,
     "RUNNING": RayStatus.RUNNING,
@@ -59,11 +62,11 @@ class Dispatcher(Protocol):
 
     def look(self) -> View: ...
 
-    def start(self, attempt_id: str, folder: str) -> None:
-        """Start the driver of an attempt under its own id; an id that is known already is left alone."""
+    def start(self, submission_id: str, folder: str, kind: Kind = "attempt") -> None:
+        """Start the driver of an attempt, or a later export; an id that is known already is left alone."""
 
-    def end(self, attempt_id: str) -> None:
-        """End the processes of an attempt (SIGTERM, then SIGKILL); an unknown or ended one is left alone."""
+    def end(self, submission_id: str) -> None:
+        """End the processes of a submission (SIGTERM, then SIGKILL); an unknown or ended one is left alone."""
 
 
 class RayDispatcher:
@@ -73,14 +76,14 @@ class RayDispatcher:
         self,
         url: str,
         token: str | None = None,
-        entrypoint: str = ENTRYPOINT,
+        entrypoints: Entrypoints = ENTRYPOINTS,
         *,
         owner: str = "syncnorm",
         timeout_s: float = 10,
     ) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s, trust_env=False)
-        self._entrypoint = entrypoint
+        self._entrypoints = entrypoints
         self._owner = owner
 
     def look(self) -> View:
@@ -95,13 +98,13 @@ class RayDispatcher:
         }
         return View(session, tuple(_node(node_id, used) for node_id, used in usage.items()), submissions)
 
-    def start(self, attempt_id: str, folder: str) -> None:
-        if self._request("GET", f"/api/jobs/{attempt_id}").status_code == httpx.codes.OK:
+    def start(self, submission_id: str, folder: str, kind: Kind = "attempt") -> None:
+        if self._request("GET", f"/api/jobs/{submission_id}").status_code == httpx.codes.OK:
             return
         body = {
             # Goes through a shell: one constant command and one quoted path, nothing from the spec.
-            "entrypoint": f"{self._entrypoint} {shlex.quote(folder)}",
-            "submission_id": attempt_id,
+            "entrypoint": f"{self._entrypoints[kind]} {shlex.quote(folder)}",
+            "submission_id": submission_id,
             "entrypoint_num_cpus": 0,
             "entrypoint_resources": {DRIVER_RESOURCE: 1},
             "metadata": {"syncnorm": self._owner},
@@ -109,12 +112,14 @@ class RayDispatcher:
         answer = self._request("POST", "/api/jobs/", json=body)
         # Ray answers a repeated submission_id with 500 and a traceback (ray 2.60).
         if answer.is_error and "already exists" not in answer.text:
-            raise ClusterUnreachableError(f"Ray refused {attempt_id}: {answer.status_code} {answer.text[-400:]}")
+            raise ClusterUnreachableError(f"Ray refused {submission_id}: {answer.status_code} {answer.text[-400:]}")
 
-    def end(self, attempt_id: str) -> None:
-        answer = self._request("POST", f"/api/jobs/{attempt_id}/stop")
+    def end(self, submission_id: str) -> None:
+        answer = self._request("POST", f"/api/jobs/{submission_id}/stop")
         if answer.is_error and answer.status_code != httpx.codes.NOT_FOUND:
-            raise ClusterUnreachableError(f"Ray did not stop {attempt_id}: {answer.status_code} {answer.text[-400:]}")
+            raise ClusterUnreachableError(
+                f"Ray did not stop {submission_id}: {answer.status_code} {answer.text[-400:]}"
+            )
 
     def close(self) -> None:
         self._http.close()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.dispatch import ENTRYPOINTS, Entrypoints
 from service.keeper import sweep
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class LocalRay:
 
     url: str
     token: str
-    entrypoint: str
+    entrypoints: Entrypoints
 
 
 @contextlib.contextmanager
@@ -102,11 +103,12 @@ def local_ray(home: Path) -> Iterator[tuple[Program, LocalRay]]:
     def command() -> Command:
         return Command(_ray_arguments(folder, dashboard), _ray_environment(token_file))
 
-    entrypoint = f"{shlex.quote(sys.executable)} -m trainer.main"
+    python = shlex.quote(sys.executable)
+    entrypoints: Entrypoints = {kind: command.replace("python", python, 1) for kind, command in ENTRYPOINTS.items()}
     program = Program("ray", home, command)
     try:
         program.start()
-        yield program, LocalRay(f"http://127.0.0.1:{dashboard}", token, entrypoint)
+        yield program, LocalRay(f"http://127.0.0.1:{dashboard}", token, entrypoints)
     finally:
         program.stop()
         shutil.rmtree(folder, ignore_errors=True)

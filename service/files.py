@@ -9,7 +9,7 @@ from pathlib import Path
 import fsspec
 from pydantic import ValidationError
 
-from trainer.attempt import LAUNCH_FILE, METRICS_FILE, RESULT_FILE, Launch, Result
+from trainer.attempt import EXPORT_FILE, LAUNCH_FILE, METRICS_FILE, RESULT_FILE, ExportRequest, Launch, Result
 
 
 def is_url(path: str) -> bool:
@@ -18,20 +18,28 @@ def is_url(path: str) -> bool:
 
 def write_launch(folder: str, launch: Launch) -> None:
     """Write launch.json for the driver, readable by its owner alone. Writing the same again is harmless."""
-    text = launch.model_dump_json(indent=2)
+    _write(folder, LAUNCH_FILE, launch.model_dump_json(indent=2))
+
+
+def write_export(folder: str, request: ExportRequest) -> None:
+    """Write export.json, as `write_launch` does."""
+    _write(folder, EXPORT_FILE, request.model_dump_json(indent=2))
+
+
+def _write(folder: str, name: str, text: str) -> None:
     if is_url(folder):
-        with fsspec.open(f"{folder}/{LAUNCH_FILE}", "w") as file:
+        with fsspec.open(f"{folder}/{name}", "w") as file:
             file.write(text)
         return
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    beside = path / f".{LAUNCH_FILE}.new"
+    beside = path / f".{name}.new"
     beside.unlink(missing_ok=True)
     with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    beside.replace(path / LAUNCH_FILE)
+    beside.replace(path / name)
 
 
 def read_metrics(folder: str) -> list[str]:

@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 
 from service.errors import MEDIA_TYPE
 from service.studies.spec import StudySpec
-from trainer.spec import JobSpec
+from trainer.spec import ExportSpec, JobSpec
 
 _REF = "#/components/schemas/{model}"
 
@@ -28,7 +28,7 @@ def install(app: FastAPI) -> None:
 def _document(app: FastAPI) -> dict[str, Any]:
     made = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
     schemas = made["components"]["schemas"]
-    for body in (JobSpec, StudySpec):
+    for body in (JobSpec, StudySpec, ExportSpec):
         schema = body.model_json_schema(ref_template=_REF)
         schemas.update(schema.pop("$defs", {}))
         schemas[body.__name__] = schema

@@ -25,7 +25,7 @@ from service.app import create_app
 from service.auth import Doorkeeper, RateLimit, admin_token
 from service.database import Database
 from service.decide import Rules
-from service.dispatch import RayDispatcher
+from service.dispatch import ENTRYPOINTS, RayDispatcher
 from service.embedded import LocalRay, Program, local_mlflow, local_ray, supervised
 from service.gate import Trail
 from service.hub import Hub
@@ -33,10 +33,11 @@ from service.inspect import inspect
 from service.intake import Intake
 from service.metrics import Metrics
 from service.packages import Packages
-from service.reconcile import Places, Reconciler
+from service.reconcile import Reconciler
 from service.scheduler import Policy
 from service.secrets import Secrets, secrets_key
 from service.settings import DEFAULT_PORT, Settings
+from service.steps.ports import Places
 from service.store import Store
 from service.studies.publisher import StudyPublisher
 from service.studies.runs import MlflowStudyRuns
@@ -51,7 +52,7 @@ ADDRESS_FILE = "service.json"
 def serve(settings: Settings, on_ready: Callable[[str, Context], None], entrypoint: str | None = None) -> None:
     """Run until SIGINT or SIGTERM. on_ready: called with the URL once requests are taken.
 
-    entrypoint: command of a driver, to which the folder of the attempt is added; None: the trainer.
+    entrypoint: command of a driver, to which the folder of the attempt or export is added; None: the trainer.
     """
     signal.signal(signal.SIGTERM, _leave)
     _allow_many_connections()
@@ -82,7 +83,7 @@ def running(settings: Settings, entrypoint: str | None = None) -> Iterator[tuple
             programs.append(program)
         stack.enter_context(supervised(programs))
         if entrypoint is not None:
-            ray = replace(ray, entrypoint=entrypoint)
+            ray = replace(ray, entrypoints=dict.fromkeys(ENTRYPOINTS, entrypoint))
         context = make_context(settings, ray, mlflow_uri, url, stack)
         stack.enter_context(_address_file(settings.home, url))
         yield context, listener, url
@@ -95,7 +96,7 @@ def _outside(settings: Settings) -> LocalRay | None:
     token = os.environ.get("RAY_AUTH_TOKEN", "")
     if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
         token = Path(path).read_text().strip()
-    return LocalRay(settings.ray_address, token, "python -m trainer.main")
+    return LocalRay(settings.ray_address, token, ENTRYPOINTS)
 
 
 def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, stack: contextlib.ExitStack) -> Context:
@@ -103,7 +104,7 @@ def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, s
     database.migrate()
     store = Store(database)
     dispatcher = stack.enter_context(
-        contextlib.closing(RayDispatcher(ray.url, ray.token or None, ray.entrypoint, owner=_installation(settings)))
+        contextlib.closing(RayDispatcher(ray.url, ray.token or None, ray.entrypoints, owner=_installation(settings)))
     )
     tracker = stack.enter_context(contextlib.closing(MlflowTracker(mlflow_uri)))
     hub, metrics = Hub(store.news), Metrics()

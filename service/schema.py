@@ -126,6 +126,32 @@ attempts = sa.Table(
     sa.Index(None, "released_at"),
 )
 
+exports = sa.Table(
+    "exports",
+    metadata,
+    sa.Column("job_id", sa.String(40), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("section", sa.JSON, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("created_at", Instant, nullable=False),
+    sa.Column("starts", sa.Integer, nullable=False),
+    sa.Column("fence", sa.String(32)),
+    sa.Column("session", sa.String(120)),
+    sa.Column("begun_at", Instant),
+    sa.Column("submitted_at", Instant),
+    sa.Column("stop_sent_at", Instant),
+    sa.Column("gone_at", Instant),
+    sa.Column("not_before", Instant),
+    sa.Column("reason", sa.String(32)),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("model", sa.JSON(none_as_null=True)),
+    sa.Column("started_at", Instant),
+    sa.Column("finished_at", Instant),
+    sa.Column("released_at", Instant),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Index(None, "released_at"),
+)
+
 events = sa.Table(
     "events",
     metadata,

@@ -9,12 +9,22 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from service.decide import RayStatus
-from service.dispatch import ClusterUnreachableError, Submission, View
+from service.dispatch import ClusterUnreachableError, Kind, Submission, View
 from service.jobs import Job
 from service.store import Store
 from service.studies.study import Study
 from service.tracking import Run, TrackingUnreachableError
-from trainer.attempt import LAUNCH_FILE, RESULT_FILE, CheckpointFact, Launch, Outcome, Result
+from trainer.attempt import (
+    EXPORT_FILE,
+    LAUNCH_FILE,
+    RESULT_FILE,
+    CheckpointFact,
+    ExportRequest,
+    Launch,
+    ModelRecord,
+    Outcome,
+    Result,
+)
 from trainer.failure import FailureReason
 from trainer.plan import NodeCapacity
 
@@ -56,6 +66,35 @@ class FakeDriver:
 
 
 @dataclass
+class FakeExporter:
+    """One process of a later export: what becomes of it follows from the job's label `exports`, one value a start,
+    joined by dots: succeeded, silent (dies without a result), or a failure reason. It takes `export_works` looks."""
+
+    request: ExportRequest
+    folder: Path
+    works: int = 0
+
+    @property
+    def start(self) -> int:
+        return int(self.folder.name)
+
+    def label(self, name: str, default: str) -> str:
+        values = self.request.spec.labels.get(name, default).split(".")
+        return values[min(self.start, len(values)) - 1]
+
+    def result(self) -> Result | None:
+        outcome = self.label("exports", "succeeded")
+        if outcome == "silent":
+            return None
+        if outcome != "succeeded":
+            reason = FailureReason(outcome)
+            return Result(fence=self.request.fence, outcome="failed", reason=reason, message="It raised.")
+        proof = {"passed": True, "files": {"model.onnx": "0" * 64}, "checks": []}
+        model = ModelRecord(uri=f"models:/m-{self.start}", registered=None, certificate=proof)
+        return Result(fence=self.request.fence, outcome="succeeded", model=model)
+
+
+@dataclass
 class FakeCluster:
     """A dispatcher over drivers that live in this object."""
 
@@ -65,7 +104,10 @@ class FakeCluster:
     nodes: tuple[tuple[str, float, float], ...] = (("node-1", 4.0, 0.0),)
     submissions: dict[str, Submission] = field(default_factory=dict)
     drivers: dict[str, FakeDriver] = field(default_factory=dict)
+    exporters: dict[str, FakeExporter] = field(default_factory=dict)
     starts: Counter[str] = field(default_factory=Counter)
+    ended: list[str] = field(default_factory=list)
+    """What the service had ended."""
     lease_s: float = 30.0
 
     def look(self) -> View:
@@ -73,23 +115,29 @@ class FakeCluster:
         nodes = tuple(NodeCapacity(name, cpus, gpus, cpus, gpus) for name, cpus, gpus in self.nodes)
         return View(self.session, nodes, dict(self.submissions))
 
-    def start(self, attempt_id: str, folder: str) -> None:
+    def start(self, attempt_id: str, folder: str, kind: Kind = "attempt") -> None:
         self._require()
         if attempt_id in self.submissions:
             return
         self.starts[attempt_id] += 1
         self.submissions[attempt_id] = Submission(RayStatus.RUNNING, self.nodes[0][0])
+        if kind == "export":
+            request = ExportRequest.model_validate_json((Path(folder) / EXPORT_FILE).read_text())
+            self.exporters[attempt_id] = FakeExporter(request, Path(folder))
+            return
         launch = Launch.model_validate_json((Path(folder) / LAUNCH_FILE).read_text())
         self.drivers[attempt_id] = FakeDriver(launch, Path(folder))
 
     def end(self, attempt_id: str) -> None:
         self._require()
         if attempt_id in self.submissions:
+            self.ended.append(attempt_id)
             self.kill(attempt_id)
 
     def kill(self, attempt_id: str) -> None:
         """The driver is gone, and the cluster noticed."""
         self.drivers.pop(attempt_id, None)
+        self.exporters.pop(attempt_id, None)
         self.submissions[attempt_id] = replace(self.submissions[attempt_id], status=RayStatus.ENDED)
 
     def restart(self) -> None:
@@ -97,11 +145,18 @@ class FakeCluster:
         self.session = f"session-{int(self.session.split('-')[1]) + 1}"
         self.submissions.clear()
         self.drivers.clear()
+        self.exporters.clear()
 
     def work(self) -> None:
         """Every living driver does its next bit."""
         for attempt_id, driver in list(self.drivers.items()):
             self._work(attempt_id, driver)
+        for submission_id, exporter in list(self.exporters.items()):
+            exporter.works += 1
+            if exporter.works > int(exporter.label("export_works", "1")):
+                if (result := exporter.result()) is not None:
+                    (exporter.folder / RESULT_FILE).write_text(result.model_dump_json())
+                self.kill(submission_id)
 
     def _work(self, attempt_id: str, driver: FakeDriver) -> None:
         phase = driver.phases[driver.phase] if driver.phase < len(driver.phases) else None

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load
 
+from trainer import secret_values, user_code
 from trainer.attempt import EXPORT_FILE, RESULT_FILE, ExportRequest, Result
 from trainer.certify import CERTIFICATE_FILE, Trained, certify_and_publish
 from trainer.checkpoints import CheckpointCorruptError
-from trainer.classify import classify
+from trainer.classify import Failure, classify
 from trainer.conversion import convert
 from trainer.data import build_data
 from trainer.export import WEIGHTS_FILE
@@ -34,11 +37,16 @@ logger = logging.getLogger(__name__)
 def main(folder: Path) -> int:
     """Do what `folder`'s export.json asks for; exit code 0 unless it failed. Only result.json means success."""
     request = ExportRequest.model_validate_json((folder / EXPORT_FILE).read_bytes())
+    hidden: dict[str, str] = {}
     try:
+        _prepare(request, folder)
+        hidden = secret_values.fetch(request)
+        os.environ.update(hidden)
         result = export_again(request, folder)
     except Exception as error:
-        logger.exception("the export failed")
-        failure = classify(error, rank=-1)
+        told = secret_values.redact(classify(error, rank=-1).model_dump_json(), hidden.values())
+        failure = Failure.model_validate_json(told)
+        logger.error("the export failed\n%s", failure.traceback)
         result = Result(
             fence=request.fence,
             outcome="failed",
@@ -48,6 +56,16 @@ def main(folder: Path) -> int:
         )
     write_atomic(folder / RESULT_FILE, result.model_dump_json(indent=1).encode())
     return 1 if result.outcome == "failed" else 0
+
+
+def _prepare(request: ExportRequest, folder: Path) -> None:
+    """What the workers of the job had: its uploaded code, its variables, its processors."""
+    spec = request.spec
+    if spec.code is not None and request.package is not None:
+        user_code.unpack(request.package, spec.code.package, folder / "code")
+        user_code.put_on_path(folder / "code")
+    os.environ.update({name: value for name, value in spec.env.items() if isinstance(value, str)})
+    torch.set_num_threads(spec.resources.cpus_per_worker)
 
 
 def export_again(request: ExportRequest, folder: Path) -> Result:

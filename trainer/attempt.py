@@ -52,9 +52,13 @@ class Launch(Message):
     def attempt_id(self) -> str:
         return attempt_id(self.job_id, self.attempt)
 
+    @property
+    def secrets_path(self) -> str:
+        return f"/internal/v1/attempts/{self.attempt_id}/secrets"
+
 
 class ExportRequest(Message):
-    """`export.json` in the folder of a later export, `{storage}/jobs/{job}/exports/{name}`; see trainer.again."""
+    """`export.json` in the folder of one start of a later export; see `export_folder` and trainer.again."""
 
     name: str
     """Of this export: where its files lie in the run, `exports/{name}`."""
@@ -66,6 +70,14 @@ class ExportRequest(Message):
     """The export folder of the attempt that succeeded."""
     mlflow_uri: str
     mlflow_run_id: str
+    package: str | None = None
+    """Where the uploaded archive of code.package lies."""
+    service_url: str | None = None
+    token: str | None = None
+
+    @property
+    def secrets_path(self) -> str:
+        return f"/internal/v1/exports/{self.job_id}/{self.name}/secrets"
 
 
 class ModelRecord(Message):
@@ -176,3 +188,8 @@ def attempt_id(job_id: str, attempt: int) -> str:
 
 def attempt_folder(storage: str, job_id: str, attempt: int) -> str:
     return f"{storage.rstrip('/')}/jobs/{job_id}/attempts/{attempt}"
+
+
+def export_folder(storage: str, job_id: str, name: str, start: int) -> str:
+    """Of one start of a later export: one that was given up can't harm its successor."""
+    return f"{storage.rstrip('/')}/jobs/{job_id}/exports/{name}/{start}"

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import httpx
 
-from trainer.attempt import Launch, SecretsRequest, SecretValues
+from trainer.attempt import ExportRequest, Launch, SecretsRequest, SecretValues
 from trainer.spec import SecretRef
 
 _PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0)
@@ -16,7 +16,7 @@ _SHORTEST = 4
 """Shorter ones occur everywhere by chance."""
 
 
-def fetch(launch: Launch, client: httpx.Client | None = None) -> dict[str, str]:
+def fetch(launch: Launch | ExportRequest, client: httpx.Client | None = None) -> dict[str, str]:
     """Value by variable, for every variable of the spec that names a secret.
 
     Raises: ValueError if one is not there any more, or the service can't be reached for half a minute.
@@ -43,8 +43,8 @@ def redact(text: str, values: Iterable[str]) -> str:
     return text
 
 
-def _ask(launch: Launch, client: httpx.Client | None) -> dict[str, str]:
-    url = f"{(launch.service_url or '').rstrip('/')}/internal/v1/attempts/{launch.attempt_id}/secrets"
+def _ask(launch: Launch | ExportRequest, client: httpx.Client | None) -> dict[str, str]:
+    url = f"{(launch.service_url or '').rstrip('/')}{launch.secrets_path}"
     body = SecretsRequest(fence=launch.fence).model_dump_json()
     headers = {"Authorization": f"Bearer {launch.token}", "Content-Type": "application/json"}
     with client or httpx.Client(timeout=10, trust_env=False) as http:

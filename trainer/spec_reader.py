@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from norm.traits import KINDS
 from trainer.catalog import DATASETS, MODELS
-from trainer.spec import DataSpec, JobSpec, ModelSpec, NormSpec
+from trainer.spec import DataSpec, ExportSpec, JobSpec, ModelSpec, NormSpec
 
 M = TypeVar("M", bound=BaseModel)
 _RESERVED = ("RAY_", "SYNCNORM_")
@@ -53,6 +53,14 @@ def read_spec(data: Any) -> JobSpec:
     if problems:
         raise SpecError(problems)
     return spec.model_copy(update=filled)
+
+
+def read_export(data: Any) -> ExportSpec:
+    """The `export` section of a spec by itself, as `read_spec` reads it.
+
+    Raises: SpecError with one Problem for each thing wrong.
+    """
+    return _parse(ExportSpec, data, ())
 
 
 def _fill_init_args(

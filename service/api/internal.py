@@ -10,11 +10,13 @@ from fastapi import APIRouter, Header
 
 from service.api.context import Context, Ctx
 from service.errors import ApiError
+from service.exports import ExportState
 from service.jobs import Attempt, Job, NewEvent
-from service.reconcile import attempt_token
+from service.steps.ports import attempt_token
 from trainer import attempt as protocol
 
 router = APIRouter(prefix="/internal/v1/attempts/{attempt_id}", include_in_schema=False)
+router_of_exports = APIRouter(prefix="/internal/v1/exports/{job_id}/{name}", include_in_schema=False)
 Bearer = Annotated[str, Header()]
 
 
@@ -79,6 +81,22 @@ def secrets(
     job = ctx.store.job(attempt.job_id) if attempt else None
     if attempt is None or job is None or attempt.ended_at is not None or attempt.fence != message.fence:
         raise _stale(attempt_id)
+    return _named_secrets(ctx, job)
+
+
+@router_of_exports.post("/secrets")
+def secrets_of_export(
+    job_id: str, name: str, message: protocol.SecretsRequest, ctx: Ctx, authorization: Bearer = ""
+) -> protocol.SecretValues:
+    """The same for a later export, which reads the job's data again."""
+    _check(message.fence, authorization)
+    export, job = ctx.store.export(job_id, name), ctx.store.job(job_id)
+    if export is None or job is None or export.state is not ExportState.RUNNING or export.fence != message.fence:
+        raise ApiError(409, "stale_fence", f"Export {name} of {job_id} is over or was started again.")
+    return _named_secrets(ctx, job)
+
+
+def _named_secrets(ctx: Context, job: Job) -> protocol.SecretValues:
     named = {variable: value["secret"] for variable, value in job.spec["env"].items() if isinstance(value, dict)}
     found = ctx.secrets.values(job.owner, set(named.values()))
     return protocol.SecretValues(values={variable: found[name] for variable, name in named.items() if name in found})

@@ -106,12 +106,13 @@ def again(before: Answer, body: JsonBody, what: str = "jobs") -> Response:
     Raises: ApiError 422 if the body is another.
     """
     if before.request_hash != body.digest:
-        raise ApiError(
-            422,
-            "idempotency_key_reused",
-            "This Idempotency-Key was used with another body. Take a new key for each job.",
-        )
+        raise reused_key("job")
     return created(before.answer, {"Idempotency-Replayed": "true"}, what)
+
+
+def reused_key(what: str) -> ApiError:
+    detail = f"This Idempotency-Key was used with another body. Take a new key for each {what}."
+    return ApiError(422, "idempotency_key_reused", detail)
 
 
 @router.get("", response_model=JobPage)

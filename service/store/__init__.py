@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from service.store.access import AccessTable
 from service.store.attempts import AttemptTable
 from service.store.base import RECONCILER
+from service.store.exports import ExportTable
 from service.store.history import History
 from service.store.leases import LeaseTable
 from service.store.secrets import SecretTable
@@ -42,8 +43,8 @@ __all__ = [
 ]
 
 
-class Store(StudyTable, AttemptTable, History, AccessTable, SecretTable, LeaseTable):
-    """Jobs, attempts, studies, events, logs and checkpoints in one database."""
+class Store(StudyTable, ExportTable, AttemptTable, History, AccessTable, SecretTable, LeaseTable):
+    """Jobs, attempts, exports, studies, events, logs and checkpoints in one database."""
 
     def is_answering(self) -> bool:
         try:

@@ -92,11 +92,14 @@ class JobTable(Tables):
         c.execute(INSERT_EVENT, [{"job_id": one.job.id, "at": now, **vars(one.event)} for one in new])
 
     def delete_job(self, job: Job) -> bool:
-        """Remove a job with everything kept of it; False if it changed since it was read, or its room is not free."""
+        """Remove a job with everything kept of it; False if it changed since it was read, or something of it runs."""
         j, a = t.jobs.c, t.attempts.c
         with self._db.write() as c:
             busy = sa.select(a.id).where(a.job_id == job.id, a.released_at.is_(None))
-            if c.execute(busy).first() is not None:
+            exporting = sa.select(t.exports.c.job_id).where(
+                t.exports.c.job_id == job.id, t.exports.c.released_at.is_(None)
+            )
+            if c.execute(busy.union_all(exporting)).first() is not None:
                 return False
             guard = (j.id == job.id, j.version == job.version, j.state.in_(TERMINAL))
             return c.execute(sa.delete(t.jobs).where(*guard)).rowcount == 1

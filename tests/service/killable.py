@@ -20,14 +20,15 @@ from typing import Any
 import uvicorn
 
 from service.app import create_app
+from service.dispatch import ENTRYPOINTS, Kind
 from service.embedded import LocalRay
 from service.runtime import listen, make_context
 from service.settings import Settings
 
 _EFFECTS = {
-    "_store": ("move", "note_attempt", "note_job", "release"),
-    "_dispatcher": ("start", "end"),
-    "_tracker": ("run_for", "set_status"),
+    "store": ("move", "note_attempt", "note_job", "release", "change_export"),
+    "dispatcher": ("start", "end"),
+    "tracker": ("run_for", "set_status"),
 }
 
 
@@ -61,19 +62,19 @@ class NewIdEachTime:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._port, name)
 
-    def start(self, attempt_id: str, folder: str) -> None:
-        self._port.start(f"{attempt_id}-{secrets.token_hex(4)}", folder)
+    def start(self, submission_id: str, folder: str, kind: Kind = "attempt") -> None:
+        self._port.start(f"{submission_id}-{secrets.token_hex(4)}", folder, kind)
 
 
 def run(home: Path, url: str, port: int, death_chance: float, bug: str) -> None:
     settings = replace(Settings(home=home), port=port, tick_s=0.2, max_queued=10**6)
     with ExitStack() as stack, listen(settings) as listener:
-        context = make_context(settings, LocalRay(url, "", "driver"), url, f"http://127.0.0.1:{port}", stack)
-        reconciler: Any = context.reconciler
+        context = make_context(settings, LocalRay(url, "", ENTRYPOINTS), url, f"http://127.0.0.1:{port}", stack)
+        ports: Any = context.reconciler.ports
         if bug == "new id each time":
-            reconciler._dispatcher = Mortal(NewIdEachTime(reconciler._dispatcher), ("start",), death_chance)
+            ports.dispatcher = Mortal(NewIdEachTime(ports.dispatcher), ("start",), death_chance)
         for name, methods in _EFFECTS.items() if not bug else ():
-            setattr(reconciler, name, Mortal(getattr(reconciler, name), methods, death_chance))
+            setattr(ports, name, Mortal(getattr(ports, name), methods, death_chance))
         config = uvicorn.Config(create_app(context), log_config=None, access_log=False, timeout_graceful_shutdown=1)
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -322,7 +322,10 @@ def test_exports_of_a_job_are_listed_with_their_digests(running: Running) -> Non
     after = client.get(f"/v1/jobs/{job.id}/exports").json()["items"]
 
     assert before == []
-    assert after == [{**model, "path": "export", "passed": True, "files": proof["files"]}]
+    (first,) = after
+    assert {**first, **model, "path": "export", "passed": True, "files": proof["files"]} == first
+    assert (first["name"], first["state"], first["export"]) == ("1", "succeeded", job.spec["export"])
+    assert client.get(f"/v1/jobs/{job.id}/exports/1").json() == first
 
 
 def test_logs_in_every_form(running: Running) -> None:

@@ -11,8 +11,8 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from service.reconcile import attempt_token
 from service.secrets import secrets_key
+from service.steps.ports import attempt_token
 from tests.service.api import SPEC, api
 from tests.service.world import World
 from trainer.attempt import Launch

@@ -10,12 +10,15 @@ from typing import Any
 from service.asks import Verb, ask
 from service.database import Database
 from service.decide import RayStatus, Rules
+from service.exports import Export
 from service.jobs import RUN_STATUS, Job, JobState, NewEvent
-from service.reconcile import Places, Reconciler
+from service.reconcile import Reconciler
 from service.scheduler import Policy
-from service.store import Store
+from service.steps.ports import Places
+from service.store import Answer, Store
 from service.submit import new_job
 from tests.fakes import Clock, FakeCluster, FakeStudyRuns, FakeTracker
+from trainer.spec import ExportSpec
 from trainer.spec_reader import read_spec
 
 TICK_S = 5.0
@@ -75,6 +78,20 @@ class World:
         self.reconciler.tick()
         self.cluster.work()
         self.clock.advance(TICK_S)
+
+    def succeed(self, **spec: Any) -> Job:
+        """A job that has succeeded, and nothing of which is left."""
+        job = self.submit(**spec)
+        while not self.job(job.id).is_terminal or self.store.unreleased_attempts():
+            self.step()
+        return self.job(job.id)
+
+    def export(self, job: Job, **section: Any) -> Export:
+        """The wish for a later export, as the API stores it."""
+        section = ExportSpec(**section).model_dump(mode="json")
+        stored = self.store.add_export(job, section, lambda _: Answer("", {}))
+        assert isinstance(stored, Export)
+        return stored
 
     def arrows(self, job_id: str) -> list[tuple[JobState, JobState]]:
         """The moves of a job, from its events."""

@@ -147,6 +147,30 @@ def test_logs_tell_the_story(job: dict[str, Any], client: Client) -> None:
     ]
 
 
+def test_finished_job_is_exported_again_from_its_certified_weights(
+    job: dict[str, Any], client: Client, rest: httpx.Client
+) -> None:
+    asked = client.export(job["id"], formats=["onnx"], fold=False, register_as="again")
+
+    def over() -> dict[str, Any] | None:
+        found = client.one_export(job["id"], asked["name"])
+        return found if found["state"] in ("succeeded", "failed") else None
+
+    export = eventually(over, 120)
+
+    assert (export["state"], export["starts"]) == ("succeeded", 1), export["message"]
+    assert export["passed"]
+    weights = "weights.safetensors"
+    assert export["files"][weights] == job["model"]["certificate"]["files"][weights]
+    assert set(export["files"]) == {weights, "model.json", "model.onnx"}
+    assert export["certificate"]["folded"] == []
+    assert export["registered"] == "again/1"
+    assert "exports/2/model.onnx" in artifacts(rest, job, "exports/2")
+    assert [one["name"] for one in client.exports(job["id"])] == ["1", "2"]
+    info = rest.get("runs/get", params={"run_id": job["mlflow"]["run_id"]}).json()["run"]["info"]
+    assert info["status"] == "FINISHED"
+
+
 def test_cancelled_job_leaves_a_checkpoint_and_a_killed_run(client: Client, rest: httpx.Client) -> None:
     document = yaml.safe_load(EXAMPLE.read_text()) | {"name": "long", "train": {"epochs": 10_000}}
     submitted = client.submit(document)

@@ -1,0 +1,58 @@
+"""`syncnorm export`: a finished job exported once more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from service.client import Client
+from service.show import certificate_line
+from service.terminal import JOB_FAILED, AsJson, connect, err, show_value
+
+_LOOK_S = 1.0
+_OVER = ("succeeded", "failed")
+
+
+def export(
+    job_id: Annotated[str, typer.Argument(help="Id of a job that has succeeded.")],
+    *,
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="pt2 or onnx; may be given twice. None: both.")
+    ] = None,
+    fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Fold norms into their neighbours.")] = True,
+    register_as: Annotated[str | None, typer.Option(help="Name in MLflow's model registry.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait until it is finished.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Export a finished job once more, from its certified weights."""
+    with connect() as client:
+        made = client.export(job_id, formats=formats, fold=fold, register_as=register_as)
+        if follow:
+            err.print(f"export {made['name']} (Ctrl-C leaves it running)", highlight=False)
+            try:
+                made = wait(client, job_id, made["name"])
+            except KeyboardInterrupt:
+                err.print("The export goes on.", highlight=False)
+                return
+    show_value(made, as_json, sentence(made))
+    raise typer.Exit(JOB_FAILED if made["state"] == "failed" else 0)
+
+
+def wait(client: Client, job_id: str, name: str, rest: Callable[[float], None] = time.sleep) -> dict[str, Any]:
+    """The export once it is finished."""
+    while (found := client.one_export(job_id, name))["state"] not in _OVER:
+        rest(_LOOK_S)
+    return found
+
+
+def sentence(export: dict[str, Any]) -> str:
+    """What became of an export, in a line or two."""
+    lines = [f"export {export['name']} {export['state']} {export['message']}".rstrip()]
+    if export["certificate"]:
+        lines.append(f"Model        {export['uri']}")
+        lines += [f"Registered   {export['registered']}"] if export["registered"] else []
+        lines.append(f"Certificate  {certificate_line(export['certificate'])}")
+    return "\n".join(lines)

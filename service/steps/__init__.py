@@ -1,0 +1,1 @@
+"""What one tick of the reconciler does, a file for each part of it."""

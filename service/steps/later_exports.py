@@ -1,0 +1,114 @@
+"""What one tick does with later exports: begins those that wait, launches, settles and releases them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+
+from service import files
+from service.decide import EndOnRay, Launch, RayStatus, Seen
+from service.dispatch import ClusterUnreachableError
+from service.exports import OVER, Begin, Export, ExportState, Update, begin, decide_export
+from service.jobs import Job, new_fence
+from service.steps.ports import Look, Ports, attempt_token
+from trainer import attempt as protocol
+from trainer.spec import JobSpec
+
+logger = logging.getLogger(__name__)
+
+MOST_AT_ONCE = 2
+"""Exports take no room of the scheduler's, only that of a driver; so there are few at a time, oldest first."""
+
+
+class ExportStep:
+    """Carries out what `decide_export` says."""
+
+    def __init__(self, ports: Ports) -> None:
+        self._ports = ports
+
+    def advance_all(self, look: Look) -> set[str]:
+        """Do what can be done now; the submissions that belong to exports which may still run."""
+        known: set[str] = set()
+        exports = self._ports.store.unreleased_exports()
+        busy = sum(export.state is not ExportState.QUEUED for export in exports)
+        jobs = {job.id: job for job in self._ports.store.jobs_by_id({export.job_id for export in exports})}
+        for export in _oldest_first(exports):
+            waited = export.state is ExportState.QUEUED
+            after = self._advance(export, jobs[export.job_id], look, room=busy < MOST_AT_ONCE)
+            busy += waited and after.state is not ExportState.QUEUED
+            known |= {export.submission_id, after.submission_id}
+        return known
+
+    def _advance(self, export: Export, job: Job, look: Look, *, room: bool) -> Export:
+        """What became of it."""
+        for _ in range(4):  # begun, launched, succeeded, released: none has more to do at once
+            decision = decide_export(export, self._see(export, look))
+            if isinstance(decision, Begin):
+                if not room:
+                    break
+                assert look.view is not None
+                decision = begin(export, new_fence(), look.view.session, self._ports.store.now())
+            after = None if decision is None else self._apply(export, job, decision, look)
+            if after is None:
+                break
+            export = after
+        return export
+
+    def _see(self, export: Export, look: Look) -> Seen:
+        now, view = self._ports.store.now(), look.view
+        runs = export.fence is not None and export.state is ExportState.RUNNING
+        result = files.read_result(self._folder(export), export.fence) if runs and export.fence else None
+        if view is None:
+            return Seen(now, result=result)
+        submission = view.submissions.get(export.submission_id)
+        status = submission.status if submission else RayStatus.UNKNOWN
+        return Seen(now, ray=status, session=view.session, result=result)
+
+    def _apply(self, export: Export, job: Job, decision: Launch | Update | EndOnRay, look: Look) -> Export | None:
+        """Carry a decision out; None: not now, the next tick looks again."""
+        try:
+            if isinstance(decision, Launch):
+                decision = self._launch(export, job)
+            elif isinstance(decision, EndOnRay):
+                self._ports.dispatcher.end(export.submission_id)
+                decision = Update({"stop_sent_at": self._ports.store.now()})
+        except (ClusterUnreachableError, OSError) as error:
+            logger.warning("an export has to wait", extra={"export": export.submission_id, "error": str(error)})
+            return None
+        after = self._ports.store.change_export(export, decision.changes, event=decision.event, lease=look.token)
+        if after is not None and decision.event is not None:
+            logger.info("export moved", extra={"export": after.submission_id, "to": after.state.value})
+            self._ports.on_change(job.id)
+        launched = after is not None and export.submitted_at != after.submitted_at is not None
+        return None if launched else after  # what Ray said of it is from before the launch
+
+    def _launch(self, export: Export, job: Job) -> Update:
+        files.write_export(self._folder(export), self._request(export, job))
+        self._ports.dispatcher.start(export.submission_id, self._folder(export), "export")
+        return Update({"submitted_at": self._ports.store.now()})
+
+    def _request(self, export: Export, job: Job) -> protocol.ExportRequest:
+        assert export.fence is not None and job.run_id is not None
+        places = self._ports.places
+        trained = protocol.attempt_folder(places.storage, job.id, job.attempt)
+        return protocol.ExportRequest(
+            name=export.name,
+            job_id=job.id,
+            fence=export.fence,
+            spec=JobSpec.model_validate_json(json.dumps(job.spec | {"export": export.section})),
+            source=f"{trained}/export",
+            mlflow_uri=places.mlflow_uri,
+            mlflow_run_id=job.run_id,
+            package=places.package(job),
+            service_url=places.service_url,
+            token=attempt_token(export.fence),
+        )
+
+    def _folder(self, export: Export) -> str:
+        return protocol.export_folder(self._ports.places.storage, export.job_id, export.name, export.starts)
+
+
+def _oldest_first(exports: Iterable[Export]) -> list[Export]:
+    """Those that are over first: they make room."""
+    return sorted(exports, key=lambda one: (one.state not in OVER, one.created_at, one.job_id, one.number))

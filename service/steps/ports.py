@@ -1,0 +1,73 @@
+"""What all steps of a tick work with: the ports to the outside, and one look at the cluster under one lease."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from service.dispatch import ClusterUnreachableError, Dispatcher, View
+from service.jobs import Attempt, Job
+from service.packages import Packages
+from service.store import Store
+from service.tracking import Tracker
+from trainer import attempt as protocol
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Places:
+    """What a launch file tells an attempt about its surroundings."""
+
+    storage: str
+    service_url: str
+    mlflow_uri: str
+
+    def package(self, job: Job) -> str | None:
+        code = job.spec.get("code")
+        return Packages(self.storage).path(code["package"]) if code else None
+
+    def folder(self, attempt: Attempt) -> str:
+        return protocol.attempt_folder(self.storage, attempt.job_id, attempt.number)
+
+
+class Observer(Protocol):
+    """Hears of what happened, for metrics."""
+
+    def moved(self, before: Job, after: Job) -> None: ...
+
+    def attempt_ended(self, outcome: str, reason: str) -> None: ...
+
+
+@dataclass
+class Ports:
+    """Everything outside that a step may read or change. on_change: called with the id of a job that changed."""
+
+    store: Store
+    dispatcher: Dispatcher
+    tracker: Tracker
+    places: Places
+    on_change: Callable[[str], None]
+    metrics: Observer | None = None
+
+    def end_quietly(self, submission_id: str) -> None:
+        try:
+            self.dispatcher.end(submission_id)
+        except ClusterUnreachableError as error:
+            logger.warning("an end has to wait", extra={"submission": submission_id, "error": str(error)})
+
+
+@dataclass(frozen=True)
+class Look:
+    """token: of the lease that must still stand for a change. view: of the cluster; None: it can't be reached."""
+
+    token: int
+    view: View | None
+
+
+def attempt_token(fence: str) -> str:
+    """The bearer token of an attempt. Made from its fence, so that a launch file can be written again after a crash."""
+    return hashlib.sha256(f"syncnorm attempt {fence}".encode()).hexdigest()

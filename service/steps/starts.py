@@ -1,0 +1,80 @@
+"""Which waiting jobs start now: the scheduler's plan, made of what is stored and seen, and carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from service.dispatch import View
+from service.jobs import Attempt, Job, JobState, NewEvent, new_fence
+from service.scheduler import Held, Policy, Schedule, schedule
+from service.steps.one_job import LAUNCH_LEASE_S, JobStep
+from service.steps.ports import Look, Ports
+from service.waiting import Waiting
+from trainer import attempt as protocol
+
+
+class Starts:
+    """Plans, and begins what the plan starts."""
+
+    def __init__(self, ports: Ports, policy: Policy, waiting: Waiting, jobs: JobStep, lease_s: float) -> None:
+        self._ports = ports
+        self._policy = policy
+        self._waiting = waiting
+        self._jobs = jobs
+        self._lease_s = lease_s
+
+    def start_what_fits(self, look: Look, view: View, attempts: Sequence[Attempt]) -> Schedule:
+        """attempts: those that still take up room."""
+        store = self._ports.store
+        now = store.now()
+        plan = schedule(self._waiting.lines(), self._held(attempts, now), view.nodes, now, self._policy)
+        for job in plan.preempts:
+            event = NewEvent("preempt_requested", "A job of higher priority needs the room.")
+            if store.move(job, job.state, {"stop": "preempt", "stop_at": now}, event=event, lease=look.token):
+                self._ports.on_change(job.id)
+        for job in plan.starts:
+            self._begin(job, now, look)
+        return plan
+
+    def _held(self, attempts: Sequence[Attempt], now: datetime) -> list[Held]:
+        jobs = {job.id: job for job in self._ports.store.jobs_by_id([attempt.job_id for attempt in attempts])}
+        held = []
+        for attempt in attempts:
+            if job := jobs.get(attempt.job_id):
+                # Once its workers train, what they use is part of what the cluster reports.
+                placed = attempt.phase is not None and attempt.phase not in ("preparing", "starting_workers")
+                held.append(Held(job, attempt.created_at, placed, _ends_at(job, now)))
+        return held
+
+    def _begin(self, job: Job, now: datetime, look: Look) -> None:
+        """Write the next attempt down, then launch it."""
+        store = self._ports.store
+        checkpoint = next(iter(store.checkpoints(job.id)), None)
+        number = job.attempt + 1
+        attempt = Attempt(
+            id=protocol.attempt_id(job.id, number),
+            job_id=job.id,
+            number=number,
+            fence=new_fence(),
+            created_at=now,
+            lease_expires_at=now + timedelta(seconds=max(self._lease_s, LAUNCH_LEASE_S)),
+            resume_from=checkpoint.path if checkpoint else None,
+            resume_step=checkpoint.step if checkpoint else 0,
+            step=checkpoint.step if checkpoint else 0,
+        )
+        event = NewEvent(JobState.STARTING, f"Attempt {number} starts.", {"attempt": number})
+        changes = {"attempt": number, "not_before": None}
+        moved = store.move(job, JobState.STARTING, changes, event=event, new_attempt=attempt, lease=look.token)
+        if moved is not None:
+            self._waiting.note(moved)
+            self._ports.on_change(job.id)
+            self._jobs.advance(moved, attempt, look)
+
+
+def _ends_at(job: Job, now: datetime) -> datetime | None:
+    """By the pace of its steps, or by its deadline."""
+    if job.deadline_s is not None and job.started_at is not None:
+        return max(now, job.started_at + timedelta(seconds=job.deadline_s))
+    eta_s = (job.progress or {}).get("eta_s")
+    return None if eta_s is None else now + timedelta(seconds=eta_s)
