@@ -287,7 +287,7 @@ def test_service_that_makes_up_ids_at_the_start_would_be_noticed(tmp_path: Path)
     with fake_servers(work_s=(600, 600)) as (_, url):
         bug = Killable(tmp_path, url, "new id each time", death_chance=0.5)
         with closing(bug), load(bug, 2, seed=3) as record:
-            _kill(bug, record, 4, seed=3)
+            _kill(bug, record, 8, seed=3)
 
     assert doubled(tmp_path) > 0
 
