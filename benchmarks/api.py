@@ -1,8 +1,8 @@
 """What a request costs: submits with a token, an idempotency key and an event; lists over many jobs; a thousand
 followers; a plan for a long queue.
 
-Peer: `/healthz` of the same server in the same run, which is the framework alone. Clients are threads of this process
-with one connection each, so they take their part of the machine as well; the CPU time of the server is told beside.
+Peer: `/healthz` of the same server in the same run, which is the framework alone. The clients share the machine
+with the server, but take little of it: see `load.py`. The CPU time of both is told beside.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import resource
 import selectors
 import statistics
-import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from datetime import UTC, datetime
 from http.client import HTTPConnection
 
 from benchmarks.harness import Row, Table
+from benchmarks.load import Load, request, send
 from benchmarks.service_process import SPEC, Server, service_process
 from service.jobs import Job
 from service.scheduler import Policy, in_lines, schedule
@@ -29,99 +29,90 @@ from service.submit import new_job
 from trainer.plan import NodeCapacity
 from trainer.spec_reader import read_spec
 
-WRITERS, READERS = 8, 4
-"""Connections that send at the same time."""
+CONNECTIONS = 8
+"""That send at the same time."""
 ROUNDS = 5
-REQUESTS = 60
+REQUESTS = 100
 """Of each client in each round."""
 FOLLOWERS = 1000
 JOBS = int(os.environ.get("BENCH_JOBS", "100000"))
 
-Call = Callable[[HTTPConnection, Server], None]
+Make = Callable[[Server], bytes]
+"""The next request of a kind."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """wall_s and cpu_s of all requests together (cpu_s: the server's), and the time each took."""
+    """cpu_s: of the server, for all requests together."""
 
-    wall_s: float
+    load: Load
     cpu_s: float
-    each_s: list[float]
+
+    @property
+    def count(self) -> int:
+        return len(self.load.each_s)
+
+    @property
+    def p95_s(self) -> float:
+        return sorted(self.load.each_s)[int(0.95 * self.count)]
 
 
 def run() -> Table:
-    kinds: dict[str, tuple[int, Call]] = {
-        "healthz": (READERS, _get("/healthz")),
-        "submit": (WRITERS, _submit),
-        "list 50": (READERS, _get("/v1/jobs")),
-        "list by label": (READERS, _get("/v1/jobs?label=n:7")),
-        "list by state": (READERS, _get("/v1/jobs?state=queued")),
+    kinds: dict[str, Make] = {
+        "healthz": _get("/healthz"),
+        "submit": _submit,
+        "list 50": _get("/v1/jobs"),
+        "list by label": _get("/v1/jobs?label=n:7"),
+        "list by state": _get("/v1/jobs?state=queued"),
     }
     with service_process(JOBS) as server:
         rounds: dict[str, list[Round]] = {kind: [] for kind in kinds}
         for _ in range(ROUNDS):
-            for kind, (clients, call) in kinds.items():
-                rounds[kind].append(_round(server, clients, call))
+            for kind, make in kinds.items():
+                rounds[kind].append(_round(server, make))
         for kind, measured in rounds.items():
             _tell(kind, measured)
         _follow(server)
     decisions = [_decide() for _ in range(ROUNDS)]
     print(f"plan with 10,000 queued: {1000 * min(decisions):.1f} ms, median {1000 * statistics.median(decisions):.1f}")
     rows = [_row(kind, measured, rounds["healthz"]) for kind, measured in rounds.items()]
-    return Table(name="api", peer="healthz", rows=rows, workers=WRITERS)
+    return Table(name="api", peer="healthz", rows=rows, workers=CONNECTIONS)
 
 
-def _get(path: str) -> Call:
-    return lambda connection, server: _send(connection, "GET", path, None, server.headers())
+def _get(path: str) -> Make:
+    return lambda server: request("GET", path, server.headers())
 
 
-def _submit(connection: HTTPConnection, server: Server) -> None:
+def _submit(server: Server) -> bytes:
     headers = server.headers({"Idempotency-Key": uuid.uuid4().hex, "Content-Type": "application/json"})
-    _send(connection, "POST", "/v1/jobs", json.dumps(SPEC), headers)
+    return request("POST", "/v1/jobs", headers, json.dumps(SPEC).encode())
 
 
-def _send(connection: HTTPConnection, method: str, path: str, body: str | None, headers: dict[str, str]) -> None:
-    connection.request(method, path, body, headers)
-    answer = connection.getresponse()
-    text = answer.read()
-    assert answer.status in (200, 201), text
-
-
-def _round(server: Server, clients: int, call: Call) -> Round:
-    each: list[float] = []
-    barrier = threading.Barrier(clients + 1)
-
-    def client() -> None:
-        connection = server.connect()
-        barrier.wait()
-        for _ in range(REQUESTS):
-            began = time.perf_counter()
-            call(connection, server)
-            each.append(time.perf_counter() - began)
-        connection.close()
-
-    threads = [threading.Thread(target=client) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    barrier.wait()
-    began, cpu_s = time.perf_counter(), server.cpu_s()
-    for thread in threads:
-        thread.join()
-    return Round(time.perf_counter() - began, server.cpu_s() - cpu_s, each)
+def _round(server: Server, make: Make) -> Round:
+    requests = [[make(server) for _ in range(REQUESTS)] for _ in range(CONNECTIONS)]
+    cpu_s = server.cpu_s()
+    load = send(server.port, requests)
+    return Round(load, server.cpu_s() - cpu_s)
 
 
 def _tell(kind: str, rounds: list[Round]) -> None:
-    rates = [len(one.each_s) / one.wall_s for one in rounds]
-    p95s = [1000 * sorted(one.each_s)[int(0.95 * len(one.each_s))] for one in rounds]
-    cpu_ms = 1000 * min(one.cpu_s / len(one.each_s) for one in rounds)
+    rates = [one.count / one.load.wall_s for one in rounds]
+    p95s = [1000 * one.p95_s for one in rounds]
+    server_ms, client_ms = (1000 * min(each) for each in _cpu_s(rounds))
     print(
         f"{kind:<14} best {max(rates):6.0f}/s  median {statistics.median(rates):6.0f}/s   "
-        f"p95 best {min(p95s):5.1f} ms  median {statistics.median(p95s):5.1f} ms   server CPU {cpu_ms:.2f} ms"
+        f"p95 best {min(p95s):5.1f} ms  median {statistics.median(p95s):5.1f} ms   "
+        f"CPU: server {server_ms:.2f} ms, client {client_ms:.2f} ms"
     )
 
 
+def _cpu_s(rounds: list[Round]) -> tuple[list[float], list[float]]:
+    """Of one request in each round: the server's and the client's."""
+    return [one.cpu_s / one.count for one in rounds], [one.load.client_s / one.count for one in rounds]
+
+
 def _row(kind: str, rounds: list[Round], peer: list[Round]) -> Row:
-    seconds, against = ([one.wall_s / len(one.each_s) for one in these] for these in (rounds, peer))
+    seconds, against = ([one.load.wall_s / one.count for one in these] for these in (rounds, peer))
     return Row(
         setting=f"{JOBS} jobs",
         competitor=kind,

@@ -14,9 +14,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+_JSON: dict[str, Any] = {"json_serializer": lambda value: to_json(value).decode(), "json_deserializer": from_json}
+"""For JSON columns; a few times faster than the json module."""
 
 
 class Database:
@@ -32,9 +34,7 @@ class Database:
             self._writer = _sqlite_engine(url, "BEGIN IMMEDIATE", synchronous)
             self._reader = _sqlite_engine(url, "BEGIN", synchronous)
         else:
-            self._writer = self._reader = sa.create_engine(
-                _with_driver(url), pool_pre_ping=True, pool_size=20, json_deserializer=from_json
-            )
+            self._writer = self._reader = sa.create_engine(_with_driver(url), pool_pre_ping=True, pool_size=20, **_JSON)
 
     def migrate(self) -> None:
         """Bring the tables to the newest form."""
@@ -92,9 +92,7 @@ def _with_driver(url: str) -> str:
 
 
 def _sqlite_engine(url: str, begin: str, synchronous: str) -> sa.Engine:
-    engine = sa.create_engine(
-        url, connect_args={"timeout": 30, "check_same_thread": False}, pool_size=20, json_deserializer=from_json
-    )
+    engine = sa.create_engine(url, connect_args={"timeout": 30, "check_same_thread": False}, pool_size=20, **_JSON)
 
     @sa.event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:

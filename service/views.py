@@ -6,10 +6,11 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic_core import to_json
 
 from service.jobs import Attempt, Job, JobState
-from service.store import StoredEvent, StoredLine
-from service.tracking import run_url
+from service.store import Listed, StoredEvent, StoredLine
+from service.tracking import run_page
 from trainer.failure import ADVICE, FailureReason
 
 
@@ -120,31 +121,43 @@ class LinePage(BaseModel):
 
 
 def job_view(job: Job, mlflow_uri: str) -> JobView:
-    return JobView(
-        id=job.id,
-        name=job.name,
-        project=job.project,
-        owner=job.owner,
-        state=job.state,
-        reason=job.reason,
-        message=_message(job),
-        priority=job.priority,
-        labels=job.labels,
-        spec=job.spec,
-        attempts=job.attempt,
-        progress=ProgressView.model_validate(job.progress or {}),
-        mlflow=MlflowView(run_id=job.run_id, url=run_url(mlflow_uri, job)),
-        model=ModelView.model_validate(job.model) if job.model else None,
-        created_at=job.created_at,
-        started_at=job.started_at,
-        finished_at=job.finished_at,
-        version=job.version,
-    )
+    return JobView(**_shown(job, mlflow_uri), labels=job.labels, spec=job.spec)
 
 
-def _message(job: Job) -> str:
+def job_text(listed: Listed, mlflow_uri: str) -> str:
+    """The view of a job as JSON. What is kept as JSON is put in as it is: reading and writing it is most of a list."""
+    rest = to_json(_shown(listed, mlflow_uri)).decode()
+    return f'{rest[:-1]},"labels":{listed.labels},"spec":{listed.spec}}}'
+
+
+def _shown(job: Job | Listed, mlflow_uri: str) -> dict[str, Any]:
+    """The fields of a JobView, but for labels and spec."""
+    return {
+        "id": job.id,
+        "name": job.name,
+        "project": job.project,
+        "owner": job.owner,
+        "state": job.state,
+        "reason": job.reason,
+        "message": _message(job),
+        "priority": job.priority,
+        "attempts": job.attempt,
+        "progress": ProgressView.model_validate(job.progress) if job.progress else _NO_PROGRESS,
+        "mlflow": MlflowView(run_id=job.run_id, url=run_page(mlflow_uri, job.experiment_id, job.run_id)),
+        "model": ModelView.model_validate(job.model) if job.model else None,
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+        "version": job.version,
+    }
+
+
+_NO_PROGRESS = ProgressView()
+
+
+def _message(job: Job | Listed) -> str:
     """What happened, and whose turn it is."""
-    advice = ADVICE[job.reason].text if job.reason and job.state is JobState.FAILED else ""
+    advice = ADVICE[FailureReason(job.reason)].text if job.reason and job.state == JobState.FAILED else ""
     return " ".join(part for part in (job.message, advice) if part)
 
 

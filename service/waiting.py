@@ -29,19 +29,16 @@ class Waiting:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._jobs: dict[str, Job] = {}
+        self._versions: dict[str, int] = {}
         self._lines: dict[str, list[Place]] = defaultdict(list)
 
     def refresh(self, source: Source) -> None:
         """Make it what the store has now."""
         versions = source.versions(JobState.QUEUED)
-        for job_id in [job_id for job_id in self._jobs if job_id not in versions]:
+        known = self._versions
+        for job_id in [job_id for job_id in known if job_id not in versions]:
             self._remove(job_id)
-        changed = [
-            job_id
-            for job_id, version in versions.items()
-            if (known := self._jobs.get(job_id)) is None or known.version != version
-        ]
-        for job in source.jobs_by_id(changed):
+        for job in source.jobs_by_id([job_id for job_id, version in versions.items() if known.get(job_id) != version]):
             self.note(job)
 
     def note(self, job: Job) -> None:
@@ -50,6 +47,7 @@ class Waiting:
         if job.state is not JobState.QUEUED:
             return
         self._jobs[job.id] = job
+        self._versions[job.id] = job.version
         insort(self._lines[job.owner], place(job, self._policy))
 
     def lines(self) -> Lines:
@@ -60,6 +58,7 @@ class Waiting:
         job = self._jobs.pop(job_id, None)
         if job is None:
             return
+        del self._versions[job_id]
         line = self._lines[job.owner]
         del line[bisect_left(line, place(job, self._policy))]
         if not line:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from typing import Annotated, Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 
 from service.api.body import Json, JsonBody
@@ -28,7 +30,7 @@ from service.submit import (
     against_urls,
     needs_a_look,
 )
-from service.views import JobPage, JobView, job_view
+from service.views import JobPage, JobView, job_text, job_view
 from trainer.plan import plan
 from trainer.spec import JobSpec
 from trainer.spec_reader import Problem, SpecError, read_spec
@@ -97,7 +99,7 @@ def too_many(ctx: Context, who: Principal) -> ApiError:
 
 def created(content: dict[str, Any], headers: dict[str, str] | None = None, what: str = "jobs") -> Response:
     location = {"Location": f"/v1/{what}/{content['id']}"}
-    return JSONResponse(content, status_code=201, headers=location | (headers or {}))
+    return Response(to_json(content), 201, location | (headers or {}), "application/json")
 
 
 def again(before: Answer, body: JsonBody, what: str = "jobs") -> Response:
@@ -116,7 +118,7 @@ def reused_key(what: str) -> ApiError:
 
 
 @router.get("", response_model=JobPage)
-def list_jobs(
+async def list_jobs(
     *,
     ctx: Ctx,
     who: Reader,
@@ -134,7 +136,7 @@ def list_jobs(
     """Jobs, newest first. A cursor goes on behind the last job of the page before, whatever was added since."""
     if not who.is_admin:
         if owner not in (None, who.name):
-            return as_json(JobPage(items=[], next_cursor=None))
+            return _page([], None)
         owner = who.name
     key, _, value = (label or "").partition(":")
     query = JobQuery(
@@ -149,15 +151,19 @@ def list_jobs(
         after=decode(cursor) if cursor else None,
         limit=limit,
     )
-    found = ctx.store.jobs(query)
-    following = encode(found[-1].id) if len(found) == limit else None
-    page = JobPage(items=[job_view(job, ctx.mlflow_uri) for job in found], next_cursor=following)
-    return as_json(page)
+    return await to_thread.run_sync(_listed, ctx, query, limiter=ctx.lists)
 
 
-def as_json(page: BaseModel) -> Response:
-    """The answer itself; FastAPI would read the page into its model once more."""
-    return Response(page.model_dump_json(), media_type="application/json")
+def _listed(ctx: Context, query: JobQuery) -> Response:
+    found = ctx.store.listed(query)
+    following = encode(found[-1].id) if len(found) == query.limit else None
+    return _page([job_text(one, ctx.mlflow_uri) for one in found], following)
+
+
+def _page(items: list[str], next_cursor: str | None) -> Response:
+    """A JobPage."""
+    text = f'{{"items":[{",".join(items)}],"next_cursor":{json.dumps(next_cursor)}}}'
+    return Response(text, media_type="application/json")
 
 
 def _aware(value: datetime | None) -> datetime | None:

@@ -11,8 +11,8 @@ import sqlalchemy as sa
 
 from service import schema as t
 from service.jobs import ARROWS, TERMINAL, Attempt, Job, JobState, NewEvent
-from service.store.base import INSERT_EVENT, JOBS, Tables, job_of, row_of
-from service.store.values import Added, Answer, JobQuery, NewJob
+from service.store.base import INSERT_EVENT, JOBS, LISTED, Tables, job_of, row_of
+from service.store.values import Added, Answer, JobQuery, Listed, NewJob
 
 
 class JobTable(Tables):
@@ -51,7 +51,6 @@ class JobTable(Tables):
 
     def _take_keys(self, c: sa.Connection, new: Sequence[NewJob]) -> dict[tuple[str, str | None], Answer]:
         """Keep the keys and answers that are new; the answers under keys that were taken before."""
-        i = t.idempotency.c
         now = self._now(c)
         rows: dict[tuple[str, str], dict[str, Any]] = {}
         for one in new:
@@ -61,8 +60,7 @@ class JobTable(Tables):
         if not rows:
             return {}
         # In one order everywhere, so that two replicas never wait for each other's keys.
-        insert = self._insert(t.idempotency).returning(i.owner, i.key)
-        ours = {tuple(row) for row in c.execute(insert, [rows[name] for name in sorted(rows)])}
+        ours = {tuple(row) for row in c.execute(self._take_key, [rows[name] for name in sorted(rows)])}
         found = {name: self._answer(c, *name) for name in rows if name not in ours}
         return {name: answer for name, answer in found.items() if answer is not None}
 
@@ -72,10 +70,7 @@ class JobTable(Tables):
 
     def _room(self, c: sa.Connection, owners: Collection[str], most: int) -> dict[str, int]:
         """How many more unfinished jobs each owner may have."""
-        j = t.jobs.c
-        mine = sa.and_(j.owner.in_(owners), j.state.in_(_UNFINISHED))
-        query = sa.select(j.owner, sa.func.count()).where(mine).group_by(j.owner)
-        found: dict[str, int] = {row[0]: row[1] for row in c.execute(query)}
+        found: dict[str, int] = {row[0]: row[1] for row in c.execute(_COUNT_UNFINISHED, {"owners": list(owners)})}
         return {owner: most - found.get(owner, 0) for owner in owners}
 
     def _insert_jobs(self, c: sa.Connection, new: Sequence[NewJob]) -> None:
@@ -136,7 +131,7 @@ class JobTable(Tables):
             row = c.execute(JOBS.where(t.jobs.c.id == job_id)).one_or_none()
         return None if row is None else job_of(row)
 
-    def jobs(self, query: JobQuery) -> list[Job]:
+    def listed(self, query: JobQuery) -> list[Listed]:
         j = t.jobs.c
         wanted = [
             column == value
@@ -159,7 +154,8 @@ class JobTable(Tables):
         if query.after is not None:
             wanted.append(j.id > query.after if query.ascending else j.id < query.after)
         order = j.id.asc() if query.ascending else j.id.desc()
-        return self._jobs(JOBS.where(*wanted).order_by(order).limit(query.limit))
+        with self._db.read() as c:
+            return [Listed(*row) for row in c.execute(LISTED.where(*wanted).order_by(order).limit(query.limit))]
 
     def versions(self, state: JobState) -> dict[str, int]:
         """Version by id of all jobs in a state."""
@@ -241,4 +237,9 @@ class JobTable(Tables):
 
 _CHUNK = 500
 _UNFINISHED = tuple(state for state in JobState if state not in TERMINAL)
+_COUNT_UNFINISHED = (
+    sa.select(t.jobs.c.owner, sa.func.count())
+    .where(t.jobs.c.owner.in_(sa.bindparam("owners", expanding=True)), t.jobs.c.state.in_(_UNFINISHED))
+    .group_by(t.jobs.c.owner)
+)
 _INSERT_JOB, _INSERT_LABEL = sa.insert(t.jobs), sa.insert(t.labels)

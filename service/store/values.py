@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from service.jobs import Job, NewEvent
 
@@ -90,6 +90,30 @@ class Added(StrEnum):
     STORED = "stored"
     TOO_MANY = "too_many"
     """Its owner has as many unfinished jobs as allowed; nothing was stored."""
+
+
+class Listed(NamedTuple):
+    """What a list shows of a job. labels, spec: the JSON text they are kept as, for nobody looks into them."""
+
+    id: str
+    name: str
+    project: str
+    owner: str
+    state: str
+    reason: str | None
+    message: str
+    priority: int
+    labels: str
+    spec: str
+    attempt: int
+    progress: dict[str, Any] | None
+    experiment_id: str | None
+    run_id: str | None
+    model: dict[str, Any] | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    version: int
 
 
 Heads = tuple[int, int]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -18,9 +20,11 @@ from service.store import Added, Answer, JobQuery, NewJob, Store
 from service.studies.spec import expand, read_study
 from service.studies.study import Study, new_study
 from service.submit import new_job
+from service.views import job_text, job_view
 from tests.fakes import Clock
 from tests.service.databases import postgres_programs, postgres_server
 from trainer.attempt import CheckpointFact, LogLine
+from trainer.failure import FailureReason
 from trainer.spec_reader import read_spec
 
 SPEC = {"name": "job", "labels": {"a": "b"}, "model": {"name": "resnet"}, "data": {"name": "digits", "batch_size": 32}}
@@ -152,7 +156,7 @@ def test_same_key_is_kept_once_even_when_sent_at_once(store: Store, clock: Clock
     for thread in threads:
         thread.join()
 
-    kept = store.jobs(JobQuery())
+    kept = store.listed(JobQuery())
     assert len(kept) == 1
     assert results.count(Added.STORED) == 1
     assert [one for one in results if one is not Added.STORED] == 15 * [Answer("hash", {"id": kept[0].id})]
@@ -298,6 +302,46 @@ def test_one_holder_of_the_lease_at_a_time_and_a_new_token_for_each(store: Store
     assert second > first
 
 
+def test_lease_is_written_again_only_once_half_of_it_is_over(store: Store, clock: Clock, database: Database) -> None:
+    def ends_at() -> datetime:
+        with database.read() as c:
+            return c.execute(sa.select(schema.leases.c.expires_at)).scalar_one()
+
+    store.take_lease("a", 15)
+    first = ends_at()
+    clock.advance(7)
+    store.take_lease("a", 15)
+    early = ends_at()
+    clock.advance(1)
+    store.take_lease("a", 15)
+
+    assert early == first
+    assert ends_at() == clock() + timedelta(seconds=15)
+
+
+def test_list_shows_jobs_in_every_state_as_they_are_shown_one_by_one(store: Store, clock: Clock) -> None:
+    whole = {
+        "progress": {"epoch": 1, "step": 3, "percent": 12.5, "metrics": {"val/loss": 0.25}},
+        "experiment_id": "1",
+        "run_id": "r",
+        "message": 'It said "so"\nand ü.',
+        "started_at": clock(),
+        "model": {"uri": "runs:/r/model", "registered": None, "certificate": {"max_difference": 0.0}, "more": 1},
+    }
+    jobs = []
+    for state in JobState:
+        reason = FailureReason.USER_ERROR if state is JobState.FAILED else None
+        job = new_job(read_spec(SPEC | {"name": state.value, "labels": {"a": 'ü"'}}), "ann", clock())
+        jobs.append(replace(job, state=state, reason=reason, **(whole if state is not JobState.QUEUED else {})))
+        store.add_job(jobs[-1], HEARD)
+
+    shown = [json.loads(job_text(one, "http://mlflow")) for one in store.listed(JobQuery(ascending=True))]
+
+    assert shown == [
+        job_view(job, "http://mlflow").model_dump(mode="json") for job in sorted(jobs, key=lambda job: job.id)
+    ]
+
+
 def test_results_of_a_reconciler_that_lost_its_lease_are_dropped(store: Store, clock: Clock) -> None:
     job = submit(store, clock)
     token = store.take_lease("a", 15)
@@ -347,7 +391,7 @@ def test_study_comes_back_with_a_queued_job_for_every_child(store: Store, clock:
         (JobState.QUEUED, child.seed, child.point["norm.kind"]) for child, _ in family
     ]
     assert all([event.kind for event in store.events(child.job_id)] == ["queued"] for child, _ in family)
-    assert len(store.jobs(JobQuery(label=("study", study.id)))) == 4
+    assert len(store.listed(JobQuery(label=("study", study.id)))) == 4
 
 
 def test_study_under_a_used_key_is_not_stored_again(store: Store, clock: Clock) -> None:
@@ -357,7 +401,7 @@ def test_study_under_a_used_key_is_not_stored_again(store: Store, clock: Clock) 
 
     assert before == Answer("hash", {"id": first.id})
     assert len(store.studies(None, None, 10)) == 1
-    assert len(store.jobs(JobQuery())) == 4
+    assert len(store.listed(JobQuery())) == 4
 
 
 def test_study_that_can_not_be_written_whole_leaves_nothing(store: Store, clock: Clock) -> None:
@@ -368,7 +412,7 @@ def test_study_that_can_not_be_written_whole_leaves_nothing(store: Store, clock:
         store.add_study(study, children, [*jobs, jobs[0]], ("k", Answer("hash", {})))
 
     assert store.study(study.id) is None
-    assert store.jobs(JobQuery()) == []
+    assert store.listed(JobQuery()) == []
     assert store.answer("ann", "k") is None
 
 

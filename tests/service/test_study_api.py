@@ -94,7 +94,7 @@ def test_same_key_gives_the_same_study(running: Running) -> None:
 
     assert again.json() == first.json()
     assert again.headers["idempotency-replayed"] == "true"
-    assert len(world.store.jobs(JobQuery())) == 4
+    assert len(world.store.listed(JobQuery())) == 4
     problem(client.post("/v1/studies", json=STUDY | {"seeds": [9]}, headers=headers), 422, "idempotency_key_reused")
 
 
@@ -323,6 +323,6 @@ def test_service_killed_while_it_creates_children_neither_loses_nor_doubles_any(
     with closing(Database(url)) as database:
         store = Store(database)
         (study,) = store.studies(None, None, 10)
-        jobs = {job.id for job in store.jobs(JobQuery())}
+        jobs = {one.id for one in store.listed(JobQuery())}
         assert jobs == {child.job_id for child, job in store.family(study.id) if job is not None}
         assert len(jobs) == 4
