@@ -1,4 +1,4 @@
-"""Which tests share a process: `make test` spreads them over two."""
+"""Which tests share a process: `make test` spreads them over three."""
 
 from __future__ import annotations
 

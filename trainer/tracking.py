@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import httpx
 
@@ -79,6 +79,10 @@ class Spool:
         self._file.close()
 
 
+class _RunGoneError(Exception):
+    """Somebody deleted the run."""
+
+
 class MetricSender:
     """Delivers spools to one MLflow run, in order, at most once per (key, step), for as long as it takes."""
 
@@ -120,6 +124,9 @@ class MetricSender:
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
                 if ending and time.monotonic() > self._deadline:
                     return
+            except _RunGoneError:
+                logger.warning("MLflow has no run %s any more; its metrics stay in %s", self._run_id, self._spools)
+                return
             self._ending.wait(pause_s) if not ending else time.sleep(0.5)
 
     def _deliver(self) -> None:
@@ -131,7 +138,7 @@ class MetricSender:
                 self._offsets[spool] = offset
 
     def _send(self, batch: list[Point], last_step: dict[str, int]) -> None:
-        """Send what is new in `batch`; only a success moves `last_step` on."""
+        """Send what is new in `batch`; `last_step` moves on with each request that MLflow has answered for good."""
         after = dict(last_step)
         new = []
         for point in batch:
@@ -139,15 +146,35 @@ class MetricSender:
                 after[point["key"]] = point["step"]
                 new.append(point)
         if new:
-            answer = self._client.post("runs/log-batch", json={"run_id": self._run_id, "metrics": new})
+            self._post(new, last_step)
+
+    def _post(self, points: list[Point], last_step: dict[str, int]) -> None:
+        """A point that MLflow will never take is found by halves and left out, so that it holds no other up."""
+        answer = self._client.post("runs/log-batch", json={"run_id": self._run_id, "metrics": points})
+        if answer.status_code != httpx.codes.BAD_REQUEST:
             answer.raise_for_status()
-        last_step.update(after)
+        elif len(points) > 1:
+            self._check_run()
+            middle = len(points) // 2
+            self._post(points[:middle], last_step)
+            self._post(points[middle:], last_step)
+        else:
+            logger.warning("MLflow refuses the metric %s: %s", points[0], answer.text[:300])
+        last_step.update({point["key"]: point["step"] for point in points})
 
     def _steps_already_there(self) -> dict[str, int]:
-        answer = self._client.get("runs/get", params={"run_id": self._run_id})
-        answer.raise_for_status()
-        metrics = answer.json()["run"]["data"].get("metrics", [])
+        metrics = self._check_run()["data"].get("metrics", [])
         return {metric["key"]: int(metric.get("step", 0)) for metric in metrics}
+
+    def _check_run(self) -> dict[str, Any]:
+        """The run, which can be written to. Raises: _RunGoneError if it was deleted."""
+        answer = self._client.get("runs/get", params={"run_id": self._run_id})
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            raise _RunGoneError
+        run: dict[str, Any] = answer.raise_for_status().json()["run"]
+        if run["info"]["lifecycle_stage"] == "deleted":
+            raise _RunGoneError
+        return run
 
 
 def _read_batches(spool: Path, offset: int) -> Iterator[tuple[list[Point], int]]:

@@ -23,8 +23,8 @@ def document() -> dict[str, Any]:
     small = {"name": "resnet", "init_args": {"depth": 8, "width": 8}}
     changes = {
         "model": small,
-        "train": {"epochs": 6, "checkpoint_every": {"steps": 10}},
-        "export": {"formats": ["pt2"]},
+        "train": {"epochs": 4, "checkpoint_every": {"steps": 10}},
+        "export": {"formats": []},
     }
     return yaml.safe_load(EXAMPLE.read_text()) | {"name": "survivor"} | changes
 

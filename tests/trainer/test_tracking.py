@@ -84,6 +84,32 @@ def test_what_is_no_point_is_left_out_and_holds_nothing_up(mlflow_server: Mlflow
     assert mlflow_server.history(run, "train/loss") == [(0, 0.0), (1, 1.0), (3, 3.0)]
 
 
+def test_a_metric_that_mlflow_refuses_holds_no_other_up(
+    mlflow_server: Mlflow, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = mlflow_server.new_run()
+    spool = fill(tmp_path / "s", range(3))
+    append(spool, {"a?b": 1.0}, 3)
+    fill(spool, range(4, 6))
+
+    assert MetricSender(rest_client(mlflow_server.uri), run, [spool]).start().close(30)
+
+    assert [step for step, _ in mlflow_server.history(run, "train/loss")] == [0, 1, 2, 4, 5]
+    assert "a?b" in caplog.text
+
+
+def test_a_run_that_was_deleted_is_given_up(
+    mlflow_server: Mlflow, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = mlflow_server.new_run()
+    sender = MetricSender(rest_client(mlflow_server.uri), run, [fill(tmp_path / "s", range(3))])
+    with rest_client(mlflow_server.uri) as rest:
+        rest.post("runs/delete", json={"run_id": run}).raise_for_status()
+
+    assert not sender.start().close(30)
+    assert f"no run {run} any more" in caplog.text
+
+
 @pytest.mark.timeout(300)
 def test_an_outage_loses_no_point_doubles_none_and_holds_nobody_up(mlflow_server: Mlflow, tmp_path: Path) -> None:
     run = mlflow_server.new_run()
