@@ -24,12 +24,13 @@ def digests(network: nn.Module) -> dict[str, str]:
 
 
 def local_statistics(network: nn.Module) -> frozenset[str]:
-    """Names of the running statistics that each rank has of its own: of layers that do not synchronize over all."""
+    """Names in the state_dict of the statistics that each rank has of its own: of layers not synchronized over all."""
     return frozenset(
         f"{path}.{name}" if path else name
         for path, layer in network.named_modules()
         if isinstance(getattr(layer, "running_mean", None), torch.Tensor) and not _is_shared_by_all(layer)
         for name, _ in layer.named_buffers(recurse=False)
+        if name not in layer._non_persistent_buffers_set
     )
 
 

@@ -238,7 +238,7 @@ class SecretRef(Part):
     secret: EnvName
 
 
-Diagnostic = Literal["gradient_histograms", "landscape", "covariate_shift", "activation_statistics"]
+Diagnostic = Literal["gradient_histograms", "landscape", "covariate_shift", "activation_statistics", "equivalence"]
 
 
 LabelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,63}$")]
@@ -262,7 +262,7 @@ class JobSpec(Part):
     resources: ResourcesSpec = ResourcesSpec()
     limits: LimitsSpec = LimitsSpec()
     statistics: StatisticsSpec = StatisticsSpec()
-    diagnostics: Annotated[list[Diagnostic], Field(max_length=4)] = []
+    diagnostics: Annotated[list[Diagnostic], Field(max_length=5)] = []
     export: ExportSpec = ExportSpec()
     code: CodeSpec | None = None
     env: Annotated[dict[EnvName, EnvValue | SecretRef], Field(max_length=64)] = {}

@@ -38,12 +38,14 @@ def layer_metric(layer: str, what: str) -> str:
     return f"norm/{layer}/{what}"
 
 
-# What each diagnostic logs, as `diagnostics/{layer}/{name}`; the layer of the landscape is called `landscape`.
+# What each diagnostic logs, as `diagnostics/{layer}/{name}`; those of the whole network have the layer `landscape` or
+# `equivalence`.
 DIAGNOSTIC_METRICS: dict[str, tuple[str, ...]] = {
     "gradient_histograms": ("nonzero_gradient_share", "gradient_l2", "gradient_below_l2", "weight_l2"),
     "landscape": ("loss_min", "loss_max", "gradient_change", "beta_smoothness"),
     "covariate_shift": ("shift_l2", "shift_cosine"),
     "activation_statistics": ("activation_mean", "activation_std", "saturated_share", "dead_channels"),
+    "equivalence": ("loss_difference", "gradient_difference", "statistics_difference", "optimizer_difference"),
 }
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
+import norm
 from trainer.attempt import Launch, StopRequest
 from trainer.callbacks.guard import NonFiniteError
 from trainer.control import StopRequested
@@ -138,7 +139,7 @@ def build(rank: int, world_size: int, launch: Launch, data: Data | None = None) 
     job = launch.spec
     L.seed_everything(job.seed, verbose=False)
     data = data or build_data(job.data, job.seed)
-    network, _ = convert(build_model(job.model, job.norm, data.info), job, None)
+    network, _ = convert(build_model(job.model, job.norm, data.info), job, norm.create_group(job.norm.group))
     try_out(network, data.info)
     loaders = Loaders.build(data, job, rank, world_size)
     steps = total_steps(job.train, len(loaders.train))

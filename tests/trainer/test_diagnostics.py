@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from trainer.callbacks.checkpoint import random_state
-from trainer.diagnostics import activation_statistics, covariate_shift, gradient_histograms, landscape
+from trainer.data.loader import Batch
+from trainer.diagnostics import activation_statistics, covariate_shift, equivalence, gradient_histograms, landscape
 from trainer.diagnostics.callback import finite, measured_steps
 from trainer.diagnostics.layers import weights_of_layers
 from trainer.diagnostics.probe import Evaluation, Probe
@@ -43,7 +44,12 @@ class Case:
         self.gradient = {name: p.grad.clone() for name, p in self.network.named_parameters() if p.grad is not None}
         torch.optim.SGD(self.network.parameters(), lr=LR).step()
         self.after = {name: p.detach().clone() for name, p in self.network.named_parameters()}
-        self.probe = Probe(self.network, self.loss, start=start, end=Snapshot.take(self.network), lr=LR)
+        self.probe = self.probe_from(start)
+
+    def probe_from(self, start: Snapshot) -> Probe:
+        batch, end = Batch((self.x, self.y), 1.0), Snapshot.take(self.network)
+        given = self.gradient
+        return Probe(self.network, batch, lambda *_: self.loss(), start=start, end=end, lr=LR, given_to_optimizer=given)
 
     def loss(self) -> Tensor:
         return F.cross_entropy(self.network(self.x), self.y)
@@ -237,6 +243,7 @@ MEASURES: list[Callable[[Probe], dict[str, Any]]] = [
     gradient_histograms.measure,
     landscape.measure,
     covariate_shift.measure,
+    equivalence.measure,
     activation_statistics.measure,
 ]
 
@@ -252,7 +259,7 @@ def test_afterwards_everything_is_as_it_was(measure: Callable[[Probe], dict[str,
 
     case = Case(Counting(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3)))
     torch.rand(7)
-    probe = Probe(case.network, case.loss, start=case.probe.start, end=Snapshot.take(case.network), lr=LR)
+    probe = case.probe_from(case.probe.start)
     state = {name: tensor.clone() for name, tensor in case.network.state_dict().items()}
     generators, hooks = random_state()["torch"], [len(m._forward_hooks) for m in case.network.modules()]
 
@@ -293,7 +300,7 @@ def test_a_compiled_network_is_measured_as_it_is_written_and_stays_compiled() ->
     case.network.compile(backend=backend)
     case.network(case.x)
     compiled = len(compilations)
-    probe = Probe(case.network, case.loss, start=case.probe.start, end=Snapshot.take(case.network), lr=LR)
+    probe = case.probe_from(case.probe.start)
 
     with probe.undisturbed():
         measured = activation_statistics.measure(probe)
@@ -324,3 +331,36 @@ def test_measured_steps_are_spread_evenly(steps: int, expected: set[int]) -> Non
 
 def test_numbers_that_json_lacks_become_none() -> None:
     assert finite({"a": [math.nan, 1.0, math.inf], "b": {"c": 2}}) == {"a": [None, 1.0, None], "b": {"c": 2}}
+
+
+def test_one_worker_is_one_device() -> None:
+    found = equivalence.measure(Case().probe)
+
+    assert found["equal"]
+    assert found["gradient_difference"] == found["statistics_difference"] == found["optimizer_difference"] == 0.0
+
+
+def test_an_optimizer_that_was_given_something_else_is_noticed() -> None:
+    case = Case()
+    case.gradient["4.weight"] = case.gradient["4.weight"] * 1.01
+
+    found = equivalence.measure(case.probe_from(case.probe.start))
+
+    assert found["optimizer_difference"] == pytest.approx(0.01)
+    assert not found["equal"]
+
+
+def test_a_gradient_of_rounding_errors_is_judged_by_the_network() -> None:
+    references = {"weight": torch.tensor([2.0, -1.0]), "bias before a norm": torch.tensor([1e-9])}
+    tensors = {"weight": torch.tensor([2.0, -0.9]), "bias before a norm": torch.tensor([-3e-9])}
+
+    found = equivalence.differences(tensors, references)
+
+    assert found == pytest.approx({"weight": 0.05, "bias before a norm": 2e-7})
+
+
+def test_a_gradient_that_is_not_finite_equals_nothing() -> None:
+    case = Case()
+    case.gradient["0.bias"] = case.gradient["0.bias"] * float("nan")
+
+    assert not equivalence.measure(case.probe_from(case.probe.start))["equal"]

@@ -177,3 +177,26 @@ def test_a_job_that_was_paused_shows_all_that_was_measured(
     assert not (tmp_path / "1" / "artifacts" / "diagnostics").exists()
     for name in ALL:
         assert records(tmp_path / "2", name) == records(measured[0], name)
+
+
+def test_two_workers_take_the_step_of_one_device(measured: tuple[Path, list[Trained]]) -> None:
+    found = records(measured[0], "equivalence")
+
+    assert len(found) == 12  # the uneven last batches of both epochs among them
+    assert all(record["equal"] for record in found)
+    assert max(record["gradient_difference"] for record in found) > 0  # rounding: the replay is another computation
+    assert max(record["statistics_difference"] for record in found) < 1e-5
+
+
+@pytest.mark.parametrize("norm", [{"kind": "batch"}, {"kind": "sync_batch", "group": 1}], ids=["kind", "group"])
+def test_statistics_of_each_worker_alone_are_told_from_those_of_one_device(
+    ranks: Pool, tmp_path: Path, norm: dict[str, Any]
+) -> None:
+    document = spec(diagnostics=["equivalence"], norm=norm, train={"steps": 3})
+
+    ranks.run(train, 2, str(tmp_path), document)
+
+    for record in records(tmp_path, "equivalence"):
+        assert not record["equal"]
+        assert record["gradient_difference"] > 10 * record["tolerance"]
+        assert record["optimizer_difference"] < record["tolerance"]  # the average itself is right

@@ -135,6 +135,18 @@ def test_paused_while_gradients_accumulate(ranks: Pool, undisturbed: Whole, tmp_
     assert_same(undisturbed(document), resumed, first, second)
 
 
+def test_paused_with_statistics_that_only_some_workers_share(ranks: Pool, undisturbed: Whole, tmp_path: Path) -> None:
+    document = spec("sync_batch") | {"norm": {"kind": "sync_batch", "group": 1}}
+    first, second = tmp_path / "1", tmp_path / "2"
+
+    ranks.run(train, 2, str(first), document, None, Told(stop_at=8))
+    resumed = ranks.run(train, 2, str(second), document, newest(first))
+
+    whole = undisturbed(document)
+    assert_same(whole, resumed[0], first, second)
+    assert not torch.equal(resumed[0].state["features.1.running_mean"], resumed[1].state["features.1.running_mean"])
+
+
 def test_paused_in_double_precision(ranks: Pool, undisturbed: Whole, tmp_path: Path) -> None:
     document = spec("sync_batch", precision="64-true")
     first, second = tmp_path / "1", tmp_path / "2"

@@ -5,17 +5,27 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 from torch.optim import Optimizer
 
 from trainer.callbacks.checkpoint import between_steps
 from trainer.data.loader import Batch
-from trainer.diagnostics import activation_statistics, covariate_shift, gradient_histograms, landscape, pictures
-from trainer.diagnostics.probe import Probe
+from trainer.diagnostics import (
+    activation_statistics,
+    covariate_shift,
+    equivalence,
+    gradient_histograms,
+    landscape,
+    pictures,
+)
+from trainer.diagnostics.probe import Gradient, Probe
 from trainer.diagnostics.undisturbed import Snapshot
 from trainer.files import write_atomic
 from trainer.module import TrainingModule
@@ -32,12 +42,14 @@ _DIAGNOSTICS: dict[Diagnostic, ModuleType] = {
     "landscape": landscape,
     "covariate_shift": covariate_shift,
     "activation_statistics": activation_statistics,
+    "equivalence": equivalence,
 }
 _PICTURES: dict[Diagnostic, Callable[[list[Record]], bytes]] = {
     "gradient_histograms": pictures.gradient_histograms,
     "landscape": pictures.landscape,
     "covariate_shift": pictures.covariate_shift,
     "activation_statistics": pictures.activation_statistics,
+    "equivalence": pictures.equivalence,
 }
 
 
@@ -48,7 +60,8 @@ class Diagnostics(Callback):
     A step is measured once it is over, from copies of the network and of the random state before and after it: nothing
     is hooked into training itself, and afterwards everything is as it was, bit for bit. Every rank takes part. What was
     measured is in the checkpoint, so that a job that was interrupted shows all of it.
-    Costs at a measured step, in passes over its batch: one for all, landscape 7 more, covariate_shift one per layer.
+    Costs at a measured step, in passes over its batch: one for all, landscape 7 more, covariate_shift one per layer,
+    equivalence one more and one over the whole batch.
     Called after whatever observes a step's own forward pass, and before the checkpoint.
     """
 
@@ -58,12 +71,25 @@ class Diagnostics(Callback):
         self._spool = spool
         self._due = measured_steps(steps)
         self._start: Snapshot | None = None
+        self._given: Gradient = {}
+        self._of_one: dist.ProcessGroup | None = None
         self._records: dict[Diagnostic, list[Record]] = {name: [] for name in names}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.world_size > 1 and "equivalence" in self._names:
+            self._of_one = dist.new_group([0])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         assert isinstance(pl_module, TrainingModule)
         if trainer.global_step in self._due and between_steps(trainer):
             self._start = Snapshot.take(pl_module.network)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Before clipping; the gradients of 16-mixed have their true scale here."""
+        if self._start is not None and "equivalence" in self._names and trainer.accumulate_grad_batches == 1:
+            assert isinstance(pl_module, TrainingModule)
+            named = pl_module.network.named_parameters()
+            self._given = {name: tensor.grad.clone() for name, tensor in named if tensor.grad is not None}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -71,8 +97,8 @@ class Diagnostics(Callback):
         if self._start is None:
             return
         assert isinstance(pl_module, TrainingModule)
-        probe = _probe(trainer, pl_module, batch, batch_idx, self._start)
-        self._start = None
+        probe = self._probe(trainer, pl_module, batch, batch_idx)
+        self._start, self._given = None, {}
         with probe.undisturbed():
             for name in self._names:
                 self._keep(trainer, name, {"step": trainer.global_step, **_DIAGNOSTICS[name].measure(probe)})
@@ -91,6 +117,25 @@ class Diagnostics(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._records |= json.loads(state_dict["records"])
+
+    def _probe(self, trainer: Trainer, module: TrainingModule, batch: Batch, batch_idx: int) -> Probe:
+        def loss_of(batch: Batch, exactly: bool) -> Tensor:
+            with nullcontext() if exactly else trainer.precision_plugin.forward_context():
+                return module.uncounted_loss(batch, batch_idx)
+
+        assert self._start is not None
+        scaler = getattr(trainer.precision_plugin, "scaler", None)  # of 16-mixed
+        return Probe(
+            module.network,
+            batch,
+            loss_of,
+            start=self._start,
+            end=Snapshot.take(module.network),
+            lr=base_lr(trainer.optimizers[0]),
+            scale=scaler.get_scale() if scaler else 1.0,
+            given_to_optimizer=self._given,
+            of_one=self._of_one,
+        )
 
     def _keep(self, trainer: Trainer, name: Diagnostic, record: Record) -> None:
         self._records[name].append(finite(record))
@@ -118,19 +163,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, list):
         return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _probe(trainer: Trainer, module: TrainingModule, batch: Batch, batch_idx: int, start: Snapshot) -> Probe:
-    def loss() -> Any:
-        with trainer.precision_plugin.forward_context():
-            return module.uncounted_loss(batch, batch_idx)
-
-    scaler = getattr(trainer.precision_plugin, "scaler", None)  # of 16-mixed
-    return Probe(
-        module.network,
-        loss,
-        start=start,
-        end=Snapshot.take(module.network),
-        lr=base_lr(trainer.optimizers[0]),
-        scale=scaler.get_scale() if scaler else 1.0,
-    )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map, tree_map_only
 
 from norm.moments import Moments, as_row, merge, of_row
+from trainer.data.loader import Batch
 
 
 def world_size() -> int:
@@ -53,3 +57,32 @@ def union(moments: dict[str, Moments]) -> dict[str, Moments]:
         stacked = [torch.stack([getattr(part, name) for part in parts]) for name in ("count", "mean", "m2")]
         merged[key] = merge(*stacked)
     return merged
+
+
+def whole(batch: Batch, device: torch.device) -> Batch | None:
+    """On worker 0 the batch of all workers, in the order of their ranks; None on the others."""
+    if world_size() == 1:
+        return batch
+    parts: list[Any] | None = [None] * world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(tree_map_only(Tensor, lambda tensor: tensor.cpu(), batch.data), parts)
+    if parts is None:
+        return None
+    return Batch(tree_map(lambda *each: _joined(each, device), *parts), weight=1.0)
+
+
+def _joined(parts: Sequence[Any], device: torch.device) -> Any:
+    return torch.cat(list(parts)).to(device) if isinstance(parts[0], Tensor) else parts[0]
+
+
+@contextmanager
+def on_its_own(network: nn.Module, of_one: dist.ProcessGroup | None) -> Iterator[None]:
+    """Within, layers of `network` that share statistics share them within `of_one`, a group of this worker alone."""
+    shared = [layer for layer in network.modules() if "process_group" in vars(layer)]
+    before = [layer.process_group for layer in shared]
+    try:
+        for layer in shared:
+            layer.process_group = of_one  # type: ignore[assignment]
+        yield
+    finally:
+        for layer, group in zip(shared, before, strict=True):
+            layer.process_group = group

@@ -86,6 +86,27 @@ def activation_statistics(records: Records) -> bytes:
     return _panels(records, panels, evenly(_layers(records), 2 * ROWS))
 
 
+def equivalence(records: Records) -> bytes:
+    """How far k workers are from one device over training: gradients and statistics of each layer, loss, optimizer."""
+    figure = Figure(figsize=(14, 3.6), layout="constrained")
+    row = figure.subplots(1, 4)
+    layers = evenly(_layers(records), 2 * ROWS)
+    _over_steps(row[0], records, layers, "gradient_difference")
+    _over_steps(row[1], records, layers, "statistics_difference")
+    steps = [record["step"] for record in records]
+    row[2].plot(steps, _numbers(records, "loss_difference"), marker=".")
+    row[3].plot(steps, _numbers(records, "optimizer_difference"), marker=".")
+    titles = ("gradients, by layer", "running statistics, by layer", "loss", "gradients given to the optimizer")
+    for axes, title in zip(row, titles, strict=True):
+        axes.axhline(records[0]["tolerance"], color="crimson", linewidth=1, label="tolerance")
+        axes.set_yscale("symlog", linthresh=1e-9)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("step")
+    handles = {line.get_label(): line for axes in row[:2] for line in axes.get_lines()}
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
+    return _png(figure)
+
+
 def evenly(things: Sequence[Any], count: int) -> list[Any]:
     """At most `count` of `things`, evenly spaced, the first and the last among them."""
     if len(things) <= count:

@@ -1,0 +1,228 @@
+"""From submit to the first optimizer step: a job of the service against a bare TorchTrainer.fit() of the same network.
+
+Both go to one Ray, in turn, each with its cluster to itself: the bare script as a Ray job, as its users submit one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from benchmarks.harness import Row, Table
+from service.client import Client
+from service.dispatch import ClusterUnreachableError, RayDispatcher
+from service.embedded import LocalRay, local_mlflow, local_ray
+
+PEER = "bare TorchTrainer.fit()"
+OURS = "job of the service"
+WHOLE = "submit -> first step over"
+ROUNDS = 5
+
+Stamps = dict[str, float]
+"""Seconds since the epoch of: submit, driver, training (Lightning's fit is called), step (the first is over)."""
+
+PHASES = {
+    "submit -> driver runs": ("submit", "driver"),
+    "driver runs -> fit on rank 0": ("driver", "training"),
+    "fit on rank 0 -> first step over": ("training", "step"),
+    WHOLE: ("submit", "step"),
+}
+
+
+class Stamped(pl.LightningModule):
+    """A network that notes when its first optimizer step was over: when it is asked for the next loss."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            *(nn.Conv2d(1, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
+            *(nn.Conv2d(16, 32, 3, bias=False), nn.BatchNorm2d(32), nn.ReLU()),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)),
+        )
+        self._folder, self._losses = folder, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.net(x)
+        return output
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
+        self._losses += 1
+        if self._losses == 2 and dist.get_rank() == 0:
+            stamp(self._folder, "step")
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+
+
+def stamp(folder: str, name: str) -> None:
+    Path(folder, name).write_text(repr(time.time()))
+
+
+def stamps(folder: Path) -> Stamps:
+    return {path.name: float(path.read_text()) for path in folder.iterdir()}
+
+
+def bare(folder: str) -> None:
+    """The script that somebody writes who has Ray Train and Lightning, and no service."""
+    stamp(folder, "driver")
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import RunConfig
+
+    trainer = TorchTrainer(
+        bare_loop,
+        train_loop_config={"folder": folder},
+        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(storage_path=f"{folder}-ray", worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}),  # type: ignore[arg-type]  # typed as the v1 RunConfig
+    )
+    trainer.fit()
+
+
+def bare_loop(config: dict[str, Any]) -> None:
+    import ray.train
+    from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
+    from sklearn.datasets import load_digits
+    from torch.utils.data import DataLoader, TensorDataset
+
+    torch.set_num_threads(1)
+    digits = load_digits()
+    images = torch.tensor(digits.images[:, None] / 16, dtype=torch.float32)
+    loader = DataLoader(TensorDataset(images, torch.tensor(digits.target)), batch_size=32, shuffle=True)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        strategy=RayDDPStrategy(),
+        plugins=[RayLightningEnvironment()],
+        max_steps=3,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    if ray.train.get_context().get_world_rank() == 0:
+        stamp(config["folder"], "training")
+    trainer.fit(Stamped(config["folder"]), loader)
+
+
+def document(folder: Path) -> dict[str, Any]:
+    return {
+        "name": "first-step",
+        "model": {"class_path": "benchmarks.first_step.Stamped", "init_args": {"folder": str(folder)}},
+        "data": {"name": "digits", "batch_size": 32},
+        "train": {"steps": 3},
+        "resources": {"workers": 2},
+        "export": {"formats": []},
+    }
+
+
+@dataclass(frozen=True)
+class Cluster:
+    ray: LocalRay
+    client: Client
+
+    def ours(self, folder: Path) -> Stamps:
+        submitted = time.time()
+        job = self.client.submit(document(folder))
+        ended = _until(lambda: self.client.job(job["id"]), lambda seen: seen["finished_at"] is not None)
+        assert ended["state"] == "succeeded", ended["message"]
+        phases = self.client.attempts(job["id"])[0]["phases"]
+        began = {name: datetime.fromisoformat(at).timestamp() for name, at in phases.items()}
+        return {"submit": submitted, "driver": began["preparing"], "training": began["training"], **stamps(folder)}
+
+    def peer(self, folder: Path) -> Stamps:
+        entrypoint = f"{sys.executable} -m benchmarks.first_step"
+        ray = RayDispatcher(self.ray.url, self.ray.token, entrypoint, owner=folder.name)
+        submitted = time.time()
+        ray.start(folder.name, str(folder))
+        ended = _until(lambda: ray.look().submissions[folder.name], lambda seen: seen.status.value == "ended")
+        ray.close()
+        found = stamps(folder)
+        assert "step" in found, ended.message
+        return {"submit": submitted, **found}
+
+
+def _until(look: Callable[[], Any], over: Callable[[Any], bool], timeout_s: float = 300) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not over(seen := look()):
+        assert time.monotonic() < deadline, f"not over within {timeout_s:g} s: {seen}"
+        time.sleep(0.1)
+    return seen
+
+
+def _has_nodes(ray: LocalRay) -> bool:
+    with closing(RayDispatcher(ray.url, ray.token, "", owner="nobody")) as dispatcher:
+        try:
+            return len(dispatcher.look().nodes) > 0
+        except ClusterUnreachableError:
+            return False
+
+
+@contextmanager
+def cluster(home: Path) -> Iterator[Cluster]:
+    """A Ray of our own, and the service in front of it."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # Ray starts drivers as `python`
+    with ExitStack() as stack, mock.patch.dict(os.environ, {"PATH": path}):
+        _, ray = stack.enter_context(local_ray(home))
+        _, mlflow_uri = stack.enter_context(local_mlflow(home))
+        environment = os.environ | {
+            "SYNCNORM_HOME": str(home),
+            "SYNCNORM_RAY_ADDRESS": ray.url,
+            "RAY_AUTH_TOKEN": ray.token,
+            "SYNCNORM_MLFLOW_URI": mlflow_uri,
+            "SYNCNORM_ALLOW_CODE": "1",
+        }
+        serve = subprocess.Popen(
+            [sys.executable, "-m", "service.cli", "serve"], env=environment, stdout=subprocess.DEVNULL
+        )
+        try:
+            _until((home / "service.json").exists, bool)
+            _until(lambda: _has_nodes(ray), bool)
+            with Client(json.loads((home / "service.json").read_text())["url"]) as client:
+                yield Cluster(ray, client)
+        finally:
+            serve.terminate()
+            serve.wait()
+
+
+def run(rounds: int = ROUNDS) -> Table:
+    times: dict[str, list[Stamps]] = {PEER: [], OURS: []}
+    with tempfile.TemporaryDirectory() as root, cluster(Path(root) / "home") as both:
+        for number in range(rounds + 1):
+            for name, submit in {PEER: both.peer, OURS: both.ours}.items():
+                folder = Path(root) / f"{name.split()[0]}-{number}"
+                folder.mkdir()
+                found = submit(folder)
+                if number > 0:  # the first of each reads files that no other will have to
+                    times[name].append(found)
+    return Table("first_step", PEER, [row for name in PHASES for row in _rows(name, times)])
+
+
+def _rows(phase: str, times: dict[str, list[Stamps]]) -> list[Row]:
+    began, ended = PHASES[phase]
+    took = {name: [each[ended] - each[began] for each in found] for name, found in times.items()}
+    best, median = min(took[PEER]), statistics.median(took[PEER])
+    return [
+        Row(phase, name, min(each), statistics.median(each), min(each) / best, statistics.median(each) / median)
+        for name, each in took.items()
+    ]
+
+
+if __name__ == "__main__":
+    bare(sys.argv[1])
