@@ -16,7 +16,7 @@ from trainer.diagnostics.probe import Probe
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-9}
 
 # A gradient that is 0 but for rounding, such as that of a bias before a batch norm, has no scale of its own.
-LEAST_SCALE = 1e-2
+LEAST_SCALE = 0.1
 
 
 def measure(probe: Probe) -> dict[str, Any]:

@@ -100,6 +100,7 @@ def equivalence(records: Records) -> bytes:
     for axes, title in zip(row, titles, strict=True):
         axes.axhline(records[0]["tolerance"], color="crimson", linewidth=1, label="tolerance")
         axes.set_yscale("symlog", linthresh=1e-9)
+        axes.set_ylim(0, 10)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
     handles = {line.get_label(): line for axes in row[:2] for line in axes.get_lines()}
