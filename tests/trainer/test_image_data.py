@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+import time
 import uuid
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import fsspec
 import numpy as np
@@ -32,13 +38,40 @@ def _png(value: int | tuple[int, int, int], size: tuple[int, int] = (12, 8)) -> 
     return file.getvalue()
 
 
-@pytest.fixture(params=["disk", "memory"])
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """A bucket behind a server that speaks S3; its URL. Credentials and endpoint are in the environment, as workers
+    have them."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    names = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_REGION": "eu-west-1"}
+    with mock.patch.dict(os.environ, {**names, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}):
+        while server.poll() is None and not _listens(port):
+            time.sleep(0.1)
+        fsspec.filesystem("s3").mkdir("images")
+        yield "s3://images"
+    server.terminate()
+    server.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(params=["disk", "memory", "s3"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty folder, on disk and under a URL."""
+    """An empty folder, on disk and under URLs."""
     if request.param == "disk":
         yield str(tmp_path)
         return
-    url = f"memory://{uuid.uuid4().hex}"
+    base = request.getfixturevalue("s3") if request.param == "s3" else "memory:/"
+    url = f"{base}/{uuid.uuid4().hex}"
     yield url
     filesystem, path = fsspec.url_to_fs(url)
     if filesystem.exists(path):
@@ -317,3 +350,14 @@ def test_worker_processes_read_the_same_crops(tmp_path: Path) -> None:
     same = [torch.equal(one.x, other.x) and torch.equal(one.y, other.y) for one, other in batches]
 
     assert same == [True, True]
+
+
+def test_worker_processes_read_from_object_storage(s3: str) -> None:
+    root = f"{s3}/{uuid.uuid4().hex}"
+    _write(root, _classes(6))
+    data = _build("image_folder", root=root, size=4, val_fraction=0.5, num_workers=2)
+
+    batches = list(train_loader(data, global_batch=2))
+
+    assert [batch.x.shape for batch in batches] == [(2, 3, 4, 4)] * 3
+    assert sorted(int(y) for batch in batches for y in batch.y) == [0, 0, 0, 1, 1, 1]
