@@ -30,6 +30,7 @@ from trainer.files import sha256_of, write_atomic
 from trainer.finalize import describe_network, held_out_samples
 from trainer.models import build_model
 from trainer.publish import Publisher
+from trainer.redact import redact, redacted_output
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +43,10 @@ def main(folder: Path) -> int:
         _prepare(request, folder)
         hidden = secret_values.fetch(request)
         os.environ.update(hidden)
-        result = export_again(request, folder)
+        with redacted_output(hidden.values()):
+            result = export_again(request, folder)
     except Exception as error:
-        told = secret_values.redact(classify(error, rank=-1).model_dump_json(), hidden.values())
+        told = redact(classify(error, rank=-1).model_dump_json(), hidden.values())
         failure = Failure.model_validate_json(told)
         logger.error("the export failed\n%s", failure.traceback)
         result = Result(

@@ -28,7 +28,7 @@ from trainer.attempt import (
     Result,
     StopRequest,
 )
-from trainer.secret_values import redact
+from trainer.redact import redact
 
 logger = logging.getLogger(__name__)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterable
 
 import httpx
 
@@ -12,8 +10,6 @@ from trainer.attempt import ExportRequest, Launch, SecretsRequest, SecretValues
 from trainer.spec import SecretRef
 
 _PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0)
-_SHORTEST = 4
-"""Shorter ones occur everywhere by chance."""
 
 
 def fetch(launch: Launch | ExportRequest, client: httpx.Client | None = None) -> dict[str, str]:
@@ -32,15 +28,6 @@ def fetch(launch: Launch | ExportRequest, client: httpx.Client | None = None) ->
     if missing := wanted - values.keys():
         raise ValueError(f"env.{min(missing)}: its secret is not there any more. Put it again: syncnorm secret put.")
     return values
-
-
-def redact(text: str, values: Iterable[str]) -> str:
-    """`text`, plain or JSON, without the values: each, and each longer line of one, becomes `***`."""
-    for value in values:
-        for piece in (value, *value.splitlines()):
-            if len(piece) >= _SHORTEST:
-                text = text.replace(piece, "***").replace(json.dumps(piece, ensure_ascii=False)[1:-1], "***")
-    return text
 
 
 def _ask(launch: Launch | ExportRequest, client: httpx.Client | None) -> dict[str, str]:

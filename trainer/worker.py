@@ -30,6 +30,7 @@ from trainer.module import TrainingModule
 from trainer.place import Place, place_on_ray
 from trainer.plan import Inspection, plan
 from trainer.prints import captured
+from trainer.redact import redact, redacted_output
 from trainer.reporter import Reporter, ReportingHandler
 from trainer.spec import JobSpec
 from trainer.trial import try_out
@@ -67,13 +68,11 @@ def train_at(place: Place, config: dict[str, Any]) -> dict[str, Any] | None:
         hidden = secret_values.fetch(launch)
         os.environ.update(hidden)
         reporter.hide(hidden.values())
-        with captured(reporter):
+        with redacted_output(hidden.values()), captured(reporter):
             result = run(launch, folders, reporter, place)
         return result.model_dump(mode="json") if place.rank == 0 else None
     except BaseException as error:
-        failure = Failure.model_validate_json(
-            secret_values.redact(classify(error, place.rank).model_dump_json(), hidden.values())
-        )
+        failure = Failure.model_validate_json(redact(classify(error, place.rank).model_dump_json(), hidden.values()))
         reporter.log("ERROR", f"rank {place.rank} failed: {failure.message}\n{failure.traceback}")
         with suppress(OSError):
             write_atomic(folders.failure(place.rank), failure.model_dump_json().encode())

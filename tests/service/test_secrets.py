@@ -16,8 +16,9 @@ from service.steps.ports import attempt_token
 from tests.service.api import SPEC, api
 from tests.service.world import World
 from trainer.attempt import Launch
+from trainer.redact import redact
 from trainer.reporter import Reporter
-from trainer.secret_values import fetch, redact
+from trainer.secret_values import fetch
 
 Guarded = tuple[TestClient, World]
 

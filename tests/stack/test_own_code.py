@@ -14,11 +14,23 @@ from tests.stack.conftest import Serving, finished
 pytestmark = [pytest.mark.stack, pytest.mark.chaos, pytest.mark.timeout(300)]
 
 SOURCE = """
-import logging, os
+import logging, os, subprocess, sys
 from torch import nn
 
 def make(num_classes: int = 10) -> nn.Module:
-    logging.getLogger(__name__).warning("logging in with %s", os.environ["HUB_TOKEN"])
+    secret = os.environ["HUB_TOKEN"]
+    logging.getLogger(__name__).warning("logging in with %s", secret)
+    try:
+        raise ValueError(secret)
+    except ValueError:
+        logging.getLogger(__name__).exception("it failed")
+    print("printing", secret)
+    print("printing an error", secret, file=sys.stderr)
+    print("past what Python was given", secret, file=sys.__stdout__, flush=True)
+    early = logging.StreamHandler(sys.__stderr__)
+    early.emit(logging.makeLogRecord({"msg": "a handler of its own " + secret}))
+    os.write(1, b"past Python " + secret.encode() + b" without an end")
+    subprocess.run(["sh", "-c", "echo a child $HUB_TOKEN; echo and its error $HUB_TOKEN >&2"])
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, num_classes))
 """
 
@@ -48,5 +60,13 @@ def test_own_model_trains_with_a_secret_that_appears_nowhere(client: Client, ser
     assert done["state"] == "succeeded", (done["message"], lines)
     assert any("logging in with ***" in line for line in lines)
     assert not any(canary in line for line in lines)
-    written = [path for path in serving.home.rglob("*") if path.is_file() and canary.encode() in path.read_bytes()]
-    assert written == []
+    places = [serving.home, _ray_folder(serving)]
+    files = [path for place in places for path in place.rglob("*") if path.is_file()]
+    assert any(b"past Python *** without an end" in path.read_bytes() for path in files if path.suffix == ".out")
+    assert [path for path in files if canary.encode() in path.read_bytes()] == []
+
+
+def _ray_folder(serving: Serving) -> Path:
+    """Where the embedded Ray keeps what its processes print."""
+    line = serving.processes("gcs_server")[0].cmdline()
+    return Path(next(part for part in line if "session_" in part).split("=", 1)[1].partition("/session_")[0])
