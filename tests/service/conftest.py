@@ -25,8 +25,12 @@ STANDIN = Path(__file__).with_name("standin.py")
 class RunningService:
     """The service as a process of its own, on a state folder."""
 
-    def __init__(self, home: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, home: Path, environment: dict[str, str] | None = None, settings: dict[str, float] | None = None
+    ) -> None:
+        """settings: times for which there is no variable."""
         self.home = home
+        self._settings = settings or {}
         self._environment = environment or {}
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -38,8 +42,10 @@ class RunningService:
 
     def launch(self) -> None:
         code = (
-            "import sys; from service.runtime import serve; from service.settings import Settings; "
-            "serve(Settings.from_environment(), lambda url, context: None, entrypoint=sys.argv[1])"
+            "import sys; from dataclasses import replace; from service.runtime import serve; "
+            "from service.settings import Settings; "
+            f"settings = replace(Settings.from_environment(), **{self._settings}); "
+            "serve(settings, lambda url, context: None, entrypoint=sys.argv[1])"
         )
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SYNCNORM_")}
         environment |= {"SYNCNORM_HOME": str(self.home), "PYTHONPATH": str(ROOT), "SYNCNORM_PORT": str(free_port())}
@@ -56,7 +62,10 @@ class RunningService:
             assert self.process is not None and self.process.poll() is None, (self.home / "out").read_text()
             if not address.exists():
                 return None
-            client = Client(json.loads(address.read_text())["url"])
+            token = self.home / "admin.token"
+            client = Client(
+                json.loads(address.read_text())["url"], token.read_text().strip() if token.exists() else None
+            )
             if client.is_ready():
                 return client
             client.close()

@@ -39,6 +39,8 @@ class FakeServers:
         with self.lock:
             if self.is_away:
                 return 503, {}
+            if path == "/health":  # MLflow's
+                return 200, {}
             if path.startswith("/api/2.0/mlflow/"):
                 return self._mlflow(path.removeprefix("/api/2.0/mlflow/"), body)
             return self._ray(method, path, body)
@@ -134,9 +136,11 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def fake_servers(work_s: tuple[float, float] = WORK_S) -> Iterator[tuple[FakeServers, str]]:
-    """(state, URL)."""
-    servers = FakeServers(work_s)
+def fake_servers(
+    work_s: tuple[float, float] = WORK_S, servers: FakeServers | None = None
+) -> Iterator[tuple[FakeServers, str]]:
+    """(state, URL). servers: None makes ones whose drivers work for work_s."""
+    servers = servers or FakeServers(work_s)
     handler = type("Handler", (_Handler,), {"servers": servers})
     with _Server(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})

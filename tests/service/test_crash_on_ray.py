@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from service.client import Client
+from tests.amounts import amount
 from tests.service.conftest import RunningService, eventually
 from tests.service.test_on_ray import run_status, spec, wait_for
 
@@ -81,7 +82,7 @@ def test_killed_service_loses_and_doubles_nothing(lasting: RunningService) -> No
 
 @pytest.mark.chaos
 def test_service_killed_sixty_times_loses_and_doubles_nothing(lasting: RunningService) -> None:
-    _kill_at_random(lasting, kills=60, seed=2)
+    _kill_at_random(lasting, kills=amount(60), seed=2)
 
 
 @pytest.mark.chaos

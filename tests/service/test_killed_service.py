@@ -27,6 +27,7 @@ import psutil
 import pytest
 
 from service.embedded import free_port
+from tests.amounts import amount
 from tests.service.api import SPEC
 from tests.service.conftest import ROOT
 from tests.service.fake_cluster import FakeServers, fake_servers
@@ -276,11 +277,13 @@ def test_killed_service_keeps_every_promise(tmp_path: Path) -> None:
 @pytest.mark.chaos
 @pytest.mark.timeout(3000)
 def test_service_killed_two_thousand_times_keeps_every_promise(tmp_path: Path) -> None:
-    record, service = storm(tmp_path, kills=2000, clients=8, seed=2)
+    kills = amount(2000)
+    record, service = storm(tmp_path, kills=kills, clients=8, seed=2)
+    print(f"{service.deaths} deaths, {record.operations} operations, {len(record.keys)} jobs")
 
     assert doubled(tmp_path) == 0
-    assert service.deaths >= 2000
-    assert record.operations > 60_000
+    assert service.deaths >= kills
+    assert record.operations > 20 * kills
 
 
 def test_service_that_makes_up_ids_at_the_start_would_be_noticed(tmp_path: Path) -> None:
@@ -321,4 +324,4 @@ def test_soaked_service_holds_no_more_than_before(tmp_path: Path) -> None:
 @pytest.mark.chaos
 @pytest.mark.timeout(3000)
 def test_long_soaked_service_holds_no_more_than_before(tmp_path: Path) -> None:
-    _soak(tmp_path, jobs=10_000)
+    _soak(tmp_path, jobs=amount(10_000))

@@ -20,6 +20,7 @@ from service.asks import ALLOWED
 from service.decide import RayStatus
 from service.dispatch import Submission
 from service.jobs import ACTIVE, ARROWS, TERMINAL, JobState
+from tests.amounts import amount
 from tests.service.databases import fresh_sqlite
 from tests.service.world import World
 
@@ -168,7 +169,7 @@ def test_promises_hold_whatever_happens() -> None:
 
 @pytest.mark.chaos
 def test_promises_hold_whatever_happens_long() -> None:
-    run_state_machine_as_test(Machine, settings=settings(max_examples=1500, stateful_step_count=60, **COMMON))
+    run_state_machine_as_test(Machine, settings=settings(max_examples=amount(1500), stateful_step_count=60, **COMMON))
 
 
 @pytest.mark.parametrize("planted", [False, True])

@@ -20,6 +20,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from tests.amounts import amount
 from tests.service.api import ADMIN, SPEC, api
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
@@ -69,7 +70,7 @@ def test_answers_are_as_documented(app: FastAPI) -> None:
 
 @pytest.mark.chaos
 def test_answers_are_as_documented_long(app: FastAPI) -> None:
-    assert send_anything(app, examples=1000) > 20
+    assert send_anything(app, examples=amount(1000)) > 20
 
 
 def test_undocumented_answer_would_be_noticed(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
