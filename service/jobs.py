@@ -98,6 +98,10 @@ class Job:
     deadline_s: float | None
     created_at: datetime
     queued_at: datetime
+    min_workers: int | None = None
+    """Of an elastic job: an attempt may have as few as this many; None: always `workers`."""
+    world_size: int | None = None
+    """Workers of the latest attempt; None: none yet."""
     stop: StopRequest | None = None
     stop_at: datetime | None = None
     reason: FailureReason | None = None
@@ -123,12 +127,17 @@ class Job:
         return self.state in TERMINAL
 
     @property
-    def cpus(self) -> float:
-        return float(self.workers * self.cpus_per_worker)
+    def least_workers(self) -> int:
+        return self.min_workers or self.workers
 
-    @property
-    def gpus(self) -> float:
-        return float(self.workers * self.gpus_per_worker)
+    def size_within(self, room: int) -> int:
+        """How many workers an attempt has where `room` find a place: all, or, of an elastic job, as many whole groups
+        of norm.group as fit, but at least min_workers; 0: it can't start."""
+        if room >= self.workers:
+            return self.workers
+        group = self.spec["norm"]["group"]
+        size = room - room % group if isinstance(group, int) else room
+        return size if size >= self.least_workers else 0
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,8 @@ class Attempt:
     fence: str
     created_at: datetime
     lease_expires_at: datetime
+    workers: int = 1
+    """Chosen when it started; fewer than the job asks for only if that is elastic."""
     session: str | None = None
     """The Ray session it was meant for; another session has never heard of it."""
     resume_from: str | None = None

@@ -18,8 +18,9 @@ class Gang:
     gpus: float
 
 
-def gang(job: Job) -> Gang:
-    return Gang(job.workers, float(job.cpus_per_worker), float(job.gpus_per_worker))
+def gang(job: Job, workers: int | None = None) -> Gang:
+    """workers: None: all that it asks for."""
+    return Gang(job.workers if workers is None else workers, float(job.cpus_per_worker), float(job.gpus_per_worker))
 
 
 Hosts = tuple[tuple[float, float], ...]

@@ -1,10 +1,10 @@
 """Which waiting jobs start now, which give way, and why the others wait. Pure: queue, attempts and hosts in, plan out.
 
-A job starts whole or not at all. Order: points, which are the priority, plus one for every `ageing_s` of waiting, so
-that nothing waits for ever, less `share_points` for the part of the cluster that the owner uses already. The first job
-that does not fit keeps a reservation: later ones may only start where they can't delay it (EASY backfilling, Lifka
-1995, by the estimated ends of what runs now). If jobs of strictly lower priority stand in its way, they are asked to
-give way.
+A job starts whole or not at all; with min_workers, with as many workers as fit, and at least those. Order: points,
+which are the priority, plus one for every `ageing_s` of waiting, so that nothing waits for ever, less `share_points`
+for the part of the cluster that the owner uses already. The first job that does not fit keeps a reservation: later ones
+may only start where they can't delay it (EASY backfilling, Lifka 1995, by the estimated ends of what runs now). If jobs
+of strictly lower priority stand in its way, they are asked to give way. An elastic job reserves room for its least.
 """
 
 from __future__ import annotations
@@ -46,6 +46,12 @@ class Held:
     placed: bool
     ends_at: datetime | None = None
     """Estimate; None: nobody knows."""
+    workers: int | None = None
+    """Of the attempt; None: all that the job asks for."""
+
+    @property
+    def shape(self) -> Gang:
+        return gang(self.job, self.workers)
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,8 @@ class Schedule:
     """For every job that was looked at; those behind are not."""
     owners: dict[str, Wait]
     """Owners none of whose jobs may start, and why."""
+    sizes: Mapping[str, int]
+    """Workers of each job that starts; fewer than it asks for only if it is elastic."""
 
     def wait(self, job: Job) -> Wait | None:
         """Why a job waits, as far as it was looked at."""
@@ -120,13 +128,14 @@ class _Pass:
         self._cpus = sum(node.cpus for node in nodes) or 1.0
         self._gpus = sum(node.gpus for node in nodes) or 1.0
         self._empty = Rooms.of(nodes, whole=True)
-        self._rooms = Rooms.of(nodes).holding((gang(h.job), h.placed) for h in held)
+        self._rooms = Rooms.of(nodes).holding((h.shape, h.placed) for h in held)
         self._usage: dict[str, float] = defaultdict(float)
         self._running: dict[str, int] = defaultdict(int)
         self._gpus_of: dict[str, float] = defaultdict(float)
         for item in held:
-            self._charge(item.job)
+            self._charge(item.job, item.shape)
         self._starts: list[Job] = []
+        self._sizes: dict[str, int] = {}
         self._waits: dict[str, Wait] = {}
         self._owners: dict[str, Wait] = {}
         self._leaving = {item.job.id for item in held}
@@ -141,23 +150,30 @@ class _Pass:
             if wait := self._not_eligible(job):
                 self._waits[job.id] = wait
                 continue
-            shape = gang(job)
-            rooms = None if shape in too_big else self._rooms.without(shape)
-            if rooms is None:
-                too_big.add(shape)
-            fits_behind = after_head is None or after_head.without(shape)
-            if rooms is not None and (head is None or fits_behind):
-                self._start(job, rooms)
-                after_head = fits_behind if isinstance(fits_behind, Rooms) else after_head
+            least = gang(job, job.least_workers)
+            now = 0 if least in too_big else job.size_within(self._rooms.largest(gang(job)))
+            if not now:
+                too_big.add(least)
+            size = self._size_behind(job, now, after_head)
+            if size:
+                self._start(job, gang(job, size))
+                after_head = after_head and after_head.without(gang(job, size))
             elif head is None:
                 head = job
                 after_head, preempts = self._reserve(job)
             else:
-                self._waits[job.id] = self._behind(job, head, fits_now=rooms is not None)
+                self._waits[job.id] = self._behind(job, head, fits_now=now > 0)
             depth += head is not None
             if depth > self._policy.backfill_depth:
                 break
-        return Schedule(tuple(self._starts), preempts, self._waits, self._owners)
+        return Schedule(tuple(self._starts), preempts, self._waits, self._owners, self._sizes)
+
+    def _size_behind(self, job: Job, now: int, after_head: Rooms | None) -> int:
+        """Of the `now` workers there is room for, as many as the quota allows and delay nobody ahead."""
+        size = now and job.size_within(min(now, self._quota_left(job)))
+        if size and after_head is not None:
+            size = job.size_within(min(size, after_head.largest(gang(job, size))))
+        return size
 
     def _in_order(self, lines: Lines) -> Iterable[Job]:
         """Most points first. What is picked counts against its owner at once."""
@@ -190,7 +206,7 @@ class _Pass:
             left_s = (job.not_before - self._now).total_seconds()
             message = f"The last attempt failed; the next one may start in {left_s:.0f} s."
             return Wait("backoff", message, {"seconds": left_s}, starts_at=job.not_before)
-        if self._empty.without(gang(job)) is None:
+        if self._empty.without(gang(job, job.least_workers)) is None:
             return Wait("never_fits", "Even the empty cluster has no room for all its workers. Ask for fewer.")
         return self._over_quota(job)
 
@@ -203,28 +219,39 @@ class _Pass:
 
     def _over_quota(self, job: Job) -> Wait | None:
         gpus, limit = self._gpus_of[job.owner], self._policy.max_gpus
-        if limit is not None and job.gpus and gpus + job.gpus > limit:
-            numbers = {"in_use": gpus, "wanted": job.gpus, "limit": float(limit)}
-            message = f"{job.owner} uses {gpus:g} GPUs and wants {job.gpus:g} more; the limit is {limit}."
+        if limit is not None and not job.size_within(self._quota_left(job)):
+            wanted = float(job.least_workers * job.gpus_per_worker)
+            numbers = {"in_use": gpus, "wanted": wanted, "limit": float(limit)}
+            message = f"{job.owner} uses {gpus:g} GPUs and wants {wanted:g} more; the limit is {limit}."
             return Wait("quota_gpus", message, numbers)
         return None
 
-    def _start(self, job: Job, rooms: Rooms) -> None:
-        self._rooms = rooms
-        self._charge(job)
-        self._starts.append(job)
+    def _quota_left(self, job: Job) -> int:
+        """Workers of this job that its owner may still have."""
+        if self._policy.max_gpus is None or not job.gpus_per_worker:
+            return job.workers
+        return max(0, int((self._policy.max_gpus - self._gpus_of[job.owner]) // job.gpus_per_worker))
 
-    def _charge(self, job: Job) -> None:
+    def _start(self, job: Job, shape: Gang) -> None:
+        rooms = self._rooms.without(shape)
+        assert rooms is not None, f"{job.id} does not fit"
+        self._rooms = rooms
+        self._charge(job, shape)
+        self._starts.append(job)
+        self._sizes[job.id] = shape.workers
+
+    def _charge(self, job: Job, shape: Gang) -> None:
         """Dominant share (Ghodsi et al. 2011): the larger of the owner's shares of CPUs and GPUs."""
-        self._usage[job.owner] += max(job.cpus / self._cpus, job.gpus / self._gpus if job.gpus else 0.0)
+        cpus, gpus = shape.workers * shape.cpus, shape.workers * shape.gpus
+        self._usage[job.owner] += max(cpus / self._cpus, gpus / self._gpus if gpus else 0.0)
         self._running[job.owner] += 1
-        self._gpus_of[job.owner] += job.gpus
+        self._gpus_of[job.owner] += gpus
 
     def _reserve(self, head: Job) -> tuple[Rooms | None, tuple[Job, ...]]:
         """(what later jobs may use without delaying the head, who has to give way); records why the head waits."""
-        shape = gang(head)
-        missing = head.workers - self._rooms.largest(shape)
-        numbers = {"workers_missing": float(missing), "workers": float(head.workers)}
+        shape = gang(head, head.least_workers)
+        missing = shape.workers - self._rooms.largest(shape)
+        numbers = {"workers_missing": float(missing), "workers": float(shape.workers)}
         leaving = sorted(self._held, key=_ends_at)
         count = bisect_left(range(len(leaving)), True, key=lambda n: self._fits_after(shape, leaving[: n + 1])) + 1
         blockers = leaving[:count]
@@ -238,7 +265,7 @@ class _Pass:
             names = tuple(job.id for job in victims)
             self._waits[head.id] = Wait("waiting_for_preemption", message, numbers, names, starts_at)
             return rest, tuple(job for job in victims if job.stop is None)
-        message = f"{missing} of {head.workers} workers have no room; it is next in line."
+        message = f"{missing} of {shape.workers} workers have no room; it is next in line."
         names = tuple(item.job.id for item in blockers)
         self._waits[head.id] = Wait("no_room", message, numbers, names, starts_at)
         return rest, ()
@@ -246,7 +273,8 @@ class _Pass:
     def _rooms_after(self, gone: Sequence[Held]) -> Rooms:
         """By the books, once these have left; with what was started in this pass."""
         names = {item.job.id for item in gone}
-        stay = [gang(item.job) for item in self._held if item.job.id not in names] + [gang(job) for job in self._starts]
+        stay = [item.shape for item in self._held if item.job.id not in names]
+        stay += [gang(job, self._sizes[job.id]) for job in self._starts]
         return self._empty.holding((shape, False) for shape in stay)
 
     def _fits_after(self, shape: Gang, gone: Sequence[Held]) -> bool:
@@ -256,7 +284,7 @@ class _Pass:
         """The fewest, least important, youngest attempts whose room lets the head in; those leaving already count."""
         if not self._policy.preempt:
             return []
-        shape = gang(head)
+        shape = gang(head, head.least_workers)
         leaving = [item for item in self._held if item.job.stop is not None]
         if self._fits_after(shape, leaving):
             return [item.job for item in leaving if item.job.stop == "preempt"]
@@ -280,8 +308,9 @@ class _Pass:
         if fits_now:
             message = f"There is room, but taking it would delay {head.id}, which is ahead."
             return Wait("held_for_job_ahead", message, blockers=(head.id,))
-        missing = job.workers - self._rooms.largest(gang(job))
-        message = f"{missing} of {job.workers} workers have no room; {head.id} and perhaps others are ahead."
+        shape = gang(job, job.least_workers)
+        missing = shape.workers - self._rooms.largest(shape)
+        message = f"{missing} of {shape.workers} workers have no room; {head.id} and perhaps others are ahead."
         return Wait("no_room_behind", message, {"workers_missing": float(missing)}, (head.id,))
 
 

@@ -23,7 +23,7 @@ def against_cluster(spec: JobSpec, nodes: Sequence[NodeCapacity] | None) -> list
     if nodes is None:
         return []
     res, most = spec.resources, largest_gang(spec, nodes)
-    if most >= res.workers:
+    if most >= (res.min_workers or res.workers):
         return []
     each = f"{res.cpus_per_worker} CPU" + (f" and {res.gpus_per_worker} GPU" if res.gpus_per_worker else "")
     return [
@@ -106,6 +106,7 @@ def new_job(spec: JobSpec, owner: str, now: datetime) -> Job:
         norm=choose_norm(spec).kind,
         spec=spec.model_dump(mode="json"),
         workers=spec.resources.workers,
+        min_workers=spec.resources.min_workers,
         cpus_per_worker=spec.resources.cpus_per_worker,
         gpus_per_worker=spec.resources.gpus_per_worker,
         max_failures=spec.limits.max_failures,

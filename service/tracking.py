@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
 
-from service.jobs import Job
+from service.jobs import Attempt, Job
 from trainer.norm_choice import choose_norm
 from trainer.spec import JobSpec
 
@@ -34,8 +34,8 @@ class Run:
 class Tracker(Protocol):
     """Port to MLflow. Every method raises TrackingUnreachableError."""
 
-    def run_for(self, job: Job) -> Run:
-        """The run of the job, by its tag; made if there is none."""
+    def run_for(self, job: Job, attempts: Sequence[Attempt]) -> Run:
+        """The run of the job, by its tag; made if there is none. attempts: all of the job, in order."""
 
     def set_status(self, run_id: str, status: str) -> None: ...
 
@@ -50,10 +50,10 @@ class MlflowTracker:
         self.uri = uri.rstrip("/")
         self._http = httpx.Client(base_url=self.uri, auth=mlflow_account(), timeout=timeout_s, trust_env=False)
 
-    def run_for(self, job: Job) -> Run:
+    def run_for(self, job: Job, attempts: Sequence[Attempt]) -> Run:
         experiment_id = job.experiment_id or self.experiment(job.project)
         run_id = job.run_id or self._find(experiment_id, job.id) or self._create(experiment_id, job)
-        self._describe(run_id, job)
+        self._describe(run_id, job, attempts)
         return Run(experiment_id, run_id)
 
     def set_status(self, run_id: str, status: str) -> None:
@@ -101,10 +101,10 @@ class MlflowTracker:
         run_id: str = self.call("POST", "runs/create", body)["run"]["info"]["run_id"]
         return run_id
 
-    def _describe(self, run_id: str, job: Job) -> None:
+    def _describe(self, run_id: str, job: Job, attempts: Sequence[Attempt]) -> None:
         tags = {
             "syncnorm.norm": job.norm,
-            "syncnorm.world_size": str(job.workers),
+            **world_size_tags(job, attempts),
             "syncnorm.attempts": str(job.attempt),
             "mlflow.note.content": _note(job),
             "mlflow.user": job.owner,
@@ -165,6 +165,19 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
             yield from flatten(item, f"{name}.")
         else:
             yield name, item if isinstance(item, str) else json.dumps(item)
+
+
+def world_size_tags(job: Job, attempts: Sequence[Attempt]) -> dict[str, str]:
+    """How many workers the latest attempt has; and, once that has changed, how many there were from which step on."""
+    if not attempts:
+        return {"syncnorm.world_size": str(job.workers)}
+    tags = {"syncnorm.world_size": str(attempts[-1].workers)}
+    before, changes = job.workers, []
+    for attempt in attempts:
+        if attempt.workers != before:
+            changes.append(f"{attempt.workers} from step {attempt.resume_step}")
+        before = attempt.workers
+    return tags | ({"syncnorm.world_size_changes": ", ".join(changes)} if changes else {})
 
 
 def _note(job: Job) -> str:

@@ -40,6 +40,8 @@ class ModelView(BaseModel):
 
 
 class JobView(BaseModel):
+    """world_size: workers of the latest attempt; null before the first."""
+
     id: str
     name: str
     project: str
@@ -51,6 +53,7 @@ class JobView(BaseModel):
     labels: dict[str, str]
     spec: dict[str, Any]
     attempts: int
+    world_size: int | None
     progress: ProgressView
     mlflow: MlflowView
     model: ModelView | None
@@ -70,6 +73,7 @@ class AttemptView(BaseModel):
 
     id: str
     number: int
+    workers: int
     outcome: str | None
     reason: FailureReason | None
     message: str
@@ -142,6 +146,7 @@ def _shown(job: Job | Listed, mlflow_uri: str) -> dict[str, Any]:
         "message": _message(job),
         "priority": job.priority,
         "attempts": job.attempt,
+        "world_size": job.world_size,
         "progress": ProgressView.model_validate(job.progress) if job.progress else _NO_PROGRESS,
         "mlflow": MlflowView(run_id=job.run_id, url=run_page(mlflow_uri, job.experiment_id, job.run_id)),
         "model": ModelView.model_validate(job.model) if job.model else None,

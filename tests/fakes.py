@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from service.decide import RayStatus
 from service.dispatch import ClusterUnreachableError, Kind, Submission, View
-from service.jobs import Job
+from service.jobs import Attempt, Job
 from service.store import Store
 from service.studies.study import Study
-from service.tracking import Run, TrackingUnreachableError
+from service.tracking import Run, TrackingUnreachableError, world_size_tags
 from trainer.attempt import (
     EXPORT_FILE,
     LAUNCH_FILE,
@@ -210,9 +210,12 @@ class FakeTracker:
     """Run id by job id."""
     status: dict[str, str] = field(default_factory=dict)
     """Status by run id."""
+    sizes: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Tags of the world size by job id."""
 
-    def run_for(self, job: Job) -> Run:
+    def run_for(self, job: Job, attempts: Sequence[Attempt]) -> Run:
         self._require()
+        self.sizes[job.id] = world_size_tags(job, attempts)
         run_id = self.runs.setdefault(job.id, f"run-{len(self.runs) + 1}")
         self.status.setdefault(run_id, "RUNNING")
         return Run("1", run_id)

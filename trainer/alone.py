@@ -26,14 +26,14 @@ SEAT_S = 10.0
 
 
 @contextmanager
-def seat(spec: JobSpec) -> Iterator[bool]:
+def seat(spec: JobSpec, workers: int) -> Iterator[bool]:
     """Room for the only worker on this driver's host, held while the block runs, so that Ray counts it as in use.
 
-    False: the job needs workers in processes of their own (several, GPUs, variables that must stand when Python
-    starts), or the host has no room.
+    workers: of this attempt. False: it needs workers in processes of their own (several, GPUs, variables that must
+    stand when Python starts), or the host has no room.
     """
     res = spec.resources
-    if res.workers > 1 or res.gpus_per_worker or spec.env:
+    if workers > 1 or res.gpus_per_worker or spec.env:
         yield False
         return
     room = placement_group([{"CPU": res.cpus_per_worker, _this_node(): 0.001}])

@@ -38,6 +38,8 @@ class Launch(Message):
     fence: str
     """Random, 128 bit, hex; the service takes nothing from an attempt whose fence is not the current one."""
     spec: JobSpec
+    workers: int | None = None
+    """Of this attempt, where an elastic job has to do with fewer; None: resources.workers."""
     service_url: str | None
     """None: nobody to report to (a job run by hand)."""
     token: str | None
@@ -47,6 +49,10 @@ class Launch(Message):
     """Folder of the checkpoint to go on from, chosen once by the service; None: from the start."""
     package: str | None = None
     """Where the uploaded archive of code.package lies."""
+
+    @property
+    def world_size(self) -> int:
+        return self.workers or self.spec.resources.workers
 
     @property
     def attempt_id(self) -> str:

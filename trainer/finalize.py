@@ -36,6 +36,7 @@ def finalize(
     device = _device(launch)
     network = module.network.to(device)  # Lightning has put it on the CPU
     agreement = check_agreement(network)
+    network.float()  # what was trained in 64-true is exported, and answered for, in the precision of its data
     before = evaluate(network, data.info, loaders.val, device)
     population = population_statistics(network, loaders.train, launch.spec.statistics.population, device)
     after = evaluate(network, data.info, loaders.val, device)

@@ -61,7 +61,7 @@ def run_attempt(launch: Launch, folders: AttemptFolders, reporter: Reporter) -> 
     resume_from = resume_point(launch, folders, reporter)
     config = {"folder": str(folders.root), "resume_from": str(resume_from) if resume_from else None}
     reporter.enter("starting_workers")
-    with alone.seat(launch.spec) as is_seated:
+    with alone.seat(launch.spec, launch.world_size) as is_seated:
         if is_seated:
             return _train_alone(launch, config)
     return _train_on_workers(launch, folders, config)
@@ -112,7 +112,7 @@ def _trainer(launch: Launch, folders: AttemptFolders, config: dict[str, Any]) ->
             timeout_s=int(launch.spec.limits.collective_timeout_s),
         ),
         scaling_config=ScalingConfig(
-            num_workers=res.workers,
+            num_workers=launch.world_size,
             use_gpu=res.gpus_per_worker > 0,
             resources_per_worker={"CPU": res.cpus_per_worker, "GPU": res.gpus_per_worker},
         ),
@@ -136,7 +136,7 @@ def _worker_environment(launch: Launch) -> dict[str, str]:
 def _why(launch: Launch, folders: AttemptFolders, error: TrainingFailedError) -> Failure:
     """What the ranks left behind, or, where one could not write any more, who fell silent and what Ray says."""
     left = _failures(folders, error)
-    workers = launch.spec.resources.workers
+    workers = launch.world_size
     cause = first_cause(left, workers)
     if cause is not None:
         return cause

@@ -107,10 +107,11 @@ def batch_sizes(spec: JobSpec, kind: str) -> Batch:
 
 
 def fits(spec: JobSpec, nodes: Sequence[NodeCapacity]) -> Fits:
-    """Whether the whole gang fits free slots now, the whole cluster later, or never."""
-    if _workers_that_fit(spec, [(node.free_cpus, node.free_gpus) for node in nodes]) >= spec.resources.workers:
+    """Whether the gang, of min_workers at least, fits free slots now, the whole cluster later, or never."""
+    least = spec.resources.min_workers or spec.resources.workers
+    if _workers_that_fit(spec, [(node.free_cpus, node.free_gpus) for node in nodes]) >= least:
         return "now"
-    return "later" if largest_gang(spec, nodes) >= spec.resources.workers else "never"
+    return "later" if largest_gang(spec, nodes) >= least else "never"
 
 
 def largest_gang(spec: JobSpec, nodes: Sequence[NodeCapacity]) -> int:
@@ -154,6 +155,19 @@ def findings(spec: JobSpec, kind: str) -> list[Finding]:
             "warning",
             f"Statistics are per micro-batch: {spec.train.accumulate} micro-batches do not equal one large batch.",
             "Use more workers with sync_batch, or a kind without batch statistics.",
+        )
+    if (
+        traits.batch_statistics
+        and res.min_workers is not None
+        and not (traits.synchronizes and spec.norm.group == "world")
+    ):
+        add(
+            "elastic_statistics",
+            "resources.min_workers",
+            "warning",
+            f"With fewer workers {kind} takes its statistics from more samples: the global batch stays "
+            f"{spec.data.batch_size * res.workers}.",
+            "Use sync_batch over the world, or a kind without batch statistics.",
         )
     if isinstance(spec.norm.group, int) and res.workers % spec.norm.group:
         add(

@@ -192,7 +192,10 @@ class ResourcesSpec(Part):
     gpus_per_worker: Annotated[int, Field(ge=0, le=16)] = 0
     cpus_per_worker: Annotated[int, Field(ge=1, le=1024)] = 1
     min_workers: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Go on with as few as this many when hosts leave; null: always `workers`."""
+    """An attempt starts with as few as this many where there is no room for all; null: always `workers`. The global
+    batch stays data.batch_size * workers, so a worker's part grows, and with it what kinds that do not synchronize
+    take their statistics from. How many are used is chosen when an attempt starts, and again when the next one does.
+    """
 
     @model_validator(mode="after")
     def _ordered(self) -> ResourcesSpec:

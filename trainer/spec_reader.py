@@ -39,7 +39,7 @@ def read_spec(data: Any) -> JobSpec:
     Raises: SpecError with one Problem for each thing wrong.
     """
     spec = _parse(JobSpec, data, ())
-    problems = [*_norm_problems(spec.norm), *_environment_problems(spec), *_not_in_this_version(spec)]
+    problems = [*_norm_problems(spec.norm), *_environment_problems(spec), *_elastic_problems(spec)]
     filled: dict[str, Any] = {}
     parts: list[tuple[str, ModelSpec | DataSpec, Mapping[str, type[BaseModel]]]] = [
         ("model", spec.model, MODELS),
@@ -80,10 +80,15 @@ def _environment_problems(spec: JobSpec) -> Iterator[Problem]:
             yield Problem(f"env.{name}", f"names that begin with {' or '.join(_RESERVED)} belong to the service")
 
 
-def _not_in_this_version(spec: JobSpec) -> Iterator[Problem]:
-    """Fields that the contract has and this version does not act on: refused, so that nobody relies on them in vain."""
-    if spec.resources.min_workers is not None:
-        yield Problem("resources.min_workers", "is not supported in this version; leave it out")
+def _elastic_problems(spec: JobSpec) -> Iterator[Problem]:
+    """Whatever number of workers is chosen, groups of norm.group must stay whole."""
+    res, group = spec.resources, spec.norm.group
+    if res.min_workers is None or not isinstance(group, int):
+        return
+    for name, workers in (("min_workers", res.min_workers), ("workers", res.workers)):
+        if workers % group:
+            text = f"must be a multiple of norm.group ({group}) where min_workers is given; got {workers}"
+            yield Problem(f"resources.{name}", text)
 
 
 def _norm_problems(norm: NormSpec) -> Iterator[Problem]:

@@ -100,7 +100,7 @@ class JobStep:
     def _launch(self, job: Job, attempt: Attempt, look: Look) -> tuple[Job, Attempt] | None:
         assert look.view is not None
         store, places = self._ports.store, self._ports.places
-        run = self._ports.tracker.run_for(job)
+        run = self._ports.tracker.run_for(job, store.attempts(job.id))
         store.note_job(job, {"experiment_id": run.experiment_id, "run_id": run.run_id})
         if attempt.session is None:
             attempt = replace(attempt, session=look.view.session)
@@ -124,6 +124,7 @@ class JobStep:
         return protocol.Launch(
             job_id=job.id,
             attempt=attempt.number,
+            workers=attempt.workers,
             fence=attempt.fence,
             spec=JobSpec.model_validate_json(json.dumps(job.spec)),
             service_url=places.service_url,

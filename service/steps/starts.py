@@ -34,7 +34,7 @@ class Starts:
             if store.move(job, job.state, {"stop": "preempt", "stop_at": now}, event=event, lease=look.token):
                 self._ports.on_change(job.id)
         for job in plan.starts:
-            self._begin(job, now, look)
+            self._begin(job, plan.sizes[job.id], now, look)
         return plan
 
     def _held(self, attempts: Sequence[Attempt], now: datetime) -> list[Held]:
@@ -44,10 +44,10 @@ class Starts:
             if job := jobs.get(attempt.job_id):
                 # Once its workers train, what they use is part of what the cluster reports.
                 placed = attempt.phase is not None and attempt.phase not in ("preparing", "starting_workers")
-                held.append(Held(job, attempt.created_at, placed, _ends_at(job, now)))
+                held.append(Held(job, attempt.created_at, placed, _ends_at(job, now), attempt.workers))
         return held
 
-    def _begin(self, job: Job, now: datetime, look: Look) -> None:
+    def _begin(self, job: Job, workers: int, now: datetime, look: Look) -> None:
         """Write the next attempt down, then launch it."""
         store = self._ports.store
         checkpoint = next(iter(store.checkpoints(job.id)), None)
@@ -57,19 +57,36 @@ class Starts:
             job_id=job.id,
             number=number,
             fence=new_fence(),
+            workers=workers,
             created_at=now,
             lease_expires_at=now + timedelta(seconds=max(self._lease_s, LAUNCH_LEASE_S)),
             resume_from=checkpoint.path if checkpoint else None,
             resume_step=checkpoint.step if checkpoint else 0,
             step=checkpoint.step if checkpoint else 0,
         )
-        event = NewEvent(JobState.STARTING, f"Attempt {number} starts.", {"attempt": number})
-        changes = {"attempt": number, "not_before": None}
-        moved = store.move(job, JobState.STARTING, changes, event=event, new_attempt=attempt, lease=look.token)
+        event = NewEvent(JobState.STARTING, f"Attempt {number} starts.", {"attempt": number, "workers": workers})
+        changes = {"attempt": number, "not_before": None, "world_size": workers}
+        also = _workers_changed(job, attempt)
+        moved = store.move(
+            job, JobState.STARTING, changes, event=event, also=also, new_attempt=attempt, lease=look.token
+        )
         if moved is not None:
             self._waiting.note(moved)
             self._ports.on_change(job.id)
             self._jobs.advance(moved, attempt, look)
+
+
+def _workers_changed(job: Job, attempt: Attempt) -> list[NewEvent]:
+    """An event where an attempt of an elastic job has other workers than the one before, or than was asked for."""
+    before = job.world_size or job.workers
+    if attempt.workers == before:
+        return []
+    sizes = {"workers": attempt.workers, "before": before, "step": attempt.resume_step}
+    message = (
+        f"Attempt {attempt.number} trains on {attempt.workers} workers instead of {before}, from step "
+        f"{attempt.resume_step}. The global batch stays; each worker takes a larger or smaller part of it."
+    )
+    return [NewEvent("workers_changed", message, {"attempt": attempt.number, **sizes})]
 
 
 def _ends_at(job: Job, now: datetime) -> datetime | None:

@@ -59,12 +59,13 @@ class AttemptTable(Tables):
             attempt = attempt_of(c.execute(ATTEMPTS.where(a.id == attempt_id)).one())
             job = self._job_of(c, attempt)
             held_s = (now - attempt.created_at).total_seconds()
-            self._add_usage(c, job, held_s)
+            self._add_usage(c, job, attempt, held_s)
         return held_s
 
-    def _add_usage(self, c: sa.Connection, job: Job, held_s: float) -> None:
+    def _add_usage(self, c: sa.Connection, job: Job, attempt: Attempt, held_s: float) -> None:
         u = t.usage.c
-        used = {"cpu_seconds": job.cpus * held_s, "gpu_seconds": job.gpus * held_s}
+        worker_s = attempt.workers * held_s
+        used = {"cpu_seconds": job.cpus_per_worker * worker_s, "gpu_seconds": job.gpus_per_worker * worker_s}
         if not self._insert_new(c, t.usage, {"owner": job.owner, **used}):
             more = {name: t.usage.c[name] + value for name, value in used.items()}
             c.execute(sa.update(t.usage).where(u.owner == job.owner).values(more))
@@ -73,7 +74,7 @@ class AttemptTable(Tables):
         """(CPU seconds, GPU seconds) by owner, of everything that was ever given room, what holds it now included."""
         found: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
         a, j = t.attempts.c, t.jobs.c
-        live = sa.select(j.owner, j.workers * j.cpus_per_worker, j.workers * j.gpus_per_worker, a.created_at)
+        live = sa.select(j.owner, a.workers * j.cpus_per_worker, a.workers * j.gpus_per_worker, a.created_at)
         with self._db.read() as c:
             now = self._now(c)
             rows = [(owner, cpu_s, gpu_s) for owner, cpu_s, gpu_s in c.execute(sa.select(t.usage))]

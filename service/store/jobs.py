@@ -193,13 +193,14 @@ class JobTable(Tables):
         changes: Mapping[str, Any] | None = None,
         *,
         event: NewEvent,
+        also: Sequence[NewEvent] = (),
         attempt_changes: Mapping[str, Any] | None = None,
         new_attempt: Attempt | None = None,
         lease: int | None = None,
     ) -> Job | None:
         """Change the state of a job, if it still is as it was read; None: somebody was faster, and nothing changed.
 
-        lease: token of the reconciler's lease, which must still stand.
+        also: events that come with it. lease: token of the reconciler's lease, which must still stand.
         Raises: ValueError for a move that is not in the table of arrows.
         """
         if to is not job.state and (job.state, to) not in ARROWS:
@@ -219,7 +220,8 @@ class JobTable(Tables):
                 )
             if to is not job.state:
                 event = replace(event, data={**(event.data or {}), "from": job.state.value})
-            self._add_event(c, job.id, event)
+            for one in (event, *also):
+                self._add_event(c, job.id, one)
             row = c.execute(JOBS.where(t.jobs.c.id == job.id)).one()
         return job_of(row)
 

@@ -106,6 +106,7 @@ class Listed(NamedTuple):
     labels: str
     spec: str
     attempt: int
+    world_size: int | None
     progress: dict[str, Any] | None
     experiment_id: str | None
     run_id: str | None

@@ -125,7 +125,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def never_more_than_the_cluster_has(self) -> None:
-        held = [self.world.job(one.job_id).cpus for one in self.world.store.unreleased_attempts()]
+        held = [one.workers for one in self.world.store.unreleased_attempts()]
         assert sum(held) <= 4
 
     @invariant()

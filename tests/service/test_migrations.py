@@ -57,7 +57,13 @@ def fill(store: Store, clock: Clock) -> Job:
     job = new_job(read_spec(SPEC), "ann", clock())
     store.add_job(job, NewEvent("submitted", "Something."))
     attempt = Attempt(f"{job.id}-1", job.id, 1, new_fence(), clock(), clock())
-    moved = store.move(job, JobState.STARTING, {"attempt": 1}, event=NewEvent("starting", "Else."), new_attempt=attempt)
+    moved = store.move(
+        job,
+        JobState.STARTING,
+        {"attempt": 1, "world_size": 1},
+        event=NewEvent("starting", "Else."),
+        new_attempt=attempt,
+    )
     assert moved is not None
     store.add_lines(attempt.id, attempt.fence, [LogLine(rank=0, seq=1, at="now", level="INFO", text="a line")])
     store.add_checkpoint(

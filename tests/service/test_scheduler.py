@@ -153,6 +153,76 @@ def test_backoff_and_stop_requests_are_told() -> None:
     assert plan.waits["backoff"].numbers == {"seconds": 7}
 
 
+def elastic(one: Job, least: int, rng: random.Random | None = None) -> Job:
+    """With min_workers; with `rng`, some of them in norm groups that divide both numbers."""
+    least = min(least, one.workers)
+    both = [group for group in (2, 3) if least % group == 0 and one.workers % group == 0]
+    group = rng.choice([*both, "world"]) if rng else "world"
+    spec = one.spec | {"norm": one.spec["norm"] | {"group": group}}
+    return replace(one, min_workers=least, spec=spec)
+
+
+@pytest.mark.parametrize(("room", "size"), [(8, 6), (6, 6), (5, 5), (2, 2), (1, None)])
+def test_elastic_job_starts_with_as_many_workers_as_fit(room: int, size: int | None) -> None:
+    plan = plan_of([elastic(job("a", 6), 2)], [], nodes(9, used=9 - room), NOW, POLICY)
+
+    assert plan.sizes.get("a") == size
+    assert names(plan.starts) == (["a"] if size else [])
+
+
+def test_groups_of_an_elastic_job_stay_whole() -> None:
+    one = elastic(job("a", 8), 2)
+    spec = one.spec | {"norm": one.spec["norm"] | {"group": 2}}
+
+    plan = plan_of([replace(one, spec=spec)], [], nodes(7), NOW, POLICY)
+
+    assert plan.sizes == {"a": 6}
+
+
+def test_job_that_is_not_elastic_never_starts_with_fewer() -> None:
+    plan = plan_of([job("a", 4)], [held(job("r", 2))], nodes(5), NOW, POLICY)
+
+    assert plan.sizes == {}
+    assert plan.waits["a"].numbers == {"workers_missing": 1.0, "workers": 4.0}
+
+
+def test_elastic_job_takes_only_what_the_head_can_not_use() -> None:
+    # 6 CPUs: r takes 2 for 100 s; the head needs 5, so at its start one CPU is over, though 4 are free now.
+    queue = [job("head", 5), elastic(job("tail", 4, queued_at=NOW + timedelta(seconds=1)), 1)]
+
+    plan = plan_of(queue, [held(job("r", 2), ends_s=100)], nodes(6), NOW, POLICY)
+
+    assert plan.sizes == {"tail": 1}
+
+
+def test_elastic_head_waits_for_its_least_workers_only() -> None:
+    head = elastic(job("head", 8), 3)
+
+    plan = plan_of([head], [held(job("r", 2), ends_s=100), held(job("s", 2), ends_s=900)], nodes(4), NOW, POLICY)
+
+    assert plan.waits["head"].numbers == {"workers_missing": 3.0, "workers": 3.0}
+    assert plan.waits["head"].starts_at == NOW + timedelta(seconds=900)
+
+
+def test_elastic_job_keeps_within_the_quota() -> None:
+    one = elastic(job("a", 4, gpus_per_worker=1), 2)
+    running = [held(job("r", 1, gpus_per_worker=1))]
+
+    some = plan_of([one], running, nodes(8, gpus=8), NOW, Policy(max_gpus=4))
+    none = plan_of([one], running, nodes(8, gpus=8), NOW, Policy(max_gpus=2))
+
+    assert some.sizes == {"a": 3}
+    assert none.waits["a"].code == "quota_gpus"
+
+
+def test_attempt_with_fewer_workers_leaves_the_rest_of_the_room() -> None:
+    small = replace(held(elastic(job("r", 4), 1)), workers=1)
+
+    plan = plan_of([job("a", 3)], [small], nodes(4), NOW, POLICY)
+
+    assert plan.sizes == {"a": 3}
+
+
 class Day:
     """A cluster under random jobs that come, run and leave; checks the promises at every event.
 
@@ -189,6 +259,8 @@ class Day:
                 priority=self.random.choice([0, 0, 0, 5, -5]),
                 queued_at=self.now,
             )
+            if self.random.random() < 0.4:
+                self.queue[name] = elastic(self.queue[name], self.random.choice([1, 2, 3]), self.random)
         elif self.running:
             self.leave(self.random.choice(sorted(self.running)))
         self.plan()
@@ -197,6 +269,7 @@ class Day:
         free = [[node.cpus, node.gpus] for node in self.empty]
         for name, seats in self.seats.items():
             one = self.running[name].job
+            assert sum(workers for _, workers in seats) == self.running[name].workers
             for host, workers in seats:
                 free[host][0] -= workers * one.cpus_per_worker
                 free[host][1] -= workers * one.gpus_per_worker
@@ -204,16 +277,19 @@ class Day:
             replace(node, free_cpus=left[0], free_gpus=left[1]) for node, left in zip(self.empty, free, strict=True)
         ]
 
-    def enter(self, one: Job) -> None:
+    def enter(self, one: Job, workers: int) -> None:
         """As a placement group does: all workers, or an error."""
-        left = one.workers
+        assert one.least_workers <= workers <= one.workers
+        group = one.spec["norm"]["group"]
+        assert workers == one.workers or not isinstance(group, int) or workers % group == 0
+        left = workers
         seats = []
         free = [
             int(
                 min(
                     n.free_cpus // one.cpus_per_worker,
                     n.free_gpus // one.gpus_per_worker if one.gpus_per_worker else 99,
-                    one.workers,
+                    workers,
                 )
             )
             for n in self.nodes()
@@ -223,7 +299,7 @@ class Day:
             seats.append((host, taken))
             left -= taken
         assert left == 0, f"{one.id} would be split"
-        self.running[one.id] = Held(replace(one, state=JobState.RUNNING), self.now, placed=True)
+        self.running[one.id] = Held(replace(one, state=JobState.RUNNING), self.now, placed=True, workers=workers)
         self.seats[one.id] = seats
 
     def leave(self, name: str) -> Held:
@@ -233,7 +309,7 @@ class Day:
     def plan(self) -> None:
         plan = plan_of(self.queue.values(), list(self.running.values()), self.nodes(), self.now, self.policy)
         for one in plan.starts:
-            self.enter(self.queue.pop(one.id))
+            self.enter(self.queue.pop(one.id), plan.sizes[one.id])
         self.check()
         for one in plan.preempts:
             item = self.leave(one.id)
@@ -264,17 +340,21 @@ def test_hundred_thousand_random_events_keep_every_promise(seed: int) -> None:
             day.step()
 
 
-def test_every_job_starts_in_the_end_under_a_stream_of_better_ones() -> None:
+@pytest.mark.parametrize("least", [None, 1])
+def test_every_job_starts_in_the_end_under_a_stream_of_better_ones(least: int | None) -> None:
+    """Also of elastic ones, each of which could use any worker that is free."""
     queue = {"low": job("low", 2, priority=-100)}
     running: dict[str, Held] = {}
     now = NOW
     for i in range(2000):
         now += timedelta(seconds=60)
-        queue[f"h{i}"] = job(f"h{i}", 1, priority=100, queued_at=now)
+        queue[f"h{i}"] = job(f"h{i}", 2 if least else 1, min_workers=least, priority=100, queued_at=now)
         if running:
             running.pop(next(iter(running)))
-        for one in plan_of(queue.values(), list(running.values()), nodes(2), now, POLICY).starts:
-            running[one.id] = Held(replace(queue.pop(one.id), state=JobState.RUNNING), now, placed=False)
+        plan = plan_of(queue.values(), list(running.values()), nodes(2), now, POLICY)
+        for one in plan.starts:
+            begun = replace(queue.pop(one.id), state=JobState.RUNNING)
+            running[one.id] = Held(begun, now, placed=False, workers=plan.sizes[one.id])
         if "low" not in queue:
             break
 

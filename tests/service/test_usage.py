@@ -35,7 +35,8 @@ def test_usage_of_all_owners_together_is_what_was_allocated(world: World) -> Non
 
     for step in range(60):
         world.reconciler.tick()
-        held = [world.job(one.job_id).gpus for one in world.store.unreleased_attempts()]
+        attempts = world.store.unreleased_attempts()
+        held = [one.workers * world.job(one.job_id).gpus_per_worker for one in attempts]
         world.cluster.work()
         world.clock.advance(5)
         allocated += 5 * sum(held)

@@ -171,6 +171,38 @@ def test_finished_job_is_exported_again_from_its_certified_weights(
     assert info["status"] == "FINISHED"
 
 
+def test_elastic_job_with_room_for_one_worker_learns_what_two_would(client: Client, rest: httpx.Client) -> None:
+    cpus = int(sum(node["cpus"] for node in client.cluster()["nodes"]))
+    small = {
+        "project": "demo",
+        "model": {"name": "mlp", "init_args": {"hidden": [8]}},
+        "data": {"name": "digits", "batch_size": 64},
+        "norm": {"kind": "sync_batch"},
+        "export": {"formats": []},
+    }
+    train = {"train": {"epochs": 1, "precision": "64-true"}}
+    other = {"train": {"epochs": 100_000}, "resources": {"workers": 1, "cpus_per_worker": cpus - 1}}
+    blocker = client.submit(small | other | {"name": "blocker"})
+    eventually(lambda: client.job(blocker["id"])["state"] == "running", 100)
+
+    elastic = {"name": "elastic", "resources": {"workers": 2, "min_workers": 1}}
+    alone = finished(client, client.submit(small | train | elastic)["id"])
+    client.cancel(blocker["id"])
+    finished(client, blocker["id"])
+    both = finished(client, client.submit(small | train | {"name": "whole", "resources": {"workers": 2}})["id"])
+
+    assert (alone["state"], both["state"]) == ("succeeded", "succeeded"), (alone["message"], both["message"])
+    assert (alone["world_size"], both["world_size"]) == (1, 2)
+    assert alone["progress"]["step"] == both["progress"]["step"]
+    for name in ("train/loss", "val/loss", "val/accuracy"):
+        # fp64; sums over samples in another order
+        assert alone["progress"]["metrics"][name] == pytest.approx(both["progress"]["metrics"][name], rel=1e-9), name
+    assert "workers_changed" in [event["kind"] for event in client.follow_events(alone["id"])]
+    run = rest.get("runs/get", params={"run_id": alone["mlflow"]["run_id"]}).json()["run"]
+    tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
+    assert (tags["syncnorm.world_size"], tags["syncnorm.world_size_changes"]) == ("1", "1 from step 0")
+
+
 def test_cancelled_job_leaves_a_checkpoint_and_a_killed_run(client: Client, rest: httpx.Client) -> None:
     document = yaml.safe_load(EXAMPLE.read_text()) | {"name": "long", "train": {"epochs": 10_000}}
     submitted = client.submit(document)

@@ -63,7 +63,7 @@ def test_every_default_is_filled_in_and_reading_again_changes_nothing() -> None:
         ({"nam": "x"}, "nam", "not a known field"),
         ({"diagnostics": ["landscape", "landscape"]}, "diagnostics", "once"),
         ({"env": {"RAY_AUTH_TOKEN": "x"}}, "env.RAY_AUTH_TOKEN", "belong to the service"),
-        ({"resources": {"workers": 4, "min_workers": 2}}, "resources.min_workers", "not supported in this version"),
+        ({"resources": {"workers": 4, "min_workers": 5}}, "resources", "must not exceed workers"),
     ],
 )
 def test_mistake_is_named_by_its_path(changes: dict[str, Any], path: str, says: str) -> None:
