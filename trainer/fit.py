@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from trainer.attempt import Launch
+from trainer.callbacks.alerts import StatisticsAlarm
 from trainer.callbacks.checkpoint import CheckpointWriter, VerifiedCheckpointIO
 from trainer.callbacks.early_stopping import StopEarly
 from trainer.callbacks.end import EndAtStep
@@ -133,11 +134,12 @@ def _callbacks(
 ) -> list[Callback]:
     """In the order they are called in; what keeps state that an epoch's end changes comes before the checkpoint."""
     agreement = StopAgreement(lambda: reporter.stop_request, lambda: reporter.superseded)
+    alarm = StatisticsAlarm(reporter)
     callbacks: list[Callback] = [
         EndAtStep(steps),
         SyncShare(spool),
-        StatisticsShield(),
-        StatisticsRecorder(folders.artifacts, spool, every=spec.statistics.every),
+        StatisticsShield(alarm),
+        StatisticsRecorder(folders.artifacts, spool, alarm, every=spec.statistics.every),
         ProgressReporter(
             reporter,
             spool,

@@ -147,6 +147,10 @@ def test_logs_tell_the_story(job: dict[str, Any], client: Client) -> None:
     ]
 
 
+def test_statistics_of_a_job_that_goes_well_raise_no_alarm(job: dict[str, Any], client: Client) -> None:
+    assert "statistics_alert" not in [event["kind"] for event in client.follow_events(job["id"])]
+
+
 def test_finished_job_is_exported_again_from_its_certified_weights(
     job: dict[str, Any], client: Client, rest: httpx.Client
 ) -> None:
@@ -171,25 +175,35 @@ def test_finished_job_is_exported_again_from_its_certified_weights(
     assert info["status"] == "FINISHED"
 
 
-def test_elastic_job_with_room_for_one_worker_learns_what_two_would(client: Client, rest: httpx.Client) -> None:
-    cpus = int(sum(node["cpus"] for node in client.cluster()["nodes"]))
-    small = {
-        "project": "demo",
-        "model": {"name": "mlp", "init_args": {"hidden": [8]}},
-        "data": {"name": "digits", "batch_size": 64},
-        "norm": {"kind": "sync_batch"},
-        "export": {"formats": []},
-    }
-    train = {"train": {"epochs": 1, "precision": "64-true"}}
-    other = {"train": {"epochs": 100_000}, "resources": {"workers": 1, "cpus_per_worker": cpus - 1}}
-    blocker = client.submit(small | other | {"name": "blocker"})
-    eventually(lambda: client.job(blocker["id"])["state"] == "running", 100)
+SMALL = {
+    "project": "demo",
+    "model": {"name": "mlp", "init_args": {"hidden": [8]}},
+    "data": {"name": "digits", "batch_size": 64},
+    "norm": {"kind": "sync_batch"},
+    "export": {"formats": []},
+}
+ONE_EPOCH = {"train": {"epochs": 1, "precision": "64-true"}}
 
+
+@pytest.fixture(scope="module")
+def crowded(client: Client) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(a job that took all room but one worker's, until it was cancelled; an elastic job that trained beside it)."""
+    cpus = int(sum(node["cpus"] for node in client.cluster()["nodes"]))
+    most = {"train": {"epochs": 1_000_000}, "resources": {"workers": 1, "cpus_per_worker": cpus - 1}}
+    long = client.submit(SMALL | most | {"name": "long"})
+    eventually(lambda: client.job(long["id"])["progress"]["step"] > 5, 200)
     elastic = {"name": "elastic", "resources": {"workers": 2, "min_workers": 1}}
-    alone = finished(client, client.submit(small | train | elastic)["id"])
-    client.cancel(blocker["id"])
-    finished(client, blocker["id"])
-    both = finished(client, client.submit(small | train | {"name": "whole", "resources": {"workers": 2}})["id"])
+    beside = finished(client, client.submit(SMALL | ONE_EPOCH | elastic)["id"])
+    client.cancel(long["id"])
+    return finished(client, long["id"]), beside
+
+
+def test_elastic_job_with_room_for_one_worker_learns_what_two_would(
+    crowded: tuple[dict[str, Any], dict[str, Any]], client: Client, rest: httpx.Client
+) -> None:
+    _, alone = crowded
+
+    both = finished(client, client.submit(SMALL | ONE_EPOCH | {"name": "whole", "resources": {"workers": 2}})["id"])
 
     assert (alone["state"], both["state"]) == ("succeeded", "succeeded"), (alone["message"], both["message"])
     assert (alone["world_size"], both["world_size"]) == (1, 2)
@@ -203,17 +217,15 @@ def test_elastic_job_with_room_for_one_worker_learns_what_two_would(client: Clie
     assert (tags["syncnorm.world_size"], tags["syncnorm.world_size_changes"]) == ("1", "1 from step 0")
 
 
-def test_cancelled_job_leaves_a_checkpoint_and_a_killed_run(client: Client, rest: httpx.Client) -> None:
-    document = yaml.safe_load(EXAMPLE.read_text()) | {"name": "long", "train": {"epochs": 10_000}}
-    submitted = client.submit(document)
-    eventually(lambda: client.job(submitted["id"])["progress"]["step"] > 5, 200)
-
-    client.cancel(submitted["id"])
-    job = finished(client, submitted["id"])
+def test_cancelled_job_leaves_a_checkpoint_and_a_killed_run(
+    crowded: tuple[dict[str, Any], dict[str, Any]], client: Client, rest: httpx.Client
+) -> None:
+    job, _ = crowded
 
     assert (job["state"], job["reason"]) == ("cancelled", "cancelled_by_user")
     stopped_at = client.attempts(job["id"])[0]["step"]
     assert stopped_at >= 5
+    assert client.checkpoints(job["id"])[0]["step"] == stopped_at
     run = rest.get("runs/get", params={"run_id": job["mlflow"]["run_id"]}).json()["run"]
     assert run["info"]["status"] == "KILLED"
 

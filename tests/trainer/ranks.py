@@ -80,6 +80,7 @@ class Told:
     def __init__(self, *, stop_at: int | None = None) -> None:
         self._stop_at = stop_at
         self.stop_request: StopRequest | None = None
+        self.events: list[tuple[str, str, dict[str, Any]]] = []
 
     def progress(self, *, step: int, **_: object) -> None:
         if self._stop_at is not None and step >= self._stop_at:
@@ -92,7 +93,8 @@ class Told:
     def is_sending(self) -> bool:
         return False
 
-    def event(self, *_: object, **__: object) -> None: ...
+    def event(self, kind: str, message: str, **data: Any) -> None:
+        self.events.append((kind, message, data))
 
     def checkpoint(self, **_: object) -> None: ...
 

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from trainer.callbacks.alerts import StatisticsAlarm
 from trainer.module import TrainingModule
 
 
@@ -19,14 +20,22 @@ class StatisticsShield(Callback):
     has statistics of its own, and undoes its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, alarm: StatisticsAlarm) -> None:
+        self._alarm = alarm
+        self._paths: list[str] = []
         self._buffers: list[Tensor] = []
         self._running: list[Tensor] = []
         self._before: list[Tensor] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
-        layers = [m for m in pl_module.network.modules() if isinstance(getattr(m, "running_mean", None), Tensor)]
+        named = {
+            path: layer
+            for path, layer in pl_module.network.named_modules()
+            if isinstance(getattr(layer, "running_mean", None), Tensor)
+        }
+        layers = list(named.values())
+        self._paths = list(named)
         self._running = [tensor for layer in layers for tensor in (layer.running_mean, layer.running_var)]  # type: ignore[misc]
         self._buffers = [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
         self._before = [buffer.clone() for buffer in self._buffers]
@@ -39,4 +48,14 @@ class StatisticsShield(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._running and not torch.cat(self._running).sum().isfinite():
+            if trainer.is_global_zero:
+                self._alarm.undone(self._not_finite(), trainer.global_step)
             torch._foreach_copy_(self._buffers, self._before)
+
+    def _not_finite(self) -> list[str]:
+        pairs = zip(self._running[::2], self._running[1::2], strict=True)
+        return [
+            path
+            for path, (mean, var) in zip(self._paths, pairs, strict=True)
+            if not (mean.isfinite().all() and var.isfinite().all())
+        ]

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import save
 
 from norm import NormSnapshot, observe, snapshot
+from trainer.callbacks.alerts import StatisticsAlarm
 from trainer.files import write_atomic
 from trainer.module import TrainingModule
 from trainer.spec import Every
@@ -21,12 +22,13 @@ class StatisticsRecorder(Callback):
     """Every `every`: `norm/{layer}/…` metrics and `norm/statistics/step-{n}.safetensors`, from rank 0.
 
     The batch before a record is observed, so that the drift between its statistics and the running ones is known; this
-    one batch costs another pass over each layer's input.
+    one batch costs another pass over each layer's input. What was recorded is shown to the alarm.
     """
 
-    def __init__(self, artifacts: Path, spool: Spool, *, every: Every) -> None:
+    def __init__(self, artifacts: Path, spool: Spool, alarm: StatisticsAlarm, *, every: Every) -> None:
         self._folder = artifacts / "norm" / "statistics"
         self._spool = spool
+        self._alarm = alarm
         self._every = every
         self._observing = ExitStack()
         self._recorded_at = -1
@@ -45,6 +47,12 @@ class StatisticsRecorder(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._observing.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._alarm.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._alarm.load_state_dict(state_dict)
 
     def _ends_a_period(self, trainer: Trainer, batch_idx: int, *, done: bool = False) -> bool:
         """Whether this batch is the last before a record. done: its step is counted in global_step already."""
@@ -65,6 +73,7 @@ class StatisticsRecorder(Callback):
         layers = snapshot(pl_module.network)
         if layers:
             self._spool.append(_metrics(layers), step)
+            self._alarm.look(layers, lambda path: getattr(pl_module.network.get_submodule(path), "eps", 1e-5), step)
             tensors = {
                 f"{path}.{name}": getattr(layer, name).contiguous()
                 for path, layer in layers.items()
