@@ -99,7 +99,7 @@ def jobs_table(jobs: Iterable[Json]) -> Table:
             job["project"],
             state,
             job["spec"]["norm"]["kind"],
-            str(job["spec"]["resources"]["workers"]),
+            _workers_cell(job),
             _progress_cell(job["progress"]),
             job["created_at"][:19],
         )
@@ -117,6 +117,11 @@ def watch(
             if all(job["state"] in TERMINAL for job in jobs):
                 return jobs
             rest(_LOOK_S)
+
+
+def _workers_cell(job: Json) -> str:
+    wanted, used = job["spec"]["resources"]["workers"], job["world_size"]
+    return str(wanted) if used in (None, wanted) else f"{used} of {wanted}"
 
 
 def _progress_cell(progress: Mapping[str, Any]) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
-from service import cli
+from service import cli, export_command, terminal
 from service.client import Client
 from service.show import watch
 from service.specfile import SpecFileError, load
@@ -19,7 +21,7 @@ def job(name: str, state: str, percent: float | None = None, eta_s: float | None
     progress = {"percent": percent, "eta_s": eta_s}
     spec = {"norm": {"kind": "batch"}, "resources": {"workers": 2}}
     about = {"id": f"job_{name}", "name": name, "project": "demo", "created_at": "2026-01-01T00:00:00"}
-    return {**about, "state": state, "progress": progress, "spec": spec}
+    return {**about, "state": state, "progress": progress, "spec": spec, "world_size": 1 if percent else None}
 
 
 def test_live_table_goes_on_until_every_job_is_finished() -> None:
@@ -38,21 +40,54 @@ def test_live_table_goes_on_until_every_job_is_finished() -> None:
     assert [one["state"] for one in last] == ["succeeded", "failed"]
     assert len(rests) == 2
     assert "40 %  1:15 left" in text
+    assert "1 of 2" in text  # an elastic job
     assert "failed" in text
+
+
+def test_export_command_follows_to_the_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with api(tmp_path) as (http, world):
+        job = world.succeed(labels={"exports": "succeeded", "export_works": "2"})
+        monkeypatch.setattr(terminal, "Client", lambda: client_of(http))
+        monkeypatch.setattr(export_command.wait, "__defaults__", (lambda _s: world.step(),))
+
+        done = CliRunner().invoke(cli.app, ["export", job.id, "--format", "onnx", "--no-fold", "--follow"])
+        asked = CliRunner().invoke(cli.app, ["export", job.id, "--register-as", "mine", "--json"])
+        refused = CliRunner().invoke(cli.app, ["export", world.submit().id])
+
+    assert (done.exit_code, asked.exit_code, refused.exit_code) == (0, 0, 2), done.output
+    assert "export 2 succeeded" in done.output
+    assert "Model        models:/m-1" in done.output
+    section = world.store.exports(job.id)[0].section
+    assert section == {"formats": ["onnx"], "fold": False, "register_as": None}
+    assert json.loads(asked.stdout)["export"] == {"formats": ["pt2", "onnx"], "fold": True, "register_as": "mine"}
+
+
+def test_export_that_fails_is_exit_code_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with api(tmp_path) as (http, world):
+        job = world.succeed(labels={"exports": "user_error"})
+        monkeypatch.setattr(terminal, "Client", lambda: client_of(http))
+        monkeypatch.setattr(export_command.wait, "__defaults__", (lambda _s: world.step(),))
+
+        done = CliRunner().invoke(cli.app, ["export", job.id, "--follow"])
+
+    assert done.exit_code == 1
+    assert "export 2 failed It raised. Your code, model or data raised" in done.output
+
+
+def client_of(http: Any, timeout_s: float = 30) -> Client:
+    """A client of the application in this process."""
+    made = Client("http://testserver", timeout_s=timeout_s)
+    made._http.close()
+    made._http = http
+    http.close = lambda: None
+    return made
 
 
 def test_shell_completes_the_ids_of_the_newest_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with api(tmp_path) as (http, _):
         ids = [http.post("/v1/jobs", json=SPEC | {"name": f"n{number}"}).json()["id"] for number in range(2)]
 
-        def client(timeout_s: float) -> Client:
-            made = Client("http://testserver", timeout_s=timeout_s)
-            made._http.close()
-            made._http = http  # type: ignore[assignment]
-            http.close = lambda: None  # type: ignore[method-assign]
-            return made
-
-        monkeypatch.setattr(cli, "Client", client)
+        monkeypatch.setattr(cli, "Client", lambda timeout_s: client_of(http, timeout_s))
         found, none = cli.complete_job(ids[0]), cli.complete_job("x")
 
     assert found == [(ids[0], "n0 queued")]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +78,20 @@ def test_another_format_is_certified_and_registered(mlflow_server: Mlflow, sourc
     files = result.model.certificate["files"]
     assert files[WEIGHTS_FILE] == sha256_of(source / WEIGHTS_FILE)
     assert "model.onnx" in files
+
+
+def test_export_has_what_the_workers_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = tmp_path / "code.zip"
+    with zipfile.ZipFile(archive, "w") as package:
+        package.writestr("net_of_test_again.py", "import os\nSIZE = int(os.environ['SIZE_OF_TEST_AGAIN'])\n")
+    document = SPEC | {"code": {"package": f"sha256:{sha256_of(archive)}"}, "env": {"SIZE_OF_TEST_AGAIN": "3"}}
+    about = {"name": "2", "job_id": "j", "fence": "f", "source": "", "mlflow_uri": "", "mlflow_run_id": ""}
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+
+    again._prepare(ExportRequest(**about, spec=read_spec(document), package=str(archive)), tmp_path / "2")
+
+    assert importlib.import_module("net_of_test_again").SIZE == 3
 
 
 def test_weights_that_are_not_those_of_the_certificate_are_refused(

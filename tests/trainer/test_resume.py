@@ -157,6 +157,29 @@ def test_paused_in_double_precision(ranks: Pool, undisturbed: Whole, tmp_path: P
     assert_same(undisturbed(document), resumed, first, second)
 
 
+@pytest.mark.parametrize(("first_on", "then_on"), [(2, 1), (1, 2)])
+def test_goes_on_with_other_workers_as_if_nothing_had_happened(
+    ranks: Pool, undisturbed: Whole, tmp_path: Path, first_on: int, then_on: int
+) -> None:
+    """To rounding (fp64), and without dropout, whose masks are drawn by rank."""
+    document = spec("sync_batch", precision="64-true")
+    document["model"]["init_args"]["dropout"] = 0.0
+    first, second = tmp_path / "1", tmp_path / "2"
+
+    ranks.run(train, first_on, str(first), document, None, Told(stop_at=8))
+    resumed = ranks.run(train, then_on, str(second), document, newest(first))[0]
+
+    whole = undisturbed(document)
+    torch.testing.assert_close(resumed.state, whole.result.state, rtol=1e-9, atol=1e-9)
+    assert resumed.metrics == pytest.approx(whole.result.metrics, rel=1e-9)
+    drift = {key for key in series(whole.root) if key[0].endswith("/drift")}  # of rank 0's part of the last batch
+    expected, found = series(whole.root), series(first, second)
+    assert found.keys() == expected.keys()
+    assert {key: found[key] for key in expected.keys() - drift} == pytest.approx(
+        {key: expected[key] for key in expected.keys() - drift}, rel=1e-9
+    )
+
+
 def test_killed_after_the_last_step(ranks: Pool, undisturbed: Whole, tmp_path: Path) -> None:
     whole = undisturbed(spec("sync_batch"))
 
