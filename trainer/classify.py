@@ -6,6 +6,7 @@ import errno
 import traceback
 from collections.abc import Mapping
 
+import requests
 import torch
 from pydantic import BaseModel
 
@@ -46,6 +47,9 @@ class Failure(BaseModel):
 # Texts by which gloo and NCCL say that a peer has gone or is silent; they raise plain RuntimeErrors.
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "remote process exited", "Broken pipe")
 _PEER_SILENT = ("Timed out waiting", "timed out", "Timeout", "timeout")
+
+# Under what MLflow's client raises once its own retries are spent.
+_AWAY = (requests.ConnectionError, requests.Timeout, requests.exceptions.RetryError)
 
 # How torch's allocator for the CPU says it (a RuntimeError), on Linux and elsewhere, and Ray of what it ended itself.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "running low on memory", "memory pressure")
@@ -94,6 +98,16 @@ def explain_silence(
     return FailureReason.WORKER_LOST, f"The worker process of {who} ended without a word (killed?)."
 
 
+def is_mlflow_away(error: BaseException) -> bool:
+    """Whether MLflow could not be asked: it may be back for the next attempt. What it refuses is another matter."""
+    if not type(error).__module__.startswith("mlflow."):
+        return False
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, _AWAY):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
+
+
 def says_no_memory(text: str) -> bool:
     return any(sign in text for sign in _NO_MEMORY)
 
@@ -117,6 +131,8 @@ def _reason(error: BaseException) -> tuple[FailureReason, bool]:
     for kind, reason in _BY_TYPE:
         if isinstance(error, kind):
             return reason, False
+    if is_mlflow_away(error):
+        return FailureReason.INTERNAL, False
     if isinstance(error, norm.ExchangeError):
         return FailureReason.COLLECTIVE_TIMEOUT, True
     if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:

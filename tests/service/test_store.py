@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import sqlalchemy as sa
 
 from service import schema
 from service.database import Database
+from service.exports import Export, ExportState
 from service.jobs import ARROWS, RUN_STATUS, Attempt, Job, JobState, NewEvent, new_fence
 from service.store import Added, Answer, JobQuery, NewJob, Store
 from service.studies.spec import expand, read_study
@@ -27,6 +31,7 @@ from trainer.attempt import CheckpointFact, LogLine
 from trainer.failure import FailureReason
 from trainer.spec_reader import read_spec
 
+T = TypeVar("T")
 SPEC = {"name": "job", "labels": {"a": "b"}, "model": {"name": "resnet"}, "data": {"name": "digits", "batch_size": 32}}
 HEARD = NewEvent("heard", "Something.")
 
@@ -160,6 +165,57 @@ def test_same_key_is_kept_once_even_when_sent_at_once(store: Store, clock: Clock
     assert len(kept) == 1
     assert results.count(Added.STORED) == 1
     assert [one for one in results if one is not Added.STORED] == 15 * [Answer("hash", {"id": kept[0].id})]
+
+
+def at_once(actions: Sequence[Callable[[], T]]) -> list[T]:
+    """The results, each from a thread of its own, all of which begin together."""
+    start = threading.Barrier(len(actions))
+
+    def act(action: Callable[[], T]) -> T:
+        start.wait()
+        return action()
+
+    with ThreadPoolExecutor(len(actions)) as threads:
+        return list(threads.map(act, actions))
+
+
+def test_exports_asked_for_at_once_get_numbers_of_their_own(store: Store, clock: Clock) -> None:
+    job = submit(store, clock)
+
+    made = at_once([lambda: store.add_export(job, {}, lambda _: Answer("", {}))] * 8)
+
+    assert sorted(one.number for one in made if isinstance(one, Export)) == list(range(2, 10))
+    assert [one.number for one in store.exports(job.id)] == list(range(2, 10))
+
+
+def test_export_under_one_key_is_stored_once_even_for_two_jobs_at_once(store: Store, clock: Clock) -> None:
+    jobs = [submit(store, clock), submit(store, clock)]
+
+    def ask(job: Job) -> Answer | Export | Added | None:
+        return store.add_export(job, {}, lambda export: Answer(export.job_id, {}), ("ann", "key"))
+
+    results = at_once([partial(ask, job) for job in jobs * 4])
+
+    (kept,) = [one for job in jobs for one in store.exports(job.id)]
+    assert [one for one in results if isinstance(one, Export)] == [kept]
+    assert results.count(Answer(kept.job_id, {})) == 7
+
+
+def test_owner_with_too_many_exports_is_refused_until_some_are_over(store: Store, clock: Clock) -> None:
+    job = submit(store, clock)
+
+    def ask(key: str) -> Answer | Export | Added | None:
+        return store.add_export(job, {}, lambda _: Answer("", {}), ("ann", key), most_unfinished=1)
+
+    first, refused = ask("a"), ask("b")
+    assert isinstance(first, Export)
+    done = store.change_export(first, {"state": ExportState.FAILED})
+    again = ask("b")
+
+    assert refused is Added.TOO_MANY
+    assert isinstance(again, Export)
+    assert done is not None
+    assert store.change_export(first, {"state": ExportState.RUNNING}) is None  # it has changed since
 
 
 def test_keys_of_two_owners_do_not_meet(store: Store, clock: Clock) -> None:

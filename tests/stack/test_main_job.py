@@ -14,7 +14,7 @@ import yaml
 from sklearn.datasets import load_digits
 
 from service.client import Client
-from tests.stack.conftest import eventually, finished
+from tests.stack.conftest import Serving, eventually, finished
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 
@@ -173,6 +173,23 @@ def test_finished_job_is_exported_again_from_its_certified_weights(
     assert [one["name"] for one in client.exports(job["id"])] == ["1", "2"]
     info = rest.get("runs/get", params={"run_id": job["mlflow"]["run_id"]}).json()["run"]["info"]
     assert info["status"] == "FINISHED"
+
+
+@pytest.mark.chaos
+def test_export_whose_process_is_killed_is_started_again(job: dict[str, Any], client: Client, serving: Serving) -> None:
+    asked = client.export(job["id"], formats=["pt2"])
+    # The shell that Ray starts and what it runs have the command in common.
+    process = eventually(lambda: serving.processes(f"exports/{asked['name']}/1"), 60)[-1]
+
+    process.kill()
+
+    def over() -> dict[str, Any] | None:
+        found = client.one_export(job["id"], asked["name"])
+        return found if found["state"] in ("succeeded", "failed") else None
+
+    export = eventually(over, 200)
+    assert (export["state"], export["starts"]) == ("succeeded", 2), export["message"]
+    assert "export_lost" in [event["kind"] for event in client.follow_events(job["id"])]
 
 
 SMALL = {

@@ -11,7 +11,7 @@ import norm
 from trainer.agreement import DisagreementError
 from trainer.checkpoints import CheckpointCorruptError
 from trainer.classify import ExportMismatchError, NonFiniteError, classify, explain_silence, first_cause
-from trainer.failure import FailureReason
+from trainer.failure import ADVICE, FailureReason
 
 PEER_GONE = RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1234")
 
@@ -45,6 +45,20 @@ def test_reason_of_a_rank_that_failed_by_itself(error: BaseException, reason: Fa
     failure = classify(error, rank=1)
 
     assert (failure.reason, failure.secondary) == (reason, False)
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow's own imports warn
+def test_mlflow_that_is_away_may_be_back_but_what_it_refuses_stays_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    from mlflow import MlflowClient, MlflowException
+
+    with pytest.raises(MlflowException) as away:
+        MlflowClient("http://127.0.0.1:9").get_run("0" * 32)
+    refused = MlflowException("Registered model name cannot be empty.")
+
+    assert classify(away.value, rank=-1).reason is FailureReason.INTERNAL
+    assert ADVICE[FailureReason.INTERNAL].retryable
+    assert classify(refused, rank=-1).reason is FailureReason.USER_ERROR
 
 
 @pytest.mark.parametrize(
