@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,14 @@ def train_at(place: Place, config: dict[str, Any]) -> dict[str, Any] | None:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # every heartbeat is a request
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notes on itself are no news to the user
     hidden: dict[str, str] = {}
+    at_the_end = ExitStack()
     try:
         user_code.put_on_path(folders.code)
         hidden = secret_values.fetch(launch)
         os.environ.update(hidden)
         reporter.hide(hidden.values())
         with redacted_output(hidden.values()), captured(reporter):
-            result = run(launch, folders, reporter, place)
+            result = run(launch, folders, reporter, place, at_the_end)
         return result.model_dump(mode="json") if place.rank == 0 else None
     except BaseException as error:
         failure = Failure.model_validate_json(redact(classify(error, place.rank).model_dump_json(), hidden.values()))
@@ -79,12 +80,16 @@ def train_at(place: Place, config: dict[str, Any]) -> dict[str, Any] | None:
         # Ray logs the cause with its text, so one that may hold a secret is left out.
         raise RankFailedError(failure.model_dump_json()) from (None if hidden else error)
     finally:
+        at_the_end.close()
         logging.getLogger().removeHandler(handler)
         reporter.close()
 
 
-def run(launch: Launch, folders: AttemptFolders, reporter: Reporter, place: Place) -> Result:
-    """Build, train to the end or to a stop, finalize."""
+def run(launch: Launch, folders: AttemptFolders, reporter: Reporter, place: Place, at_the_end: ExitStack) -> Result:
+    """Build, train to the end or to a stop, finalize.
+
+    at_the_end: closed once a failure is on file. Waiting for MLflow belongs there: the other ranks don't wait as long.
+    """
     spec = launch.spec
     torch.set_num_threads(spec.resources.cpus_per_worker)
     preflight.check(folders, place, launch.fence, spec.limits.collective_timeout_s)
@@ -101,7 +106,7 @@ def run(launch: Launch, folders: AttemptFolders, reporter: Reporter, place: Plac
     L.seed_everything(spec.seed + 1 + place.rank, verbose=False)
     if place.rank == 0:
         describe(spec, Inspection(conversion=conversion, findings=audit(network, data, spec)), folders)
-    sender = _sender(launch, folders) if place.rank == 0 else None
+        at_the_end.callback(_sender(launch, folders).close, MLFLOW_PATIENCE_S)
     try:
         reporter.enter("training")
         fitted = fit(module, loaders, launch, folders, reporter, place, steps)
@@ -111,9 +116,6 @@ def run(launch: Launch, folders: AttemptFolders, reporter: Reporter, place: Plac
         return Result(
             fence=launch.fence, outcome="stopped", message=str(stop), step=stop.step, checkpoint=stop.checkpoint
         )
-    finally:
-        if sender:
-            sender.close(MLFLOW_PATIENCE_S)
 
 
 def describe(spec: JobSpec, inspection: Inspection, folders: AttemptFolders) -> None:

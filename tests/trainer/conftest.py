@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.norm.pool import Pool
+from tests.trainer import on_ray
 
 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
@@ -108,3 +109,10 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mlflow]:
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """One Ray cluster for all jobs."""
+    with on_ray.cluster() as address:
+        yield address

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -110,21 +112,27 @@ class Poisoned(pl.LightningModule):
 
 
 class Mistaken(OwnLoss):
-    """Goes wrong in its second step, on the ranks named."""
+    """Goes wrong from its second step on, or from a later one, on the ranks named."""
 
-    def __init__(self, how: str, ranks: list[int]) -> None:
+    def __init__(self, how: str, ranks: list[int], step: int = 2) -> None:
         super().__init__()
-        self.how, self.ranks, self.steps = how, ranks, 0
+        self.how, self.ranks, self.step, self.steps = how, ranks, step, 0
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> Any:
         self.steps += 1
-        if self.steps >= 2 and dist.get_rank() in self.ranks:
+        if self.steps >= self.step and dist.get_rank() in self.ranks:
             if self.how == "raises":
                 raise KeyError("wavelets")
             if self.how == "hogs":
                 torch.empty(10**15)
             if self.how == "leaves":
                 sys.exit(0)
+            if self.how == "freezes":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            if self.how == "skips the norm":
+                return nn.functional.cross_entropy(self.net[:2](batch[0]), batch[1])
+            if self.how == "runs twice":
+                self(batch[0])
         loss = super().training_step(batch, batch_idx)
         return loss * float("nan") if self.how == "nan" else loss
 

@@ -44,7 +44,7 @@ def test_trains_as_the_only_rank_of_a_group_in_a_thread(
 ) -> None:
     seen: dict[str, Any] = {}
 
-    def run(launch: Launch, _folders: object, _reporter: Reporter, place: Place) -> Result:
+    def run(launch: Launch, _folders: object, _reporter: Reporter, place: Place, _at_the_end: object) -> Result:
         seen.update(rank=place.rank, size=dist.get_world_size(), main=threading.current_thread().name)
         return Result(fence=launch.fence, outcome="succeeded", step=3)
 

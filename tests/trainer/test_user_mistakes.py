@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,9 +10,10 @@ import pytest
 from ray.train import WorkerGroupError
 
 from tests.norm.pool import Pool
+from tests.trainer.on_ray import drive
 from tests.trainer.ranks import launch_of, place
 from trainer import main, worker
-from trainer.attempt import LAUNCH_FILE, Result
+from trainer.attempt import Result
 from trainer.folders import AttemptFolders
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -117,34 +113,6 @@ def test_mistake_is_told_with_its_remedy(ranks: Pool, tmp_path: Path, name: str)
 
     assert not any(ok for ok, _, _ in outcomes)
     assert_told(result, name)
-
-
-@pytest.fixture(scope="module")
-def ray_address() -> Iterator[str]:
-    """One Ray cluster for all jobs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
-    options = ["--node-ip-address=127.0.0.1", "--num-cpus=4", "--include-dashboard=false"]
-    head = subprocess.Popen([*command, *options], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        head.terminate()  # it ends its processes itself, which may take a while
-        head.wait(120)
-
-
-def drive(ray_address: str, root: Path, job: dict[str, Any], timeout_s: float = 240) -> Result:
-    """The driver of a job as a process of its own, on a real cluster; what it leaves behind."""
-    folders = AttemptFolders(root)
-    folders.launch.write_text(launch_of(job).model_dump_json())
-    environment = os.environ | {"RAY_ADDRESS": ray_address, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "trainer.main", str(root)]
-    done = subprocess.run(command, env=environment, timeout=timeout_s, capture_output=True, text=True, check=False)
-    assert folders.result.exists(), done.stderr[-3000:]
-    return Result.model_validate_json((root / LAUNCH_FILE).with_name("result.json").read_bytes())
 
 
 @pytest.mark.chaos

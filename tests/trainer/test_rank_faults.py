@@ -1,0 +1,55 @@
+"""One rank of a real job goes wrong at a random step: the attempt ends in time, with the right reason, and is gone.
+
+There is no MLflow, as in an outage: waiting for it must not hide what a rank failed of.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.trainer.on_ray import drive
+from trainer.folders import AttemptFolders
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
+
+TIMEOUT_S = 10.0
+
+# What the rank does: (reason, what the message says); {rank} is that rank.
+FAULTS = {
+    "freezes": ("collective_timeout", "rank {rank} ("),
+    "leaves": ("user_error", "SystemExit"),
+    "raises": ("user_error", "wavelets"),
+    "skips the norm": ("user_error", "not used in producing the loss"),  # DDP is the first to notice
+    "runs twice": ("collective_timeout", "rank"),
+}
+
+
+@pytest.mark.parametrize("draw", range(8))
+@pytest.mark.parametrize("how", FAULTS)
+def test_attempt_ends_with_the_right_reason(ray_address: str, tmp_path: Path, how: str, draw: int) -> None:
+    chance = random.Random(f"{how} {draw}")
+    rank, step = chance.randrange(2), chance.randrange(2, 6)
+    job = {
+        "name": "fault",
+        "model": {
+            "class_path": "tests.trainer.own_code.Mistaken",
+            "init_args": {"how": how, "ranks": [rank], "step": step},
+        },
+        "data": {"name": "digits", "batch_size": 32},
+        "train": {"steps": 8},
+        "resources": {"workers": 2},
+        "limits": {"collective_timeout_s": TIMEOUT_S},
+    }
+
+    result = drive(ray_address, tmp_path, job, timeout_s=TIMEOUT_S + 120)
+
+    reason, text = FAULTS[how]
+    assert (result.outcome, result.reason) == ("failed", reason), result.message
+    assert text.format(rank=rank) in result.message
+    ranks = json.loads(AttemptFolders(tmp_path).ranks.read_bytes())
+    assert [fact["pid"] for fact in ranks if psutil.pid_exists(fact["pid"])] == []
