@@ -55,14 +55,24 @@ _AWAY = (requests.ConnectionError, requests.Timeout, requests.exceptions.RetryEr
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "running low on memory", "memory pressure")
 
 
+# What torch or Lightning say, and what it means here, where their remedies are no fields of a job.
+_IN_OUR_WORDS = {
+    "not used in producing the loss": (
+        "every trained parameter must take part in the loss of every step on every rank, but some did not. "
+        "Return a loss that uses all outputs, or set requires_grad=False on what is not trained."
+    ),
+}
+
+
 def classify(error: BaseException, rank: int) -> Failure:
     """The failure that `error` on `rank` is."""
     reason, secondary = _reason(error)
+    said = next((ours for sign, ours in _IN_OUR_WORDS.items() if sign in str(error)), str(error))
     return Failure(
         rank=rank,
         reason=reason,
         secondary=secondary,
-        message=f"{type(error).__name__}: {error}"[:4000],
+        message=f"{type(error).__name__}: {said}"[:4000],
         traceback="".join(traceback.format_exception(error))[-16000:],
     )
 

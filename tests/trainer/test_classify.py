@@ -122,3 +122,16 @@ def test_traceback_and_message_travel() -> None:
 
     assert "test_classify.py" in failure.traceback
     assert failure.message == "KeyError: 'wavelets'"
+
+
+def test_parameters_without_a_part_in_the_loss_get_a_remedy_that_a_job_has() -> None:
+    error = RuntimeError(  # of Lightning 2.6, whose remedy is a strategy of its own
+        "It looks like your LightningModule has parameters that were not used in producing the loss returned by "
+        "training_step. If this is intentional, you must enable the detection of unused parameters in DDP"
+    )
+
+    failure = classify(error, rank=0)
+
+    assert failure.reason is FailureReason.USER_ERROR
+    assert "requires_grad=False" in failure.message
+    assert "strategy" not in failure.message

@@ -24,7 +24,7 @@ FAULTS = {
     "freezes": ("collective_timeout", "rank {rank} ("),
     "leaves": ("user_error", "SystemExit"),
     "raises": ("user_error", "wavelets"),
-    "skips the norm": ("user_error", "not used in producing the loss"),  # DDP is the first to notice
+    "skips the norm": ("user_error", "must take part in the loss"),  # DDP is the first to notice
     "runs twice": ("collective_timeout", "rank"),
 }
 
