@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 
 MAX_BYTES = 64 * 1024
+MAX_DEPTH = 32
+"""As of a body over REST."""
 
 
 class SpecFileError(ValueError):
@@ -16,12 +18,20 @@ class SpecFileError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML without aliases, which can make a small file huge; 1e-5 is a number, as in YAML 1.2."""
+    """Safe YAML without aliases, which can make a small file huge, nor deep nesting, of which 3,000 brackets take
+    seconds; 1e-5 is a number, as in YAML 1.2."""
+
+    depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
             raise SpecFileError("a job file must not use YAML aliases (*name); write the value out")
-        return super().compose_node(parent, index)
+        if self.depth > MAX_DEPTH:
+            raise SpecFileError(f"a job file must not be nested deeper than {MAX_DEPTH}")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def load(path: Path, settings: Sequence[str]) -> dict[str, Any]:
@@ -46,7 +56,9 @@ def load(path: Path, settings: Sequence[str]) -> dict[str, Any]:
 def _parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, RecursionError) as error:
+    except SpecFileError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: of numbers and dates that are none
         raise SpecFileError(f"{where} is not YAML: {error}") from error
 
 

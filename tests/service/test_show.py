@@ -106,8 +106,8 @@ BAD_FILES = {
     "merge": ("base: &b {x: 1}\njob: {<<: *b}", "aliases"),
     "python object": ("a: !!python/object/apply:os.system [id]", "not YAML"),
     "python name": ("a: !!python/name:os.system", "not YAML"),
-    "deep": ("[" * 3000, "not YAML"),
-    "deep mapping": ("{a: " * 3000, "not YAML"),
+    "deep": ("[" * 3000, "nested deeper than 32"),
+    "deep mapping": ("{a: " * 3000, "nested deeper than 32"),
     "unclosed": ("a: [1, 2", "not YAML"),
     "tab": ("a:\n\t- b", "not YAML"),
     "two documents": ("a: 1\n---\nb: 2", "not YAML"),
@@ -115,6 +115,8 @@ BAD_FILES = {
     "number": ("7", "one job as a mapping"),
     "empty": ("", "one job as a mapping"),
     "control": ("a: \x01", "not YAML"),
+    "long number": ("a: " + "1" * 5000, "not YAML"),
+    "no date": ("a: 2001-99-99", "not YAML"),
     "large": ("a: " + "x" * 2**16, "must not exceed"),
 }
 
