@@ -25,6 +25,13 @@ logger = logging.getLogger(__name__)
 _MAX_DRIVERS = 64
 _STOP_S = 20.0
 _ROOT = Path(__file__).resolve().parent.parent
+_RAY_WITHOUT_CLIENT = (
+    "from ray.scripts import scripts; "
+    "scripts.get_ray_client_dependency_error = lambda: ImportError('not wanted'); scripts.main()"
+)
+"""`ray start` as where Ray Client's dependencies are not installed: it has no switch for its server (ray 2.60)."""
+_FOLDER_FILE, _PREFIX = "ray.folder", "sn-"
+"""Where it is noted which folder Ray works in, and how such folders are called."""
 _SOCKET_PATH_LIMIT = 40
 """Ray's sockets add about 60 characters to its folder, and a Unix socket path ends at 107."""
 
@@ -98,7 +105,9 @@ def local_ray(home: Path) -> Iterator[tuple[Program, LocalRay]]:
     token_file = home / "ray.token"
     token = _write_token(token_file)
     dashboard = free_port()
-    folder = Path(tempfile.mkdtemp(prefix="sn-", dir=_short_temp()))
+    _remove_left(home / _FOLDER_FILE)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_short_temp()))
+    (home / _FOLDER_FILE).write_text(str(folder))
 
     def command() -> Command:
         return Command(_ray_arguments(folder, dashboard), _ray_environment(token_file))
@@ -111,7 +120,14 @@ def local_ray(home: Path) -> Iterator[tuple[Program, LocalRay]]:
         yield program, LocalRay(f"http://127.0.0.1:{dashboard}", token, entrypoints)
     finally:
         program.stop()
+        _remove_left(home / _FOLDER_FILE)
+
+
+def _remove_left(record: Path) -> None:
+    """Remove the folder of a Ray: our own, or that of a service that was killed and could not."""
+    if record.exists() and (folder := Path(record.read_text())).name.startswith(_PREFIX):
         shutil.rmtree(folder, ignore_errors=True)
+    record.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -176,7 +192,6 @@ def free_port(preferred: int = 0) -> int:
 def _ray_arguments(folder: Path, dashboard: int) -> list[str]:
     ports = {
         "port": free_port(),
-        "ray-client-server-port": free_port(),
         "dashboard-agent-listen-port": free_port(),
         "dashboard-agent-grpc-port": free_port(),
         "metrics-export-port": free_port(),
@@ -184,7 +199,7 @@ def _ray_arguments(folder: Path, dashboard: int) -> list[str]:
         "max-worker-port": 0,
     }
     return [
-        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+        *(sys.executable, "-c", _RAY_WITHOUT_CLIENT, "start", "--head", "--block", "--disable-usage-stats"),
         *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
         *(f"--num-cpus={max(2, os.cpu_count() or 1)}", f'--resources={{"syncnorm_driver": {_MAX_DRIVERS}}}'),
         *(f"--object-store-memory={256 * 2**20}", f"--temp-dir={folder}"),
@@ -193,7 +208,14 @@ def _ray_arguments(folder: Path, dashboard: int) -> list[str]:
 
 
 def _ray_environment(token_file: Path) -> dict[str, str]:
-    return _environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file)})
+    return _environment(
+        {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token_file),
+            # Else Ray takes the address of an interface for 127.0.0.1, and its servers listen on all (ray 2.60).
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        }
+    )
 
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,13 +49,25 @@ def kill(service: RunningService) -> None:
     service.process.wait()
 
 
+def left_over(service: RunningService) -> list[str]:
+    """What still runs of any attempt: every driver has its folder in its command line, and no job is under way."""
+    mark = str(service.home / "storage" / "jobs")
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # ended meanwhile
+            line = " ".join(process.cmdline())
+            found += [line] if mark in line else []
+    return found
+
+
 def check(service: RunningService, client: Client, ids: list[str]) -> None:
-    """Every job is finished, by drivers that were started once each."""
+    """Every job is finished, by drivers that were started once each, and of which none is left."""
     for job_id in ids:
         done = wait_for(client, job_id, "succeeded", "failed", "cancelled")
         assert done["state"] == "succeeded", done["message"]
         assert set(starts(service, job_id)) == {1}
         eventually(lambda done=done: run_status(done) == "FINISHED")
+    eventually(lambda: left_over(service) == [])
 
 
 def descendants(pid: int) -> list[psutil.Process]:
@@ -134,6 +147,54 @@ def test_killed_service_takes_its_ray_and_mlflow_along_and_goes_on_later(embedde
     assert alive == []
     with embedded.start() as client:
         check(embedded, client, [job_id])
+
+
+def _temporary() -> set[Path]:
+    return {path for path in Path(tempfile.gettempdir()).glob("sn-*") if path.is_dir()}
+
+
+def _fault(service: RunningService, chance: random.Random) -> str:
+    """Kill something of a service that runs jobs. What it was."""
+    assert service.process is not None
+    what = chance.choice(["storage/jobs", "storage/jobs", "gcs_server", "raylet", "mlflow.server", "service"])
+    if what == "service":
+        kill(service)
+        service.start().close()
+        return what
+    for process in descendants(service.process.pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if what in " ".join(process.cmdline()):
+                process.kill()
+                break
+    return what
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(3000)
+def test_soaked_service_leaves_no_process_and_no_folder(embedded: RunningService) -> None:
+    """Jobs of 1 to 5 s, and all faults mixed (T18)."""
+    chance, ids, told = random.Random(18), [], []
+    before = _temporary()
+    embedded.start().close()
+    for _ in range(amount(40)):
+        with embedded.wait_until_ready() as client:
+            ids += [client.submit(spec(steps=str(chance.randint(10, 50)), step_s="0.1"))["id"] for _ in range(2)]
+        time.sleep(chance.uniform(0, 4))
+        told.append(_fault(embedded, chance))
+    with embedded.wait_until_ready() as client:
+        for job_id in ids:
+            done = wait_for(client, job_id, "succeeded", "failed", timeout_s=300)
+            assert (done["state"], set(starts(embedded, job_id))) == ("succeeded", {1}), (done["message"], told)
+        eventually(lambda: left_over(embedded) == [])
+    assert embedded.process is not None
+    family = descendants(embedded.process.pid)
+
+    embedded.stop()
+
+    _, alive = psutil.wait_procs(family, timeout=30)
+    print(f"{len(ids)} jobs under {len(told)} faults: {told}")
+    assert alive == []
+    assert _temporary() - before == set()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

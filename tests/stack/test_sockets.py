@@ -1,0 +1,75 @@
+"""Nothing of the embedded service listens where another machine could reach it, also while workers train."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import psutil
+import pytest
+
+from service.client import Client
+from tests.stack.conftest import Serving, eventually
+
+pytestmark = pytest.mark.stack
+
+
+def listeners(serving: Serving) -> dict[str, str]:
+    """Command line by address of every socket that something of the service listens on."""
+    found = {}
+    for process in serving.processes():
+        try:
+            line = " ".join(process.cmdline())
+            for socket in process.net_connections("inet"):
+                if socket.status == psutil.CONN_LISTEN or (socket.type.name == "SOCK_DGRAM" and not socket.raddr):
+                    found[f"{socket.laddr.ip}:{socket.laddr.port}"] = line
+        except psutil.Error:  # ended meanwhile
+            continue
+    return found
+
+
+def is_loopback(address: str) -> bool:
+    ip = ipaddress.ip_address(address.rpartition(":")[0])
+    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
+
+
+def beyond_loopback(seen: dict[str, str]) -> set[str]:
+    """Command lines of what can be reached from elsewhere."""
+    return {line.split()[0] for address, line in seen.items() if not is_loopback(address)}
+
+
+def test_nothing_of_the_service_listens_beyond_loopback(client: Client, serving: Serving) -> None:
+    assert client.is_ready()
+
+    seen = listeners(serving)
+
+    assert all(any(name in line for line in seen.values()) for name in ("service.cli", "gcs_server", "raylet"))
+    assert beyond_loopback(seen) == set()
+    assert not any("ray.util.client.server" in line for line in seen.values())
+
+
+@pytest.mark.chaos
+def test_only_the_meeting_point_of_workers_listens_beyond_loopback_while_they_train(
+    client: Client, serving: Serving
+) -> None:
+    """torch's TCPStore, on rank 0: it takes no address to listen on (torch 2.13), see service/README.md."""
+    job = client.submit(
+        {
+            "name": "sockets",
+            "model": {"name": "mlp"},
+            "data": {"name": "digits", "batch_size": 64},
+            "train": {"epochs": 1},
+            "resources": {"workers": 2},
+            "export": {"formats": []},
+        }
+    )
+    seen: dict[str, str] = {}
+
+    def look() -> bool:
+        seen.update(listeners(serving))
+        return client.job(job["id"])["state"] in ("succeeded", "failed")
+
+    eventually(look, 200)
+
+    assert client.job(job["id"])["state"] == "succeeded"
+    assert beyond_loopback(seen) <= {"ray::RayTrainWorker"}
+    assert sum(not is_loopback(address) for address in seen) <= 1
