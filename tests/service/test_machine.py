@@ -214,14 +214,17 @@ class Machine(RuleBasedStateMachine):
     def settle(self) -> None:
         """With everything reachable again, every job that nobody paused ends, and nothing is left of it."""
         self.world.cluster.reachable = self.world.tracker.reachable = True
-        for _ in range(400):
-            for job_id in self.ids:
-                if self.world.job(job_id).state is JobState.PAUSED:
-                    self.world.ask(job_id, "resume")
-            if all(self.world.job(job_id).is_terminal for job_id in self.ids) and all(
-                export.released_at for export in self.exports()
-            ):
+        before: list[int] = []
+        quiet = 0
+        while quiet < _STUCK:  # not so many steps in all: thirty jobs that are lost thrice each take long
+            jobs = [self.world.job(job_id) for job_id in self.ids]
+            for job in jobs:
+                if job.state is JobState.PAUSED:
+                    self.world.ask(job.id, "resume")
+            if all(job.is_terminal for job in jobs) and all(export.released_at for export in self.exports()):
                 break
+            quiet = quiet + 1 if [job.version for job in jobs] == before else 0
+            before = [job.version for job in jobs]
             self.world.step()
         for _ in range(6):
             self.world.step()
@@ -231,6 +234,8 @@ class Machine(RuleBasedStateMachine):
         assert not self.world.cluster.exporters
 
 
+_STUCK = 200
+"""Steps without any move of any job, while one is not over: longer than any lease and any pause before a retry."""
 COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
 
 
