@@ -12,7 +12,7 @@ from norm.traits import KINDS, Kind
 
 if TYPE_CHECKING:
     from norm.auditing import audit
-    from norm.backends.ledger import ExchangeError
+    from norm.backends.ledger import ExchangeError, WorkerGoneError
     from norm.conversion import Override, Replacement, convert, revert
     from norm.findings import Finding
     from norm.fixup import ResidualBranch, register_residual_block
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "Finding": "norm.findings",
     "ExchangeError": "norm.backends.ledger",
+    "WorkerGoneError": "norm.backends.ledger",
     "Folded": "norm.folding",
     "LayerPopulation": "norm.population",
     "Moments": "norm.moments",
@@ -72,6 +73,7 @@ __all__ = [
     "ResidualBranch",
     "Source",
     "SyncBatchNorm",
+    "WorkerGoneError",
     "audit",
     "build",
     "convert",

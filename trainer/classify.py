@@ -144,7 +144,8 @@ def _reason(error: BaseException) -> tuple[FailureReason, bool]:
     if is_mlflow_away(error):
         return FailureReason.INTERNAL, False
     if isinstance(error, norm.ExchangeError):
-        return FailureReason.COLLECTIVE_TIMEOUT, True
+        is_gone = isinstance(error, norm.WorkerGoneError) or any(sign in str(error) for sign in _PEER_GONE)
+        return FailureReason.WORKER_LOST if is_gone else FailureReason.COLLECTIVE_TIMEOUT, True
     if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
         return FailureReason.STORAGE, False
     if isinstance(error, RuntimeError):

@@ -24,6 +24,10 @@ class ExchangeError(RuntimeError):
     """Workers did not meet: one skipped a layer, another has other channels there, or one is gone."""
 
 
+class WorkerGoneError(ExchangeError):
+    """The worker that was waited for has ended, or left the process group."""
+
+
 @dataclass(frozen=True)
 class Call:
     """One exchange as a worker announced it."""

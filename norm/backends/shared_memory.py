@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from norm.backends.kernels import library
-from norm.backends.ledger import HEADER_BYTES, Call, Direction, ExchangeError, Header, Ledger
+from norm.backends.ledger import HEADER_BYTES, Call, Direction, ExchangeError, Header, Ledger, WorkerGoneError
 from norm.backends.process_group import check_calls
 from norm.backends.transport import timeout_s
 
@@ -92,7 +92,7 @@ class SharedMemoryTransport:
             late = [w for w in range(self.world_size) if self._published(w) < self._round]
             for worker in late:
                 if self._pids and not Path(f"/proc/{self._pids[worker]}").exists():
-                    raise ExchangeError(self._absent(header, [worker], "has ended"))
+                    raise WorkerGoneError(self._absent(header, [worker], "has ended"))
             if monotonic() > deadline:
                 raise ExchangeError(self._absent(header, late, f"did not come within {self._timeout_s:g} s"))
         if status > 0:
@@ -103,7 +103,7 @@ class SharedMemoryTransport:
             w for w in range(self.world_size) if self._published(w) == _LEFT and self._call(w) != self._call(self._rank)
         ]
         if gone:
-            raise ExchangeError(self._absent(header, gone, "has left the process group"))
+            raise WorkerGoneError(self._absent(header, gone, "has left the process group"))
         check_calls([self._slot_header(w) for w in range(self.world_size)], self._ranks)
 
     def _absent(self, header: Header, workers: list[int], what: str) -> str:

@@ -14,7 +14,7 @@ from splits import way
 from torch import Tensor, nn
 
 from norm import SyncBatchNorm
-from norm.backends.ledger import Call, ExchangeError
+from norm.backends.ledger import Call, ExchangeError, WorkerGoneError
 from norm.backends.process_group import check_calls
 from norm.backends.transport import transport_of
 
@@ -102,6 +102,7 @@ def test_worker_that_left_the_group_is_named(pool: Pool) -> None:
     assert not ok
     assert "rank 0 waits for the statistics of SyncBatchNorm (forward, call 2, 7 numbers)" in str(error)
     assert "rank 1 has left the process group" in str(error)
+    assert isinstance(error, WorkerGoneError)
 
 
 def _dies(rank: int, world_size: int) -> None:
@@ -111,7 +112,7 @@ def _dies(rank: int, world_size: int) -> None:
         os._exit(3)
     try:
         layer(torch.randn(4, 3))
-    except ExchangeError as error:
+    except WorkerGoneError as error:
         assert "rank 1 has ended" in str(error)
         return
     raise AssertionError("rank 0 should not have got statistics")

@@ -67,6 +67,8 @@ def test_mlflow_that_is_away_may_be_back_but_what_it_refuses_stays_refused(monke
         (PEER_GONE, FailureReason.WORKER_LOST),
         (RuntimeError("[gloo/transport] Timed out waiting 180000ms for recv"), FailureReason.COLLECTIVE_TIMEOUT),
         (norm.ExchangeError("layer2.0.bn1: rank 1 did not come"), FailureReason.COLLECTIVE_TIMEOUT),
+        (norm.ExchangeError(f"layer2.0.bn1: {PEER_GONE}"), FailureReason.WORKER_LOST),
+        (norm.WorkerGoneError("layer2.0.bn1: rank 1 has ended"), FailureReason.WORKER_LOST),
     ],
 )
 def test_rank_that_only_lost_a_peer(error: BaseException, reason: FailureReason) -> None:
