@@ -27,9 +27,9 @@ demo: $(INSTALLED)  ## run one real job through the whole service, then stop eve
 serve: $(INSTALLED)  ## the embedded service, until Ctrl-C
 	$(BIN)/python -m service.cli serve
 
-# Three processes for two cores: one mostly waits for Ray. More would only make real services wait for each other.
+# Two processes, one of which mostly waits for Ray; more would only make real services wait for each other.
 test: $(INSTALLED)  ## the whole test suite
-	$(PYTEST) tests -m 'not chaos and not deploy' -n 3 --no-loadscope-reorder
+	$(PYTEST) tests -m 'not chaos and not deploy' -n 2 --no-loadscope-reorder
 
 deploy-test: $(INSTALLED)  ## the composition in real containers; needs a Docker engine
 	$(PYTEST) tests/deploy -m deploy -s

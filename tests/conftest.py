@@ -1,10 +1,14 @@
-"""Which tests share a process: `make test` spreads them over three."""
+"""Which tests share a process: `make test` spreads them over two."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
+
+# Before torch is loaded. The ranks of a test and the other test process fill two cores; threads would wait in loops.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 STACK = "tests/stack"
 

@@ -23,12 +23,12 @@ STUDIES = sorted((Path(__file__).resolve().parent.parent.parent / "examples" / "
 
 
 def cut_down(path: Path) -> StudySpec:
-    """One seed, one epoch of 128 samples of the digits' shape, small networks."""
+    """One seed, one epoch of 64 samples of the digits' shape, small networks."""
     document: dict[str, Any] = yaml.safe_load(path.read_text())
     base = document["base"]
     document["seeds"] = [0]
     base["train"] = {"epochs": 1}
-    base["data"] |= {"name": "synthetic", "init_args": {"shape": [1, 8, 8], "samples": 128, "val_samples": 64}}
+    base["data"] |= {"name": "synthetic", "init_args": {"shape": [1, 8, 8], "samples": 64, "val_samples": 32}}
     small = {"resnet": {"depth": 8}, "cnn": {"channels": [4, 4]}}
     base["model"].setdefault("init_args", {}).update(small.get(base["model"]["name"], {}))
     return read_study(document)
