@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -126,63 +126,65 @@ def _workers_that_fit(spec: JobSpec, hosts: Sequence[tuple[float, float]]) -> in
 
 def findings(spec: JobSpec, kind: str) -> list[Finding]:
     """What can be said from the spec alone; the audit of the built model adds the rest."""
-    found: list[Finding] = []
-    traits, res = KINDS[kind], spec.resources
+    return [*_about_statistics(spec, kind), *_about_fields(spec)]
 
-    def add(code: str, path: str, severity: Literal["info", "warning", "error"], message: str, fix: str) -> None:
-        found.append(Finding(code=code, path=path, message=message, fix=fix, severity=severity))
 
-    if traits.synchronizes and res.workers == 1:
-        add(
-            "sync_on_one_worker",
-            "norm.kind",
-            "info",
-            f"{kind} has nobody to synchronize with on 1 worker.",
-            "Use batch.",
+def _about_statistics(spec: JobSpec, kind: str) -> Iterator[Finding]:
+    """Whose samples the batch statistics are taken from."""
+    traits, workers = KINDS[kind], spec.resources.workers
+    if traits.synchronizes and workers == 1:
+        yield Finding(
+            code="sync_on_one_worker",
+            path="norm.kind",
+            message=f"{kind} has nobody to synchronize with on 1 worker.",
+            fix="Use batch.",
+            severity="info",
         )
-    if traits.batch_statistics and not traits.synchronizes and spec.data.batch_size < 8 and res.workers > 1:
-        add(
-            "few_samples_per_statistic",
-            "data.batch_size",
-            "warning",
-            f"{kind} takes its statistics from {spec.data.batch_size} samples a worker.",
-            "Use sync_batch, group or a larger batch.",
+    if traits.batch_statistics and not traits.synchronizes and spec.data.batch_size < 8 and workers > 1:
+        yield Finding(
+            code="few_samples_per_statistic",
+            path="data.batch_size",
+            message=f"{kind} takes its statistics from {spec.data.batch_size} samples a worker.",
+            fix="Use sync_batch, group or a larger batch.",
+            severity="warning",
         )
     if traits.batch_statistics and spec.train.accumulate > 1:
-        add(
-            "accumulation_splits_statistics",
-            "train.accumulate",
-            "warning",
-            f"Statistics are per micro-batch: {spec.train.accumulate} micro-batches do not equal one large batch.",
-            "Use more workers with sync_batch, or a kind without batch statistics.",
+        yield Finding(
+            code="accumulation_splits_statistics",
+            path="train.accumulate",
+            message=f"Statistics are per micro-batch: {spec.train.accumulate} micro-batches do not equal one large "
+            "batch.",
+            fix="Use more workers with sync_batch, or a kind without batch statistics.",
+            severity="warning",
         )
-    if (
-        traits.batch_statistics
-        and res.min_workers is not None
-        and not (traits.synchronizes and spec.norm.group == "world")
-    ):
-        add(
-            "elastic_statistics",
-            "resources.min_workers",
-            "warning",
-            f"With fewer workers {kind} takes its statistics from more samples: the global batch stays "
-            f"{spec.data.batch_size * res.workers}.",
-            "Use sync_batch over the world, or a kind without batch statistics.",
+    over_all = traits.synchronizes and spec.norm.group == "world"
+    if traits.batch_statistics and spec.resources.min_workers is not None and not over_all:
+        yield Finding(
+            code="elastic_statistics",
+            path="resources.min_workers",
+            message=f"With fewer workers {kind} takes its statistics from more samples: the global batch stays "
+            f"{spec.data.batch_size * workers}.",
+            fix="Use sync_batch over the world, or a kind without batch statistics.",
+            severity="warning",
         )
-    if isinstance(spec.norm.group, int) and res.workers % spec.norm.group:
-        add(
-            "uneven_norm_groups",
-            "norm.group",
-            "error",
-            f"{res.workers} workers can't be split into groups of {spec.norm.group}.",
-            "Use a divisor of resources.workers.",
+
+
+def _about_fields(spec: JobSpec) -> Iterator[Finding]:
+    """Fields that do not go together, or do what few expect."""
+    workers, group = spec.resources.workers, spec.norm.group
+    if isinstance(group, int) and workers % group:
+        yield Finding(
+            code="uneven_norm_groups",
+            path="norm.group",
+            message=f"{workers} workers can't be split into groups of {group}.",
+            fix="Use a divisor of resources.workers.",
+            severity="error",
         )
     if spec.optimizer.weight_decay and spec.optimizer.decay_norm:
-        add(
-            "norm_under_weight_decay",
-            "optimizer.decay_norm",
-            "info",
-            "Weight decay also pulls on the weights of normalization layers.",
-            "Set decay_norm: false.",
+        yield Finding(
+            code="norm_under_weight_decay",
+            path="optimizer.decay_norm",
+            message="Weight decay also pulls on the weights of normalization layers.",
+            fix="Set decay_norm: false.",
+            severity="info",
         )
-    return found
