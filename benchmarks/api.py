@@ -24,7 +24,9 @@ from benchmarks.harness import Row, Table
 from benchmarks.load import Load, request, send
 from benchmarks.service_process import SPEC, Server, service_process
 from service.jobs import Job
-from service.scheduler import Policy, in_lines, schedule
+from service.scheduling.order import in_lines
+from service.scheduling.plan import Policy
+from service.scheduling.scheduler import schedule
 from service.submit import new_job
 from trainer.plan import NodeCapacity
 from trainer.spec_reader import read_spec

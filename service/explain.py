@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from service.jobs import Attempt, Job, JobState
-from service.scheduler import Schedule
+from service.scheduling.plan import Schedule
 from trainer.failure import ADVICE
 
 

@@ -17,7 +17,7 @@ from datetime import timedelta
 from service.decide import Rules
 from service.dispatch import ClusterUnreachableError, Dispatcher, View
 from service.jobs import Attempt, new_fence
-from service.scheduler import Policy, Schedule
+from service.scheduling.plan import Policy, Schedule
 from service.steps.later_exports import ExportStep
 from service.steps.leftovers import release, stop_orphans
 from service.steps.one_job import LAUNCH_LEASE_S, JobStep

@@ -34,7 +34,7 @@ from service.intake import Intake
 from service.metrics import Metrics
 from service.packages import Packages
 from service.reconcile import Reconciler
-from service.scheduler import Policy
+from service.scheduling.plan import Policy
 from service.secrets import Secrets, secrets_key
 from service.settings import DEFAULT_PORT, Settings
 from service.steps.ports import Places

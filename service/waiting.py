@@ -12,7 +12,8 @@ from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from service.jobs import Job, JobState
-from service.scheduler import Lines, Place, Policy, place
+from service.scheduling.order import Lines, Place, place
+from service.scheduling.plan import Policy
 
 
 class Source(Protocol):

@@ -8,12 +8,12 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.api.context import Ctx, Reader, Submitter, visible_job
+from service.api.context import Context, Ctx, Reader, Submitter, visible_job
 from service.api.jobs import conflict, etag
 from service.errors import ApiError
 from service.explain import explain
-from service.jobs import NewEvent
-from service.scheduler import rank
+from service.jobs import Job, NewEvent
+from service.scheduling.order import rank
 from service.tracking import TrackingUnreachableError
 from service.views import AttemptPage, JobView, attempt_view, job_view
 from trainer.attempt import attempt_id
@@ -155,5 +155,15 @@ def patch_job(
 def delete_job(job_id: str, ctx: Ctx, who: Submitter) -> None:
     """Remove a finished job with its events and logs. Its MLflow run and its files stay."""
     job = visible_job(ctx, who, job_id)
-    if not job.is_terminal or not ctx.store.delete_job(job):
+    if not job.is_terminal:
         raise conflict(job, "delete")
+    if not ctx.store.delete_job(job):
+        raise _still_busy(ctx, job)
+
+
+def _still_busy(ctx: Context, job: Job) -> ApiError:
+    exports = [f"export {one.name}" for one in ctx.store.exports(job.id) if one.released_at is None]
+    attempts = [f"attempt {one.number}" for one in ctx.store.attempts(job.id) if one.released_at is None]
+    busy = " and ".join([*attempts, *exports]) or "something"
+    detail = f"Job {job.id} is {job.state}, but {busy} of it has not left the cluster yet. Delete it afterwards."
+    return ApiError(409, "state_conflict", detail, extra={"state": job.state, "allowed": []})

@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 
 from service.dispatch import View
 from service.jobs import Attempt, Job, JobState, NewEvent, new_fence
-from service.scheduler import Held, Policy, Schedule, schedule
+from service.scheduling.plan import Held, Policy, Schedule
+from service.scheduling.scheduler import schedule
 from service.steps.one_job import LAUNCH_LEASE_S, JobStep
 from service.steps.ports import Look, Ports
 from service.waiting import Waiting

@@ -274,8 +274,8 @@ def test_scheduler_that_starts_what_does_not_fit_would_be_noticed(
 ) -> None:
     """The planted bug: there is always room for one more."""
     if planted:
-        monkeypatch.setattr("service.room.Rooms.largest", lambda _self, shape: shape.workers)
-        monkeypatch.setattr("service.room.Rooms.without", lambda self, _shape: self)
+        monkeypatch.setattr("service.scheduling.room.Rooms.largest", lambda _self, shape: shape.workers)
+        monkeypatch.setattr("service.scheduling.room.Rooms.without", lambda self, _shape: self)
     machine = Machine()
     machine.ids += [machine.world.submit(resources={"workers": 3}).id for _ in range(2)]
     machine.world.step()

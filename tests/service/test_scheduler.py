@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from service.jobs import Job, JobState
-from service.scheduler import Held, Policy, Schedule, in_lines, schedule
+from service.scheduling.order import in_lines
+from service.scheduling.plan import Held, Policy, Schedule
+from service.scheduling.scheduler import schedule
 from service.submit import new_job
 from trainer.plan import NodeCapacity
 from trainer.spec_reader import read_spec

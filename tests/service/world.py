@@ -13,7 +13,7 @@ from service.decide import RayStatus, Rules
 from service.exports import Export
 from service.jobs import RUN_STATUS, Job, JobState, NewEvent
 from service.reconcile import Reconciler
-from service.scheduler import Policy
+from service.scheduling.plan import Policy
 from service.steps.ports import Places
 from service.store import Answer, Store
 from service.submit import new_job

@@ -1,0 +1,136 @@
+"""One pass through the queue.
+
+A job starts whole or not at all; with min_workers, with as many workers as fit, and at least those. Order: points, less
+`share_points` for the part of the cluster that the owner uses already. The first job that does not fit keeps a
+reservation: later ones may only start where they can't delay it (EASY backfilling, Lifka 1995, by the estimated ends of
+what runs now). If jobs of strictly lower priority stand in its way, they are asked to give way. An elastic job reserves
+room for its least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from service.jobs import Job
+from service.scheduling.order import Lines, in_order
+from service.scheduling.plan import Held, Policy, Schedule, Wait
+from service.scheduling.preemption import NEVER, Books, blockers, ends_at, victims
+from service.scheduling.quotas import Quotas
+from service.scheduling.room import Gang, Rooms, gang
+from trainer.plan import NodeCapacity
+
+
+def schedule(
+    lines: Lines, held: Sequence[Held], nodes: Sequence[NodeCapacity], now: datetime, policy: Policy
+) -> Schedule:
+    """The plan for this moment."""
+    return _Pass(held, nodes, now, policy).run(lines)
+
+
+class _Pass:
+    """Room shrinks as jobs are picked."""
+
+    def __init__(self, held: Sequence[Held], nodes: Sequence[NodeCapacity], now: datetime, policy: Policy) -> None:
+        self._held = held
+        self._now = now
+        self._policy = policy
+        self._quotas = Quotas(held, nodes, policy)
+        self._empty = Rooms.of(nodes, whole=True)
+        self._rooms = Rooms.of(nodes).holding((h.shape, h.placed) for h in held)
+        self._starts: dict[str, tuple[Job, Gang]] = {}
+        self._waits: dict[str, Wait] = {}
+        self._owners: dict[str, Wait] = {}
+        self._leaving = {item.job.id for item in held}
+
+    def run(self, lines: Lines) -> Schedule:
+        head: Job | None = None
+        after_head: Rooms | None = None
+        preempts: tuple[Job, ...] = ()
+        too_big: set[Gang] = set()
+        depth = 0
+        for job in in_order(lines, self._quotas.penalty, self._may_go):
+            if job.id in self._leaving:  # its last attempt still has to leave the cluster
+                continue
+            if wait := self._not_eligible(job):
+                self._waits[job.id] = wait
+                continue
+            least = gang(job, job.least_workers)
+            now = 0 if least in too_big else job.size_within(self._rooms.largest(gang(job)))
+            if not now:
+                too_big.add(least)
+            size = self._size_behind(job, now, after_head)
+            if size:
+                self._start(job, gang(job, size))
+                after_head = after_head and after_head.without(gang(job, size))
+            elif head is None:
+                head = job
+                after_head, preempts = self._reserve(job)
+            else:
+                self._waits[job.id] = self._behind(job, head, fits_now=now > 0)
+            depth += head is not None
+            if depth > self._policy.backfill_depth:
+                break
+        sizes = {name: shape.workers for name, (_, shape) in self._starts.items()}
+        starts = tuple(job for job, _ in self._starts.values())
+        return Schedule(starts, preempts, self._waits, self._owners, sizes)
+
+    def _may_go(self, owner: str) -> bool:
+        if wait := self._quotas.too_many_running(owner):
+            self._owners[owner] = wait
+        return wait is None
+
+    def _size_behind(self, job: Job, now: int, after_head: Rooms | None) -> int:
+        """Of the `now` workers there is room for, as many as the quota allows and delay nobody ahead."""
+        size = now and job.size_within(min(now, self._quotas.workers_left(job)))
+        if size and after_head is not None:
+            size = job.size_within(min(size, after_head.largest(gang(job, size))))
+        return size
+
+    def _not_eligible(self, job: Job) -> Wait | None:
+        if job.stop is not None:
+            return Wait("stop_requested", f"Somebody asked to {job.stop} it.")
+        if job.not_before is not None and job.not_before > self._now:
+            left_s = (job.not_before - self._now).total_seconds()
+            message = f"The last attempt failed; the next one may start in {left_s:.0f} s."
+            return Wait("backoff", message, {"seconds": left_s}, starts_at=job.not_before)
+        if self._empty.without(gang(job, job.least_workers)) is None:
+            return Wait("never_fits", "Even the empty cluster has no room for all its workers. Ask for fewer.")
+        return self._quotas.too_many_gpus(job)
+
+    def _start(self, job: Job, shape: Gang) -> None:
+        rooms = self._rooms.without(shape)
+        assert rooms is not None, f"{job.id} does not fit"
+        self._rooms = rooms
+        self._quotas.charge(job, shape)
+        self._starts[job.id] = job, shape
+
+    def _reserve(self, head: Job) -> tuple[Rooms | None, tuple[Job, ...]]:
+        """(what later jobs may use without delaying the head, who has to give way); records why the head waits."""
+        shape = gang(head, head.least_workers)
+        missing = shape.workers - self._rooms.largest(shape)
+        numbers = {"workers_missing": float(missing), "workers": float(shape.workers)}
+        books = Books(self._empty, self._held, [started for _, started in self._starts.values()])
+        in_the_way = blockers(shape, books)
+        rest = books.after(in_the_way).without(shape)
+        at = max(map(ends_at, in_the_way), default=NEVER)
+        starts_at = None if at == NEVER else max(at, self._now)
+        leave = victims(head, shape, books, self._policy)
+        if leave:
+            message = f"{missing} of its workers have no room yet; {len(leave)} jobs of lower priority give way."
+            names = tuple(job.id for job in leave)
+            self._waits[head.id] = Wait("waiting_for_preemption", message, numbers, names, starts_at)
+            return rest, tuple(job for job in leave if job.stop is None)
+        message = f"{missing} of {shape.workers} workers have no room; it is next in line."
+        names = tuple(item.job.id for item in in_the_way)
+        self._waits[head.id] = Wait("no_room", message, numbers, names, starts_at)
+        return rest, ()
+
+    def _behind(self, job: Job, head: Job, *, fits_now: bool) -> Wait:
+        if fits_now:
+            message = f"There is room, but taking it would delay {head.id}, which is ahead."
+            return Wait("held_for_job_ahead", message, blockers=(head.id,))
+        shape = gang(job, job.least_workers)
+        missing = shape.workers - self._rooms.largest(shape)
+        message = f"{missing} of {shape.workers} workers have no room; {head.id} and perhaps others are ahead."
+        return Wait("no_room_behind", message, {"workers_missing": float(missing)}, (head.id,))
