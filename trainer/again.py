@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from trainer.finalize import describe_network, held_out_samples
 from trainer.models import build_model
 from trainer.publish import Publisher
 from trainer.redact import redact, redacted_output
+from trainer.standing import confirm
 
 logger = logging.getLogger(__name__)
 
@@ -77,10 +79,8 @@ def export_again(request: ExportRequest, folder: Path) -> Result:
     """
     proof = json.loads((Path(request.source) / CERTIFICATE_FILE).read_bytes())
     trained = _trained(request, proof)
-    publisher = Publisher(request.mlflow_uri, request.mlflow_run_id)
-    record = certify_and_publish(
-        trained, request.spec.export, folder / "export", publisher, artifact_path=f"exports/{request.name}"
-    )
+    publisher = Publisher(request.mlflow_uri, request.mlflow_run_id, partial(confirm, request))
+    record = certify_and_publish(trained, request.spec.export, folder / "export", publisher, request.name)
     return Result(fence=request.fence, outcome="succeeded", model=record)
 
 

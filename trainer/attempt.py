@@ -62,6 +62,10 @@ class Launch(Message):
     def secrets_path(self) -> str:
         return f"/internal/v1/attempts/{self.attempt_id}/secrets"
 
+    @property
+    def heartbeat_path(self) -> str:
+        return f"/internal/v1/attempts/{self.attempt_id}/heartbeat"
+
 
 class ExportRequest(Message):
     """`export.json` in the folder of one start of a later export; see `export_folder` and trainer.again."""
@@ -84,6 +88,10 @@ class ExportRequest(Message):
     @property
     def secrets_path(self) -> str:
         return f"/internal/v1/exports/{self.job_id}/{self.name}/secrets"
+
+    @property
+    def heartbeat_path(self) -> str:
+        return f"/internal/v1/exports/{self.job_id}/{self.name}/heartbeat"
 
 
 class ModelRecord(Message):

@@ -18,6 +18,7 @@ from trainer.attempt import ModelRecord
 from trainer.classify import ExportMismatchError
 from trainer.files import sha256_of, write_atomic
 from trainer.publish import Publisher
+from trainer.registry import Mark
 from trainer.spec import ExportSpec
 
 HELD_OUT_SAMPLES = 64
@@ -68,27 +69,36 @@ def export_and_compare(trained: Trained, spec: ExportSpec, folder: Path) -> Comp
 
 
 def certify_and_publish(
-    trained: Trained, spec: ExportSpec, folder: Path, publisher: Publisher, artifact_path: str = "export"
+    trained: Trained, spec: ExportSpec, folder: Path, publisher: Publisher, name: str = "1"
 ) -> ModelRecord:
-    """Export, prove, and only then log and register the model. Rank 0 only. artifact_path: of the files in the run.
+    """Export, prove, and only then log and register the model, once for all starts of this export. Rank 0 only.
 
+    name: of the export, `1` is the job's own; its files lie in the run under `export`, those of others in
+        `exports/{name}`.
     Raises: ExportMismatchError with the worst check; the certificate is in the run all the same, the model is not.
+        SupersededError where another start has taken over before the model was registered.
     """
     compared = export_and_compare(trained, spec, folder)
+    mark = Mark(trained.job_id, name, compared.files[export.WEIGHTS_FILE])
     checks, uri = list(compared.checks), None
     if certificate.passed(checks):
-        uri = publisher.log_model(compared.inference, compared.references["held_out"][0][:2])
+        example = compared.references["held_out"][0][:2]
+        uri = publisher.registry.logged(mark) or publisher.log_model(compared.inference, example, mark)
         checks += _check_logged(publisher, uri, compared.references)
     facts = trained.facts | {"folded": compared.folded}
     proof = certificate.document(job_id=trained.job_id, checks=checks, files=compared.files, facts=facts)
     write_atomic(folder / CERTIFICATE_FILE, json.dumps(proof, indent=1).encode())
-    publisher.upload(folder, artifact_path)
+    publisher.upload(folder, "export" if name == "1" else f"exports/{name}")
     if not proof["passed"]:
         if uri is not None:
             publisher.delete_model(uri)
         raise ExportMismatchError(mismatch(checks))
     assert uri is not None
-    registered = publisher.register(uri, spec.register_as) if spec.register_as else None
+    registered = None
+    if spec.register_as:
+        digest = sha256_of(folder / CERTIFICATE_FILE)
+        registered, uri = publisher.registry.register(uri, spec.register_as, mark, digest)
+    publisher.registry.remove_others(uri, registered, mark)
     return ModelRecord(uri=uri, registered=registered, certificate=proof)
 
 

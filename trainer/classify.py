@@ -13,9 +13,11 @@ from pydantic import BaseModel
 import norm
 from trainer.agreement import DisagreementError
 from trainer.checkpoints import CheckpointCorruptError
+from trainer.control import SupersededError
 from trainer.failure import FailureReason
 from trainer.files import StorageError
 from trainer.preflight import UnreachableError
+from trainer.standing import ServiceAwayError
 
 
 class NonFiniteError(RuntimeError):
@@ -130,7 +132,7 @@ _BY_TYPE: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Fai
     ((FileNotFoundError, PermissionError), FailureReason.DATA_MISSING),
     (ExportMismatchError, FailureReason.EXPORT_MISMATCH),
     (CheckpointCorruptError, FailureReason.CHECKPOINT_CORRUPT),
-    (DisagreementError, FailureReason.INTERNAL),
+    ((DisagreementError, SupersededError, ServiceAwayError), FailureReason.INTERNAL),
     (UnreachableError, FailureReason.COLLECTIVE_TIMEOUT),
 )
 _STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ from trainer.norm_choice import choose_norm
 from trainer.plots import draw_statistics
 from trainer.publish import Publisher
 from trainer.spec import JobSpec
+from trainer.standing import confirm
 
 
 def finalize(
@@ -54,7 +56,7 @@ def finalize(
             },
             seed=launch.spec.seed,
         )
-        publisher = Publisher(launch.mlflow_uri, launch.mlflow_run_id)
+        publisher = Publisher(launch.mlflow_uri, launch.mlflow_run_id, partial(confirm, launch))
         draw_statistics(folders.spools(launch.attempt), folders.artifacts / "norm")
         publisher.upload(folders.artifacts)
         model = certify_and_publish(trained, launch.spec.export, folders.export, publisher)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from trainer.registry import Mark, Registry
+
 Array = NDArray[np.floating[Any]]
 
 # MLflow waits for minutes by default; an export that can't reach it should say so within one.
@@ -18,9 +21,12 @@ _MLFLOW_ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5", "MLFLOW_HTTP_REQU
 
 
 class Publisher:
-    """Writes to one run of one MLflow server. Never sets the run's status: that is the service's."""
+    """Writes to one run of one MLflow server. Never sets the run's status: that is the service's.
 
-    def __init__(self, mlflow_uri: str, run_id: str) -> None:
+    confirm: see Registry; whoever may start an export twice has to give one.
+    """
+
+    def __init__(self, mlflow_uri: str, run_id: str, confirm: Callable[[], None] = lambda: None) -> None:
         for name, value in _MLFLOW_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         import mlflow
@@ -28,6 +34,7 @@ class Publisher:
         mlflow.set_tracking_uri(mlflow_uri)
         self._client = mlflow.MlflowClient(mlflow_uri)
         self._run_id = run_id
+        self.registry = Registry(self._client, run_id, confirm)
 
     def upload(self, folder: Path, artifact_path: str | None = None) -> None:
         self._client.log_artifacts(self._run_id, str(folder), artifact_path)
@@ -35,7 +42,7 @@ class Publisher:
     def upload_file(self, path: Path, artifact_path: str) -> None:
         self._client.log_artifact(self._run_id, str(path), artifact_path)
 
-    def log_model(self, network: nn.Module, example: Array) -> str:
+    def log_model(self, network: nn.Module, example: Array, mark: Mark) -> str:
         """Log `network` as the model named `model` in pt2 form; its URI."""
         import mlflow
         from mlflow.models import Model, ModelSignature
@@ -57,6 +64,7 @@ class Publisher:
             pytorch_model=network,
             serialization_format="pt2",
             signature=signature,
+            tags=mark.tags,
             input_example=example,
             pip_requirements=[f"mlflow=={mlflow.__version__}", f"torch=={torch.__version__.split('+')[0]}", "numpy"],
         )
@@ -70,9 +78,3 @@ class Publisher:
 
     def delete_model(self, uri: str) -> None:
         self._client.delete_logged_model(uri.rsplit("/", 1)[-1])
-
-    def register(self, uri: str, name: str) -> str:
-        import mlflow
-
-        registered = mlflow.register_model(uri, name)
-        return f"{registered.name}/{registered.version}"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import httpx
 
 from trainer.attempt import ExportRequest, Launch, SecretsRequest, SecretValues
+from trainer.service_api import post
 from trainer.spec import SecretRef
 
 _PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0)
@@ -31,19 +30,9 @@ def fetch(launch: Launch | ExportRequest, client: httpx.Client | None = None) ->
 
 
 def _ask(launch: Launch | ExportRequest, client: httpx.Client | None) -> dict[str, str]:
-    url = f"{(launch.service_url or '').rstrip('/')}{launch.secrets_path}"
-    body = SecretsRequest(fence=launch.fence).model_dump_json()
-    headers = {"Authorization": f"Bearer {launch.token}", "Content-Type": "application/json"}
-    with client or httpx.Client(timeout=10, trust_env=False) as http:
-        for pause_s in (*_PAUSES_S, None):
-            try:
-                answer = http.post(url, content=body, headers=headers)
-                if answer.is_success:
-                    return SecretValues.model_validate_json(answer.content).values
-                if not answer.is_server_error:
-                    raise ValueError(f"env: the service refused the secrets of this job ({answer.status_code}).")
-            except httpx.TransportError:
-                pass
-            if pause_s is not None:
-                time.sleep(pause_s)
-    raise ValueError("env: the service could not be reached for the secrets of this job.")
+    answer = post(launch, launch.secrets_path, SecretsRequest(fence=launch.fence), _PAUSES_S, client)
+    if answer is None:
+        raise ValueError("env: the service could not be reached for the secrets of this job.")
+    if not answer.is_success:
+        raise ValueError(f"env: the service refused the secrets of this job ({answer.status_code}).")
+    return SecretValues.model_validate_json(answer.content).values

@@ -89,11 +89,25 @@ def secrets_of_export(
     job_id: str, name: str, message: protocol.SecretsRequest, ctx: Ctx, authorization: Bearer = ""
 ) -> protocol.SecretValues:
     """The same for a later export, which reads the job's data again."""
-    _check(message.fence, authorization)
+    return _named_secrets(ctx, _standing(ctx, job_id, name, message.fence, authorization))
+
+
+@router_of_exports.post("/heartbeat")
+def heartbeat_of_export(
+    job_id: str, name: str, message: protocol.Heartbeat, ctx: Ctx, authorization: Bearer = ""
+) -> protocol.Reply:
+    """Whether this start of it still counts: asked before it registers a model. It renews nothing."""
+    _standing(ctx, job_id, name, message.fence, authorization)
+    return protocol.Reply()
+
+
+def _standing(ctx: Context, job_id: str, name: str, fence: str, authorization: str) -> Job:
+    """The job of an export whose latest start has this fence."""
+    _check(fence, authorization)
     export, job = ctx.store.export(job_id, name), ctx.store.job(job_id)
-    if export is None or job is None or export.state is not ExportState.RUNNING or export.fence != message.fence:
+    if export is None or job is None or export.state is not ExportState.RUNNING or export.fence != fence:
         raise ApiError(409, "stale_fence", f"Export {name} of {job_id} is over or was started again.")
-    return _named_secrets(ctx, job)
+    return job
 
 
 def _named_secrets(ctx: Context, job: Job) -> protocol.SecretValues:

@@ -19,9 +19,12 @@ from tests.service.api import SPEC, api
 from tests.service.databases import fresh_sqlite
 from tests.service.dying import Died, Dying, new_world
 from tests.service.test_api import Running, problem
+from tests.service.test_secrets import through
 from tests.service.world import World
 from trainer.attempt import ExportRequest, Result
+from trainer.control import SupersededError
 from trainer.failure import FailureReason
+from trainer.standing import confirm
 
 MAX_STEPS = 80
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -326,8 +329,11 @@ def test_job_stays_while_an_export_of_it_runs(running: Running) -> None:
     client.post(f"/v1/jobs/{job.id}/exports", json={})
     world.step()
 
-    problem(client.delete(f"/v1/jobs/{job.id}"), 409, "state_conflict")
+    refused = problem(client.delete(f"/v1/jobs/{job.id}"), 409, "state_conflict")
     finish(world, job.id)
+
+    assert "export 2 of it has not left the cluster yet" in refused["detail"]
+    assert (refused["state"], refused["allowed"]) == ("succeeded", [])
 
     assert client.delete(f"/v1/jobs/{job.id}").status_code == 204
     assert world.store.exports(job.id) == []
@@ -357,3 +363,17 @@ def test_export_fetches_the_secrets_of_its_job_while_it_runs(running: Running) -
     finish(world, made["id"])
     assert ask(request, request.token).status_code == 409
     assert "canary-value" not in (exporter.folder / "export.json").read_text()
+
+
+def test_start_of_an_export_hears_whether_it_still_counts(running: Running) -> None:
+    client, world = running
+    job = world.succeed(labels={"exports": "silent.succeeded", "export_works": "2"})
+    world.export(job)
+    world.step()
+    (first,) = world.cluster.exporters.values()
+
+    confirm(first.request, through(client))
+    finish(world, job.id)
+
+    with pytest.raises(SupersededError, match="409"):
+        confirm(first.request, through(client))

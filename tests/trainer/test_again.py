@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import secrets
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -13,7 +15,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.trainer.answers import answering
 from tests.trainer.conftest import Mlflow
+from tests.trainer.test_finalize import registered_models
 from trainer import again
 from trainer.attempt import EXPORT_FILE, ExportRequest, Result
 from trainer.certify import CERTIFICATE_FILE, Trained, export_and_compare
@@ -30,6 +34,7 @@ from trainer.spec_reader import read_spec
 # Exporters and MLflow warn about their own internals.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 SPEC: dict[str, Any] = {
     "name": "again",
     "model": {"name": "mlp", "init_args": {"hidden": [8]}},
@@ -40,8 +45,12 @@ SPEC: dict[str, Any] = {
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
+    return first_export(SPEC, tmp_path / "source")
+
+
+def first_export(document: dict[str, Any], folder: Path) -> Path:
     """The first export of a job, without MLflow; its network has weights of its own."""
-    spec, folder = read_spec(SPEC), tmp_path / "source"
+    spec = read_spec(document)
     data = build_data(spec.data, spec.seed)
     torch.manual_seed(7)
     network, _ = convert(build_model(spec.model, spec.norm, data.info), spec, None)
@@ -52,18 +61,15 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def export(server: Mlflow, source: Path, folder: Path) -> Result:
+def write_request(folder: Path, source: Path, document: dict[str, Any], **about: str) -> None:
     folder.mkdir()
-    request = ExportRequest(
-        name="2",
-        job_id="j",
-        fence="f",
-        spec=read_spec(SPEC),
-        source=str(source),
-        mlflow_uri=server.uri,
-        mlflow_run_id=server.new_run(),
-    )
+    known = {"name": "2", "job_id": "j", "fence": "f", "mlflow_uri": "", "mlflow_run_id": "", "token": "t"}
+    request = ExportRequest(**{**known, "spec": read_spec(document), "source": str(source), **about})
     (folder / EXPORT_FILE).write_text(request.model_dump_json())
+
+
+def export(server: Mlflow, source: Path, folder: Path, document: dict[str, Any] = SPEC, **about: str) -> Result:
+    write_request(folder, source, document, mlflow_uri=server.uri, mlflow_run_id=server.new_run(), **about)
     again.main(folder)
     return Result.model_validate_json((folder / "result.json").read_bytes())
 
@@ -105,3 +111,57 @@ def test_weights_that_are_not_those_of_the_certificate_are_refused(
 
     assert (result.outcome, result.reason) == ("failed", FailureReason.CHECKPOINT_CORRUPT)
     assert "must have the digest that its certificate names" in result.message
+
+
+def test_start_that_was_given_up_registers_nothing(mlflow_server: Mlflow, source: Path, tmp_path: Path) -> None:
+    name = "given up again"
+    document = SPEC | {"export": {"formats": [], "register_as": name}}
+
+    with answering(beats=(409,)) as service:
+        result = export(mlflow_server, source, tmp_path / "2", document, service_url=service.url)
+
+    assert (result.outcome, "another start has taken over" in result.message) == ("failed", True)
+    assert service.asked == ["/internal/v1/exports/j/2/heartbeat"]
+    assert name not in registered_models(mlflow_server)
+
+
+NET = """
+import logging, os, subprocess, sys
+from torch import nn
+
+def make(num_classes: int = 10) -> nn.Module:
+    if secret := os.environ.get("HUB_TOKEN"):
+        print("printed", secret)
+        print("and as an error", secret, file=sys.stderr)
+        logging.getLogger(__name__).warning("logged %s", secret)
+        os.write(1, b"past Python " + secret.encode() + b"\\n")
+        subprocess.run(["sh", "-c", "echo by a child $HUB_TOKEN"])
+        raise ValueError("raised " + secret)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+"""
+
+
+def test_secret_that_user_code_prints_and_raises_arrives_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray keeps what a submission prints in files, for anybody who may ask Ray."""
+    (tmp_path / "net_that_tells.py").write_text(NET)
+    monkeypatch.syspath_prepend(tmp_path)
+    document: dict[str, Any] = {**SPEC, "model": {"class_path": "net_that_tells.make"}}
+    source, folder = first_export(document, tmp_path / "source"), tmp_path / "2"
+    canary = f"canary-{secrets.token_hex(8)}"
+    with answering({"HUB_TOKEN": canary}) as service:
+        write_request(folder, source, document | {"env": {"HUB_TOKEN": {"secret": "HUB"}}}, service_url=service.url)
+
+        command = [sys.executable, "-m", "trainer.again", str(folder)]
+        paths = os.pathsep.join([str(ROOT), str(tmp_path)])
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
+        )
+
+    printed = done.stdout + done.stderr
+    for how in ("printed", "and as an error", "logged", "past Python", "by a child", "raised"):
+        assert f"{how} ***" in printed, how
+    assert "ValueError: raised ***" in Result.model_validate_json((folder / "result.json").read_bytes()).message
+    assert canary not in printed
+    assert [path for path in folder.rglob("*") if path.is_file() and canary.encode() in path.read_bytes()] == []

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
+from tests.trainer.answers import answering
+from tests.trainer.conftest import Mlflow
 from tests.trainer.ranks import Told
+from tests.trainer.test_finalize import logged_models, registered_models
 from trainer import alone, worker
 from trainer.attempt import Launch, Result
 from trainer.classify import RankFailedError
@@ -83,3 +86,24 @@ def test_failure_is_that_of_rank_0_and_is_logged_once(config: dict[str, Any], mo
     assert heard == []  # rank 0 reports its lines itself
     assert restored
     assert not dist.is_initialized()
+
+
+@pytest.mark.filterwarnings("ignore")  # exporters and MLflow warn about their own internals
+def test_job_that_was_given_up_while_it_finalizes_registers_nothing(
+    mlflow_server: Mlflow, config: dict[str, Any], tmp_path: Path
+) -> None:
+    name = "given up at the end"
+    document = SPEC | {"train": {"steps": 2}, "export": {"formats": [], "register_as": name}}
+    with answering(until="finalizing") as service:
+        where = {"service_url": service.url, "token": "t", "mlflow_uri": mlflow_server.uri}
+        launch = Launch.model_validate_json((tmp_path / "launch.json").read_bytes()).model_copy(
+            update={**where, "spec": read_spec(document), "mlflow_run_id": mlflow_server.new_run()}
+        )
+        (tmp_path / "launch.json").write_text(launch.model_dump_json())
+        before = logged_models(mlflow_server)
+
+        with pytest.raises(RankFailedError, match="another start has taken over"):
+            alone.train(config)
+
+    assert len(logged_models(mlflow_server)) == len(before) + 1  # it got as far as that
+    assert name not in registered_models(mlflow_server)

@@ -1,0 +1,50 @@
+"""A start asks whether it still counts, and takes silence for no permission."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.trainer.answers import answering
+from trainer import standing
+from trainer.attempt import ExportRequest
+from trainer.control import SupersededError
+from trainer.spec_reader import read_spec
+from trainer.standing import ServiceAwayError, confirm
+
+SPEC = {"name": "j", "model": {"name": "mlp"}, "data": {"name": "digits", "batch_size": 32}}
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standing, "_PAUSES_S", (0.0, 0.0))
+
+
+def request(url: str | None) -> ExportRequest:
+    about = {"name": "2", "job_id": "j", "fence": "f", "source": "", "mlflow_uri": "", "mlflow_run_id": ""}
+    return ExportRequest(**about, spec=read_spec(SPEC), service_url=url, token="t")
+
+
+def test_start_that_the_service_knows_goes_on_after_a_restart_of_it() -> None:
+    with answering(beats=(503, 200)) as service:
+        confirm(request(service.url))
+
+    assert service.asked == ["/internal/v1/exports/j/2/heartbeat"] * 2
+
+
+def test_start_that_was_given_up_hears_it_at_once() -> None:
+    with answering(beats=(409,)) as service, pytest.raises(SupersededError, match="another start has taken over"):
+        confirm(request(service.url))
+
+    assert len(service.asked) == 1
+
+
+def test_silence_is_no_permission() -> None:
+    with answering() as service:
+        gone = service.url
+
+    with pytest.raises(ServiceAwayError, match="must say that this start still counts"):
+        confirm(request(gone))
+
+
+def test_start_by_hand_asks_nobody() -> None:
+    confirm(request(None))

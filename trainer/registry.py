@@ -1,0 +1,115 @@
+"""What an export publishes, found again by its tags: once, however often the export is started.
+
+MLflow takes no ids that were chosen beforehand, so models and versions carry tags that say of which export and of which
+weights they are, and are looked for before another is made. Where two starts get ahead of each other, both keep the
+oldest; what else an export has left behind is removed, by a start that still counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+CERTIFICATE_TAG = "syncnorm.certificate"
+"""Of a version: SHA-256 of the certificate that speaks of it."""
+_PAGE = 100
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Of which export a model is, whichever start published it; export `1` is the job's own. weights: their SHA-256."""
+
+    job_id: str
+    export: str
+    weights: str
+
+    @property
+    def tags(self) -> dict[str, str]:
+        return {"syncnorm.job_id": self.job_id, "syncnorm.export": self.export, "syncnorm.weights": self.weights}
+
+    @property
+    def filter(self) -> str:
+        """MLflow's, for everything of this export, with whatever weights."""
+        return f"tags.`syncnorm.job_id` = '{self.job_id}' AND tags.`syncnorm.export` = '{self.export}'"
+
+    def is_on(self, tags: dict[str, str]) -> bool:
+        return self.tags.items() <= tags.items()
+
+
+class Registry:
+    """Logged models of one run, and versions of registered models. client: an mlflow.MlflowClient.
+
+    confirm: raises SupersededError where this start no longer counts; asked before anything is registered or removed.
+    """
+
+    def __init__(self, client: Any, run_id: str, confirm: Callable[[], None]) -> None:
+        self._client = client
+        self._run_id = run_id
+        self._confirm = confirm
+
+    def logged(self, mark: Mark) -> str | None:
+        """URI of the oldest model with this mark that is whole; None: no start has got so far."""
+        whole = (model for model in self._models(mark) if str(model.status) == "READY" and mark.is_on(model.tags))
+        return next((_uri(model) for model in whole), None)
+
+    def register(self, uri: str, name: str, mark: Mark, certificate: str) -> tuple[str, str]:
+        """(`name/version`, URI of its model) of the oldest version with this mark; `uri` becomes it if there is none.
+
+        certificate: its SHA-256. Raises: SupersededError, and nothing is registered.
+        """
+        import mlflow
+
+        self._confirm()
+        if not self._versions(name, mark):
+            mlflow.register_model(uri, name, tags=mark.tags | {CERTIFICATE_TAG: certificate})
+        kept = self._versions(name, mark)[0]
+        if kept.tags.get(CERTIFICATE_TAG) != certificate:
+            self._client.set_model_version_tag(name, kept.version, CERTIFICATE_TAG, certificate)
+        return f"{name}/{kept.version}", kept.source
+
+    def remove_others(self, uri: str, registered: str | None, mark: Mark) -> None:
+        """Remove what earlier starts of this export have left, all but this model and this version."""
+        name, _, number = (registered or "").rpartition("/")
+        versions = [one for one in self._found(name, mark) if str(one.version) != number] if name else []
+        models = [model for model in self._models(mark) if _uri(model) != uri]
+        if versions or models:
+            self._confirm()
+        for version in versions:
+            with _gone_already():
+                self._client.delete_model_version(name, version.version)
+        for model in models:
+            with _gone_already():
+                self._client.delete_logged_model(model.model_id)
+
+    def _models(self, mark: Mark) -> list[Any]:
+        """Of this run and export, oldest first."""
+        experiment = self._client.get_run(self._run_id).info.experiment_id
+        wanted = f"source_run_id = '{self._run_id}' AND {mark.filter}"
+        found = self._client.search_logged_models([experiment], wanted, max_results=_PAGE)
+        return sorted(found, key=lambda model: (model.creation_timestamp, model.model_id))
+
+    def _versions(self, name: str, mark: Mark) -> list[Any]:
+        return [one for one in self._found(name, mark) if mark.is_on(one.tags)]
+
+    def _found(self, name: str, mark: Mark) -> list[Any]:
+        """Versions of this export, oldest first."""
+        found = self._client.search_model_versions(f"name = '{name}' AND {mark.filter}", max_results=_PAGE)
+        return sorted(found, key=lambda version: int(version.version))
+
+
+def _uri(model: Any) -> str:
+    return f"models:/{model.model_id}"
+
+
+@contextmanager
+def _gone_already() -> Iterator[None]:
+    """Another start may have removed it meanwhile."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
