@@ -17,7 +17,7 @@ from service.store import Store
 from service.store.studies import Family
 from service.studies.collect import outcomes
 from service.studies.measures import Outcome
-from service.studies.report import FAILED, Report, as_html, as_json, finding, make_report
+from service.studies.report import Report, as_html, as_json, finding, make_report
 from service.studies.runs import StudyRuns
 from service.studies.spec import StudySpec
 from service.studies.study import Study, StudyState, count_states, state_of
@@ -103,9 +103,14 @@ def report_files(report: Report) -> dict[str, bytes]:
 
 
 def run_status(children: tuple[Outcome, ...]) -> str:
-    """FAILED or KILLED as soon as one child is, so that nobody takes the study for whole."""
+    """FINISHED where there is something to compare: a child that diverged is a finding, and counted as `study/failed`.
+
+    KILLED if somebody cancelled children, so that nobody takes the study for whole.
+    """
     states = {child.state for child in children}
-    return "FAILED" if "failed" in states else "KILLED" if states & set(FAILED) else "FINISHED"
+    if "succeeded" in states:
+        return "KILLED" if "cancelled" in states else "FINISHED"
+    return "FAILED" if "failed" in states else "KILLED"
 
 
 def _note(report: Report) -> str:
@@ -116,7 +121,7 @@ def _note(report: Report) -> str:
 
 def _metrics(report: Report) -> dict[str, float]:
     """How many jobs ended how, and how many claims were found to hold."""
-    found = {f"study/{state}": float(count) for state, count in report.counts.items()}
+    found = {"study/failed": 0.0} | {f"study/{state}": float(count) for state, count in report.counts.items()}
     for judgement in report.judgements:
         key = f"study/claims {judgement.verdict}"
         found[key] = found.get(key, 0.0) + 1

@@ -18,6 +18,8 @@ from fastapi.testclient import TestClient
 from service.api.context import Context
 from service.database import Database
 from service.store import JobQuery, Store
+from service.studies.measures import Outcome
+from service.studies.publisher import run_status
 from service.tracking import TrackingUnreachableError
 from tests.service.api import SPEC, api
 from tests.service.test_api import problem
@@ -230,7 +232,8 @@ def test_children_are_put_under_the_run_of_the_study_with_the_report(running: Ru
     assert world.study_runs.runs == {study_id: run_id}
     assert world.study_runs.parents == dict.fromkeys(world.tracker.runs.values(), run_id)
     assert world.study_runs.status[run_id] == "FINISHED"
-    assert world.study_runs.metrics[run_id] == {"study/succeeded": 4.0, "study/claims agrees": 1.0}
+    metrics = {"study/succeeded": 4.0, "study/failed": 0.0, "study/claims agrees": 1.0}
+    assert world.study_runs.metrics[run_id] == metrics
     assert "agrees: t." in world.study_runs.notes[run_id]
     assert set(world.study_runs.files[run_id]) == {
         *("report.html", "report.json", "study.json"),
@@ -272,6 +275,23 @@ def test_study_is_reported_again_only_when_something_changed(running: Running) -
     assert (first, untouched) == ("FAILED", {})
     assert world.study_runs.status[run_id] == "FINISHED"
     assert set(world.study_runs.files) == {run_id}
+
+
+@pytest.mark.parametrize(
+    ("states", "status"),
+    [
+        (("succeeded", "succeeded"), "FINISHED"),
+        (("succeeded", "failed"), "FINISHED"),
+        (("succeeded", "deleted"), "FINISHED"),
+        (("succeeded", "failed", "cancelled"), "KILLED"),
+        (("failed", "cancelled"), "FAILED"),
+        (("cancelled", "deleted"), "KILLED"),
+    ],
+)
+def test_run_of_a_study_is_finished_where_there_is_something_to_compare(states: tuple[str, ...], status: str) -> None:
+    children = tuple(Outcome(i, f"j{i}", "job", {}, 0, state) for i, state in enumerate(states))
+
+    assert run_status(children) == status
 
 
 # Kill -9 while the children are created
