@@ -214,6 +214,8 @@ def _ray_environment(token_file: Path) -> dict[str, str]:
             "RAY_AUTH_TOKEN_PATH": str(token_file),
             # Else Ray takes the address of an interface for 127.0.0.1, and its servers listen on all (ray 2.60).
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            # How old Ray's report of free room may be; 5 s else, in which the next job could have started.
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         }
     )
 

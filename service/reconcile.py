@@ -17,6 +17,7 @@ from datetime import timedelta
 from service.decide import Rules
 from service.dispatch import ClusterUnreachableError, Dispatcher, View
 from service.jobs import Attempt, new_fence
+from service.pace import Pace
 from service.scheduling.plan import Policy, Schedule
 from service.steps.later_exports import ExportStep
 from service.steps.leftovers import release, stop_orphans
@@ -56,6 +57,7 @@ class Reconciler:
         self.ports = Ports(store, dispatcher, tracker, places, on_change, metrics)
         self.policy = policy
         self._looked_at = time.monotonic()
+        self._pace = Pace()
         self._waiting = Waiting(policy)
         self._jobs = JobStep(self.ports, rules, self._waiting)
         self._starts = Starts(self.ports, policy, self._waiting, self._jobs, lease_s)
@@ -84,7 +86,7 @@ class Reconciler:
             except Exception:
                 logger.exception("tick failed; trying again")
             stop.wait(_REST_S)
-            wake.wait(tick_s)
+            wake.wait(self._pace.rest_s(tick_s))
             wake.clear()
         self.ports.store.give_lease_back(self._holder)
 
@@ -108,7 +110,9 @@ class Reconciler:
             self.plan = None
             return
         self._looked_at = time.monotonic()
-        left = release(self.ports, token, self.view, store.unreleased_attempts())
+        unreleased = store.unreleased_attempts()
+        self._pace.saw(attempt.id for attempt in unreleased if attempt.ended_at)
+        left = release(self.ports, token, self.view, unreleased)
         stop_orphans(self.ports, self.view, {attempt.id for attempt in left} | exporting)
         self.plan = self._starts.start_what_fits(look, self.view, left)
 
