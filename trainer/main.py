@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.exceptions import RayActorError
 
 from trainer import alone, user_code, worker
 from trainer.attempt import Launch, Result
@@ -81,6 +82,8 @@ def _train_on_workers(launch: Launch, folders: AttemptFolders, config: dict[str,
         fitted = _trainer(launch, folders, config).fit()
     except TrainingFailedError as error:
         return _failed(launch, _why(launch, folders, error))
+    except RayActorError as error:
+        return _failed(launch, _controller_lost(error))
     return Result.model_validate(fitted.return_value)  # type: ignore[attr-defined]  # typed as the v1 Result
 
 
@@ -99,11 +102,13 @@ def _keep(result: Result, launch: Launch, folders: AttemptFolders) -> Result:
 
 def _trainer(launch: Launch, folders: AttemptFolders, config: dict[str, Any]) -> TorchTrainer:
     from ray.train import ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import RunConfig
 
+    from trainer.ray_trainer import PromptTrainer
+
     res = launch.spec.resources
-    return TorchTrainer(
+    return PromptTrainer(
         worker.train,  # type: ignore[arg-type]  # v2 takes a return value
         train_loop_config=config,
         # gloo beside NCCL: what the ranks agree on, such as digests and checkpoints, never lies on a GPU.
@@ -144,6 +149,11 @@ def _why(launch: Launch, folders: AttemptFolders, error: TrainingFailedError) ->
     if says_no_memory(str(error)):
         reason, message = FailureReason.OUT_OF_MEMORY, f"{message} Ray says: {str(error)[-500:]}"
     return classify(error, rank=-1).model_copy(update={"reason": reason, "message": message})
+
+
+def _controller_lost(error: RayActorError) -> Failure:
+    message = "The process in which Ray Train watches over the workers ended without a word (killed?)."
+    return classify(error, rank=-1).model_copy(update={"reason": FailureReason.WORKER_LOST, "message": message})
 
 
 def _hosts(folders: AttemptFolders) -> dict[int, str]:

@@ -58,6 +58,25 @@ def test_job_whose_worker_is_killed_resumes_and_ends_the_same(client: Client, se
     assert losses(done) == losses(undisturbed)
 
 
+@pytest.mark.chaos
+@pytest.mark.parametrize("command", ["ray::TrainController", "trainer.main"])
+def test_room_of_a_killed_controller_or_driver_goes_to_the_next_attempt(
+    client: Client, serving: Serving, command: str
+) -> None:
+    """Nothing but Ray itself frees the two processors that the first attempt held; see trainer.ray_trainer."""
+    job = client.submit(document())
+    eventually(lambda: client.job(job["id"])["progress"]["step"] >= 15, 200)
+    found = serving.processes(command)
+    assert found
+
+    for process in found:
+        process.kill()
+
+    done = finished(client, job["id"], 400)
+    assert done["state"] == "succeeded", done["message"]
+    assert [attempt["reason"] for attempt in client.attempts(job["id"])] == ["worker_lost", None]
+
+
 def losses(job: dict[str, Any]) -> list[tuple[int, float]]:
     base = str(job["mlflow"]["url"]).split("/#/")[0]
     params = {"run_id": job["mlflow"]["run_id"], "metric_key": "train/loss"}

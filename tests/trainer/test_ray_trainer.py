@@ -1,0 +1,22 @@
+"""Our trainer is Ray's, but for one thing that Ray does by default."""
+
+from __future__ import annotations
+
+import pytest
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from trainer.ray_trainer import PromptTrainer
+
+# Ray's DataContext reads every one of its settings, its deprecated ones too (ray 2.60).
+pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:ray.data.context")
+
+
+def defaults(kind: type[TorchTrainer]) -> list[str]:
+    trainer = kind(print, scaling_config=ScalingConfig(num_workers=2))
+    return [type(each).__name__ for each in trainer._create_default_callbacks()]
+
+
+def test_only_the_cleaner_that_jobs_wait_for_is_left_out() -> None:
+    assert defaults(PromptTrainer) == [name for name in defaults(TorchTrainer) if "Cleaner" not in name]
+    assert len(defaults(PromptTrainer)) == len(defaults(TorchTrainer)) - 1
