@@ -52,7 +52,8 @@ def _workers(seen: Seen, training: Training) -> Iterator[Finding]:
         message = f"{name} has nobody to synchronize with on 1 worker."
         yield _finding(seen, "sync_on_one_worker", "info", message, f"Use {name.removeprefix('sync_')}.", workers=1)
     if seen.kind.batch_statistics and not seen.kind.synchronizes and workers > 1 and training.batch_size < 8:
-        message = f"Each of {workers} workers normalizes by its own {training.batch_size} samples."
+        own = "only sample" if training.batch_size == 1 else f"own {training.batch_size} samples"
+        message = f"Each of {workers} workers normalizes by its {own}."
         fix = f"Use sync_batch: {training.batch_size * workers} samples."
         numbers = {"samples": training.batch_size, "workers": workers}
         yield _finding(seen, "statistics_of_one_worker", "warning", message, fix, **numbers)

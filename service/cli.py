@@ -16,9 +16,11 @@ import typer
 from service import show as screen
 from service.client import TERMINAL, Client, ProblemError, ServiceUnreachableError
 from service.export_command import export
+from service.show_plan import plan_table
 from service.specfile import load
 from service.studies.cli import study_app
 from service.terminal import JOB_FAILED, WRONG_USE, AsJson, connect, err, fail, out, show_value
+from service.token_commands import token_app
 from service.upload import package_app, secret_app
 
 app = typer.Typer(
@@ -27,7 +29,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-token_app = typer.Typer(help="Make, list and revoke tokens.", no_args_is_help=True)
 app.add_typer(token_app, name="token")
 app.add_typer(study_app, name="study")
 app.add_typer(package_app, name="package")
@@ -197,15 +198,19 @@ def watch(
             help="Job ids; none: all that are not finished.", autocompletion=complete_job, metavar="[JOB]..."
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Follow a job, or several in a live table, until they are finished."""
+    """Follow a job, or several in a live table, until they are finished. With --json: the list of them, then."""
     with connect() as client:
         if job_ids and len(job_ids) == 1:
             jobs: Sequence[Any] = [screen.follow(client, job_ids[0], err)]
-            screen.summary(jobs[0], out)
+            if not as_json:
+                screen.summary(jobs[0], out)
         else:
             chosen = job_ids or [job["id"] for job in client.jobs(limit=200) if job["state"] not in TERMINAL]
-            jobs = screen.watch(lambda: [client.job(job_id) for job_id in chosen], out)
+            jobs = screen.watch(lambda: [client.job(job_id) for job_id in chosen], err if as_json else out)
+        if as_json:
+            show_value(jobs, True, "")
     raise typer.Exit(0 if all(job["state"] == "succeeded" for job in jobs) else JOB_FAILED)
 
 
@@ -217,49 +222,19 @@ def norms(as_json: AsJson = False) -> None:
     show_value(found, as_json, "\n".join(f"{kind['name']:<24}{kind['summary']}" for kind in found))
 
 
-@token_app.command("create")
-def create_token(
-    owner: Annotated[str, typer.Argument(help="Whose jobs the token is for.")],
-    scope: Annotated[list[str], typer.Option(help="read, submit or admin; may be given several times.")],
-    expires_at: Annotated[str | None, typer.Option(help="RFC 3339, e.g. 2027-01-31T00:00:00Z.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Make a token. It is printed here and never again."""
-    with connect() as client:
-        made = client.create_token(owner, scope, expires_at)
-    show_value(made, as_json, made["token"])
-
-
-@token_app.command("ls")
-def list_tokens(as_json: AsJson = False) -> None:
-    """List all tokens, without their secrets."""
-    with connect() as client:
-        found = client.tokens()
-    lines = [f"{one['id']}  {one['owner']}  {','.join(one['scopes'])}  {_standing(one)}" for one in found]
-    show_value(found, as_json, "\n".join(lines))
-
-
-@token_app.command("revoke")
-def revoke_token(token_id: Annotated[str, typer.Argument(help="Id as `token ls` shows it.")]) -> None:
-    """Make a token stop working at once."""
-    with connect() as client:
-        client.revoke_token(token_id)
-    print(f"{token_id} revoked")
-
-
-def _standing(token: dict[str, Any]) -> str:
-    return f"revoked {token['revoked_at']}" if token["revoked_at"] else f"until {token['expires_at'] or 'revoked'}"
-
-
 def _print_asked(job: dict[str, Any], as_json: bool, what: str) -> None:
     show_value(job, as_json, f"{job['id']} {job['state']}, {what}")
 
 
 @app.command()
-def plan(file: Annotated[Path, typer.Argument()], settings: Settings) -> None:
+def plan(file: Annotated[Path, typer.Argument()], settings: Settings, as_json: AsJson = False) -> None:
     """Show what a job file comes to, without submitting it."""
     with connect() as client:
-        show_value(client.plan(_load(file, settings)), True, "")
+        found = client.plan(_load(file, settings))
+    if as_json:
+        show_value(found, True, "")
+    else:
+        out.print(plan_table(found))
 
 
 @app.command()

@@ -51,6 +51,20 @@ class Finding(_Record):
     severity: Literal["info", "warning", "error"]
 
 
+def alike(findings: Sequence[Finding]) -> list[tuple[Finding, list[str]]]:
+    """Findings that say the same of several places, once each, with the places; in the order of the first."""
+    places: dict[Finding, list[str]] = {}
+    for finding in findings:
+        places.setdefault(finding.model_copy(update={"path": ""}), []).append(finding.path)
+    return list(places.items())
+
+
+def name_some(paths: Sequence[str], most: int = 3) -> str:
+    """`a, b, c and 12 more`."""
+    named = ", ".join(filter(None, paths[:most]))
+    return named if len(paths) <= most else f"{named} and {len(paths) - most} more"
+
+
 class Inspection(_Record):
     """What building the network showed: one {path, from, to} for each layer exchanged, and the audit's findings."""
 
@@ -92,9 +106,22 @@ def plan(spec: JobSpec, nodes: Sequence[NodeCapacity] | None, inspection: Inspec
         },
         fits=None if nodes is None else fits(spec, nodes),
         conversion=inspection.conversion if inspection else None,
-        findings=[*findings(spec, choice.kind), *(inspection.findings if inspection else [])],
+        findings=_together(findings(spec, choice.kind), inspection.findings if inspection else []),
         norm=choice,
     )
+
+
+def _together(of_spec: list[Finding], of_network: list[Finding]) -> list[Finding]:
+    """All of them, but for what the spec lets guess and the audit has said of each layer."""
+    said = {finding.code for finding in of_network}
+    return [*(finding for finding in of_spec if _AUDITED.get(finding.code) not in said), *of_network]
+
+
+_AUDITED = {
+    "few_samples_per_statistic": "statistics_of_one_worker",
+    "sync_on_one_worker": "sync_on_one_worker",
+}
+"""Codes of findings on a spec, and what the audit of the network calls the same."""
 
 
 def batch_sizes(spec: JobSpec, kind: str) -> Batch:
@@ -144,7 +171,8 @@ def _about_statistics(spec: JobSpec, kind: str) -> Iterator[Finding]:
         yield Finding(
             code="few_samples_per_statistic",
             path="data.batch_size",
-            message=f"{kind} takes its statistics from {spec.data.batch_size} samples a worker.",
+            message=f"{kind} takes its statistics from {spec.data.batch_size} "
+            f"sample{'s' if spec.data.batch_size > 1 else ''} a worker.",
             fix="Use sync_batch, group or a larger batch.",
             severity="warning",
         )

@@ -28,7 +28,7 @@ from trainer.inspection import audit
 from trainer.models import build_model
 from trainer.module import TrainingModule
 from trainer.place import Place, place_on_ray
-from trainer.plan import Inspection, plan
+from trainer.plan import Inspection, alike, name_some, plan
 from trainer.prints import captured
 from trainer.redact import redact, redacted_output
 from trainer.reporter import Reporter, ReportingHandler
@@ -121,9 +121,9 @@ def run(launch: Launch, folders: AttemptFolders, reporter: Reporter, place: Plac
 def describe(spec: JobSpec, inspection: Inspection, folders: AttemptFolders) -> None:
     """spec.yaml, plan.json and norm/conversion.json, for the run's artifacts; what to mind, for the job's logs."""
     planned = plan(spec, None, inspection)
-    for finding in planned.findings:
+    for finding, paths in alike(planned.findings):
         if finding.severity != "info":
-            where = f"{finding.path}: " if finding.path else ""
+            where = f"{places}: " if (places := name_some(paths)) else ""
             logger.warning("%s%s %s", where, finding.message, finding.fix)
     text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
     conversion = json.dumps(inspection.conversion, indent=1)

@@ -95,8 +95,13 @@ def report(
         Path | None, typer.Option("-o", "--output", help="A file ending in .html, .png or .json; else STUDY.html.")
     ] = None,
     picture: Annotated[str, typer.Option(help="For .png: comparison, curves or heat_map.")] = "comparison",
+    as_json: AsJson = False,
 ) -> None:
-    """Write the report of a study to a file."""
+    """Write the report of a study to a file; with --json, print it."""
+    if as_json:
+        with connect() as client:
+            print(client.study_report(study_id, "json").decode())
+        return
     path = to or Path(f"{study_id}.html")
     if path.suffix not in _FORMS:
         fail(f"-o must end in one of {', '.join(_FORMS)}, got {path}", WRONG_USE)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -42,6 +43,47 @@ def test_live_table_goes_on_until_every_job_is_finished() -> None:
     assert "40 %  1:15 left" in text
     assert "1 of 2" in text  # an elastic job
     assert "failed" in text
+
+
+READING = ["ls", "show", "watch", "logs", "explain", "plan", "norms", "doctor", "version"]
+READING += ["study ls", "study show", "study report", "token ls"]
+
+
+@pytest.mark.parametrize("verb", READING)
+def test_every_reading_verb_speaks_json(verb: str) -> None:
+    command = typer.main.get_command(cli.app)
+    for name in verb.split():
+        command = command.commands[name]
+
+    assert "--json" in [option for parameter in command.params for option in parameter.opts]
+
+
+def test_plan_is_shown_for_people_and_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(json.dumps(SPEC | {"norm": {"kind": "batch"}, "data": {"name": "digits", "batch_size": 1}}))
+    with api(tmp_path) as (http, _):
+        monkeypatch.setattr(terminal, "Client", lambda: client_of(http))
+
+        shown = CliRunner().invoke(cli.app, ["plan", str(path), "--set", "resources.workers=2"])
+        read = CliRunner().invoke(cli.app, ["plan", str(path), "--set", "resources.workers=2", "--json"])
+
+    assert (shown.exit_code, read.exit_code) == (0, 0), shown.output
+    assert "workers" in shown.stdout
+    assert "2 of 1 CPU each, fit now" in shown.stdout
+    assert "1 a worker, 1 behind a statistic, 2 a batch of all" in shown.stdout
+    assert "sync_batch, group or a larger batch" in shown.stdout
+    assert json.loads(read.stdout)["batch"] == {"per_worker": 1, "norm_group": 1, "global": 2}
+
+
+def test_watched_job_is_printed_as_json_when_it_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with api(tmp_path) as (http, world):
+        done = world.succeed()
+        monkeypatch.setattr(terminal, "Client", lambda: client_of(http))
+
+        watched = CliRunner().invoke(cli.app, ["watch", done.id, done.id, "--json"])
+
+    assert watched.exit_code == 0, watched.output
+    assert [job["state"] for job in json.loads(watched.stdout)] == ["succeeded", "succeeded"]
 
 
 def test_export_command_follows_to_the_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

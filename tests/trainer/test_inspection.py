@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.inspection import inspect
-from trainer.plan import plan
+from trainer.plan import alike, name_some, plan
 from trainer.spec_reader import read_spec
 
 
@@ -26,12 +26,37 @@ def test_every_layer_that_changes_is_listed() -> None:
 
 
 def test_findings_of_spec_and_network_come_together() -> None:
-    document = read_spec(spec(norm={"kind": "batch"}, data={"name": "digits", "batch_size": 1}))
+    document = read_spec(spec(norm={"kind": "batch"}, train={"epochs": 1, "accumulate": 2}))
 
     found = plan(document, None, inspect(document)).findings
 
-    assert {"few_samples_per_statistic"} < {finding.code for finding in found}
+    assert "accumulation_splits_statistics" in {finding.code for finding in found}
     assert any(finding.path.startswith("layer") for finding in found)
+
+
+def test_what_the_audit_says_of_each_layer_is_not_said_of_the_spec_as_well() -> None:
+    document = read_spec(spec(norm={"kind": "batch"}, data={"name": "digits", "batch_size": 1}))
+    inspection = inspect(document)
+
+    of_spec = [finding.code for finding in plan(document, None).findings]
+    together = [finding.code for finding in plan(document, None, inspection).findings]
+
+    assert "few_samples_per_statistic" in of_spec
+    assert "few_samples_per_statistic" not in together
+    assert together.count("statistics_of_one_worker") == 7
+
+
+def test_like_findings_are_named_once_with_their_places() -> None:
+    document = read_spec(spec(norm={"kind": "batch"}, data={"name": "digits", "batch_size": 1}))
+    found = inspect(document).findings
+
+    grouped = alike(found)
+
+    assert sum(len(paths) for _, paths in grouped) == len(found)
+    (places,) = [paths for finding, paths in grouped if finding.code == "statistics_of_one_worker"]
+    assert name_some(places) == "bn1, layer1.0.bn1, layer1.0.bn2 and 4 more"
+    assert name_some(places[:2]) == "bn1, layer1.0.bn1"
+    assert name_some([""]) == ""
 
 
 def test_a_network_that_cannot_be_built_is_a_finding_not_a_crash() -> None:
