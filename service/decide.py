@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from service.jobs import ACTIVE, Attempt, Job, JobState, read_result
-from trainer.attempt import Result
+from trainer.attempt import CANNOT_BEGIN, Result
 from trainer.failure import ADVICE, FailureReason
 
 
@@ -38,7 +38,11 @@ class Seen:
     session: str | None = None
     """The session Ray is in; None while it can't be reached."""
     node_gone: bool = False
+    ray_message: str = ""
+    """Why the submission ended, in Ray's words, with the last lines it printed."""
     result: Result | None = None
+    storage_away: bool = False
+    """Whether there is a result can't be found out now."""
 
 
 @dataclass(frozen=True)
@@ -150,13 +154,23 @@ def _ending(attempt: Attempt, seen: Seen, rules: Rules) -> _Ending | None:
     result = seen.result or read_result(attempt)
     if result is not None:
         return _Ending(result.outcome, result.reason, result.message, result)
-    if not _is_dead(attempt, seen, rules):
-        return None
+    if seen.storage_away or not _is_dead(attempt, seen, rules):
+        return None  # what looks dead may have succeeded
     if _is_from_an_earlier_session(attempt, seen):
         return _Ending("lost", FailureReason.NODE_LOST, f"The cluster restarted at step {attempt.step}.", None, False)
     reason = attempt.reason or (FailureReason.NODE_LOST if seen.node_gone else FailureReason.WORKER_LOST)
+    if CANNOT_BEGIN in seen.ray_message:
+        why = seen.ray_message.rpartition(CANNOT_BEGIN)[2].splitlines()[0]
+        return _Ending("failed", FailureReason.STORAGE, why, None)
     message = attempt.message or f"Attempt {attempt.number} ended without a result at step {attempt.step}."
     return _Ending("lost", reason, message, None)
+
+
+def may_be_over(attempt: Attempt, seen: Seen) -> bool:
+    """Whether anything says that the attempt may have ended, and it is time to look for a result."""
+    gone = seen.ray in (RayStatus.ENDED, RayStatus.UNKNOWN) or seen.node_gone
+    overdue = attempt.phase == "done" or attempt.lease_expires_at < seen.now
+    return gone or overdue or _is_from_an_earlier_session(attempt, seen)
 
 
 def _is_dead(attempt: Attempt, seen: Seen, rules: Rules) -> bool:

@@ -23,7 +23,8 @@ from service.database import Database
 from service.dispatch import DRIVER_RESOURCE, ClusterUnreachableError, RayDispatcher
 from service.settings import Settings
 from service.tracking import mlflow_account
-from trainer.host_report import REPORT_FILE, ClusterReport, HostReport
+from trainer.host_report import REPORT_FILE, TOKEN_FILE, ClusterReport, HostReport
+from trainer.storage import Storage, is_url, storage_at
 
 MAX_SKEW_S = 5.0
 _POLL_S = 0.5
@@ -109,11 +110,16 @@ def _ray(url: str) -> Check:
 
 
 def _storage(root: str) -> Check:
-    folder = Path(root)
-    probe = folder / f".doctor-{secrets.token_hex(4)}"
-    probe.write_text("written")
-    probe.unlink()
-    return Check("storage", f"{root}, {shutil.disk_usage(folder).free / 2**30:.0f} GiB free")
+    if not is_url(root) and not Path(root).is_dir():
+        return Check("storage", "", f"there is no folder {root}. Mount the storage, or change SYNCNORM_STORAGE.")
+    storage, name, word = storage_at(root), f".doctor-{secrets.token_hex(4)}", secrets.token_bytes(8)
+    storage.write(name, word)
+    found = storage.read(name)
+    storage.remove(name)
+    if found != word or storage.has(name):
+        return Check("storage", "", f"{root} does not give back what was just written. Mend it; nothing is safe there.")
+    free = "" if is_url(root) else f", {shutil.disk_usage(root).free / 2**30:.0f} GiB free"
+    return Check("storage", f"{root}{free}")
 
 
 def _hosts(settings: Settings, wait_s: float) -> Iterator[Check]:
@@ -137,7 +143,8 @@ def judge(host: HostReport) -> Check:
     """What a worker's report comes to. Pure."""
     problems = []
     if host.storage_error:
-        problems.append(f"can't write to the storage ({host.storage_error}): mount the same volume there and in api")
+        fix = "mount the same volume there and in api, or give it the same bucket and credentials"
+        problems.append(f"can't write to the storage ({host.storage_error}): {fix}")
     if host.api_error:
         problems.append(f"can't reach the API ({host.api_error}): check SYNCNORM_WORKER_URL")
     if host.mlflow_error:
@@ -153,29 +160,30 @@ def judge(host: HostReport) -> Check:
 def _probe(settings: Settings, wait_s: float) -> ClusterReport:
     """Run trainer.probe on Ray and read what it found. Raises: TimeoutError, ClusterUnreachableError, OSError."""
     name = f"doctor-{secrets.token_hex(4)}"
-    folder = Path(settings.storage_root) / name
-    folder.mkdir(mode=0o770)
-    arguments = [str(folder), settings.worker_url or "", settings.mlflow_uri or ""]
+    storage = storage_at(settings.storage_root)
+    storage.write(f"{name}/{TOKEN_FILE}", name.encode())
+    arguments = [f"{settings.storage_root.rstrip('/')}/{name}", settings.worker_url or "", settings.mlflow_uri or ""]
     entrypoint = shlex.join(["python", "-m", "trainer.probe", *arguments])
     body = {"entrypoint": entrypoint, "submission_id": name, "entrypoint_resources": {DRIVER_RESOURCE: 1}}
     headers = {"Authorization": f"Bearer {ray_token()}"}
     try:
         with httpx.Client(base_url=settings.ray_address or "", headers=headers, trust_env=False, timeout=30) as ray:
             ray.post("/api/jobs/", json=body).raise_for_status()
-            return _wait_for_report(ray, name, folder / REPORT_FILE, wait_s)
+            return _wait_for_report(ray, name, storage, wait_s)
     except httpx.HTTPError as error:
         raise ClusterUnreachableError(f"Ray did not take the probe: {error}") from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            storage.remove(name)
 
 
-def _wait_for_report(ray: httpx.Client, name: str, path: Path, wait_s: float) -> ClusterReport:
-    deadline = time.monotonic() + wait_s
+def _wait_for_report(ray: httpx.Client, name: str, storage: Storage, wait_s: float) -> ClusterReport:
+    deadline, report = time.monotonic() + wait_s, f"{name}/{REPORT_FILE}"
     while time.monotonic() < deadline:
-        if path.exists():
-            return ClusterReport.model_validate_json(path.read_bytes())
         job = ray.get(f"/api/jobs/{name}").raise_for_status().json()
-        if job["status"] in ("SUCCEEDED", "FAILED", "STOPPED") and not path.exists():
+        if storage.has(report):
+            return ClusterReport.model_validate_json(storage.read(report))
+        if job["status"] in ("SUCCEEDED", "FAILED", "STOPPED"):
             why = job.get("message") or ray.get(f"/api/jobs/{name}/logs").json().get("logs", "")
             raise OSError(f"the probe ended {job['status']} and left no report on the storage: {why[-400:]}")
         time.sleep(_POLL_S)

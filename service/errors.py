@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from trainer.files import StorageError
 from trainer.spec_reader import Problem
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _own)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _framework)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _validation)  # type: ignore[arg-type]
+    app.add_exception_handler(StorageError, _storage)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -106,6 +108,11 @@ async def _validation(request: Request, error: RequestValidationError) -> JSONRe
         where = "/" + "/".join(rest) if place == "body" else f"{place}:{'.'.join(rest)}"
         errors.append(FieldProblem(pointer=where, detail=item["msg"]))
     return problem(request, ApiError(422, "invalid_request", "The request can't be read.", errors=errors))
+
+
+async def _storage(request: Request, error: StorageError) -> JSONResponse:
+    logger.warning("the storage can't be used", extra={"path": request.url.path, "error": str(error)})
+    return problem(request, ApiError(503, "storage_unreachable", str(error), headers={"Retry-After": "10"}))
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

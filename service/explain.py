@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from service.jobs import Attempt, Job, JobState
+from service.jobs import ACTIVE, Attempt, Job, JobState
 from service.scheduling.plan import Schedule
 from trainer.failure import ADVICE
 
@@ -25,13 +25,31 @@ class Explanation:
 CODES = (
     *("stop_requested", "backoff", "never_fits", "quota_running", "quota_gpus", "no_room", "waiting_for_preemption"),
     *("held_for_job_ahead", "no_room_behind", "queued_behind", "starts_next", "previous_attempt_leaving"),
-    *("cluster_unreachable", "launch_waits", "workers_starting", "training", "exporting", "stopping", "paused"),
+    *(
+        "cluster_unreachable",
+        "storage_unreachable",
+        "launch_waits",
+        "workers_starting",
+        "training",
+        "exporting",
+        "stopping",
+        "paused",
+    ),
     *("succeeded", "failed", "cancelled"),
 )
 
 
-def explain(job: Job, attempt: Attempt | None, plan: Schedule | None, ahead: int) -> Explanation:
-    """plan: the scheduler's last one; None while the cluster can't be reached. ahead: queued jobs that go first."""
+def explain(
+    job: Job, attempt: Attempt | None, plan: Schedule | None, ahead: int, storage_problem: str | None = None
+) -> Explanation:
+    """plan: the scheduler's last one; None while the cluster can't be reached. ahead: queued jobs that go first.
+
+    storage_problem: why the storage can't be used just now.
+    """
+    if storage_problem is not None and job.state in ACTIVE:
+        return Explanation(
+            "storage_unreachable", f"Its launch or its result waits, what runs goes on: {storage_problem}"
+        )
     if job.state is JobState.QUEUED:
         return _queued(job, attempt, plan, ahead)
     if job.state is JobState.STARTING:

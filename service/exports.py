@@ -119,7 +119,7 @@ def begin(export: Export, fence: str, session: str, now: datetime) -> Update:
 
 
 def _watch(export: Export, seen: Seen) -> Launch | Update | EndOnRay | None:
-    if seen.session is None:
+    if seen.session is None or seen.storage_away:
         return None
     if seen.session != export.session:
         return _lost(export, "The cluster restarted.", FailureReason.NODE_LOST, seen.now)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import subprocess
 import sys
 
-from service.files import is_url
 from service.packages import Packages
 from trainer.plan import Inspection
 from trainer.spec import JobSpec
+from trainer.storage import local_copy
 
 logger = logging.getLogger(__name__)
 
@@ -20,19 +21,21 @@ TIMEOUT_S = 120.0
 def inspect(spec: JobSpec, packages: Packages) -> Inspection | None:
     """Conversion and findings for `spec`; None where the process does not answer, e.g. without torch on this host."""
     environment = dict(os.environ)
-    if spec.code is not None and not is_url(path := packages.path(spec.code.package)):
-        # Python imports from a zip as it is.
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (path, environment.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "trainer.inspection"]
     try:
-        done = subprocess.run(
-            command,
-            input=spec.model_dump_json().encode(),
-            capture_output=True,
-            timeout=TIMEOUT_S,
-            check=True,
-            env=environment,
-        )
+        with contextlib.ExitStack() as stack:
+            if spec.code is not None:
+                # Python imports from a zip as it is.
+                archive = str(stack.enter_context(local_copy(packages.path(spec.code.package))))
+                environment["PYTHONPATH"] = os.pathsep.join(filter(None, (archive, environment.get("PYTHONPATH"))))
+            done = subprocess.run(
+                command,
+                input=spec.model_dump_json().encode(),
+                capture_output=True,
+                timeout=TIMEOUT_S,
+                check=True,
+                env=environment,
+            )
         return Inspection.model_validate_json(done.stdout)
     except (subprocess.SubprocessError, OSError, ValueError) as error:
         stderr = getattr(error, "stderr", None) or b""

@@ -8,12 +8,10 @@ from __future__ import annotations
 import os
 import stat
 import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import IO
 
-import fsspec
-
-from service.files import is_url
+from trainer.storage import storage_at
 
 MAX_FILES = 2000
 MAX_BYTES = 128 * 2**20
@@ -28,38 +26,26 @@ class PackageError(ValueError):
 
 
 class Packages:
-    """root: the storage of the service, a folder or an fsspec URL."""
+    """root: the storage of the service, a folder or an fsspec URL. Raises StorageError where that can't be asked."""
 
     def __init__(self, root: str) -> None:
         self._folder = f"{root.rstrip('/')}/packages"
 
     def path(self, digest: str) -> str:
         """Where workers find it. digest: as in the spec, `sha256:…`."""
-        return f"{self._folder}/{digest.removeprefix('sha256:')}.zip"
+        return f"{self._folder}/{_name(digest)}"
 
     def has(self, digest: str) -> bool:
-        path = self.path(digest)
-        if is_url(path):
-            filesystem, inner = fsspec.url_to_fs(path)
-            return bool(filesystem.exists(inner))
-        return Path(path).exists()
+        return storage_at(self._folder).has(_name(digest))
 
     def put(self, digest: str, archive: IO[bytes]) -> None:
         """Keep an archive that was checked. Whoever reads it sees all of it or nothing."""
-        path = self.path(digest)
         archive.seek(0)
-        if is_url(path):
-            with fsspec.open(path, "wb") as file:
-                file.write(archive.read())
-            return
-        beside = Path(f"{path}.{os.getpid()}.new")
-        beside.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
-            while piece := archive.read(2**20):
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        storage_at(self._folder).write(_name(digest), archive.read())
+
+
+def _name(digest: str) -> str:
+    return f"{digest.removeprefix('sha256:')}.zip"
 
 
 def check(archive: IO[bytes]) -> int:

@@ -71,7 +71,7 @@ class Settings:
             ray_address=environ.get("SYNCNORM_RAY_ADDRESS") or None,
             mlflow_uri=environ.get("SYNCNORM_MLFLOW_URI") or None,
             mlflow_public_url=environ.get("SYNCNORM_MLFLOW_PUBLIC_URL") or None,
-            storage=environ.get("SYNCNORM_STORAGE") or None,
+            storage=_storage(environ),
             worker_url=environ.get("SYNCNORM_WORKER_URL") or None,
             auth=_flag(environ, "SYNCNORM_AUTH", default=not loopback),
             admin_token_file=Path(path) if (path := environ.get("SYNCNORM_ADMIN_TOKEN_FILE")) else None,
@@ -110,6 +110,17 @@ def _port(environ: Mapping[str, str]) -> int | None:
     if not text.isdigit() or not 0 < int(text) < 65536:
         raise ValueError(f"SYNCNORM_PORT must be a port number from 1 to 65535, got {text!r}")
     return int(text)
+
+
+def _storage(environ: Mapping[str, str]) -> str | None:
+    """It goes into launch files, messages and rows, so nothing secret may be part of it."""
+    text = environ.get("SYNCNORM_STORAGE")
+    if text and "://" in text and (not text.isprintable() or any(mark in text for mark in ("@", "?", "#", "::", " "))):
+        raise ValueError(
+            "SYNCNORM_STORAGE must be a folder or a plain address such as s3://bucket/folder, without user, password "
+            "and options. Give credentials to the hosts, as the AWS or Google SDK finds them there."
+        )
+    return text or None
 
 
 def _number(environ: Mapping[str, str], name: str) -> int | None:

@@ -7,12 +7,12 @@ from datetime import datetime
 from pathlib import Path
 
 from service import data_urls
-from service.files import is_url
 from service.jobs import Job, JobState, new_job_id
 from trainer.norm_choice import choose_norm
 from trainer.plan import NodeCapacity, largest_gang
 from trainer.spec import JobSpec, SecretRef
 from trainer.spec_reader import Problem
+from trainer.storage import is_url
 
 _ALLOWED_CLASSES = ("torchvision.models.",)
 _PATH_ARGS = ("root", "path", "val_path")

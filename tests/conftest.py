@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.s3 import S3
 
 # Before torch is loaded. The ranks of a test and the other test process fill two cores; threads would wait in loops.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,3 +32,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return STACK if nodeid.startswith(STACK) else nodeid.partition("::")[0]
 
     return ByFile(config, log)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3]:
+    """A server that speaks S3, for all tests of a process."""
+    from tests import s3
+
+    with s3.serving() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3_server: S3) -> Iterator[str]:
+    """The URL of an empty bucket that this process, and those it starts meanwhile, may use."""
+    with s3_server.used():
+        yield s3_server.new_bucket()

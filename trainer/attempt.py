@@ -21,6 +21,9 @@ EXPORT_FILE = "export.json"
 METRICS_FILE = "metrics.jsonl"
 """Every metric of an attempt, a JSON line each: key, value, step, timestamp."""
 
+CANNOT_BEGIN = "syncnorm can't read its launch file: "
+"""How the last line begins that a driver prints which does not reach the storage; the rest says why."""
+
 StopRequest = Literal["cancel", "pause", "preempt", "deadline"]
 Outcome = Literal["succeeded", "failed", "stopped"]
 Phase = Literal["preparing", "starting_workers", "training", "finalizing", "done"]

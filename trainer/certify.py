@@ -17,6 +17,7 @@ from trainer import certificate, export
 from trainer.attempt import ModelRecord
 from trainer.classify import ExportMismatchError
 from trainer.files import sha256_of, write_atomic
+from trainer.mirror import IN_PLACE, Mirror
 from trainer.publish import Publisher
 from trainer.registry import Mark
 from trainer.spec import ExportSpec
@@ -69,7 +70,7 @@ def export_and_compare(trained: Trained, spec: ExportSpec, folder: Path) -> Comp
 
 
 def certify_and_publish(
-    trained: Trained, spec: ExportSpec, folder: Path, publisher: Publisher, name: str = "1"
+    trained: Trained, spec: ExportSpec, folder: Path, publisher: Publisher, name: str = "1", mirror: Mirror = IN_PLACE
 ) -> ModelRecord:
     """Export, prove, and only then log and register the model, once for all starts of this export. Rank 0 only.
 
@@ -88,6 +89,7 @@ def certify_and_publish(
     facts = trained.facts | {"folded": compared.folded}
     proof = certificate.document(job_id=trained.job_id, checks=checks, files=compared.files, facts=facts)
     write_atomic(folder / CERTIFICATE_FILE, json.dumps(proof, indent=1).encode())
+    mirror.publish_all(folder, last=CERTIFICATE_FILE)
     publisher.upload(folder, "export" if name == "1" else f"exports/{name}")
     if not proof["passed"]:
         if uri is not None:

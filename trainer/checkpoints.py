@@ -1,6 +1,7 @@
 """Checkpoints on storage: a folder of files with a manifest of their digests, which is written last.
 
 A folder without a manifest that fits its files does not count. The newest one that verifies is the one to resume from.
+Paths are of this host; a mirror says what lies on the storage, where that is elsewhere.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 
 import torch
 
-from trainer.files import StorageError, describe_space, sha256_of, sync_folder, write_atomic, write_with
+from trainer.files import TEMPORARY, StorageError, describe_space, sha256_of, sync_folder, write_atomic, write_with
+from trainer.mirror import IN_PLACE, Mirror
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ def write(folder: Path, state: dict[str, Any], *, step: int, epoch: int, world_s
     Raises: StorageError where the storage is full or broken; nothing half-written is left behind then.
     """
     target = _path(folder, step)
-    beside = folder / f".tmp-{target.name}"
+    beside = folder / f"{TEMPORARY}{target.name}"
     shutil.rmtree(beside, ignore_errors=True)
     try:
         beside.mkdir(parents=True)
@@ -96,39 +98,67 @@ def verify(path: Path) -> Checkpoint:
         raise CheckpointCorruptError(f"checkpoint {path}: {error}") from error
 
 
-def load(path: Path) -> dict[str, Any]:
+def fetch(path: Path, mirror: Mirror) -> Checkpoint:
+    """Have the checkpoint at `path` here, verified; of one without a manifest nothing is brought.
+
+    Raises: CheckpointCorruptError; StorageError where the storage can't be asked, which says nothing of the checkpoint.
+    """
+    mirror.fetch(path / MANIFEST)
+    if (path / MANIFEST).exists():
+        mirror.fetch_all(path)
+    return verify(path)
+
+
+def publish(path: Path, mirror: Mirror) -> None:
+    """Have a checkpoint on the storage: there it counts once its manifest is there.
+
+    Raises: StorageError.
+    """
+    try:
+        mirror.publish_all(path, last=MANIFEST)
+    except StorageError as error:
+        raise StorageError(
+            f"the checkpoint {path.name} could not be kept: {error} The one before it is kept."
+        ) from error
+
+
+def load(path: Path, mirror: Mirror = IN_PLACE) -> dict[str, Any]:
     """The verified state at `path`. Tensors and plain values only: nothing in the file is executed."""
-    verify(path)
+    fetch(path, mirror)
     state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
+    mirror.forget(path)
     return state
 
 
-def newest(folders: list[Path]) -> Checkpoint | None:
+def newest(folders: list[Path], mirror: Mirror = IN_PLACE) -> Checkpoint | None:
     """The verified checkpoint with the most steps in any of `folders`; those that fail are logged and passed over."""
     found = sorted(
-        (path for folder in folders for path in _candidates(folder)), key=lambda path: path.name, reverse=True
+        (path for folder in folders for path in _candidates(folder, mirror)), key=lambda path: path.name, reverse=True
     )
     for path in found:
         try:
-            return verify(path)
+            return fetch(path, mirror)
         except CheckpointCorruptError as error:
             logger.warning("passing over a checkpoint: %s", error)
+            mirror.forget(path)
     return None
 
 
-def retain(folder: Path, keep: int, spare: int | None = None) -> None:
+def retain(folder: Path, keep: int, spare: int | None = None, mirror: Mirror = IN_PLACE) -> None:
     """Delete all but the newest `keep` checkpoints and that of step `spare`, and leftovers of unfinished writes."""
-    for path in sorted(_candidates(folder), key=lambda path: path.name)[:-keep]:
+    for path in sorted(_candidates(folder, mirror), key=lambda path: path.name)[:-keep]:
         if spare is None or path != _path(folder, spare):
+            mirror.remove(path / MANIFEST)  # what is half deleted must not look like a checkpoint
+            mirror.remove(path)
             _remove(path)
-    for path in folder.glob(".tmp-*"):
+    for path in folder.glob(f"{TEMPORARY}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove(path: Path) -> None:
     """Whole or not at all: a folder that is half deleted should not look like a checkpoint."""
     if path.exists():
-        aside = path.with_name(f".tmp-gone-{path.name}")
+        aside = path.with_name(f"{TEMPORARY}gone-{path.name}")
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
@@ -142,5 +172,5 @@ def _path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:010d}"
 
 
-def _candidates(folder: Path) -> Iterator[Path]:
-    return folder.glob("step-*")
+def _candidates(folder: Path, mirror: Mirror) -> Iterator[Path]:
+    return (path for path in mirror.children(folder) if path.name.startswith("step-"))

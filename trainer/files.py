@@ -10,17 +10,26 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+TEMPORARY = ".tmp-"
+"""How names of what is not whole yet begin."""
 
-class StorageError(RuntimeError):
-    """Something that belongs to an attempt could not be written."""
+
+class StorageError(OSError):
+    """Something that belongs to an attempt could not be written, or read; never that it is not there."""
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write `content` so that a reader, or a crash at any point, sees the old file or the new one, never a part."""
+def write_atomic(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write `content` so that a reader, or a crash at any point, sees the old file or the new one, never a part.
+
+    private: readable by its owner alone.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    beside = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    beside.unlink(missing_ok=True)  # of an earlier process with this number, perhaps with another mode
     try:
-        with beside.open("wb") as file:
+        with os.fdopen(
+            os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if private else 0o666), "wb"
+        ) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

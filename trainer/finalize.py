@@ -58,8 +58,8 @@ def finalize(
         )
         publisher = Publisher(launch.mlflow_uri, launch.mlflow_run_id, partial(confirm, launch))
         draw_statistics(folders.spools(launch.attempt), folders.artifacts / "norm")
-        publisher.upload(folders.artifacts)
-        model = certify_and_publish(trained, launch.spec.export, folders.export, publisher)
+        _upload_artifacts(launch, folders, publisher)
+        model = certify_and_publish(trained, launch.spec.export, folders.export, publisher, mirror=folders.mirror)
     return Result(
         fence=launch.fence,
         outcome="succeeded",
@@ -68,6 +68,15 @@ def finalize(
         model=model,
         checkpoint=fitted.checkpoint,
     )
+
+
+def _upload_artifacts(launch: Launch, folders: AttemptFolders, publisher: Publisher) -> None:
+    """Those of earlier attempts first: statistics they recorded, which a resumed one does not record again."""
+    for earlier in folders.earlier(launch.attempt):
+        folders.mirror.fetch_all(earlier.artifacts)
+        if earlier.artifacts.is_dir():
+            publisher.upload(earlier.artifacts)
+    publisher.upload(folders.artifacts)
 
 
 def population_statistics(

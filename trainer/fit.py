@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +29,16 @@ from trainer.control import StopAgreement
 from trainer.data import Data
 from trainer.data.loader import Loader, train_loader, val_loader
 from trainer.diagnostics import Diagnostics
+from trainer.files import StorageError
 from trainer.folders import AttemptFolders
+from trainer.mirror import Mirror
 from trainer.module import TrainingModule
 from trainer.place import Place
 from trainer.reporter import Reporter
 from trainer.spec import JobSpec, TrainSpec
 from trainer.tracking import Spool
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,26 +109,40 @@ def fit(
 
     Raises: StopRequested after a checkpoint, on every rank at the same step; SupersededError.
     """
-    spec = launch.spec
-    spool = Spool(folders.spool)
+    train = launch.spec.train
     checkpoints = CheckpointWriter(
-        folders.checkpoints,
-        every=spec.train.checkpoint_every,
-        keep=spec.train.keep_checkpoints,
-        keep_best=spec.train.keep_best,
+        folders,
+        every=train.checkpoint_every,
+        keep=train.keep_checkpoints,
+        keep_best=train.keep_best,
         reporter=reporter,
     )
-    callbacks = _callbacks(spec, folders, spool, reporter, checkpoints, steps)
-    trainer = _trainer(launch, callbacks, place)
-    if spec.train.compile:
+    resume_from = str(folders.mirror.local(launch.resume_from)) if launch.resume_from else None
+    if train.compile:
         compile_in_place(module.network)
     try:
-        trainer.fit(module, loaders.train, loaders.val, ckpt_path=launch.resume_from)
+        with _spool(folders, place) as spool:
+            callbacks = _callbacks(launch.spec, folders, spool, reporter, checkpoints, steps)
+            trainer = _trainer(launch, callbacks, place, folders.mirror)
+            trainer.fit(module, loaders.train, loaders.val, ckpt_path=resume_from)
     finally:
         module.network._compiled_call_impl = None  # export needs the network as it is written
+    return Fitted(trainer.global_step, {**module.train_metrics, **module.val_metrics}, checkpoints.newest)
+
+
+@contextmanager
+def _spool(folders: AttemptFolders, place: Place) -> Iterator[Spool]:
+    """What was recorded is on the storage in the end, whatever becomes of the block, if only that takes it."""
+    spool = Spool(folders.spool)
+    try:
+        yield spool
+    finally:
         spool.close()
-    newest = str(checkpoints.newest.path) if checkpoints.newest else None
-    return Fitted(trainer.global_step, {**module.train_metrics, **module.val_metrics}, newest)
+        try:
+            if place.rank == 0:
+                folders.mirror.publish(folders.spool)
+        except StorageError as error:
+            logger.warning("metrics since the last checkpoint are not kept: %s", error)
 
 
 def _callbacks(
@@ -158,7 +179,7 @@ def _callbacks(
     return [*callbacks, checkpoints, StopOnRequest(agreement, checkpoints)]
 
 
-def _trainer(launch: Launch, callbacks: list[Callback], place: Place) -> Trainer:
+def _trainer(launch: Launch, callbacks: list[Callback], place: Place, mirror: Mirror) -> Trainer:
     train, res = launch.spec.train, launch.spec.resources
     return Trainer(
         accelerator="gpu" if res.gpus_per_worker else "cpu",
@@ -167,7 +188,7 @@ def _trainer(launch: Launch, callbacks: list[Callback], place: Place) -> Trainer
         strategy=place.strategy(broadcast_buffers=False),
         plugins=[
             place.environment,
-            VerifiedCheckpointIO(world_size=place.world_size, fence=launch.fence),
+            VerifiedCheckpointIO(world_size=place.world_size, fence=launch.fence, mirror=mirror),
         ],
         precision=train.precision,
         max_epochs=train.epochs if train.epochs is not None else -1,

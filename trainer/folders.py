@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.attempt import LAUNCH_FILE, METRICS_FILE, RESULT_FILE
+from trainer.attempt import EXPORT_FILE, LAUNCH_FILE, METRICS_FILE, RESULT_FILE
+from trainer.mirror import IN_PLACE, PATIENCE_S, Mirror, workplace
 
 
 @dataclass(frozen=True)
 class AttemptFolders:
-    """`root` is `{storage}/jobs/{job}/attempts/{n}`; nothing of an attempt is written outside it."""
+    """`root` is `{storage}/jobs/{job}/attempts/{n}`, or where that is mirrored; what an attempt writes lies below it.
+
+    The same for one start of a later export, `{storage}/jobs/{job}/exports/{name}/{start}`.
+    """
 
     root: Path
+    mirror: Mirror = IN_PLACE
 
     @property
     def launch(self) -> Path:
         return self.root / LAUNCH_FILE
+
+    @property
+    def request(self) -> Path:
+        """Of a later export."""
+        return self.root / EXPORT_FILE
 
     @property
     def result(self) -> Path:
@@ -62,8 +74,15 @@ class AttemptFolders:
 
     def earlier(self, attempt: int) -> list[AttemptFolders]:
         """Those of the job's attempts before `attempt`, in order."""
-        return [AttemptFolders(self.root.parent / str(number)) for number in range(1, attempt)]
+        return [AttemptFolders(self.root.parent / str(number), self.mirror) for number in range(1, attempt)]
 
     def spools(self, attempt: int) -> list[Path]:
         """The spools of all attempts up to this one, in order: what an earlier one could not deliver goes first."""
         return [*(each.spool for each in self.earlier(attempt)), self.spool]
+
+
+@contextmanager
+def opened(where: str, *, patience_s: float = PATIENCE_S) -> Iterator[AttemptFolders]:
+    """To work on what `where` names, a folder or a URL; of a URL nothing is left here behind the block."""
+    with workplace(where, patience_s=patience_s) as (root, mirror):
+        yield AttemptFolders(root, mirror)

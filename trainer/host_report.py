@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-REPORT_FILE = "report.json"
+TOKEN_FILE, REPORT_FILE = "token", "report.json"
+"""Written by the doctor, for every host to read, and by the probe, last."""
 
 
 class Finding(BaseModel):

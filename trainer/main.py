@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from pathlib import Path
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayActorError
 
 from trainer import alone, user_code, worker
-from trainer.attempt import Launch, Result
+from trainer.attempt import CANNOT_BEGIN, Launch, Result
 from trainer.checkpoints import CheckpointCorruptError
 from trainer.classify import Failure, RankFailedError, classify, explain_silence, first_cause, says_no_memory
 from trainer.failure import ADVICE, FailureReason
-from trainer.files import write_atomic
-from trainer.folders import AttemptFolders
+from trainer.files import StorageError, write_atomic
+from trainer.folders import AttemptFolders, opened
+from trainer.mirror import PATIENCE_S
 from trainer.reporter import Reporter, ReportingHandler
 from trainer.resume import resume_point
 
@@ -28,19 +29,30 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def main(root: Path) -> int:
-    """Run the attempt whose launch file lies in `root`; exit code 0 unless it failed.
+def main(where: str) -> int:
+    """Run the attempt whose launch file lies in `where`, a folder or a URL; exit code 0 unless it failed.
 
     The exit code is for people: the service believes result.json only.
     """
-    folders = AttemptFolders(root)
-    launch = Launch.model_validate_json(folders.launch.read_bytes())
+    with ExitStack() as stack:
+        try:
+            folders = stack.enter_context(opened(where))
+            folders.mirror.fetch(folders.launch)
+            launch = Launch.model_validate_json(folders.launch.read_bytes())
+        except OSError as error:  # only the launch file says whom to tell; Ray keeps a driver's last lines
+            print(f"{CANNOT_BEGIN}{error}", file=sys.stderr, flush=True)
+            return 1
+        return drive(launch, folders)
+
+
+def drive(launch: Launch, folders: AttemptFolders) -> int:
+    """Run the attempt, keep and tell its result."""
     reporter = Reporter(launch, rank=-1).start()
     logging.basicConfig(level=logging.INFO)
     logging.getLogger().addHandler(ReportingHandler(reporter))
     try:
         result = run_attempt(launch, folders, reporter)
-    except CheckpointCorruptError as error:
+    except (CheckpointCorruptError, StorageError) as error:
         result = _failed(launch, classify(error, rank=-1))
     except Exception as error:
         logger.exception("the driver failed")
@@ -59,8 +71,12 @@ def run_attempt(launch: Launch, folders: AttemptFolders, reporter: Reporter) -> 
     if launch.spec.code is not None and launch.package is not None:
         user_code.unpack(launch.package, launch.spec.code.package, folders.code)
     ray.init(address="auto", log_to_driver=True, logging_level=logging.WARNING)
-    resume_from = resume_point(launch, folders, reporter)
-    config = {"folder": str(folders.root), "resume_from": str(resume_from) if resume_from else None}
+    config = {
+        "folder": folders.mirror.name(folders.root),
+        "resume_from": resume_point(launch, folders, reporter),
+        # While one rank waits for the storage, the others wait for it.
+        "patience_s": min(PATIENCE_S, launch.spec.limits.collective_timeout_s / 2),
+    }
     reporter.enter("starting_workers")
     with alone.seat(launch.spec, launch.world_size) as is_seated:
         if is_seated:
@@ -94,6 +110,7 @@ def _keep(result: Result, launch: Launch, folders: AttemptFolders) -> Result:
     """
     try:
         write_atomic(folders.result, result.model_dump_json(indent=1).encode())
+        folders.mirror.publish(folders.result)
     except OSError as error:
         logger.exception("result.json could not be written")
         return result if result.outcome == "failed" else _failed(launch, classify(error, rank=-1))
@@ -158,6 +175,8 @@ def _controller_lost(error: RayActorError) -> Failure:
 
 def _hosts(folders: AttemptFolders) -> dict[int, str]:
     """`host, pid` by rank, as far as the preflight came."""
+    with suppress(StorageError):
+        folders.mirror.fetch(folders.ranks)
     if not folders.ranks.exists():
         return {}
     return {fact["rank"]: f"{fact['host']}, pid {fact['pid']}" for fact in json.loads(folders.ranks.read_bytes())}
@@ -165,6 +184,8 @@ def _hosts(folders: AttemptFolders) -> dict[int, str]:
 
 def _failures(folders: AttemptFolders, error: TrainingFailedError) -> list[Failure]:
     """Of each rank that could still say what it died of: from its file, or as Ray brought it."""
+    with suppress(StorageError):
+        folders.mirror.fetch_all(folders.failures)
     found = [Failure.model_validate_json(path.read_bytes()) for path in sorted(folders.failures.glob("rank-*.json"))]
     heard = {failure.rank for failure in found}
     for raised in getattr(error, "worker_failures", {}).values():
@@ -187,4 +208,4 @@ def _failed(launch: Launch, failure: Failure) -> Result:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(sys.argv[1]))

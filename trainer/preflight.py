@@ -44,7 +44,8 @@ class RankFact:
 def check(folders: AttemptFolders, place: Place, fence: str, patience_s: float) -> None:
     """Exchange with all ranks, write to the storage and read it, compare clocks. Entered by every rank.
 
-    Takes at most 20 s from when all have come; they have `patience_s` for it, for imports may take one host long.
+    Takes at most 20 s from when all have come, or as long as a storage under a URL is waited for; they have
+    `patience_s` to come, for imports may take one host long.
     Leaves `ranks.json` in the attempt's folder, so that a rank that falls silent later has a host and a process id.
     Raises: UnreachableError naming the ranks that did not come; StorageError on all ranks, naming those that can't
     write, or see another storage than rank 0.
@@ -52,17 +53,15 @@ def check(folders: AttemptFolders, place: Place, fence: str, patience_s: float) 
     group = None
     if dist.is_initialized() and place.world_size > 1:
         _arrive(place, patience_s)
-        group = _reach(place)
+        group = _reach(place, folders.mirror.longest_s)
     facts = _gather(RankFact(place.rank, socket.gethostname(), os.getpid(), time.time()), group)
-    if place.rank == 0:
-        _try_write(folders, "ranks.json", json.dumps([asdict(fact) for fact in facts]))
-        _try_write(folders, _TOKEN, fence)
-    _gather(None, group)  # behind rank 0's writing
-    problems = [problem for problem in _gather(_storage_problem(folders, place.rank, fence), group) if problem]
+    problems = _gather(_leave_word(folders, facts, fence) if place.rank == 0 else None, group)
+    if not any(problems):
+        problems = _gather(_storage_problem(folders, place.rank, fence), group)
     if group is not None:
         dist.destroy_process_group(group)
-    if problems:
-        raise StorageError(f"every rank must see and write the job's storage: {'; '.join(problems)}.")
+    if found := [problem for problem in problems if problem]:
+        raise StorageError(f"every rank must see and write the job's storage: {'; '.join(found)}")
     if place.rank == 0:
         _compare_clocks(facts)
 
@@ -70,13 +69,13 @@ def check(folders: AttemptFolders, place: Place, fence: str, patience_s: float) 
 def require_room(network: nn.Module, folders: AttemptFolders) -> None:
     """Raises: StorageError where not even two checkpoints of `network` would fit."""
     weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
-    needed = 2 * STATES * weights
+    needed, what = 2 * STATES * weights, folders.mirror.workplace
     folders.root.mkdir(parents=True, exist_ok=True)
     stats = os.statvfs(folders.root)
     if stats.f_bavail * stats.f_frsize < needed:
         raise StorageError(
-            f"the job's storage must have room for two checkpoints, about {needed / 2**20:.1f} MiB, but {folders.root} "
-            f"has {describe_space(folders.root)}."
+            f"{what} must have room for two checkpoints, about {needed / 2**20:.1f} MiB, but {folders.root} has "
+            f"{describe_space(folders.root)}."
         )
 
 
@@ -98,11 +97,14 @@ def _arrive(place: Place, patience_s: float) -> None:
         ) from error
 
 
-def _reach(place: Place) -> dist.ProcessGroup:
-    """A group whose members answer within REACH_S: a barrier that names who does not, and a sum that must be right."""
+def _reach(place: Place, storage_s: float) -> dist.ProcessGroup:
+    """A group whose members answer within REACH_S: a barrier that names who does not, and a sum that must be right.
+
+    storage_s: how much longer they may take for an answer of the storage.
+    """
     timeout = timedelta(seconds=REACH_S)
     try:
-        group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timeout)
+        group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timeout + timedelta(seconds=storage_s))
         dist.monitored_barrier(group, timeout=timeout, wait_all_ranks=True)
         total = torch.tensor(place.rank)
         dist.all_reduce(total, group=group)
@@ -124,24 +126,36 @@ def _gather(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
     return values
 
 
-def _try_write(folders: AttemptFolders, name: str, content: str) -> None:
+def _leave_word(folders: AttemptFolders, facts: list[RankFact], fence: str) -> str | None:
+    """Rank 0 writes down who is there, and what all ranks should find; what keeps it from that."""
+    words = {folders.ranks: json.dumps([asdict(fact) for fact in facts]), folders.root / _TOKEN: fence}
     try:
-        write_atomic(folders.root / name, content.encode())
+        for path, content in words.items():
+            write_atomic(path, content.encode())
+            folders.mirror.publish(path)
     except OSError as error:
-        logger.warning("%s could not be written: %s", name, error)
+        return _describe(0, folders, error)
+    return None
 
 
 def _storage_problem(folders: AttemptFolders, rank: int, fence: str) -> str | None:
     """What keeps this rank from the storage that rank 0 wrote to."""
-    who = f"rank {rank} on {socket.gethostname()}"
+    mirror, token, own = folders.mirror, folders.root / _TOKEN, folders.root / f"{_TOKEN}-{rank}"
     try:
-        if (folders.root / _TOKEN).read_text() != fence:
-            return f"{who} sees another {folders.root}"
-        write_atomic(folders.root / f"{_TOKEN}-{rank}", b"written")
-        (folders.root / f"{_TOKEN}-{rank}").unlink()
+        mirror.fetch(token)
+        if not token.exists() or token.read_text() != fence:
+            return f"rank {rank} on {socket.gethostname()} sees another {mirror.name(folders.root)}."
+        write_atomic(own, b"written")
+        mirror.publish(own)
+        mirror.remove(own)
+        own.unlink()
     except OSError as error:
-        return f"{who} ({describe_space(folders.root)}): {error}"
+        return _describe(rank, folders, error)
     return None
+
+
+def _describe(rank: int, folders: AttemptFolders, error: OSError) -> str:
+    return f"rank {rank} on {socket.gethostname()} ({folders.mirror.describe(folders.root)}): {error}"
 
 
 def _compare_clocks(facts: list[RankFact]) -> None:

@@ -11,15 +11,14 @@ import sys
 import time
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import Any
 
 import httpx
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from trainer.files import write_atomic
-from trainer.host_report import REPORT_FILE, ClusterReport, HostReport
+from trainer.host_report import REPORT_FILE, TOKEN_FILE, ClusterReport, HostReport
+from trainer.storage import storage_at
 
 DRIVER_RESOURCE = "syncnorm_driver"
 PATIENCE_S = 60.0
@@ -37,7 +36,7 @@ class Host:
             host=socket.gethostname(),
             gpus=gpus,
             cuda=torch.version.cuda,
-            storage_error=_write(Path(folder)),
+            storage_error=_write(folder),
             api_error=api_error,
             mlflow_error=_call(f"{mlflow_url}/health")[0],
             clock_ahead_s=ahead_s,
@@ -82,7 +81,7 @@ def main(folder: str, api_url: str, mlflow_url: str) -> None:
     collective_error = _collective(hosts) if not missing else "not tried: a host did not answer"
     unique = list({report.host: report for report in reports}.values())
     report = ClusterReport(hosts=unique, missing=missing, collective_error=collective_error)
-    write_atomic(Path(folder) / REPORT_FILE, report.model_dump_json(indent=1).encode())
+    storage_at(folder).write(REPORT_FILE, report.model_dump_json(indent=1).encode())
 
 
 def _start(node_id: str) -> Any:
@@ -101,13 +100,14 @@ def _collective(hosts: list[Any]) -> str | None:
     return None if set(sums) == {expected} else f"an all-reduce gave {sums}, expected {expected} on every host"
 
 
-def _write(folder: Path) -> str | None:
-    if not folder.is_dir():
-        return f"{folder} is not there: this is not the storage of the API"
-    path = folder / f"from-{socket.gethostname()}"
+def _write(folder: str) -> str | None:
+    name = f"from-{socket.gethostname()}"
     try:
-        write_atomic(path, b"written")
-        path.unlink()
+        storage = storage_at(folder)
+        if not storage.has(TOKEN_FILE):
+            return f"{folder} is not there: this is not the storage of the API"
+        storage.write(name, b"written")
+        storage.remove(name)
     except OSError as error:
         return str(error)
     return None

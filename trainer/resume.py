@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from trainer import checkpoints
 from trainer.attempt import Launch
-from trainer.checkpoints import CheckpointCorruptError
+from trainer.checkpoints import Checkpoint, CheckpointCorruptError
 from trainer.folders import AttemptFolders
 from trainer.reporter import Reporter
 
 
-def resume_point(launch: Launch, folders: AttemptFolders, reporter: Reporter) -> Path | None:
+def resume_point(launch: Launch, folders: AttemptFolders, reporter: Reporter) -> str | None:
     """The verified checkpoint to resume from; None: from the start. Decided once, by the driver, for all ranks.
 
-    Raises: CheckpointCorruptError where there were checkpoints and none of them is whole.
+    Raises: CheckpointCorruptError where there were checkpoints and none of them is whole; StorageError where that
+    can't be found out now.
     """
     if launch.resume_from is None:
         return None
-    wanted = Path(launch.resume_from)
+    mirror = folders.mirror
     try:
-        return checkpoints.verify(wanted).path
+        found = checkpoints.fetch(mirror.local(launch.resume_from), mirror)
     except CheckpointCorruptError as error:
-        earlier = checkpoints.newest([each.checkpoints for each in folders.earlier(launch.attempt)])
-        if earlier is None:
-            raise
-        message = f"{error}; going on from step {earlier.step} instead"
-        reporter.log("WARNING", message)
-        reporter.event("checkpoint_fallback", message, wanted=str(wanted), used=str(earlier.path), step=earlier.step)
-        return earlier.path
+        found = _fall_back(launch, folders, reporter, error)
+    mirror.forget(found.path)  # each rank fetches it anew
+    return mirror.name(found.path)
+
+
+def _fall_back(
+    launch: Launch, folders: AttemptFolders, reporter: Reporter, error: CheckpointCorruptError
+) -> Checkpoint:
+    earlier = checkpoints.newest([each.checkpoints for each in folders.earlier(launch.attempt)], folders.mirror)
+    if earlier is None:
+        raise error
+    message, used = f"{error}; going on from step {earlier.step} instead", folders.mirror.name(earlier.path)
+    reporter.log("WARNING", message)
+    reporter.event("checkpoint_fallback", message, wanted=launch.resume_from, used=used, step=earlier.step)
+    return earlier

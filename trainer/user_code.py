@@ -8,13 +8,17 @@ import sys
 import zipfile
 from pathlib import Path
 
+from trainer.mirror import PATIENCE_S
+from trainer.storage import local_copy
+
 
 def unpack(package: str, digest: str, into: Path) -> None:
     """Unpack an archive that the service has looked through; digest: `sha256:…`, as the spec names it.
 
-    Raises: FileNotFoundError if it is not on storage any more; ValueError if it is another one than was uploaded.
+    Raises: FileNotFoundError if it is not on storage any more; StorageError if that can't be asked; ValueError if it is
+    another one than was uploaded.
     """
-    with Path(package).open("rb") as file:
+    with local_copy(package, patience_s=PATIENCE_S) as path, path.open("rb") as file:
         found = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
         if found != digest:
             raise ValueError(f"code.package must be the archive that was uploaded, {digest}; on storage lies {found}.")

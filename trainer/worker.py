@@ -6,7 +6,6 @@ import json
 import logging
 import os
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -23,7 +22,7 @@ from trainer.data import build_data
 from trainer.files import write_atomic
 from trainer.finalize import finalize
 from trainer.fit import Loaders, fit, total_steps
-from trainer.folders import AttemptFolders
+from trainer.folders import AttemptFolders, opened
 from trainer.inspection import audit
 from trainer.models import build_model
 from trainer.module import TrainingModule
@@ -52,10 +51,17 @@ def train_at(place: Place, config: dict[str, Any]) -> dict[str, Any] | None:
 
     Raises: RankFailedError, which says the same, for a storage that takes no more files.
     """
-    folders = AttemptFolders(Path(config["folder"]))
-    launch = Launch.model_validate_json(folders.launch.read_bytes()).model_copy(
-        update={"resume_from": config["resume_from"]}
-    )
+    with ExitStack() as stack:
+        try:
+            folders = stack.enter_context(opened(config["folder"], patience_s=config["patience_s"]))
+            folders.mirror.fetch(folders.launch)
+            launch = Launch.model_validate_json(folders.launch.read_bytes())
+        except OSError as error:
+            raise RankFailedError(classify(error, place.rank).model_dump_json()) from error
+        return _work(launch.model_copy(update={"resume_from": config["resume_from"]}), folders, place)
+
+
+def _work(launch: Launch, folders: AttemptFolders, place: Place) -> dict[str, Any] | None:
     reporter = Reporter(launch, place.rank).start()
     handler = ReportingHandler(reporter)
     logging.getLogger().addHandler(handler)
@@ -65,6 +71,8 @@ def train_at(place: Place, config: dict[str, Any]) -> dict[str, Any] | None:
     hidden: dict[str, str] = {}
     at_the_end = ExitStack()
     try:
+        if launch.spec.code is not None and launch.package is not None and not folders.code.is_dir():
+            user_code.unpack(launch.package, launch.spec.code.package, folders.code)
         user_code.put_on_path(folders.code)
         hidden = secret_values.fetch(launch)
         os.environ.update(hidden)
@@ -77,6 +85,7 @@ def train_at(place: Place, config: dict[str, Any]) -> dict[str, Any] | None:
         reporter.log("ERROR", f"rank {place.rank} failed: {failure.message}\n{failure.traceback}")
         with suppress(OSError):
             write_atomic(folders.failure(place.rank), failure.model_dump_json().encode())
+            folders.mirror.publish(folders.failure(place.rank))
         # Ray logs the cause with its text, so one that may hold a secret is left out.
         raise RankFailedError(failure.model_dump_json()) from (None if hidden else error)
     finally:
@@ -133,5 +142,7 @@ def describe(spec: JobSpec, inspection: Inspection, folders: AttemptFolders) -> 
 
 
 def _sender(launch: Launch, folders: AttemptFolders) -> tracking.MetricSender:
+    for earlier in folders.earlier(launch.attempt):
+        folders.mirror.fetch(earlier.spool)
     client = tracking.rest_client(launch.mlflow_uri)
     return tracking.MetricSender(client, launch.mlflow_run_id, folders.spools(launch.attempt)).start()

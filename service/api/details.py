@@ -91,7 +91,7 @@ def get_explanation(job_id: str, ctx: Ctx, who: Reader) -> ExplanationView:
     mine = (rank(job.priority, job.queued_at, policy), job.id)
     ahead = sum((rank(priority, at, policy), name) < mine for name, priority, at in ctx.store.places())
     plan = ctx.reconciler.plan if ctx.reconciler.view else None
-    return ExplanationView(**vars(explain(job, attempt, plan, ahead)))
+    return ExplanationView(**vars(explain(job, attempt, plan, ahead, ctx.reconciler.ports.storage.problem)))
 
 
 @router.get("/checkpoints")

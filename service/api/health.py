@@ -22,6 +22,8 @@ class Readiness(BaseModel):
     database: bool
     cluster: bool
     mlflow: bool
+    storage: bool
+    """False for a while after it could not be used."""
 
 
 @router.get("/healthz")
@@ -35,6 +37,7 @@ def readyz(ctx: Ctx) -> JSONResponse:
         "database": ctx.store.is_answering(),
         "cluster": ctx.reconciler.view is not None,
         "mlflow": ctx.tracker.is_answering(),
+        "storage": ctx.reconciler.ports.storage.problem is None,
     }
     ready = all(parts.values())
     return JSONResponse(Readiness(ready=ready, **parts).model_dump(), status_code=200 if ready else 503)

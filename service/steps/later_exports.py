@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 
 from service import files
 from service.decide import EndOnRay, Launch, RayStatus, Seen
@@ -13,6 +14,7 @@ from service.exports import OVER, Begin, Export, ExportState, Update, begin, dec
 from service.jobs import Job, new_fence
 from service.steps.ports import Look, Ports, attempt_token
 from trainer import attempt as protocol
+from trainer.files import StorageError
 from trainer.spec import JobSpec
 
 logger = logging.getLogger(__name__)
@@ -57,13 +59,18 @@ class ExportStep:
 
     def _see(self, export: Export, look: Look) -> Seen:
         now, view = self._ports.store.now(), look.view
-        runs = export.fence is not None and export.state is ExportState.RUNNING
-        result = files.read_result(self._folder(export), export.fence) if runs and export.fence else None
-        if view is None:
-            return Seen(now, result=result)
-        submission = view.submissions.get(export.submission_id)
-        status = submission.status if submission else RayStatus.UNKNOWN
-        return Seen(now, ray=status, session=view.session, result=result)
+        seen, fence = Seen(now), export.fence
+        if view is not None:
+            submission = view.submissions.get(export.submission_id)
+            status = submission.status if submission else RayStatus.UNKNOWN
+            seen = Seen(now, ray=status, session=view.session)
+        if fence is None or export.state is not ExportState.RUNNING:
+            return seen
+        try:
+            result = self._ports.storage.ask(lambda: files.read_result(self._folder(export), fence))
+        except StorageError:
+            return replace(seen, storage_away=True)
+        return replace(seen, result=result)
 
     def _apply(self, export: Export, job: Job, decision: Launch | Update | EndOnRay, look: Look) -> Export | None:
         """Carry a decision out; None: not now, the next tick looks again."""
@@ -84,7 +91,7 @@ class ExportStep:
         return None if launched else after  # what Ray said of it is from before the launch
 
     def _launch(self, export: Export, job: Job) -> Update:
-        files.write_export(self._folder(export), self._request(export, job))
+        self._ports.storage.ask(lambda: files.write_export(self._folder(export), self._request(export, job)))
         self._ports.dispatcher.start(export.submission_id, self._folder(export), "export")
         return Update({"submitted_at": self._ports.store.now()})
 

@@ -8,13 +8,14 @@ from dataclasses import replace
 from datetime import timedelta
 
 from service import files
-from service.decide import EndOnRay, Launch, Move, RayStatus, Rules, Seen, decide
+from service.decide import EndOnRay, Launch, Move, RayStatus, Rules, Seen, decide, may_be_over
 from service.dispatch import ClusterUnreachableError
 from service.jobs import RUN_STATUS, TERMINAL, Attempt, Job, NewEvent
 from service.steps.ports import Look, Ports, attempt_token
 from service.tracking import TrackingUnreachableError
 from service.waiting import Waiting
 from trainer import attempt as protocol
+from trainer.files import StorageError
 from trainer.spec import JobSpec
 
 logger = logging.getLogger(__name__)
@@ -47,18 +48,27 @@ class JobStep:
         now, view = self._ports.store.now(), look.view
         if attempt is None:
             return Seen(now, session=view.session if view else None)
-        result = files.read_result(self._ports.places.folder(attempt), attempt.fence)
         if view is None:
-            return Seen(now, result=result)
+            return self._with_result(attempt, Seen(now))
         submission = view.submissions.get(attempt.id)
         node_id = (submission.node_id if submission else None) or attempt.node_id
-        return Seen(
+        seen = Seen(
             now,
             ray=submission.status if submission else RayStatus.UNKNOWN,
+            ray_message=submission.message if submission else "",
             session=view.session,
             node_gone=node_id is not None and node_id not in {node.node_id for node in view.nodes},
-            result=result,
         )
+        return self._with_result(attempt, seen)
+
+    def _with_result(self, attempt: Attempt, seen: Seen) -> Seen:
+        if not may_be_over(attempt, seen):
+            return seen  # its exit message is on the way anyway, and each look at a bucket is paid for
+        folder = self._ports.places.folder(attempt)
+        try:
+            return replace(seen, result=self._ports.storage.ask(lambda: files.read_result(folder, attempt.fence)))
+        except StorageError:
+            return replace(seen, storage_away=True)
 
     def _apply(
         self, job: Job, attempt: Attempt | None, decision: Move | Launch | EndOnRay, look: Look
@@ -71,7 +81,7 @@ class JobStep:
             if isinstance(decision, Launch):
                 return self._launch(job, attempt, look)
             self._ports.dispatcher.end(attempt.id)
-        except (ClusterUnreachableError, TrackingUnreachableError) as error:
+        except (ClusterUnreachableError, TrackingUnreachableError, StorageError) as error:
             logger.warning("an effect has to wait", extra={"job": job.id, "error": str(error)})
             return None
         store = self._ports.store
@@ -106,8 +116,9 @@ class JobStep:
             attempt = replace(attempt, session=look.view.session)
             if not store.note_attempt(attempt.id, {"session": attempt.session}, look.token):
                 return None
-        files.write_launch(places.folder(attempt), self._launch_file(job, attempt, run.run_id))
-        self._ports.dispatcher.start(attempt.id, places.folder(attempt))
+        folder, launch = places.folder(attempt), self._launch_file(job, attempt, run.run_id)
+        self._ports.storage.ask(lambda: files.write_launch(folder, launch))
+        self._ports.dispatcher.start(attempt.id, folder)
         now = store.now()
         noted = {
             "submitted_at": now,

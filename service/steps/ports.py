@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from service.dispatch import ClusterUnreachableError, Dispatcher, View
 from service.jobs import Attempt, Job
 from service.packages import Packages
+from service.storage_gate import StorageGate
 from service.store import Store
 from service.tracking import Tracker
 from trainer import attempt as protocol
@@ -52,6 +53,7 @@ class Ports:
     places: Places
     on_change: Callable[[str], None]
     metrics: Observer | None = None
+    storage: StorageGate = field(default_factory=StorageGate)
 
     def end_quietly(self, submission_id: str) -> None:
         try:

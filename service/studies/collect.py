@@ -50,7 +50,10 @@ def _finished_series(folders: tuple[str, ...], _version: int) -> Series:
 
 
 def read_series(folders: Sequence[str]) -> Series:
-    """All metrics of all attempts. Of a step recorded twice the first value counts; what is not finite is left out."""
+    """All metrics of all attempts. Of a step recorded twice the first value counts; what is not finite is left out.
+
+    Raises: StorageError where they can't be read now: a report is late rather than empty.
+    """
     found: dict[str, dict[int, float]] = defaultdict(dict)
     for folder in folders:
         for line in read_metrics(folder):

@@ -22,6 +22,7 @@ from service.studies.runs import StudyRuns
 from service.studies.spec import StudySpec
 from service.studies.study import Study, StudyState, count_states, state_of
 from service.tracking import TrackingUnreachableError
+from trainer.files import StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +59,14 @@ class StudyPublisher:
         while not stop.wait(every_s):
             try:
                 self.tick()
-            except TrackingUnreachableError as error:
-                logger.warning("studies have to wait for MLflow: %s", error)
+            except (TrackingUnreachableError, StorageError) as error:
+                logger.warning("studies have to wait: %s", error)
             except Exception:
                 logger.exception("publishing studies failed; trying again")
         self._store.give_lease_back(self._holder, LEASE)
 
     def tick(self) -> None:
-        """Raises: TrackingUnreachableError; what is not done yet is done by a later tick."""
+        """Raises: TrackingUnreachableError, StorageError; what is not done yet is done by a later tick."""
         if self._store.take_lease(self._holder, _LEASE_S, LEASE) is None:
             return
         for study in self._store.unreported_studies():

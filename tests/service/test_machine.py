@@ -221,10 +221,12 @@ class Machine(RuleBasedStateMachine):
             for job in jobs:
                 if job.state is JobState.PAUSED:
                     self.world.ask(job.id, "resume")
-            if all(job.is_terminal for job in jobs) and all(export.released_at for export in self.exports()):
+            exports = self.exports()
+            if all(job.is_terminal for job in jobs) and all(export.released_at for export in exports):
                 break
-            quiet = quiet + 1 if [job.version for job in jobs] == before else 0
-            before = [job.version for job in jobs]
+            versions = [one.version for one in (*jobs, *exports)]
+            quiet = quiet + 1 if versions == before else 0
+            before = versions
             self.world.step()
         for _ in range(6):
             self.world.step()
@@ -235,7 +237,7 @@ class Machine(RuleBasedStateMachine):
 
 
 _STUCK = 200
-"""Steps without any move of any job, while one is not over: longer than any lease and any pause before a retry."""
+"""Steps without any move of any job or export, while one is not over: longer than any lease and any pause before a retry."""
 COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -20,7 +19,7 @@ from trainer.control import StopRequested
 from trainer.conversion import convert
 from trainer.data import Data, build_data
 from trainer.fit import Loaders, fit, total_steps
-from trainer.folders import AttemptFolders
+from trainer.folders import opened
 from trainer.models import build_model
 from trainer.module import TrainingModule
 from trainer.place import Place
@@ -160,15 +159,16 @@ def train(
     data: Data | None = None,
     where: Place | None = None,
 ) -> Trained:
-    """Train the job of `document` as a worker does, without finalizing.
+    """Train the job of `document` as a worker does, without finalizing. root: a folder, or a URL.
 
     told: what rank 0 hears meanwhile; data: in place of that of the document; where: if not on the CPU.
     """
     job = build(rank, world_size, launch_of(document, resume_from), data)
     reporter: Any = told if told is not None and rank == 0 else Told()
-    stopped_at, folders = None, AttemptFolders(Path(root))
+    stopped_at = None
     try:
-        fit(job.module, job.loaders, job.launch, folders, reporter, where or place(rank, world_size), job.steps)
+        with opened(root) as folders:
+            fit(job.module, job.loaders, job.launch, folders, reporter, where or place(rank, world_size), job.steps)
     except StopRequested as stop:
         stopped_at = stop.step
     state = {name: tensor.clone() for name, tensor in job.module.network.state_dict().items()}

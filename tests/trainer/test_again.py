@@ -27,6 +27,7 @@ from trainer.export import WEIGHTS_FILE
 from trainer.failure import FailureReason
 from trainer.files import sha256_of
 from trainer.finalize import describe_network, held_out_samples
+from trainer.folders import AttemptFolders
 from trainer.models import build_model
 from trainer.spec import ExportSpec
 from trainer.spec_reader import read_spec
@@ -70,7 +71,7 @@ def write_request(folder: Path, source: Path, document: dict[str, Any], **about:
 
 def export(server: Mlflow, source: Path, folder: Path, document: dict[str, Any] = SPEC, **about: str) -> Result:
     write_request(folder, source, document, mlflow_uri=server.uri, mlflow_run_id=server.new_run(), **about)
-    again.main(folder)
+    again.main(str(folder))
     return Result.model_validate_json((folder / "result.json").read_bytes())
 
 
@@ -95,7 +96,9 @@ def test_export_has_what_the_workers_had(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(os, "environ", dict(os.environ))
 
-    again._prepare(ExportRequest(**about, spec=read_spec(document), package=str(archive)), tmp_path / "2")
+    again._prepare(
+        ExportRequest(**about, spec=read_spec(document), package=str(archive)), AttemptFolders(tmp_path / "2")
+    )
 
     assert importlib.import_module("net_of_test_again").SIZE == 3
 

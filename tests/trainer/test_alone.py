@@ -39,7 +39,7 @@ def config(tmp_path: Path) -> dict[str, Any]:
         resume_from=None,
     )
     (tmp_path / "launch.json").write_text(launch.model_dump_json())
-    return {"folder": str(tmp_path), "resume_from": None}
+    return {"folder": str(tmp_path), "resume_from": None, "patience_s": 0.0}
 
 
 def test_trains_as_the_only_rank_of_a_group_in_a_thread(

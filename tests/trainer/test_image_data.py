@@ -1,16 +1,10 @@
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import time
 import uuid
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import fsspec
 import numpy as np
@@ -20,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.s3 import S3
 from trainer.data import Data, DataInfo, build_data
 from trainer.data.images import ImageReader, centre_square, random_box
 from trainer.data.loader import train_loader
@@ -39,29 +34,10 @@ def _png(value: int | tuple[int, int, int], size: tuple[int, int] = (12, 8)) -> 
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """A bucket behind a server that speaks S3; its URL. Credentials and endpoint are in the environment, as workers
-    have them."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    names = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_REGION": "eu-west-1"}
-    with mock.patch.dict(os.environ, {**names, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}):
-        while server.poll() is None and not _listens(port):
-            time.sleep(0.1)
-        fsspec.filesystem("s3").mkdir("images")
-        yield "s3://images"
-    server.terminate()
-    server.wait()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def s3(s3_server: S3) -> Iterator[str]:
+    """The URL of a bucket. Credentials and endpoint are in the environment, as workers have them."""
+    with s3_server.used():
+        yield s3_server.new_bucket()
 
 
 @pytest.fixture(params=["disk", "memory", "s3"])

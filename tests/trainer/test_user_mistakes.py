@@ -92,7 +92,7 @@ def document(name: str) -> dict[str, Any]:
 def work(rank: int, world_size: int, root: str) -> None:
     """All that a worker does; there is no MLflow to wait for."""
     with mock.patch.object(worker, "MLFLOW_PATIENCE_S", 0.0):
-        worker.train_at(place(rank, world_size), {"folder": root, "resume_from": None})
+        worker.train_at(place(rank, world_size), {"folder": root, "resume_from": None, "patience_s": 0.0})
 
 
 def assert_told(result: Result, name: str) -> None:

@@ -15,6 +15,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from trainer import checkpoints
 from trainer.agreement import check_agreement
 from trainer.callbacks.end import ends_epoch
+from trainer.folders import AttemptFolders
+from trainer.mirror import Mirror
 from trainer.module import TrainingModule
 from trainer.reporter import Reporter
 from trainer.spec import Every, KeepBest
@@ -31,16 +33,17 @@ class CheckpointWriter(Callback):
     """Saves every `every`, keeps the newest `keep` and the best, and tells the service of each one that is complete."""
 
     def __init__(
-        self, folder: Path, *, every: Every, keep: int, reporter: Reporter, keep_best: KeepBest | None = None
+        self, folders: AttemptFolders, *, every: Every, keep: int, reporter: Reporter, keep_best: KeepBest | None = None
     ) -> None:
-        self._folder = folder
+        self._folders = folders
         self._every = every
         self._keep = keep
         self._reporter = reporter
         self._keep_best = keep_best
         self._best: tuple[float, int] | None = None
         self._saved_at = -1
-        self.newest: checkpoints.Checkpoint | None = None
+        self.newest: str | None = None
+        """Where the last one that was saved lies on the storage."""
 
     def save(self, trainer: Trainer) -> None:
         """Save now, unless this very step is saved already. Entered by every rank.
@@ -51,20 +54,24 @@ class CheckpointWriter(Callback):
             return
         assert isinstance(trainer.lightning_module, TrainingModule)
         check_agreement(trainer.lightning_module.network)
-        trainer.save_checkpoint(self._folder / f"step-{trainer.global_step:010d}")
+        path = self._folders.checkpoints / f"step-{trainer.global_step:010d}"
+        trainer.save_checkpoint(path)
         self._saved_at = trainer.global_step
         if trainer.is_global_zero:
-            self._announce(trainer)
+            self._announce(checkpoints.verify(path))
 
-    def _announce(self, trainer: Trainer) -> None:
-        self.newest = checkpoints.verify(self._folder / f"step-{trainer.global_step:010d}")
-        checkpoints.retain(self._folder, self._keep, spare=self._best[1] if self._best else None)
+    def _announce(self, saved: checkpoints.Checkpoint) -> None:
+        """Have it on the storage, behind the metrics that lead up to it: an attempt that resumes records no more."""
+        mirror = self._folders.mirror
+        mirror.publish(self._folders.spool)
+        mirror.publish_all(self._folders.artifacts)
+        checkpoints.publish(saved.path, mirror)
+        spare = self._best[1] if self._best else None
+        checkpoints.retain(self._folders.checkpoints, self._keep, spare, mirror)
+        mirror.forget(saved.path)
+        self.newest = mirror.name(saved.path)
         self._reporter.checkpoint(
-            path=str(self.newest.path),
-            step=self.newest.step,
-            epoch=self.newest.epoch,
-            digest=self.newest.digest,
-            size_bytes=self.newest.size_bytes,
+            path=self.newest, step=saved.step, epoch=saved.epoch, digest=saved.digest, size_bytes=saved.size_bytes
         )
 
     def on_train_batch_end(
@@ -127,9 +134,10 @@ class CheckpointWriter(Callback):
 class VerifiedCheckpointIO(CheckpointIO):
     """Lightning's checkpoints in our form: atomic, with digests, loaded without executing anything."""
 
-    def __init__(self, *, world_size: int, fence: str) -> None:
+    def __init__(self, *, world_size: int, fence: str, mirror: Mirror) -> None:
         self._world_size = world_size
         self._fence = fence
+        self._mirror = mirror
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         checkpoints.write(
@@ -144,7 +152,7 @@ class VerifiedCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return checkpoints.load(Path(path))
+        return checkpoints.load(Path(path), self._mirror)
 
     def remove_checkpoint(self, path: Any) -> None:
         raise AssertionError("checkpoints.retain decides what is kept")

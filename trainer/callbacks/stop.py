@@ -36,5 +36,4 @@ class StopOnRequest(Callback):
 
     def _stop(self, trainer: Trainer, request: StopRequest) -> NoReturn:
         self._checkpoints.save(trainer)
-        newest = self._checkpoints.newest
-        raise StopRequested(request, trainer.global_step, str(newest.path) if newest else None)
+        raise StopRequested(request, trainer.global_step, self._checkpoints.newest)
