@@ -23,6 +23,7 @@ from service.steps.later_exports import ExportStep
 from service.steps.leftovers import release, stop_orphans
 from service.steps.one_job import LAUNCH_LEASE_S, JobStep
 from service.steps.ports import Look, Observer, Places, Ports
+from service.steps.removals import remove_files
 from service.steps.starts import Starts
 from service.store import Store
 from service.tracking import Tracker
@@ -115,6 +116,7 @@ class Reconciler:
         left = release(self.ports, token, self.view, unreleased)
         stop_orphans(self.ports, self.view, {attempt.id for attempt in left} | exporting)
         self.plan = self._starts.start_what_fits(look, self.view, left)
+        remove_files(self.ports)
 
     def _redated(self, attempt: Attempt, token: int) -> Attempt:
         """With a lease that begins now, if it has more left than any lease lasts: the clock was set back since.

@@ -251,6 +251,14 @@ usage = sa.Table(
 )
 """What released attempts have used. Kept beside them, for it outlives deleted jobs."""
 
+removals = sa.Table(
+    "removals",
+    metadata,
+    sa.Column("job_id", sa.String(40), primary_key=True),
+    sa.Column("deleted_at", Instant, nullable=False),
+)
+"""Deleted jobs whose files still lie on the storage."""
+
 webhooks = sa.Table(
     "webhooks",
     metadata,

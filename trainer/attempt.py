@@ -203,10 +203,15 @@ def attempt_id(job_id: str, attempt: int) -> str:
     return f"{job_id}-{attempt}"
 
 
+def job_folder(storage: str, job_id: str) -> str:
+    """Everything of a job."""
+    return f"{storage.rstrip('/')}/jobs/{job_id}"
+
+
 def attempt_folder(storage: str, job_id: str, attempt: int) -> str:
-    return f"{storage.rstrip('/')}/jobs/{job_id}/attempts/{attempt}"
+    return f"{job_folder(storage, job_id)}/attempts/{attempt}"
 
 
 def export_folder(storage: str, job_id: str, name: str, start: int) -> str:
     """Of one start of a later export: one that was given up can't harm its successor."""
-    return f"{storage.rstrip('/')}/jobs/{job_id}/exports/{name}/{start}"
+    return f"{job_folder(storage, job_id)}/exports/{name}/{start}"

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -112,13 +113,17 @@ class Folder:
             _copy(self._path / name, target)
 
     def has(self, name: str) -> bool:
-        with self._named_errors(f"look for {name}"):
-            return (self._path / name).is_file()
+        try:  # is_file() takes every error for a no
+            with self._named_errors(f"look for {name}"):
+                return stat.S_ISREG((self._path / name).stat().st_mode)
+        except FileNotFoundError:
+            return False
 
     def names(self, below: str = "") -> list[str]:
         with self._named_errors(f"list {below or 'its files'}"):
-            found = (path.relative_to(self._path) for path in (self._path / below).rglob("*") if path.is_file())
-            return sorted(str(name) for name in found if not any(part.startswith(TEMPORARY) for part in name.parts))
+            walk = os.walk(self._path / below, onerror=_raise_unless_gone)
+            found = [(Path(folder) / name).relative_to(self._path) for folder, _, files in walk for name in files]
+        return sorted(str(name) for name in found if not any(part.startswith(TEMPORARY) for part in name.parts))
 
     def remove(self, name: str) -> None:
         path = self._path / name
@@ -251,6 +256,11 @@ class Bucket:
             else:
                 self._gave_up = False
                 return answer
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _copy(source: Path, target: Path) -> None:

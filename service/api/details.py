@@ -153,7 +153,7 @@ def patch_job(
 
 @router.delete("", status_code=204)
 def delete_job(job_id: str, ctx: Ctx, who: Submitter) -> None:
-    """Remove a finished job with its events and logs. Its MLflow run and its files stay."""
+    """Remove a finished job with its events and logs, and soon its files on the storage. Its MLflow run stays."""
     job = visible_job(ctx, who, job_id)
     if not job.is_terminal:
         raise conflict(job, "delete")

@@ -10,6 +10,7 @@ from service.store.base import RECONCILER
 from service.store.exports import ExportTable
 from service.store.history import History
 from service.store.leases import LeaseTable
+from service.store.removals import RemovalTable
 from service.store.secrets import SecretTable
 from service.store.studies import StudyTable
 from service.store.values import (
@@ -45,7 +46,7 @@ __all__ = [
 ]
 
 
-class Store(StudyTable, ExportTable, AttemptTable, History, AccessTable, SecretTable, LeaseTable):
+class Store(StudyTable, ExportTable, AttemptTable, History, AccessTable, SecretTable, RemovalTable, LeaseTable):
     """Jobs, attempts, exports, studies, events, logs and checkpoints in one database."""
 
     def is_answering(self) -> bool:

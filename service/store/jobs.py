@@ -87,7 +87,10 @@ class JobTable(Tables):
         c.execute(INSERT_EVENT, [{"job_id": one.job.id, "at": now, **vars(one.event)} for one in new])
 
     def delete_job(self, job: Job) -> bool:
-        """Remove a job with everything kept of it; False if it changed since it was read, or something of it runs."""
+        """Remove a job with everything kept of it; False if it changed since it was read, or something of it runs.
+
+        Its files are noted to be removed.
+        """
         j, a = t.jobs.c, t.attempts.c
         with self._db.write() as c:
             busy = sa.select(a.id).where(a.job_id == job.id, a.released_at.is_(None))
@@ -97,7 +100,10 @@ class JobTable(Tables):
             if c.execute(busy.union_all(exporting)).first() is not None:
                 return False
             guard = (j.id == job.id, j.version == job.version, j.state.in_(TERMINAL))
-            return c.execute(sa.delete(t.jobs).where(*guard)).rowcount == 1
+            deleted = c.execute(sa.delete(t.jobs).where(*guard)).rowcount == 1
+            if deleted:
+                c.execute(sa.insert(t.removals).values(job_id=job.id, deleted_at=self._now(c)))
+            return deleted
 
     def set_labels(self, job: Job, labels: Mapping[str, str], priority: int, event: NewEvent) -> Job | None:
         """Change what may change while a job lives; None if it changed since it was read."""

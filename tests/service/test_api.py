@@ -246,17 +246,20 @@ def test_patch_needs_the_current_etag(running: Running) -> None:
     assert [job["id"] for job in client.get("/v1/jobs?label=team:z").json()["items"]] == [job_id]
 
 
-def test_only_finished_jobs_can_be_deleted(running: Running) -> None:
+def test_only_finished_jobs_can_be_deleted_and_their_files_go_along(running: Running) -> None:
     client, world = running
-    job_id = client.post("/v1/jobs", json=SPEC).json()["id"]
+    job_id, other = (client.post("/v1/jobs", json=SPEC | {"name": name}).json()["id"] for name in "ab")
 
     early = client.delete(f"/v1/jobs/{job_id}")
     finish(world, job_id)
+    finish(world, other)
     done = client.delete(f"/v1/jobs/{job_id}")
+    world.step()
 
     problem(early, 409, "state_conflict")
     assert done.status_code == 204
     problem(client.get(f"/v1/jobs/{job_id}"), 404, "not_found")
+    assert [path.name for path in (world.folder / "jobs").iterdir()] == [other]
 
 
 # What is kept of a job

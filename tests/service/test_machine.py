@@ -237,7 +237,7 @@ class Machine(RuleBasedStateMachine):
 
 
 _STUCK = 200
-"""Steps without any move of any job or export, while one is not over: longer than any lease and any pause before a retry."""
+"""Steps without any move of a job or export, while one is not over: longer than any lease and pause before a retry."""
 COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
 
 
