@@ -99,7 +99,7 @@ IN_PLACE = InPlace()
 class Mirrored:
     """The storage lies under a URL. base: the scratch folder of this process. where: any URL in its bucket."""
 
-    workplace = "the scratch folder of each rank (set TMPDIR for another place)"
+    workplace = "the scratch folder of each rank (SYNCNORM_SCRATCH on the host names another place)"
 
     def __init__(self, base: Path, where: str, *, patience_s: float) -> None:
         scheme, _, rest = where.partition("://")

@@ -19,13 +19,13 @@ _LOCK = ".lock"
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """An empty folder, readable by its owner alone, in the system's temporary folder (TMPDIR); removed in the end.
+    """An empty folder, readable by its owner alone, in SYNCNORM_SCRATCH or the temporary folder; removed in the end.
 
     A process that is killed can't remove its own: the next one on the host does, for the lock goes with its holder.
     """
     _remove_left()
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_place()))
         lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
         if _take(lock):
             break
@@ -38,7 +38,7 @@ def scratch() -> Iterator[Path]:
 
 
 def _remove_left() -> None:
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+    for folder in _place().glob(f"{_PREFIX}*"):
         with suppress(OSError):  # another user's, or gone meanwhile
             lock = os.open(folder / _LOCK, os.O_RDWR)
             try:
@@ -47,6 +47,10 @@ def _remove_left() -> None:
                     shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(lock)
+
+
+def _place() -> Path:
+    return Path(os.environ.get("SYNCNORM_SCRATCH") or tempfile.gettempdir())  # not TMPDIR: Ray moves with that
 
 
 def _take(lock: int) -> bool:

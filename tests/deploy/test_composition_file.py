@@ -82,6 +82,21 @@ def test_worker_of_another_host_runs_as_one_of_this_composition() -> None:
     assert {key: WORKER_HOST[key] for key in same} == {key: SERVICES["ray-worker"][key] for key in same}
 
 
+def test_bucket_takes_the_place_of_the_volume_on_every_host() -> None:
+    first = yaml.safe_load((ROOT / "deploy" / "bucket.yml").read_text())
+    host = yaml.safe_load((ROOT / "deploy" / "bucket-host.yml").read_text())
+    api, worker = first["services"]["api"], first["services"]["ray-worker"]
+
+    assert host["services"]["ray-worker"] == worker
+    assert SERVICES["api"]["environment"]["SYNCNORM_STORAGE"] == "${SYNCNORM_STORAGE:-/storage}"
+    assert api["environment"]["SYNCNORM_STORAGE"].startswith("${SYNCNORM_STORAGE:?")
+    assert api["secrets"] == worker["secrets"] == list(first["secrets"]) == list(host["secrets"])
+    assert worker["volumes"] == [f"scratch:{worker['environment']['SYNCNORM_SCRATCH']}"]
+    assert first["networks"]["cluster"]["internal"] is False
+    # A folder of the image, so that the new volume belongs to whom the containers run as.
+    assert " /scratch" in (ROOT / "deploy" / "Dockerfile").read_text()
+
+
 def test_head_takes_no_work_and_every_ray_process_asks_for_the_token() -> None:
     assert {"--num-cpus=0", "--num-gpus=0"} <= set(SERVICES["ray-head"]["command"])
     assert "RAY_AUTH_MODE=token" in (ROOT / "deploy" / "Dockerfile").read_text()
