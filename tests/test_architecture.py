@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SPEC_SIDE = {
     "trainer.spec",
     "trainer.spec_reader",
+    "trainer.unknown_field",
     "trainer.plan",
     "trainer.norm_choice",
     "trainer.maps",

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from norm.traits import KINDS
 from trainer.catalog import DATASETS, MODELS
 from trainer.spec import DataSpec, ExportSpec, JobSpec, ModelSpec, NormSpec
+from trainer.unknown_field import unknown_field
 
 M = TypeVar("M", bound=BaseModel)
 _RESERVED = ("RAY_", "SYNCNORM_")
@@ -121,14 +122,14 @@ def _parse(model: type[M], data: Any, prefix: tuple[str, ...]) -> M:
     except (TypeError, RecursionError) as error:
         raise SpecError([Problem(".".join(prefix), f"must be plain JSON values: {error}")]) from error
     except ValidationError as error:
-        raise SpecError([_problem(prefix, item) for item in error.errors()]) from error
+        raise SpecError([_problem(model, prefix, item) for item in error.errors()]) from error
 
 
-def _problem(prefix: tuple[str, ...], item: Any) -> Problem:
+def _problem(model: type[BaseModel], prefix: tuple[str, ...], item: Any) -> Problem:
     path = ".".join(str(part) for part in (*prefix, *item["loc"]))
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
-        return Problem(path, "is not a known field; check the spelling")
+        return Problem(path, unknown_field(model, item["loc"]))
     if item["type"] == "missing" or isinstance(item["input"], dict | list):
         return Problem(path, message)
     return Problem(path, f"{message}; got {item['input']!r}")

@@ -16,6 +16,7 @@ from service.studies.claims import Claim
 from service.studies.metrics import reduction_problem
 from trainer.spec import JobSpec, Name
 from trainer.spec_reader import Problem, SpecError, read_spec
+from trainer.unknown_field import unknown_field
 
 MAX_CHILDREN = 500
 MAX_BASE_BYTES = 64 * 1024
@@ -141,7 +142,7 @@ def label_of(value: Any) -> str:
 def _problem(item: Any) -> Problem:
     place = "".join(f"/{part}" for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return Problem(place, "is not a known field; check the spelling")
+        return Problem(place, unknown_field(StudySpec, item["loc"]))
     return Problem(place, item["msg"].removeprefix("Value error, "))
 
 
