@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from trainer.mirror import IN_PLACE, Mirror
 from trainer.publish import Publisher
 from trainer.registry import Mark
 from trainer.spec import ExportSpec
+
+logger = logging.getLogger(__name__)
 
 HELD_OUT_SAMPLES = 64
 RANDOM_SAMPLES = 64
@@ -96,6 +99,8 @@ def certify_and_publish(
             publisher.delete_model(uri)
         raise ExportMismatchError(mismatch(checks))
     assert uri is not None
+    runtimes = ", ".join(dict.fromkeys(check.runtime for check in checks))
+    logger.info("certified: %s answer as trained, to %.1e", runtimes, proof["max_relative_difference"])
     registered = None
     if spec.register_as:
         digest = sha256_of(folder / CERTIFICATE_FILE)

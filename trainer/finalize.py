@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from functools import partial
 from typing import Any, Literal
@@ -27,6 +28,8 @@ from trainer.publish import Publisher
 from trainer.spec import JobSpec
 from trainer.standing import confirm
 
+logger = logging.getLogger(__name__)
+
 
 def finalize(
     module: TrainingModule, data: Data, loaders: Loaders, launch: Launch, folders: AttemptFolders, fitted: Fitted
@@ -43,7 +46,7 @@ def finalize(
     population = population_statistics(network, loaders.train, launch.spec.statistics.population, device)
     after = evaluate(network, data.info, loaders.val, device)
     model = None
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if _is_first():
         trained = Trained(
             job_id=launch.job_id,
             network=network.cpu().eval(),
@@ -89,7 +92,19 @@ def population_statistics(
         network, (batch.x.to(device) for batch in batches), estimator=estimator
     )
     drifts = {path: layer.drift for path, layer in found.layers.items()}
+    if _is_first():
+        worst = max(drifts, key=lambda path: drifts[path])
+        logger.info(
+            "population statistics of %d samples; running means were off most, by %.2g standard deviations, in %s",
+            found.num_samples,
+            drifts[worst],
+            worst,
+        )
     return {"estimator": estimator, "batches": found.num_batches, "samples": found.num_samples, "drift": drifts}
+
+
+def _is_first() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def _device(launch: Launch) -> torch.device:

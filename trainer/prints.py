@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from types import FrameType
 from typing import TextIO
 
 from trainer.reporter import Level, Reporter
@@ -22,7 +24,8 @@ class _Tee(io.TextIOBase):
 
     def write(self, text: str) -> int:
         self._original.write(text)
-        if self._reporter.is_sending():  # a log record of the request that sends the lines
+        # Log records reach the reporter by themselves; one of the request that sends the lines must not.
+        if _writes_for_the_root_logger() or self._reporter.is_sending():
             return len(text)
         with self._lock:
             *lines, self._rest = (self._rest + text).split("\n")
@@ -44,11 +47,28 @@ class _Tee(io.TextIOBase):
             self.write("\n")
 
 
+_FRAMES = 8
+"""From a handler down to the stream: Ray's takes four."""
+
+
+def _writes_for_the_root_logger() -> bool:
+    """Whether the caller's caller is at work for a handler of the root logger, as Ray's is, who looks sys.stderr up."""
+    frame: FrameType | None = sys._getframe(2)
+    for _ in range(_FRAMES):
+        if frame is None:
+            return False
+        if frame.f_code is logging.Handler.handle.__code__:
+            return frame.f_locals["self"] in logging.getLogger().handlers
+        frame = frame.f_back
+    return False
+
+
 @contextmanager
 def captured(reporter: Reporter) -> Iterator[None]:
     """Within, what is printed to standard output is also an INFO line of the job's logs, to standard error a WARNING.
 
-    Log records don't come twice: handlers made before hold on to the streams they were made with.
+    Log records don't come twice: those of the root logger go to a ReportingHandler, and what other handlers there write
+    is not looked at.
     """
     out, err = _Tee(sys.stdout, reporter, "INFO"), _Tee(sys.stderr, reporter, "WARNING")
     with redirect_stdout(out), redirect_stderr(err):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections import Counter
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -29,9 +30,9 @@ from trainer.module import TrainingModule
 from trainer.place import Place, place_on_ray
 from trainer.plan import Inspection, alike, name_some, plan
 from trainer.prints import captured
+from trainer.quiet import quiet_libraries
 from trainer.redact import redact, redacted_output
 from trainer.reporter import Reporter, ReportingHandler
-from trainer.spec import JobSpec
 from trainer.trial import try_out
 
 logger = logging.getLogger(__name__)
@@ -66,8 +67,7 @@ def _work(launch: Launch, folders: AttemptFolders, place: Place) -> dict[str, An
     handler = ReportingHandler(reporter)
     logging.getLogger().addHandler(handler)
     logging.getLogger().setLevel(logging.INFO)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # every heartbeat is a request
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notes on itself are no news to the user
+    quiet_libraries()
     hidden: dict[str, str] = {}
     at_the_end = ExitStack()
     try:
@@ -114,7 +114,7 @@ def run(launch: Launch, folders: AttemptFolders, reporter: Reporter, place: Plac
     # From here on each rank draws its own dropout masks; the weights above were drawn alike everywhere.
     L.seed_everything(spec.seed + 1 + place.rank, verbose=False)
     if place.rank == 0:
-        describe(spec, Inspection(conversion=conversion, findings=audit(network, data, spec)), folders)
+        describe(launch, Inspection(conversion=conversion, findings=audit(network, data, spec)), folders)
         at_the_end.callback(_sender(launch, folders).close, MLFLOW_PATIENCE_S)
     try:
         reporter.enter("training")
@@ -127,9 +127,18 @@ def run(launch: Launch, folders: AttemptFolders, reporter: Reporter, place: Plac
         )
 
 
-def describe(spec: JobSpec, inspection: Inspection, folders: AttemptFolders) -> None:
+def describe(launch: Launch, inspection: Inspection, folders: AttemptFolders) -> None:
     """spec.yaml, plan.json and norm/conversion.json, for the run's artifacts; what to mind, for the job's logs."""
+    spec = launch.spec
     planned = plan(spec, None, inspection)
+    layers = Counter(one["to"] for one in inspection.conversion)
+    logger.info(
+        "batches of %d samples on %d workers; norm %s: %s",
+        planned.batch.global_,
+        launch.world_size,
+        planned.norm.kind,
+        ", ".join(f"{count} {name}" for name, count in layers.items()) or "no layer exchanged",
+    )
     for finding, paths in alike(planned.findings):
         if finding.severity != "info":
             where = f"{places}: " if (places := name_some(paths)) else ""

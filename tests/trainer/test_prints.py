@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from ray._private.log import PlainRayHandler
 
 from tests.trainer.ranks import Told
 from trainer.prints import captured
+from trainer.reporter import ReportingHandler
 
 
 class Heard(Told):
@@ -41,14 +45,36 @@ def test_standard_error_is_a_warning_and_a_progress_bar_one_line(heard: Any) -> 
     assert heard.lines == [("WARNING", "100%|###|")]
 
 
-def test_log_records_do_not_come_twice(heard: Any) -> None:
-    handler = logging.StreamHandler()
-    logging.getLogger("own").addHandler(handler)
-    with captured(heard):
+@pytest.mark.parametrize("handler", [logging.StreamHandler(), PlainRayHandler()])
+def test_log_records_do_not_come_twice(heard: Any, handler: logging.Handler) -> None:
+    told = ReportingHandler(heard)
+    with captured(heard), on_root(told), on_root(handler):
         logging.getLogger("own").warning("once")
-    logging.getLogger("own").removeHandler(handler)
+        print("between", file=sys.stderr)
+        logging.getLogger("own").error("again")
 
-    assert heard.lines == []
+    assert heard.lines == [("WARNING", "once"), ("WARNING", "between"), ("ERROR", "again")]
+
+
+def test_logger_that_keeps_its_records_to_itself_is_heard_by_what_it_prints(heard: Any) -> None:
+    own = logging.getLogger("lonely")
+    own.propagate = False
+    with captured(heard), on_root(ReportingHandler(heard)):
+        handler = logging.StreamHandler()
+        own.addHandler(handler)
+        own.warning("once")
+        own.removeHandler(handler)
+
+    assert heard.lines == [("WARNING", "once")]
+
+
+@contextmanager
+def on_root(handler: logging.Handler) -> Iterator[None]:
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 def test_streams_are_put_back(heard: Any) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,6 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from trainer import tracking
 from trainer.module import TrainingModule
 from trainer.reporter import Reporter
+
+logger = logging.getLogger(__name__)
 
 
 class ProgressReporter(Callback):
@@ -52,6 +56,7 @@ class ProgressReporter(Callback):
         self._metrics = {**rates, **pl_module.finish_train_epoch(), **pl_module.val_metrics}
         if trainer.is_global_zero:
             self._spool.append(self._metrics, trainer.global_step)
+            logger.info("%s", _line(trainer.current_epoch + 1, self._epochs, trainer.global_step, self._metrics))
         self._tell(trainer, finished_epochs=trainer.current_epoch + 1)
 
     def _tell(self, trainer: Trainer, *, finished_epochs: int) -> None:
@@ -63,3 +68,10 @@ class ProgressReporter(Callback):
                 steps=self._steps,
                 metrics=self._metrics,
             )
+
+
+def _line(epoch: int, epochs: int | None, step: int, metrics: Mapping[str, float]) -> str:
+    """An epoch for the job's logs: what was learned, and how fast."""
+    of = f" of {epochs}" if epochs is not None else ""
+    learned = [f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith(("train/", "val/"))]
+    return f"epoch {epoch}{of}, step {step}: {', '.join(learned)}, {metrics[tracking.THROUGHPUT]:.3g} samples/s"
