@@ -98,7 +98,7 @@ def jobs_table(jobs: Iterable[Json]) -> Table:
             job["name"],
             job["project"],
             state,
-            job["spec"]["norm"]["kind"],
+            job["norm"],
             _workers_cell(job),
             _progress_cell(job["progress"]),
             job["created_at"][:19],

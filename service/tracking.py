@@ -187,7 +187,7 @@ def _note(job: Job) -> str:
     why = f" ({_why(job)})" if job.spec["norm"]["kind"] == "auto" else ""
     return (
         f"**{job.name}** trains `{model}` on `{data}` with `{job.norm}` normalization{why}, "
-        f"{job.workers} workers of {batch} samples each.\n\nJob `{job.id}`, owner {job.owner}."
+        f"{job.workers} workers of {batch} sample{'s' if batch > 1 else ''} each.\n\nJob `{job.id}`, owner {job.owner}."
     )
 
 

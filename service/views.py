@@ -40,7 +40,7 @@ class ModelView(BaseModel):
 
 
 class JobView(BaseModel):
-    """world_size: workers of the latest attempt; null before the first."""
+    """norm: the kind in use, also where the spec says auto. world_size: workers of the latest attempt, null before."""
 
     id: str
     name: str
@@ -50,6 +50,7 @@ class JobView(BaseModel):
     reason: FailureReason | None
     message: str
     priority: int
+    norm: str
     labels: dict[str, str]
     spec: dict[str, Any]
     attempts: int
@@ -145,6 +146,7 @@ def _shown(job: Job | Listed, mlflow_uri: str) -> dict[str, Any]:
         "reason": job.reason,
         "message": _message(job),
         "priority": job.priority,
+        "norm": job.norm,
         "attempts": job.attempt,
         "world_size": job.world_size,
         "progress": ProgressView.model_validate(job.progress) if job.progress else _NO_PROGRESS,

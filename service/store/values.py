@@ -103,6 +103,7 @@ class Listed(NamedTuple):
     reason: str | None
     message: str
     priority: int
+    norm: str
     labels: str
     spec: str
     attempt: int

@@ -173,6 +173,16 @@ def test_list_pages_with_cursors_however_much_comes_in_between(running: Running)
     assert seen == sorted(ids, reverse=True)
 
 
+def test_norm_of_a_job_is_the_one_that_auto_picked(running: Running) -> None:
+    http, _ = running
+    made = http.post("/v1/jobs", json=SPEC | {"norm": {"kind": "auto"}}).json()
+
+    (listed,) = http.get("/v1/jobs", params={"norm": made["norm"]}).json()["items"]
+
+    assert (made["spec"]["norm"]["kind"], made["norm"]) == ("auto", "sync_batch")
+    assert listed["norm"] == "sync_batch"
+
+
 def test_list_filters(running: Running) -> None:
     client, _ = running
     wanted = client.post("/v1/jobs", json=SPEC | {"labels": {"team": "a:b"}, "name": "x", "project": "p"}).json()["id"]

@@ -20,9 +20,16 @@ from tests.service.api import SPEC, api
 
 def job(name: str, state: str, percent: float | None = None, eta_s: float | None = None) -> dict[str, Any]:
     progress = {"percent": percent, "eta_s": eta_s}
-    spec = {"norm": {"kind": "batch"}, "resources": {"workers": 2}}
+    spec = {"resources": {"workers": 2}}
     about = {"id": f"job_{name}", "name": name, "project": "demo", "created_at": "2026-01-01T00:00:00"}
-    return {**about, "state": state, "progress": progress, "spec": spec, "world_size": 1 if percent else None}
+    return {
+        **about,
+        "state": state,
+        "norm": "batch",
+        "progress": progress,
+        "spec": spec,
+        "world_size": 1 if percent else None,
+    }
 
 
 def test_live_table_goes_on_until_every_job_is_finished() -> None:
