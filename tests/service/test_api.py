@@ -179,8 +179,8 @@ def test_norm_of_a_job_is_the_one_that_auto_picked(running: Running) -> None:
 
     (listed,) = http.get("/v1/jobs", params={"norm": made["norm"]}).json()["items"]
 
-    assert (made["spec"]["norm"]["kind"], made["norm"]) == ("auto", "sync_batch")
-    assert listed["norm"] == "sync_batch"
+    assert (made["spec"]["norm"]["kind"], made["norm"]) == ("auto", "batch")
+    assert listed["norm"] == "batch"
 
 
 def test_list_filters(running: Running) -> None:
