@@ -120,7 +120,7 @@ class Result(Message):
 
 
 class Heartbeat(Message):
-    """`source` is `driver` or `rank-N`."""
+    """`source` is `driver`, `rank-N`, or `asking`: of one that only wants to know whether it still counts."""
 
     fence: str
     source: str

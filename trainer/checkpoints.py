@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,10 +144,11 @@ def newest(folders: list[Path], mirror: Mirror = IN_PLACE) -> Checkpoint | None:
     return None
 
 
-def retain(folder: Path, keep: int, spare: int | None = None, mirror: Mirror = IN_PLACE) -> None:
-    """Delete all but the newest `keep` checkpoints and that of step `spare`, and leftovers of unfinished writes."""
+def retain(folder: Path, keep: int, spare: Collection[int] = (), mirror: Mirror = IN_PLACE) -> None:
+    """Delete all but the newest `keep` checkpoints and those of steps `spare`, and leftovers of unfinished writes."""
+    spared = {_path(folder, step) for step in spare}
     for path in sorted(_candidates(folder, mirror), key=lambda path: path.name)[:-keep]:
-        if spare is None or path != _path(folder, spare):
+        if path not in spared:
             mirror.remove(path / MANIFEST)  # what is half deleted must not look like a checkpoint
             mirror.remove(path)
             _remove(path)

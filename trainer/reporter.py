@@ -73,6 +73,7 @@ class Reporter:
         self._beat_due = 0.0
         self._progress_due = 0.0
         self._hidden: tuple[str, ...] = ()
+        self._known_checkpoint: int | None = None
         self.stop_request: StopRequest | None = None
         self.superseded = False
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
@@ -128,6 +129,13 @@ class Reporter:
         )
         self._put("checkpoints", fact)
 
+    def checkpoints_to_spare(self) -> set[int]:
+        """Steps from one of which the service would have another attempt go on, should it hear no more of this one:
+        the last checkpoint it is known to have heard of, and the next, of which only its answer may be lost."""
+        with self._lock:
+            unsure = next((out.body.step for out in self._ordered if isinstance(out.body, CheckpointFact)), None)
+            return {step for step in (self._known_checkpoint, unsure) if step is not None}
+
     def exit(self, result: Result) -> None:
         self._put("exit", Exit(fence=self._fence, result=result))
 
@@ -173,8 +181,13 @@ class Reporter:
                 return _Outgoing("logs", LogLines(fence=self._fence, lines=lines)), lambda: self._forget_lines(lines)
             if self._ordered:
                 first = self._ordered[0]
-                return first, lambda: self._ordered.remove(first)
+                return first, lambda: self._ordered_sent(first)
         return None
+
+    def _ordered_sent(self, sent: _Outgoing) -> None:
+        self._ordered.remove(sent)
+        if isinstance(sent.body, CheckpointFact) and not self.superseded:
+            self._known_checkpoint = sent.body.step
 
     def _forget_lines(self, lines: list[LogLine]) -> None:
         last = lines[-1].seq

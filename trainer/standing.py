@@ -16,19 +16,29 @@ class ServiceAwayError(RuntimeError):
     """The service could not be asked."""
 
 
+def counts(launch: Launch | ExportRequest, client: httpx.Client | None = None) -> bool | None:
+    """Whether the service knows of no later start; None: it does not answer now. One by hand always counts."""
+    return _ask(launch, (), client)
+
+
 def confirm(launch: Launch | ExportRequest, client: httpx.Client | None = None) -> None:
-    """Return if the service knows of no later start. One that nobody started (a run by hand) always counts.
+    """Return if this start still counts.
 
     Raises: SupersededError; ServiceAwayError after ten minutes without an answer: silence is no permission.
     """
-    if launch.service_url is None:
-        return
-    beat = Heartbeat(fence=launch.fence, source="rank-0", phase="finalizing")
-    answer = post(launch, launch.heartbeat_path, beat, _PAUSES_S, client)
+    answer = _ask(launch, _PAUSES_S, client)
     if answer is None:
         raise ServiceAwayError(
             "the service must say that this start still counts before it publishes, but it did not answer for "
             f"{sum(_PAUSES_S):.0f} s. See whether it runs."
         )
-    if not answer.is_success:
-        raise SupersededError(f"another start has taken over (the service answered {answer.status_code})")
+    if not answer:
+        raise SupersededError("another start of it has taken over")
+
+
+def _ask(launch: Launch | ExportRequest, pauses_s: tuple[float, ...], client: httpx.Client | None) -> bool | None:
+    if launch.service_url is None:
+        return True
+    beat = Heartbeat(fence=launch.fence, source="asking", phase="finalizing")
+    answer = post(launch, launch.heartbeat_path, beat, pauses_s, client)
+    return None if answer is None else answer.is_success

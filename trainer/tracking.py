@@ -12,7 +12,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -85,18 +85,29 @@ class _RunGoneError(Exception):
     """Somebody deleted the run."""
 
 
-class MetricSender:
-    """Delivers spools to one MLflow run, in order, at most once per (key, step), for as long as it takes."""
+class _GivenUpError(Exception):
+    """Another attempt writes to the run now."""
 
-    def __init__(self, client: httpx.Client, run_id: str, spools: list[Path]) -> None:
+
+class MetricSender:
+    """Delivers spools to one MLflow run, in order, at most once per (key, step), for as long as it takes.
+
+    counts: whether this attempt still does; None: nobody can say now. Asked after MLflow was away: that may have been a
+    cut, behind which another attempt was started that writes to the run.
+    """
+
+    def __init__(
+        self, client: httpx.Client, run_id: str, spools: list[Path], counts: Callable[[], bool | None] = lambda: True
+    ) -> None:
         self._client = client
+        self._counts = counts
         self._run_id = run_id
         self._spools = spools
         self._offsets = dict.fromkeys(spools, 0)
         self._last_step: dict[str, int] | None = None
         self._ending = threading.Event()
         self._deadline = math.inf
-        self.delivered = False
+        self.delivered = self.was_away = False
         self._thread = threading.Thread(target=self._run, name="metric-sender", daemon=True)
 
     def start(self) -> MetricSender:
@@ -116,6 +127,9 @@ class MetricSender:
         while True:
             ending = self._ending.is_set()
             try:
+                if self.was_away:
+                    self._require_standing()
+                    self.was_away = False
                 self._deliver()
                 pause_s = 1.0
                 if ending:
@@ -123,13 +137,24 @@ class MetricSender:
                     return
             except httpx.HTTPError as error:
                 logger.info("MLflow is away; metrics wait in the spool: %s", error)
+                self.was_away = True
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
                 if ending and time.monotonic() > self._deadline:
                     return
             except _RunGoneError:
                 logger.warning("MLflow has no run %s any more; its metrics stay in %s", self._run_id, self._spools)
                 return
+            except _GivenUpError:
+                logger.warning("another attempt writes to run %s now; this one sends no more", self._run_id)
+                return
             self._ending.wait(pause_s) if not ending else time.sleep(0.5)
+
+    def _require_standing(self) -> None:
+        counts = self._counts()
+        if counts is None:
+            raise httpx.ConnectError("the service can't say whether this attempt still counts")
+        if not counts:
+            raise _GivenUpError
 
     def _deliver(self) -> None:
         if self._last_step is None:

@@ -7,6 +7,7 @@ import logging
 import os
 from collections import Counter
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -14,7 +15,7 @@ import torch
 import yaml
 
 import norm
-from trainer import preflight, secret_values, tracking, user_code
+from trainer import preflight, secret_values, standing, tracking, user_code
 from trainer.attempt import Launch, Result
 from trainer.classify import Failure, RankFailedError, classify
 from trainer.control import StopRequested
@@ -154,4 +155,5 @@ def _sender(launch: Launch, folders: AttemptFolders) -> tracking.MetricSender:
     for earlier in folders.earlier(launch.attempt):
         folders.mirror.fetch(earlier.spool)
     client = tracking.rest_client(launch.mlflow_uri)
-    return tracking.MetricSender(client, launch.mlflow_run_id, folders.spools(launch.attempt)).start()
+    spools, counts = folders.spools(launch.attempt), partial(standing.counts, launch)
+    return tracking.MetricSender(client, launch.mlflow_run_id, spools, counts).start()

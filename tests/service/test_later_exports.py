@@ -375,5 +375,5 @@ def test_start_of_an_export_hears_whether_it_still_counts(running: Running) -> N
     confirm(first.request, through(client))
     finish(world, job.id)
 
-    with pytest.raises(SupersededError, match="409"):
+    with pytest.raises(SupersededError, match="has taken over"):
         confirm(first.request, through(client))

@@ -97,6 +97,9 @@ class Told:
 
     def checkpoint(self, **_: object) -> None: ...
 
+    def checkpoints_to_spare(self) -> set[int]:
+        return set()
+
 
 @dataclass
 class Trained:

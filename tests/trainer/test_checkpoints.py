@@ -85,6 +85,12 @@ def test_the_newest_are_kept(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["step-0000000020", "step-0000000030"]
 
 
+def test_checkpoint_that_is_still_wanted_stays(folder: Path) -> None:
+    checkpoints.retain(folder, 1, {10})
+
+    assert sorted(path.name for path in folder.iterdir()) == ["step-0000000010", "step-0000000030"]
+
+
 def test_loading_executes_nothing(folder: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:

@@ -184,3 +184,39 @@ def test_progress_keeps_the_newest_only() -> None:
     steps = [body["step"] for body in service.bodies("progress")]
     assert steps[-1] == 999
     assert len(steps) < 10
+
+
+def test_checkpoint_that_the_service_may_choose_is_spared_while_it_is_away() -> None:
+    """Else an attempt that is cut off deletes what its successor was told to go on from."""
+
+    def save(reporter: Reporter, step: int) -> None:
+        reporter.checkpoint(path=f"step-{step}", step=step, epoch=0, digest="0", size_bytes=1)
+
+    with serving(Service()) as service:
+        reporter = reporter_for(service)
+        nothing = reporter.checkpoints_to_spare()
+        save(reporter, 10)
+        service.wait("checkpoints")
+        reporter.event("mark", "behind it")
+        service.wait("events")
+        heard = reporter.checkpoints_to_spare()
+    for step in (20, 30, 40):
+        save(reporter, step)
+    cut_off = reporter.checkpoints_to_spare()
+    with serving(service):
+        reporter.close()
+
+    assert (nothing, heard, cut_off) == (set(), {10}, {10, 20})  # of 20 only the answer may be lost
+
+
+def test_checkpoint_of_an_attempt_that_was_given_up_counts_as_unheard() -> None:
+    with serving(Service()) as service:
+        reporter = reporter_for(service)
+        reporter.checkpoint(path="step-10", step=10, epoch=0, digest="0", size_bytes=1)
+        service.wait("checkpoints")
+        service.status = 409
+        reporter.checkpoint(path="step-20", step=20, epoch=0, digest="0", size_bytes=1)
+        reporter.close()
+
+    assert reporter.superseded
+    assert reporter.checkpoints_to_spare() == {10}

@@ -9,7 +9,7 @@ from trainer import standing
 from trainer.attempt import ExportRequest
 from trainer.control import SupersededError
 from trainer.spec_reader import read_spec
-from trainer.standing import ServiceAwayError, confirm
+from trainer.standing import ServiceAwayError, confirm, counts
 
 SPEC = {"name": "j", "model": {"name": "mlp"}, "data": {"name": "digits", "batch_size": 32}}
 
@@ -32,7 +32,7 @@ def test_start_that_the_service_knows_goes_on_after_a_restart_of_it() -> None:
 
 
 def test_start_that_was_given_up_hears_it_at_once() -> None:
-    with answering(beats=(409,)) as service, pytest.raises(SupersededError, match="another start has taken over"):
+    with answering(beats=(409,)) as service, pytest.raises(SupersededError, match="another start of it has taken over"):
         confirm(request(service.url))
 
     assert len(service.asked) == 1
@@ -48,3 +48,13 @@ def test_silence_is_no_permission() -> None:
 
 def test_start_by_hand_asks_nobody() -> None:
     confirm(request(None))
+
+    assert counts(request(None))
+
+
+@pytest.mark.parametrize(("status", "answer"), [(200, True), (409, False), (503, None)])
+def test_asking_once_gets_one_answer_or_none(status: int, answer: bool | None) -> None:
+    with answering(beats=(status,)) as service:
+        assert counts(request(service.url)) is answer
+
+    assert len(service.asked) == 1

@@ -5,9 +5,11 @@ from __future__ import annotations
 import statistics
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.trainer.conftest import Mlflow
@@ -128,6 +130,58 @@ def test_an_outage_loses_no_point_doubles_none_and_holds_nobody_up(mlflow_server
     assert sender.close(60)
     assert mlflow_server.history(run, "train/loss") == [(step, float(step)) for step in range(300)]
     assert longest_s < 5  # one call to a dead server, even with short timeouts, takes longer than appending ever may
+
+
+class Cable(httpx.BaseTransport):
+    """To a real MLflow, as long as it is plugged in."""
+
+    def __init__(self) -> None:
+        self.is_in = True
+        self._real = httpx.HTTPTransport()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if not self.is_in:
+            raise httpx.ConnectError("no route to host")
+        return self._real.handle_request(request)
+
+    def close(self) -> None:
+        self._real.close()
+
+
+def cut_off_then_back(
+    server: Mlflow, folder: Path, counts: Callable[[], bool | None]
+) -> tuple[bool, list[tuple[int, float]]]:
+    """An attempt is cut off after step 4 and works on, another goes on from there, and the first is back: whether the
+    first delivered all it had, and what MLflow has."""
+    run, cable = server.new_run(), Cable()
+    client = httpx.Client(base_url=f"{server.uri}/api/2.0/mlflow/", transport=cable)
+    zombie = MetricSender(client, run, [fill(folder / "1", range(5))], counts)
+    zombie._deliver()
+    cable.is_in = False
+    zombie.start()
+    append(folder / "1", {"train/loss": -1.0}, 7)
+    while not zombie.was_away:
+        time.sleep(0.01)
+    assert MetricSender(rest_client(server.uri), run, [fill(folder / "2", range(5, 10))]).start().close(30)
+    cable.is_in = True
+    return zombie.close(30), server.history(run, "train/loss")
+
+
+def test_attempt_that_was_cut_off_and_given_up_sends_no_more(mlflow_server: Mlflow, tmp_path: Path) -> None:
+    delivered, history = cut_off_then_back(mlflow_server, tmp_path, lambda: False)
+
+    assert not delivered
+    assert history == [(step, float(step)) for step in range(10)]
+
+
+def test_attempt_that_was_cut_off_waits_for_word_that_it_still_counts(mlflow_server: Mlflow, tmp_path: Path) -> None:
+    answers = iter([None, None, True])
+
+    delivered, history = cut_off_then_back(mlflow_server, tmp_path, lambda: next(answers))
+
+    assert delivered
+    assert (7, -1.0) in history
+    assert next(answers, "asked no more") == "asked no more"
 
 
 @pytest.mark.chaos

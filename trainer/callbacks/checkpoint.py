@@ -66,7 +66,7 @@ class CheckpointWriter(Callback):
         mirror.publish(self._folders.spool)
         mirror.publish_all(self._folders.artifacts)
         checkpoints.publish(saved.path, mirror)
-        spare = self._best[1] if self._best else None
+        spare = self._reporter.checkpoints_to_spare() | ({self._best[1]} if self._best else set())
         checkpoints.retain(self._folders.checkpoints, self._keep, spare, mirror)
         mirror.forget(saved.path)
         self.newest = mirror.name(saved.path)
