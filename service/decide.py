@@ -1,8 +1,8 @@
 """What becomes of a job, given what was seen of it. Pure: no clock, no database, no network.
 
-An attempt is over when it said so itself (its result, under its fence), or when two of three witnesses agree that it
-is dead: its lease ran out; Ray, in the same session, calls it ended or unknown; its host left the cluster. Ray that
-can't be reached says nothing at all.
+An attempt is over when it said so itself (its result, under its fence), or when two witnesses agree that it is dead:
+its lease ran out; and Ray, in the same session, calls it ended or unknown, or its host gone. Ray that can't be reached
+says nothing at all.
 """
 
 from __future__ import annotations
@@ -182,7 +182,8 @@ def _is_dead(attempt: Attempt, seen: Seen, rules: Rules) -> bool:
     )
     if attempt.stop_sent_at is not None and ray_gone:
         return True  # we had Ray end it, and Ray confirms
-    return (overdue_s > 0) + ray_gone + seen.node_gone >= 2
+    # What Ray says of the submission and of its host comes from one head: a cut makes both wrong within a second.
+    return overdue_s > 0 and (ray_gone or seen.node_gone)
 
 
 def _is_from_an_earlier_session(attempt: Attempt, seen: Seen) -> bool:

@@ -137,7 +137,7 @@ def check_replaced(done: Any, attempts: Any, hosts: Hosts) -> None:
     first, second = attempts
     assert (done["state"], done["progress"]["step"]) == ("succeeded", second["step"])
     assert [first["outcome"], second["outcome"]] == ["lost", "succeeded"]
-    assert _at(second["created_at"]) - _at(first["heartbeat_at"]) >= LEASE_S
+    assert _at(first["ended_at"]) - _at(first["heartbeat_at"]) >= LEASE_S
     assert _at(first["heartbeat_at"]) < _at(second["created_at"])  # no word of the zombie was taken later
     assert first["step"] < second["step"]
     assert hosts.runs[done["mlflow"]["run_id"]] == "FINISHED"
