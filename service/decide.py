@@ -215,7 +215,8 @@ def _outcome(job: Job, attempt: Attempt, ending: _Ending, now: datetime, rules: 
     if ending.outcome == "stopped" or (ending.outcome == "lost" and job.stop is not None):
         if job.stop == "pause":
             return Move(JobState.PAUSED, message=f"Paused at step {attempt.step}.")
-        return Move(JobState.QUEUED, message="Gave way; goes on from its checkpoint.")
+        why = "Stopped to go on with more workers" if job.stop == "resize" else "Gave way"
+        return Move(JobState.QUEUED, message=f"{why}; goes on from its checkpoint.")
     return _after_failure(job, attempt, ending, now, rules)
 
 

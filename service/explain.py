@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from service.jobs import ACTIVE, Attempt, Job, JobState
+from service.scheduling.growth import LEAST_SAVED_S, LEAST_TRAINED_S, SETTLED_S
 from service.scheduling.plan import Schedule
 from trainer.failure import ADVICE
 
@@ -55,9 +56,11 @@ def explain(
     if job.state is JobState.STARTING:
         return _starting(attempt)
     if job.state is JobState.STOPPING:
-        return Explanation("stopping", f"It ends at the next batch, with a checkpoint, to {job.stop or 'stop'}.")
+        why = "go on with more workers" if job.stop == "resize" else job.stop or "stop"
+        return Explanation("stopping", f"It ends at the next batch, with a checkpoint, to {why}.")
+    if job.state is JobState.RUNNING:
+        return _running(job, attempt, plan)
     texts = {
-        JobState.RUNNING: ("training", "It trains."),
         JobState.FINALIZING: ("exporting", "Training is over; statistics, folding, export and certificate follow."),
         JobState.PAUSED: ("paused", "Somebody paused it; it waits for resume."),
         JobState.SUCCEEDED: ("succeeded", "It is finished."),
@@ -79,6 +82,21 @@ def _queued(job: Job, attempt: Attempt | None, plan: Schedule | None, ahead: int
     if ahead:
         return Explanation("queued_behind", f"{ahead} jobs are ahead of it.", jobs_ahead=ahead)
     return Explanation("starts_next", "There is room; it starts with the next look at the queue.")
+
+
+def _running(job: Job, attempt: Attempt | None, plan: Schedule | None) -> Explanation:
+    if attempt is None or attempt.workers >= job.workers:
+        return Explanation("training", "It trains.")
+    numbers = {"workers": float(attempt.workers), "asked_for": float(job.workers)}
+    message = f"It trains on {attempt.workers} of {job.workers} workers; "
+    if plan is None or job.id not in plan.room:
+        return Explanation("training", f"{message}there is no room for more that nobody waits for.", numbers)
+    numbers["room_for"] = float(plan.room[job.id])
+    message += (
+        f"there is room for {plan.room[job.id]}. It stops for a moment and goes on with them once that has lasted "
+        f"{SETTLED_S:.0f} s and it has trained {LEAST_TRAINED_S:.0f} s, if it ends {LEAST_SAVED_S:.0f} s sooner."
+    )
+    return Explanation("training", message, numbers)
 
 
 def _starting(attempt: Attempt | None) -> Explanation:

@@ -12,8 +12,8 @@ import torch.distributed as dist
 
 from trainer.attempt import StopRequest
 
-_CODES: dict[StopRequest, int] = {"cancel": 1, "pause": 2, "deadline": 3, "preempt": 4}
-_SUPERSEDED = 5
+_CODES: dict[StopRequest, int] = {"resize": 1, "cancel": 2, "pause": 3, "deadline": 4, "preempt": 5}
+_SUPERSEDED = 6
 _NAMES = {code: name for name, code in _CODES.items()}
 
 

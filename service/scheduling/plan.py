@@ -35,6 +35,7 @@ class Held:
     """Estimate; None: nobody knows."""
     workers: int | None = None
     """Of the attempt; None: all that the job asks for."""
+    trains_since: datetime | None = None
 
     @property
     def shape(self) -> Gang:
@@ -53,6 +54,10 @@ class Wait:
     """Estimate for the start; None: nobody knows."""
 
 
+Room = Mapping[str, int]
+"""How many workers each running elastic job could go on with, more than it has; that nobody waits for."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     starts: tuple[Job, ...]
@@ -63,6 +68,7 @@ class Schedule:
     """Owners none of whose jobs may start, and why."""
     sizes: Mapping[str, int]
     """Workers of each job that starts; fewer than it asks for only if it is elastic."""
+    room: Room = field(default_factory=dict)
 
     def wait(self, job: Job) -> Wait | None:
         """Why a job waits, as far as it was looked at."""

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from service.jobs import Job
+from service.jobs import Job, JobState
+from service.scheduling.growth import can_grow
 from service.scheduling.order import Lines, in_order
 from service.scheduling.plan import Held, Policy, Schedule, Wait
 from service.scheduling.preemption import NEVER, Books, blockers, ends_at, victims
@@ -41,6 +42,7 @@ class _Pass:
         self._starts: dict[str, tuple[Job, Gang]] = {}
         self._waits: dict[str, Wait] = {}
         self._owners: dict[str, Wait] = {}
+        self._held_back: set[str] = set()
         self._leaving = {item.job.id for item in held}
 
     def run(self, lines: Lines) -> Schedule:
@@ -73,11 +75,36 @@ class _Pass:
                 break
         sizes = {name: shape.workers for name, (_, shape) in self._starts.items()}
         starts = tuple(job for job, _ in self._starts.values())
-        return Schedule(starts, preempts, self._waits, self._owners, sizes)
+        room = {} if head or starts or self._somebody_comes_soon() else self._room_to_grow()
+        return Schedule(starts, preempts, self._waits, self._owners, sizes, room)
+
+    def _somebody_comes_soon(self) -> bool:
+        """Whether a job that waits for something else, or is just leaving, will want its room."""
+        if any(wait.code == "backoff" for wait in self._waits.values()):
+            return True
+        return any(item.job.stop is not None or item.job.state is JobState.QUEUED for item in self._held)
+
+    def _room_to_grow(self) -> dict[str, int]:
+        """For each job by itself: beside its workers, where they really sit, and by the books once it has left.
+
+        Not where its owner has jobs that wait for a quota only: they would start as soon as it stops.
+        """
+        found = {}
+        books = Books(self._empty, self._held, ())
+        for item in filter(can_grow, self._held):
+            job, workers = item.job, item.shape.workers
+            if job.owner in self._held_back:
+                continue
+            more = min(self._rooms.largest(gang(job, job.workers - workers)), self._quotas.workers_left(job))
+            size = job.size_within(min(workers + more, books.after([item]).largest(gang(job))) if more else 0)
+            if size > workers:
+                found[job.id] = size
+        return found
 
     def _may_go(self, owner: str) -> bool:
         if wait := self._quotas.too_many_running(owner):
             self._owners[owner] = wait
+            self._held_back.add(owner)
         return wait is None
 
     def _size_behind(self, job: Job, now: int, after_head: Rooms | None) -> int:
@@ -96,7 +123,9 @@ class _Pass:
             return Wait("backoff", message, {"seconds": left_s}, starts_at=job.not_before)
         if self._empty.without(gang(job, job.least_workers)) is None:
             return Wait("never_fits", "Even the empty cluster has no room for all its workers. Ask for fewer.")
-        return self._quotas.too_many_gpus(job)
+        if wait := self._quotas.too_many_gpus(job):
+            self._held_back.add(job.owner)
+        return wait
 
     def _start(self, job: Job, shape: Gang) -> None:
         rooms = self._rooms.without(shape)

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 from service.dispatch import View
 from service.jobs import Attempt, Job, JobState, NewEvent, new_fence
+from service.scheduling.growth import Growth, Settling
 from service.scheduling.plan import Held, Policy, Schedule
 from service.scheduling.scheduler import schedule
 from service.steps.one_job import LAUNCH_LEASE_S, JobStep
@@ -24,19 +25,35 @@ class Starts:
         self._waiting = waiting
         self._jobs = jobs
         self._lease_s = lease_s
+        self._settling = Settling()
 
     def start_what_fits(self, look: Look, view: View, attempts: Sequence[Attempt]) -> Schedule:
         """attempts: those that still take up room."""
         store = self._ports.store
         now = store.now()
-        plan = schedule(self._waiting.lines(), self._held(attempts, now), view.nodes, now, self._policy)
+        held = self._held(attempts, now)
+        plan = schedule(self._waiting.lines(), held, view.nodes, now, self._policy)
         for job in plan.preempts:
             event = NewEvent("preempt_requested", "A job of higher priority needs the room.")
             if store.move(job, job.state, {"stop": "preempt", "stop_at": now}, event=event, lease=look.token):
                 self._ports.on_change(job.id)
         for job in plan.starts:
             self._begin(job, plan.sizes[job.id], now, look)
+        self._settling = self._settling.after(plan.room, now)
+        if growth := self._settling.ripe(plan.room, held, now, self._policy):
+            self._grow(growth, now, look)
         return plan
+
+    def _grow(self, growth: Growth, now: datetime, look: Look) -> None:
+        """Have it stop with a checkpoint; it is first in its line, and starts again with what there is room for."""
+        job = growth.job
+        message = (
+            f"There has been room for {growth.to} workers instead of {growth.workers} for {growth.settled_s:.0f} s; "
+            "it stops for a moment and goes on with them."
+        )
+        event = NewEvent("resize_requested", message, growth.numbers)
+        if self._ports.store.move(job, job.state, {"stop": "resize", "stop_at": now}, event=event, lease=look.token):
+            self._ports.on_change(job.id)
 
     def _held(self, attempts: Sequence[Attempt], now: datetime) -> list[Held]:
         jobs = {job.id: job for job in self._ports.store.jobs_by_id([attempt.job_id for attempt in attempts])}
@@ -45,7 +62,9 @@ class Starts:
             if job := jobs.get(attempt.job_id):
                 # Once its workers train, what they use is part of what the cluster reports.
                 placed = attempt.phase is not None and attempt.phase not in ("preparing", "starting_workers")
-                held.append(Held(job, attempt.created_at, placed, _ends_at(job, now), attempt.workers))
+                began = (attempt.phases or {}).get("training")
+                trains_since = datetime.fromisoformat(began) if began else None
+                held.append(Held(job, attempt.created_at, placed, _ends_at(job, now), attempt.workers, trains_since))
         return held
 
     def _begin(self, job: Job, workers: int, now: datetime, look: Look) -> None:

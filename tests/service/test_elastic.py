@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from service.jobs import Job
+from service.scheduling import growth
 from tests.service.api import SPEC, api
 from tests.service.databases import fresh_sqlite
 from tests.service.test_api import problem
@@ -145,3 +146,50 @@ def test_plan_says_when_the_least_workers_fit(free: float, total: float, when: s
     spec = read_spec(SPEC | {"resources": {"workers": 4, "min_workers": 2}})
 
     assert fits(spec, [NodeCapacity("n", total, 0.0, free, 0.0)]) == when
+
+
+def test_running_job_grows_once_room_has_lasted_and_goes_on_from_its_checkpoint(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(growth, "LEAST_TRAINED_S", 120.0)
+    other = world.submit(resources={"workers": 3}, labels={"works": "4"})
+    world.step()
+    job = world.submit(resources=ELASTIC, labels={"works": "60"})
+    while not world.job(job.id).is_terminal:
+        world.step()
+
+    first, second = world.store.attempts(job.id)
+    assert (first.workers, second.workers) == (1, 4)
+    assert (first.outcome, second.outcome, world.job(job.id).failures) == ("stopped", "succeeded", 0)
+    assert second.resume_step == first.step
+    (asked,) = [event for event in world.store.events(job.id, limit=1000) if event.kind == "resize_requested"]
+    assert asked.data is not None
+    assert (asked.data["workers"], asked.data["to"]) == (1, 4)
+    assert asked.data["trained_s"] >= 120
+    assert asked.data["settled_s"] >= growth.SETTLED_S
+    assert "instead of 1 for" in asked.message
+    world.check_settled(world.job(job.id))
+    assert world.job(other.id).is_terminal
+
+
+def test_job_that_runs_on_fewer_workers_explains_what_it_waits_for(tmp_path: Path) -> None:
+    with api(tmp_path) as (client, world):
+        world.submit(resources={"workers": 3}, labels={"works": "4"})
+        world.step()
+        job = world.submit(resources=ELASTIC, labels={"works": "60"})
+        for _ in range(4):
+            world.step()
+
+        def explanation() -> dict[str, Any]:
+            found: dict[str, Any] = client.get(f"/v1/jobs/{job.id}/explain").json()
+            return found
+
+        crowded = explanation()
+        while len(world.store.unreleased_attempts()) > 1:
+            world.step()
+        world.step()
+        alone = explanation()
+
+    assert crowded["message"] == "It trains on 1 of 4 workers; there is no room for more that nobody waits for."
+    assert alone["message"].startswith("It trains on 1 of 4 workers; there is room for 4.")
+    assert alone["shortfall"] == {"workers": 1.0, "asked_for": 4.0, "room_for": 4.0}

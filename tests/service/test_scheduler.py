@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 from service.jobs import Job, JobState
+from service.scheduling import growth
+from service.scheduling.growth import Growth, Settling
 from service.scheduling.order import in_lines
 from service.scheduling.plan import Held, Policy, Schedule
 from service.scheduling.scheduler import schedule
@@ -225,14 +228,93 @@ def test_attempt_with_fewer_workers_leaves_the_rest_of_the_room() -> None:
     assert plan.sizes == {"a": 3}
 
 
+def small(least: int = 1, workers: int = 1, *, ends_s: float | None = None, trained_s: float = 700) -> Held:
+    """A running job that asks for four workers and has fewer."""
+    item = held(elastic(job("r", 4), least), ends_s=ends_s, placed=True, age_s=trained_s)
+    return replace(item, workers=workers, trains_since=NOW - timedelta(seconds=trained_s))
+
+
+def test_running_job_may_grow_into_room_that_nobody_waits_for() -> None:
+    assert plan_of([], [small()], nodes(8, used=1), NOW, POLICY).room == {"r": 4}
+    assert plan_of([], [small()], nodes(8, used=6), NOW, POLICY).room == {"r": 3}
+    assert plan_of([], [small()], nodes(8, used=8), NOW, POLICY).room == {}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [job("starts"), job("waits", 8), job("comes soon", not_before=NOW + timedelta(seconds=9))],
+    ids=lambda one: one.id,
+)
+def test_room_that_somebody_waits_for_is_nobody_elses(other: Job) -> None:
+    assert plan_of([other], [small()], nodes(8, used=1), NOW, POLICY).room == {}
+
+
+def test_nobody_grows_while_somebody_leaves_to_come_back() -> None:
+    leaving = held(job("leaving", stop="resize"), placed=True)
+
+    assert plan_of([], [small(), leaving], nodes(8, used=2), NOW, POLICY).room == {}
+
+
+def test_job_grows_by_whole_groups_and_within_the_quota() -> None:
+    spec = TEMPLATE.spec | {"norm": TEMPLATE.spec["norm"] | {"group": 2}}
+    in_twos = replace(small(2, 2), job=replace(small(2, 2).job, workers=8, spec=spec))
+    with_gpus = replace(small(), job=replace(small().job, gpus_per_worker=1))
+
+    assert plan_of([], [in_twos], nodes(9, used=4), NOW, POLICY).room == {"r": 6}
+    assert plan_of([], [with_gpus], nodes(8, used=1, gpus=8), NOW, Policy(max_gpus=3)).room == {"r": 3}
+
+
+def test_job_whose_owner_waits_for_a_quota_does_not_let_the_next_in() -> None:
+    plan = plan_of([job("next")], [small()], nodes(8, used=1), NOW, Policy(max_running=1))
+
+    assert plan.waits == {}
+    assert plan.room == {}
+
+
+@pytest.mark.parametrize(
+    ("settled_s", "trained_s", "ends_s", "grows"),
+    [
+        (60, 600, None, True),
+        (60, 600, 80, True),  # on four workers, three quarters of it are saved
+        (59, 600, None, False),
+        (60, 599, None, False),
+        (60, 600, 79, False),
+    ],
+)
+def test_job_grows_once_room_has_lasted_and_a_start_is_worth_it(
+    settled_s: float, trained_s: float, ends_s: float | None, grows: bool
+) -> None:
+    item, room = small(ends_s=ends_s, trained_s=trained_s), {"r": 4}
+    settling = Settling().after(room, NOW - timedelta(seconds=settled_s)).after(room, NOW)
+
+    found = settling.ripe(room, [item], NOW, POLICY)
+
+    assert (found is not None) == grows
+
+
+def test_room_that_was_gone_for_a_moment_has_to_last_anew() -> None:
+    room = {"r": 4}
+    settling = Settling().after(room, NOW - timedelta(seconds=900)).after({}, NOW).after(room, NOW)
+
+    assert settling.ripe(room, [small()], NOW, POLICY) is None
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times that fit into a random day of twenty minutes."""
+    monkeypatch.setattr(growth, "SETTLED_S", 2.0)
+    monkeypatch.setattr(growth, "LEAST_TRAINED_S", 10.0)
+
+
 class Day:
     """A cluster under random jobs that come, run and leave; checks the promises at every event.
 
     Workers sit on hosts, as Ray packs them, and what they take is part of what the cluster reports.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
+    def __init__(self, seed: int, elastic: float = 0.4) -> None:
+        """elastic: the part of jobs that are."""
+        self.random, self.elastic = random.Random(seed), elastic
         hosts = self.random.randint(1, 5)
         self.seats: dict[str, list[tuple[int, int]]] = {}
         self.empty = [
@@ -245,6 +327,8 @@ class Day:
         self.queue: dict[str, Job] = {}
         self.running: dict[str, Held] = {}
         self.policy = Policy(ageing_s=50, max_running=self.random.choice([None, 3]))
+        self.settling = Settling()
+        self.grown: Counter[str] = Counter()
 
     def step(self) -> None:
         self.now += timedelta(seconds=self.random.expovariate(0.2))
@@ -261,7 +345,7 @@ class Day:
                 priority=self.random.choice([0, 0, 0, 5, -5]),
                 queued_at=self.now,
             )
-            if self.random.random() < 0.4:
+            if self.random.random() < self.elastic:
                 self.queue[name] = elastic(self.queue[name], self.random.choice([1, 2, 3]), self.random)
         elif self.running:
             self.leave(self.random.choice(sorted(self.running)))
@@ -301,7 +385,8 @@ class Day:
             seats.append((host, taken))
             left -= taken
         assert left == 0, f"{one.id} would be split"
-        self.running[one.id] = Held(replace(one, state=JobState.RUNNING), self.now, placed=True, workers=workers)
+        begun = replace(one, state=JobState.RUNNING, started_at=one.started_at or self.now)
+        self.running[one.id] = Held(begun, self.now, placed=True, workers=workers, trains_since=self.now)
         self.seats[one.id] = seats
 
     def leave(self, name: str) -> Held:
@@ -317,6 +402,22 @@ class Day:
             item = self.leave(one.id)
             self.queue[one.id] = replace(item.job, state=JobState.QUEUED)
         assert not {one.id for one in plan.starts} & {one.id for one in plan.preempts}
+        self.settling = self.settling.after(plan.room, self.now)
+        if grown := self.settling.ripe(plan.room, list(self.running.values()), self.now, self.policy):
+            self.grow(grown, plan)
+
+    def grow(self, grown: Growth, plan: Schedule) -> None:
+        """It stops, and starts again in the same moment, with what it was told; as often as it may, and no more."""
+        one = grown.job
+        assert not plan.starts + plan.preempts, "somebody took room at the same moment"
+        assert not [wait for wait in plan.waits.values() if wait.code.startswith(("no_room", "held", "waiting"))]
+        self.grown[one.id] += 1
+        assert one.started_at is not None
+        assert self.grown[one.id] <= (self.now - one.started_at).total_seconds() / growth.LEAST_TRAINED_S
+        self.leave(one.id)
+        self.queue[one.id] = replace(one, state=JobState.QUEUED)
+        self.plan()
+        assert self.running[one.id].workers == grown.to > grown.workers
 
     def check(self) -> None:
         assert all(node.free_cpus >= 0 and node.free_gpus >= 0 for node in self.nodes())
@@ -326,18 +427,28 @@ class Day:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_random_days_keep_every_promise(seed: int) -> None:
+def test_random_days_keep_every_promise(seed: int, brief: None) -> None:
     for part in range(2):
         day = Day(seed * 100 + part)
         for _ in range(250):
             day.step()
 
 
+def test_jobs_grow_on_random_days(brief: None) -> None:
+    """Each time in the same moment, with what was promised, and no job more than once in its least time (see Day)."""
+    days = [Day(300 + number, elastic=0.95) for number in range(8)]
+    for day in days:
+        for _ in range(250):
+            day.step()
+
+    assert sum(day.grown.total() for day in days) > 3
+
+
 @pytest.mark.chaos
 @pytest.mark.parametrize("seed", range(20))
-def test_hundred_thousand_random_events_keep_every_promise(seed: int) -> None:
+def test_hundred_thousand_random_events_keep_every_promise(seed: int, brief: None) -> None:
     for part in range(10):
-        day = Day(10_000 + seed * 100 + part)
+        day = Day(10_000 + seed * 100 + part, elastic=0.4 if part % 2 else 0.95)
         for _ in range(500):
             day.step()
 

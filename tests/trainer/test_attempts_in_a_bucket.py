@@ -144,7 +144,7 @@ def test_old_checkpoints_go_manifest_first(three: str) -> None:
         mirror: Any = folders.mirror
         original = mirror._storage.remove
         mirror._storage.remove = lambda name: (removed.append(name.partition("checkpoints/")[2]), original(name))
-        checkpoints.retain(folders.checkpoints, 1, spare=10, mirror=mirror)
+        checkpoints.retain(folders.checkpoints, 1, {10}, mirror)
 
     assert kept(f"{three}/checkpoints") == [
         f"step-00000000{step}/{name}" for step in (10, 30) for name in (MANIFEST, STATE)
