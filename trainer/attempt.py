@@ -24,7 +24,7 @@ METRICS_FILE = "metrics.jsonl"
 CANNOT_BEGIN = "syncnorm can't read its launch file: "
 """How the last line begins that a driver prints which does not reach the storage; the rest says why."""
 
-StopRequest = Literal["cancel", "pause", "preempt", "deadline"]
+StopRequest = Literal["cancel", "pause", "preempt", "deadline", "resize"]
 Outcome = Literal["succeeded", "failed", "stopped"]
 Phase = Literal["preparing", "starting_workers", "training", "finalizing", "done"]
 

@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from trainer.attempt import Launch
+from trainer.attempt import Launch, StopRequest
 from trainer.callbacks.alerts import StatisticsAlarm
 from trainer.callbacks.checkpoint import CheckpointWriter, VerifiedCheckpointIO
 from trainer.callbacks.early_stopping import StopEarly
@@ -31,6 +31,7 @@ from trainer.data.loader import Loader, train_loader, val_loader
 from trainer.diagnostics import Diagnostics
 from trainer.files import StorageError
 from trainer.folders import AttemptFolders
+from trainer.isolation import Isolation, reaches_ray_head
 from trainer.mirror import Mirror
 from trainer.module import TrainingModule
 from trainer.place import Place
@@ -154,7 +155,12 @@ def _callbacks(
     steps: int,
 ) -> list[Callback]:
     """In the order they are called in; what keeps state that an epoch's end changes comes before the checkpoint."""
-    agreement = StopAgreement(lambda: reporter.stop_request, lambda: reporter.superseded)
+    isolation = Isolation(reporter.silent_s, reaches_ray_head)
+
+    def heard() -> StopRequest | None:
+        return reporter.stop_request or ("preempt" if isolation.is_alone() else None)
+
+    agreement = StopAgreement(heard, lambda: reporter.superseded)
     alarm = StatisticsAlarm(reporter)
     callbacks: list[Callback] = [
         EndAtStep(steps),

@@ -74,6 +74,7 @@ class Reporter:
         self._progress_due = 0.0
         self._hidden: tuple[str, ...] = ()
         self._known_checkpoint: int | None = None
+        self._heard_at = time.monotonic()
         self.stop_request: StopRequest | None = None
         self.superseded = False
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
@@ -97,6 +98,10 @@ class Reporter:
     def hide(self, values: Iterable[str]) -> None:
         """From here on these secrets are kept out of everything that is sent."""
         self._hidden = tuple(values)
+
+    def silent_s(self) -> float:
+        """Since the service was last heard; 0 where there is none."""
+        return 0.0 if self._client is None else time.monotonic() - self._heard_at
 
     def enter(self, phase: Phase) -> None:
         """A phase begins; told at once with a heartbeat. Rank 0 and the driver also make an event of it."""
@@ -206,6 +211,7 @@ class Reporter:
             answer = self._client.post(message.path, content=redact(message.body.model_dump_json(), self._hidden))
         except httpx.HTTPError:
             return False
+        self._heard_at = time.monotonic()
         if answer.status_code == httpx.codes.CONFLICT:
             self.superseded = True
             return True

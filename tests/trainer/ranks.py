@@ -100,6 +100,9 @@ class Told:
     def checkpoints_to_spare(self) -> set[int]:
         return set()
 
+    def silent_s(self) -> float:
+        return 0.0
+
 
 @dataclass
 class Trained:

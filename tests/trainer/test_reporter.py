@@ -220,3 +220,12 @@ def test_checkpoint_of_an_attempt_that_was_given_up_counts_as_unheard() -> None:
 
     assert reporter.superseded
     assert reporter.checkpoints_to_spare() == {10}
+
+
+def test_silence_of_the_service_is_known_in_seconds() -> None:
+    with serving(Service()) as service:
+        reporter = reporter_for(service)
+        service.wait("heartbeat")
+        reporter.close()
+
+    assert 0 < reporter.silent_s() < 20

@@ -1,0 +1,54 @@
+"""Whether this attempt is alone: it has heard nothing for long of the service, and its cluster's head is out of reach.
+
+A service that is down stops nobody's training. But behind a cut an attempt has been replaced, and should not use its
+host for ever: where packets are lost rather than refused, Ray itself does not notice (ray 2.60).
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+
+ALONE_S = 600.0
+"""How long the service may be silent before anybody asks why."""
+_LOOK_S = 60.0
+_CONNECT_S = 2.0
+
+
+class Isolation:
+    """silent_s: since the service was last heard. reaches_head: whether a connection can be made; it may block a while.
+
+    Asked at every batch; looks for the head once in a while, and only after a long silence.
+    """
+
+    def __init__(
+        self,
+        silent_s: Callable[[], float],
+        reaches_head: Callable[[], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._silent_s = silent_s
+        self._reaches_head = reaches_head
+        self._clock = clock
+        self._next_look = 0.0
+
+    def is_alone(self) -> bool:
+        if self._silent_s() < ALONE_S or self._clock() < self._next_look:
+            return False
+        self._next_look = self._clock() + _LOOK_S
+        return not self._reaches_head()
+
+
+def reaches_ray_head() -> bool:
+    """Whether the head of the cluster takes connections; True where there is no cluster."""
+    import ray
+
+    if not ray.is_initialized():
+        return True
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+    except OSError:
+        return False
+    return True
