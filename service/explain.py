@@ -55,12 +55,15 @@ def explain(
         return _queued(job, attempt, plan, ahead)
     if job.state is JobState.STARTING:
         return _starting(attempt)
-    if job.state is JobState.STOPPING:
-        why = "go on with more workers" if job.stop == "resize" else job.stop or "stop"
-        return Explanation("stopping", f"It ends at the next batch, with a checkpoint, to {why}.")
     if job.state is JobState.RUNNING:
         return _running(job, attempt, plan)
+    return _by_its_state(job)
+
+
+def _by_its_state(job: Job) -> Explanation:
+    stopped_to = "go on with more workers" if job.stop == "resize" else job.stop or "stop"
     texts = {
+        JobState.STOPPING: ("stopping", f"It ends at the next batch, with a checkpoint, to {stopped_to}."),
         JobState.FINALIZING: ("exporting", "Training is over; statistics, folding, export and certificate follow."),
         JobState.PAUSED: ("paused", "Somebody paused it; it waits for resume."),
         JobState.SUCCEEDED: ("succeeded", "It is finished."),
