@@ -194,8 +194,8 @@ class ResourcesSpec(Part):
     min_workers: Annotated[int, Field(ge=1, le=4096)] | None = None
     """An attempt starts with as few as this many where there is no room for all; null: always `workers`. The global
     batch stays data.batch_size * workers, so a worker's part grows, and with it what kinds that do not synchronize
-    take their statistics from. How many are used is chosen when an attempt starts; one with fewer stops for a moment and
-    goes on with more once there has been room for a while.
+    take their statistics from. How many are used is chosen when an attempt starts. One with fewer stops and goes on
+    with more once there has been room for a while.
     """
 
     @model_validator(mode="after")
