@@ -26,12 +26,18 @@ class RunningService:
     """The service as a process of its own, on a state folder."""
 
     def __init__(
-        self, home: Path, environment: dict[str, str] | None = None, settings: dict[str, float] | None = None
+        self,
+        home: Path,
+        environment: dict[str, str] | None = None,
+        settings: dict[str, float] | None = None,
+        *,
+        trains: bool = False,
     ) -> None:
-        """settings: times for which there is no variable."""
+        """settings: times for which there is no variable. trains: with the real driver in place of the stand-in."""
         self.home = home
         self._settings = settings or {}
         self._environment = environment or {}
+        self._entrypoint = None if trains else f"{shlex.quote(sys.executable)} {shlex.quote(str(STANDIN))}"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Client:
@@ -42,18 +48,16 @@ class RunningService:
 
     def launch(self) -> None:
         code = (
-            "import sys; from dataclasses import replace; from service.runtime import serve; "
+            "from dataclasses import replace; from service.runtime import serve; "
             "from service.settings import Settings; "
             f"settings = replace(Settings.from_environment(), **{self._settings}); "
-            "serve(settings, lambda url, context: None, entrypoint=sys.argv[1])"
+            f"serve(settings, lambda url, context: None, entrypoint={self._entrypoint!r})"
         )
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SYNCNORM_")}
         environment |= {"SYNCNORM_HOME": str(self.home), "PYTHONPATH": str(ROOT), "SYNCNORM_PORT": str(free_port())}
         environment |= self._environment
-        entrypoint = f"{shlex.quote(sys.executable)} {shlex.quote(str(STANDIN))}"
         with (self.home / "out").open("ab") as out:
-            command = [sys.executable, "-c", code, entrypoint]
-            self.process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+            self.process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=out, stderr=out)
 
     def wait_until_ready(self, timeout_s: float = 120) -> Client:
         address = self.home / "service.json"
