@@ -171,7 +171,7 @@ class Bucket:
             options = {"use_listings_cache": False, **_OPTIONS.get(protocol, {})}
             self._fs, self._path = fsspec.url_to_fs(self.root, **options)
             if hasattr(self._fs, "retries"):
-                self._fs.retries = 1  # of s3fs and gcsfs, class attributes that no argument sets (both 2026.9)
+                self._fs.retries = 1  # of s3fs, which no argument sets (2026.9); gcsfs has its own and keeps them
         except (ImportError, ValueError) as error:
             raise StorageError(
                 f"the storage {self.root} can't be used on this host: {error}. For s3:// and gs:// install the extras: "

@@ -52,7 +52,7 @@ def fault_of(error: BaseException) -> Fault:
         return Fault.REFUSED
     if getattr(error, "code", None) in (401, 403) or text.startswith("Forbidden"):  # gcsfs
         return Fault.REFUSED
-    if isinstance(error, OSError) and error.errno in _NO:
+    if isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno in _NO):  # gcsfs: a bad request
         return Fault.REFUSED
     return Fault.AWAY
 

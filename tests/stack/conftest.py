@@ -32,13 +32,13 @@ def eventually(look: Callable[[], T | None], timeout_s: float) -> T:
 
 
 class Serving:
-    """One `syncnorm serve` on a state folder of its own."""
+    """One `syncnorm serve` on a state folder of its own. settings: in its environment."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, **settings: str) -> None:
         self.home = home
         self._out = home / "out"
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SYNCNORM_")}
-        environment |= {"SYNCNORM_HOME": str(home), "PYTHONPATH": str(ROOT)}
+        environment |= {"SYNCNORM_HOME": str(home), "PYTHONPATH": str(ROOT), **settings}
         with self._out.open("ab") as out:
             command = [sys.executable, "-m", "service.cli", "serve"]
             self.process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)

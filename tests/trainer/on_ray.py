@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -12,33 +13,55 @@ from pathlib import Path
 from typing import Any
 
 from tests.trainer.ranks import launch_of
-from trainer.attempt import LAUNCH_FILE, RESULT_FILE, Result
+from trainer.attempt import LAUNCH_FILE, RESULT_FILE, Launch, Result
+from trainer.storage import storage_at
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+_START = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address=127.0.0.1")
+
+
 @contextmanager
-def cluster() -> Iterator[str]:
+def cluster(cpus: int = 4) -> Iterator[str]:
     """A Ray of our own; its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
-    options = ["--node-ip-address=127.0.0.1", "--num-cpus=4", "--include-dashboard=false"]
-    head = subprocess.Popen([*command, *options], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
+    with _running(*_START, "--head", f"--port={port}", f"--num-cpus={cpus}", "--include-dashboard=false"):
         yield f"127.0.0.1:{port}"
+
+
+@contextmanager
+def joined(ray_address: str, hidden: Path, cpus: int) -> Iterator[None]:
+    """One more host, on whose file system `hidden` is another, empty folder. Only root may have such a host."""
+    join = shlex.join([*_START, f"--address={ray_address}", f"--num-cpus={cpus}"])
+    command = f"mount -t tmpfs tmpfs {shlex.quote(str(hidden))} && exec {join}"
+    with _running("unshare", "--mount", "sh", "-c", command):
+        yield
+
+
+@contextmanager
+def _running(*command: str) -> Iterator[None]:
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
     finally:
-        head.terminate()  # it ends its processes itself, which may take a while
-        head.wait(120)
+        process.terminate()  # it ends its processes itself, which may take a while
+        process.wait(120)
 
 
 def drive(ray_address: str, root: Path, job: dict[str, Any], timeout_s: float = 240) -> Result:
     """The driver of a job as a process of its own, on a real cluster; what it leaves behind."""
-    (root / LAUNCH_FILE).write_text(launch_of(job).model_dump_json())
+    return drive_at(ray_address, str(root), launch_of(job), timeout_s)
+
+
+def drive_at(ray_address: str, root: str, launch: Launch, timeout_s: float = 240) -> Result:
+    """root: a folder, or a URL."""
+    storage_at(root).write(LAUNCH_FILE, launch.model_dump_json().encode())
     environment = os.environ | {"RAY_ADDRESS": ray_address, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "trainer.main", str(root)]
+    command = [sys.executable, "-m", "trainer.main", root]
     done = subprocess.run(command, env=environment, timeout=timeout_s, capture_output=True, text=True, check=False)
-    assert (root / RESULT_FILE).exists(), done.stderr[-3000:]
-    return Result.model_validate_json((root / RESULT_FILE).read_bytes())
+    assert storage_at(root).has(RESULT_FILE), done.stderr[-3000:]
+    return Result.model_validate_json(storage_at(root).read(RESULT_FILE))

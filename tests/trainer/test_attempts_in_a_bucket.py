@@ -14,6 +14,7 @@ from ray.train import WorkerGroupError
 
 from tests.norm.pool import Pool
 from tests.s3 import S3
+from tests.trainer import on_ray
 from tests.trainer.conftest import Mlflow
 from tests.trainer.ranks import Told, Trained, launch_of, place, train
 from tests.trainer.test_resume import Undisturbed, assert_same, die_at, spec
@@ -357,3 +358,23 @@ def test_files_are_published_once_and_again_when_they_change(bucket: str) -> Non
 
     assert sent == ["plan.json", "plan.json"]
     assert storage_at(attempt(bucket)).read("artifacts/plan.json") == b'{"a": 1}'
+
+
+@pytest.mark.chaos
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a host with a file system of its own")
+def test_hosts_that_share_no_folder_train_one_job(
+    bucket: str, mlflow_server: Mlflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train's own storage lies in the driver's scratch folder, which the other host does not see."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("SYNCNORM_SCRATCH", str(scratch))
+    facts = launch(bucket, mlflow_server)
+
+    with on_ray.cluster(cpus=1) as address, on_ray.joined(address, scratch, cpus=1):
+        result = on_ray.drive_at(address, attempt(bucket), facts)
+
+    assert result.outcome == "succeeded", result.message
+    assert result.model is not None
+    assert result.model.certificate["agreement"]["ranks"] == 2
+    assert list(scratch.iterdir()) == []

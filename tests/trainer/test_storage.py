@@ -220,6 +220,7 @@ class HttpError(Exception):
         (OSError(errno.EINVAL, "The region 'x' is wrong; expecting 'y'"), Fault.REFUSED),
         (OSError("Forbidden: bucket/x\nanother project's"), Fault.REFUSED),
         (HttpError("no"), Fault.REFUSED),
+        (ValueError("Bad Request: bucket/x\ninvalid argument"), Fault.REFUSED),
         (OSError(errno.EBUSY, "Please reduce your request rate."), Fault.AWAY),
         (OSError(errno.EREMOTEIO, "We encountered an internal error"), Fault.AWAY),
         (botocore.exceptions.EndpointConnectionError(endpoint_url="http://x"), Fault.AWAY),

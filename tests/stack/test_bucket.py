@@ -1,0 +1,134 @@
+"""The whole service with its storage in a bucket that goes away meanwhile: no file system is shared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import yaml
+
+from service.client import Client
+from tests.s3 import S3
+from tests.stack.conftest import Serving, eventually, finished
+from trainer.attempt import CANNOT_BEGIN
+from trainer.storage import storage_at
+
+pytestmark = [pytest.mark.stack, pytest.mark.chaos, pytest.mark.timeout(600)]
+
+EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "digits-sync-batch.yaml"
+LONG = {"epochs": 12, "checkpoint_every": {"steps": 10}}
+
+
+@pytest.fixture(scope="module")
+def storage(s3_server: S3) -> Iterator[str]:
+    with s3_server.used():
+        yield f"{s3_server.new_bucket()}/runs"
+
+
+@pytest.fixture(scope="module")
+def client(storage: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    scratch = tmp_path_factory.mktemp("scratch")
+    running = Serving(tmp_path_factory.mktemp("home"), SYNCNORM_STORAGE=storage, SYNCNORM_SCRATCH=str(scratch))
+    try:
+        with eventually(running.ready, 180) as found:
+            yield found
+    finally:
+        running.interrupt()
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def job(client: Client, s3_server: S3) -> dict[str, Any]:
+    """Paused and resumed, with the bucket away for some seconds in its second attempt."""
+    document = yaml.safe_load(EXAMPLE.read_text())
+    job_id = client.submit(document | {"train": document["train"] | LONG})["id"]
+    eventually(lambda: client.job(job_id)["progress"]["step"] > 40, 200)
+    client.pause(job_id)
+    eventually(lambda: client.job(job_id)["state"] == "paused", 100)
+    client.resume(job_id)
+    eventually(lambda: client.job(job_id)["progress"]["step"] > 100, 200)
+    s3_server.line.cut()
+    eventually(lambda: [one for one in client.logs(job_id, tail=200) if "is away, trying again" in one["text"]], 60)
+    s3_server.line.mend()
+    return finished(client, job_id)
+
+
+def names(storage: str, job: dict[str, Any], attempt: int) -> list[str]:
+    return storage_at(f"{storage}/jobs/{job['id']}/attempts/{attempt}").names()
+
+
+def test_job_ends_with_a_certificate_though_the_bucket_was_away(job: dict[str, Any], client: Client) -> None:
+    attempts = client.attempts(job["id"])
+
+    assert (job["state"], job["reason"]) == ("succeeded", None), job["message"]
+    assert job["model"]["certificate"]["passed"]
+    assert job["progress"]["metrics"]["val/accuracy"] >= 0.95
+    assert [one["outcome"] for one in attempts] == ["stopped", "succeeded"]
+
+
+def test_result_is_the_last_of_all(job: dict[str, Any], storage: str) -> None:
+    filesystem, root = fsspec.url_to_fs(f"{storage}/jobs/{job['id']}/attempts/2", use_listings_cache=False)
+
+    listed = filesystem.find(root, detail=True)
+
+    at = {path.removeprefix(f"{root}/"): facts["LastModified"] for path, facts in listed.items()}
+    assert max(at.values()) == at["result.json"]
+    assert at["export/certificate.json"] >= at["export/weights.safetensors"]
+
+
+def test_each_attempt_keeps_its_newest_checkpoints_and_its_metrics(
+    job: dict[str, Any], client: Client, storage: str
+) -> None:
+    manifests = [name for name in names(storage, job, 2) if name.endswith("manifest.json")]
+
+    assert len(manifests) == 3
+    assert f"checkpoints/step-{job['progress']['step']:010d}/manifest.json" == manifests[-1]
+    assert {"metrics.jsonl", "launch.json", "ranks.json"} <= set(names(storage, job, 1))
+    assert all(one["path"].startswith(f"{storage}/jobs/{job['id']}/") for one in client.checkpoints(job["id"]))
+
+
+def test_statistics_from_before_the_pause_are_in_the_run(job: dict[str, Any], client: Client) -> None:
+    import httpx
+
+    uri = str(job["mlflow"]["url"]).split("/#/")[0]
+    params = {"run_id": job["mlflow"]["run_id"], "path": "norm/statistics"}
+    found = httpx.get(f"{uri}/api/2.0/mlflow/artifacts/list", params=params, timeout=30).json()["files"]
+
+    steps = sorted(int(one["path"].rpartition("-")[2].partition(".")[0]) for one in found)
+    assert steps == list(range(23, 12 * 23 + 1, 23))
+
+
+def test_job_is_exported_again_from_the_bucket(job: dict[str, Any], client: Client) -> None:
+    asked = client.export(job["id"], formats=["onnx"])
+
+    def over() -> dict[str, Any] | None:
+        found = client.one_export(job["id"], asked["name"])
+        return found if found["state"] in ("succeeded", "failed") else None
+
+    export = eventually(over, 120)
+    assert (export["state"], export["passed"]) == ("succeeded", True), export["message"]
+
+
+def test_host_without_rights_fails_the_job_with_what_to_change(client: Client, storage: str, s3_server: S3) -> None:
+    document = yaml.safe_load(EXAMPLE.read_text()) | {"name": "refused"}
+    keys = {name: value for name, value in s3_server.reading.items() if "URL" not in name}
+
+    # Variables of the job stand on its workers, not for its driver: so some hosts have other credentials than others.
+    job = finished(client, client.submit(document | {"env": keys})["id"])
+
+    assert (job["state"], job["reason"]) == ("failed", "storage")
+    assert "Access Denied" in job["message"]
+    assert "Check the credentials on this host" in job["message"]
+    assert CANNOT_BEGIN not in job["message"]
+
+
+def test_deleted_job_leaves_nothing_in_the_bucket(job: dict[str, Any], client: Client, storage: str) -> None:
+    before = names(storage, job, 1)
+
+    eventually(lambda: not client.delete(job["id"]), 60)
+
+    assert before
+    eventually(lambda: not storage_at(f"{storage}/jobs/{job['id']}").names(), 60)
