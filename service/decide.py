@@ -107,7 +107,7 @@ def decide(job: Job, attempt: Attempt | None, seen: Seen, rules: Rules) -> Decis
 def _under_way(job: Job, attempt: Attempt, seen: Seen, rules: Rules) -> Decision:
     if job.stop is not None and job.state is not JobState.STOPPING:
         return Move(JobState.STOPPING, message=f"Stopping to {job.stop}.")
-    if ending := _ending(attempt, seen, rules):
+    if ending := _ending(job, attempt, seen, rules):
         return _settle(job, attempt, ending, seen.now, rules)
     if job.state is JobState.STOPPING:
         return _press(job, attempt, seen)
@@ -150,11 +150,13 @@ def _press(job: Job, attempt: Attempt, seen: Seen) -> Decision:
     return None
 
 
-def _ending(attempt: Attempt, seen: Seen, rules: Rules) -> _Ending | None:
+def _ending(job: Job, attempt: Attempt, seen: Seen, rules: Rules) -> _Ending | None:
     result = seen.result or read_result(attempt)
     if result is not None:
         return _Ending(result.outcome, result.reason, result.message, result)
-    if seen.storage_away or not _is_dead(attempt, seen, rules):
+    if not _is_dead(attempt, seen, rules):
+        return None
+    if seen.storage_away and job.stop != "cancel":
         return None  # what looks dead may have succeeded
     if _is_from_an_earlier_session(attempt, seen):
         return _Ending("lost", FailureReason.NODE_LOST, f"The cluster restarted at step {attempt.step}.", None, False)

@@ -114,8 +114,10 @@ def _port(environ: Mapping[str, str]) -> int | None:
 
 def _storage(environ: Mapping[str, str]) -> str | None:
     """It goes into launch files, messages and rows, so nothing secret may be part of it."""
-    text = environ.get("SYNCNORM_STORAGE")
-    if text and "://" in text and (not text.isprintable() or any(mark in text for mark in ("@", "?", "#", "::", " "))):
+    text = environ.get("SYNCNORM_STORAGE", "").removeprefix("file://")
+    if text.startswith("memory://"):
+        raise ValueError("SYNCNORM_STORAGE must be a place that all hosts reach; memory:// is one process alone.")
+    if "://" in text and (not text.isprintable() or any(mark in text for mark in ("@", "?", "#", "::", " "))):
         raise ValueError(
             "SYNCNORM_STORAGE must be a folder or a plain address such as s3://bucket/folder, without user, password "
             "and options. Give credentials to the hosts, as the AWS or Google SDK finds them there."

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import selectors
+import signal
 import socket
 import subprocess
 import sys
@@ -84,11 +85,12 @@ class Line:
 class S3:
     """environment: what a host has that may do anything, `reading` one that may not write; endpoint and credentials."""
 
-    def __init__(self, port: int, direct_port: int, line: Line) -> None:
-        self.line = line
+    def __init__(self, process: subprocess.Popen[bytes], direct_port: int) -> None:
+        self.line = Line(direct_port)
+        self._process = process
         self._client_of: dict[str, str] | None = None
         self._direct = f"http://127.0.0.1:{direct_port}"
-        self._base = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
+        self._base = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.line.port}", "AWS_DEFAULT_REGION": "us-east-1"}
         anybody = {"aws_access_key_id": "any", "aws_secret_access_key": "any", "region_name": "us-east-1"}
         iam = boto3.client("iam", endpoint_url=self._direct, **anybody)
         self.environment = self._base | self._user(iam, "writer", _ALLOW_ALL)
@@ -102,6 +104,13 @@ class S3:
         iam.put_user_policy(UserName=name, PolicyName=name, PolicyDocument=policy)
         key = iam.create_access_key(UserName=name)["AccessKey"]
         return {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
+
+    def freeze(self) -> None:
+        """Connections are taken, and nothing is answered."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
 
     def new_bucket(self) -> str:
         """Its URL."""
@@ -134,11 +143,11 @@ def serving() -> Iterator[S3]:
     try:
         while server.poll() is None and not _listens(port):
             time.sleep(0.05)
-        line = Line(port)
+        found = S3(server, port)
         try:
-            yield S3(line.port, port, line)
+            yield found
         finally:
-            line.cut()
+            found.line.cut()
     finally:
         server.terminate()
         server.wait()

@@ -24,6 +24,7 @@ SPEC_SIDE = {
     "trainer.host_report",
     "trainer.files",
     "trainer.storage",
+    "trainer.bucket",
     "trainer.storage_faults",
 }
 

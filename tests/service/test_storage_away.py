@@ -24,7 +24,7 @@ from tests.s3 import S3
 from tests.service.api import SPEC, api
 from tests.service.databases import fresh_sqlite
 from tests.service.test_api import problem
-from tests.service.test_decide import attempt, job, seen
+from tests.service.test_decide import LEASE_OUT, attempt, job, seen
 from tests.service.world import World
 from tests.trainer.ranks import launch_of
 from trainer.attempt import CANNOT_BEGIN, LAUNCH_FILE, METRICS_FILE, RESULT_FILE, Result
@@ -138,17 +138,26 @@ def test_files_of_a_deleted_job_go_from_a_bucket(world: World, bucket: str) -> N
 
 
 def test_dead_attempt_is_given_up_only_after_a_look_at_the_storage() -> None:
-    gone = attempt(lease_expires_at=seen().now)
+    gone = attempt(**LEASE_OUT)
     dead = seen(RayStatus.ENDED, node_gone=True)
 
     assert isinstance(decide(job(), gone, dead, Rules()), Move)
     assert decide(job(), gone, replace(dead, storage_away=True), Rules()) is None
 
 
+def test_cancelled_job_ends_without_a_look_at_the_storage() -> None:
+    gone, dead = attempt(**LEASE_OUT), seen(RayStatus.ENDED, node_gone=True, storage_away=True)
+
+    decision = decide(job(JobState.STOPPING, stop="cancel"), gone, dead, Rules())
+
+    assert isinstance(decision, Move)
+    assert decision.to is JobState.CANCELLED
+
+
 def test_driver_that_can_not_read_its_launch_file_fails_the_job_as_storage() -> None:
     said = f"failed with exit code 1, last logs:\nTraceback\n{CANNOT_BEGIN}the storage s3://b refused to read x.\n"
 
-    decision = decide(job(), attempt(), seen(RayStatus.ENDED, node_gone=True, ray_message=said), Rules())
+    decision = decide(job(), attempt(**LEASE_OUT), seen(RayStatus.ENDED, ray_message=said), Rules())
 
     assert isinstance(decision, Move)
     assert (decision.to, decision.changes["reason"]) == (JobState.FAILED, FailureReason.STORAGE)
@@ -240,4 +249,9 @@ def test_address_that_may_hold_a_secret_or_options_is_refused(storage: str) -> N
 
 @pytest.mark.parametrize("storage", ["s3://bucket/a/b", "gs://bucket", "/mnt/a b@c", "file:///mnt/x"])
 def test_folders_and_plain_addresses_are_taken(storage: str) -> None:
-    assert Settings.from_environment({"SYNCNORM_STORAGE": storage}).storage_root == storage
+    assert Settings.from_environment({"SYNCNORM_STORAGE": storage}).storage_root == storage.removeprefix("file://")
+
+
+def test_memory_of_one_process_is_no_storage() -> None:
+    with pytest.raises(ValueError, match="a place that all hosts reach"):
+        Settings.from_environment({"SYNCNORM_STORAGE": "memory://jobs"})

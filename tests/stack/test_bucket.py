@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import httpx
 import pytest
 import yaml
 
@@ -90,15 +91,16 @@ def test_each_attempt_keeps_its_newest_checkpoints_and_its_metrics(
     assert all(one["path"].startswith(f"{storage}/jobs/{job['id']}/") for one in client.checkpoints(job["id"]))
 
 
-def test_statistics_from_before_the_pause_are_in_the_run(job: dict[str, Any], client: Client) -> None:
-    import httpx
+def test_metrics_and_statistics_of_both_attempts_are_in_the_run(job: dict[str, Any]) -> None:
+    run_id, uri = job["mlflow"]["run_id"], str(job["mlflow"]["url"]).split("/#/")[0]
+    epochs = list(range(23, 12 * 23 + 1, 23))
 
-    uri = str(job["mlflow"]["url"]).split("/#/")[0]
-    params = {"run_id": job["mlflow"]["run_id"], "path": "norm/statistics"}
-    found = httpx.get(f"{uri}/api/2.0/mlflow/artifacts/list", params=params, timeout=30).json()["files"]
+    with httpx.Client(base_url=f"{uri}/api/2.0/mlflow/", timeout=30) as rest:
+        points = rest.get("metrics/get-history", params={"run_id": run_id, "metric_key": "train/loss"}).json()
+        files = rest.get("artifacts/list", params={"run_id": run_id, "path": "norm/statistics"}).json()["files"]
 
-    steps = sorted(int(one["path"].rpartition("-")[2].partition(".")[0]) for one in found)
-    assert steps == list(range(23, 12 * 23 + 1, 23))
+    assert [point["step"] for point in points["metrics"]] == epochs
+    assert sorted(int(one["path"].rpartition("-")[2].partition(".")[0]) for one in files) == epochs
 
 
 def test_job_is_exported_again_from_the_bucket(job: dict[str, Any], client: Client) -> None:
