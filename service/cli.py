@@ -6,6 +6,7 @@ Exit codes: 0 fine, 1 the job failed, 2 wrong use, 3 unreachable, 4 not allowed.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -57,8 +58,11 @@ Settings = Annotated[
 @app.command()
 def serve() -> None:
     """Run the service until Ctrl-C. What no SYNCNORM_ variable names, it starts for itself."""
+    from service import logs
     from service.runtime import serve as run
     from service.settings import Settings as ServiceSettings
+
+    logs.configure(sys.stderr)
 
     def ready(url: str, context: Any) -> None:
         out.print(f"syncnorm  {url}   (API docs at {url}/docs)", highlight=False, soft_wrap=True)

@@ -111,13 +111,21 @@ async def _validation(request: Request, error: RequestValidationError) -> JSONRe
 
 
 async def _storage(request: Request, error: StorageError) -> JSONResponse:
-    logger.warning("the storage can't be used", extra={"path": request.url.path, "error": str(error)})
+    logger.warning("the storage can't be used", extra={**_which(request), "error": str(error)})
     return problem(request, ApiError(503, "storage_unreachable", str(error), headers={"Retry-After": "10"}))
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    logger.error("request failed", exc_info=error, extra={"path": request.url.path})
-    return problem(request, ApiError(500, "internal", "A defect of the service; the request id finds it in its logs."))
+    logger.error("request failed", exc_info=error, extra=_which(request))
+    detail = "A defect of the service; the request id finds it in its logs."
+    # This answer passes the gate by, which adds the header to all others.
+    headers = {"X-Request-ID": _which(request)["request_id"]}
+    return problem(request, ApiError(500, "internal", detail, headers=headers))
+
+
+def _which(request: Request) -> dict[str, str]:
+    """For the log: the request id is in the answer, too."""
+    return {"path": request.url.path, "request_id": getattr(request.state, "request_id", "")}
 
 
 def problem(request: Request, error: ApiError) -> JSONResponse:
@@ -128,7 +136,7 @@ def problem(request: Request, error: ApiError) -> JSONResponse:
         detail=error.detail,
         instance=request.url.path,
         code=error.code,
-        request_id=getattr(request.state, "request_id", ""),
+        request_id=_which(request)["request_id"],
         errors=error.errors,
     )
     content = details.model_dump() | error.extra

@@ -221,7 +221,7 @@ class Reporter:
             self.stop_request = Reply.model_validate_json(answer.content).stop
         else:
             # Sending it again would be refused again: drop this one message rather than block all behind it.
-            logger.warning("the service refused a message", extra={"path": message.path, "status": answer.status_code})
+            logger.warning("the service answered %d to %s: %s", answer.status_code, message.path, answer.text[:300])
         return True
 
 

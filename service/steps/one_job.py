@@ -100,10 +100,7 @@ class JobStep:
         if moved is None:
             return None
         self._waiting.note(moved)
-        if self._ports.metrics is not None:
-            self._ports.metrics.moved(job, moved)
-        logger.info("job moved", extra={"job": job.id, "from": job.state.value, "to": move.to.value})
-        self._ports.on_change(job.id)
+        self._ports.tell(job, moved)
         ended = attempt is None or move.attempt_changes.get("ended_at") is not None
         return moved, None if ended else attempt
 

@@ -55,6 +55,13 @@ class Ports:
     metrics: Observer | None = None
     storage: StorageGate = field(default_factory=StorageGate)
 
+    def tell(self, before: Job, after: Job) -> None:
+        """Whoever wants to know of a move."""
+        if self.metrics is not None:
+            self.metrics.moved(before, after)
+        logger.info("job moved", extra={"job": after.id, "from": before.state.value, "to": after.state.value})
+        self.on_change(after.id)
+
     def end_quietly(self, submission_id: str) -> None:
         try:
             self.dispatcher.end(submission_id)

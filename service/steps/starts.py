@@ -92,7 +92,7 @@ class Starts:
         )
         if moved is not None:
             self._waiting.note(moved)
-            self._ports.on_change(job.id)
+            self._ports.tell(job, moved)
             self._jobs.advance(moved, attempt, look)
 
 

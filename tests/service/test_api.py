@@ -412,7 +412,9 @@ def test_framework_errors_are_problems_too(running: Running, method: str, path: 
     problem(client.request(method, path), status, code)
 
 
-def test_unexpected_error_is_a_problem_that_tells_no_secrets(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_error_is_a_problem_that_tells_no_secrets(
+    running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     client, world = running
     monkeypatch.setattr(world.store, "job", lambda _: 1 / 0)
 
@@ -421,6 +423,8 @@ def test_unexpected_error_is_a_problem_that_tells_no_secrets(running: Running, m
     assert answer.status_code == 500
     assert answer.headers["content-type"] == "application/problem+json"
     assert "ZeroDivisionError" not in answer.text
+    (record,) = [record for record in caplog.records if record.message == "request failed"]
+    assert vars(record)["request_id"] == answer.json()["request_id"] == answer.headers["x-request-id"]
 
 
 def test_catalog_cluster_health_and_metrics(running: Running) -> None:

@@ -57,6 +57,10 @@ class Serving:
         client.close()
         return None
 
+    def log(self) -> list[dict[str, Any]]:
+        """What the service has said of itself so far."""
+        return [json.loads(line) for line in self._out.read_text().splitlines() if line.startswith("{")]
+
     def interrupt(self) -> int:
         """Ctrl-C, and its exit code."""
         if self.process.poll() is None:

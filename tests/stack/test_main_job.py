@@ -58,6 +58,16 @@ def test_job_succeeds_and_learns_the_digits(job: dict[str, Any]) -> None:
     assert (job["progress"]["epoch"], job["progress"]["step"]) == (10, 230)
 
 
+def test_service_and_job_say_what_happened_once(job: dict[str, Any], serving: Serving, client: Client) -> None:
+    moves = [line["to"] for line in serving.log() if line["message"] == "job moved" and line["job"] == job["id"]]
+    lines = [line["text"] for line in client.logs(job["id"])]
+
+    assert moves == ["starting", "running", "finalizing", "succeeded"]
+    assert sum(text.startswith("epoch ") for text in lines) == 10
+    assert lines[0] == "batches of 64 samples on 2 workers; norm sync_batch: 13 SyncBatchNorm"
+    assert lines[-1].startswith("certified: eager, torch.export, onnxruntime, mlflow.pyfunc answer as trained")
+
+
 def test_certificate_proves_every_runtime_on_held_out_samples(job: dict[str, Any]) -> None:
     certificate = job["model"]["certificate"]
 
