@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from norm.traits import KINDS
-from trainer.plan import Finding, alike, name_some
+from trainer.plan import Finding, alike
+from trainer.words import name_some
 
 Json = dict[str, Any]
 _COLORS = {"error": "red", "warning": "yellow", "info": "dim"}

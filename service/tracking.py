@@ -15,6 +15,7 @@ import httpx
 from service.jobs import Attempt, Job
 from trainer.norm_choice import choose_norm
 from trainer.spec import JobSpec
+from trainer.words import counted
 
 _ENDED = ("FINISHED", "FAILED", "KILLED")
 _MAX_PARAMS = 100  # MLflow's limit for one log-batch request
@@ -187,7 +188,7 @@ def _note(job: Job) -> str:
     why = f" ({_why(job)})" if job.spec["norm"]["kind"] == "auto" else ""
     return (
         f"**{job.name}** trains `{model}` on `{data}` with `{job.norm}` normalization{why}, "
-        f"{job.workers} workers of {batch} sample{'s' if batch > 1 else ''} each.\n\nJob `{job.id}`, owner {job.owner}."
+        f"{counted(job.workers, 'worker')} of {counted(batch, 'sample')} each.\n\nJob `{job.id}`, owner {job.owner}."
     )
 
 

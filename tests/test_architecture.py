@@ -15,6 +15,7 @@ SPEC_SIDE = {
     "trainer.spec",
     "trainer.spec_reader",
     "trainer.unknown_field",
+    "trainer.words",
     "trainer.plan",
     "trainer.norm_choice",
     "trainer.maps",

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from norm.traits import KINDS
 from trainer.maps import smallest_map
 from trainer.spec import JobSpec
+from trainer.words import counted
 
 STEADY_SAMPLES = 16
 """From so many samples on, statistics of a batch cost nothing in accuracy (Wu & He 2018, fig. 1, and our own study)."""
@@ -43,16 +44,17 @@ def choose_norm(spec: JobSpec) -> NormChoice:
     per_worker, group = spec.data.batch_size, norm_group_size(spec)
     evidence = _numbers(spec)
     if per_worker >= STEADY_SAMPLES:
-        why = f"{per_worker} samples a worker give steady batch statistics by themselves"
+        why = f"{counted(per_worker, 'sample')} a worker give steady batch statistics by themselves"
         return NormChoice(kind="batch", why=why, evidence=evidence, alternative=_beside_batch(spec))
     if per_worker * group >= STEADY_SAMPLES:
-        why = (
-            f"{per_worker} samples a worker are too few for batch statistics, {per_worker * group} together are enough"
-        )
+        few = counted(per_worker, "sample")
+        why = f"batch statistics are unsteady with {few} a worker, and steady with the {per_worker * group} together"
         other = Alternative(kind=_per_sample(spec), why="exchanges nothing between workers")
         return NormChoice(kind="sync_batch", why=why, evidence=[*evidence, _small_batches()], alternative=other)
     together = f"even the {group} workers of a group together bring" if group > 1 else "a step brings"
-    why = f"{together} only {per_worker * group} samples; {_per_sample(spec)} normalizes each sample by itself"
+    why = (
+        f"{together} only {counted(per_worker * group, 'sample')}; {_per_sample(spec)} normalizes each sample by itself"
+    )
     return NormChoice(
         kind=_per_sample(spec), why=why, evidence=[*evidence, _small_batches()], alternative=_with_few_samples(group)
     )
@@ -101,10 +103,12 @@ def _with_few_samples(group: int) -> Alternative:
 
 def _numbers(spec: JobSpec) -> list[str]:
     samples, group = spec.data.batch_size, norm_group_size(spec)
-    found = [f"samples behind a statistic: {samples} of one worker, {samples * group} of the {group} that share them"]
+    shared = f", {samples * group} of the {group} that share them" if group > 1 else ""
+    found = [f"samples behind a statistic: {samples} of one worker{shared}"]
     positions = smallest_map(spec)
     if positions is not None:
-        found.append(f"smallest map: {positions} positions, so at least {samples * positions} values of one worker")
+        least = counted(samples * positions, "value")
+        found.append(f"smallest map: {counted(positions, 'position')}, so at least {least} of one worker")
     if spec.train.accumulate > 1:
         found.append(f"the {spec.train.accumulate} micro-batches of a step are normalized each by itself")
     return found

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from norm.traits import KINDS
 from trainer.norm_choice import NormChoice, choose_norm, statistics_group
 from trainer.spec import JobSpec
+from trainer.words import counted
 
 Fits = Literal["now", "later", "never"]
 
@@ -57,12 +58,6 @@ def alike(findings: Sequence[Finding]) -> list[tuple[Finding, list[str]]]:
     for finding in findings:
         places.setdefault(finding.model_copy(update={"path": ""}), []).append(finding.path)
     return list(places.items())
-
-
-def name_some(paths: Sequence[str], most: int = 3) -> str:
-    """`a, b, c and 12 more`."""
-    named = ", ".join(filter(None, paths[:most]))
-    return named if len(paths) <= most else f"{named} and {len(paths) - most} more"
 
 
 class Inspection(_Record):
@@ -171,8 +166,7 @@ def _about_statistics(spec: JobSpec, kind: str) -> Iterator[Finding]:
         yield Finding(
             code="few_samples_per_statistic",
             path="data.batch_size",
-            message=f"{kind} takes its statistics from {spec.data.batch_size} "
-            f"sample{'s' if spec.data.batch_size > 1 else ''} a worker.",
+            message=f"{kind} takes its statistics from {counted(spec.data.batch_size, 'sample')} a worker.",
             fix="Use sync_batch, group or a larger batch.",
             severity="warning",
         )

@@ -29,12 +29,13 @@ from trainer.inspection import audit
 from trainer.models import build_model
 from trainer.module import TrainingModule
 from trainer.place import Place, place_on_ray
-from trainer.plan import Inspection, alike, name_some, plan
+from trainer.plan import Inspection, alike, plan
 from trainer.prints import captured
 from trainer.quiet import quiet_libraries
 from trainer.redact import redact, redacted_output
 from trainer.reporter import Reporter, ReportingHandler
 from trainer.trial import try_out
+from trainer.words import counted, name_some
 
 logger = logging.getLogger(__name__)
 
@@ -134,9 +135,9 @@ def describe(launch: Launch, inspection: Inspection, folders: AttemptFolders) ->
     planned = plan(spec, None, inspection)
     layers = Counter(one["to"] for one in inspection.conversion)
     logger.info(
-        "batches of %d samples on %d workers; norm %s: %s",
-        planned.batch.global_,
-        launch.world_size,
+        "batches of %s on %s; norm %s: %s",
+        counted(planned.batch.global_, "sample"),
+        counted(launch.world_size, "worker"),
         planned.norm.kind,
         ", ".join(f"{count} {name}" for name, count in layers.items()) or "no layer exchanged",
     )

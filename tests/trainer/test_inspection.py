@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.inspection import inspect
-from trainer.plan import alike, name_some, plan
+from trainer.plan import alike, plan
 from trainer.spec_reader import read_spec
+from trainer.words import name_some
 
 
 def spec(**changes: Any) -> dict[str, Any]:
