@@ -50,4 +50,5 @@ class Lines(logging.Formatter):
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+    """What the call gave, without what others' record factories add, such as Ray's _ray_timestamp_ns."""
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD and name[:1] != "_"}

@@ -92,7 +92,7 @@ def population_statistics(
         network, (batch.x.to(device) for batch in batches), estimator=estimator
     )
     drifts = {path: layer.drift for path, layer in found.layers.items()}
-    if _is_first():
+    if drifts and _is_first():  # frozen statistics stay as they are
         worst = max(drifts, key=lambda path: drifts[path])
         logger.info(
             "population statistics of %d samples; running means were off most, by %.2g standard deviations, in %s",
