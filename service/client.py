@@ -177,8 +177,20 @@ class Client:
         params = {"format": form, "picture": picture}
         return self._send("GET", f"/v1/studies/{study_id}/report", params=params).content
 
+    def events(self, job_id: str) -> Iterator[Json]:
+        """Everything that happened so far, oldest first."""
+        return self._pages(f"/v1/jobs/{job_id}/events", {"limit": 1000})
+
     def norms(self) -> list[Json]:
         found: list[Json] = self._json("GET", "/v1/norms")["items"]
+        return found
+
+    def models(self) -> list[Json]:
+        found: list[Json] = self._json("GET", "/v1/models")["items"]
+        return found
+
+    def datasets(self) -> list[Json]:
+        found: list[Json] = self._json("GET", "/v1/datasets")["items"]
         return found
 
     def cluster(self) -> Json:
@@ -211,10 +223,10 @@ class Client:
     def delete_secret(self, name: str) -> None:
         self._send("DELETE", f"/v1/secrets/{name}")
 
-    def logs(self, job_id: str, **filters: str | int | None) -> list[Json]:
+    def logs(self, job_id: str, **filters: str | int | None) -> Iterator[Json]:
+        """The lines so far, oldest first. filters: attempt, rank, q (text they contain), tail (only the last lines)."""
         params = {key: value for key, value in filters.items() if value is not None}
-        found: list[Json] = self._json("GET", f"/v1/jobs/{job_id}/logs", params=params)["items"]
-        return found
+        return self._pages(f"/v1/jobs/{job_id}/logs", {"limit": 1000, **params})
 
     def follow_logs(self, job_id: str, **filters: str | int | None) -> Iterator[Json]:
         params = {key: value for key, value in filters.items() if value is not None} | {"follow": "true"}

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from service import show as screen
 from service.client import Client, ProblemError, ServiceUnreachableError
-from service.specfile import load
+from service.commands import show as screen
+from service.commands.specfile import load
 
 _ROOT = Path(__file__).resolve().parent.parent
 _EXAMPLE = _ROOT / "examples" / "digits-sync-batch.yaml"

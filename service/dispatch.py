@@ -140,4 +140,10 @@ class RayDispatcher:
 def _node(node_id: str, used: Mapping[str, Any]) -> NodeCapacity:
     cpu_used, cpus = used.get("CPU", (0.0, 0.0))
     gpu_used, gpus = used.get("GPU", (0.0, 0.0))
-    return NodeCapacity(node_id=node_id, cpus=cpus, gpus=gpus, free_cpus=cpus - cpu_used, free_gpus=gpus - gpu_used)
+    return NodeCapacity(node_id, cpus, gpus, cpus - cpu_used, gpus - gpu_used, _address(used))
+
+
+def _address(used: Mapping[str, Any]) -> str | None:
+    """Ray gives each host a resource of its address, and the head another of its own."""
+    names = (name.removeprefix("node:") for name in used if name.startswith("node:"))
+    return next((name for name in names if not name.lower().strip("_").startswith("internal")), None)

@@ -172,7 +172,8 @@ class Attempt:
     """succeeded, failed, stopped or lost; None while it is under way."""
     reason: FailureReason | None = None
     message: str = ""
-    node_id: str | None = None
+    placement: list[dict[str, Any]] | None = None
+    """Where each rank runs, as `trainer.attempt.RankPlace`; None until all have come."""
     ended_at: datetime | None = None
     released_at: datetime | None = None
     """When Ray confirmed that nothing of it runs any more, so that its room is free."""

@@ -17,6 +17,7 @@ from datetime import timedelta
 from service.decide import Rules
 from service.dispatch import ClusterUnreachableError, Dispatcher, View
 from service.jobs import Attempt, new_fence
+from service.outages import Outages
 from service.pace import Pace
 from service.scheduling.plan import Policy, Schedule
 from service.steps.later_exports import ExportStep
@@ -59,6 +60,7 @@ class Reconciler:
         self.policy = policy
         self._looked_at = time.monotonic()
         self._pace = Pace()
+        self._outages = Outages(logger)
         self._waiting = Waiting(policy)
         self._jobs = JobStep(self.ports, rules, self._waiting)
         self._starts = Starts(self.ports, policy, self._waiting, self._jobs, lease_s)
@@ -132,7 +134,9 @@ class Reconciler:
 
     def _look(self) -> View | None:
         try:
-            return self.ports.dispatcher.look()
+            view = self.ports.dispatcher.look()
         except ClusterUnreachableError as error:
-            logger.warning("the cluster can't be asked", extra={"error": str(error)})
+            self._outages.goes_on("cluster", "the cluster can't be asked", error=str(error))
             return None
+        self._outages.over("cluster")
+        return view

@@ -122,7 +122,7 @@ attempts = sa.Table(
     sa.Column("outcome", sa.String(16)),
     sa.Column("reason", sa.String(32)),
     sa.Column("message", sa.Text, nullable=False),
-    sa.Column("node_id", sa.String(64)),
+    sa.Column("placement", sa.JSON(none_as_null=True)),
     sa.Column("ended_at", Instant),
     sa.Column("released_at", Instant),
     sa.UniqueConstraint("job_id", "number"),

@@ -11,6 +11,7 @@ from pydantic_core import to_json
 from service.jobs import Attempt, Job, JobState
 from service.store import Listed, StoredEvent, StoredLine
 from service.tracking import run_page
+from trainer.attempt import RankPlace
 from trainer.failure import ADVICE, FailureReason
 
 
@@ -70,7 +71,7 @@ class JobPage(BaseModel):
 
 
 class AttemptView(BaseModel):
-    """phases: when each was first reported."""
+    """phases: when each was first reported. placement: where each rank runs; empty until all have come."""
 
     id: str
     number: int
@@ -82,7 +83,7 @@ class AttemptView(BaseModel):
     phase: str | None
     phases: dict[str, datetime]
     resume_from: str | None
-    node_id: str | None
+    placement: list[RankPlace]
     created_at: datetime
     submitted_at: datetime | None
     heartbeat_at: datetime | None
@@ -169,8 +170,8 @@ def _message(job: Job | Listed) -> str:
 
 
 def attempt_view(attempt: Attempt) -> AttemptView:
-    values = {name: getattr(attempt, name) for name in AttemptView.model_fields if name != "phases"}
-    return AttemptView(**values, phases=attempt.phases or {})
+    values = {name: getattr(attempt, name) for name in AttemptView.model_fields}
+    return AttemptView(**values | {"phases": attempt.phases or {}, "placement": attempt.placement or []})
 
 
 def event_view(event: StoredEvent) -> EventView:

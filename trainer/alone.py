@@ -45,9 +45,13 @@ def seat(spec: JobSpec, workers: int) -> Iterator[bool]:
 
 def _this_node() -> str:
     """The resource that only this host has."""
-    mine = ray.get_runtime_context().get_node_id()
-    names: dict[str, float] = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == mine)
+    names: dict[str, float] = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == _node_id())
     return next(name for name in names if name.startswith("node:") and not name.startswith("node:__"))
+
+
+def _node_id() -> str:
+    node_id: str = ray.get_runtime_context().get_node_id()
+    return node_id
 
 
 def train(config: dict[str, Any]) -> dict[str, Any] | None:
@@ -63,7 +67,7 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
         root.removeHandler(handler)
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="rank-0") as thread:
-            return thread.submit(worker.train_at, place_alone(), config).result()
+            return thread.submit(worker.train_at, place_alone(_node_id()), config).result()
     finally:
         for handler in drivers:
             root.addHandler(handler)

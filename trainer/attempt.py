@@ -154,8 +154,28 @@ class LogLines(Message):
     lines: list[LogLine]
 
 
+class RankPlace(Message):
+    """Where a rank runs. node_id: the host, as Ray and /v1/cluster name it. gpu: its model; None: on CPUs."""
+
+    rank: int
+    host: str
+    pid: int
+    node_id: str | None = None
+    gpu: str | None = None
+
+
+class Placement(Message):
+    """All ranks of an attempt, once each has come."""
+
+    fence: str
+    ranks: list[RankPlace]
+
+
 class CheckpointFact(Message):
-    """A checkpoint that is complete on storage. digest: sha256 of its manifest."""
+    """A checkpoint that is complete on storage. epoch and step count what is finished. digest: of its manifest.
+
+    kept: steps of all of the attempt's that are there now; None: of a driver that does not say.
+    """
 
     fence: str
     path: str
@@ -163,6 +183,7 @@ class CheckpointFact(Message):
     epoch: int
     digest: str
     size_bytes: int
+    kept: list[int] | None = None
 
 
 class Event(Message):

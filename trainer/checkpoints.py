@@ -144,16 +144,21 @@ def newest(folders: list[Path], mirror: Mirror = IN_PLACE) -> Checkpoint | None:
     return None
 
 
-def retain(folder: Path, keep: int, spare: Collection[int] = (), mirror: Mirror = IN_PLACE) -> None:
-    """Delete all but the newest `keep` checkpoints and those of steps `spare`, and leftovers of unfinished writes."""
-    spared = {_path(folder, step) for step in spare}
-    for path in sorted(_candidates(folder, mirror), key=lambda path: path.name)[:-keep]:
-        if path not in spared:
+def retain(folder: Path, keep: int, spare: Collection[int] = (), mirror: Mirror = IN_PLACE) -> list[int]:
+    """Delete all but the newest `keep` checkpoints and those of steps `spare`, and leftovers of unfinished writes.
+
+    The steps of those that are left, in order.
+    """
+    found = sorted(_candidates(folder, mirror), key=lambda path: path.name)
+    kept = {*found[-keep:], *(_path(folder, step) for step in spare)}
+    for path in found:
+        if path not in kept:
             mirror.remove(path / MANIFEST)  # what is half deleted must not look like a checkpoint
             mirror.remove(path)
             _remove(path)
     for path in folder.glob(f"{TEMPORARY}*"):
         shutil.rmtree(path, ignore_errors=True)
+    return [_step(path) for path in found if path in kept]
 
 
 def _remove(path: Path) -> None:
@@ -169,9 +174,16 @@ def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
+_PREFIX = "step-"
+
+
 def _path(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:010d}"
+    return folder / f"{_PREFIX}{step:010d}"
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix(_PREFIX))
 
 
 def _candidates(folder: Path, mirror: Mirror) -> Iterator[Path]:
-    return (path for path in mirror.children(folder) if path.name.startswith("step-"))
+    return (path for path in mirror.children(folder) if path.name.removeprefix(_PREFIX).isdigit())

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
@@ -19,19 +20,26 @@ class Place:
     world_size: int
     strategy: Callable[..., DDPStrategy]
     environment: ClusterEnvironment
+    node_id: str | None = None
+    """The host, as Ray names it."""
+    gpu: str | None = None
+    """Model of the GPU it has; None: it computes on CPUs."""
 
 
 def place_on_ray() -> Place:
     """This worker's place in its Ray Train worker group."""
-    import ray.train
+    import ray.train.torch
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
 
     context: Any = ray.train.get_context()
+    device = ray.train.torch.get_device()
     return Place(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         strategy=RayDDPStrategy,
         environment=RayLightningEnvironment(),
+        node_id=ray.get_runtime_context().get_node_id(),
+        gpu=torch.cuda.get_device_name(device) if device.type == "cuda" else None,
     )
 
 
@@ -48,6 +56,6 @@ class _Alone(LightningEnvironment):
     def teardown(self) -> None: ...
 
 
-def place_alone() -> Place:
-    """The place of the only worker, whose process group of one is made already."""
-    return Place(rank=0, world_size=1, strategy=DDPStrategy, environment=_Alone())
+def place_alone(node_id: str | None = None) -> Place:
+    """The place of the only worker, on CPUs, whose process group of one is made already."""
+    return Place(rank=0, world_size=1, strategy=DDPStrategy, environment=_Alone(), node_id=node_id)

@@ -25,6 +25,8 @@ class NodeCapacity:
     gpus: float
     free_cpus: float
     free_gpus: float
+    address: str | None = None
+    """In the cluster's network."""
 
 
 class _Record(BaseModel):

@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from trainer.attempt import RankPlace
 from trainer.files import StorageError, describe_space, write_atomic
 from trainer.folders import AttemptFolders
 from trainer.place import Place
@@ -33,16 +34,14 @@ class UnreachableError(RuntimeError):
 
 @dataclass(frozen=True)
 class RankFact:
-    """Where a rank runs. time: seconds since 1970 by its clock, right after a barrier."""
+    """time: seconds since 1970 by the rank's clock, right after a barrier."""
 
-    rank: int
-    host: str
-    pid: int
+    where: RankPlace
     time: float
 
 
-def check(folders: AttemptFolders, place: Place, fence: str, patience_s: float) -> None:
-    """Exchange with all ranks, write to the storage and read it, compare clocks. Entered by every rank.
+def check(folders: AttemptFolders, place: Place, fence: str, patience_s: float) -> list[RankPlace]:
+    """Exchange with all ranks, write to the storage and read it, compare clocks. Entered by every rank; where all run.
 
     Takes at most 20 s from when all have come, or as long as a storage under a URL is waited for; they have
     `patience_s` to come, for imports may take one host long.
@@ -54,7 +53,8 @@ def check(folders: AttemptFolders, place: Place, fence: str, patience_s: float) 
     if dist.is_initialized() and place.world_size > 1:
         _arrive(place, patience_s)
         group = _reach(place, folders.mirror.longest_s)
-    facts = _gather(RankFact(place.rank, socket.gethostname(), os.getpid(), time.time()), group)
+    here = RankPlace(rank=place.rank, host=socket.gethostname(), pid=os.getpid(), node_id=place.node_id, gpu=place.gpu)
+    facts = _gather(RankFact(here, time.time()), group)
     problems = _gather(_leave_word(folders, facts, fence) if place.rank == 0 else None, group)
     if not any(problems):
         problems = _gather(_storage_problem(folders, place.rank, fence), group)
@@ -64,6 +64,7 @@ def check(folders: AttemptFolders, place: Place, fence: str, patience_s: float) 
         raise StorageError(f"every rank must see and write the job's storage: {'; '.join(found)}")
     if place.rank == 0:
         _compare_clocks(facts)
+    return [fact.where for fact in facts]
 
 
 def require_room(network: nn.Module, folders: AttemptFolders) -> None:
@@ -128,7 +129,7 @@ def _gather(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
 
 def _leave_word(folders: AttemptFolders, facts: list[RankFact], fence: str) -> str | None:
     """Rank 0 writes down who is there, and what all ranks should find; what keeps it from that."""
-    words = {folders.ranks: json.dumps([asdict(fact) for fact in facts]), folders.root / _TOKEN: fence}
+    words = {folders.ranks: json.dumps([fact.where.model_dump() for fact in facts]), folders.root / _TOKEN: fence}
     try:
         for path, content in words.items():
             write_atomic(path, content.encode())
@@ -165,7 +166,7 @@ def _compare_clocks(facts: list[RankFact]) -> None:
             logger.warning(
                 "the clock of rank %d on %s is %.0f s off rank 0's; times in logs and MLflow will not be in order. "
                 "Switch on NTP there.",
-                fact.rank,
-                fact.host,
+                fact.where.rank,
+                fact.where.host,
                 fact.time - facts[0].time,
             )

@@ -7,10 +7,14 @@ oldest; what else an export has left behind is removed, by a start that still co
 
 from __future__ import annotations
 
+import io
+import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 CERTIFICATE_TAG = "syncnorm.certificate"
 """Of a version: SHA-256 of the certificate that speaks of it."""
@@ -63,10 +67,12 @@ class Registry:
 
         self._confirm()
         if not self._versions(name, mark):
-            mlflow.register_model(uri, name, tags=mark.tags | {CERTIFICATE_TAG: certificate})
+            with redirect_stderr(io.StringIO()):  # it tells the terminal of each of its steps
+                mlflow.register_model(uri, name, tags=mark.tags | {CERTIFICATE_TAG: certificate})
         kept = self._versions(name, mark)[0]
         if kept.tags.get(CERTIFICATE_TAG) != certificate:
             self._client.set_model_version_tag(name, kept.version, CERTIFICATE_TAG, certificate)
+        logger.info("registered as version %s of %s", kept.version, name)
         return f"{name}/{kept.version}", kept.source
 
     def remove_others(self, uri: str, registered: str | None, mark: Mark) -> None:

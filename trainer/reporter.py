@@ -23,7 +23,9 @@ from trainer.attempt import (
     LogLine,
     LogLines,
     Phase,
+    Placement,
     Progress,
+    RankPlace,
     Reply,
     Result,
     StopRequest,
@@ -128,9 +130,12 @@ class Reporter:
     def event(self, kind: str, message: str, **data: object) -> None:
         self._put("events", Event(fence=self._fence, kind=kind, message=message, data=data))
 
-    def checkpoint(self, *, path: str, step: int, epoch: int, digest: str, size_bytes: int) -> None:
+    def placed(self, ranks: list[RankPlace]) -> None:
+        self._put("placement", Placement(fence=self._fence, ranks=ranks))
+
+    def checkpoint(self, *, path: str, step: int, epoch: int, digest: str, size_bytes: int, kept: list[int]) -> None:
         fact = CheckpointFact(
-            fence=self._fence, path=path, step=step, epoch=epoch, digest=digest, size_bytes=size_bytes
+            fence=self._fence, path=path, step=step, epoch=epoch, digest=digest, size_bytes=size_bytes, kept=kept
         )
         self._put("checkpoints", fact)
 

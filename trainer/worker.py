@@ -103,7 +103,9 @@ def run(launch: Launch, folders: AttemptFolders, reporter: Reporter, place: Plac
     """
     spec = launch.spec
     torch.set_num_threads(spec.resources.cpus_per_worker)
-    preflight.check(folders, place, launch.fence, spec.limits.collective_timeout_s)
+    ranks = preflight.check(folders, place, launch.fence, spec.limits.collective_timeout_s)
+    if place.rank == 0:
+        reporter.placed(ranks)
     L.seed_everything(spec.seed, verbose=False)
     data = build_data(spec.data, spec.seed)
     network = build_model(spec.model, spec.norm, data.info)

@@ -50,6 +50,7 @@ class NodeView(BaseModel):
     gpus: float
     free_cpus: float
     free_gpus: float
+    address: str | None
 
 
 class ClusterView(BaseModel):

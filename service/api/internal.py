@@ -55,6 +55,12 @@ def checkpoints(
     return _reply(ctx, ctx.store.add_checkpoint(attempt_id, message))
 
 
+@router.post("/placement")
+def placement(attempt_id: str, message: protocol.Placement, ctx: Ctx, authorization: Bearer = "") -> protocol.Reply:
+    _check(message.fence, authorization)
+    return _reply(ctx, ctx.store.placed(attempt_id, message))
+
+
 @router.post("/events")
 def events(attempt_id: str, message: protocol.Event, ctx: Ctx, authorization: Bearer = "") -> protocol.Reply:
     _check(message.fence, authorization)

@@ -11,6 +11,7 @@ from service import files
 from service.decide import EndOnRay, Launch, Move, RayStatus, Rules, Seen, decide, may_be_over
 from service.dispatch import ClusterUnreachableError
 from service.jobs import RUN_STATUS, TERMINAL, Attempt, Job, NewEvent
+from service.outages import Outages
 from service.steps.ports import Look, Ports, attempt_token
 from service.tracking import TrackingUnreachableError
 from service.waiting import Waiting
@@ -31,6 +32,7 @@ class JobStep:
         self._ports = ports
         self._rules = rules
         self._waiting = waiting
+        self._outages = Outages(logger)
 
     def advance(self, job: Job, attempt: Attempt | None, look: Look) -> None:
         """Decide and apply until there is nothing to do now."""
@@ -51,7 +53,7 @@ class JobStep:
         if view is None:
             return self._with_result(attempt, Seen(now))
         submission = view.submissions.get(attempt.id)
-        node_id = (submission.node_id if submission else None) or attempt.node_id
+        node_id = submission.node_id if submission else None
         seen = Seen(
             now,
             ray=submission.status if submission else RayStatus.UNKNOWN,
@@ -77,13 +79,17 @@ class JobStep:
         if isinstance(decision, Move):
             return self._move(job, attempt, decision, look)
         assert attempt is not None
+        what = f"{'launch' if isinstance(decision, Launch) else 'end'} of {attempt.id}"
         try:
             if isinstance(decision, Launch):
-                return self._launch(job, attempt, look)
+                launched = self._launch(job, attempt, look)
+                self._outages.over(what)
+                return launched
             self._ports.dispatcher.end(attempt.id)
         except (ClusterUnreachableError, TrackingUnreachableError, StorageError) as error:
-            logger.warning("an effect has to wait", extra={"job": job.id, "error": str(error)})
+            self._outages.goes_on(what, "an effect has to wait", what=what, error=str(error))
             return None
+        self._outages.over(what)
         store = self._ports.store
         noted = {"stop_sent_at": store.now(), "reason": decision.reason, "message": decision.message}
         store.note_attempt(attempt.id, noted, look.token)
@@ -156,8 +162,11 @@ class JobStep:
         try:
             self._ports.tracker.set_status(run_id, status)
         except TrackingUnreachableError as error:
-            logger.warning("the run's status has to wait", extra={"run": run_id, "error": str(error)})
+            self._outages.goes_on(
+                f"status of run {run_id}", "the run's status has to wait", run=run_id, error=str(error)
+            )
             return False
+        self._outages.over(f"status of run {run_id}")
         return True
 
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from service import schema as t
 from service.jobs import Attempt, Job, NewEvent
 from service.store.base import ATTEMPTS, JOBS, Tables, attempt_of, job_of
-from trainer.attempt import CheckpointFact, LogLine
+from trainer.attempt import CheckpointFact, LogLine, Placement
 
 
 class AttemptTable(Tables):
@@ -119,15 +119,31 @@ class AttemptTable(Tables):
                 self._insert_new(c, t.log_lines, row)
             return None if attempt.ended_at else self._job_of(c, attempt)
 
+    def placed(self, attempt_id: str, placement: Placement) -> Job | None:
+        with self._db.write() as c:
+            attempt = self._live(c, attempt_id, placement.fence)
+            if attempt is None:
+                return None
+            ranks = placement.model_dump(mode="json")["ranks"]
+            c.execute(sa.update(t.attempts).where(t.attempts.c.id == attempt_id).values(placement=ranks))
+            return self._job_of(c, attempt)
+
     def add_checkpoint(self, attempt_id: str, fact: CheckpointFact) -> Job | None:
+        """Keep a checkpoint, and forget those before it that the attempt has deleted since."""
         with self._db.write() as c:
             attempt = self._live(c, attempt_id, fact.fence)
             if attempt is None:
                 return None
-            row = fact.model_dump(exclude={"fence"}) | {"job_id": attempt.job_id, "attempt": attempt.number}
+            row = fact.model_dump(exclude={"fence", "kept"}) | {"job_id": attempt.job_id, "attempt": attempt.number}
             if self._insert_new(c, t.checkpoints, row | {"at": self._now(c)}):
                 event = NewEvent("checkpoint", f"Checkpoint at step {fact.step}.", {"step": fact.step})
                 self._add_event(c, attempt.job_id, event)
+            if fact.kept is not None:
+                k = t.checkpoints.c
+                gone = (k.step < fact.step, k.step.not_in(fact.kept))
+                c.execute(
+                    sa.delete(t.checkpoints).where(k.job_id == attempt.job_id, k.attempt == attempt.number, *gone)
+                )
             return self._job_of(c, attempt)
 
     def add_worker_event(self, attempt_id: str, fence: str, event: NewEvent) -> Job | None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from service.client import Client
-from service.specfile import load
+from service.commands.specfile import load
 from tests.deploy.composition import ROOT, Composition, eventually, inspect
 from tests.deploy.conftest import Started
 
@@ -166,7 +166,7 @@ def test_job_resumes_from_its_checkpoint_when_a_worker_container_stops(
         composition.run("docker", "start", victim)
         composition.leave()
     attempts = client.attempts(job["id"])
-    assert resumptions(client, job["id"], attempts), (attempts, client.logs(job["id"], tail=60))
+    assert resumptions(client, job["id"], attempts), (attempts, list(client.logs(job["id"], tail=60)))
 
 
 def resumptions(client: Client, job_id: str, attempts: list[dict[str, Any]]) -> list[str]:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from service.commands.specfile import SpecFileError, load
 from service.data_urls import problem
 from service.packages import PackageError, check
-from service.specfile import SpecFileError, load
 from tests.service.test_data_urls import ALLOWED
 from tests.service.test_data_urls import BAD as BAD_URLS
 from tests.service.test_packages import BAD as BAD_ARCHIVES

@@ -50,7 +50,7 @@ def test_job_goes_from_submit_to_model(service: Client) -> None:
     kinds = [event["kind"] for event in service.follow_events(job["id"])]
     passing = ("progress", "finalizing")  # finalizing may be too short to be seen
     assert [kind for kind in kinds if kind not in passing] == ["queued", "starting", "running", "succeeded"]
-    assert "from None" in service.logs(job["id"])[0]["text"]
+    assert "from None" in next(service.logs(job["id"]))["text"]
 
 
 def test_failed_job_has_reason_and_advice(service: Client) -> None:

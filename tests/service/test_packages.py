@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from service.commands.upload import pack
 from service.packages import MAX_BYTES, MAX_FILES, PackageError, check
-from service.upload import pack
 from tests.service.api import SPEC, api
 from tests.service.world import World
 from trainer.user_code import put_on_path, unpack

@@ -11,10 +11,11 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from service import cli, export_command, terminal
+from service import cli
 from service.client import Client
-from service.show import watch
-from service.specfile import SpecFileError, load
+from service.commands import arguments, exports, terminal
+from service.commands.show import watch
+from service.commands.specfile import SpecFileError, load
 from tests.service.api import SPEC, api
 
 
@@ -52,8 +53,9 @@ def test_live_table_goes_on_until_every_job_is_finished() -> None:
     assert "failed" in text
 
 
-READING = ["ls", "show", "watch", "logs", "explain", "plan", "norms", "doctor", "version"]
-READING += ["study ls", "study show", "study report", "token ls"]
+READING = ["ls", "show", "watch", "logs", "events", "attempts", "checkpoints", "statistics", "exports", "explain"]
+READING += ["plan", "norms", "models", "datasets", "cluster", "doctor", "version"]
+READING += ["study ls", "study show", "study report", "token ls", "secret ls"]
 
 
 @pytest.mark.parametrize("verb", READING)
@@ -97,7 +99,7 @@ def test_export_command_follows_to_the_certificate(tmp_path: Path, monkeypatch: 
     with api(tmp_path) as (http, world):
         job = world.succeed(labels={"exports": "succeeded", "export_works": "2"})
         monkeypatch.setattr(terminal, "Client", lambda: client_of(http))
-        monkeypatch.setattr(export_command.wait, "__defaults__", (lambda _s: world.step(),))
+        monkeypatch.setattr(exports.wait, "__defaults__", (lambda _s: world.step(),))
 
         done = CliRunner().invoke(cli.app, ["export", job.id, "--format", "onnx", "--no-fold", "--follow"])
         asked = CliRunner().invoke(cli.app, ["export", job.id, "--register-as", "mine", "--json"])
@@ -115,7 +117,7 @@ def test_export_that_fails_is_exit_code_one(tmp_path: Path, monkeypatch: pytest.
     with api(tmp_path) as (http, world):
         job = world.succeed(labels={"exports": "user_error"})
         monkeypatch.setattr(terminal, "Client", lambda: client_of(http))
-        monkeypatch.setattr(export_command.wait, "__defaults__", (lambda _s: world.step(),))
+        monkeypatch.setattr(exports.wait, "__defaults__", (lambda _s: world.step(),))
 
         done = CliRunner().invoke(cli.app, ["export", job.id, "--follow"])
 
@@ -136,8 +138,8 @@ def test_shell_completes_the_ids_of_the_newest_jobs(tmp_path: Path, monkeypatch:
     with api(tmp_path) as (http, _):
         ids = [http.post("/v1/jobs", json=SPEC | {"name": f"n{number}"}).json()["id"] for number in range(2)]
 
-        monkeypatch.setattr(cli, "Client", lambda timeout_s: client_of(http, timeout_s))
-        found, none = cli.complete_job(ids[0]), cli.complete_job("x")
+        monkeypatch.setattr(arguments, "Client", lambda timeout_s: client_of(http, timeout_s))
+        found, none = arguments.complete_job(ids[0]), arguments.complete_job("x")
 
     assert found == [(ids[0], "n0 queued")]
     assert none == []
@@ -146,7 +148,7 @@ def test_shell_completes_the_ids_of_the_newest_jobs(tmp_path: Path, monkeypatch:
 def test_completion_without_a_service_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SYNCNORM_URL", "http://127.0.0.1:9")
 
-    assert cli.complete_job("") == []
+    assert arguments.complete_job("") == []
 
 
 BAD_FILES = {

@@ -24,16 +24,17 @@ from service.store import Added, Answer, JobQuery, NewJob, Store
 from service.studies.spec import expand, read_study
 from service.studies.study import Study, new_study
 from service.submit import new_job
-from service.views import job_text, job_view
+from service.views import attempt_view, job_text, job_view
 from tests.fakes import Clock
 from tests.service.databases import postgres_programs, postgres_server
-from trainer.attempt import CheckpointFact, LogLine
+from trainer.attempt import CheckpointFact, LogLine, Placement, RankPlace
 from trainer.failure import FailureReason
 from trainer.spec_reader import read_spec
 
 T = TypeVar("T")
 SPEC = {"name": "job", "labels": {"a": "b"}, "model": {"name": "resnet"}, "data": {"name": "digits", "batch_size": 32}}
 HEARD = NewEvent("heard", "Something.")
+RANKS = [RankPlace(rank=0, host="a", pid=1, node_id="n1", gpu="H200"), RankPlace(rank=1, host="b", pid=2)]
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -296,10 +297,11 @@ def test_stale_fence_changes_nothing(store: Store, clock: Clock) -> None:
         store.add_lines(attempt.id, "0" * 32, [line]),
         store.add_checkpoint(attempt.id, fact),
         store.add_worker_event(attempt.id, "0" * 32, HEARD),
+        store.placed(attempt.id, Placement(fence="0" * 32, ranks=RANKS)),
         store.exited(attempt.id, "0" * 32, {}),
     ]
 
-    assert answers == [None] * 6
+    assert answers == [None] * 7
     assert store.attempt(attempt.id) == attempt
     assert store.job(job.id) == job
     assert (store.lines(job.id), store.checkpoints(job.id), len(store.events(job.id))) == ([], [], 2)
@@ -315,6 +317,17 @@ def test_ended_attempt_is_told_so_but_keeps_its_last_lines(store: Store, clock: 
     assert [one.text for one in store.lines(job.id)] == ["why"]
 
 
+def test_ranks_are_kept_with_where_they_run(store: Store, clock: Clock) -> None:
+    _, attempt = begin(store, clock, submit(store, clock))
+
+    store.placed(attempt.id, Placement(fence=attempt.fence, ranks=RANKS))
+
+    found = store.attempt(attempt.id)
+    assert found is not None
+    assert found.placement == [rank.model_dump() for rank in RANKS]
+    assert attempt_view(found).placement == RANKS
+
+
 def test_heartbeat_renews_the_lease_and_keeps_the_first_time_of_a_phase(store: Store, clock: Clock) -> None:
     _, attempt = begin(store, clock, submit(store, clock))
 
@@ -328,6 +341,17 @@ def test_heartbeat_renews_the_lease_and_keeps_the_first_time_of_a_phase(store: S
     assert second is not None
     assert first.phases == second.phases
     assert (second.step, second.lease_expires_at) == (5, clock.now.replace(second=40))
+
+
+def test_checkpoints_that_were_deleted_are_not_listed(store: Store, clock: Clock) -> None:
+    job, attempt = begin(store, clock, submit(store, clock))
+    about = {"fence": attempt.fence, "path": "p", "epoch": 0, "digest": "d", "size_bytes": 1}
+
+    for step, kept in ((10, [10]), (20, [10, 20]), (30, [10, 30]), (40, None)):
+        store.add_checkpoint(attempt.id, CheckpointFact(step=step, kept=kept, **about))
+    store.add_checkpoint(attempt.id, CheckpointFact(step=30, kept=[30], **about))  # once more, and late
+
+    assert [one.step for one in store.checkpoints(job.id)] == [40, 30]
 
 
 def test_lines_and_checkpoints_sent_twice_are_kept_once(store: Store, clock: Clock) -> None:

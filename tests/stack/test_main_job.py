@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,20 @@ def test_service_and_job_say_what_happened_once(job: dict[str, Any], serving: Se
     assert sum(text.startswith("epoch ") for text in lines) == 10
     assert lines[0] == "batches of 64 samples on 2 workers; norm sync_batch: 13 SyncBatchNorm"
     assert lines[-1].startswith("certified: eager, torch.export, onnxruntime, mlflow.pyfunc answer as trained")
+
+
+def test_attempt_says_where_each_rank_ran(job: dict[str, Any], client: Client) -> None:
+    (attempt,) = client.attempts(job["id"])
+
+    places = attempt["placement"]
+    assert [place["rank"] for place in places] == [0, 1]
+    assert {place["node_id"] for place in places} == {node["node_id"] for node in client.cluster()["nodes"]}
+    assert {(place["host"], place["gpu"]) for place in places} == {(socket.gethostname(), None)}
+    assert len({place["pid"] for place in places}) == 2
+
+
+def test_checkpoints_count_finished_epochs(job: dict[str, Any], client: Client) -> None:
+    assert [(one["step"], one["epoch"]) for one in client.checkpoints(job["id"])] == [(230, 10), (184, 8)]
 
 
 def test_certificate_proves_every_runtime_on_held_out_samples(job: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.client import Client
-from service.upload import pack
+from service.commands.upload import pack
 from tests.stack.conftest import Serving, finished
 
 pytestmark = [pytest.mark.stack, pytest.mark.chaos, pytest.mark.timeout(300)]

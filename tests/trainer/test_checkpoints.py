@@ -80,13 +80,13 @@ def test_a_failed_write_leaves_nothing_behind(folder: Path) -> None:
 def test_the_newest_are_kept(folder: Path) -> None:
     (folder / ".tmp-step-0000000040").mkdir()
 
-    checkpoints.retain(folder, 2)
+    assert checkpoints.retain(folder, 2) == [20, 30]
 
     assert sorted(path.name for path in folder.iterdir()) == ["step-0000000020", "step-0000000030"]
 
 
 def test_checkpoint_that_is_still_wanted_stays(folder: Path) -> None:
-    checkpoints.retain(folder, 1, {10})
+    assert checkpoints.retain(folder, 1, {10}) == [10, 30]
 
     assert sorted(path.name for path in folder.iterdir()) == ["step-0000000010", "step-0000000030"]
 

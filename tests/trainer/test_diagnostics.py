@@ -364,3 +364,21 @@ def test_a_gradient_that_is_not_finite_equals_nothing() -> None:
     case.gradient["0.bias"] = case.gradient["0.bias"] * float("nan")
 
     assert not equivalence.measure(case.probe_from(case.probe.start))["equal"]
+
+
+@pytest.mark.parametrize(
+    ("greatest", "equal", "said"),
+    [
+        (
+            2e-7,
+            True,
+            "2 steps computed again on one device with the whole batch: equal; gradients differ by at most 2.0e",
+        ),
+        (0.3, False, "NOT equal; gradients differ by at most 3.0e-01, allowed is 1e-03"),
+        (None, False, "NOT equal; gradients differ by at most nan"),
+    ],
+)
+def test_equivalence_is_told_in_a_sentence(greatest: float | None, equal: bool, said: str) -> None:
+    first = {"gradient_difference": 1e-8, "tolerance": 1e-3, "equal": True}
+
+    assert said in equivalence.sentence([first, first | {"gradient_difference": greatest, "equal": equal}])

@@ -15,6 +15,7 @@ from tests.norm.pool import Pool
 from tests.trainer.conftest import Disk
 from tests.trainer.ranks import place
 from trainer import preflight
+from trainer.attempt import RankPlace
 from trainer.classify import classify
 from trainer.failure import FailureReason
 from trainer.files import StorageError
@@ -91,7 +92,10 @@ def test_a_rank_that_does_not_come_is_named(ranks: Pool, tmp_path: Path) -> None
 def test_a_clock_that_is_off_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         preflight._compare_clocks(
-            [RankFact(0, "a", 1, 1000.0), RankFact(1, "b", 2, 1100.0), RankFact(2, "c", 3, 1001.0)]
+            [
+                RankFact(RankPlace(rank=rank, host="abc"[rank], pid=1), at)
+                for rank, at in enumerate((1000.0, 1100.0, 1001.0))
+            ]
         )
 
     assert [record.getMessage() for record in caplog.records] == [

@@ -190,7 +190,7 @@ def test_checkpoint_that_the_service_may_choose_is_spared_while_it_is_away() -> 
     """Else an attempt that is cut off deletes what its successor was told to go on from."""
 
     def save(reporter: Reporter, step: int) -> None:
-        reporter.checkpoint(path=f"step-{step}", step=step, epoch=0, digest="0", size_bytes=1)
+        reporter.checkpoint(path=f"step-{step}", step=step, epoch=0, digest="0", size_bytes=1, kept=[])
 
     with serving(Service()) as service:
         reporter = reporter_for(service)
@@ -212,10 +212,10 @@ def test_checkpoint_that_the_service_may_choose_is_spared_while_it_is_away() -> 
 def test_checkpoint_of_an_attempt_that_was_given_up_counts_as_unheard() -> None:
     with serving(Service()) as service:
         reporter = reporter_for(service)
-        reporter.checkpoint(path="step-10", step=10, epoch=0, digest="0", size_bytes=1)
+        reporter.checkpoint(path="step-10", step=10, epoch=0, digest="0", size_bytes=1, kept=[])
         service.wait("checkpoints")
         service.status = 409
-        reporter.checkpoint(path="step-20", step=20, epoch=0, digest="0", size_bytes=1)
+        reporter.checkpoint(path="step-20", step=20, epoch=0, digest="0", size_bytes=1, kept=[])
         reporter.close()
 
     assert reporter.superseded

@@ -67,11 +67,16 @@ class CheckpointWriter(Callback):
         mirror.publish_all(self._folders.artifacts)
         checkpoints.publish(saved.path, mirror)
         spare = self._reporter.checkpoints_to_spare() | ({self._best[1]} if self._best else set())
-        checkpoints.retain(self._folders.checkpoints, self._keep, spare, mirror)
+        kept = checkpoints.retain(self._folders.checkpoints, self._keep, spare, mirror)
         mirror.forget(saved.path)
         self.newest = mirror.name(saved.path)
         self._reporter.checkpoint(
-            path=self.newest, step=saved.step, epoch=saved.epoch, digest=saved.digest, size_bytes=saved.size_bytes
+            path=self.newest,
+            step=saved.step,
+            epoch=saved.epoch,
+            digest=saved.digest,
+            size_bytes=saved.size_bytes,
+            kept=kept,
         )
 
     def on_train_batch_end(
@@ -144,7 +149,7 @@ class VerifiedCheckpointIO(CheckpointIO):
             Path(path).parent,
             checkpoint,
             step=checkpoint["global_step"],
-            epoch=checkpoint["epoch"],
+            epoch=checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"],
             world_size=self._world_size,
             fence=self._fence,
         )

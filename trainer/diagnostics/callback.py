@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -31,6 +32,8 @@ from trainer.files import write_atomic
 from trainer.module import TrainingModule
 from trainer.spec import Diagnostic
 from trainer.tracking import Spool, diagnostic_metric
+
+logger = logging.getLogger(__name__)
 
 MEASUREMENTS = 12
 
@@ -111,6 +114,8 @@ class Diagnostics(Callback):
             if records:
                 write_atomic(self._folder / f"{name}.json", json.dumps(records).encode())
                 write_atomic(self._folder / f"{name}.png", _PICTURES[name](records))
+        if proved := self._records.get("equivalence"):
+            logger.info("%s", equivalence.sentence(proved))
 
     def state_dict(self) -> dict[str, Any]:
         return {"records": json.dumps(self._records)}

@@ -1,4 +1,4 @@
-"""`syncnorm export`: a finished job exported once more."""
+"""`syncnorm export`: a finished job exported once more; `exports`: all of its exports."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from typing import Annotated, Any
 import typer
 
 from service.client import Client
-from service.show import certificate_line
-from service.terminal import JOB_FAILED, AsJson, connect, err, show_value
+from service.commands.arguments import AsJson, JobId
+from service.commands.show import certificate_line
+from service.commands.terminal import JOB_FAILED, connect, err, show_value
 
 _LOOK_S = 1.0
 _OVER = ("succeeded", "failed")
 
+app = typer.Typer()
 
+
+@app.command()
 def export(
-    job_id: Annotated[str, typer.Argument(help="Id of a job that has succeeded.")],
+    job_id: JobId,
     *,
     formats: Annotated[
         list[str] | None, typer.Option("--format", help="pt2 or onnx; may be given twice. None: both.")
@@ -39,6 +43,14 @@ def export(
                 return
     show_value(made, as_json, sentence(made))
     raise typer.Exit(JOB_FAILED if made["state"] == "failed" else 0)
+
+
+@app.command()
+def exports(job_id: JobId, as_json: AsJson = False) -> None:
+    """List the exports of a job, the one it ended with first."""
+    with connect() as client:
+        found = client.exports(job_id)
+    show_value(found, as_json, "\n".join(sentence(one) for one in found))
 
 
 def wait(client: Client, job_id: str, name: str, rest: Callable[[float], None] = time.sleep) -> dict[str, Any]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from service.client import Client, ProblemError, ServiceUnreachableError
-from service.specfile import SpecFileError
+from service.commands.specfile import SpecFileError
 
 JOB_FAILED, WRONG_USE, UNREACHABLE, NOT_ALLOWED = 1, 2, 3, 4
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-out = Console()
+_PIPED_COLUMNS = 1000
+"""Wide enough for any row: what another program reads has a line a row."""
+out = Console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS)
 err = Console(stderr=True)
 
 
@@ -33,8 +35,14 @@ def connect() -> Iterator[Client]:
         fail(str(error), WRONG_USE)
 
 
-def show_value(value: Any, as_json: bool, text: str) -> None:
-    print(json.dumps(value, indent=2) if as_json else text)
+def show_value(value: Any, as_json: bool, text: RenderableType) -> None:
+    """`value` for programs, or `text` for people."""
+    if as_json:
+        print(json.dumps(value, indent=2))
+    elif isinstance(text, str):
+        print(text)
+    else:
+        out.print(text)
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from service.specfile import load
-from service.terminal import JOB_FAILED, WRONG_USE, AsJson, connect, err, fail, out, show_value
+from service.commands.arguments import AsJson
+from service.commands.specfile import load
+from service.commands.terminal import JOB_FAILED, WRONG_USE, connect, err, fail, out, show_value
 
 study_app = typer.Typer(help="Run families of jobs, and compare them.", no_args_is_help=True)
 StudyId = Annotated[str, typer.Argument(help="Study id, e.g. study_01h…")]
@@ -124,17 +126,19 @@ def _show(study: dict[str, Any], as_json: bool) -> None:
     if as_json:
         show_value(study, True, "")
         return
-    out.print(f"[bold]{study['name']}[/] {study['id']} {_line(study)}", highlight=False)
+    out.print(f"[bold]{escape(study['name'])}[/] {study['id']} {_line(study)}", highlight=False)
     for finding in study["findings"]:
-        out.print(f"  [{_COLORS.get(finding['verdict'], 'yellow')}]{finding['sentence']}[/]", highlight=False)
+        out.print(f"  [{_COLORS.get(finding['verdict'], 'yellow')}]{escape(finding['sentence'])}[/]", highlight=False)
     metrics = study["spec"]["metrics"]
     table = Table(*study["spec"]["grid"], *metrics, "failed", box=None)
     for row in study["table"]:
-        table.add_row(*row["point"].values(), *(_cell(row["metrics"][name]) for name in metrics), str(row["failed"]))
+        point = map(escape, row["point"].values())
+        table.add_row(*point, *(_cell(row["metrics"][name]) for name in metrics), str(row["failed"]))
     out.print(table)
     for child in study["children"]:
         if child["state"] in ("failed", "cancelled", "deleted"):
-            out.print(f"[red]{child['state']}[/] {child['name']} {child['job_id']} {child['message']}", highlight=False)
+            about = escape(f"{child['name']} {child['job_id']} {child['message']}")
+            out.print(f"[red]{child['state']}[/] {about}", highlight=False)
     if study["mlflow"]["url"]:
         out.print(f"MLflow run   {study['mlflow']['url']}", highlight=False, soft_wrap=True)
 

@@ -1,20 +1,21 @@
-"""How the command line shows jobs: a progress bar to follow, tables, a closing summary."""
+"""How the command line shows jobs: a progress bar to follow, a live table, a closing summary."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 from rich.table import Table
 
 from service.client import TERMINAL, Client
+from service.commands.tables import COLORS, duration, jobs_table
 
 Json = dict[str, Any]
-COLORS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "queued": "dim"}
 
 
 def follow(client: Client, job_id: str, console: Console) -> Json:
@@ -36,7 +37,7 @@ def follow(client: Client, job_id: str, console: Console) -> Json:
                 if event["kind"] == "succeeded":
                     bar.update(task, completed=100)
             elif event["kind"] not in _QUIET:
-                console.print(f"[dim]{event['kind']}[/]: {event['message']}", highlight=False)
+                console.print(f"[dim]{event['kind']}[/]: {escape(event['message'])}", highlight=False)
     return client.job(job_id)
 
 
@@ -54,14 +55,18 @@ def progress_text(progress: Mapping[str, Any]) -> str:
     if loss is not None:
         parts.append(f"loss {loss:.4f}")
     if progress.get("eta_s") is not None:
-        parts.append(f"ETA {_duration(progress['eta_s'])}")
+        parts.append(f"ETA {duration(progress['eta_s'])}")
     return "  ".join(parts)
 
 
 def summary(job: Json, console: Console) -> None:
-    """What came of a finished job."""
-    color = COLORS.get(job["state"], "white")
-    console.print(f"[bold]{job['name']}[/] {job['id']} [{color}]{job['state']}[/] {job['message']}", highlight=False)
+    """Where a job stands; of a finished one what came of it."""
+    state = f"[{COLORS.get(job['state'], 'white')}]{job['state']}[/]"
+    console.print(f"[bold]{escape(job['name'])}[/] {job['id']} {state} {escape(job['message'])}", highlight=False)
+    if job["state"] == "queued":
+        console.print(f"Why it waits: syncnorm explain {job['id']}", highlight=False, soft_wrap=True)
+    elif job["state"] not in TERMINAL:
+        console.print(f"{progress_text(job['progress'])}", highlight=False)
     if metrics := job["progress"]["metrics"]:
         table = Table("metric", "value", box=None)
         for name in sorted(metrics):
@@ -89,23 +94,6 @@ def certificate_line(certificate: Json) -> str:
     )
 
 
-def jobs_table(jobs: Iterable[Json]) -> Table:
-    table = Table("id", "name", "project", "state", "norm", "workers", "progress", "created", box=None)
-    for job in jobs:
-        state = f"[{COLORS.get(job['state'], 'white')}]{job['state']}[/]"
-        table.add_row(
-            job["id"],
-            job["name"],
-            job["project"],
-            state,
-            job["norm"],
-            _workers_cell(job),
-            _progress_cell(job["progress"]),
-            job["created_at"][:19],
-        )
-    return table
-
-
 def watch(
     look: Callable[[], Sequence[Json]], console: Console, rest: Callable[[float], None] = time.sleep
 ) -> Sequence[Json]:
@@ -117,20 +105,3 @@ def watch(
             if all(job["state"] in TERMINAL for job in jobs):
                 return jobs
             rest(_LOOK_S)
-
-
-def _workers_cell(job: Json) -> str:
-    wanted, used = job["spec"]["resources"]["workers"], job["world_size"]
-    return str(wanted) if used in (None, wanted) else f"{used} of {wanted}"
-
-
-def _progress_cell(progress: Mapping[str, Any]) -> str:
-    if progress["percent"] is None:
-        return ""
-    left = "" if not progress["eta_s"] else f"  {_duration(progress['eta_s'])} left"
-    return f"{progress['percent']:.0f} %{left}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from service.terminal import AsJson, connect, show_value
+from service.commands.arguments import AsJson
+from service.commands.terminal import connect, show_value
 
 token_app = typer.Typer(help="Make, list and revoke tokens.", no_args_is_help=True)
 

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from service.terminal import WRONG_USE, AsJson, connect, fail, show_value
+from service.commands.arguments import AsJson
+from service.commands.terminal import WRONG_USE, connect, fail, show_value
 
 package_app = typer.Typer(help="Upload code for the workers.", no_args_is_help=True)
 secret_app = typer.Typer(help="Keep values for the environment of jobs.", no_args_is_help=True)

@@ -1,0 +1,28 @@
+"""What can't be done now is said once when it begins and once when it is over, not at every try."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+
+class Outages:
+    """Of one thread. clock: seconds, for tests."""
+
+    def __init__(self, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
+        self._logger = logger
+        self._clock = clock
+        self._since: dict[str, float] = {}
+
+    def goes_on(self, what: str, message: str, /, **about: str) -> None:
+        """`what` failed. The first time in a row it is logged."""
+        if what not in self._since:
+            self._since[what] = self._clock()
+            self._logger.warning(message, extra=about)
+
+    def over(self, what: str) -> None:
+        """`what` works; logged if it failed the last time."""
+        since = self._since.pop(what, None)
+        if since is not None:
+            self._logger.info("works again", extra={"what": what, "after_s": round(self._clock() - since, 1)})
