@@ -120,7 +120,7 @@ def _storage(environ: Mapping[str, str]) -> str | None:
     if "://" in text and (not text.isprintable() or any(mark in text for mark in ("@", "?", "#", "::", " "))):
         raise ValueError(
             "SYNCNORM_STORAGE must be a folder or a plain address such as s3://bucket/folder, without user, password "
-            "and options. Give credentials to the hosts, as the AWS or Google SDK finds them there."
+            "and options. Give credentials to the hosts, as the SDK of AWS, Google or Azure finds them there."
         )
     return text or None
 

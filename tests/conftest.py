@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from tests.az import Az
+    from tests.bucket_server import BucketServer
+    from tests.gs import Gs
     from tests.s3 import S3
 
 # Before torch is loaded. The ranks of a test and the other test process fill two cores; threads would wait in loops.
@@ -43,8 +46,31 @@ def s3_server() -> Iterator[S3]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def gs_server() -> Iterator[Gs]:
+    from tests import gs
+
+    with gs.serving() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def az_server() -> Iterator[Az]:
+    from tests import az
+
+    with az.serving() as server:
+        yield server
+
+
 @pytest.fixture
-def bucket(s3_server: S3) -> Iterator[str]:
+def server(request: pytest.FixtureRequest) -> BucketServer:
+    """S3, where a test names no other."""
+    found: BucketServer = request.getfixturevalue(f"{getattr(request, 'param', 's3')}_server")
+    return found
+
+
+@pytest.fixture
+def bucket(server: BucketServer) -> Iterator[str]:
     """The URL of an empty bucket that this process, and those it starts meanwhile, may use."""
-    with s3_server.used():
-        yield s3_server.new_bucket()
+    with server.used():
+        yield server.new_bucket()

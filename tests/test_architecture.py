@@ -26,6 +26,7 @@ SPEC_SIDE = {
     "trainer.files",
     "trainer.storage",
     "trainer.bucket",
+    "trainer.filesystems",
     "trainer.storage_faults",
 }
 

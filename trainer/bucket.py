@@ -7,44 +7,24 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-import fsspec
 import fsspec.asyn
 
 from trainer.files import TEMPORARY, StorageError, sha256_of
-from trainer.storage_faults import Fault, explain, fault_of
+from trainer.filesystems import AZURE, GOOGLE, INSTALL, Times, steady_filesystem_at
+from trainer.storage_faults import NO_BUCKET, Fault, explain, fault_of
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
-
-
-@dataclass(frozen=True)
-class Times:
-    """How long one try may take: to connect, for each piece of an answer, and in all, with a second a MiB more."""
-
-    connect_s: float
-    read_s: float
-    call_s: float
-
-
 _PATIENT = Times(connect_s=5, read_s=30, call_s=40)
 _IMPATIENT = Times(connect_s=3, read_s=8, call_s=10)
 """Of the service, whose every look must end within its lease."""
-
-
-def _options(protocol: str, times: Times) -> dict[str, Any]:
-    # A listing that is remembered would hide what other hosts write.
-    options: dict[str, Any] = {"use_listings_cache": False}
-    if protocol == "s3":
-        # Tries and pauses are ours, so that their sum is known; those of botocore would multiply them.
-        tries = {"retries": {"total_max_attempts": 1}}
-        options["config_kwargs"] = {"connect_timeout": times.connect_s, "read_timeout": times.read_s, **tries}
-    return options
+_BLOCK_BYTES = 16 * 2**20
 
 
 class Bucket:
@@ -68,14 +48,14 @@ class Bucket:
         self._clock = clock
         self._sleep = sleep
         self._times = _PATIENT if patience_s > 0 else _IMPATIENT
+        # Only S3 says whether it was the bucket that is not there.
+        self._seen = url.partition("://")[0] not in GOOGLE | AZURE
         try:
-            self._fs, self._path = fsspec.url_to_fs(self.root, **_options(url.partition("://")[0], self._times))
-            if hasattr(self._fs, "retries"):
-                self._fs.retries = 1  # of s3fs, which no argument sets (2026.9); gcsfs has its own and keeps them
+            self._fs, self._path = steady_filesystem_at(self.root, self._times)
         except (ImportError, ValueError) as error:
             raise StorageError(
-                f"the storage {self.root} can't be used on this host: {error}. For s3:// and gs:// install the extras: "
-                "pip install 'syncnorm[s3,gcs]'."
+                f"the storage {self.root} can't be used on this host: {error}. {INSTALL} Credentials are those that "
+                "the SDK of each finds on the host."
             ) from error
 
     def read(self, name: str) -> bytes:
@@ -90,10 +70,13 @@ class Bucket:
         self._tried(f"write {name}", lambda: self._put(source, name))
 
     def _put(self, source: Path, name: str) -> None:
-        self._limited(source.stat().st_size, "put_file", str(source), self._at(name))
-        with self._fs.open(self._at(name), "rb") as file:
-            arrived = hashlib.file_digest(file, "sha256").hexdigest()
-        if arrived != sha256_of(source):
+        size_bytes, sent = source.stat().st_size, sha256_of(source)
+        self._limited(size_bytes, "put_file", str(source), self._at(name))
+        arrived = hashlib.sha256()
+        for start in range(0, size_bytes, _BLOCK_BYTES):
+            end = min(start + _BLOCK_BYTES, size_bytes)
+            arrived.update(self._fs.cat_file(self._at(name), start=start, end=end))
+        if self._limited(0, "info", self._at(name))["size"] != size_bytes or arrived.hexdigest() != sent:
             raise ConnectionError("what arrived is not what was sent")
 
     def get(self, name: str, target: Path) -> None:
@@ -107,37 +90,62 @@ class Bucket:
 
     def has(self, name: str) -> bool:
         try:  # isfile() takes every error for a no
-            facts = self._tried(f"look for {name}", lambda: self._fs.info(self._at(name)), may_miss=True)
+            facts = self._tried(f"look for {name}", lambda: self._limited(0, "info", self._at(name)), may_miss=True)
         except FileNotFoundError:
             return False
         return bool(facts["type"] == "file")
 
     def names(self, below: str = "") -> list[str]:
-        found = self._tried(f"list {below or 'its files'}", lambda: self._fs.find(self._at(below)), may_miss=True)
+        found = self._tried(f"list {below or 'its files'}", lambda: self._find(below))
         inside = [str(path).removeprefix(self._path).lstrip("/") for path in found]
         files = [name for name in inside if not name.endswith("/")]  # consoles make such keys for folders
         return sorted(name for name in files if not below or name.startswith(f"{below.rstrip('/')}/"))
 
     def remove(self, name: str) -> None:
         def act() -> None:
-            if found := self._fs.find(self._at(name)):
-                self._limited(0, "rm", found)
-                if left := self._fs.find(self._at(name)):  # s3fs says nothing of keys that were refused (2026.9)
+            if found := self._find(name):
+                with suppress(FileNotFoundError):  # gone meanwhile
+                    self._limited(0, "rm", found)
+                if left := self._find(name):  # s3fs says nothing of keys that were refused (2026.9)
                     raise PermissionError(f"{len(left)} of {len(found)} files are still there")
 
         self._tried(f"remove {name}", act)
 
-    def _limited(self, size_bytes: int, method: str, *args: Any) -> None:
-        """What sends a body, ended after a while: aiohttp waits for a server's leave to send without limit (3.14)."""
-        if not self._fs.async_impl:
-            getattr(self._fs, method)(*args)
+    def _find(self, below: str) -> list[str]:
+        found: list[str] = self._limited(0, "find", self._at(below))
+        if not found:
+            self._look_for_bucket()
+        return found
+
+    def _asked(self, act: Callable[[], T]) -> T:
+        try:
+            return act()
+        except FileNotFoundError:
+            self._look_for_bucket()
+            raise
+
+    def _look_for_bucket(self) -> None:
+        """What is not there may be the bucket itself. Raises: FileNotFoundError saying so."""
+        if self._seen:
             return
+        bucket = self._path.partition("/")[0]
+        try:
+            self._limited(0, "ls", bucket)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{NO_BUCKET}: {bucket}") from error
+        self._seen = True
 
-        async def call() -> None:
+    def _limited(self, size_bytes: int, method: str, *args: Any) -> Any:
+        """What has no limit of its own, ended after a while: for one, aiohttp waits for a server's leave to send a body
+        as long as that likes (3.14)."""
+        if not self._fs.async_impl:
+            return getattr(self._fs, method)(*args)
+
+        async def call() -> Any:
             async with asyncio.timeout(self._times.call_s + size_bytes / 2**20):
-                await getattr(self._fs, f"_{method}")(*args)
+                return await getattr(self._fs, f"_{method}")(*args)
 
-        fsspec.asyn.sync(self._fs.loop, call)
+        return fsspec.asyn.sync(self._fs.loop, call)
 
     def _at(self, name: str) -> str:
         return f"{self._path}/{name}".rstrip("/")
@@ -152,7 +160,7 @@ class Bucket:
         began, pause_s = self._clock(), _FIRST_PAUSE_S
         while True:
             try:
-                answer = act()
+                answer = self._asked(act)
             except Exception as error:  # each of fsspec's file systems has its own
                 fault = fault_of(error)
                 if fault is Fault.MISSING and may_miss:

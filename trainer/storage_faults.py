@@ -33,6 +33,9 @@ _NO_CREDENTIALS = frozenset(
     }
 )
 _TEXT = 300
+NO_BUCKET = "The specified bucket does not exist"
+"""In S3's words, as also said of others, which give no sign of their own."""
+_NOT_NOW = {408, 429}
 
 _FIXES = {
     Fault.REFUSED: "Check the credentials on this host and what they allow (get, put, list, delete), the name of the "
@@ -43,18 +46,30 @@ _FIXES = {
 
 def fault_of(error: BaseException) -> Fault:
     """What `error`, raised by an fsspec file system, says of its storage."""
+    if type(error) is RuntimeError and error.__cause__ is not None:  # adlfs, of a deletion
+        return fault_of(error.__cause__)
     text = str(error)
     if isinstance(error, FileNotFoundError):
         # s3fs makes the same of a missing key and a missing bucket (s3fs 2026.9).
-        return Fault.REFUSED if "bucket does not exist" in text else Fault.MISSING
+        return Fault.REFUSED if NO_BUCKET.lower() in text.lower() else Fault.MISSING
+    return Fault.REFUSED if _is_refusal(error, text) else Fault.AWAY
+
+
+def _is_refusal(error: BaseException, text: str) -> bool:
     names = {kind.__name__ for kind in type(error).__mro__}
-    if isinstance(error, PermissionError) or names & _NO_CREDENTIALS:
-        return Fault.REFUSED
-    if getattr(error, "code", None) in (401, 403) or text.startswith("Forbidden"):  # gcsfs
-        return Fault.REFUSED
-    if isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno in _NO):  # gcsfs: a bad request
-        return Fault.REFUSED
-    return Fault.AWAY
+    # gcsfs makes an OSError of 403 and a ValueError of a bad request (2026.10).
+    if isinstance(error, PermissionError | ValueError) or names & _NO_CREDENTIALS or text.startswith("Forbidden"):
+        return True
+    if isinstance(error, OSError) and error.errno in _NO:
+        return True
+    status = _http_status(error)
+    return 400 <= status < 500 and status not in _NOT_NOW
+
+
+def _http_status(error: BaseException) -> int:
+    """Of gcsfs (code) and azure (status_code); 0: none."""
+    status = str(getattr(error, "code", None) or getattr(error, "status_code", None))
+    return int(status) if status.isdigit() else 0
 
 
 def explain(fault: Fault, root: str, what: str, error: BaseException, tried_s: float) -> str:

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from fsspec.registry import registry
 from ray.train import WorkerGroupError
 
+from tests.bucket_server import BucketServer
 from tests.norm.pool import Pool
-from tests.s3 import S3
 from tests.trainer import on_ray
 from tests.trainer.conftest import Mlflow
 from tests.trainer.ranks import Told, Trained, launch_of, place, train
@@ -29,6 +30,18 @@ from trainer.mirror import Mirrored
 from trainer.resume import resume_point
 from trainer.spec_reader import read_spec
 from trainer.storage import storage_at
+
+EVERYWHERE = pytest.mark.parametrize("server", ["s3", "gs", "az"], indirect=True)
+LONG_EVERYWHERE = pytest.mark.parametrize(
+    "server", ["s3", *(pytest.param(each, marks=pytest.mark.chaos) for each in ("gs", "az"))], indirect=True
+)
+
+
+def become(environment: dict[str, str]) -> None:
+    """A rank, whose process was started before there was a bucket, as on a host that has `environment`."""
+    os.environ.update(environment)
+    for kind in registry.values():  # clients keep the credentials that they found
+        kind.clear_instance_cache()
 
 
 def attempt(bucket: str, number: int = 1) -> str:
@@ -65,6 +78,7 @@ def newest(url: str) -> tuple[int, float] | None:
         return None if found is None else (found.step, float(checkpoints.load(found.path, folders.mirror)["w"][0]))
 
 
+@EVERYWHERE
 def test_another_host_reads_back_what_was_saved(three: str) -> None:
     assert newest(three) == (30, 30.0)
     assert kept(f"{three}/checkpoints")[:2] == [f"step-0000000010/{MANIFEST}", f"step-0000000010/{STATE}"]
@@ -78,12 +92,14 @@ def test_nothing_of_an_attempt_is_left_on_the_host(bucket: str) -> None:
     assert not any(parent.name.startswith("syncnorm-scratch-") and parent.exists() for parent in here.parents)
 
 
+@EVERYWHERE
 def test_upload_that_was_killed_before_its_manifest_does_not_count(three: str) -> None:
     storage_at(three).write(f"checkpoints/step-0000000040/{STATE}", b"half of it")
 
     assert newest(three) == (30, 30.0)
 
 
+@EVERYWHERE
 @pytest.mark.parametrize("name", [STATE, MANIFEST])
 def test_damaged_newest_falls_back_to_the_one_before(three: str, name: str) -> None:
     storage, path = storage_at(three), f"checkpoints/step-0000000030/{name}"
@@ -94,25 +110,27 @@ def test_damaged_newest_falls_back_to_the_one_before(three: str, name: str) -> N
     assert newest(three) == (20, 20.0)
 
 
-def test_bucket_away_at_resume_is_not_a_corrupt_checkpoint(three: str, s3_server: S3) -> None:
+@EVERYWHERE
+def test_bucket_away_at_resume_is_not_a_corrupt_checkpoint(three: str, server: BucketServer) -> None:
     chosen = f"{three}/checkpoints/step-0000000030"
     launch = launch_of(spec("batch")).model_copy(update={"resume_from": chosen, "attempt": 2})
     told: Any = Told()
 
     with opened(attempt(three.partition("/runs")[0], 2), patience_s=0.0) as folders:
         before = resume_point(launch, folders, told)
-        s3_server.line.cut()
+        server.line.cut()
         try:
             with pytest.raises(StorageError, match="did not answer") as raised:
                 resume_point(launch, folders, told)
         finally:
-            s3_server.line.mend()
+            server.line.mend()
 
     assert before == chosen
     assert told.events == []
     assert classify(raised.value, rank=-1).reason is FailureReason.STORAGE
 
 
+@EVERYWHERE
 def test_corrupt_choice_falls_back_to_an_earlier_attempt_on_the_bucket(three: str) -> None:
     bucket, told = three.partition("/runs")[0], Told()
     with opened(attempt(bucket, 2)) as folders:
@@ -139,6 +157,7 @@ def test_checkpoint_of_a_storage_that_was_changed_since_is_named(three: str, tmp
     assert (tmp_path / "step-0000000010" / MANIFEST).exists()
 
 
+@EVERYWHERE
 def test_old_checkpoints_go_manifest_first(three: str) -> None:
     removed: list[str] = []
     with opened(three) as folders:
@@ -154,8 +173,7 @@ def test_old_checkpoints_go_manifest_first(three: str) -> None:
 
 
 def with_environment(rank: int, world_size: int, environment: dict[str, str], function: Any, *args: Any) -> Any:
-    """On a rank, whose process was started before there was a bucket."""
-    os.environ.update(environment)
+    become(environment)
     return function(rank, world_size, *args)
 
 
@@ -184,13 +202,14 @@ def go_on(ranks: Pool, bucket: str, environment: dict[str, str]) -> Trained:
     return resumed
 
 
+@LONG_EVERYWHERE
 def test_paused_job_goes_on_bit_for_bit(
-    ranks: Pool, bucket: str, s3_server: S3, whole: Undisturbed, tmp_path: Path
+    ranks: Pool, bucket: str, server: BucketServer, whole: Undisturbed, tmp_path: Path
 ) -> None:
     told = Told(stop_at=8)
-    paused = ranks.run(with_environment, 2, s3_server.environment, train, attempt(bucket), DOCUMENT, None, told)[0]
+    paused = ranks.run(with_environment, 2, server.environment, train, attempt(bucket), DOCUMENT, None, told)[0]
 
-    resumed = go_on(ranks, bucket, s3_server.environment)
+    resumed = go_on(ranks, bucket, server.environment)
 
     assert paused.stopped_at == 9
     assert_same_as(whole, resumed, bucket, tmp_path)
@@ -216,29 +235,34 @@ def train_and_die(
     ],
 )
 def test_killed_rank_is_made_up_for_bit_for_bit(
-    ranks: Pool, bucket: str, s3_server: S3, whole: Undisturbed, tmp_path: Path, victim: int, where: str, call: int
+    ranks: Pool,
+    bucket: str,
+    server: BucketServer,
+    whole: Undisturbed,
+    tmp_path: Path,
+    victim: int,
+    where: str,
+    call: int,
 ) -> None:
     arguments = (train_and_die, victim, where, call, attempt(bucket), DOCUMENT)
     with pytest.raises(RuntimeError, match=r"rank \d of 2 died|Connection|peer"):
-        ranks.run(with_environment, 2, s3_server.environment, *arguments)
+        ranks.run(with_environment, 2, server.environment, *arguments)
     ranks.stop()  # the survivor may still be waiting
 
-    resumed = go_on(ranks, bucket, s3_server.environment)
+    resumed = go_on(ranks, bucket, server.environment)
 
     assert_same_as(whole, resumed, bucket, tmp_path)
 
 
 def check(rank: int, world_size: int, environments: list[dict[str, str]], roots: list[str]) -> None:
-    os.environ.update(environments[rank])
-    import fsspec
-
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    become(environments[rank])
     with opened(roots[rank], patience_s=0.0) as folders:
         preflight.check(folders, place(rank, world_size), "f", 60.0)
 
 
-def test_ranks_of_one_bucket_pass_and_are_written_down(ranks: Pool, bucket: str, s3_server: S3) -> None:
-    ranks.run(check, 2, [s3_server.environment] * 2, [attempt(bucket)] * 2)
+@LONG_EVERYWHERE
+def test_ranks_of_one_bucket_pass_and_are_written_down(ranks: Pool, bucket: str, server: BucketServer) -> None:
+    ranks.run(check, 2, [server.environment] * 2, [attempt(bucket)] * 2)
 
     facts = json.loads(storage_at(attempt(bucket)).read("ranks.json"))
     assert [fact["rank"] for fact in facts] == [0, 1]
@@ -246,10 +270,10 @@ def test_ranks_of_one_bucket_pass_and_are_written_down(ranks: Pool, bucket: str,
 
 
 def test_rank_that_sees_another_bucket_or_may_not_write_is_named_on_all_ranks(
-    ranks: Pool, bucket: str, s3_server: S3
+    ranks: Pool, bucket: str, server: BucketServer
 ) -> None:
-    other = ranks.outcomes(check, 2, [s3_server.environment] * 2, [attempt(bucket), attempt(s3_server.new_bucket())])
-    refused = ranks.outcomes(check, 2, [s3_server.environment, s3_server.reading], [attempt(bucket)] * 2)
+    other = ranks.outcomes(check, 2, [server.environment] * 2, [attempt(bucket), attempt(server.new_bucket())])
+    refused = ranks.outcomes(check, 2, [server.environment, server.reading], [attempt(bucket)] * 2)
 
     for _, error, _ in [*other, *refused]:
         assert isinstance(error, StorageError)
@@ -259,10 +283,7 @@ def test_rank_that_sees_another_bucket_or_may_not_write_is_named_on_all_ranks(
 
 
 def work(rank: int, world_size: int, environment: dict[str, str], url: str) -> dict[str, Any] | None:
-    os.environ.update(environment)
-    import fsspec
-
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    become(environment)
     return worker.train_at(place(rank, world_size), {"folder": url, "resume_from": None, "patience_s": 0.0})
 
 
@@ -285,10 +306,10 @@ def launch(bucket: str, server: Mlflow | None = None) -> Launch:
     return facts
 
 
-def test_host_that_may_not_write_fails_the_job_as_storage(ranks: Pool, bucket: str, s3_server: S3) -> None:
+def test_host_that_may_not_write_fails_the_job_as_storage(ranks: Pool, bucket: str, server: BucketServer) -> None:
     facts = launch(bucket)
 
-    outcomes = ranks.outcomes(work, 2, s3_server.reading, attempt(bucket))
+    outcomes = ranks.outcomes(work, 2, server.reading, attempt(bucket))
     with opened(attempt(bucket)) as folders:
         raised = {rank: error for rank, (_, error, _) in enumerate(outcomes)}
         cause = main._why(facts, folders, WorkerGroupError("", raised))
@@ -300,11 +321,11 @@ def test_host_that_may_not_write_fails_the_job_as_storage(ranks: Pool, bucket: s
 
 
 def test_driver_without_credentials_says_so_in_its_last_line(
-    bucket: str, s3_server: S3, capsys: pytest.CaptureFixture[str]
+    bucket: str, server: BucketServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     launch(bucket)
 
-    with s3_server.used(s3_server.reading | {"AWS_ACCESS_KEY_ID": "unknown"}):
+    with server.used(server.reading | {"AWS_ACCESS_KEY_ID": "unknown"}):
         code = main.main(attempt(bucket))
 
     *_, last = capsys.readouterr().err.splitlines()
@@ -312,13 +333,14 @@ def test_driver_without_credentials_says_so_in_its_last_line(
     assert last.startswith(f"{CANNOT_BEGIN}the storage {bucket} refused to read")
 
 
+@LONG_EVERYWHERE
 @pytest.mark.filterwarnings("ignore")  # exporters and MLflow warn about their own internals
 def test_whole_job_and_a_later_export_from_a_bucket(
-    ranks: Pool, bucket: str, s3_server: S3, mlflow_server: Mlflow
+    ranks: Pool, bucket: str, server: BucketServer, mlflow_server: Mlflow
 ) -> None:
     facts = launch(bucket, mlflow_server)
 
-    told = ranks.run(work, 2, s3_server.environment, attempt(bucket))[0]
+    told = ranks.run(work, 2, server.environment, attempt(bucket))[0]
     with opened(attempt(bucket)) as folders:
         result = main._keep(Result.model_validate(told), facts, folders)
     export = f"{bucket}/runs/jobs/j/exports/2/1"

@@ -6,7 +6,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,10 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.gs import Gs
 from tests.s3 import S3
 from trainer.data import Data, DataInfo, build_data
 from trainer.data.images import ImageReader, centre_square, random_box
 from trainer.data.loader import train_loader
+from trainer.filesystems import filesystem_at
 from trainer.spec import DataSpec
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406])[:, None, None], torch.tensor([0.229, 0.224, 0.225])[:, None, None]
@@ -40,24 +41,31 @@ def s3(s3_server: S3) -> Iterator[str]:
         yield s3_server.new_bucket()
 
 
-@pytest.fixture(params=["disk", "memory", "s3"])
+@pytest.fixture(scope="module")
+def gs(gs_server: Gs) -> Iterator[str]:
+    with gs_server.used():
+        yield gs_server.new_bucket()
+
+
+@pytest.fixture(params=["disk", "memory", "s3", "gs"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty folder, on disk and under URLs."""
     if request.param == "disk":
         yield str(tmp_path)
         return
-    base = request.getfixturevalue("s3") if request.param == "s3" else "memory:/"
+    base = "memory:/" if request.param == "memory" else request.getfixturevalue(request.param)
     url = f"{base}/{uuid.uuid4().hex}"
     yield url
-    filesystem, path = fsspec.url_to_fs(url)
+    filesystem, path = filesystem_at(url)
     if filesystem.exists(path):
         filesystem.rm(path, recursive=True)
 
 
 def _write(root: str, files: dict[str, bytes]) -> None:
     for name, content in files.items():
-        with fsspec.open(f"{root}/{name}", "wb", auto_mkdir=True) as file:
-            file.write(content)
+        filesystem, path = filesystem_at(f"{root}/{name}")
+        filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
+        filesystem.pipe_file(path, content)
 
 
 def _classes(count: int, *, value: int = 100, under: str = "") -> dict[str, bytes]:
@@ -179,7 +187,7 @@ def test_image_that_has_gone_is_named(tmp_path: Path) -> None:
 
 def test_url_of_an_unknown_kind_is_refused_with_the_extras() -> None:
     with pytest.raises(
-        ValueError, match=r"data.init_args.root: nope://x can't be read.*pip install 'syncnorm\[s3,gcs\]'"
+        ValueError, match=r"data.init_args.root: nope://x can't be read.*pip install 'syncnorm\[s3,gcs,azure\]'"
     ):
         _build("image_folder", root="nope://x")
 
@@ -328,8 +336,9 @@ def test_worker_processes_read_the_same_crops(tmp_path: Path) -> None:
     assert same == [True, True]
 
 
-def test_worker_processes_read_from_object_storage(s3: str) -> None:
-    root = f"{s3}/{uuid.uuid4().hex}"
+@pytest.mark.parametrize("store", ["s3", "gs"])
+def test_worker_processes_read_from_object_storage(store: str, request: pytest.FixtureRequest) -> None:
+    root = f"{request.getfixturevalue(store)}/{uuid.uuid4().hex}"
     _write(root, _classes(6))
     data = _build("image_folder", root=root, size=4, val_fraction=0.5, num_workers=2)
 

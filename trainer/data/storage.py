@@ -7,6 +7,8 @@ from pathlib import PurePosixPath
 
 import fsspec
 
+from trainer.filesystems import INSTALL, filesystem_at
+
 
 class MissingDataError(FileNotFoundError):
     """A file or folder that the job names is not there, or holds nothing of use."""
@@ -50,10 +52,7 @@ class Storage:
 def open_storage(where: str, url: str) -> Storage:
     """Raises: ValueError naming `where` if the URL is of a kind that can't be read here."""
     try:
-        filesystem, path = fsspec.url_to_fs(url)
+        filesystem, path = filesystem_at(url)
     except (ImportError, ValueError) as error:
-        raise ValueError(
-            f"{where}: {url} can't be read: {error}. For s3:// and gs:// install the extras: "
-            "pip install 'syncnorm[s3,gcs]'."
-        ) from error
+        raise ValueError(f"{where}: {url} can't be read: {error}. {INSTALL}") from error
     return Storage(where, url, filesystem, path)
