@@ -25,12 +25,21 @@ class LayerPopulation:
     """One layer's population statistics.
 
     mean, var: (C,), float64 on the CPU, var Bessel-corrected. drift: how far the running mean there was is from
-    `mean`, in standard deviations; see `norm.snapshots.drift`.
+    `mean`, in standard deviations; see `norm.snapshots.drift`. mean_abs: mean of |mean| over channels. var_mean: mean
+    of var over channels.
     """
 
     mean: Tensor
     var: Tensor
     drift: float
+
+    @property
+    def mean_abs(self) -> float:
+        return float(self.mean.abs().mean())
+
+    @property
+    def var_mean(self) -> float:
+        return float(self.var.mean())
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
 
-import norm
 from trainer.agreement import check_agreement
 from trainer.attempt import Launch, Result
 from trainer.certify import HELD_OUT_SAMPLES, Array, Trained, certify_and_publish
 from trainer.data import Data
-from trainer.data.loader import Batch
 from trainer.evaluate import evaluate
 from trainer.fit import Fitted, Loaders
 from trainer.folders import AttemptFolders
 from trainer.module import TrainingModule
 from trainer.norm_choice import choose_norm
 from trainer.plots import draw_statistics
+from trainer.population import as_facts, keep, population_statistics
 from trainer.publish import Publisher
 from trainer.spec import JobSpec
 from trainer.standing import confirm
-
-logger = logging.getLogger(__name__)
 
 
 def finalize(
@@ -55,11 +49,13 @@ def finalize(
             facts={
                 "agreement": agreement,
                 "validation": {"running": before, "population": after},
-                "population": population,
+                "population": as_facts(population) if population else None,
             },
             seed=launch.spec.seed,
         )
         publisher = Publisher(launch.mlflow_uri, launch.mlflow_run_id, partial(confirm, launch))
+        if population:
+            keep(population, folders.artifacts / "norm" / "statistics")
         draw_statistics(folders.spools(launch.attempt), folders.artifacts / "norm")
         _upload_artifacts(launch, folders, publisher)
         model = certify_and_publish(trained, launch.spec.export, folders.export, publisher, mirror=folders.mirror)
@@ -80,27 +76,6 @@ def _upload_artifacts(launch: Launch, folders: AttemptFolders, publisher: Publis
         if earlier.artifacts.is_dir():
             publisher.upload(earlier.artifacts)
     publisher.upload(folders.artifacts)
-
-
-def population_statistics(
-    network: nn.Module, batches: Iterable[Batch], estimator: Literal["pooled", "paper", "none"], device: torch.device
-) -> dict[str, Any] | None:
-    """Put population in the place of running statistics, where there are any. Entered by every rank."""
-    if estimator == "none" or not norm.snapshot(network):
-        return None
-    found = norm.recompute_population_statistics(
-        network, (batch.x.to(device) for batch in batches), estimator=estimator
-    )
-    drifts = {path: layer.drift for path, layer in found.layers.items()}
-    if drifts and _is_first():  # frozen statistics stay as they are
-        worst = max(drifts, key=lambda path: drifts[path])
-        logger.info(
-            "population statistics of %d samples; running means were off most, by %.2g standard deviations, in %s",
-            found.num_samples,
-            drifts[worst],
-            worst,
-        )
-    return {"estimator": estimator, "batches": found.num_batches, "samples": found.num_samples, "drift": drifts}
 
 
 def _is_first() -> bool:

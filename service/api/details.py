@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -55,11 +56,23 @@ class StatisticsPoint(BaseModel):
     drift: float | None = None
 
 
+class PopulationView(BaseModel):
+    """Of one norm layer over the training set; mean_abs and var_mean are means over channels."""
+
+    mean_abs: float
+    var_mean: float
+    drift: float
+
+
 class LayerStatistics(BaseModel):
-    """Of one norm layer, over steps. population_drift: how far running statistics were from the population's."""
+    """Of one norm layer, over steps. population: null until training is over, or where the job asks for none.
+
+    population_drift, and drift there: how far running statistics were from the population's.
+    """
 
     layer: str
     points: list[StatisticsPoint]
+    population: PopulationView | None
     population_drift: float | None
 
 
@@ -117,17 +130,23 @@ def get_statistics(job_id: str, ctx: Ctx, who: Reader) -> StatisticsPage:
         if layer and what in StatisticsPoint.model_fields:
             for step, value in points:
                 layers.setdefault(layer, {}).setdefault(step, {})[what] = value
-    certificate = (job.model or {}).get("certificate", {})
-    drift = certificate.get("population", {}).get("drift", {})
+    facts = (job.model or {}).get("certificate", {}).get("population") or {}
     items = [
         LayerStatistics(
             layer=layer,
             points=[StatisticsPoint(step=step, **values) for step, values in sorted(steps.items())],
-            population_drift=drift.get(layer),
+            population=_population(facts, layer),
+            population_drift=facts.get("drift", {}).get(layer),
         )
         for layer, steps in layers.items()
     ]
     return StatisticsPage(items=items)
+
+
+def _population(facts: Mapping[str, Any], layer: str) -> PopulationView | None:
+    """None also of jobs that ended before certificates said so much."""
+    found = {name: facts.get(name, {}).get(layer) for name in PopulationView.model_fields}
+    return None if None in found.values() else PopulationView.model_validate(found)
 
 
 @router.patch("")

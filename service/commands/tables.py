@@ -85,12 +85,14 @@ def checkpoints_table(checkpoints: Iterable[Json]) -> Table:
 
 
 def statistics_table(layers: Iterable[Json]) -> Table:
-    """The last point of each layer. drift: running against batch; population drift: running against the population."""
-    table = Table("layer", "step", "mean |running mean|", "mean running var", "drift", "population drift", box=None)
+    """The last point of each layer: means over channels of |mean| and variance, running and of the population; how far
+    the running means are from the last batch's, and from the population's."""
+    running, population = ("running_mean_abs", "running_var_mean", "drift"), ("mean_abs", "var_mean", "drift")
+    table = Table("layer", "step", "running |mean|", "var", "drift", "population |mean|", "var", "drift", box=None)
     for layer in layers:
-        last = layer["points"][-1] if layer["points"] else {}
-        values = [last.get(name) for name in ("running_mean_abs", "running_var_mean", "drift")]
-        cells = ["" if value is None else f"{value:.4g}" for value in [*values, layer["population_drift"]]]
+        last, whole = layer["points"][-1] if layer["points"] else {}, layer["population"] or {}
+        values = [*(last.get(name) for name in running), *(whole.get(name) for name in population)]
+        cells = ["" if value is None else f"{value:.4g}" for value in values]
         table.add_row(escape(layer["layer"]), str(last.get("step", "")), *cells)
     return table
 

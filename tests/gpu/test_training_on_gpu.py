@@ -16,10 +16,10 @@ from trainer import checkpoints
 from trainer.agreement import check_agreement
 from trainer.data import build_data
 from trainer.evaluate import evaluate
-from trainer.finalize import population_statistics
 from trainer.fit import Loaders
 from trainer.models import build_model
 from trainer.place import Place
+from trainer.population import population_statistics
 from trainer.spec_reader import read_spec
 
 pytestmark = pytest.mark.usefixtures("nccl")

@@ -322,6 +322,32 @@ def test_attempts_checkpoints_and_statistics_of_a_job(running: Running) -> None:
     assert statistics[0]["points"] == [{"step": 1, "running_mean_abs": None, "running_var_mean": None, "drift": 0.5}]
 
 
+@pytest.mark.parametrize(
+    ("facts", "shown"),
+    [
+        (
+            {"estimator": "pooled", "mean_abs": {"bn1": 0.25}, "var_mean": {"bn1": 2.0}, "drift": {"bn1": 0.1}},
+            ({"mean_abs": 0.25, "var_mean": 2.0, "drift": 0.1}, 0.1),
+        ),
+        ({"estimator": "pooled", "drift": {"bn1": 0.1}}, (None, 0.1)),  # as certificates said before
+        (None, (None, None)),  # statistics.population: none
+    ],
+)
+def test_population_statistics_of_a_layer(running: Running, facts: Any, shown: Any) -> None:
+    client, world = running
+    job = world.submit(labels={"works": "9"})
+    for _ in range(3):
+        world.step()
+    now = world.store.job(job.id)
+    assert now is not None
+    model = {"uri": "models:/m-1", "registered": None, "certificate": {"passed": True, "population": facts}}
+    assert world.store.move(now, JobState.SUCCEEDED, {"model": model}, event=NewEvent("succeeded", ""))
+
+    (layer,) = client.get(f"/v1/jobs/{job.id}/statistics").json()["items"]
+
+    assert (layer["population"], layer["population_drift"]) == shown
+
+
 def test_exports_of_a_job_are_listed_with_their_digests(running: Running) -> None:
     client, world = running
     job = world.submit()

@@ -113,13 +113,17 @@ def test_run_is_finished_and_has_every_epoch(job: dict[str, Any], run: dict[str,
         assert [point["step"] for point in history(rest, job, key)] == list(range(23, 231, 23)), key
 
 
-def test_run_has_the_statistics_of_every_norm_layer(job: dict[str, Any], rest: httpx.Client) -> None:
+def test_run_has_the_statistics_of_every_norm_layer(job: dict[str, Any], client: Client, rest: httpx.Client) -> None:
     layers = [entry["path"] for entry in job["model"]["certificate"]["folded"]]
 
     for layer in layers:
         for what in ("running_mean_abs", "running_var_mean", "drift"):
             assert len(history(rest, job, f"norm/{layer}/{what}")) == 10, (layer, what)
-    assert len(artifacts(rest, job, "norm/statistics")) == 10
+    files = artifacts(rest, job, "norm/statistics")
+    assert len(files) == 11
+    assert "norm/statistics/population.safetensors" in files
+    for one in client.statistics(job["id"]):
+        assert one["population"]["var_mean"] == pytest.approx(one["points"][-1]["running_var_mean"], rel=0.5)
 
 
 def test_run_has_the_artifacts_of_the_contract(job: dict[str, Any], rest: httpx.Client) -> None:

@@ -15,9 +15,9 @@ from tests.norm.pool import Pool
 from tests.trainer.ranks import Told, build, launch_of, place
 from tests.trainer.test_models_with_kinds import MODELS, OPTIONS, REFUSED
 from trainer.certify import Trained, export_and_compare
-from trainer.finalize import population_statistics
 from trainer.fit import fit
 from trainer.folders import AttemptFolders
+from trainer.population import population_statistics
 
 # Each kind with a model, each model with a few kinds; the long form takes all of them.
 SOME = [(list(MODELS)[index * 3 % len(MODELS)], kind) for index, kind in enumerate(norm.kinds())]
