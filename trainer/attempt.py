@@ -52,6 +52,13 @@ class Launch(Message):
     """Folder of the checkpoint to go on from, chosen once by the service; None: from the start."""
     package: str | None = None
     """Where the uploaded archive of code.package lies."""
+    startup_timeout_s: float = 600.0
+    """The service gives up an attempt that does not train after so long."""
+
+    @property
+    def meeting_timeout_s(self) -> float:
+        """How long ranks wait for each other before training: time is left to say who did not come."""
+        return self.startup_timeout_s / 2
 
     @property
     def world_size(self) -> int:

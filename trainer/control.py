@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from types import FrameType
 
 import torch
@@ -34,13 +35,17 @@ class StopAgreement:
 
     The exchange of one number is begun before a batch and read after it, so that it hides behind the batch. It has a
     process group of its own on gloo: on GPUs it must not queue up with NCCL or make the host wait for the device.
+    timeout_s: how long a rank waits for the others' number; where gradients accumulate, it is all that ranks exchange.
     """
 
-    def __init__(self, heard: Callable[[], StopRequest | None], superseded: Callable[[], bool]) -> None:
+    def __init__(
+        self, heard: Callable[[], StopRequest | None], superseded: Callable[[], bool], *, timeout_s: float
+    ) -> None:
         self._heard = heard
         self._superseded = superseded
         self._terminating = threading.Event()
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        timeout = timedelta(seconds=timeout_s)
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
         self._code = torch.zeros(1, dtype=torch.int32)
         self._work: dist.Work | None = None
 

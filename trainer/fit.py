@@ -160,7 +160,8 @@ def _callbacks(
     def heard() -> StopRequest | None:
         return reporter.stop_request or ("preempt" if isolation.is_alone() else None)
 
-    agreement = StopAgreement(heard, lambda: reporter.superseded)
+    timeout_s = spec.limits.collective_timeout_s
+    agreement = StopAgreement(heard, lambda: reporter.superseded, timeout_s=timeout_s)
     alarm = StatisticsAlarm(reporter)
     callbacks: list[Callback] = [
         EndAtStep(steps),

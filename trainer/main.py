@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
@@ -129,9 +130,10 @@ def _trainer(launch: Launch, folders: AttemptFolders, config: dict[str, Any]) ->
         worker.train,  # type: ignore[arg-type]  # v2 takes a return value
         train_loop_config=config,
         # gloo beside NCCL: what the ranks agree on, such as digests and checkpoints, never lies on a GPU.
+        # Until all have met; limits.collective_timeout_s holds from then on (preflight.begin).
         torch_config=TorchConfig(
             backend="cpu:gloo,cuda:nccl" if res.gpus_per_worker else "gloo",
-            timeout_s=int(launch.spec.limits.collective_timeout_s),
+            timeout_s=math.ceil(launch.meeting_timeout_s),
         ),
         scaling_config=ScalingConfig(
             num_workers=launch.world_size,

@@ -51,7 +51,7 @@ def check(folders: AttemptFolders, place: Place, fence: str, patience_s: float) 
     """
     group = None
     if dist.is_initialized() and place.world_size > 1:
-        _arrive(place, patience_s)
+        _arrive(place, "start", patience_s)
         group = _reach(place, folders.mirror.longest_s)
     here = RankPlace(rank=place.rank, host=socket.gethostname(), pid=os.getpid(), node_id=place.node_id, gpu=place.gpu)
     facts = _gather(RankFact(here, time.time()), group)
@@ -65,6 +65,18 @@ def check(folders: AttemptFolders, place: Place, fence: str, patience_s: float) 
     if place.rank == 0:
         _compare_clocks(facts)
     return [fact.where for fact in facts]
+
+
+def begin(place: Place, patience_s: float, timeout_s: float) -> None:
+    """Wait for all ranks once more, now that each has its data and its model; from here on a collective of the default
+    group fails after `timeout_s`, and that of a group made from it. Entered by every rank.
+
+    They imported torch and user code at the pace of their hosts, for which `patience_s` is meant.
+    Raises: UnreachableError naming the ranks that did not come.
+    """
+    if dist.is_initialized() and place.world_size > 1:
+        _arrive(place, "have data and model", patience_s)
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s))
 
 
 def require_room(network: nn.Module, folders: AttemptFolders) -> None:
@@ -83,18 +95,18 @@ def require_room(network: nn.Module, folders: AttemptFolders) -> None:
 _TOKEN = "preflight"
 
 
-def _arrive(place: Place, patience_s: float) -> None:
+def _arrive(place: Place, step: str, patience_s: float) -> None:
     """Wait for all ranks at the store that brought them together."""
     store = dist.distributed_c10d._get_default_store()
-    keys = {rank: f"syncnorm/arrived/{rank}" for rank in range(place.world_size)}
+    keys = {rank: f"syncnorm/{step}/{rank}" for rank in range(place.world_size)}
     store.set(keys[place.rank], socket.gethostname())
     try:
         store.wait(list(keys.values()), timedelta(seconds=patience_s))
     except RuntimeError as error:
         missing = ", ".join(str(rank) for rank, key in keys.items() if not store.check([key]))
         raise UnreachableError(
-            f"all {place.world_size} ranks must start within {patience_s:g} s, but rank {missing} did not. Check its "
-            "host's load and logs, or raise limits.collective_timeout_s."
+            f"all {place.world_size} ranks must {step} within {patience_s:g} s, but rank {missing} did not. Check its "
+            "host's load and logs."
         ) from error
 
 

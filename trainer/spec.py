@@ -213,7 +213,8 @@ class LimitsSpec(Part):
     grace_s: Annotated[float, Field(ge=1, le=3600)] = 60
     """Time for the last checkpoint when the job is asked to stop."""
     collective_timeout_s: Annotated[float, Field(ge=10, le=1800)] = 180
-    """How long ranks wait for each other in training before the attempt ends and the silent one is named."""
+    """How long ranks wait for each other once they have met, before the attempt ends and the silent one is named. They
+    have five minutes to meet, for imports may take one host long."""
 
 
 class StatisticsSpec(Part):

@@ -103,12 +103,13 @@ def run(launch: Launch, folders: AttemptFolders, reporter: Reporter, place: Plac
     """
     spec = launch.spec
     torch.set_num_threads(spec.resources.cpus_per_worker)
-    ranks = preflight.check(folders, place, launch.fence, spec.limits.collective_timeout_s)
+    ranks = preflight.check(folders, place, launch.fence, launch.meeting_timeout_s)
     if place.rank == 0:
         reporter.placed(ranks)
     L.seed_everything(spec.seed, verbose=False)
     data = build_data(spec.data, spec.seed)
     network = build_model(spec.model, spec.norm, data.info)
+    preflight.begin(place, launch.meeting_timeout_s, spec.limits.collective_timeout_s)
     network, conversion = convert(network, spec, norm.create_group(spec.norm.group))
     try_out(network, data.info)
     preflight.require_room(network, folders)

@@ -147,6 +147,7 @@ class JobStep:
             mlflow_run_id=run_id,
             resume_from=attempt.resume_from,
             package=places.package(job),
+            startup_timeout_s=self._rules.startup_timeout_s,
         )
 
     # The MLflow run follows the state

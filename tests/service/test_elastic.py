@@ -59,6 +59,15 @@ def test_launch_file_carries_the_number_and_the_spec_stays(world: World) -> None
     assert launch.spec.resources.workers == 4
 
 
+def test_launch_file_says_how_long_the_service_waits_for_the_first_step(world: World) -> None:
+    job = world.submit()
+    world.step()
+
+    launch = world.cluster.drivers[f"{job.id}-1"].launch
+
+    assert launch.meeting_timeout_s == 100  # half of it: the attempt names the rank that did not come
+
+
 def test_change_of_the_workers_is_an_event_and_a_mark_in_mlflow(world: World) -> None:
     job = shrunk_then_whole(world)
 

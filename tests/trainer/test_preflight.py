@@ -6,9 +6,12 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 from torch import nn
 
 from tests.norm.pool import Pool
@@ -17,10 +20,13 @@ from tests.trainer.ranks import place
 from trainer import preflight
 from trainer.attempt import RankPlace
 from trainer.classify import classify
+from trainer.control import StopAgreement
 from trainer.failure import FailureReason
 from trainer.files import StorageError
 from trainer.folders import AttemptFolders
 from trainer.preflight import RankFact, UnreachableError
+
+MEETING_S, COLLECTIVE_S = 60.0, 1.0
 
 
 def check(rank: int, world_size: int, roots: list[str]) -> float:
@@ -30,16 +36,52 @@ def check(rank: int, world_size: int, roots: list[str]) -> float:
     return time.monotonic() - began
 
 
-def check_late(rank: int, world_size: int, root: str) -> None:
+def check_late(rank: int, world_size: int, root: str, begins: bool) -> None:
     """Rank 1 is stuck until rank 0 gives up."""
     if rank == 1:
         while not (Path(root) / "given up").exists():
             time.sleep(0.05)
         return
     try:
+        if begins:
+            preflight.begin(place(rank, world_size), 1.0, 1.0)
         preflight.check(AttemptFolders(Path(root)), place(rank, world_size), "f", 1.0)
     finally:
         (Path(root) / "given up").touch()
+
+
+def meet_and_wait(rank: int, world_size: int, root: str) -> float:
+    """Rank 1 imports for longer than a collective may take, meets the others, and then stays away from each."""
+    if rank == 1:
+        time.sleep(1.5 * COLLECTIVE_S)
+    preflight.begin(place(rank, world_size), MEETING_S, COLLECTIVE_S)
+    agreement = StopAgreement(lambda: None, lambda: False, timeout_s=COLLECTIVE_S)
+    gave_up = Path(root) / "gave up"
+    if rank == 1:
+        while not gave_up.exists():
+            time.sleep(0.05)
+        return 0.0
+    began = time.monotonic()
+    try:
+        _hears_nothing(lambda: dist.all_reduce(torch.zeros(1)))
+        agreement.begin()
+        _hears_nothing(agreement.agreed)
+    finally:
+        gave_up.touch()
+    return time.monotonic() - began
+
+
+def _hears_nothing(wait: Callable[[], object]) -> None:
+    with pytest.raises(RuntimeError) as raised:
+        wait()
+    failure = classify(raised.value, 0)
+    assert (failure.reason, failure.secondary) == (FailureReason.COLLECTIVE_TIMEOUT, True)
+
+
+def test_ranks_may_take_longer_to_meet_than_a_collective(ranks: Pool, tmp_path: Path) -> None:
+    waited, _ = ranks.run(meet_and_wait, 2, str(tmp_path))
+
+    assert 2 * COLLECTIVE_S <= waited < 2 * COLLECTIVE_S + 10  # for the all-reduce, and for the agreement on stops
 
 
 def test_ranks_of_one_storage_pass_quickly_and_are_written_down(ranks: Pool, tmp_path: Path) -> None:
@@ -80,13 +122,14 @@ def test_room_for_less_than_two_checkpoints_is_refused(small_disk: Disk) -> None
         preflight.require_room(nn.Linear(1000, 1000), folders)
 
 
-def test_a_rank_that_does_not_come_is_named(ranks: Pool, tmp_path: Path) -> None:
-    (_, error, _), _ = ranks.outcomes(check_late, 2, str(tmp_path))
+@pytest.mark.parametrize(("begins", "what"), [(False, "start"), (True, "have data and model")])
+def test_a_rank_that_does_not_come_is_named(ranks: Pool, tmp_path: Path, begins: bool, what: str) -> None:
+    (_, error, _), _ = ranks.outcomes(check_late, 2, str(tmp_path), begins)
 
     assert isinstance(error, UnreachableError)
     failure = classify(error, 0)
     assert (failure.reason, failure.secondary) == (FailureReason.COLLECTIVE_TIMEOUT, False)
-    assert "all 2 ranks must start within 1 s, but rank 1 did not" in failure.message
+    assert f"all 2 ranks must {what} within 1 s, but rank 1 did not" in failure.message
 
 
 def test_a_clock_that_is_off_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.trainer.on_ray import drive
+from tests.trainer.on_ray import ROOT, drive
 from trainer.folders import AttemptFolders
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
@@ -53,3 +53,45 @@ def test_attempt_ends_with_the_right_reason(ray_address: str, tmp_path: Path, ho
     assert text.format(rank=rank) in result.message
     ranks = json.loads(AttemptFolders(tmp_path).ranks.read_bytes())
     assert [fact["pid"] for fact in ranks if psutil.pid_exists(fact["pid"])] == []
+
+
+_SLOW_IMPORT = """
+import os, sys, time
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            try:
+                os.close(os.open({once!r}, os.O_CREAT | os.O_EXCL))
+                time.sleep({seconds})
+            except FileExistsError:
+                pass
+
+sys.meta_path.insert(0, Slow())
+"""
+
+
+@pytest.mark.parametrize("module", ["torch", "trainer.worker", "tests.trainer.own_code"])
+def test_rank_whose_imports_take_longer_than_a_collective_may_is_waited_for(
+    ray_address: str, tmp_path: Path, module: str
+) -> None:
+    """torch: before the process group is made; trainer.worker: before the preflight; own_code: after that."""
+    path, once = tmp_path / "path", tmp_path / "slept"
+    path.mkdir()
+    slow = _SLOW_IMPORT.format(module=module, once=str(once), seconds=TIMEOUT_S + 5)
+    (path / "sitecustomize.py").write_text(slow)
+    job = {
+        "name": "slow",
+        "model": {"class_path": "tests.trainer.own_code.OwnLoss"},
+        "data": {"name": "digits", "batch_size": 32},
+        "train": {"steps": 2},
+        "resources": {"workers": 2},
+        "limits": {"collective_timeout_s": TIMEOUT_S},
+        "env": {"PYTHONPATH": f"{path}:{ROOT}"},
+        "export": {"formats": []},
+    }
+
+    result = drive(ray_address, tmp_path / "attempt", job)
+
+    assert once.exists()
+    assert (AttemptFolders(tmp_path / "attempt").checkpoints / "step-2").is_dir(), result.message
