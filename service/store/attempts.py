@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, get_args
 
 import sqlalchemy as sa
 
 from service import schema as t
 from service.jobs import Attempt, Job, NewEvent
 from service.store.base import ATTEMPTS, JOBS, Tables, attempt_of, job_of
-from trainer.attempt import CheckpointFact, LogLine, Placement
+from trainer.attempt import CheckpointFact, LogLine, Phase, Placement
+
+_PHASES: tuple[Phase, ...] = get_args(Phase)
+"""In the order in which an attempt goes through them."""
 
 
 class AttemptTable(Tables):
@@ -179,7 +182,9 @@ class AttemptTable(Tables):
         now = self._now(c)
         values: dict[str, Any] = {"heartbeat_at": now, "lease_expires_at": now + timedelta(seconds=lease_s)}
         if phase is not None and phase not in (attempt.phases or {}):
-            values |= {"phase": phase, "phases": {**(attempt.phases or {}), phase: t.format_instant(now)}}
+            values["phases"] = {**(attempt.phases or {}), phase: t.format_instant(now)}
+            # The driver's word may come after what rank 0 said later.
+            values["phase"] = max(values["phases"], key=_PHASES.index)
         if step is not None and step > attempt.step:
             values["step"] = step
         c.execute(sa.update(t.attempts).where(t.attempts.c.id == attempt.id).values(**values))

@@ -328,6 +328,20 @@ def test_ranks_are_kept_with_where_they_run(store: Store, clock: Clock) -> None:
     assert attempt_view(found).placement == RANKS
 
 
+def test_word_that_comes_late_does_not_set_the_phase_back(store: Store, clock: Clock) -> None:
+    """The driver's, which had to try again while rank 0 went on: the job would stay without its room, and never run."""
+    _, attempt = begin(store, clock, submit(store, clock))
+
+    for phase in ("preparing", "training", "starting_workers"):
+        store.heard(attempt.id, attempt.fence, 30, phase, None)
+
+    kept = store.attempt(attempt.id)
+    assert kept is not None
+    assert kept.phase == "training"
+    assert kept.phases is not None
+    assert kept.phases.keys() == {"preparing", "training", "starting_workers"}
+
+
 def test_heartbeat_renews_the_lease_and_keeps_the_first_time_of_a_phase(store: Store, clock: Clock) -> None:
     _, attempt = begin(store, clock, submit(store, clock))
 
