@@ -38,9 +38,13 @@ def seat(spec: JobSpec, workers: int) -> Iterator[bool]:
         return
     room = placement_group([{"CPU": res.cpus_per_worker, _this_node(): 0.001}])
     try:
-        yield room.wait(SEAT_S)
+        is_seated = room.wait(SEAT_S)
+        if not is_seated:
+            # Once there is room it would have it, and keep the worker, or the job's growth, from it.
+            remove_placement_group(room)
+        yield is_seated
     finally:
-        remove_placement_group(room)
+        remove_placement_group(room)  # once more does no harm
 
 
 def _this_node() -> str:

@@ -32,15 +32,15 @@ def eventually(look: Callable[[], T | None], timeout_s: float) -> T:
 
 
 class Serving:
-    """One `syncnorm serve` on a state folder of its own. settings: in its environment."""
+    """One `syncnorm serve` on a state folder of its own. settings: its environment; program: in place of syncnorm."""
 
-    def __init__(self, home: Path, **settings: str) -> None:
+    def __init__(self, home: Path, program: str = "service.cli", **settings: str) -> None:
         self.home = home
         self._out = home / "out"
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SYNCNORM_")}
         environment |= {"SYNCNORM_HOME": str(home), "PYTHONPATH": str(ROOT), **settings}
         with self._out.open("ab") as out:
-            command = [sys.executable, "-m", "service.cli", "serve"]
+            command = [sys.executable, "-m", program, "serve"]
             self.process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
 
     def url(self) -> str | None:

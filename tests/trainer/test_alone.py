@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import torch.distributed as dist
 
 from tests.trainer.answers import answering
 from tests.trainer.conftest import Mlflow
+from tests.trainer.on_ray import ROOT
 from tests.trainer.ranks import Told
 from tests.trainer.test_finalize import logged_models, registered_models
 from trainer import alone, worker
@@ -86,6 +90,36 @@ def test_failure_is_that_of_rank_0_and_is_logged_once(config: dict[str, Any], mo
     assert heard == []  # rank 0 reports its lines itself
     assert restored
     assert not dist.is_initialized()
+
+
+_SEAT = """
+import ray
+from ray.util import placement_group_table
+from trainer import alone
+from trainer.spec_reader import read_spec
+
+alone.SEAT_S = 1.0
+ray.init(address="auto")
+spec = read_spec({spec})
+with alone.seat(spec, 1) as is_seated:
+    found = []
+    while set(found) != {{"REMOVED"}}:
+        found = [group["state"] for group in placement_group_table().values()]
+    print(is_seated, found)
+"""
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(120)
+def test_seat_that_does_not_come_is_asked_for_no_longer(ray_address: str) -> None:
+    """It would come while the worker trains elsewhere, and hold a second place: the worker's own, or its growth's."""
+    too_large = SPEC | {"resources": {"cpus_per_worker": 64}}
+    environment = os.environ | {"RAY_ADDRESS": ray_address, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+
+    command = [sys.executable, "-c", _SEAT.format(spec=too_large)]
+    said = subprocess.run(command, env=environment, timeout=60, capture_output=True, text=True, check=True).stdout
+
+    assert said.splitlines()[-1] == "False ['REMOVED']"
 
 
 @pytest.mark.filterwarnings("ignore")  # exporters and MLflow warn about their own internals

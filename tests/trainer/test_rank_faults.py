@@ -94,4 +94,5 @@ def test_rank_whose_imports_take_longer_than_a_collective_may_is_waited_for(
     result = drive(ray_address, tmp_path / "attempt", job)
 
     assert once.exists()
-    assert (AttemptFolders(tmp_path / "attempt").checkpoints / "step-2").is_dir(), result.message
+    trained = [path.name for path in AttemptFolders(tmp_path / "attempt").checkpoints.glob("step-*2")]
+    assert trained == ["step-0000000002"], result.message
