@@ -149,6 +149,8 @@ class DigitScenesArgs(InitArgs):
     size: Annotated[int, Field(ge=8)] = 32
     digits: Annotated[int, Field(ge=1, le=32)] = 4
     """A scene has 1 to this many, at random."""
+    classes: Annotated[int, Field(ge=1, le=10)] = 10
+    """How many of the ten digits occur, from 0 on."""
     scenes: Positive = 256
     val_scenes: Positive = 64
     contrast: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -127,6 +127,15 @@ def test_scenes_of_training_and_validation_share_no_digit() -> None:
     assert len(images(train)) + len(images(val)) == 1797
 
 
+def test_scenes_of_few_classes_hold_the_first_digits_only() -> None:
+    data = _build("digit_scenes", classes=3, dims=3, size=12, scenes=32)
+
+    labels = {int(label) for index in range(32) for label in data.train.read(index, None)[1].unique()}
+
+    assert labels == {0, 1, 2, 3}
+    assert data.info.num_classes == 4
+
+
 def test_exposure_moves_brightness_of_whole_scenes() -> None:
     plain, exposed = (_build("digit_scenes", exposure=exposure, scenes=64).train for exposure in (0.0, 1.0))
 

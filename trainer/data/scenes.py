@@ -63,9 +63,10 @@ class DigitScenes(Source):
 def digit_scenes(args: DigitScenesArgs, seed: int) -> Data:
     """Training and validation scenes share no digit: 20 % of the digits are kept for validation."""
     images, labels = (loaded.numpy() for loaded in load_digits())
+    images, labels = images[labels < args.classes], labels[labels < args.classes]
     train, val = stratified_split(labels, 0.2, seed)
     return Data(
-        DataInfo("segmentation", 11, (1, *(args.size,) * args.dims)),
+        DataInfo("segmentation", 1 + args.classes, (1, *(args.size,) * args.dims)),
         DigitScenes(args, seed, 0, scenes=args.scenes, images=images[train], labels=labels[train]),
         DigitScenes(args, seed, 1, scenes=args.val_scenes, images=images[val], labels=labels[val]),
     )
