@@ -33,8 +33,7 @@ def check_neighbours(seen: Seen, flow: Flow) -> Iterator[Finding]:
             "Use group, or leave the last normalization out.",
             "error",
         )
-    removes_mean = seen.source.kind not in ("filter_response", "evo_s0", "frozen_batch", "layer", "group")
-    if removes_mean and isinstance(before, LINEAR_LAYERS) and before.bias is not None:
+    if seen.kind.centers and isinstance(before, LINEAR_LAYERS) and before.bias is not None:
         yield Finding(
             "bias_before_norm",
             seen.path,

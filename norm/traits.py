@@ -49,6 +49,8 @@ class Kind:
     running_statistics: keeps running_mean and running_var for inference.
     synchronizes: exchanges statistics between the workers of a process group.
     foldable: can be absorbed exactly into a neighbouring convolution or linear layer for inference.
+    centers: subtracts the mean of each channel, so that a bias right before it does nothing; of several channels
+        together, as group does, leaves their biases' differences.
     scope: `layer` replaces a layer; `weights` reparametrizes the layer before and drops the norm;
         `network` converts a whole network (residual branches, initialisation).
     """
@@ -60,6 +62,7 @@ class Kind:
     running_statistics: bool = False
     synchronizes: bool = False
     foldable: bool = False
+    centers: bool = False
     scope: Literal["layer", "weights", "network"] = "layer"
     dims: tuple[int, ...] = (1, 2, 3)
     options: Mapping[str, Option] = field(default_factory=dict)
@@ -95,6 +98,7 @@ KINDS: Mapping[str, Kind] = _table(
         batch_statistics=True,
         running_statistics=True,
         foldable=True,
+        centers=True,
     ),
     Kind(
         "sync_batch",
@@ -104,6 +108,7 @@ KINDS: Mapping[str, Kind] = _table(
         running_statistics=True,
         synchronizes=True,
         foldable=True,
+        centers=True,
     ),
     Kind(
         "frozen_batch",
@@ -119,6 +124,7 @@ KINDS: Mapping[str, Kind] = _table(
         batch_statistics=True,
         running_statistics=True,
         foldable=True,
+        centers=True,
         options=_RENORM,
     ),
     Kind(
@@ -129,6 +135,7 @@ KINDS: Mapping[str, Kind] = _table(
         running_statistics=True,
         synchronizes=True,
         foldable=True,
+        centers=True,
         options=_RENORM,
     ),
     Kind(
@@ -138,6 +145,7 @@ KINDS: Mapping[str, Kind] = _table(
         batch_statistics=True,
         running_statistics=True,
         foldable=True,
+        centers=True,
         options={"ghost_size": Option(16, (int,), "samples that share statistics", 1)},
     ),
     Kind(
@@ -147,6 +155,7 @@ KINDS: Mapping[str, Kind] = _table(
         batch_statistics=True,
         running_statistics=True,
         foldable=True,
+        centers=True,
     ),
     Kind(
         "group",
@@ -159,6 +168,7 @@ KINDS: Mapping[str, Kind] = _table(
         "instance",
         "normalization over the positions of one channel of one sample",
         "Ulyanov et al. 2016, arXiv:1607.08022",
+        centers=True,
     ),
     Kind(
         "weight",

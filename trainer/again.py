@@ -30,6 +30,7 @@ from trainer.files import sha256_of, write_atomic
 from trainer.finalize import describe_network, held_out_samples
 from trainer.folders import AttemptFolders, opened
 from trainer.models import build_model
+from trainer.norm_choice import chosen_norm
 from trainer.publish import Publisher
 from trainer.redact import redact, redacted_output
 from trainer.standing import confirm
@@ -99,7 +100,7 @@ def _trained(request: ExportRequest, source: Path) -> Trained:
         raise CheckpointCorruptError(f"{weights} must have the digest that its certificate names, but it has another")
     spec = request.spec
     data = build_data(spec.data, spec.seed)
-    network, _ = convert(build_model(spec.model, spec.norm, data.info), spec, None)
+    network, _ = convert(build_model(spec.model, chosen_norm(spec), data.info), spec, None)
     network.load_state_dict(load(weights.read_bytes()))
     return Trained(
         job_id=request.job_id,

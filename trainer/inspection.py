@@ -19,6 +19,7 @@ from trainer.conversion import convert
 from trainer.data import Data, build_data
 from trainer.fit import total_steps
 from trainer.models import build_model
+from trainer.norm_choice import chosen_norm
 from trainer.optim import build_optimizer
 from trainer.plan import Finding, Inspection
 from trainer.spec import JobSpec
@@ -39,7 +40,7 @@ def inspect(spec: JobSpec) -> Inspection:
 def _inspect(spec: JobSpec) -> Inspection:
     torch.manual_seed(spec.seed)
     data = build_data(spec.data, spec.seed)
-    network, conversion = convert(build_model(spec.model, spec.norm, data.info), spec, None)
+    network, conversion = convert(build_model(spec.model, chosen_norm(spec), data.info), spec, None)
     return Inspection(conversion=conversion, findings=audit(network, data, spec))
 
 

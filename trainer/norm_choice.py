@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from norm.traits import KINDS
 from trainer.maps import smallest_map
-from trainer.spec import JobSpec
+from trainer.spec import JobSpec, NormSpec
 from trainer.words import counted
 
 STEADY_SAMPLES = 16
@@ -58,6 +58,11 @@ def choose_norm(spec: JobSpec) -> NormChoice:
     return NormChoice(
         kind=_per_sample(spec), why=why, evidence=[*evidence, _small_batches()], alternative=_with_few_samples(group)
     )
+
+
+def chosen_norm(spec: JobSpec) -> NormSpec:
+    """The spec's `norm` with the kind that the job runs with."""
+    return spec.norm.model_copy(update={"kind": choose_norm(spec).kind})
 
 
 def norm_group_size(spec: JobSpec) -> int:

@@ -28,6 +28,7 @@ from trainer.folders import AttemptFolders, opened
 from trainer.inspection import audit
 from trainer.models import build_model
 from trainer.module import TrainingModule
+from trainer.norm_choice import chosen_norm
 from trainer.place import Place, place_on_ray
 from trainer.plan import Inspection, alike, plan
 from trainer.prints import captured
@@ -108,7 +109,7 @@ def run(launch: Launch, folders: AttemptFolders, reporter: Reporter, place: Plac
         reporter.placed(ranks)
     L.seed_everything(spec.seed, verbose=False)
     data = build_data(spec.data, spec.seed)
-    network = build_model(spec.model, spec.norm, data.info)
+    network = build_model(spec.model, chosen_norm(spec), data.info)
     preflight.begin(place, launch.meeting_timeout_s, spec.limits.collective_timeout_s)
     network, conversion = convert(network, spec, norm.create_group(spec.norm.group))
     try_out(network, data.info)

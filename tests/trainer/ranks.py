@@ -22,6 +22,7 @@ from trainer.fit import Loaders, fit, total_steps
 from trainer.folders import opened
 from trainer.models import build_model
 from trainer.module import TrainingModule
+from trainer.norm_choice import chosen_norm
 from trainer.place import Place
 from trainer.spec_reader import read_spec
 from trainer.trial import try_out
@@ -146,7 +147,7 @@ def build(rank: int, world_size: int, launch: Launch, data: Data | None = None) 
     job = launch.spec
     L.seed_everything(job.seed, verbose=False)
     data = data or build_data(job.data, job.seed)
-    network, _ = convert(build_model(job.model, job.norm, data.info), job, norm.create_group(job.norm.group))
+    network, _ = convert(build_model(job.model, chosen_norm(job), data.info), job, norm.create_group(job.norm.group))
     try_out(network, data.info)
     loaders = Loaders.build(data, job, rank, world_size)
     steps = total_steps(job.train, len(loaders.train))

@@ -29,6 +29,7 @@ from trainer.files import sha256_of
 from trainer.finalize import describe_network, held_out_samples
 from trainer.folders import AttemptFolders
 from trainer.models import build_model
+from trainer.norm_choice import chosen_norm
 from trainer.spec import ExportSpec
 from trainer.spec_reader import read_spec
 
@@ -54,7 +55,7 @@ def first_export(document: dict[str, Any], folder: Path) -> Path:
     spec = read_spec(document)
     data = build_data(spec.data, spec.seed)
     torch.manual_seed(7)
-    network, _ = convert(build_model(spec.model, spec.norm, data.info), spec, None)
+    network, _ = convert(build_model(spec.model, chosen_norm(spec), data.info), spec, None)
     network(torch.randn(16, *data.info.shape))
     trained = Trained("j", network.eval(), held_out_samples(data), describe_network("j", spec, data), {}, 0)
     compared = export_and_compare(trained, ExportSpec(formats=[]), folder)

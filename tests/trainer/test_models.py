@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import norm
+from norm.traits import KINDS
 from trainer.data.info import DataInfo
 from trainer.models import build_model
 from trainer.spec import ModelSpec, NormSpec
@@ -152,16 +156,61 @@ def test_imagenet_resnet_has_the_parameters_and_names_of_torchvision(depth: int,
     ("depth", "parameters"), [(11, 9_220_480), (13, 9_404_992), (16, 14_714_688), (19, 20_024_384)]
 )
 def test_vgg_has_the_convolutions_of_the_paper(depth: int, parameters: int) -> None:
-    model = _build("vgg", {"depth": depth}, (3, 32, 32), affine=False)
+    model = _build("vgg", {"depth": depth}, (3, 32, 32), kind="none", affine=False)
 
-    # The sum of 9 * c_in * c_out + c_out over the 3x3 convolutions of table 1.
+    # The paper has biases and no norm. The sum of 9 * c_in * c_out + c_out over the 3x3 convolutions of table 1.
     assert _parameters(model.get_submodule("features")) == parameters
 
 
 def test_unet_in_3d_has_the_parameters_of_the_paper() -> None:
-    model = _build("unet", {"dims": 3, "width": 64, "depth": 3}, (3, 8, 8, 8), classes=3, affine=False)
+    build = partial(_build, "unet", {"dims": 3, "width": 64, "depth": 3}, (3, 8, 8, 8), classes=3, affine=False)
 
-    assert _parameters(model) == 19_069_955  # Çiçek et al. 2016, sec. 2; they do not count the norm's scale and shift
+    biases = sum(64 * 2**level * (1 / 2 + 1) for level in range(4)) + sum(2 * 64 * 2**level for level in range(3))
+
+    # Çiçek et al. 2016, sec. 2: they count biases of all convolutions, and not the norm's scale and shift.
+    assert _parameters(build(kind="none")) == 19_069_955
+    assert _parameters(build(kind="sync_batch")) == 19_069_955 - biases
+
+
+PLAIN = [
+    ("vgg", {"width": 4}, (1, 8, 8)),
+    ("cnn", {"channels": [4, 8]}, (1, 8, 8)),
+    ("mlp", {"hidden": [8, 8]}, (5,)),
+    ("unet", {"width": 4, "depth": 1}, (1, 8, 8)),
+    ("unet", {"width": 4, "depth": 1, "dims": 3}, (1, 8, 8, 8)),
+]
+
+
+def _biases_before_norms(model: nn.Module) -> set[bool]:
+    """Whether the layers right before a norm have a bias."""
+    leaves = [module for module in model.modules() if not list(module.children())]
+    return {before.bias is not None for before, module in pairwise(leaves) if isinstance(module, NORMS)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kind_is_said_to_center_if_a_shift_of_a_channel_does_nothing(kind: str) -> None:
+    torch.manual_seed(0)
+    layer, other = (norm.build(kind, 4, dims=1).double().train() for _ in range(2))
+    x_NCL = torch.randn(8, 4, 16, dtype=torch.float64)
+    shift_C1 = torch.tensor([[1.0], [-2.0], [3.0], [0.5]], dtype=torch.float64)
+
+    torch.manual_seed(1)  # noisy_batch draws
+    plain = layer(x_NCL)
+    torch.manual_seed(1)
+    shifted = other(x_NCL + shift_C1)
+
+    assert KINDS[kind].centers == torch.allclose(plain, shifted, rtol=1e-10, atol=1e-10)  # fp64
+
+
+@pytest.mark.parametrize("kind", ["sync_batch", "instance", "group", "none"])
+@pytest.mark.parametrize(("name", "init_args", "shape"), PLAIN)
+def test_layer_before_a_norm_has_a_bias_unless_the_norm_subtracts_it(
+    name: str, init_args: dict[str, Any], shape: tuple[int, ...], kind: str
+) -> None:
+    override = [{"match": "*", "kind": "group"}]
+
+    assert _biases_before_norms(_build(name, init_args, shape, kind=kind)) == {not KINDS[kind].centers}
+    assert _biases_before_norms(_build(name, init_args, shape, kind=kind, overrides=override)) == {True}
 
 
 def test_unet_in_2d_has_the_channels_of_the_paper() -> None:

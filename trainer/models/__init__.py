@@ -22,7 +22,9 @@ def build_model(model: ModelSpec, norm: NormSpec, info: DataInfo) -> nn.Module:
     """The model that `model` names, for data as in `info`, with torch's batch normalization wherever it normalizes.
 
     Built-in models take eps, momentum, affine and placement from `norm`; the kind is applied afterwards by
-    `norm.convert`. Weights are drawn from torch's global generator.
+    `norm.convert`. Here it only says whether the layers before the norms have biases: not where each kind subtracts the
+    mean of a channel. `auto` is none of them; see `norm_choice.chosen_norm`.
+    Weights are drawn from torch's global generator.
 
     Raises: ValueError naming the spec path if the model can't be built or does not suit the data.
     """

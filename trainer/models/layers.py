@@ -12,6 +12,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from norm.traits import KINDS
 from trainer.spec import NormSpec
 
 DataTask = Literal["classification", "segmentation"]
@@ -41,6 +42,12 @@ class Layers:
     @property
     def norm_first(self) -> bool:
         return self.norm.placement == "before"
+
+    @property
+    def bias(self) -> bool:
+        """Whether a convolution or linear layer in front of a norm has one: not where each norm subtracts it again."""
+        kinds = [self.norm.kind, *(override.kind for override in self.norm.overrides)]
+        return not (self.norm_first and all(kind in KINDS and KINDS[kind].centers for kind in kinds))
 
     def batch_norm(self, channels: int) -> nn.Module:
         settings = {"eps": self.norm.eps, "momentum": self.norm.momentum, "affine": self.norm.affine}

@@ -20,7 +20,7 @@ def mlp(args: MlpArgs, layers: Layers, shape: Sequence[int], num_classes: int) -
     """Linear, norm and activation for each entry of `hidden`, and a linear output. (N, *shape) -> (N, num_classes)."""
     hidden = nn.Sequential()
     for c_in, c_out in pairwise((prod(shape), *args.hidden)):
-        hidden.extend([nn.Linear(c_in, c_out), *layers.norm_act(c_out), *_dropout(args.dropout)])
+        hidden.extend([nn.Linear(c_in, c_out, bias=layers.bias), *layers.norm_act(c_out), *_dropout(args.dropout)])
     return _named(flatten=nn.Flatten(), hidden=hidden, fc=nn.Linear(args.hidden[-1], num_classes))
 
 
@@ -42,7 +42,7 @@ def cnn(args: CnnArgs, layers: Layers, shape: Sequence[int], num_classes: int) -
 
 
 def vgg(args: VggArgs, layers: Layers, shape: Sequence[int], num_classes: int) -> nn.Sequential:
-    """VGG (arXiv:1409.1556): its 3x3 convolutions with their biases, then average pooling and one linear layer.
+    """VGG (arXiv:1409.1556): its 3x3 convolutions, then average pooling and one linear layer.
 
     The paper's three large linear layers are left out, as is usual for small images. A stage is only halved while its
     shortest side is 4 or more; 32x32 images end at 2x2, 8x8 ones as well. (N, C, H, W) -> (N, num_classes).
@@ -60,7 +60,7 @@ def _conv_stages(layers: Layers, shape: Sequence[int], stages: Sequence[tuple[in
             features.append(layers.halve())
             side //= 2
         for _ in range(convs):
-            features.extend([layers.conv(c_in, channels, 3, bias=True), *layers.norm_act(channels)])
+            features.extend([layers.conv(c_in, channels, 3, bias=layers.bias), *layers.norm_act(channels)])
             c_in = channels
     return features
 

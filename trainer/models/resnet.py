@@ -1,7 +1,7 @@
 """Residual networks (He et al. 2015, arXiv:1512.03385), CIFAR-style and ImageNet-style.
 
-Attributes are named as in torchvision (conv1, bn1, …, downsample, layer1, …, fc), except that each activation has a
-module of its own: act1, act2, act3.
+No convolution has a bias, whatever the kind of norm, as in torchvision. Attributes are named as there (conv1, bn1, …,
+downsample, layer1, …, fc), except that each activation has a module of its own: act1, act2, act3.
 """
 
 from __future__ import annotations

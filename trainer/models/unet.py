@@ -61,8 +61,8 @@ def require_divisible(spatial: Sequence[int], depth: int) -> None:
 
 def _double_conv(layers: Layers, c_in: int, c_mid: int, c_out: int) -> nn.Sequential:
     return nn.Sequential(
-        layers.conv(c_in, c_mid, 3, bias=True),
+        layers.conv(c_in, c_mid, 3, bias=layers.bias),
         *layers.norm_act(c_mid),
-        layers.conv(c_mid, c_out, 3, bias=True),
+        layers.conv(c_mid, c_out, 3, bias=layers.bias),
         *layers.norm_act(c_out),
     )
