@@ -71,7 +71,9 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
         root.removeHandler(handler)
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="rank-0") as thread:
-            return thread.submit(worker.train_at, place_alone(_node_id()), config).result()
+            return thread.submit(
+                worker.train_at, place_alone(_node_id() if ray.is_initialized() else None), config
+            ).result()
     finally:
         for handler in drivers:
             root.addHandler(handler)
