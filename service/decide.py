@@ -14,8 +14,8 @@ from enum import StrEnum
 from typing import Any
 
 from service.jobs import ACTIVE, Attempt, Job, JobState, read_result
-from trainer.attempt import CANNOT_BEGIN, Result
-from trainer.failure import ADVICE, FailureReason
+from trainer.attempt import CANNOT_BEGIN, CANNOT_BEGIN_NOW, Result
+from trainer.failure import FailureReason, may_be_retried
 
 
 class RayStatus(StrEnum):
@@ -90,6 +90,8 @@ class _Ending:
     result: Result | None
     counts: bool = True
     """Whether it uses up one of limits.max_failures: not when the whole cluster went away."""
+    outage: bool = False
+    """Of the reason storage: it did not answer, and may when asked again."""
 
 
 def decide(job: Job, attempt: Attempt | None, seen: Seen, rules: Rules) -> Decision:
@@ -153,17 +155,18 @@ def _press(job: Job, attempt: Attempt, seen: Seen) -> Decision:
 def _ending(job: Job, attempt: Attempt, seen: Seen, rules: Rules) -> _Ending | None:
     result = seen.result or read_result(attempt)
     if result is not None:
-        return _Ending(result.outcome, result.reason, result.message, result)
+        return _Ending(result.outcome, result.reason, result.message, result, outage=result.outage)
     if not _is_dead(attempt, seen, rules):
         return None
     if seen.storage_away and job.stop != "cancel":
         return None  # what looks dead may have succeeded
     if _is_from_an_earlier_session(attempt, seen):
         return _Ending("lost", FailureReason.NODE_LOST, f"The cluster restarted at step {attempt.step}.", None, False)
+    for begin in (CANNOT_BEGIN, CANNOT_BEGIN_NOW):
+        if begin in seen.ray_message:
+            why = seen.ray_message.rpartition(begin)[2].splitlines()[0]
+            return _Ending("failed", FailureReason.STORAGE, why, None, outage=begin == CANNOT_BEGIN_NOW)
     reason = attempt.reason or (FailureReason.NODE_LOST if seen.node_gone else FailureReason.WORKER_LOST)
-    if CANNOT_BEGIN in seen.ray_message:
-        why = seen.ray_message.rpartition(CANNOT_BEGIN)[2].splitlines()[0]
-        return _Ending("failed", FailureReason.STORAGE, why, None)
     message = attempt.message or f"Attempt {attempt.number} ended without a result at step {attempt.step}."
     return _Ending("lost", reason, message, None)
 
@@ -225,8 +228,8 @@ def _outcome(job: Job, attempt: Attempt, ending: _Ending, now: datetime, rules: 
 def _after_failure(job: Job, attempt: Attempt, ending: _Ending, now: datetime, rules: Rules) -> Move:
     reason = ending.reason or FailureReason.INTERNAL
     failures = job.failures + ending.counts
-    if not ADVICE[reason].retryable or failures > job.max_failures:
-        move = _failed(reason, ending.message, now)
+    if not may_be_retried(reason, outage=ending.outage) or failures > job.max_failures:
+        move = _failed(reason, ending.message + (_spent(job) if ending.outage else ""), now)
         return Move(move.to, {**move.changes, "failures": failures}, message=move.message)
     stalled = 1 if attempt.step > attempt.resume_step else job.stalled + 1
     changes: dict[str, Any] = {"failures": failures, "stalled": stalled, "reason": reason, "message": ending.message}
@@ -235,6 +238,13 @@ def _after_failure(job: Job, attempt: Attempt, ending: _Ending, now: datetime, r
     wait_s = min(rules.retry_base_s * 2 ** (stalled - 1), rules.retry_max_s)
     changes["not_before"] = now + timedelta(seconds=wait_s)
     return Move(JobState.QUEUED, changes, message=f"{ending.message} Another attempt in {wait_s:.0f} s.")
+
+
+def _spent(job: Job) -> str:
+    return (
+        f" limits.max_failures of {job.max_failures} is spent: an operator must see that the storage answers the "
+        "workers' hosts, then retry the job."
+    )
 
 
 def _failed(reason: FailureReason, message: str, now: datetime) -> Move:

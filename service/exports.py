@@ -16,7 +16,7 @@ from typing import Any
 from service.decide import EndOnRay, Launch, RayStatus, Seen
 from service.jobs import NewEvent
 from trainer.attempt import Result
-from trainer.failure import ADVICE, FailureReason
+from trainer.failure import FailureReason, may_be_retried
 
 MOST_STARTS = 4
 """Of one export: the first, and as many again as a job may fail by default (limits.max_failures)."""
@@ -150,13 +150,13 @@ def _settle(export: Export, result: Result, now: datetime) -> Update:
         model = result.model.model_dump(mode="json") if result.model else None
         changes = {"state": ExportState.SUCCEEDED, "model": model, "reason": None, "message": "", "finished_at": now}
         return Update(changes, _event(export, "export_succeeded", f"Export {export.name} succeeded."))
-    return _lost(export, result.message, result.reason or FailureReason.INTERNAL, now)
+    return _lost(export, result.message, result.reason or FailureReason.INTERNAL, now, outage=result.outage)
 
 
-def _lost(export: Export, message: str, reason: FailureReason, now: datetime) -> Update:
+def _lost(export: Export, message: str, reason: FailureReason, now: datetime, *, outage: bool = False) -> Update:
     """Another start, while one may help and is left."""
     changes: dict[str, Any] = {"reason": reason, "message": message}
-    if ADVICE[reason].retryable and export.starts < MOST_STARTS:
+    if may_be_retried(reason, outage=outage) and export.starts < MOST_STARTS:
         wait_s = _PAUSE_S * 2 ** (export.starts - 1)
         changes |= {"state": ExportState.QUEUED, "not_before": now + timedelta(seconds=wait_s)}
         text = f"Export {export.name}: {message} It starts again in {wait_s:.0f} s."

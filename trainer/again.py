@@ -66,6 +66,7 @@ def _export(request: ExportRequest, folders: AttemptFolders) -> Result:
             outcome="failed",
             reason=failure.reason,
             message=f"{failure.message} {ADVICE[failure.reason].text}",
+            outage=failure.outage,
             traceback=failure.traceback,
         )
 

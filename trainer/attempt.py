@@ -22,7 +22,9 @@ METRICS_FILE = "metrics.jsonl"
 """Every metric of an attempt, a JSON line each: key, value, step, timestamp."""
 
 CANNOT_BEGIN = "syncnorm can't read its launch file: "
-"""How the last line begins that a driver prints which does not reach the storage; the rest says why."""
+"""How the last line begins that a driver prints which can't use the storage; the rest says why."""
+CANNOT_BEGIN_NOW = "syncnorm can't read its launch file now: "
+"""The same where the storage did not answer."""
 
 StopRequest = Literal["cancel", "pause", "preempt", "deadline", "resize"]
 Outcome = Literal["succeeded", "failed", "stopped"]
@@ -119,6 +121,8 @@ class Result(Message):
     outcome: Outcome
     reason: FailureReason | None = None
     message: str = ""
+    outage: bool = False
+    """Of the reason storage: nothing was refused, the storage did not answer, and may when asked again."""
     traceback: str | None = None
     step: int = 0
     metrics: dict[str, float] = {}

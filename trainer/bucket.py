@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import fsspec.asyn
 
-from trainer.files import TEMPORARY, StorageError, sha256_of
+from trainer.files import TEMPORARY, StorageAwayError, StorageError, sha256_of
 from trainer.filesystems import AZURE, GOOGLE, INSTALL, Times, steady_filesystem_at
 from trainer.storage_faults import NO_BUCKET, Fault, explain, fault_of
 
@@ -168,7 +168,8 @@ class Bucket:
                 tried_s = self._clock() - began
                 if fault is not Fault.AWAY or self._gave_up or tried_s + pause_s > self._patience_s:
                     self._gave_up = fault is Fault.AWAY
-                    raise StorageError(explain(fault, self.root, what, error, tried_s)) from error
+                    kind = StorageAwayError if fault is Fault.AWAY else StorageError
+                    raise kind(explain(fault, self.root, what, error, tried_s)) from error
                 if pause_s == _FIRST_PAUSE_S:
                     logger.warning("the storage %s is away, trying again to %s: %s", self.root, what, error)
                 self._sleep(pause_s)

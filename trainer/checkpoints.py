@@ -117,7 +117,7 @@ def publish(path: Path, mirror: Mirror) -> None:
     try:
         mirror.publish_all(path, last=MANIFEST)
     except StorageError as error:
-        raise StorageError(
+        raise type(error)(
             f"the checkpoint {path.name} could not be kept: {error} The one before it is kept."
         ) from error
 

@@ -15,7 +15,7 @@ from trainer.agreement import DisagreementError
 from trainer.checkpoints import CheckpointCorruptError
 from trainer.control import SupersededError
 from trainer.failure import FailureReason
-from trainer.files import StorageError
+from trainer.files import StorageAwayError, StorageError
 from trainer.preflight import UnreachableError
 from trainer.standing import ServiceAwayError
 
@@ -37,11 +37,12 @@ class RankFailedError(RuntimeError):
 
 
 class Failure(BaseModel):
-    """How one rank failed. secondary: it only noticed that another rank was gone."""
+    """How one rank failed. secondary: it only noticed that another rank was gone. outage: see Result."""
 
     rank: int
     reason: FailureReason
     secondary: bool
+    outage: bool = False
     message: str
     traceback: str
 
@@ -74,6 +75,7 @@ def classify(error: BaseException, rank: int) -> Failure:
         rank=rank,
         reason=reason,
         secondary=secondary,
+        outage=isinstance(error, StorageAwayError),
         message=f"{type(error).__name__}: {said}"[:4000],
         traceback="".join(traceback.format_exception(error))[-16000:],
     )

@@ -94,3 +94,8 @@ ADVICE: dict[FailureReason, Advice] = {
         "operator", True, "A defect of the service. Please report it with the request id and the logs of the attempt."
     ),
 }
+
+
+def may_be_retried(reason: FailureReason, *, outage: bool = False) -> bool:
+    """outage: of a storage that did not answer. One that refuses, or is full, needs somebody first."""
+    return outage or ADVICE[reason].retryable

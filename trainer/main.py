@@ -13,11 +13,11 @@ import ray
 from ray.exceptions import RayActorError
 
 from trainer import alone, user_code, worker
-from trainer.attempt import CANNOT_BEGIN, Launch, Result
+from trainer.attempt import CANNOT_BEGIN, CANNOT_BEGIN_NOW, Launch, Result
 from trainer.checkpoints import CheckpointCorruptError
 from trainer.classify import Failure, RankFailedError, classify, explain_silence, first_cause, says_no_memory
 from trainer.failure import ADVICE, FailureReason
-from trainer.files import StorageError, write_atomic
+from trainer.files import StorageAwayError, StorageError, write_atomic
 from trainer.folders import AttemptFolders, opened
 from trainer.mirror import PATIENCE_S
 from trainer.reporter import Reporter, ReportingHandler
@@ -41,7 +41,8 @@ def main(where: str) -> int:
             folders.mirror.fetch(folders.launch)
             launch = Launch.model_validate_json(folders.launch.read_bytes())
         except OSError as error:  # only the launch file says whom to tell; Ray keeps a driver's last lines
-            print(f"{CANNOT_BEGIN}{error}", file=sys.stderr, flush=True)
+            begin = CANNOT_BEGIN_NOW if isinstance(error, StorageAwayError) else CANNOT_BEGIN
+            print(f"{begin}{error}", file=sys.stderr, flush=True)
             return 1
         return drive(launch, folders)
 
@@ -199,12 +200,13 @@ def _failures(folders: AttemptFolders, error: TrainingFailedError) -> list[Failu
 
 
 def _failed(launch: Launch, failure: Failure) -> Result:
-    advice = ADVICE[failure.reason]
+    advice = "" if failure.outage else ADVICE[failure.reason].text  # it is nobody's turn yet
     return Result(
         fence=launch.fence,
         outcome="failed",
         reason=failure.reason,
-        message=f"{failure.message} {advice.text}",
+        message=f"{failure.message} {advice}".strip(),
+        outage=failure.outage,
         traceback=failure.traceback,
     )
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from trainer.attempt import RankPlace
-from trainer.files import StorageError, describe_space, write_atomic
+from trainer.files import StorageAwayError, StorageError, describe_space, write_atomic
 from trainer.folders import AttemptFolders
 from trainer.place import Place
 
@@ -61,7 +61,9 @@ def check(folders: AttemptFolders, place: Place, fence: str, patience_s: float) 
     if group is not None:
         dist.destroy_process_group(group)
     if found := [problem for problem in problems if problem]:
-        raise StorageError(f"every rank must see and write the job's storage: {'; '.join(found)}")
+        kind = StorageAwayError if all(problem.outage for problem in found) else StorageError
+        texts = "; ".join(problem.text for problem in found)
+        raise kind(f"every rank must see and write the job's storage: {texts}")
     if place.rank == 0:
         _compare_clocks(facts)
     return [fact.where for fact in facts]
@@ -139,7 +141,13 @@ def _gather(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
     return values
 
 
-def _leave_word(folders: AttemptFolders, facts: list[RankFact], fence: str) -> str | None:
+@dataclass(frozen=True)
+class _Problem:
+    text: str
+    outage: bool = False
+
+
+def _leave_word(folders: AttemptFolders, facts: list[RankFact], fence: str) -> _Problem | None:
     """Rank 0 writes down who is there, and what all ranks should find; what keeps it from that."""
     words = {folders.ranks: json.dumps([fact.where.model_dump() for fact in facts]), folders.root / _TOKEN: fence}
     try:
@@ -147,28 +155,29 @@ def _leave_word(folders: AttemptFolders, facts: list[RankFact], fence: str) -> s
             write_atomic(path, content.encode())
             folders.mirror.publish(path)
     except OSError as error:
-        return _describe(0, folders, error)
+        return _described(0, folders, error)
     return None
 
 
-def _storage_problem(folders: AttemptFolders, rank: int, fence: str) -> str | None:
+def _storage_problem(folders: AttemptFolders, rank: int, fence: str) -> _Problem | None:
     """What keeps this rank from the storage that rank 0 wrote to."""
     mirror, token, own = folders.mirror, folders.root / _TOKEN, folders.root / f"{_TOKEN}-{rank}"
     try:
         mirror.fetch(token)
         if not token.exists() or token.read_text() != fence:
-            return f"rank {rank} on {socket.gethostname()} sees another {mirror.name(folders.root)}."
+            return _Problem(f"rank {rank} on {socket.gethostname()} sees another {mirror.name(folders.root)}.")
         write_atomic(own, b"written")
         mirror.publish(own)
         mirror.remove(own)
         own.unlink()
     except OSError as error:
-        return _describe(rank, folders, error)
+        return _described(rank, folders, error)
     return None
 
 
-def _describe(rank: int, folders: AttemptFolders, error: OSError) -> str:
-    return f"rank {rank} on {socket.gethostname()} ({folders.mirror.describe(folders.root)}): {error}"
+def _described(rank: int, folders: AttemptFolders, error: OSError) -> _Problem:
+    text = f"rank {rank} on {socket.gethostname()} ({folders.mirror.describe(folders.root)}): {error}"
+    return _Problem(text, isinstance(error, StorageAwayError))
 
 
 def _compare_clocks(facts: list[RankFact]) -> None:

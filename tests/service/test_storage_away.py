@@ -27,7 +27,7 @@ from tests.service.test_api import problem
 from tests.service.test_decide import LEASE_OUT, attempt, job, seen
 from tests.service.world import World
 from tests.trainer.ranks import launch_of
-from trainer.attempt import CANNOT_BEGIN, LAUNCH_FILE, METRICS_FILE, RESULT_FILE, Result
+from trainer.attempt import CANNOT_BEGIN, CANNOT_BEGIN_NOW, LAUNCH_FILE, METRICS_FILE, RESULT_FILE, Result
 from trainer.failure import FailureReason
 from trainer.files import StorageError
 from trainer.storage import storage_at
@@ -162,6 +162,40 @@ def test_driver_that_can_not_read_its_launch_file_fails_the_job_as_storage() -> 
     assert isinstance(decision, Move)
     assert (decision.to, decision.changes["reason"]) == (JobState.FAILED, FailureReason.STORAGE)
     assert decision.changes["message"] == "the storage s3://b refused to read x."
+
+
+def test_driver_that_finds_the_storage_away_is_followed_by_another() -> None:
+    said = f"failed with exit code 1\n{CANNOT_BEGIN_NOW}the storage s3://b did not answer to read x.\n"
+
+    decision = decide(job(), attempt(**LEASE_OUT), seen(RayStatus.ENDED, ray_message=said), Rules())
+
+    assert isinstance(decision, Move)
+    assert (decision.to, decision.changes["reason"]) == (JobState.QUEUED, FailureReason.STORAGE)
+    assert decision.changes["message"] == "the storage s3://b did not answer to read x."
+
+
+def test_outage_is_followed_by_another_attempt_until_the_budget_is_spent() -> None:
+    away = Result(fence="f", outcome="failed", reason=FailureReason.STORAGE, message="s3://b is away.", outage=True)
+    refused = away.model_copy(update={"outage": False})
+
+    moves = {
+        name: decide(job(failures=failures), attempt(), seen(result=result), Rules())
+        for name, failures, result in (("first", 0, away), ("last", 3, away), ("refused", 0, refused))
+    }
+
+    assert all(isinstance(move, Move) for move in moves.values())
+    assert {name: move.to for name, move in moves.items() if isinstance(move, Move)} == {
+        "first": JobState.QUEUED,
+        "last": JobState.FAILED,
+        "refused": JobState.FAILED,
+    }
+    first, last = moves["first"], moves["last"]
+    assert isinstance(first, Move)
+    assert isinstance(last, Move)
+    assert first.message == "s3://b is away. Another attempt in 10 s."
+    assert first.changes["failures"] == 1
+    assert last.changes["reason"] is FailureReason.STORAGE
+    assert "limits.max_failures of 3 is spent: an operator must" in last.changes["message"]
 
 
 def test_storage_that_is_away_is_asked_once_in_a_while() -> None:

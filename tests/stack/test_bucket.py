@@ -114,6 +114,28 @@ def test_job_is_exported_again_from_the_bucket(job: dict[str, Any], client: Clie
     assert (export["state"], export["passed"]) == ("succeeded", True), export["message"]
 
 
+def test_job_goes_on_in_another_attempt_after_a_longer_outage(
+    job: dict[str, Any], client: Client, storage: str, s3_server: S3
+) -> None:
+    document = yaml.safe_load(EXAMPLE.read_text()) | {"name": "outage", "limits": {"collective_timeout_s": 20}}
+    job_id = client.submit(document | {"train": document["train"] | LONG})["id"]
+    eventually(lambda: client.checkpoints(job_id), 200)
+
+    s3_server.line.cut()  # the ranks wait for it 10 s
+    eventually(lambda: client.attempts(job_id)[0]["outcome"], 200)
+    meanwhile = client.job(job_id)
+    s3_server.line.mend()
+    done = finished(client, job_id)
+
+    assert (meanwhile["state"], meanwhile["reason"]) == ("queued", "storage")
+    assert (done["state"], done["reason"]) == ("succeeded", None), done["message"]
+    assert [(one["outcome"], one["reason"]) for one in client.attempts(job_id)] == [
+        ("failed", "storage"),
+        ("succeeded", None),
+    ]
+    assert len(names(storage, done, 2)) > 0
+
+
 def test_host_without_rights_fails_the_job_with_what_to_change(client: Client, storage: str, s3_server: S3) -> None:
     document = yaml.safe_load(EXAMPLE.read_text()) | {"name": "refused"}
     keys = {name: value for name, value in s3_server.reading.items() if "URL" not in name}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,16 @@ from tests.trainer.conftest import Mlflow
 from tests.trainer.ranks import Told, Trained, launch_of, place, train
 from tests.trainer.test_resume import Undisturbed, assert_same, die_at, spec
 from trainer import again, checkpoints, main, preflight, worker
-from trainer.attempt import CANNOT_BEGIN, EXPORT_FILE, LAUNCH_FILE, RESULT_FILE, ExportRequest, Launch, Result
+from trainer.attempt import (
+    CANNOT_BEGIN,
+    CANNOT_BEGIN_NOW,
+    EXPORT_FILE,
+    LAUNCH_FILE,
+    RESULT_FILE,
+    ExportRequest,
+    Launch,
+    Result,
+)
 from trainer.checkpoints import MANIFEST, STATE, CheckpointCorruptError
 from trainer.classify import RankFailedError, classify
 from trainer.failure import FailureReason
@@ -318,6 +328,40 @@ def test_host_that_may_not_write_fails_the_job_as_storage(ranks: Pool, bucket: s
     assert all(isinstance(error, RankFailedError) for error in raised.values())
     assert (result.outcome, result.reason) == ("failed", FailureReason.STORAGE)
     assert "Check the credentials on this host" in result.message
+
+
+def test_bucket_that_stays_away_ends_the_attempt_as_an_outage(ranks: Pool, bucket: str, server: BucketServer) -> None:
+    facts = launch(bucket)
+    server.line.cut()
+    try:
+        outcomes = ranks.outcomes(check, 2, [server.environment] * 2, [attempt(bucket)] * 2)
+        with opened(attempt(bucket), patience_s=0.0) as folders:
+            left = {
+                rank: RankFailedError(classify(error, rank).model_dump_json())
+                for rank, (_, error, _) in enumerate(outcomes)
+            }
+            result = main._failed(facts, main._why(facts, folders, WorkerGroupError("", left)))
+    finally:
+        server.line.mend()
+
+    assert (result.reason, result.outage) == (FailureReason.STORAGE, True)
+    assert "rank 0 on" in result.message
+    assert "did not answer" in result.message
+
+
+def test_driver_that_finds_the_bucket_away_says_so_in_its_last_line(
+    bucket: str, server: BucketServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch(bucket)
+    monkeypatch.setattr(main, "opened", partial(opened, patience_s=0.0))
+
+    server.line.cut()
+    try:
+        main.main(attempt(bucket))
+    finally:
+        server.line.mend()
+
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"{CANNOT_BEGIN_NOW}the storage {bucket} did not answer")
 
 
 def test_driver_without_credentials_says_so_in_its_last_line(
