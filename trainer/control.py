@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable
 from datetime import timedelta
-from types import FrameType
 
 import torch
 import torch.distributed as dist
@@ -43,20 +40,10 @@ class StopAgreement:
     ) -> None:
         self._heard = heard
         self._superseded = superseded
-        self._terminating = threading.Event()
         timeout = timedelta(seconds=timeout_s)
         self._group = dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
         self._code = torch.zeros(1, dtype=torch.int32)
         self._work: dist.Work | None = None
-
-    def _on_sigterm(self, _signum: int, _frame: FrameType | None) -> None:
-        """SIGTERM of one rank stops them all, with a checkpoint, as a preemption."""
-        self._terminating.set()
-
-    def watch_sigterm(self) -> None:
-        """Only the main thread may set signal handlers; elsewhere the service's request is the only way to stop."""
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def begin(self) -> None:
         self._code.fill_(self._own_code())
@@ -79,7 +66,5 @@ class StopAgreement:
     def _own_code(self) -> int:
         if self._superseded():
             return _SUPERSEDED
-        if self._terminating.is_set():
-            return _CODES["preempt"]
         heard = self._heard()
         return _CODES[heard] if heard else 0

@@ -32,6 +32,7 @@ from trainer.diagnostics import Diagnostics
 from trainer.files import StorageError
 from trainer.folders import AttemptFolders
 from trainer.isolation import Isolation, reaches_ray_head
+from trainer.lean import NoProfiler, exchange_no_signals
 from trainer.mirror import Mirror
 from trainer.module import TrainingModule
 from trainer.place import Place
@@ -125,6 +126,7 @@ def fit(
         with _spool(folders, place) as spool:
             callbacks = _callbacks(launch.spec, folders, spool, reporter, checkpoints, steps)
             trainer = _trainer(launch, callbacks, place, folders.mirror)
+            exchange_no_signals(trainer)
             trainer.fit(module, loaders.train, loaders.val, ckpt_path=resume_from)
     finally:
         module.network._compiled_call_impl = None  # export needs the network as it is written
@@ -210,4 +212,5 @@ def _trainer(launch: Launch, callbacks: list[Callback], place: Place, mirror: Mi
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        profiler=NoProfiler(),
     )

@@ -47,8 +47,9 @@ class SampleMean(Metric):
         self.add_state("samples", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, mean: Tensor, samples: int) -> None:
-        self.total += mean.detach().double() * samples
-        self.samples += samples
+        # In place: to assign to a state of torchmetrics takes longer than to add.
+        self.total.add_(mean.detach().double() * samples)
+        self.samples.add_(samples)
 
     def compute(self) -> Tensor:
         return self.total / self.samples

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch._dynamo.utils
+import torch.distributed as dist
 from torch import nn
 
 from tests.norm.pool import Pool
@@ -135,3 +137,16 @@ def test_a_sequential_is_really_compiled() -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)  # fp32
     assert list(network.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+def broadcasts(rank: int, world_size: int, root: str, steps: int) -> int:
+    """How often ranks are made to wait for something of another's while they train `steps` steps."""
+    with mock.patch.object(dist, "broadcast", wraps=dist.broadcast) as spy:
+        train(rank, world_size, root, spec(data={"name": "digits", "batch_size": 32}, train={"steps": steps}))
+    return spy.call_count
+
+
+def test_no_step_waits_for_a_broadcast(ranks: Pool, tmp_path: Path) -> None:
+    few, many = (ranks.run(broadcasts, 2, str(tmp_path / str(steps)), steps) for steps in (2, 12))
+
+    assert few == many

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -69,7 +70,9 @@ def all_finite(tensors: list[torch.Tensor]) -> bool:
     takes torch seven times as long on a CPU (488 against 67 us for the 41 tensors of a ResNet-14, torch 2.13).
     """
     norms = torch._foreach_norm(tensors)
-    return bool(torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().all())
+    device = norms[0].device
+    together = torch.stack([norm if norm.device == device else norm.to(device) for norm in norms])
+    return all(map(math.isfinite, together.tolist()))
 
 
 def is_finite(gradient: torch.Tensor | None) -> bool:
