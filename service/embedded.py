@@ -8,7 +8,6 @@ import os
 import secrets
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from service.dispatch import ENTRYPOINTS, Entrypoints
 from service.keeper import sweep
+from service.ports import claimed_port, free_port
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,6 @@ def local_ray(home: Path) -> Iterator[tuple[Program, LocalRay]]:
     """A Ray head on this host, reachable with a token of our own only."""
     token_file = home / "ray.token"
     token = _write_token(token_file)
-    dashboard = free_port()
     _remove_left(home / _FOLDER_FILE)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_short_temp()))
     (home / _FOLDER_FILE).write_text(str(folder))
@@ -115,12 +114,13 @@ def local_ray(home: Path) -> Iterator[tuple[Program, LocalRay]]:
     python = shlex.quote(sys.executable)
     entrypoints: Entrypoints = {kind: command.replace("python", python, 1) for kind, command in ENTRYPOINTS.items()}
     program = Program("ray", home, command)
-    try:
-        program.start()
-        yield program, LocalRay(f"http://127.0.0.1:{dashboard}", token, entrypoints)
-    finally:
-        program.stop()
-        _remove_left(home / _FOLDER_FILE)
+    with claimed_port() as dashboard:
+        try:
+            program.start()
+            yield program, LocalRay(f"http://127.0.0.1:{dashboard}", token, entrypoints)
+        finally:
+            program.stop()
+            _remove_left(home / _FOLDER_FILE)
 
 
 def _remove_left(record: Path) -> None:
@@ -135,7 +135,6 @@ def local_mlflow(home: Path, preferred_port: int = 5000) -> Iterator[tuple[Progr
     """An MLflow server on SQLite; its URI. One worker process is plenty for one host."""
     folder = home / "mlflow"
     folder.mkdir(parents=True, exist_ok=True)
-    port = free_port(preferred_port)
 
     def command() -> Command:
         arguments = [
@@ -149,11 +148,12 @@ def local_mlflow(home: Path, preferred_port: int = 5000) -> Iterator[tuple[Progr
         return Command(arguments, _environment({"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}))
 
     program = Program("mlflow", home, command)
-    try:
-        program.start()
-        yield program, f"http://127.0.0.1:{port}"
-    finally:
-        program.stop()
+    with claimed_port(preferred_port) as port:
+        try:
+            program.start()
+            yield program, f"http://127.0.0.1:{port}"
+        finally:
+            program.stop()
 
 
 @contextlib.contextmanager
@@ -175,18 +175,6 @@ def supervised(programs: list[Program], every_s: float = 1.0) -> Iterator[None]:
         thread.join()
         for program in programs:
             program.release()
-
-
-def free_port(preferred: int = 0) -> int:
-    """The preferred port if nobody listens there, else a free one."""
-    for port in (preferred, 0):
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                number: int = probe.getsockname()[1]
-                return number
-    raise OSError("no free port on 127.0.0.1")
 
 
 def _ray_arguments(folder: Path, dashboard: int) -> list[str]:

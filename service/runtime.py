@@ -115,7 +115,7 @@ def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, s
         store,
         dispatcher,
         tracker,
-        Places(settings.storage_root, settings.worker_url or url, mlflow_uri),
+        Places(settings.storage_root, settings.worker_url or url, mlflow_uri, settings.public_url or url),
         rules=rules,
         policy=Policy(max_running=settings.max_running, max_gpus=settings.max_gpus),
         metrics=metrics,

@@ -27,6 +27,8 @@ class Settings:
     mlflow_uri: str | None = None
     mlflow_public_url: str | None = None
     """For links: where a browser reaches MLflow; None: mlflow_uri."""
+    public_url: str | None = None
+    """For links: where a browser reaches this API; None: the address it listens on."""
     storage: str | None = None
     """Folder or fsspec URL for launch files, checkpoints and results; every worker must reach it."""
     worker_url: str | None = None
@@ -71,6 +73,7 @@ class Settings:
             ray_address=environ.get("SYNCNORM_RAY_ADDRESS") or None,
             mlflow_uri=environ.get("SYNCNORM_MLFLOW_URI") or None,
             mlflow_public_url=environ.get("SYNCNORM_MLFLOW_PUBLIC_URL") or None,
+            public_url=(environ.get("SYNCNORM_PUBLIC_URL") or "").rstrip("/") or None,
             storage=_storage(environ),
             worker_url=environ.get("SYNCNORM_WORKER_URL") or None,
             auth=_flag(environ, "SYNCNORM_AUTH", default=not loopback),

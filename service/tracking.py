@@ -13,10 +13,8 @@ from typing import Any, Protocol
 import httpx
 
 from service.jobs import Attempt, Job
-from trainer.norm_choice import choose_norm
-from trainer.spec import JobSpec
-from trainer.words import counted
 
+_NOTE = "mlflow.note.content"
 _ENDED = ("FINISHED", "FAILED", "KILLED")
 _MAX_PARAMS = 100  # MLflow's limit for one log-batch request
 _MAX_VALUE = 6000  # and for the length of a parameter
@@ -35,10 +33,10 @@ class Run:
 class Tracker(Protocol):
     """Port to MLflow. Every method raises TrackingUnreachableError."""
 
-    def run_for(self, job: Job, attempts: Sequence[Attempt]) -> Run:
-        """The run of the job, by its tag; made if there is none. attempts: all of the job, in order."""
+    def run_for(self, job: Job, attempts: Sequence[Attempt], note: str) -> Run:
+        """The run of the job, by its tag; made if there is none. attempts: all of the job, in order. note: its page."""
 
-    def set_status(self, run_id: str, status: str) -> None: ...
+    def set_status(self, run_id: str, status: str, note: str) -> None: ...
 
     def histories(self, run_id: str, prefix: str) -> dict[str, list[tuple[int, float]]]:
         """(step, value) of every metric whose name begins so."""
@@ -51,13 +49,14 @@ class MlflowTracker:
         self.uri = uri.rstrip("/")
         self._http = httpx.Client(base_url=self.uri, auth=mlflow_account(), timeout=timeout_s, trust_env=False)
 
-    def run_for(self, job: Job, attempts: Sequence[Attempt]) -> Run:
+    def run_for(self, job: Job, attempts: Sequence[Attempt], note: str) -> Run:
         experiment_id = job.experiment_id or self.experiment(job.project)
         run_id = job.run_id or self._find(experiment_id, job.id) or self._create(experiment_id, job)
-        self._describe(run_id, job, attempts)
+        self._describe(run_id, job, attempts, note)
         return Run(experiment_id, run_id)
 
-    def set_status(self, run_id: str, status: str) -> None:
+    def set_status(self, run_id: str, status: str, note: str) -> None:
+        self.call("POST", "runs/set-tag", {"run_id": run_id, "key": _NOTE, "value": note})
         body: dict[str, Any] = {"run_id": run_id, "status": status}
         if status in _ENDED:
             body["end_time"] = _now_ms()
@@ -102,12 +101,12 @@ class MlflowTracker:
         run_id: str = self.call("POST", "runs/create", body)["run"]["info"]["run_id"]
         return run_id
 
-    def _describe(self, run_id: str, job: Job, attempts: Sequence[Attempt]) -> None:
+    def _describe(self, run_id: str, job: Job, attempts: Sequence[Attempt], note: str) -> None:
         tags = {
             "syncnorm.norm": job.norm,
             **world_size_tags(job, attempts),
             "syncnorm.attempts": str(job.attempt),
-            "mlflow.note.content": _note(job),
+            _NOTE: note,
             "mlflow.user": job.owner,
             **{f"syncnorm.label.{key}": value for key, value in job.labels.items()},
         }
@@ -179,23 +178,6 @@ def world_size_tags(job: Job, attempts: Sequence[Attempt]) -> dict[str, str]:
             changes.append(f"{attempt.workers} from step {attempt.resume_step}")
         before = attempt.workers
     return tags | ({"syncnorm.world_size_changes": ", ".join(changes)} if changes else {})
-
-
-def _note(job: Job) -> str:
-    model = job.spec["model"].get("name") or job.spec["model"]["class_path"]
-    data = job.spec["data"].get("name") or job.spec["data"]["class_path"]
-    batch = job.spec["data"]["batch_size"]
-    why = f" ({_why(job)})" if job.spec["norm"]["kind"] == "auto" else ""
-    return (
-        f"**{job.name}** trains `{model}` on `{data}` with `{job.norm}` normalization{why}, "
-        f"{counted(job.workers, 'worker')} of {counted(batch, 'sample')} each.\n\nJob `{job.id}`, owner {job.owner}."
-    )
-
-
-def _why(job: Job) -> str:
-    choice = choose_norm(JobSpec.model_validate_json(json.dumps(job.spec)))
-    other = f"; the alternative: {choice.alternative.kind}, {choice.alternative.why}" if choice.alternative else ""
-    return f"picked by auto: {choice.why}; {'; '.join(choice.evidence)}{other}"
 
 
 def _now_ms() -> int:

@@ -210,19 +210,23 @@ class FakeTracker:
     """Run id by job id."""
     status: dict[str, str] = field(default_factory=dict)
     """Status by run id."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """Page by run id."""
     sizes: dict[str, dict[str, str]] = field(default_factory=dict)
     """Tags of the world size by job id."""
 
-    def run_for(self, job: Job, attempts: Sequence[Attempt]) -> Run:
+    def run_for(self, job: Job, attempts: Sequence[Attempt], note: str) -> Run:
         self._require()
         self.sizes[job.id] = world_size_tags(job, attempts)
         run_id = self.runs.setdefault(job.id, f"run-{len(self.runs) + 1}")
         self.status.setdefault(run_id, "RUNNING")
+        self.notes[run_id] = note
         return Run("1", run_id)
 
-    def set_status(self, run_id: str, status: str) -> None:
+    def set_status(self, run_id: str, status: str, note: str) -> None:
         self._require()
         self.status[run_id] = status
+        self.notes[run_id] = note
 
     def histories(self, run_id: str, prefix: str) -> dict[str, list[tuple[int, float]]]:
         self._require()

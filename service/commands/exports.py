@@ -10,8 +10,8 @@ import typer
 
 from service.client import Client
 from service.commands.arguments import AsJson, JobId
-from service.commands.show import certificate_line
 from service.commands.terminal import JOB_FAILED, connect, err, show_value
+from service.run_note import certificate_line
 
 _LOOK_S = 1.0
 _OVER = ("succeeded", "failed")

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from service.client import TERMINAL, Client
 from service.commands.tables import COLORS, duration, jobs_table
+from service.run_note import certificate_line
 
 Json = dict[str, Any]
 
@@ -80,18 +81,6 @@ def summary(job: Json, console: Console) -> None:
         if model["registered"]:
             console.print(f"Registered   {model['registered']}", highlight=False)
         console.print(f"Certificate  {certificate_line(model['certificate'])}", highlight=False, soft_wrap=True)
-
-
-def certificate_line(certificate: Json) -> str:
-    """The certificate in one sentence; the whole of it is export/certificate.json in the run."""
-    if not certificate.get("checks"):
-        return "passed" if certificate.get("passed") else "not passed"
-    runtimes = dict.fromkeys(check["runtime"] for check in certificate["checks"])
-    return (
-        f"{'passed' if certificate['passed'] else 'NOT passed'}: {', '.join(runtimes)} answer as the trained model, "
-        f"max relative difference {certificate['max_relative_difference']:.1e} "
-        f"(allowed {certificate['tolerance']['max_relative_difference']:.0e})"
-    )
 
 
 def watch(

@@ -12,6 +12,7 @@ from service.decide import EndOnRay, Launch, Move, RayStatus, Rules, Seen, decid
 from service.dispatch import ClusterUnreachableError
 from service.jobs import RUN_STATUS, TERMINAL, Attempt, Job, NewEvent
 from service.outages import Outages
+from service.run_note import run_note
 from service.steps.ports import Look, Ports, attempt_token
 from service.tracking import TrackingUnreachableError
 from service.waiting import Waiting
@@ -97,7 +98,7 @@ class JobStep:
 
     def _move(self, job: Job, attempt: Attempt | None, move: Move, look: Look) -> tuple[Job, Attempt | None] | None:
         changes = dict(move.changes)
-        if move.to in TERMINAL and job.run_id is not None and self._tell_run(job.run_id, RUN_STATUS[move.to]):
+        if move.to in TERMINAL and self._tell_run(replace(job, state=move.to, **changes)):
             changes["run_status"] = RUN_STATUS[move.to]
         event = NewEvent(move.to.value, move.message, _event_data(job, changes))
         moved = self._ports.store.move(
@@ -113,7 +114,7 @@ class JobStep:
     def _launch(self, job: Job, attempt: Attempt, look: Look) -> tuple[Job, Attempt] | None:
         assert look.view is not None
         store, places = self._ports.store, self._ports.places
-        run = self._ports.tracker.run_for(job, store.attempts(job.id))
+        run = self._ports.tracker.run_for(job, store.attempts(job.id), run_note(job, places.page(job)))
         store.note_job(job, {"experiment_id": run.experiment_id, "run_id": run.run_id})
         if attempt.session is None:
             attempt = replace(attempt, session=look.view.session)
@@ -154,20 +155,21 @@ class JobStep:
 
     def _settle_run(self, job: Job) -> None:
         wanted = RUN_STATUS[job.state]
-        if job.run_id is None or job.run_status == wanted:
-            return
-        if self._tell_run(job.run_id, wanted):
+        if job.run_status != wanted and self._tell_run(job):
             self._ports.store.note_job(job, {"run_status": wanted})
 
-    def _tell_run(self, run_id: str, status: str) -> bool:
-        try:
-            self._ports.tracker.set_status(run_id, status)
-        except TrackingUnreachableError as error:
-            self._outages.goes_on(
-                f"status of run {run_id}", "the run's status has to wait", run=run_id, error=str(error)
-            )
+    def _tell_run(self, job: Job) -> bool:
+        """The state of the job, and its page; whether MLflow heard."""
+        if job.run_id is None:
             return False
-        self._outages.over(f"status of run {run_id}")
+        what = f"status of run {job.run_id}"
+        try:
+            note = run_note(job, self._ports.places.page(job))
+            self._ports.tracker.set_status(job.run_id, RUN_STATUS[job.state], note)
+        except TrackingUnreachableError as error:
+            self._outages.goes_on(what, "the run's status has to wait", run=job.run_id, error=str(error))
+            return False
+        self._outages.over(what)
         return True
 
 

@@ -26,6 +26,11 @@ class Places:
     storage: str
     service_url: str
     mlflow_uri: str
+    public_url: str = ""
+    """Of this API, for links; empty: service_url."""
+
+    def page(self, job: Job) -> str:
+        return f"{self.public_url or self.service_url}/v1/jobs/{job.id}"
 
     def package(self, job: Job) -> str | None:
         code = job.spec.get("code")

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import httpx
 
 from service.client import Client
-from service.embedded import free_port
+from service.ports import free_port
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent.parent

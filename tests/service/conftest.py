@@ -15,7 +15,8 @@ from typing import TypeVar
 import pytest
 
 from service.client import Client
-from service.embedded import free_port, local_mlflow, local_ray
+from service.embedded import local_mlflow, local_ray
+from service.ports import free_port
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent.parent

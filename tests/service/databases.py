@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg
 
 from service.database import Database
-from service.embedded import free_port
+from service.ports import free_port
 
 
 @contextmanager

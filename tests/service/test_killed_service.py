@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 import pytest
 
-from service.embedded import free_port
+from service.ports import free_port
 from tests.amounts import amount
 from tests.service.api import SPEC
 from tests.service.conftest import ROOT

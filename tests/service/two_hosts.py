@@ -14,7 +14,8 @@ from pathlib import Path
 import httpx
 
 from service.dispatch import DRIVER_RESOURCE
-from service.embedded import Command, Program, free_port
+from service.embedded import Command, Program
+from service.ports import free_port
 from tests.service.conftest import ROOT, eventually
 from tests.service.namespaces import CutHost
 

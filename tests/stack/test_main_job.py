@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,6 +141,17 @@ def test_run_names_its_job(job: dict[str, Any], run: dict[str, Any]) -> None:
     assert tags["syncnorm.norm"] == "sync_batch"
     assert tags["syncnorm.world_size"] == "2"
     assert {param["key"]: param["value"] for param in run["data"]["params"]}["norm.kind"] == "sync_batch"
+
+
+def test_page_of_the_run_tells_the_end_and_leads_back_to_the_job(job: dict[str, Any], run: dict[str, Any]) -> None:
+    page = next(tag["value"] for tag in run["data"]["tags"] if tag["key"] == "mlflow.note.content")
+
+    assert "**succeeded**, 1 attempt, step 230" in page
+    assert f"| model | `{job['model']['uri']}` |" in page
+    assert "| certificate | passed: eager, torch.export, onnxruntime, mlflow.pyfunc answer as the trained model" in page
+    link = re.search(rf"\[`{job['id']}`\]\((http[^)]+)\)", page)
+    assert link is not None
+    assert httpx.get(link[1]).json()["id"] == job["id"]
 
 
 @pytest.mark.filterwarnings("ignore")  # MLflow's own imports warn
