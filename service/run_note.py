@@ -13,16 +13,15 @@ from trainer.spec import JobSpec
 from trainer.words import counted
 
 _MAX_MESSAGE = 2000
+_PAGES = ("explain", "attempts", "events", "logs", "statistics")
 
 
 def run_note(job: Job, url: str) -> str:
-    """Markdown. url: of the job in the API."""
-    lines = [_what(job), "", *_state(job), ""]
-    rows = [*_scores(job), *_model(job)] if job.state is JobState.SUCCEEDED else []
-    if rows:
-        lines += ["| | |", "|---|---|", *(f"| {label} | {_cell(text)} |" for label, text in rows), ""]
-    lines.append(f"Job [`{job.id}`]({url}), owner {job.owner}: [explain]({url}/explain), [attempts]({url}/attempts), ")
-    lines[-1] += f"[events]({url}/events), [logs]({url}/logs), [statistics]({url}/statistics)"
+    """Markdown, of which MLflow shows the first lines at once. url: of the job in the API."""
+    pages = ", ".join(f"[{page}]({url}/{page})" for page in _PAGES)
+    lines = [_what(job), "", *_state(job), "", f"Job [`{job.id}`]({url}), owner {job.owner}: {pages}"]
+    if job.state is JobState.SUCCEEDED and (rows := [*_model(job), *_scores(job)]):
+        lines += ["", "| | |", "|---|---|", *(f"| {label} | {_cell(text)} |" for label, text in rows)]
     return "\n".join(lines)
 
 

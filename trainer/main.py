@@ -121,9 +121,9 @@ def _keep(result: Result, launch: Launch, folders: AttemptFolders) -> Result:
 
 def _trainer(launch: Launch, folders: AttemptFolders, config: dict[str, Any]) -> TorchTrainer:
     from ray.train import ScalingConfig
-    from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import RunConfig
 
+    from trainer.meeting_point import MeetingPoint
     from trainer.ray_trainer import PromptTrainer
 
     res = launch.spec.resources
@@ -132,7 +132,7 @@ def _trainer(launch: Launch, folders: AttemptFolders, config: dict[str, Any]) ->
         train_loop_config=config,
         # gloo beside NCCL: what the ranks agree on, such as digests and checkpoints, never lies on a GPU.
         # Until all have met; limits.collective_timeout_s holds from then on (preflight.begin).
-        torch_config=TorchConfig(
+        torch_config=MeetingPoint(
             backend="cpu:gloo,cuda:nccl" if res.gpus_per_worker else "gloo",
             timeout_s=math.ceil(launch.meeting_timeout_s),
         ),
@@ -160,12 +160,16 @@ def _worker_environment(launch: Launch) -> dict[str, str]:
 
 def _why(launch: Launch, folders: AttemptFolders, error: TrainingFailedError) -> Failure:
     """What the ranks left behind, or, where one could not write any more, who fell silent and what Ray says."""
+    from ray.train import ControllerError
+
     left = _failures(folders, error)
     workers = launch.world_size
     cause = first_cause(left, workers)
     if cause is not None:
         return cause
     reason, message = explain_silence(left, workers, _hosts(folders), launch.spec.limits.collective_timeout_s)
+    if isinstance(error, ControllerError):
+        message = f"The workers could not be brought together: {str(error.controller_failure)[:500]}"
     if says_no_memory(str(error)):
         reason, message = FailureReason.OUT_OF_MEMORY, f"{message} Ray says: {str(error)[-500:]}"
     return classify(error, rank=-1).model_copy(update={"reason": reason, "message": message})

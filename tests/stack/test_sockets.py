@@ -48,10 +48,8 @@ def test_nothing_of_the_service_listens_beyond_loopback(client: Client, serving:
 
 
 @pytest.mark.chaos
-def test_only_the_meeting_point_of_workers_listens_beyond_loopback_while_they_train(
-    client: Client, serving: Serving
-) -> None:
-    """torch's TCPStore, on rank 0: it takes no address to listen on (torch 2.13), see service/README.md."""
+def test_nothing_listens_beyond_loopback_while_workers_train(client: Client, serving: Serving) -> None:
+    """Left to Ray Train and torch, the store on rank 0 would."""
     job = client.submit(
         {
             "name": "sockets",
@@ -71,5 +69,5 @@ def test_only_the_meeting_point_of_workers_listens_beyond_loopback_while_they_tr
     eventually(look, 200)
 
     assert client.job(job["id"])["state"] == "succeeded"
-    assert beyond_loopback(seen) <= {"ray::RayTrainWorker"}
-    assert sum(not is_loopback(address) for address in seen) <= 1
+    assert "ray::RayTrainWorker" in {line.split()[0] for line in seen.values()}
+    assert beyond_loopback(seen) == set()

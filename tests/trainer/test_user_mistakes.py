@@ -7,13 +7,14 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from ray.train import WorkerGroupError
+from ray.train import ControllerError, WorkerGroupError
 
 from tests.norm.pool import Pool
 from tests.trainer.on_ray import drive
 from tests.trainer.ranks import launch_of, place
 from trainer import main, worker
 from trainer.attempt import Result
+from trainer.failure import FailureReason
 from trainer.folders import AttemptFolders
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -113,6 +114,16 @@ def test_mistake_is_told_with_its_remedy(ranks: Pool, tmp_path: Path, name: str)
 
     assert not any(ok for ok, _, _ in outcomes)
     assert_told(result, name)
+
+
+def test_workers_that_could_not_be_brought_together_are_told_in_rays_words(tmp_path: Path) -> None:
+    launch, folders = launch_of(document("a step that raises")), AttemptFolders(tmp_path)
+    error = ControllerError(RuntimeError("no address for rank 1"))
+
+    result = main._failed(launch, main._why(launch, folders, error))
+
+    assert result.reason == FailureReason.WORKER_LOST
+    assert result.message.startswith("The workers could not be brought together: no address for rank 1")
 
 
 @pytest.mark.chaos
