@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from norm.backends.ledger import HEADER_BYTES, Call, Direction, ExchangeError, Ledger
-from norm.backends.transport import timeout_s
+from norm.backends.patience import timeout_s
 
 _HEADER = HEADER_BYTES // 8
 # gloo aborts the process when workers send unequal lengths, so all send the same: up to 2295 channels in one frame.

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from norm.backends.kernels import library
 from norm.backends.ledger import HEADER_BYTES, Call, Direction, ExchangeError, Header, Ledger, WorkerGoneError
+from norm.backends.patience import timeout_s
 from norm.backends.process_group import check_calls
-from norm.backends.transport import timeout_s
 
 _CAPACITY = 16640  # numbers a slot holds: up to 8319 channels in one exchange, 260 KB a worker
 _HEADER = HEADER_BYTES // 8

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from typing import Protocol
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from norm.backends.ledger import Direction
+from norm.backends.process_group import ProcessGroupTransport
+from norm.backends.shared_memory import SharedMemoryTransport
 
 
 class Transport(Protocol):
@@ -39,21 +39,6 @@ def transport_of(group: dist.ProcessGroup) -> Transport:
     """
     found = _TRANSPORTS.get(group)
     if found is None:
-        from norm.backends.process_group import ProcessGroupTransport
-        from norm.backends.shared_memory import SharedMemoryTransport
-
         found = SharedMemoryTransport.open(group) or ProcessGroupTransport(group)
         _TRANSPORTS[group] = found
     return found
-
-
-def timeout_s(group: dist.ProcessGroup) -> float:
-    """How long a worker waits for the others: SYNCNORM_COLLECTIVE_TIMEOUT_S, or the group's own timeout."""
-    chosen = os.environ.get("SYNCNORM_COLLECTIVE_TIMEOUT_S")
-    if chosen:
-        return float(chosen)
-    try:
-        timeout = group._get_backend(torch.device("cpu")).options._timeout
-    except RuntimeError:  # a group for another device only, such as NCCL's
-        timeout = dist.constants.default_pg_timeout
-    return float(timeout.total_seconds())
