@@ -10,12 +10,12 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
 from service.decide import Rules
-from service.dispatch import ClusterUnreachableError, Dispatcher, View
+from service.dispatch import ClusterUnreachableError, View
 from service.jobs import Attempt, new_fence
 from service.outages import Outages
 from service.pace import Pace
@@ -23,11 +23,9 @@ from service.scheduling.plan import Policy, Schedule
 from service.steps.later_exports import ExportStep
 from service.steps.leftovers import release, stop_orphans
 from service.steps.one_job import LAUNCH_LEASE_S, JobStep
-from service.steps.ports import Look, Observer, Places, Ports
+from service.steps.ports import Look, Ports
 from service.steps.removals import remove_files
 from service.steps.starts import Starts
-from service.store import Store
-from service.tracking import Tracker
 from service.waiting import Waiting
 from trainer.plan import NodeCapacity
 
@@ -43,20 +41,15 @@ class Reconciler:
 
     def __init__(
         self,
-        store: Store,
-        dispatcher: Dispatcher,
-        tracker: Tracker,
-        places: Places,
+        ports: Ports,
         *,
         rules: Rules = Rules(),  # noqa: B008
         policy: Policy = Policy(),  # noqa: B008
         lease_s: float = 30.0,
-        on_change: Callable[[str], None] = lambda _job_id: None,
-        metrics: Observer | None = None,
         holder: str | None = None,
     ) -> None:
         """holder: of the lease, where one process at most is alive, so that its successor need not wait for it."""
-        self.ports = Ports(store, dispatcher, tracker, places, on_change, metrics)
+        self.ports = ports
         self.policy = policy
         self._looked_at = time.monotonic()
         self._pace = Pace()

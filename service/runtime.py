@@ -37,7 +37,7 @@ from service.reconcile import Reconciler
 from service.scheduling.plan import Policy
 from service.secrets import Secrets, secrets_key
 from service.settings import DEFAULT_PORT, Settings
-from service.steps.ports import Places
+from service.steps.ports import Places, Ports
 from service.store import Store
 from service.studies.publisher import StudyPublisher
 from service.studies.runs import MlflowStudyRuns
@@ -108,21 +108,9 @@ def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, s
     )
     tracker = stack.enter_context(contextlib.closing(MlflowTracker(mlflow_uri)))
     hub, metrics = Hub(store.news), Metrics()
-    local = settings.ray_address is None
-    # The processes of an embedded Ray are swept before the next one starts: nothing lives on.
-    rules = Rules(startup_timeout_s=settings.startup_timeout_s, orphan_life_s=None if local else 60.0)
-    reconciler = Reconciler(
-        store,
-        dispatcher,
-        tracker,
-        Places(settings.storage_root, settings.worker_url or url, mlflow_uri, settings.public_url or url),
-        rules=rules,
-        policy=Policy(max_running=settings.max_running, max_gpus=settings.max_gpus),
-        metrics=metrics,
-        lease_s=settings.lease_s,
-        on_change=hub.changed,
-        holder="the only one" if settings.database_url is None else None,  # a lock file sees to it
-    )
+    places = Places(settings.storage_root, settings.worker_url or url, mlflow_uri, settings.public_url or url)
+    ports = Ports(store, dispatcher, tracker, places, hub.changed, metrics)
+    reconciler = _reconciler(settings, ports)
     metrics.watch(store, reconciler)
     packages = Packages(settings.storage_root)
     links = settings.mlflow_public_url or mlflow_uri
@@ -135,7 +123,7 @@ def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, s
         hub=hub,
         wake=threading.Event(),
         mlflow_uri=links,
-        local_paths=local,
+        local_paths=_is_embedded(settings),
         door=Doorkeeper(store, admin),
         rate=RateLimit(settings.rate_limit),
         metrics=metrics,
@@ -147,6 +135,22 @@ def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, s
         intake=Intake(store, settings.max_queued, lambda job: job_view(job, links).model_dump(mode="json")),
         studies=StudyPublisher(store, MlflowStudyRuns(tracker), settings.storage_root, links),
     )
+
+
+def _reconciler(settings: Settings, ports: Ports) -> Reconciler:
+    # The processes of an embedded Ray are swept before the next one starts: nothing lives on.
+    orphan_life_s = None if _is_embedded(settings) else 60.0
+    return Reconciler(
+        ports,
+        rules=Rules(startup_timeout_s=settings.startup_timeout_s, orphan_life_s=orphan_life_s),
+        policy=Policy(max_running=settings.max_running, max_gpus=settings.max_gpus),
+        lease_s=settings.lease_s,
+        holder="the only one" if settings.database_url is None else None,  # a lock file sees to it
+    )
+
+
+def _is_embedded(settings: Settings) -> bool:
+    return settings.ray_address is None
 
 
 def _webhooks(settings: Settings, store: Store, stack: contextlib.ExitStack) -> Webhooks:

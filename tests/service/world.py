@@ -14,7 +14,7 @@ from service.exports import Export
 from service.jobs import RUN_STATUS, Job, JobState, NewEvent
 from service.reconcile import Reconciler
 from service.scheduling.plan import Policy
-from service.steps.ports import Places
+from service.steps.ports import Places, Ports
 from service.store import Answer, Store
 from service.submit import new_job
 from tests.fakes import Clock, FakeCluster, FakeStudyRuns, FakeTracker
@@ -41,14 +41,14 @@ class World:
 
     def boot(self) -> None:
         """A new process of the service, which knows nothing but what is stored."""
-        self.reconciler = Reconciler(
+        ports = Ports(
             self.wrap(self.store, "store"),
             self.wrap(self.cluster, "cluster"),
             self.wrap(self.tracker, "tracker"),
             Places(str(self.folder), "http://nobody", "http://nobody"),
-            rules=Rules(startup_timeout_s=200.0),
-            policy=Policy(),
+            on_change=lambda _job_id: None,
         )
+        self.reconciler = Reconciler(ports, rules=Rules(startup_timeout_s=200.0), policy=Policy())
 
     def submit(self, **spec: Any) -> Job:
         limits = {"grace_s": 10} | spec.pop("limits", {})
