@@ -123,7 +123,7 @@ def fit(
     if train.compile:
         compile_in_place(module.network)
     try:
-        with _spool(folders, place) as spool:
+        with _spool(folders, place) as spool, checkpoints.publication:
             callbacks = _callbacks(launch.spec, folders, spool, reporter, checkpoints, steps)
             trainer = _trainer(launch, callbacks, place, folders.mirror)
             exchange_no_signals(trainer)

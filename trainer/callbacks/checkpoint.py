@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from trainer import checkpoints
 from trainer.agreement import check_agreement
+from trainer.beside import Beside
 from trainer.callbacks.end import ends_epoch
 from trainer.folders import AttemptFolders
 from trainer.mirror import Mirror
@@ -30,7 +31,10 @@ def between_steps(trainer: Trainer) -> bool:
 
 
 class CheckpointWriter(Callback):
-    """Saves every `every`, keeps the newest `keep` and the best, and tells the service of each one that is complete."""
+    """Saves every `every`, keeps the newest `keep` and the best, and tells the service of each one that is complete.
+
+    What has to be carried to the storage goes there beside the steps that follow, one checkpoint at a time.
+    """
 
     def __init__(
         self, folders: AttemptFolders, *, every: Every, keep: int, reporter: Reporter, keep_best: KeepBest | None = None
@@ -42,34 +46,50 @@ class CheckpointWriter(Callback):
         self._keep_best = keep_best
         self._best: tuple[float, int] | None = None
         self._saved_at = -1
+        self.publication = Beside(is_threaded=folders.mirror.longest_s > 0)
+        """Of the last checkpoint; it counts once that is over."""
         self.newest: str | None = None
-        """Where the last one that was saved lies on the storage."""
+        """Where the last one that was published lies on the storage."""
 
     def save(self, trainer: Trainer) -> None:
         """Save now, unless this very step is saved already. Entered by every rank.
 
         Raises: DisagreementError on every rank where they do not hold the same model; nothing is saved then.
+        StorageError also of the one before.
         """
         if trainer.global_step == self._saved_at:
             return
+        self.publication.finish()
         assert isinstance(trainer.lightning_module, TrainingModule)
         check_agreement(trainer.lightning_module.network)
         path = self._folders.checkpoints / f"step-{trainer.global_step:010d}"
         trainer.save_checkpoint(path)
         self._saved_at = trainer.global_step
         if trainer.is_global_zero:
-            self._announce(checkpoints.verify(path))
+            self._announce(path)
 
-    def _announce(self, saved: checkpoints.Checkpoint) -> None:
-        """Have it on the storage, behind the metrics that lead up to it: an attempt that resumes records no more."""
-        mirror = self._folders.mirror
-        mirror.publish(self._folders.spool)
-        mirror.publish_all(self._folders.artifacts)
-        checkpoints.publish(saved.path, mirror)
-        spare = self._reporter.checkpoints_to_spare() | ({self._best[1]} if self._best else set())
+    def save_and_wait(self, trainer: Trainer) -> None:
+        """Save, and have it on the storage."""
+        self.save(trainer)
+        self.publication.finish()
+
+    def _announce(self, path: Path) -> None:
+        """Have it on the storage, behind the metrics that lead up to it: an attempt that resumes records no more.
+
+        These go now, for they grow with the next step.
+        """
+        self._folders.mirror.publish(self._folders.spool)
+        self._folders.mirror.publish_all(self._folders.artifacts)
+        best = {self._best[1]} if self._best else set()
+        self.publication.do(lambda: self._publish(path, best))
+
+    def _publish(self, path: Path, best: set[int]) -> None:
+        mirror, saved = self._folders.mirror, checkpoints.verify(path)
+        checkpoints.publish(path, mirror)
+        spare = self._reporter.checkpoints_to_spare() | best
         kept = checkpoints.retain(self._folders.checkpoints, self._keep, spare, mirror)
-        mirror.forget(saved.path)
-        self.newest = mirror.name(saved.path)
+        mirror.forget(path)
+        self.newest = mirror.name(path)
         self._reporter.checkpoint(
             path=self.newest,
             step=saved.step,
@@ -114,7 +134,7 @@ class CheckpointWriter(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """So that an attempt that dies while it finalizes leaves nothing to train again."""
-        self.save(trainer)
+        self.save_and_wait(trainer)
 
     def _is_due_at(self, step: int) -> bool:
         return bool(self._every.steps) and step > 0 and step % (self._every.steps or 1) == 0

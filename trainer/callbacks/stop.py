@@ -35,5 +35,5 @@ class StopOnRequest(Callback):
             self._stop(trainer, self._request)
 
     def _stop(self, trainer: Trainer, request: StopRequest) -> NoReturn:
-        self._checkpoints.save(trainer)
+        self._checkpoints.save_and_wait(trainer)
         raise StopRequested(request, trainer.global_step, self._checkpoints.newest)
