@@ -26,17 +26,18 @@ JOINED = ("-p", f"{PROJECT}-host", "-f", "deploy/worker-host.yml")
 class Composition:
     """docker-compose.yml as a user starts it; everything of it is gone after `remove`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.project = PROJECT
+    def __init__(self, folder: Path, project: str = PROJECT, settings: dict[str, str] | None = None) -> None:
+        self.project = project
         self.secrets = folder / "secrets"
         self.ports = {"api": free_port(), "mlflow": free_port()}
         self.environment = {
             **os.environ,
-            "COMPOSE_PROJECT_NAME": PROJECT,
+            "COMPOSE_PROJECT_NAME": project,
             "SYNCNORM_SECRETS": str(self.secrets),
             "SYNCNORM_UID": str(os.getuid() or IMAGE_USER),
             "SYNCNORM_API_PORT": str(self.ports["api"]),
             "SYNCNORM_MLFLOW_PORT": str(self.ports["mlflow"]),
+            **(settings or {}),
         }
 
     def make_secrets(self) -> None:

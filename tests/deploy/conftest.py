@@ -23,14 +23,19 @@ class Started:
     """Monotonic time of `up`."""
 
 
-@pytest.fixture(scope="session")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
-    """The composition right after its first start, with two workers of one CPU each."""
+def require_engine() -> None:
+    """Skips where no containers can be run."""
     if reason := why_no_engine():
         pytest.skip(reason)
     for image in BASE_IMAGES:
         if not docker("image", "inspect", image, check=False).strip("[]\n") and not docker("pull", image, check=False):
             pytest.skip(f"{image} is not here and can't be pulled")
+
+
+@pytest.fixture(scope="session")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
+    """The composition right after its first start, with two workers of one CPU each."""
+    require_engine()
     composition = Composition(tmp_path_factory.mktemp("deploy"))
     composition.remove()
     try:
