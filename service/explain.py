@@ -8,7 +8,7 @@ from datetime import datetime
 from service.jobs import ACTIVE, Attempt, Job, JobState
 from service.scheduling.growth import LEAST_SAVED_S, LEAST_TRAINED_S, SETTLED_S
 from service.scheduling.plan import Schedule
-from trainer.failure import ADVICE
+from trainer.failure import advised
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def _by_its_state(job: Job) -> Explanation:
     }
     if job.state in texts:
         return Explanation(*texts[job.state])
-    advice = ADVICE[job.reason].text if job.reason else ""
-    return Explanation("failed", f"{job.reason}: {job.message} {advice}".strip())
+    said = advised(job.message, job.reason) if job.reason else job.message
+    return Explanation("failed", f"{job.reason}: {said}")
 
 
 def _queued(job: Job, attempt: Attempt | None, plan: Schedule | None, ahead: int) -> Explanation:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from service.jobs import Job, JobState
-from trainer.failure import ADVICE, FailureReason
+from trainer.failure import advised
 from trainer.norm_choice import choose_norm
 from trainer.spec import JobSpec
 from trainer.words import counted
@@ -59,9 +59,11 @@ def _state(job: Job) -> Iterator[str]:
     tried = f", {counted(job.attempt, 'attempt')}" if job.attempt else ""
     at = f", step {job.progress['step']}" if job.progress else ""
     yield f"**{job.state.value}**{reason}{tried}{at}"
-    advice = ADVICE[FailureReason(job.reason)].text if job.reason and job.state is JobState.FAILED else ""
-    for text in filter(None, (job.message[:_MAX_MESSAGE], advice)):
-        yield from ("", *(f"> {line}" for line in text.splitlines()))
+    said = job.message[:_MAX_MESSAGE]
+    if job.reason and job.state is JobState.FAILED:
+        said = advised(said, job.reason)
+    if said:
+        yield from ("", *(f"> {line}" for line in said.splitlines()))
 
 
 def _scores(job: Job) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ from service.jobs import Attempt, Job, JobState
 from service.store import Listed, StoredEvent, StoredLine
 from service.tracking import run_page
 from trainer.attempt import RankPlace
-from trainer.failure import ADVICE, FailureReason
+from trainer.failure import FailureReason, advised
 
 
 class ProgressView(BaseModel):
@@ -165,8 +165,9 @@ _NO_PROGRESS = ProgressView()
 
 def _message(job: Job | Listed) -> str:
     """What happened, and whose turn it is."""
-    advice = ADVICE[FailureReason(job.reason)].text if job.reason and job.state == JobState.FAILED else ""
-    return " ".join(part for part in (job.message, advice) if part)
+    if not job.reason or job.state != JobState.FAILED:
+        return job.message
+    return advised(job.message, FailureReason(job.reason))
 
 
 def attempt_view(attempt: Attempt) -> AttemptView:

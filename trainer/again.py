@@ -25,7 +25,7 @@ from trainer.classify import Failure, classify
 from trainer.conversion import convert
 from trainer.data import build_data
 from trainer.export import WEIGHTS_FILE
-from trainer.failure import ADVICE
+from trainer.failure import advised
 from trainer.files import sha256_of, write_atomic
 from trainer.finalize import describe_network, held_out_samples
 from trainer.folders import AttemptFolders, opened
@@ -65,7 +65,7 @@ def _export(request: ExportRequest, folders: AttemptFolders) -> Result:
             fence=request.fence,
             outcome="failed",
             reason=failure.reason,
-            message=f"{failure.message} {ADVICE[failure.reason].text}",
+            message=advised(failure.message, failure.reason),
             outage=failure.outage,
             traceback=failure.traceback,
         )

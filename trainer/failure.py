@@ -96,6 +96,12 @@ ADVICE: dict[FailureReason, Advice] = {
 }
 
 
+def advised(message: str, reason: FailureReason) -> str:
+    """`message` with whose turn it is; a worker may have said so already."""
+    advice = ADVICE[reason].text
+    return message if advice in message else f"{message} {advice}".strip()
+
+
 def may_be_retried(reason: FailureReason, *, outage: bool = False) -> bool:
     """outage: of a storage that did not answer. One that refuses, or is full, needs somebody first."""
     return outage or ADVICE[reason].retryable

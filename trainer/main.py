@@ -16,7 +16,7 @@ from trainer import alone, user_code, worker
 from trainer.attempt import CANNOT_BEGIN, CANNOT_BEGIN_NOW, Launch, Result
 from trainer.checkpoints import CheckpointCorruptError
 from trainer.classify import Failure, RankFailedError, classify, explain_silence, first_cause, says_no_memory
-from trainer.failure import ADVICE, FailureReason
+from trainer.failure import FailureReason, advised
 from trainer.files import StorageAwayError, StorageError, write_atomic
 from trainer.folders import AttemptFolders, opened
 from trainer.mirror import PATIENCE_S
@@ -204,12 +204,12 @@ def _failures(folders: AttemptFolders, error: TrainingFailedError) -> list[Failu
 
 
 def _failed(launch: Launch, failure: Failure) -> Result:
-    advice = "" if failure.outage else ADVICE[failure.reason].text  # it is nobody's turn yet
+    message = failure.message if failure.outage else advised(failure.message, failure.reason)  # nobody's turn yet
     return Result(
         fence=launch.fence,
         outcome="failed",
         reason=failure.reason,
-        message=f"{failure.message} {advice}".strip(),
+        message=message,
         outage=failure.outage,
         traceback=failure.traceback,
     )

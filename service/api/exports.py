@@ -17,7 +17,7 @@ from service.errors import ApiError, bad_spec, not_found
 from service.exports import Export, ExportState
 from service.jobs import Job, JobState
 from service.store import Added, Answer
-from trainer.failure import ADVICE, FailureReason
+from trainer.failure import FailureReason, advised
 from trainer.spec import ExportSpec
 from trainer.spec_reader import SpecError, read_export
 
@@ -135,12 +135,14 @@ def first_view(job: Job) -> ExportView:
 
 
 def later_view(export: Export) -> ExportView:
-    advice = ADVICE[export.reason].text if export.reason and export.state is ExportState.FAILED else ""
+    message = export.message
+    if export.reason and export.state is ExportState.FAILED:
+        message = advised(message, export.reason)
     return ExportView(
         name=export.name,
         state=export.state,
         reason=export.reason,
-        message=export.message if advice in export.message else f"{export.message} {advice}",
+        message=message,
         export=export.section,
         path=f"exports/{export.name}",
         starts=export.starts,

@@ -10,7 +10,7 @@ from service.jobs import Job, JobState
 from service.run_note import run_note
 from service.submit import new_job
 from tests.service.api import SPEC
-from trainer.failure import FailureReason
+from trainer.failure import FailureReason, advised
 from trainer.spec_reader import read_spec
 
 URL = "http://host:8000/v1/jobs/job_1"
@@ -65,7 +65,7 @@ def test_page_of_a_failure_says_why_and_whose_turn_it_is() -> None:
 
     assert "**failed** (user_error), 1 attempt" in note
     assert "> x | y\n> long" in note
-    assert "> Your code, model or data raised" in note
+    assert note.count("Your code, model or data raised") == 1
     assert len(note) < 5000  # MLflow's limit for a tag
 
 
@@ -86,3 +86,10 @@ def test_pick_of_auto_is_explained() -> None:
 
     assert "(picked by auto: " in note
     assert "the alternative: " in note
+
+
+def test_advice_that_a_worker_gave_already_is_not_given_twice() -> None:
+    told = advised("It raised.", FailureReason.USER_ERROR)
+
+    assert advised(told, FailureReason.USER_ERROR) == told
+    assert run_note(job(state=JobState.FAILED, reason=FailureReason.USER_ERROR, message=told), URL).count(told) == 1
