@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -92,7 +93,8 @@ def compare(
 
 
 def _on_workers(build: Build, arguments: tuple[Any, ...], rounds: int, workers: int = 2) -> dict[str, list[float]]:
-    with tempfile.TemporaryDirectory() as folder:
+    # As workers of one CPU are started. torch's own setting is one thread's, and a competitor may run in several.
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}):
         mp.spawn(_worker, (workers, folder, build, arguments, rounds), workers)
         found: dict[str, list[float]] = json.loads((Path(folder) / "times.json").read_text())
     return found
