@@ -39,12 +39,15 @@ def rank_process(serving: Serving) -> psutil.Process:
     return eventually(both, 30)[1]
 
 
-def test_job_whose_worker_is_killed_resumes_and_ends_the_same(client: Client, serving: Serving) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.chaos)])
+def test_job_whose_worker_is_killed_resumes_and_ends_the_same(
+    client: Client, serving: Serving, number: signal.Signals
+) -> None:
     undisturbed = finished(client, client.submit(document())["id"])
     job = client.submit(document())
     eventually(lambda: client.job(job["id"])["progress"]["step"] >= 25, 200)
 
-    rank_process(serving).send_signal(signal.SIGKILL)
+    rank_process(serving).send_signal(number)
     done = finished(client, job["id"], 400)
 
     attempts = client.attempts(job["id"])
