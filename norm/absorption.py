@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from norm.hooks import has_forward_hooks
+from norm.torch_compat import has_forward_hooks
 from norm.weight import CONVOLUTIONS, TRANSPOSED, out_channels
 
 

@@ -35,6 +35,14 @@ def audit(
     batch_size: samples per worker and step. workers: those that train together. accumulate: micro-batches per step.
     dataset_size, drop_last, steps (of the whole training), optimizer: where given, they are looked at too.
     Raises: ValueError for a batch size, number of workers or of micro-batches below 1.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8))
+    >>> for finding in norm.audit(model, torch.zeros(1, 3, 8, 8), batch_size=1, workers=4):
+    ...     print(finding.severity, finding.path, finding.code)
+    error 3 one_value_per_channel
+    warning 1 statistics_of_one_worker
+    warning 3 statistics_of_one_worker
+    info 1 bias_before_norm
     """
     for name, value in (("batch_size", batch_size), ("workers", workers), ("accumulate", accumulate)):
         if value < 1:

@@ -11,12 +11,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from norm.backends import reference
 from norm.moments import Exchanged, Moments, as_row, exchange, measure, measure_row
 from norm.recompute import recall, remember
 from norm.shapes import check_channels
+from norm.torch_compat import BatchNormBase
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,10 @@ class RenormSchedule:
 
     r_max: largest factor of the standard deviation; d_max: largest shift, in running standard deviations. Up to step
     `warmup_steps` they are 1 and 0, which is batch normalization; at `r_max_steps` and `d_max_steps` they are reached.
+
+    >>> schedule = norm.RenormSchedule(r_max=3.0, d_max=5.0, warmup_steps=100, r_max_steps=200, d_max_steps=200)
+    >>> [(float(r), float(d)) for r, d in (schedule.limits(torch.tensor(step)) for step in (50, 150, 300))]
+    [(1.0, 0.0), (2.0, 2.5), (3.0, 5.0)]
     """
 
     r_max: float = 3.0
@@ -50,7 +54,7 @@ class _Corrected(Exchanged):
     d: Tensor
 
 
-class _BatchRenorm(_BatchNorm):
+class _BatchRenorm(BatchNormBase):
     """What both forms share: the corrections r and d, and the running statistics."""
 
     # Plain batch statistics, while population statistics are taken.
@@ -148,6 +152,10 @@ class BatchRenorm(_BatchRenorm):
     deviation; running_var is derived as running_std^2 - eps and therefore biased, unlike in nn.BatchNorm2d.
     Raises: ValueError for one value per channel in training.
     See: Ioffe 2017, arXiv:1702.03275, Alg. 1; the defaults are the momentum and the schedule of its experiments.
+
+    >>> layer = norm.BatchRenorm(4, schedule=norm.RenormSchedule(warmup_steps=0, r_max_steps=1, d_max_steps=1))
+    >>> layer(torch.randn(2, 4, 8, 8)).shape, int(layer.num_batches_tracked)
+    (torch.Size([2, 4, 8, 8]), 1)
     """
 
     def _measure(self, x: Tensor, known: Exchanged | None) -> tuple[Moments, Exchanged]:  # noqa: ARG002
@@ -165,6 +173,10 @@ class SyncBatchRenorm(_BatchRenorm):
     mean and var are those of the whole group's batch, each worker counting by its values, so r and d are the same on
     every worker. A worker may bring an empty batch; it still takes part in the exchange.
     Raises: ValueError on every worker if the whole group holds one value per channel.
+    Shape: (N, C, *) -> (N, C, *). See `BatchRenorm` for training, evaluation and the paper.
+
+    >>> norm.SyncBatchRenorm(4)(torch.randn(2, 4, 8, 8)).shape
+    torch.Size([2, 4, 8, 8])
     """
 
     def __init__(

@@ -24,6 +24,9 @@ class BoxCox(nn.Module):
     is the sum over all values. Evaluated as u * expm1(lmbda * u) / (lmbda * u) with u = log1p(|x|), in float32 or
     wider, with a series near 0: value and derivatives are right through lmbda = 0 and 2.
     See: Box & Cox 1964, J. R. Stat. Soc. B 26(2); Yeo & Johnson 2000, Biometrika 87(4).
+
+    >>> norm.BoxCox(lambda_init=2.0)(torch.tensor([0.0, 1.0, 2.0]))
+    tensor([0.0000, 1.5000, 4.0000], grad_fn=<WhereBackward0>)
     """
 
     def __init__(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from norm.weight import WeightStandardization, is_weight_normalized
+from norm.weight import LINEAR_LAYERS, WeightStandardization, is_weight_normalized
 
 _AFFINE = ("weight", "bias")
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
@@ -40,7 +40,7 @@ def carry_back(converted: nn.Module, original: nn.Module, device_of: Tensor | No
         _copy_if_changed(layer.weight, original.weight)
     elif parametrize.is_parametrized(layer, "weight") and _standardization(layer):
         _copy_if_changed(layer.parametrizations.weight.original, original.weight)  # type: ignore[union-attr]
-    elif not isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)):
+    elif not isinstance(layer, LINEAR_LAYERS):
         carry_tensors(layer, original)
         return
     else:

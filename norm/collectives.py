@@ -7,11 +7,11 @@ import weakref
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import _functional_collectives as functional
 
 from norm import stopwatch
 from norm.backends.ledger import Direction, ExchangeError
 from norm.backends.transport import transport_of
+from norm.torch_compat import all_gather_into, compiled_all_gather, default_group, has_only_gloo
 
 __all__ = ["ExchangeError", "all_reduce", "gather_rows", "world_size"]
 
@@ -46,16 +46,14 @@ def peek_rows(row: Tensor, group: dist.ProcessGroup | None, layer: nn.Module | N
 
 
 def _exchange(row: Tensor, group: dist.ProcessGroup | None, layer: nn.Module | None, direction: Direction) -> Tensor:
-    members = group or dist.distributed_c10d._get_default_group()
+    members = group or default_group()
     if torch.compiler.is_compiling():
-        rows = functional.all_gather_tensor(row, 0, members)
-        arrived: Tensor = functional.wait_tensor(rows)  # type: ignore[no-untyped-call]
-        return arrived.view(-1, row.numel())
+        return compiled_all_gather(row, members).view(-1, row.numel())
     if _is_carried_by_cpu(row, members):
         return transport_of(members).gather(row.cpu(), layer, direction).to(row.device)
     # Half the host time of the functional collective, whose result only a compiler needs.
     rows = row.new_empty(members.size(), row.numel())
-    members._allgather_base(rows, row).wait()  # the GPU's stream waits, not the host
+    all_gather_into(rows, row, members)
     return rows
 
 
@@ -68,7 +66,7 @@ def _is_carried_by_cpu(row: Tensor, group: dist.ProcessGroup) -> bool:
         return True
     found = _HAS_ONLY_GLOO.get(group)
     if found is None:
-        found = _HAS_ONLY_GLOO[group] = group._get_backend(row.device).name() == "gloo"
+        found = _HAS_ONLY_GLOO[group] = has_only_gloo(group, row.device)
     return found
 
 

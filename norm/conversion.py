@@ -31,7 +31,13 @@ _ACTIVATING = ("evo_s0", "filter_response")
 
 @dataclass(frozen=True)
 class Override:
-    """Another kind for the layers whose module path matches the glob `match`; the first match wins."""
+    """Another kind for the layers whose module path matches the glob `match`; the first match wins.
+
+    >>> rule = norm.Override("backbone.*", "frozen_batch")
+    >>> model = nn.ModuleDict({"backbone": nn.Sequential(nn.BatchNorm2d(4)), "head": nn.BatchNorm2d(4)})
+    >>> [(r.path, r.after) for r in norm.convert(model, "sync_batch", overrides=[rule])[1]]
+    [('backbone.0', 'FrozenBatchNorm'), ('head', 'SyncBatchNorm')]
+    """
 
     match: str
     kind: str
@@ -40,7 +46,12 @@ class Override:
 
 @dataclass(frozen=True)
 class Replacement:
-    """One module that was exchanged. `also`: further paths at which the same module is used."""
+    """One module that was exchanged. `also`: further paths at which the same module is used.
+
+    >>> _, replacements = norm.convert(nn.Sequential(nn.BatchNorm2d(4)), "instance")
+    >>> replacements[0].as_json()
+    {'path': '0', 'from': 'BatchNorm2d', 'to': 'InstanceNorm'}
+    """
 
     path: str
     before: str
@@ -80,6 +91,13 @@ def convert(
     options: those of `kind`, see `norm.kinds()[kind].options`.
     Returns: the model (another object only if `model` itself is a normalization layer) and the replacements.
     Raises: ValueError for a layer or a model that can't be converted; the model is then as it was.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    >>> model, replacements = norm.convert(model, "group", num_groups=4)
+    >>> model[1].num_groups
+    4
+    >>> [replacement.path for replacement in replacements]
+    ['1']
     """
     rules = _read_rules(kind, options, overrides)
     model, undone = undo(model)
@@ -97,6 +115,11 @@ def revert(model: nn.Module) -> nn.Module:
     Weight, bias and statistics come back where they mean the same, else as they were before the conversion; so do
     weights that a conversion initialised anew. Without training in between the outputs are bit-identical to those
     before `convert`.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    >>> converted, _ = norm.convert(model, "sync_batch")
+    >>> type(norm.revert(converted)[1]).__name__
+    'BatchNorm2d'
     """
     return undo(model)[0]
 

@@ -21,6 +21,9 @@ class EvoNormS0(nn.Module):
     Train and eval are the same. Shape: (N, C, *) -> (N, C, *). On (N, C) a group needs two channels.
     affine=False leaves out weight and bias; v belongs to the activation and stays.
     See: Liu et al. 2020, arXiv:2004.02967.
+
+    >>> norm.EvoNormS0(8, num_groups=4)(torch.randn(2, 8, 4, 4)).shape
+    torch.Size([2, 8, 4, 4])
     """
 
     def __init__(

@@ -22,6 +22,10 @@ class FilterResponseNorm(nn.Module):
     is added. It is only there where the input has one position, told by `one_position`.
     affine=False leaves out weight and bias; tau belongs to the activation and stays.
     See: Singh & Krishnan 2019, arXiv:1911.09737, sec. 3.
+
+    >>> layer = norm.FilterResponseNorm(8)
+    >>> layer(torch.randn(2, 8, 4, 4)).shape, sorted(name for name, _ in layer.named_parameters())
+    (torch.Size([2, 8, 4, 4]), ['bias', 'eps_l', 'tau', 'weight'])
     """
 
     def __init__(

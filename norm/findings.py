@@ -18,7 +18,13 @@ Severity = Literal["info", "warning", "error"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about a model's normalization that its owner should know, with the numbers behind it and a fix."""
+    """One thing about a model's normalization that its owner should know, with the numbers behind it and a fix.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    >>> finding = norm.audit(model, torch.zeros(1, 3, 8, 8), batch_size=1, workers=4)[0]
+    >>> finding.code, finding.path, finding.severity
+    ('statistics_of_one_worker', '1', 'warning')
+    """
 
     code: str
     path: str

@@ -19,7 +19,12 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class ResidualBranch:
-    """A residual block: the convolutions of its branch in order, and the module on its shortcut, if any."""
+    """A residual block: the convolutions of its branch in order, and the module on its shortcut, if any.
+
+    >>> convs = (nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))
+    >>> len(norm.ResidualBranch(convs, shortcut=None).convs)
+    2
+    """
 
     convs: tuple[nn.Module, ...]
     shortcut: nn.Module | None
@@ -61,7 +66,18 @@ _READERS: dict[type[nn.Module], Callable[[Any], ResidualBranch]] = {}
 
 
 def register_residual_block(block_class: type[M], read: Callable[[M], ResidualBranch]) -> None:
-    """Tell the Fixup conversion how blocks of `block_class` are built."""
+    """Tell the Fixup conversion how blocks of `block_class` are built.
+
+    >>> class Block(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.body = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))
+    ...     def forward(self, x):
+    ...         return x + self.body(x)
+    >>> norm.register_residual_block(Block, lambda block: norm.ResidualBranch((block.body[0],), shortcut=None))
+    >>> type(norm.convert(nn.Sequential(Block(), nn.Linear(4, 2)), "fixup")[0][0].body[0]).__name__
+    'FixupLayer'
+    """
     _READERS[block_class] = read
 
 

@@ -23,9 +23,9 @@ from norm.absorption import (
 from norm.evo import EvoNormS0
 from norm.fixup import FixupLayer, ScalarBias
 from norm.flow import Flow, trace
-from norm.hooks import has_forward_hooks
 from norm.paths import modules_with_paths, put
 from norm.sources import read_source
+from norm.torch_compat import has_forward_hooks
 from norm.traits import KINDS
 from norm.weight import WeightStandardization, is_weight_normalized, out_channels
 
@@ -34,7 +34,11 @@ _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropou
 
 @dataclass(frozen=True)
 class Folded:
-    """What became of one layer: absorbed by the module at `into`, or kept, for `reason`."""
+    """What became of one layer: absorbed by the module at `into`, or kept, for `reason`.
+
+    >>> norm.fold(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))[1]
+    [Folded(path='1', kind='batch', into='0', reason=None)]
+    """
 
     path: str
     kind: str
@@ -54,6 +58,13 @@ def fold(model: nn.Module) -> tuple[nn.Module, list[Folded]]:
     torch.fx. A linear layer before or behind is taken to work on (N, C). Folded layers become nn.Identity.
 
     Returns: the copy, in eval mode, and for each normalization what became of it.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()
+    >>> folded, report = norm.fold(model)
+    >>> folded[1], report[0].into
+    (Identity(), '0')
+    >>> x = torch.randn(1, 3, 8, 8)
+    >>> torch.testing.assert_close(folded(x), model(x))
     """
     folded = _copy(model).eval()
     report = [*_fold_weights(folded), *_fold_scalars(folded)]

@@ -16,6 +16,12 @@ class FrozenBatchNorm(nn.Module):
 
     Shape: (N, C, *) -> (N, C, *). state_dict: the keys of nn.BatchNorm2d, all of them buffers.
     See: He et al. 2017 (Mask R-CNN), arXiv:1703.06870, which fine-tunes with batch normalization frozen.
+
+    >>> layer = norm.FrozenBatchNorm(8)
+    >>> layer.load_state_dict(nn.BatchNorm2d(8).state_dict())
+    <All keys matched successfully>
+    >>> list(layer.parameters())
+    []
     """
 
     def __init__(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from norm.shapes import check_channels
+from norm.torch_compat import BatchNormBase
 
 
-class GhostBatchNorm(_BatchNorm):
+class GhostBatchNorm(BatchNormBase):
     """Batch normalization in which `ghost_size` samples share statistics, however large the batch.
 
     Each chunk of the batch: y = (x - mean) / sqrt(var + eps) * weight + bias, with mean and biased var of the chunk.
@@ -24,6 +24,10 @@ class GhostBatchNorm(_BatchNorm):
     Ghosts larger than a worker's batch: use SyncBatchNorm on a group of workers.
     Raises: ValueError for one value per channel in training.
     See: Hoffer et al. 2017, arXiv:1705.08741, Alg. 1.
+
+    >>> layer = norm.GhostBatchNorm(8, ghost_size=4)
+    >>> layer(torch.randn(16, 8, 2, 2)).shape, int(layer.num_batches_tracked)
+    (torch.Size([16, 8, 2, 2]), 4)
     """
 
     def __init__(

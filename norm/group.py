@@ -39,6 +39,9 @@ class InstanceNorm(nn.Module):
     InstanceNorm1d reads as one unbatched sample.
     Raises: ValueError if a channel has one position, since its variance is 0 and the output would be the bias.
     See: Ulyanov et al. 2016, arXiv:1607.08022.
+
+    >>> norm.InstanceNorm(8)(torch.randn(2, 8, 4, 4, 4)).shape
+    torch.Size([2, 8, 4, 4, 4])
     """
 
     def __init__(

@@ -22,6 +22,9 @@ def loss_weight(
     then the weight is 0, and the loss must be finite (`sum() / max(n, 1)`, not `mean()`, of nothing).
     group: the workers over which gradients are averaged. One collective of one number; every worker must call it.
     Returns: () of `dtype`, on the device of num_samples; 1 without torch.distributed, and where N is 0.
+
+    >>> norm.loss_weight(5)
+    tensor(1.)
     """
     own = torch.as_tensor(num_samples, dtype=torch.float64).reshape(1)
     counts = gather_rows(own, group)

@@ -23,6 +23,10 @@ class Moments:
 
     m2 is the sum of squared deviations from the mean, so that moments of disjoint parts add up (Chan et al. 1979).
     With weights, `count` is the sum of weights.
+
+    >>> moments = norm.synced_moments(torch.tensor([[1.0], [2.0], [6.0]]))
+    >>> float(moments.count), float(moments.mean), round(float(moments.unbiased_variance), 6)
+    (3.0, 3.0, 7.0)
     """
 
     count: Tensor
@@ -56,6 +60,10 @@ def synced_moments(
     summed over the workers. One collective forward, one backward; every worker of the group must enter both.
     Without torch.distributed, or in a group of one, it is the moments of x.
     Raises: ExchangeError on every worker that is not met by all others in the same layer.
+
+    >>> moments = norm.synced_moments(torch.tensor([[1.0], [2.0], [9.0]]), weights=torch.tensor([True, True, False]))
+    >>> float(moments.count), float(moments.mean)
+    (2.0, 1.5)
     """
     return exchange(x, weights, group, layer, None)[0]
 

@@ -7,12 +7,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from norm.shapes import check_channels
+from norm.torch_compat import BatchNormBase
 
 
-class NoisyBatchNorm(_BatchNorm):
+class NoisyBatchNorm(BatchNormBase):
     """Batch normalization whose output gets a new, random covariate shift at every step.
 
     y = (batch_norm(x) * s) + m, per sample i and channel j:
@@ -25,6 +25,11 @@ class NoisyBatchNorm(_BatchNorm):
 
     Shape: (N, C, *) -> (N, C, *). state_dict: the keys of nn.BatchNorm2d. Noise comes from torch's global generator.
     See: Santurkar et al. 2018, arXiv:1805.11604, sec. 2.1 and appendix A; noise per channel there is per activation.
+
+    >>> layer = norm.NoisyBatchNorm(8)
+    >>> x = torch.randn(4, 8, 2, 2)
+    >>> bool((layer(x) == layer(x)).all()), bool((layer.eval()(x) == layer(x)).all())
+    (False, True)
     """
 
     # Without noise, while population statistics are taken.

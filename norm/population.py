@@ -11,11 +11,11 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from norm.collectives import all_reduce, gather_rows, world_size
 from norm.moments import Moments, measure, merge, synced_moments
 from norm.snapshots import drift
+from norm.torch_compat import BatchNormBase
 
 Estimator = Literal["pooled", "paper"]
 
@@ -27,6 +27,11 @@ class LayerPopulation:
     mean, var: (C,), float64 on the CPU, var Bessel-corrected. drift: how far the running mean there was is from
     `mean`, in standard deviations; see `norm.snapshots.drift`. mean_abs: mean of |mean| over channels. var_mean: mean
     of var over channels.
+
+    >>> model = nn.Sequential(nn.BatchNorm1d(1))
+    >>> layer = norm.recompute_population_statistics(model, [torch.tensor([[1.0], [3.0]])]).layers["0"]
+    >>> layer.mean, layer.var
+    (tensor([2.], dtype=torch.float64), tensor([2.], dtype=torch.float64))
     """
 
     mean: Tensor
@@ -44,7 +49,13 @@ class LayerPopulation:
 
 @dataclass(frozen=True, eq=False)
 class PopulationStatistics:
-    """What was computed, and from how much: batches and samples of all workers of the group."""
+    """What was computed, and from how much: batches and samples of all workers of the group.
+
+    >>> model = nn.Sequential(nn.BatchNorm1d(1))
+    >>> found = norm.recompute_population_statistics(model, [torch.randn(4, 1), torch.randn(2, 1)])
+    >>> found.num_batches, found.num_samples, list(found.layers)
+    (2, 6, ['0'])
+    """
 
     estimator: Estimator
     num_batches: int
@@ -71,6 +82,11 @@ def recompute_population_statistics(
     process_group: the workers whose batches count; each calls this with its own, and all get the same statistics.
     Raises: ValueError without a single batch, or where a worker of a synchronized model has none.
     See: Ioffe & Szegedy 2015, arXiv:1502.03167, Alg. 2; Wu & Johnson 2021, arXiv:2105.07576, sec. 3.
+
+    >>> model = nn.Sequential(nn.BatchNorm1d(1))
+    >>> _ = norm.recompute_population_statistics(model, [torch.tensor([[1.0], [3.0]])], estimator="pooled")
+    >>> model[0].running_mean, model[0].running_var
+    (tensor([2.]), tensor([2.]))
     """
     if estimator not in ("pooled", "paper"):
         raise ValueError(f'estimator must be "pooled" or "paper", got {estimator!r}.')
@@ -132,7 +148,7 @@ def _merge(parts: list[Moments]) -> Moments:
 
 
 def _keeps_batch_statistics(layer: nn.Module) -> bool:
-    return isinstance(layer, _BatchNorm) and layer.running_mean is not None
+    return isinstance(layer, BatchNormBase) and layer.running_mean is not None
 
 
 def _is_synchronized(layer: nn.Module) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from norm.moments import Exchanged
+from norm.torch_compat import is_in_backward, saves_tensors_through_hooks
 
 # Calls without a graph (reentrant checkpointing, or no_grad) say nothing about how long they may be wanted.
 _WITHOUT_GRAPH = 32
@@ -36,7 +37,7 @@ def remember(layer: nn.Module, x: Tensor, exchanged: Exchanged, y: Tensor) -> No
 
     Checkpointing either runs the forward without gradients (reentrant) or under hooks on saved tensors.
     """
-    if y.requires_grad and torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+    if y.requires_grad and not saves_tensors_through_hooks():
         return
     calls = _CALLS.get(layer)
     if calls is None:
@@ -56,7 +57,7 @@ def remember(layer: nn.Module, x: Tensor, exchanged: Exchanged, y: Tensor) -> No
 
 def recall(layer: nn.Module, x: Tensor, measure: Callable[[Tensor], Tensor]) -> Exchanged | None:
     """What `layer` exchanged when it saw x before, if this is a second run of a forward inside a backward."""
-    if torch._C._current_graph_task_id() == -1 or (calls := _CALLS.get(layer)) is None:
+    if not is_in_backward() or (calls := _CALLS.get(layer)) is None:
         return None
     calls.recomputing = True
     candidates = calls.candidates(x.shape)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any, cast
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,6 +49,14 @@ def build(
 
     options: those of the kind, see `norm.kinds()[kind].options`; what is left out takes its default.
     Raises: ValueError for an unknown kind or option, or a value it can't take.
+
+    >>> norm.build("group", 64).num_groups
+    32
+    >>> norm.build("batch_renorm", 8, r_max=2.0).schedule.r_max
+    2.0
+    >>> norm.build("group", 24, num_groups=32)
+    Traceback (most recent call last):
+    ValueError: num_groups must divide the channels: 32 does not divide 24. Use one of …
     """
     spec = LayerSpec(
         num_features,
@@ -69,7 +77,7 @@ def build_layer(kind: str, spec: LayerSpec) -> nn.Module:
     spec = replace(spec, options=read_options(kind, spec.options))
     if spec.dims not in KINDS[kind].dims:
         raise ValueError(f"dims must be one of {KINDS[kind].dims} for {kind}, got {spec.dims!r}.")
-    return _BUILDERS[kind](spec)
+    return _RECIPES[kind].build(spec)
 
 
 def read_options(kind: str, options: Mapping[str, Value]) -> dict[str, Value]:
@@ -88,162 +96,77 @@ def read_options(kind: str, options: Mapping[str, Value]) -> dict[str, Value]:
     return {name: option.default for name, option in known.items()} | dict(options)
 
 
-def _batch(spec: LayerSpec) -> nn.Module:
-    return BATCH_NORMS[spec.dims](
-        spec.num_features,
-        eps=spec.eps_or(1e-5),
-        momentum=spec.momentum_or(0.1),
-        affine=spec.affine,
-        track_running_stats=spec.track_running_stats,
-        device=spec.device,
-        dtype=spec.dtype,
-    )
+_COMMON = ("affine", "device", "dtype")
 
 
-def _sync_batch(spec: LayerSpec) -> nn.Module:
-    return SyncBatchNorm(
-        spec.num_features,
-        eps=spec.eps_or(1e-5),
-        momentum=spec.momentum_or(0.1),
-        affine=spec.affine,
-        track_running_stats=spec.track_running_stats,
-        process_group=spec.process_group,
-        device=spec.device,
-        dtype=spec.dtype,
-    )
+@dataclass(frozen=True)
+class _Recipe:
+    """How a layer is made: its class, its defaults, and what of `LayerSpec` it takes besides channels and options.
+
+    eps, momentum: None where it has none.
+    """
+
+    make: Callable[..., nn.Module]
+    eps: float | None = None
+    momentum: float | None = None
+    takes: tuple[str, ...] = _COMMON
+
+    def build(self, spec: LayerSpec) -> nn.Module:
+        arguments = {name: getattr(spec, name) for name in self.takes} | dict(spec.options)
+        if self.eps is not None:
+            arguments["eps"] = spec.eps_or(self.eps)
+        if self.momentum is not None:
+            arguments["momentum"] = spec.momentum_or(self.momentum)
+        return self.make(spec.num_features, **arguments)
 
 
-def _frozen_batch(spec: LayerSpec) -> nn.Module:
-    return FrozenBatchNorm(
-        spec.num_features, eps=spec.eps_or(1e-5), affine=spec.affine, device=spec.device, dtype=spec.dtype
-    )
+def _identity(_: int, **_options: Value) -> nn.Module:
+    return nn.Identity()
 
 
-def _batch_renorm(spec: LayerSpec) -> nn.Module:
-    return BatchRenorm(
-        spec.num_features,
-        eps=spec.eps_or(1e-5),
-        momentum=spec.momentum_or(0.01),
-        affine=spec.affine,
-        schedule=_schedule(spec),
-        device=spec.device,
-        dtype=spec.dtype,
-    )
+def _batch_norm(num_features: int, *, dims: int, **arguments: Any) -> nn.Module:
+    return BATCH_NORMS[dims](num_features, **arguments)
 
 
-def _sync_batch_renorm(spec: LayerSpec) -> nn.Module:
-    return SyncBatchRenorm(
-        spec.num_features,
-        eps=spec.eps_or(1e-5),
-        momentum=spec.momentum_or(0.01),
-        affine=spec.affine,
-        process_group=spec.process_group,
-        schedule=_schedule(spec),
-        device=spec.device,
-        dtype=spec.dtype,
-    )
+def _group_norm(num_features: int, *, num_groups: int | str = 1, **arguments: Any) -> nn.Module:
+    return nn.GroupNorm(channel_groups(num_features, num_groups), num_features, **arguments)
 
 
-def _schedule(spec: LayerSpec) -> RenormSchedule:
-    return RenormSchedule(**cast(dict[str, Any], spec.options))
+def _batch_renorm(num_features: int, **arguments: Any) -> nn.Module:
+    return BatchRenorm(num_features, **_scheduled(arguments))
 
 
-def _ghost_batch(spec: LayerSpec) -> nn.Module:
-    return GhostBatchNorm(
-        spec.num_features,
-        eps=spec.eps_or(1e-5),
-        momentum=spec.momentum_or(0.1),
-        affine=spec.affine,
-        ghost_size=cast(int, spec.options["ghost_size"]),
-        device=spec.device,
-        dtype=spec.dtype,
-    )
+def _sync_batch_renorm(num_features: int, **arguments: Any) -> nn.Module:
+    return SyncBatchRenorm(num_features, **_scheduled(arguments))
 
 
-def _noisy_batch(spec: LayerSpec) -> nn.Module:
-    return NoisyBatchNorm(
-        spec.num_features,
-        eps=spec.eps_or(1e-5),
-        momentum=spec.momentum_or(0.1),
-        affine=spec.affine,
-        device=spec.device,
-        dtype=spec.dtype,
-    )
+def _scheduled(arguments: dict[str, Any]) -> dict[str, Any]:
+    """With the options of the schedule as one value."""
+    schedule = {field.name: arguments.pop(field.name) for field in fields(RenormSchedule)}
+    return {**arguments, "schedule": RenormSchedule(**schedule)}
 
 
-def _group(spec: LayerSpec) -> nn.Module:
-    return _group_norm(_groups(spec), spec)
+def _box_cox(_: int, **arguments: Any) -> nn.Module:
+    return BoxCox(**arguments)
 
 
-def _layer(spec: LayerSpec) -> nn.Module:
-    return _group_norm(1, spec)
-
-
-def _instance(spec: LayerSpec) -> nn.Module:
-    return InstanceNorm(
-        spec.num_features, eps=spec.eps_or(1e-5), affine=spec.affine, device=spec.device, dtype=spec.dtype
-    )
-
-
-def _group_norm(num_groups: int, spec: LayerSpec) -> nn.GroupNorm:
-    return nn.GroupNorm(
-        num_groups,
-        spec.num_features,
-        eps=spec.eps_or(1e-5),
-        affine=spec.affine,
-        device=spec.device,
-        dtype=spec.dtype,
-    )
-
-
-def _groups(spec: LayerSpec) -> int:
-    return channel_groups(spec.num_features, cast(int | str, spec.options["num_groups"]))
-
-
-def _filter_response(spec: LayerSpec) -> nn.Module:
-    return FilterResponseNorm(
-        spec.num_features,
-        eps=spec.eps_or(1e-6),
-        affine=spec.affine,
-        activation=spec.activation,
-        device=spec.device,
-        dtype=spec.dtype,
-    )
-
-
-def _evo_s0(spec: LayerSpec) -> nn.Module:
-    return EvoNormS0(
-        spec.num_features,
-        eps=spec.eps_or(1e-5),
-        affine=spec.affine,
-        num_groups=_groups(spec),
-        activation=spec.activation,
-        device=spec.device,
-        dtype=spec.dtype,
-    )
-
-
-def _box_cox(spec: LayerSpec) -> nn.Module:
-    return BoxCox(cast(float, spec.options["lambda_init"]), device=spec.device, dtype=spec.dtype)
-
-
-_BUILDERS: Mapping[str, Callable[[LayerSpec], nn.Module]] = {
-    "none": lambda _: nn.Identity(),
-    "batch": _batch,
-    "sync_batch": _sync_batch,
-    "frozen_batch": _frozen_batch,
-    "batch_renorm": _batch_renorm,
-    "sync_batch_renorm": _sync_batch_renorm,
-    "ghost_batch": _ghost_batch,
-    "noisy_batch": _noisy_batch,
-    "group": _group,
-    "layer": _layer,
-    "instance": _instance,
-    "weight": lambda _: nn.Identity(),
-    "weight_standardization": _group,
-    "filter_response": _filter_response,
-    "evo_s0": _evo_s0,
-    "selu": lambda _: nn.Identity(),
-    "fixup": lambda _: nn.Identity(),
-    "box_cox": _box_cox,
+_RECIPES: Mapping[str, _Recipe] = {
+    "none": _Recipe(_identity, takes=()),
+    "batch": _Recipe(_batch_norm, 1e-5, 0.1, ("dims", "track_running_stats", *_COMMON)),
+    "sync_batch": _Recipe(SyncBatchNorm, 1e-5, 0.1, ("track_running_stats", "process_group", *_COMMON)),
+    "frozen_batch": _Recipe(FrozenBatchNorm, 1e-5),
+    "batch_renorm": _Recipe(_batch_renorm, 1e-5, 0.01),
+    "sync_batch_renorm": _Recipe(_sync_batch_renorm, 1e-5, 0.01, ("process_group", *_COMMON)),
+    "ghost_batch": _Recipe(GhostBatchNorm, 1e-5, 0.1),
+    "noisy_batch": _Recipe(NoisyBatchNorm, 1e-5, 0.1),
+    "group": _Recipe(_group_norm, 1e-5),
+    "layer": _Recipe(_group_norm, 1e-5),
+    "instance": _Recipe(InstanceNorm, 1e-5),
+    "weight": _Recipe(_identity, takes=()),
+    "weight_standardization": _Recipe(_group_norm, 1e-5),
+    "filter_response": _Recipe(FilterResponseNorm, 1e-6, takes=("activation", *_COMMON)),
+    "evo_s0": _Recipe(EvoNormS0, 1e-5, takes=("activation", *_COMMON)),
+    "selu": _Recipe(_identity, takes=()),
+    "fixup": _Recipe(_identity, takes=()),
+    "box_cox": _Recipe(_box_cox, takes=("device", "dtype")),
 }

@@ -20,6 +20,9 @@ class NormSnapshot:
     running_mean_abs: mean of |running_mean| over channels. running_var_mean: mean of running_var over channels.
     num_batches_tracked: batches behind the averages; None where the layer does not count.
     drift: distance of the last observed batch from the running statistics, see `drift`; None without `observe`.
+
+    >>> norm.snapshot(nn.Sequential(nn.BatchNorm2d(8)))["0"].running_var_mean
+    1.0
     """
 
     kind: str
@@ -32,7 +35,12 @@ class NormSnapshot:
 
 
 def snapshot(model: nn.Module) -> dict[str, NormSnapshot]:
-    """The statistics of every layer that keeps running ones, by module path. Reads from the device once a layer."""
+    """The statistics of every layer that keeps running ones, by module path. Reads from the device once a layer.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    >>> norm.snapshot(model)["1"].running_mean.shape
+    torch.Size([8])
+    """
     return {
         path: _snapshot(layer)
         for path, layer in model.named_modules()
@@ -51,6 +59,12 @@ def observe(model: nn.Module) -> Iterator[None]:
 
     The statistics are those of this worker's batch. Costs one more pass over each layer's input, so turn it on for the
     steps before a snapshot, not for all.
+
+    >>> model = nn.Sequential(nn.BatchNorm1d(1, momentum=0.0))
+    >>> with norm.observe(model):
+    ...     _ = model(torch.tensor([[1.0], [3.0]]))
+    >>> round(norm.snapshot(model)["0"].drift, 3)  # the batch's mean is 2, the running mean 0 with variance 1
+    2.0
     """
     handles = [
         layer.register_forward_pre_hook(_note_batch)

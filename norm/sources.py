@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import type_before_parametrizations
 
@@ -20,6 +19,7 @@ from norm.group import InstanceNorm
 from norm.layer_spec import LayerSpec, Momentum
 from norm.noisy import NoisyBatchNorm
 from norm.sync_batch_norm import SyncBatchNorm
+from norm.torch_compat import NormBase
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -30,6 +30,9 @@ class Source:
 
     dims: spatial dimensions, None where the class takes any. momentum: "default" where the layer has none.
     tail: modules the layer applies behind its normalization, such as an activation; they are kept.
+
+    >>> norm.Source("batch", num_features=8, dims=2, eps=1e-5, affine=True).kind
+    'batch'
     """
 
     kind: str
@@ -56,7 +59,17 @@ _READERS: dict[type[nn.Module], Callable[[Any], Source]] = {}
 
 
 def register_source(layer_class: type[M], read: Callable[[M], Source]) -> None:
-    """Tell `convert` what layers of exactly `layer_class` are, e.g. of a subclass with an activation inside."""
+    """Tell `convert` what layers of exactly `layer_class` are, e.g. of a subclass with an activation inside.
+
+    >>> class BatchNormReLU(nn.BatchNorm2d):
+    ...     def forward(self, x):
+    ...         return super().forward(x).relu()
+    >>> def read(layer):
+    ...     return norm.Source("batch", layer.num_features, dims=2, eps=layer.eps, affine=True, tail=(nn.ReLU(),))
+    >>> norm.register_source(BatchNormReLU, read)
+    >>> [type(module).__name__ for module in norm.convert(nn.Sequential(BatchNormReLU(8)), "group")[0][0]]
+    ['GroupNorm', 'ReLU']
+    """
     _READERS[layer_class] = read
 
 
@@ -69,7 +82,7 @@ def read_source(layer: nn.Module, path: str) -> Source | None:
     name = f"{layer_class.__module__}.{layer_class.__qualname__}"
     if read := _READERS.get(layer_class) or _READERS_OF_LIBRARIES.get(name):
         return read(layer)
-    if not isinstance(layer, (_NormBase, nn.GroupNorm)):
+    if not isinstance(layer, (NormBase, nn.GroupNorm)):
         return None
     if isinstance(layer, LazyModuleMixin):
         raise ValueError(

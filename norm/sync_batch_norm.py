@@ -6,15 +6,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from norm.backends.choose import batch_norm_for
 from norm.backends.interface import Request, Running
 from norm.moments import Exchanged, measure_row
 from norm.recompute import recall, remember
+from norm.torch_compat import BatchNormBase
 
 
-class SyncBatchNorm(_BatchNorm):
+class SyncBatchNorm(BatchNormBase):
     """Batch normalization whose statistics cover every worker of a process group.
 
     y = (x - mean) / sqrt(var + eps) * weight + bias, with mean and biased var taken over N and all spatial
@@ -31,6 +31,12 @@ class SyncBatchNorm(_BatchNorm):
     state_dict: the keys of nn.BatchNorm1d/2d/3d. Runs on CPU and GPU, and under DDP on both.
     Raises: ValueError on every worker if the whole group holds one value per channel, since its variance is undefined.
     See: Ioffe & Szegedy 2015, arXiv:1502.03167, Alg. 1; Peng et al. 2018 (MegDet), arXiv:1711.07240, for the exchange.
+
+    >>> layer = norm.SyncBatchNorm(8)
+    >>> layer(torch.randn(2, 8, 4, 4)).shape
+    torch.Size([2, 8, 4, 4])
+    >>> layer.load_state_dict(nn.BatchNorm2d(8).state_dict())
+    <All keys matched successfully>
     """
 
     def __init__(

@@ -53,6 +53,9 @@ class Kind:
         together, as group does, leaves their biases' differences.
     scope: `layer` replaces a layer; `weights` reparametrizes the layer before and drops the norm;
         `network` converts a whole network (residual branches, initialisation).
+
+    >>> norm.KINDS["sync_batch"].paper
+    'Ioffe & Szegedy 2015, arXiv:1502.03167; Peng et al. 2018 (MegDet), arXiv:1711.07240'
     """
 
     name: str
@@ -217,3 +220,14 @@ KINDS: Mapping[str, Kind] = _table(
         options={"lambda_init": Option(2.0, (float,), "the exponent at the start")},
     ),
 )
+
+
+def kinds() -> dict[str, Kind]:
+    """Every normalization by name, with its traits.
+
+    >>> kinds()["group"].options["num_groups"].default
+    'auto'
+    >>> [name for name, kind in kinds().items() if kind.foldable and not kind.running_statistics]
+    ['none', 'weight', 'weight_standardization', 'selu', 'fixup']
+    """
+    return dict(KINDS)

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
-from torch.nn.utils.parametrizations import _WeightNorm
 
 from norm.hooks import copy_without_hooks
 from norm.moments import per_channel, synced_moments
+from norm.torch_compat import WeightNormParametrization
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -30,6 +30,9 @@ class WeightStandardization(nn.Module):
     Shape: (C_out, C_in / groups, *) -> the same. eps 1e-5, inside the root, as in the paper; the authors' code divides
     by (Bessel-corrected std + 1e-5) instead.
     See: Qiao et al. 2019, arXiv:1903.10520.
+
+    >>> weight = norm.WeightStandardization()(torch.randn(4, 3, 3, 3))
+    >>> torch.testing.assert_close(weight.mean((1, 2, 3)), torch.zeros(4), atol=1e-6, rtol=0)
     """
 
     def __init__(self, eps: float = 1e-5) -> None:
@@ -76,7 +79,7 @@ def is_weight_normalized(layer: nn.Module) -> bool:
     if not parametrize.is_parametrized(layer, "weight"):
         return False
     chain: Any = layer.parametrizations
-    return isinstance(chain.weight[0], _WeightNorm)
+    return isinstance(chain.weight[0], WeightNormParametrization)
 
 
 def can_normalize_weight(layer: nn.Module) -> bool:
@@ -112,6 +115,12 @@ def initialize_weight_norm(
     Returns: the paths of the layers that were set.
     Raises: ValueError if the model has none, or if an output channel is constant on the batch.
     See: Salimans & Kingma 2016, arXiv:1602.07868, sec. 3.
+
+    >>> model, _ = norm.convert(nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)), "weight")
+    >>> batch = torch.randn(64, 4)
+    >>> norm.initialize_weight_norm(model, batch)
+    ['0']
+    >>> torch.testing.assert_close(model(batch).var(0, correction=0), torch.ones(2))
     """
     layers = {path: module for path, module in model.named_modules() if is_weight_normalized(module)}
     if not layers:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from norm.backends import fused, reference
 from norm.backends.interface import BatchNorm
+from norm.torch_compat import is_inside_functorch
 
 Backend = Literal["reference", "fused"]
 _WANTED: ContextVar[str | None] = ContextVar("syncnorm_backend", default=None)
@@ -30,7 +31,7 @@ def use_backend(name: Backend) -> Iterator[None]:
 
 def batch_norm_for(x: Tensor) -> BatchNorm:
     """The implementation for x."""
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch.compiler.is_compiling() or is_inside_functorch():
         return reference.batch_norm
     wanted = _WANTED.get() or os.environ.get("SYNCNORM_BACKEND", "fused")
     return reference.batch_norm if wanted == "reference" or fused.kernels_for(x) is None else fused.batch_norm

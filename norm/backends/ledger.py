@@ -21,11 +21,19 @@ _DIRECTIONS: tuple[Direction, Direction] = ("forward", "backward")
 
 
 class ExchangeError(RuntimeError):
-    """Workers did not meet: one skipped a layer, another has other channels there, or one is gone."""
+    """Workers did not meet: one skipped a layer, another has other channels there, or one is gone.
+
+    >>> issubclass(norm.ExchangeError, RuntimeError)
+    True
+    """
 
 
 class WorkerGoneError(ExchangeError):
-    """The worker that was waited for has ended, or left the process group."""
+    """The worker that was waited for has ended, or left the process group.
+
+    >>> issubclass(norm.WorkerGoneError, norm.ExchangeError)
+    True
+    """
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-import torch
 import torch.distributed as dist
+
+from norm.torch_compat import cpu_timeout
 
 
 def timeout_s(group: dist.ProcessGroup) -> float:
@@ -14,7 +15,7 @@ def timeout_s(group: dist.ProcessGroup) -> float:
     if chosen:
         return float(chosen)
     try:
-        timeout = group._get_backend(torch.device("cpu")).options._timeout
+        timeout = cpu_timeout(group)
     except RuntimeError:  # a group for another device only, such as NCCL's
         timeout = dist.constants.default_pg_timeout
     return float(timeout.total_seconds())

@@ -22,6 +22,7 @@ from norm.backends.kernels import library
 from norm.backends.ledger import HEADER_BYTES, Call, Direction, ExchangeError, Header, Ledger, WorkerGoneError
 from norm.backends.patience import timeout_s
 from norm.backends.process_group import check_calls
+from norm.torch_compat import store_of
 
 _CAPACITY = 16640  # numbers a slot holds: up to 8319 channels in one exchange, 260 KB a worker
 _HEADER = HEADER_BYTES // 8
@@ -142,7 +143,7 @@ class _Agreement:
     """Everybody's word to everybody, through the group's store: no collective that could meet another one."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
-        self._store = dist.distributed_c10d._get_process_group_store(group)
+        self._store = store_of(group)
         self._rank, self._world_size = dist.get_rank(group), dist.get_world_size(group)
         self._timeout_s = timeout_s(group)
         # A store may outlive its process group; then this is another setup, and the old words don't count.

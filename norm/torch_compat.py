@@ -1,0 +1,97 @@
+"""What norm uses of torch that torch does not document, in one place, for torch 2.11 to 2.15.
+
+Each name has a test in tests/norm/test_torch_compat.py that says what norm relies on, so that a new torch which
+changes it fails there first.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup, distributed_c10d
+from torch.distributed import _functional_collectives as functional
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
+from torch.nn.modules.batchnorm import _NormBase as NormBase
+from torch.nn.utils.parametrizations import _WeightNorm as WeightNormParametrization
+
+__all__ = [
+    "HOOK_DICTIONARIES",
+    "BatchNormBase",
+    "NormBase",
+    "WeightNormParametrization",
+    "all_gather_into",
+    "compiled_all_gather",
+    "cpu_timeout",
+    "default_group",
+    "has_forward_hooks",
+    "has_only_gloo",
+    "is_in_backward",
+    "is_inside_functorch",
+    "saves_tensors_through_hooks",
+    "store_of",
+]
+
+HOOK_DICTIONARIES = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+"""Where a module keeps the hooks on its forward and backward. A handle removes its hook from the dictionary itself."""
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def is_in_backward() -> bool:
+    """Whether this thread is running a backward pass, as when activation checkpointing runs a forward again."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def saves_tensors_through_hooks() -> bool:
+    """Whether tensors saved for backward go through hooks now, as under non-reentrant activation checkpointing."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def is_inside_functorch() -> bool:
+    """Whether a transform of torch.func (grad, vmap, jvp) is running."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def default_group() -> ProcessGroup:
+    """The process group of all workers. Raises: ValueError without torch.distributed."""
+    return distributed_c10d._get_default_group()
+
+
+def store_of(group: ProcessGroup) -> distributed_c10d.Store:
+    """The key-value store in which the workers of `group` found each other."""
+    store: distributed_c10d.Store = distributed_c10d._get_process_group_store(group)
+    return store
+
+
+def cpu_timeout(group: ProcessGroup) -> timedelta:
+    """How long an exchange between the CPUs of `group` may take."""
+    timeout: timedelta = group._get_backend(torch.device("cpu")).options._timeout
+    return timeout
+
+
+def has_only_gloo(group: ProcessGroup, device: torch.device) -> bool:
+    """Whether `group` carries tensors of `device` by gloo."""
+    return bool(group._get_backend(device).name() == "gloo")
+
+
+def all_gather_into(rows: Tensor, row: Tensor, group: ProcessGroup) -> None:
+    """Fill `rows` (W, F) with the row (F,) of every worker. The device's stream waits, not the host."""
+    group._allgather_base(rows.view(-1), row).wait()
+
+
+def compiled_all_gather(row: Tensor, group: ProcessGroup) -> Tensor:
+    """(W * F,): the rows of every worker one behind the other, as an operator that torch.compile can trace."""
+    arrived: Tensor = functional.wait_tensor(functional.all_gather_tensor(row, 0, group))  # type: ignore[no-untyped-call]
+    return arrived

@@ -1,0 +1,163 @@
+"""What norm relies on in undocumented parts of torch. A new torch that changes one of them fails here first."""
+
+from __future__ import annotations
+
+import ast
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from pool import Pool
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
+
+import norm
+from norm import torch_compat
+
+
+def test_private_names_of_torch_are_used_nowhere_else() -> None:
+    root = Path(norm.__file__).parent
+    found = [
+        f"{path.relative_to(root)}:{node.lineno}"
+        for path in root.rglob("*.py")
+        if path.name != "torch_compat.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if _is_private_torch(node)
+    ]
+
+    assert found == []
+
+
+def _is_private_torch(node: ast.AST) -> bool:
+    """`from torch… import _name`, `torch…._name`, or a private method of a process group."""
+    if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
+        return any(part.startswith("_") for part in [*(node.module or "").split("."), *(a.name for a in node.names)])
+    if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+        owner = ast.unparse(node.value)
+        return owner.split(".")[0] in ("torch", "dist", "nn", "group", "members")
+    return False
+
+
+def test_a_planted_private_name_is_noticed() -> None:
+    for line in ("torch._C._current_graph_task_id()", "from torch.nn.modules.batchnorm import _BatchNorm"):
+        assert any(_is_private_torch(node) for node in ast.walk(ast.parse(line)))
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(2), nn.BatchNorm2d(2), nn.BatchNorm3d(2), nn.SyncBatchNorm(2)])
+def test_batch_norms_of_torch_share_a_base(layer: nn.Module) -> None:
+    assert isinstance(layer, torch_compat.BatchNormBase)
+    assert issubclass(torch_compat.BatchNormBase, torch_compat.NormBase)
+
+
+def test_instance_norm_shares_only_the_wider_base() -> None:
+    layer = nn.InstanceNorm2d(2)
+
+    assert isinstance(layer, torch_compat.NormBase)
+    assert not isinstance(layer, torch_compat.BatchNormBase)
+
+
+def test_weight_norm_is_told_by_its_parametrization() -> None:
+    layer = parametrizations.weight_norm(nn.Linear(2, 2))
+
+    assert isinstance(layer.parametrizations.weight[0], torch_compat.WeightNormParametrization)
+
+
+def test_every_kind_of_hook_has_its_dictionary() -> None:
+    module = nn.Identity()
+    handles = [
+        module.register_forward_hook(lambda *_: None),
+        module.register_forward_hook(lambda *_: None, with_kwargs=True),
+        module.register_forward_hook(lambda *_: None, always_call=True),
+        module.register_forward_pre_hook(lambda *_: None),
+        module.register_forward_pre_hook(lambda *_: None, with_kwargs=True),
+        module.register_full_backward_hook(lambda *_: None),
+        module.register_full_backward_pre_hook(lambda *_: None),
+    ]
+
+    assert all(module.__dict__[name] for name in torch_compat.HOOK_DICTIONARIES)
+    assert torch_compat.has_forward_hooks(module)
+    for handle in handles:
+        handle.remove()
+    assert not any(module.__dict__[name] for name in torch_compat.HOOK_DICTIONARIES)
+    assert not torch_compat.has_forward_hooks(module)
+
+
+def test_a_backward_pass_is_told_from_a_forward() -> None:
+    seen = []
+
+    class Watch(torch.autograd.Function):
+        @staticmethod
+        def forward(_ctx: object, x: Tensor) -> Tensor:
+            seen.append(torch_compat.is_in_backward())
+            return x * 1
+
+        @staticmethod
+        def backward(_ctx: object, *grads: Tensor) -> Tensor:
+            seen.append(torch_compat.is_in_backward())
+            return grads[0]
+
+    Watch.apply(torch.ones(1, requires_grad=True)).sum().backward()
+
+    assert seen == [False, True]
+
+
+def test_checkpointing_saves_tensors_through_hooks() -> None:
+    seen = []
+
+    def block(x: Tensor) -> Tensor:
+        seen.append(torch_compat.saves_tensors_through_hooks())
+        return x.sin()
+
+    x = torch.ones(2, requires_grad=True)
+    block(x)
+    checkpoint(block, x, use_reentrant=False)
+
+    assert seen == [False, True]
+
+
+def test_transforms_of_functorch_are_noticed() -> None:
+    seen = [torch_compat.is_inside_functorch()]
+
+    def f(x: Tensor) -> Tensor:
+        seen.append(torch_compat.is_inside_functorch())
+        return x.sum()
+
+    torch.func.grad(f)(torch.ones(2))
+
+    assert seen == [False, True]
+
+
+def _of_a_group(rank: int, world_size: int) -> tuple[bool, timedelta, Tensor, bytes]:
+    group = torch_compat.default_group()
+    rows = torch.empty(world_size, 2)
+    torch_compat.all_gather_into(rows, torch.full((2,), float(rank)), group)
+    store = torch_compat.store_of(group)
+    if rank == 0:
+        store.set("of test_torch_compat", "here")
+    only_gloo = torch_compat.has_only_gloo(group, torch.device("cpu"))
+    return only_gloo, torch_compat.cpu_timeout(group), rows, store.get("of test_torch_compat")
+
+
+def test_a_group_tells_its_backend_its_timeout_and_its_store(pool: Pool) -> None:
+    for only_gloo, timeout, rows, value in pool.run(_of_a_group, 2):
+        assert only_gloo
+        assert timeout > timedelta(0)
+        assert rows.tolist() == [[0.0, 0.0], [1.0, 1.0]]
+        assert value == b"here"
+
+
+def _compiled(rank: int, world_size: int) -> Tensor:
+    row = torch.full((3,), float(rank))
+    return torch_compat.compiled_all_gather(row, torch_compat.default_group())
+
+
+def test_the_gather_for_compilers_lays_rows_one_behind_the_other(pool: Pool) -> None:
+    for gathered in pool.run(_compiled, 2):
+        assert gathered.tolist() == [0.0] * 3 + [1.0] * 3
+
+
+def test_without_a_group_there_is_no_default_one() -> None:
+    with pytest.raises(ValueError, match="process group"):
+        torch_compat.default_group()
