@@ -9,9 +9,23 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from service import errors, openapi
-from service.api import cluster, details, exports, health, internal, jobs, packages, records, secrets, studies, tokens
+from service.api import (
+    cluster,
+    details,
+    exports,
+    health,
+    internal,
+    job_list,
+    jobs,
+    packages,
+    records,
+    secrets,
+    studies,
+    tokens,
+)
 from service.api.context import Context
 from service.gate import Gate
+from service.methods import Methods
 
 VERSION = "0.1.0"
 
@@ -23,12 +37,16 @@ def create_app(context: Context) -> FastAPI:
         version=VERSION,
         summary="Distributed training with synchronized normalization",
         lifespan=_lifespan,
+        redirect_slashes=False,
+        generate_unique_id_function=openapi.operation_id,
     )
     app.state.context = context
     errors.install(app)
     openapi.install(app)
+    app.add_middleware(Methods)
     app.add_middleware(Gate, observe=context.metrics.request, trail=context.trail)
-    for part in (jobs, details, exports, records, studies, tokens, packages, secrets, cluster, internal, health):
+    parts = (jobs, job_list, details, exports, records, studies, tokens, packages, secrets, cluster, internal, health)
+    for part in parts:
         app.include_router(part.router)
     app.include_router(internal.router_of_exports)
     return app

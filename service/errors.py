@@ -6,18 +6,22 @@ import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
+from service.methods import allowed
 from trainer.files import StorageError
 from trainer.spec_reader import Problem
 
 logger = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
+_PATH = "/:@!$&'()*+,;=-._~"
+"""What a path may hold unescaped (RFC 3986)."""
 
 
 class FieldProblem(BaseModel):
@@ -28,16 +32,27 @@ class FieldProblem(BaseModel):
 
 
 class ProblemDetails(BaseModel):
-    """RFC 9457. `code` is stable and meant for programs; `detail` for people."""
+    """Every answer of 4xx and 5xx (RFC 9457). `code` is stable and meant for programs; `detail` is for people."""
 
     type: str
     title: str
     status: int
     detail: str
     instance: str
+    """Path of the request."""
     code: str
     request_id: str
+    """Also in the service's log, and in the header X-Request-Id."""
     errors: list[FieldProblem] = []
+    """What is wrong where, of a request that can't be taken."""
+    state: str | None = None
+    """With 409 `state_conflict`: the state that the request is in conflict with."""
+    allowed: list[str] | None = None
+    """With 409 `state_conflict`: what that state allows."""
+    available: list[str] | None = None
+    """With 406: the media types there are."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
 
 class ApiError(Exception):
@@ -62,8 +77,13 @@ class ApiError(Exception):
         self.extra = dict(extra or {})
 
 
+def refused(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For `responses` of a route: problems that it has besides those that all have (`service.openapi`)."""
+    return {status: {"description": ""} for status in statuses}
+
+
 def not_found(what: str, name: str) -> ApiError:
-    return ApiError(404, "not_found", f"There is no {what} {name}.")
+    return ApiError(404, "not_found", f"There is no {what} {name[:120]}.")
 
 
 def bad_spec(problems: Sequence[Problem]) -> ApiError:
@@ -74,8 +94,11 @@ def bad_spec(problems: Sequence[Problem]) -> ApiError:
 
 def pointer(path: str) -> str:
     """A dotted path as a JSON pointer."""
-    escaped = path.replace("~", "~0").replace("/", "~1")
-    return "/" + escaped.replace(".", "/") if path else ""
+    return "/" + _escaped(path).replace(".", "/") if path else ""
+
+
+def _escaped(text: str) -> str:
+    return text.replace("~", "~0").replace("/", "~1")
 
 
 def install(app: FastAPI) -> None:
@@ -91,23 +114,38 @@ async def _own(request: Request, error: ApiError) -> JSONResponse:
 
 
 async def _framework(request: Request, error: HTTPException) -> JSONResponse:
-    status = HTTPStatus(error.status_code)
-    details = {
-        404: f"There is nothing at {request.url.path}.",
-        405: f"{request.method} is not possible at {request.url.path}.",
-    }
-    detail = details.get(error.status_code, str(error.detail))
-    code = status.phrase.lower().replace(" ", "_")
-    return problem(request, ApiError(error.status_code, code, detail, headers=error.headers))
+    path, headers, detail = request.scope["path"], dict(error.headers or {}), str(error.detail)
+    if error.status_code == 404:
+        detail = f"There is nothing at {path[:200]}." + (" Leave the last slash out." if path.endswith("/") else "")
+    elif error.status_code == 405:
+        headers["Allow"] = ", ".join(allowed(request.scope))
+        detail = f"{request.method} is not possible at {path[:200]}. Possible: {headers['Allow']}."
+    code = _CODES.get(error.status_code) or _title(error.status_code).lower().replace(" ", "_")
+    return problem(request, ApiError(error.status_code, code, detail, headers=headers))
+
+
+_CODES = {413: "request_entity_too_large", 422: "invalid_request"}
+TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
+"""Python's own differ between its versions."""
+
+
+def _title(status: int) -> str:
+    return TITLES.get(status) or HTTPStatus(status).phrase
 
 
 async def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
-    errors = []
-    for item in error.errors():
-        place, *rest = [str(part) for part in item["loc"]]
-        where = "/" + "/".join(rest) if place == "body" else f"{place}:{'.'.join(rest)}"
-        errors.append(FieldProblem(pointer=where, detail=item["msg"]))
+    errors = [_field_problem(item) for item in error.errors()]
     return problem(request, ApiError(422, "invalid_request", "The request can't be read.", errors=errors))
+
+
+def _field_problem(item: Mapping[str, Any]) -> FieldProblem:
+    place, *rest = [str(part) for part in item["loc"]]
+    detail = item["msg"].removeprefix("Value error, ")
+    if place == "body":
+        return FieldProblem(pointer="".join(f"/{_escaped(part)}" for part in rest), detail=detail)
+    # What was sent is told of queries and paths only: bodies and headers may hold secrets.
+    got = f"; got {item['input'][:100]!r}" if place in ("query", "path") and isinstance(item["input"], str) else ""
+    return FieldProblem(pointer=f"{place}:{'.'.join(rest)}", detail=detail + got)
 
 
 async def _storage(request: Request, error: StorageError) -> JSONResponse:
@@ -117,7 +155,7 @@ async def _storage(request: Request, error: StorageError) -> JSONResponse:
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     logger.error("request failed", exc_info=error, extra=_which(request))
-    detail = "A defect of the service; the request id finds it in its logs."
+    detail = "Internal error. Search the service log for this request id."
     # This answer passes the gate by, which adds the header to all others.
     headers = {"X-Request-ID": _which(request)["request_id"]}
     return problem(request, ApiError(500, "internal", detail, headers=headers))
@@ -125,19 +163,19 @@ async def _unexpected(request: Request, error: Exception) -> JSONResponse:
 
 def _which(request: Request) -> dict[str, str]:
     """For the log: the request id is in the answer, too."""
-    return {"path": request.url.path, "request_id": getattr(request.state, "request_id", "")}
+    return {"path": request.scope["path"], "request_id": getattr(request.state, "request_id", "")}
 
 
 def problem(request: Request, error: ApiError) -> JSONResponse:
     details = ProblemDetails(
         type=f"urn:syncnorm:problem:{error.code}",
-        title=HTTPStatus(error.status).phrase,
+        title=_title(error.status),
         status=error.status,
         detail=error.detail,
-        instance=request.url.path,
+        instance=quote(request.scope["path"], safe=_PATH),
         code=error.code,
         request_id=_which(request)["request_id"],
         errors=error.errors,
     )
-    content = details.model_dump() | error.extra
+    content = details.model_dump(exclude_none=True) | error.extra
     return JSONResponse(content, status_code=error.status, headers=error.headers, media_type=MEDIA_TYPE)

@@ -87,6 +87,8 @@ jobs = sa.Table(
     sa.Index(None, "project", "id"),
     sa.Index(None, "norm", "id"),
     sa.Index(None, "name", "id"),
+    sa.Index(None, "priority", "id"),
+    sa.Index(None, "finished_at", "id"),
     sa.Index("ix_jobs_unsettled", "id", sqlite_where=UNSETTLED, postgresql_where=UNSETTLED),
 )
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_json
 
 from service.jobs import Attempt, Job, JobState
@@ -15,8 +16,29 @@ from trainer.attempt import RankPlace
 from trainer.failure import FailureReason, advised
 
 
-class ProgressView(BaseModel):
-    """epoch and step count what is finished; percent and eta_s are null until the length of the run is known."""
+class View(BaseModel):
+    """What is shown. Numbers that JSON has no form for are the words NaN, Infinity and -Infinity."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+
+class NonFinite(StrEnum):
+    """What stands for a number that JSON has no form for."""
+
+    NAN = "NaN"
+    INFINITY = "Infinity"
+    MINUS_INFINITY = "-Infinity"
+
+
+Number = float | NonFinite
+"""A measured value, which may be anything."""
+
+
+class ProgressView(View):
+    """epoch and step count what is finished; percent and eta_s are null until the length of the run is known.
+
+    eta_s is the remaining training time, and null unless the job is running.
+    """
 
     epoch: int = 0
     epochs: int | None = None
@@ -24,15 +46,15 @@ class ProgressView(BaseModel):
     steps: int | None = None
     percent: float | None = None
     eta_s: float | None = None
-    metrics: dict[str, float] = {}
+    metrics: dict[str, Number] = {}
 
 
-class MlflowView(BaseModel):
+class MlflowView(View):
     run_id: str | None
     url: str | None
 
 
-class ModelView(BaseModel):
+class ModelView(View):
     """The exported model. certificate: how far its answers are from the trained model's."""
 
     uri: str
@@ -40,8 +62,9 @@ class ModelView(BaseModel):
     certificate: dict[str, Any]
 
 
-class JobView(BaseModel):
-    """norm: the kind in use, also where the spec says auto. world_size: workers of the latest attempt, null before."""
+class JobFields(View):
+    """norm: the kind in use, also where the spec says auto. workers: how many the spec asks for. world_size: how many
+    the latest attempt has, null before."""
 
     id: str
     name: str
@@ -53,24 +76,45 @@ class JobView(BaseModel):
     priority: int
     norm: str
     labels: dict[str, str]
-    spec: dict[str, Any]
     attempts: int
+    workers: int
     world_size: int | None
     progress: ProgressView
     mlflow: MlflowView
-    model: ModelView | None
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
     version: int
 
 
-class JobPage(BaseModel):
-    items: list[JobView]
+class JobView(JobFields):
+    """One job, with everything about it."""
+
+    spec: dict[str, Any]
+    model: ModelView | None
+
+
+class ListedModelView(View):
+    """The exported model. certificate: null, unless the list was asked for with full=true."""
+
+    uri: str
+    registered: str | None
+    certificate: dict[str, Any] | None
+
+
+class ListedJobView(JobFields):
+    """A job in a list. spec: null, unless the list was asked for with full=true."""
+
+    spec: dict[str, Any] | None
+    model: ListedModelView | None
+
+
+class JobPage(View):
+    items: list[ListedJobView]
     next_cursor: str | None
 
 
-class AttemptView(BaseModel):
+class AttemptView(View):
     """phases: when each was first reported. placement: where each rank runs; empty until all have come."""
 
     id: str
@@ -91,12 +135,12 @@ class AttemptView(BaseModel):
     released_at: datetime | None
 
 
-class AttemptPage(BaseModel):
+class AttemptPage(View):
     items: list[AttemptView]
     next_cursor: str | None = None
 
 
-class EventView(BaseModel):
+class EventView(View):
     seq: int
     at: datetime
     kind: str
@@ -104,12 +148,12 @@ class EventView(BaseModel):
     data: dict[str, Any]
 
 
-class EventPage(BaseModel):
+class EventPage(View):
     items: list[EventView]
     next_cursor: str | None
 
 
-class LineView(BaseModel):
+class LineView(View):
     """rank -1 is the driver."""
 
     id: int
@@ -121,23 +165,27 @@ class LineView(BaseModel):
     text: str
 
 
-class LinePage(BaseModel):
+class LinePage(View):
     items: list[LineView]
     next_cursor: str | None
 
 
 def job_view(job: Job, mlflow_uri: str) -> JobView:
-    return JobView(**_shown(job, mlflow_uri), labels=job.labels, spec=job.spec)
+    model = ModelView.model_validate(job.model) if job.model else None
+    return JobView(**_shown(job, mlflow_uri), labels=job.labels, spec=job.spec, model=model)
 
 
 def job_text(listed: Listed, mlflow_uri: str) -> str:
-    """The view of a job as JSON. What is kept as JSON is put in as it is: reading and writing it is most of a list."""
-    rest = to_json(_shown(listed, mlflow_uri)).decode()
-    return f'{rest[:-1]},"labels":{listed.labels},"spec":{listed.spec}}}'
+    """A ListedJobView as JSON. What is kept as JSON is put in as it is: reading and writing it is most of a list."""
+    model = listed.model and {"certificate": None, **listed.model}
+    if model and listed.spec is None:
+        model["certificate"] = None
+    shown = _shown(listed, mlflow_uri) | {"model": ListedModelView.model_validate(model) if model else None}
+    return f'{to_json(shown).decode()[:-1]},"labels":{listed.labels},"spec":{listed.spec or "null"}}}'
 
 
 def _shown(job: Job | Listed, mlflow_uri: str) -> dict[str, Any]:
-    """The fields of a JobView, but for labels and spec."""
+    """The fields of a JobView, but for labels, spec and model."""
     return {
         "id": job.id,
         "name": job.name,
@@ -149,15 +197,26 @@ def _shown(job: Job | Listed, mlflow_uri: str) -> dict[str, Any]:
         "priority": job.priority,
         "norm": job.norm,
         "attempts": job.attempt,
+        "workers": job.workers,
         "world_size": job.world_size,
-        "progress": ProgressView.model_validate(job.progress) if job.progress else _NO_PROGRESS,
+        "progress": _progress(job),
         "mlflow": MlflowView(run_id=job.run_id, url=run_page(mlflow_uri, job.experiment_id, job.run_id)),
-        "model": ModelView.model_validate(job.model) if job.model else None,
         "created_at": job.created_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "version": job.version,
     }
+
+
+def _progress(job: Job | Listed) -> ProgressView:
+    """The last progress report; how long it will take is known of a running job only."""
+    if not job.progress:
+        return _NO_PROGRESS
+    shown = ProgressView.model_validate(job.progress)
+    if job.state == JobState.RUNNING:
+        return shown
+    percent = 100.0 if job.state == JobState.SUCCEEDED else shown.percent
+    return shown.model_copy(update={"eta_s": None, "percent": percent})
 
 
 _NO_PROGRESS = ProgressView()

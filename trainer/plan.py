@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from norm.traits import KINDS
 from trainer.norm_choice import NormChoice, choose_norm, statistics_group
@@ -38,10 +38,7 @@ class Batch(_Record):
 
     per_worker: int
     norm_group: int
-    global_: int
-
-    def as_json(self) -> dict[str, int]:
-        return {"per_worker": self.per_worker, "norm_group": self.norm_group, "global": self.global_}
+    global_: Annotated[int, Field(serialization_alias="global")]
 
 
 class Finding(_Record):
@@ -82,7 +79,7 @@ class Plan(_Record):
     norm: NormChoice
 
     def as_json(self) -> dict[str, Any]:
-        return self.model_dump(mode="json") | {"batch": self.batch.as_json()}
+        return self.model_dump(mode="json", by_alias=True)
 
 
 def plan(spec: JobSpec, nodes: Sequence[NodeCapacity] | None, inspection: Inspection | None = None) -> Plan:

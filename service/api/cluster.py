@@ -9,13 +9,15 @@ from pydantic import BaseModel
 
 from norm.traits import KINDS, Kind
 from service.api.context import Ctx, Reader
+from service.api.route import Route
 from service.jobs import JobState
+from service.views import View
 from trainer.catalog import DATASETS, MODELS
 
-router = APIRouter(prefix="/v1", tags=["catalog"])
+router = APIRouter(prefix="/v1", tags=["catalog"], route_class=Route)
 
 
-class NormView(BaseModel):
+class NormView(View):
     name: str
     summary: str
     paper: str
@@ -26,12 +28,12 @@ class NormView(BaseModel):
     options: dict[str, dict[str, Any]]
 
 
-class NormPage(BaseModel):
+class NormPage(View):
     items: list[NormView]
     next_cursor: str | None = None
 
 
-class EntryView(BaseModel):
+class EntryView(View):
     """init_args: JSON schema of what `init_args` takes."""
 
     name: str
@@ -39,12 +41,12 @@ class EntryView(BaseModel):
     init_args: dict[str, Any]
 
 
-class EntryPage(BaseModel):
+class EntryPage(View):
     items: list[EntryView]
     next_cursor: str | None = None
 
 
-class NodeView(BaseModel):
+class NodeView(View):
     node_id: str
     cpus: float
     gpus: float
@@ -53,7 +55,7 @@ class NodeView(BaseModel):
     address: str | None
 
 
-class ClusterView(BaseModel):
+class ClusterView(View):
     """session: identity of the Ray cluster; null while it can't be reached."""
 
     reachable: bool

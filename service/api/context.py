@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ from service.webhooks import Webhooks
 from trainer.plan import Inspection
 from trainer.spec import JobSpec
 
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""Whatever else is asked for is there under no id; a database may refuse even to look for it."""
 _LISTS = 2
 """Lists made at the same time; the others wait in line. More threads would take the interpreter from each other."""
 
@@ -100,6 +103,8 @@ async def _admin(request: Request) -> Principal:
     return await _admit(request, "admin")
 
 
+SCOPE_OF = {_reader: "read", _submitter: "submit", _admin: "admin"}
+"""What a token needs for an operation that depends on each of them."""
 Reader = Annotated[Principal, Depends(_reader)]
 Submitter = Annotated[Principal, Depends(_submitter)]
 Admin = Annotated[Principal, Depends(_admin)]
@@ -107,7 +112,7 @@ Admin = Annotated[Principal, Depends(_admin)]
 
 def visible_job(ctx: Context, who: Principal, job_id: str) -> Job:
     """Raises: ApiError 404, the same for a job that is not there and for one of somebody else."""
-    job = ctx.store.job(job_id)
+    job = ctx.store.job(job_id) if _ID.fullmatch(job_id) else None
     if job is None or not who.may_see(job):
         raise not_found("job", job_id)
     return job
@@ -115,7 +120,7 @@ def visible_job(ctx: Context, who: Principal, job_id: str) -> Job:
 
 def visible_study(ctx: Context, who: Principal, study_id: str) -> Study:
     """Raises: ApiError 404, the same for a study that is not there and for one of somebody else."""
-    study = ctx.store.study(study_id)
+    study = ctx.store.study(study_id) if _ID.fullmatch(study_id) else None
     if study is None or not who.may_see(study):
         raise not_found("study", study_id)
     return study

@@ -6,24 +6,26 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.context import Context, Ctx, Reader, Submitter, visible_job
-from service.api.jobs import conflict, etag
-from service.errors import ApiError
+from service.api.etags import check_match
+from service.api.jobs import conflict, shown
+from service.api.route import Route
+from service.errors import ApiError, refused
 from service.explain import explain
 from service.jobs import Job, NewEvent
 from service.scheduling.order import rank
 from service.tracking import TrackingUnreachableError
-from service.views import AttemptPage, JobView, attempt_view, job_view
+from service.views import AttemptPage, JobView, Number, View, attempt_view
 from trainer.attempt import attempt_id
 from trainer.spec import Label, LabelName
 
-router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], route_class=Route)
 
 
-class ExplanationView(BaseModel):
+class ExplanationView(View):
     """Why the job waits or stopped. code is stable; estimated_start is null where nobody can know."""
 
     code: str
@@ -34,7 +36,7 @@ class ExplanationView(BaseModel):
     estimated_start: datetime | None
 
 
-class CheckpointView(BaseModel):
+class CheckpointView(View):
     attempt: int
     step: int
     epoch: int
@@ -44,27 +46,27 @@ class CheckpointView(BaseModel):
     at: datetime
 
 
-class CheckpointPage(BaseModel):
+class CheckpointPage(View):
     items: list[CheckpointView]
     next_cursor: str | None = None
 
 
-class StatisticsPoint(BaseModel):
+class StatisticsPoint(View):
     step: int
-    running_mean_abs: float | None = None
-    running_var_mean: float | None = None
-    drift: float | None = None
+    running_mean_abs: Number | None = None
+    running_var_mean: Number | None = None
+    drift: Number | None = None
 
 
-class PopulationView(BaseModel):
+class PopulationView(View):
     """Of one norm layer over the training set; mean_abs and var_mean are means over channels."""
 
-    mean_abs: float
-    var_mean: float
-    drift: float
+    mean_abs: Number
+    var_mean: Number
+    drift: Number
 
 
-class LayerStatistics(BaseModel):
+class LayerStatistics(View):
     """Of one norm layer, over steps. population: null until training is over, or where the job asks for none.
 
     population_drift, and drift there: how far running statistics were from the population's.
@@ -73,12 +75,17 @@ class LayerStatistics(BaseModel):
     layer: str
     points: list[StatisticsPoint]
     population: PopulationView | None
-    population_drift: float | None
+    population_drift: Number | None
 
 
-class StatisticsPage(BaseModel):
+class StatisticsPage(View):
     items: list[LayerStatistics]
     next_cursor: str | None = None
+
+
+IfMatch = Annotated[
+    str | None, Header(alias="If-Match", min_length=1, description='ETags of the job as you know it, e.g. "7", or *.')
+]
 
 
 class JobPatch(BaseModel):
@@ -149,31 +156,37 @@ def _population(facts: Mapping[str, Any], layer: str) -> PopulationView | None:
     return None if None in found.values() else PopulationView.model_validate(found)
 
 
-@router.patch("")
+@router.patch("", response_model=JobView, responses=refused(409, 412, 428))
 def patch_job(
-    job_id: str, body: JobPatch, response: Response, ctx: Ctx, who: Submitter, if_match: Annotated[str, Header()] = ""
-) -> JobView:
-    """Change priority or labels. Needs If-Match with the ETag the change is based on."""
+    job_id: str, body: JobPatch, request: Request, ctx: Ctx, who: Submitter, if_match: IfMatch = None
+) -> Response:
+    """Change priority or labels. Needs If-Match with the ETag the change is based on; a body that changes nothing
+    makes no new version."""
     job = visible_job(ctx, who, job_id)
     if not if_match:
         raise ApiError(428, "precondition_required", "Send If-Match with the ETag of the job as you know it.")
-    if if_match not in (etag(job), "*"):
-        raise ApiError(412, "precondition_failed", f"The job has changed since; its ETag is {etag(job)}.")
+    check_match(request, job)
     labels = job.labels if body.labels is None else body.labels
     priority = job.priority if body.priority is None else body.priority
+    if (labels, priority) == (job.labels, job.priority):
+        return shown(ctx, job)
     event = NewEvent("changed", "Priority or labels were changed.", {"priority": priority, "labels": labels})
     moved = ctx.store.set_labels(job, labels, priority, event)
     if moved is None:
         raise ApiError(412, "precondition_failed", "The job changed at the same moment; look again.")
     ctx.changed(job.id)
-    response.headers["ETag"] = etag(moved)
-    return job_view(moved, ctx.mlflow_uri)
+    return shown(ctx, moved)
 
 
-@router.delete("", status_code=204)
-def delete_job(job_id: str, ctx: Ctx, who: Submitter) -> None:
-    """Remove a finished job with its events and logs, and soon its files on the storage. Its MLflow run stays."""
+@router.delete("", status_code=204, responses=refused(409, 412))
+def delete_job(job_id: str, request: Request, ctx: Ctx, who: Submitter, if_match: IfMatch = None) -> None:
+    """Remove a finished job with its events and logs, and soon its files on the storage. Its MLflow run stays.
+
+    With If-Match, only if the job has not changed since.
+    """
+    del if_match  # read from the request, where it may come several times
     job = visible_job(ctx, who, job_id)
+    check_match(request, job)
     if not job.is_terminal:
         raise conflict(job, "delete")
     if not ctx.store.delete_job(job):

@@ -7,21 +7,22 @@ from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter, Response
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic_core import to_json
 
 from service.api.body import Json
 from service.api.context import Ctx, Reader, Submitter, visible_job
 from service.api.jobs import Key, reused_key
-from service.errors import ApiError, bad_spec, not_found
+from service.api.route import Route
+from service.errors import ApiError, bad_spec, not_found, refused
 from service.exports import Export, ExportState
 from service.jobs import Job, JobState
 from service.store import Added, Answer
+from service.views import View
 from trainer.failure import FailureReason, advised
 from trainer.spec import ExportSpec
 from trainer.spec_reader import SpecError, read_export
 
-router = APIRouter(prefix="/v1/jobs/{job_id}/exports", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs/{job_id}/exports", tags=["jobs"], route_class=Route)
 _BODY = {
     "requestBody": {
         "required": True,
@@ -30,7 +31,7 @@ _BODY = {
 }
 
 
-class ExportView(BaseModel):
+class ExportView(View):
     """name: `1` is the job's own, later ones count on. path: of the files among the run's artifacts. files: SHA-256 by
     name. certificate: how far the answers of the exported model are from the trained one's. What there is only after
     success is null before. starts: how often it was started, more than once if one was lost."""
@@ -52,12 +53,12 @@ class ExportView(BaseModel):
     finished_at: datetime | None
 
 
-class ExportPage(BaseModel):
+class ExportPage(View):
     items: list[ExportView]
     next_cursor: str | None = None
 
 
-@router.post("", status_code=201, response_model=ExportView, openapi_extra=_BODY)
+@router.post("", status_code=201, response_model=ExportView, responses=refused(409), openapi_extra=_BODY)
 def export_again(job_id: str, body: Json, ctx: Ctx, who: Submitter, key: Key = None) -> Response:
     """Export a succeeded job once more, from its certified weights; the body is the spec's `export`."""
     job = visible_job(ctx, who, job_id)
@@ -95,7 +96,7 @@ def _read(value: Any) -> dict[str, Any]:
 
 def _created(job: Job, content: dict[str, Any], headers: dict[str, str]) -> Response:
     location = {"Location": f"/v1/jobs/{job.id}/exports/{content['name']}"}
-    return JSONResponse(content, status_code=201, headers=location | headers)
+    return Response(to_json(content, inf_nan_mode="strings"), 201, location | headers, "application/json")
 
 
 @router.get("")

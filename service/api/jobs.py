@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from datetime import datetime
 from typing import Annotated, Any
 
-from anyio import to_thread
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Response
 from fastapi.responses import JSONResponse
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 
 from service.api.body import Json, JsonBody
 from service.api.context import Context, Ctx, Reader, Submitter, visible_job
-from service.api.cursors import decode, encode
+from service.api.etags import job_tag
+from service.api.route import Route
 from service.asks import ALLOWED, Verb, ask
 from service.auth import Principal
-from service.errors import ApiError, FieldProblem, bad_spec
+from service.errors import ApiError, bad_spec, refused
 from service.intake import Submit
-from service.jobs import Job, JobState
-from service.store import Answer, JobQuery
+from service.jobs import Job
+from service.store import Answer
 from service.submit import (
     against_cluster,
     against_code,
@@ -30,12 +28,12 @@ from service.submit import (
     against_urls,
     needs_a_look,
 )
-from service.views import JobPage, JobView, job_text, job_view
-from trainer.plan import plan
+from service.views import JobView, job_view
+from trainer.plan import Plan, plan
 from trainer.spec import JobSpec
 from trainer.spec_reader import Problem, SpecError, read_spec
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=Route)
 _TRIES = 8
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
 _SPEC_BODY = {
@@ -44,7 +42,7 @@ _SPEC_BODY = {
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobSpec"}}},
     }
 }
-_PLAN: dict[int | str, dict[str, Any]] = {200: {"description": "The plan (dry_run)", "model": dict[str, Any]}}
+_PLAN: dict[int | str, dict[str, Any]] = {200: {"description": "The plan (dry_run)", "model": Plan}}
 
 
 @router.post("", status_code=201, response_model=JobView, responses=_PLAN, openapi_extra=_SPEC_BODY)
@@ -99,7 +97,7 @@ def too_many(ctx: Context, who: Principal) -> ApiError:
 
 def created(content: dict[str, Any], headers: dict[str, str] | None = None, what: str = "jobs") -> Response:
     location = {"Location": f"/v1/{what}/{content['id']}"}
-    return Response(to_json(content), 201, location | (headers or {}), "application/json")
+    return Response(to_json(content, inf_nan_mode="strings"), 201, location | (headers or {}), "application/json")
 
 
 def again(before: Answer, body: JsonBody, what: str = "jobs") -> Response:
@@ -117,94 +115,37 @@ def reused_key(what: str) -> ApiError:
     return ApiError(422, "idempotency_key_reused", detail)
 
 
-@router.get("", response_model=JobPage)
-async def list_jobs(
-    *,
-    ctx: Ctx,
-    who: Reader,
-    state: JobState | None = None,
-    project: Annotated[str | None, Query(max_length=120)] = None,
-    owner: Annotated[str | None, Query(max_length=120)] = None,
-    norm: Annotated[str | None, Query(max_length=32)] = None,
-    name: Annotated[str | None, Query(max_length=120)] = None,
-    label: Annotated[str | None, Query(pattern=r"^[A-Za-z0-9._-]{1,63}:.{0,120}$")] = None,
-    created_after: datetime | None = None,
-    sort: Annotated[str, Query(pattern=r"^-?created_at$")] = "-created_at",
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=200)] = None,
-) -> Response:
-    """Jobs, newest first. A cursor goes on behind the last job of the page before, whatever was added since."""
-    if not who.is_admin:
-        if owner not in (None, who.name):
-            return _page([], None)
-        owner = who.name
-    key, _, value = (label or "").partition(":")
-    query = JobQuery(
-        state=state,
-        project=project,
-        owner=owner,
-        norm=norm,
-        name=name,
-        label=(key, value) if label else None,
-        created_after=_aware(created_after),
-        ascending=not sort.startswith("-"),
-        after=decode(cursor) if cursor else None,
-        limit=limit,
-    )
-    return await to_thread.run_sync(_listed, ctx, query, limiter=ctx.lists)
+@router.get("/{job_id}", response_model=JobView)
+def get_job(job_id: str, ctx: Ctx, who: Reader) -> Response:
+    """A job as it stands."""
+    return shown(ctx, visible_job(ctx, who, job_id))
 
 
-def _listed(ctx: Context, query: JobQuery) -> Response:
-    found = ctx.store.listed(query)
-    following = encode(found[-1].id) if len(found) == query.limit else None
-    return _page([job_text(one, ctx.mlflow_uri) for one in found], following)
+def shown(ctx: Context, job: Job) -> Response:
+    """The view of a job, with its ETag."""
+    body = job_view(job, ctx.mlflow_uri).model_dump_json().encode()
+    return Response(body, headers={"ETag": job_tag(job, body)}, media_type="application/json")
 
 
-def _page(items: list[str], next_cursor: str | None) -> Response:
-    """A JobPage."""
-    text = f'{{"items":[{",".join(items)}],"next_cursor":{json.dumps(next_cursor)}}}'
-    return Response(text, media_type="application/json")
-
-
-def _aware(value: datetime | None) -> datetime | None:
-    if value is not None and value.tzinfo is None:
-        errors = [
-            FieldProblem(pointer="query:created_after", detail="must carry a time zone, e.g. 2026-01-31T12:00:00Z")
-        ]
-        raise ApiError(422, "invalid_request", "The request can't be read.", errors=errors)
-    return value
-
-
-@router.get("/{job_id}")
-def get_job(job_id: str, response: Response, ctx: Ctx, who: Reader) -> JobView:
-    job = visible_job(ctx, who, job_id)
-    response.headers["ETag"] = etag(job)
-    return job_view(job, ctx.mlflow_uri)
-
-
-def etag(job: Job) -> str:
-    return f'"{job.version}"'
-
-
-@router.post("/{job_id}/cancel", status_code=202)
+@router.post("/{job_id}/cancel", status_code=202, responses=refused(409))
 def cancel(job_id: str, ctx: Ctx, who: Submitter) -> JobView:
     """Ask for the job to end. It stops at the next batch, with a checkpoint; asking again changes nothing."""
     return _ask(ctx, visible_job(ctx, who, job_id), "cancel")
 
 
-@router.post("/{job_id}/pause", status_code=202)
+@router.post("/{job_id}/pause", status_code=202, responses=refused(409))
 def pause(job_id: str, ctx: Ctx, who: Submitter) -> JobView:
     """Ask for the job to stop with a checkpoint and to give its room back, until it is resumed."""
     return _ask(ctx, visible_job(ctx, who, job_id), "pause")
 
 
-@router.post("/{job_id}/resume", status_code=202)
+@router.post("/{job_id}/resume", status_code=202, responses=refused(409))
 def resume(job_id: str, ctx: Ctx, who: Submitter) -> JobView:
     """Put a paused job back into the queue; it goes on from the step it stopped at."""
     return _ask(ctx, visible_job(ctx, who, job_id), "resume")
 
 
-@router.post("/{job_id}/retry", status_code=202)
+@router.post("/{job_id}/retry", status_code=202, responses=refused(409))
 def retry(job_id: str, ctx: Ctx, who: Submitter) -> JobView:
     """Put a failed or cancelled job back into the queue; it goes on from its last checkpoint."""
     return _ask(ctx, visible_job(ctx, who, job_id), "retry")

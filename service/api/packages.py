@@ -11,10 +11,11 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from service.api.context import Context, Ctx, Submitter
+from service.api.route import Route
 from service.errors import ApiError
 from service.packages import PackageError, check
 
-router = APIRouter(prefix="/v1/packages", tags=["packages"])
+router = APIRouter(prefix="/v1/packages", tags=["packages"], route_class=Route)
 Sha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 _BODY = {
     "requestBody": {

@@ -9,9 +9,10 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from service.api.context import Ctx, Reader, Submitter
+from service.api.route import Route
 from service.errors import ApiError, not_found
 
-router = APIRouter(prefix="/v1/secrets", tags=["secrets"])
+router = APIRouter(prefix="/v1/secrets", tags=["secrets"], route_class=Route)
 SecretName = Annotated[str, Path(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 
 

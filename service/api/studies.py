@@ -5,14 +5,16 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query, Response
-from fastapi.responses import HTMLResponse, JSONResponse
-from pydantic import BaseModel
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import HTMLResponse
+from pydantic_core import to_json
 
+from service.api.accept import wanted
 from service.api.body import Json
 from service.api.context import Context, Ctx, Reader, Submitter, visible_study
-from service.api.cursors import decode, encode
+from service.api.cursors import LONGEST, decode, encode, list_id
 from service.api.jobs import Key, again, created, refusals, too_many
+from service.api.route import JSON, Route
 from service.asks import Verb
 from service.auth import Principal
 from service.errors import ApiError, FieldProblem
@@ -22,16 +24,17 @@ from service.studies.report import as_html, as_json
 from service.studies.spec import Child, StudySpec, expand, read_study
 from service.studies.study import Counts, Study, StudyState, count_states, new_study, state_of
 from service.tracking import run_page
-from service.views import MlflowView
+from service.views import MlflowView, View
 from trainer.spec_reader import SpecError
 
-router = APIRouter(prefix="/v1/studies", tags=["studies"])
+router = APIRouter(prefix="/v1/studies", tags=["studies"], route_class=Route)
 _BODY = {
     "requestBody": {
         "required": True,
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/StudySpec"}}},
     }
 }
+_FORMATS = {"html": "text/html", "png": "image/png", "json": JSON}
 _REPORT: dict[int | str, dict[str, Any]] = {
     200: {
         "content": {
@@ -43,7 +46,7 @@ _REPORT: dict[int | str, dict[str, Any]] = {
 }
 
 
-class StudyView(BaseModel):
+class StudyView(View):
     """jobs: how many are in which state. reported_at: when the report in MLflow was made, if it is up to date."""
 
     id: str
@@ -57,7 +60,7 @@ class StudyView(BaseModel):
     reported_at: datetime | None
 
 
-class ChildView(BaseModel):
+class ChildView(View):
     """A job of a study; point and seed say which. state `deleted`: the job is no longer there."""
 
     number: int
@@ -80,7 +83,7 @@ class StudyDetail(StudyView):
     table: list[dict[str, Any]]
 
 
-class StudyPage(BaseModel):
+class StudyPage(View):
     items: list[StudyView]
     next_cursor: str | None
 
@@ -125,14 +128,15 @@ def list_studies(
     ctx: Ctx,
     who: Reader,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=200)] = None,
+    cursor: Annotated[str | None, Query(max_length=LONGEST)] = None,
 ) -> StudyPage:
     """Studies, newest first."""
     owner = None if who.is_admin else who.name
-    found = ctx.store.studies(owner, decode(cursor) if cursor else None, limit)
+    listing = list_id("studies", owner=owner)
+    found = ctx.store.studies(owner, decode(listing, cursor, str)[0] if cursor is not None else None, limit)
     counts = ctx.store.count_children([study.id for study in found])
     items = [study_view(ctx, study, counts[study.id]) for study in found]
-    return StudyPage(items=items, next_cursor=encode(found[-1].id) if len(found) == limit else None)
+    return StudyPage(items=items, next_cursor=encode(listing, found[-1].id) if len(found) == limit else None)
 
 
 @router.get("/{study_id}")
@@ -159,22 +163,23 @@ def get_report(
     study_id: str,
     ctx: Ctx,
     who: Reader,
-    accept: Annotated[str, Header()] = "",
+    request: Request,
     format: Annotated[Literal["html", "png", "json"] | None, Query()] = None,
     picture: Literal["comparison", "curves", "heat_map"] = "comparison",
 ) -> Response:
     """The report as it stands: an HTML page that needs nothing else, one of its pictures, or JSON."""
     study = visible_study(ctx, who, study_id)
+    form = _FORMATS[format] if format else wanted(request, list(_FORMATS.values()))
     report = report_of(study, ctx.store.family(study_id), ctx.settings.storage_root, ctx.mlflow_uri)
-    wanted = format or ("png" if "image/png" in accept else "json" if "application/json" in accept else "html")
-    if wanted == "json":
-        return JSONResponse(as_json(report))
+    vary = {"Vary": "Accept"}
+    if form == JSON:
+        return Response(to_json(as_json(report), inf_nan_mode="strings"), headers=vary, media_type=JSON)
     pictures = draw_report(report)
-    if wanted == "html":
-        return HTMLResponse(as_html(report, pictures))
+    if form == _FORMATS["html"]:
+        return HTMLResponse(as_html(report, pictures), headers=vary)
     if picture not in pictures:
         raise ApiError(404, "not_measured", f"Study {study_id} has measured nothing yet that {picture} could show.")
-    return Response(pictures[picture], media_type="image/png")
+    return Response(pictures[picture], headers=vary, media_type=form)
 
 
 @router.post("/{study_id}/cancel", status_code=202)

@@ -6,16 +6,24 @@ from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from service.api.context import Admin, Ctx
+from service.api.route import Route
 from service.auth import new_token
 from service.errors import not_found
 from service.store import StoredToken
 
-router = APIRouter(prefix="/v1/tokens", tags=["tokens"])
+router = APIRouter(prefix="/v1/tokens", tags=["tokens"], route_class=Route)
 Owner = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[A-Za-z0-9][A-Za-z0-9@._-]*$")]
 TokenId = Annotated[str, Path(max_length=20, pattern=r"^[0-9a-f]+$")]
+
+
+def _as_text(value: object) -> object:
+    """A number would be read as seconds since 1970, which nobody means."""
+    if value is not None and not isinstance(value, str | datetime):
+        raise ValueError(f"must be a time such as 2027-01-31T00:00:00Z, or null; got {value!r}")
+    return value
 
 
 class TokenRequest(BaseModel):
@@ -23,7 +31,7 @@ class TokenRequest(BaseModel):
 
     owner: Owner
     scopes: Annotated[list[Literal["read", "submit", "admin"]], Field(min_length=1, max_length=3)] = ["read", "submit"]
-    expires_at: AwareDatetime | None = None
+    expires_at: Annotated[AwareDatetime | None, BeforeValidator(_as_text)] = None
 
 
 class TokenView(BaseModel):

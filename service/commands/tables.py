@@ -110,7 +110,7 @@ def nodes_table(nodes: Iterable[Json]) -> Table:
 
 
 def _workers_cell(job: Json) -> str:
-    wanted, used = job["spec"]["resources"]["workers"], job["world_size"]
+    wanted, used = job.get("workers") or job["spec"]["resources"]["workers"], job["world_size"]
     return str(wanted) if used in (None, wanted) else f"{used} of {wanted}"
 
 

@@ -10,6 +10,7 @@ from service.store.base import RECONCILER
 from service.store.exports import ExportTable
 from service.store.history import History
 from service.store.leases import LeaseTable
+from service.store.listing import sort_value
 from service.store.removals import RemovalTable
 from service.store.secrets import SecretTable
 from service.store.studies import StudyTable
@@ -43,6 +44,7 @@ __all__ = [
     "StoredEvent",
     "StoredLine",
     "StoredToken",
+    "sort_value",
 ]
 
 

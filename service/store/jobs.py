@@ -11,7 +11,8 @@ import sqlalchemy as sa
 
 from service import schema as t
 from service.jobs import ARROWS, TERMINAL, Attempt, Job, JobState, NewEvent
-from service.store.base import INSERT_EVENT, JOBS, LISTED, Tables, job_of, row_of
+from service.store.base import INSERT_EVENT, JOBS, Tables, job_of, row_of
+from service.store.listing import select_jobs
 from service.store.values import Added, Answer, JobQuery, Listed, NewJob
 
 
@@ -138,30 +139,8 @@ class JobTable(Tables):
         return None if row is None else job_of(row)
 
     def listed(self, query: JobQuery) -> list[Listed]:
-        j = t.jobs.c
-        wanted = [
-            column == value
-            for column, value in (
-                (j.state, query.state),
-                (j.project, query.project),
-                (j.owner, query.owner),
-                (j.norm, query.norm),
-                (j.name, query.name),
-            )
-            if value is not None
-        ]
-        if query.created_after is not None:
-            wanted.append(j.created_at > query.created_after)
-        if query.label is not None:
-            named = sa.select(t.labels.c.job_id).where(
-                t.labels.c.name == query.label[0], t.labels.c.value == query.label[1]
-            )
-            wanted.append(j.id.in_(named))
-        if query.after is not None:
-            wanted.append(j.id > query.after if query.ascending else j.id < query.after)
-        order = j.id.asc() if query.ascending else j.id.desc()
         with self._db.read() as c:
-            return [Listed(*row) for row in c.execute(LISTED.where(*wanted).order_by(order).limit(query.limit))]
+            return [Listed(*row) for row in c.execute(select_jobs(query))]
 
     def versions(self, state: JobState) -> dict[str, int]:
         """Version by id of all jobs in a state."""

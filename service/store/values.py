@@ -93,7 +93,10 @@ class Added(StrEnum):
 
 
 class Listed(NamedTuple):
-    """What a list shows of a job. labels, spec: the JSON text they are kept as, for nobody looks into them."""
+    """What a list shows of a job. labels, spec: the JSON text they are kept as, for nobody looks into them.
+
+    spec: None unless asked for.
+    """
 
     id: str
     name: str
@@ -105,8 +108,9 @@ class Listed(NamedTuple):
     priority: int
     norm: str
     labels: str
-    spec: str
+    spec: str | None
     attempt: int
+    workers: int
     world_size: int | None
     progress: dict[str, Any] | None
     experiment_id: str | None
@@ -130,15 +134,20 @@ class News:
 
 @dataclass(frozen=True)
 class JobQuery:
-    """Filters of the job list; `after` is the id behind which to go on (newest first unless ascending)."""
+    """Filters and order of the job list. states: any of them; labels: all of them.
 
-    state: str | None = None
+    sort: a name of `listing.SORTS`, newest or highest first with a minus. after: where the page before ended, as
+    (value the list is sorted by, id). full: with specs.
+    """
+
+    states: tuple[str, ...] = ()
     project: str | None = None
     owner: str | None = None
     norm: str | None = None
     name: str | None = None
-    label: tuple[str, str] | None = None
+    labels: tuple[tuple[str, str], ...] = ()
     created_after: datetime | None = None
-    ascending: bool = False
-    after: str | None = None
+    sort: str = "-created_at"
+    after: tuple[Any, str] | None = None
     limit: int = 50
+    full: bool = True

@@ -20,7 +20,8 @@ from service import schema
 from service.database import Database
 from service.exports import Export, ExportState
 from service.jobs import ARROWS, RUN_STATUS, Attempt, Job, JobState, NewEvent, new_fence
-from service.store import Added, Answer, JobQuery, NewJob, Store
+from service.store import Added, Answer, JobQuery, NewJob, Store, sort_value
+from service.store.listing import SORTS
 from service.studies.spec import expand, read_study
 from service.studies.study import Study, new_study
 from service.submit import new_job
@@ -429,11 +430,30 @@ def test_list_shows_jobs_in_every_state_as_they_are_shown_one_by_one(store: Stor
         jobs.append(replace(job, state=state, reason=reason, **(whole if state is not JobState.QUEUED else {})))
         store.add_job(jobs[-1], HEARD)
 
-    shown = [json.loads(job_text(one, "http://mlflow")) for one in store.listed(JobQuery(ascending=True))]
+    shown = [json.loads(job_text(one, "http://mlflow")) for one in store.listed(JobQuery(sort="created_at"))]
 
     assert shown == [
         job_view(job, "http://mlflow").model_dump(mode="json") for job in sorted(jobs, key=lambda job: job.id)
     ]
+
+
+@pytest.mark.parametrize("sort", [sign + by for by in SORTS for sign in ("", "-")])
+def test_pages_of_every_order_hold_every_job_once(store: Store, clock: Clock, sort: str) -> None:
+    for number in range(13):
+        clock.advance(1)
+        finished = {"state": JobState.FAILED, "finished_at": clock()} if number % 3 else {}
+        about = {"name": f"Job {'aB'[number % 2]}-{number % 4}", "priority": number % 5 - 2}
+        store.add_job(replace(new_job(read_spec(SPEC), "ann", clock()), **about, **finished), HEARD)
+    whole = [one.id for one in store.listed(JobQuery(sort=sort))]
+    seen: list[str] = []
+    after = None
+
+    while page := store.listed(JobQuery(sort=sort, limit=4, after=after)):
+        seen += [one.id for one in page]
+        after = (sort_value(page[-1], sort), page[-1].id)
+
+    assert seen == whole
+    assert len(set(whole)) == 13
 
 
 def test_results_of_a_reconciler_that_lost_its_lease_are_dropped(store: Store, clock: Clock) -> None:
@@ -485,7 +505,7 @@ def test_study_comes_back_with_a_queued_job_for_every_child(store: Store, clock:
         (JobState.QUEUED, child.seed, child.point["norm.kind"]) for child, _ in family
     ]
     assert all([event.kind for event in store.events(child.job_id)] == ["queued"] for child, _ in family)
-    assert len(store.listed(JobQuery(label=("study", study.id)))) == 4
+    assert len(store.listed(JobQuery(labels=(("study", study.id),)))) == 4
 
 
 def test_study_under_a_used_key_is_not_stored_again(store: Store, clock: Clock) -> None:

@@ -18,6 +18,7 @@ from service.client import Client
 from service.jobs import JobState, NewEvent
 from tests.service.api import SPEC, api
 from tests.service.world import World
+from trainer.attempt import LogLine
 
 
 class Cutter:
@@ -146,3 +147,81 @@ def test_follower_hears_of_a_change_at_once(served: tuple[int, World]) -> None:
 
     assert client_two.status_code == 202
     assert took_s < 0.9  # the look at news alone would take up to 1 s
+
+
+def job_with_lines(port: int, world: World) -> str:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        job_id = str(client.post("/v1/jobs", json=SPEC | {"labels": {"works": "99"}}).json()["id"])
+    world.step()
+    (attempt,) = world.store.unreleased_attempts()
+    lines = [
+        LogLine(rank=0, seq=seq, at="2026-01-01T00:00:00Z", level="INFO", text=f"line {seq} \x1b[31m")
+        for seq in (1, 2, 3)
+    ]
+    world.store.add_lines(attempt.id, attempt.fence, lines)
+    return job_id
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type", "first"),
+    [
+        ("text/plain", "text/plain; charset=utf-8", "2026-01-01T00:00:00Z rank 0 INFO line 1 \x1b[31m"),
+        ("application/x-ndjson", "application/x-ndjson", '"text":"line 1 '),
+        ("text/event-stream", "text/event-stream; charset=utf-8", '"text":"line 1 '),
+        ("*/*", "text/event-stream; charset=utf-8", '"text":"line 1 '),
+        ("text/plain;q=0.5, application/x-ndjson", "application/x-ndjson", '"text":"line 1 '),
+    ],
+)
+def test_logs_are_followed_in_the_form_that_accept_names(
+    served: tuple[int, World], accept: str, media_type: str, first: str
+) -> None:
+    port, world = served
+    job_id = job_with_lines(port, world)
+    url = f"http://127.0.0.1:{port}/v1/jobs/{job_id}/logs?follow=true"
+
+    with httpx.stream("GET", url, headers={"Accept": accept}, timeout=20) as answer:
+        pieces = answer.iter_text()
+        text = next(pieces)
+        (attempt,) = world.store.unreleased_attempts()
+        late = LogLine(rank=-1, seq=9, at="2026-01-01T00:00:01Z", level="INFO", text="late")
+        world.store.add_lines(attempt.id, attempt.fence, [late])
+        httpx.post(f"http://127.0.0.1:{port}/v1/jobs/{job_id}/cancel")
+        for _ in range(4):
+            world.step()
+        text += "".join(pieces)
+
+    assert answer.headers["content-type"] == media_type
+    assert first in text
+    assert text.count("line 3") == 1
+    assert "late" in text
+    if "ndjson" in media_type:
+        assert [json.loads(line)["seq"] for line in text.splitlines()] == [1, 2, 3, 9]
+    if media_type.startswith("text/plain"):
+        assert text.splitlines()[-1] == "2026-01-01T00:00:01Z driver INFO late"
+
+
+def test_stream_in_ndjson_goes_on_behind_the_last_id(served: tuple[int, World]) -> None:
+    port, world = served
+    job_id = job_with_lines(port, world)
+    httpx.post(f"http://127.0.0.1:{port}/v1/jobs/{job_id}/cancel")
+    for _ in range(4):
+        world.step()
+    url = f"http://127.0.0.1:{port}/v1/jobs/{job_id}/logs?follow=true"
+    headers = {"Accept": "application/x-ndjson"}
+    first = json.loads(httpx.get(url, headers=headers).text.splitlines()[0])
+
+    rest = httpx.get(url, headers=headers | {"Last-Event-ID": str(first["id"])})
+
+    assert [json.loads(line)["seq"] for line in rest.text.splitlines()] == [2, 3]
+
+
+@pytest.mark.parametrize("path", ["events", "events?follow=true", "logs?follow=true"])
+def test_head_of_a_stream_does_not_wait_for_its_end(served: tuple[int, World], path: str) -> None:
+    port, world = served
+    job_id = job_with_lines(port, world)
+    headers = {"Accept": "text/event-stream"}
+
+    for _ in range(3):
+        head = httpx.head(f"http://127.0.0.1:{port}/v1/jobs/{job_id}/{path}", headers=headers, timeout=5)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"].startswith("text/event-stream")
