@@ -132,4 +132,13 @@ def _problem(model: type[BaseModel], prefix: tuple[str, ...], item: Any) -> Prob
         return Problem(path, unknown_field(model, item["loc"]))
     if item["type"] == "missing" or isinstance(item["input"], dict | list):
         return Problem(path, message)
-    return Problem(path, f"{message}; got {item['input']!r}")
+    return Problem(path, f"{message}; got {item['input']!r}{_cure(item)}")
+
+
+def _cure(item: Any) -> str:
+    """What to change where YAML reads a word as another type than the one meant."""
+    if item["type"] == "string_type" and isinstance(item["input"], bool | int | float):
+        return ". Put it in quotes to make it text."
+    if item["type"] == "bool_type" and str(item["input"]).lower() in ("yes", "no", "on", "off"):
+        return ". Write true or false."
+    return ""

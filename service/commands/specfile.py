@@ -1,76 +1,53 @@
-"""Job files: YAML or JSON from disk, with single values set from the command line."""
+"""Job and study files: YAML or JSON from disk or standard input, with single values set from the command line."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from service.commands.overrides import override
+from service.commands.yaml_reader import SpecFileError, parse
 
+__all__ = ["MAX_BYTES", "SpecFileError", "load"]
 MAX_BYTES = 64 * 1024
-MAX_DEPTH = 32
 """As of a body over REST."""
+_STDIN = Path("-")
 
 
-class SpecFileError(ValueError):
-    """A job file that can't be read."""
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML without aliases, which can make a small file huge, nor deep nesting, of which 3,000 brackets take
-    seconds; 1e-5 is a number, as in YAML 1.2."""
-
-    depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            raise SpecFileError("a job file must not use YAML aliases (*name); write the value out")
-        if self.depth > MAX_DEPTH:
-            raise SpecFileError(f"a job file must not be nested deeper than {MAX_DEPTH}")
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-
-def load(path: Path, settings: Sequence[str]) -> dict[str, Any]:
-    """The job in a file, with `key=value` settings laid over it, e.g. `norm.kind=group`.
+def load(path: Path, settings: Sequence[str] = (), what: str = "job") -> dict[str, Any]:
+    """The job or study in a file (`-`: standard input), with `key=value` settings laid over it, e.g. `norm.kind=group`.
 
     Raises: SpecFileError that says what is wrong where.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise SpecFileError(f"{path} can't be read: {error.strerror}") from error
-    if len(raw) > MAX_BYTES:
-        raise SpecFileError(f"{path} must not exceed {MAX_BYTES} bytes, got {len(raw)}")
-    value = _parse(raw.decode("utf-8", "replace"), str(path))
+    where = "standard input" if path == _STDIN else str(path)
+    value = parse(_read(path, where), where)
+    if value is None:
+        raise SpecFileError(f"{where} is empty. A {what} file holds one {what}: see examples/ and the README.")
     if not isinstance(value, dict):
-        raise SpecFileError(f"{path} must hold one job as a mapping, got {type(value).__name__}")
+        got = "a list" if isinstance(value, list) else f"only {str(value)[:40]!r}"
+        raise SpecFileError(f"{where} must hold one {what} as a mapping, a `key: value` in each line; got {got}.")
     for setting in settings:
-        _set(value, setting)
+        override(value, setting)
     return value
 
 
-def _parse(text: str, where: str) -> Any:
+def _read(path: Path, where: str) -> str:
     try:
-        return yaml.load(text, _Loader)
-    except SpecFileError:
-        raise
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError: of numbers and dates that are none
-        raise SpecFileError(f"{where} is not YAML: {error}") from error
-
-
-def _set(spec: dict[str, Any], setting: str) -> None:
-    path, found, text = setting.partition("=")
-    if not found or not path:
-        raise SpecFileError(f"--set must be key=value, e.g. norm.kind=group; got {setting!r}")
-    *parents, last = path.split(".")
-    target = spec
-    for name in parents:
-        inner = target.setdefault(name, {})
-        if not isinstance(inner, dict):
-            raise SpecFileError(f"--set {path}: {name} is {inner!r}, which has no fields")
-        target = inner
-    target[last] = _parse(text, f"--set {path}")
+        if path == _STDIN:
+            raw = sys.stdin.buffer.read(MAX_BYTES + 1)
+        else:
+            with path.open("rb") as file:
+                raw = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # a ValueError: of a NUL in the name
+        raise SpecFileError(f"{where} can't be read: {getattr(error, 'strerror', None) or error}.") from error
+    if len(raw) > MAX_BYTES:
+        raise SpecFileError(f"{where} must not exceed {MAX_BYTES} bytes.")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise SpecFileError(
+            f"{where} must be UTF-8 text: line {line} holds the byte 0x{raw[error.start]:02x}."
+        ) from error

@@ -1,4 +1,4 @@
-"""What the command line shows: the live table, completion of job ids, job files."""
+"""What the command line shows: the live table, completion of job ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from service import cli
 from service.client import Client
 from service.commands import arguments, exports, terminal
 from service.commands.show import watch
-from service.commands.specfile import SpecFileError, load
 from tests.service.api import SPEC, api
 
 
@@ -149,33 +148,3 @@ def test_completion_without_a_service_is_silent(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SYNCNORM_URL", "http://127.0.0.1:9")
 
     assert arguments.complete_job("") == []
-
-
-BAD_FILES = {
-    "alias": ("a: &x [1]\nb: *x", "aliases"),
-    "bomb": ("a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]", "aliases"),
-    "merge": ("base: &b {x: 1}\njob: {<<: *b}", "aliases"),
-    "python object": ("a: !!python/object/apply:os.system [id]", "not YAML"),
-    "python name": ("a: !!python/name:os.system", "not YAML"),
-    "deep": ("[" * 3000, "nested deeper than 32"),
-    "deep mapping": ("{a: " * 3000, "nested deeper than 32"),
-    "unclosed": ("a: [1, 2", "not YAML"),
-    "tab": ("a:\n\t- b", "not YAML"),
-    "two documents": ("a: 1\n---\nb: 2", "not YAML"),
-    "list": ("- a", "one job as a mapping"),
-    "number": ("7", "one job as a mapping"),
-    "empty": ("", "one job as a mapping"),
-    "control": ("a: \x01", "not YAML"),
-    "long number": ("a: " + "1" * 5000, "not YAML"),
-    "no date": ("a: 2001-99-99", "not YAML"),
-    "large": ("a: " + "x" * 2**16, "must not exceed"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_FILES)
-def test_bad_job_file_is_refused_with_the_reason(tmp_path: Path, name: str) -> None:
-    text, reason = BAD_FILES[name]
-    (tmp_path / "job.yaml").write_text(text)
-
-    with pytest.raises(SpecFileError, match=reason):
-        load(tmp_path / "job.yaml", [])
