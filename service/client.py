@@ -8,54 +8,64 @@ job = Client().submit({"name": "digits", "model": {"name": "resnet"}, "data": {"
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import time
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
 
-Json = dict[str, Any]
+from service.addresses import api_path, checked_token, find_service, timeout_s
+from service.client_errors import (
+    ClientError,
+    Json,
+    NotSyncnormError,
+    ProblemError,
+    ServiceTimeoutError,
+    ServiceUnreachableError,
+    UsageError,
+)
+from service.connection import Connection
+
+__all__ = [
+    "TERMINAL",
+    "Client",
+    "ClientError",
+    "NotSyncnormError",
+    "ProblemError",
+    "ServiceTimeoutError",
+    "ServiceUnreachableError",
+    "UsageError",
+]
+
+T = TypeVar("T")
 TERMINAL = ("succeeded", "failed", "cancelled")
-
-
-class ServiceUnreachableError(Exception):
-    """Nobody answers at the service's address."""
-
-
-class ProblemError(Exception):
-    """The service refused. problem: the RFC 9457 answer."""
-
-    def __init__(self, problem: Json) -> None:
-        self.problem = problem
-        self.status: int = problem.get("status", 0)
-        self.code: str = problem.get("code", "")
-        details = [f"{item['pointer']}: {item['detail']}" for item in problem.get("errors", [])]
-        super().__init__("\n  ".join([problem.get("detail", "The service refused."), *details]))
-
-
-@dataclass(frozen=True)
-class StreamEvent:
-    id: str
-    event: str
-    data: Any
+TIMEOUT_S = 30.0
+_SLOW_S = 180.0
+"""For plans, each of which builds a model in a Python of its own, and uploads."""
+_REPORT_TYPES = {"html": "text/html", "png": "image/png", "json": "application/json"}
+_JOB, _EXPORT = ("id", "state"), ("name", "state")
+_Filter = str | int | Sequence[str] | None
 
 
 class Client:
-    """url: SYNCNORM_URL, or the service that runs on this host's state folder, or http://127.0.0.1:8000."""
+    """One service, and a method for each of its operations.
 
-    def __init__(self, url: str | None = None, token: str | None = None, timeout_s: float = 30) -> None:
-        token = token or os.environ.get("SYNCNORM_TOKEN")
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self.url = (url or _find_service()).rstrip("/")
-        self.pause_s = 0.2
-        """Before a lost stream is taken up again; doubles with each failure in a row, up to 5 s."""
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s, trust_env=False)
+    url: SYNCNORM_URL, or the service of the state folder (SYNCNORM_HOME, else .syncnorm), or http://127.0.0.1:8000
+    where no folder is named.
+    token: SYNCNORM_TOKEN. timeout_s: for an answer; SYNCNORM_TIMEOUT, or 30, and 180 for plans and uploads.
+
+    Raises: UsageError for an address, token or timeout that can't be one. Every method raises ClientError, of which
+    `service.client_errors` shows the kinds.
+    """
+
+    def __init__(self, url: str | None = None, token: str | None = None, timeout_s: float | None = None) -> None:
+        self._timeout_s = timeout_s
+        self.connection = Connection(find_service(url), checked_token(token), self._limit_s(TIMEOUT_S))
+
+    @property
+    def url(self) -> str:
+        return self.connection.url
 
     def __enter__(self) -> Self:
         return self
@@ -66,80 +76,77 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        self._http.close()
+        self.connection.http.close()
 
     def submit(self, spec: Mapping[str, Any], *, key: str | None = None) -> Json:
         """Submit once, whatever happens on the way: a lost answer is asked for again under the same key."""
-        return self._once("/v1/jobs", spec, key)
+        return self._once(api_path("jobs"), spec, key)
 
     def submit_study(self, spec: Mapping[str, Any], *, key: str | None = None) -> Json:
         """As `submit`, for a study: all its jobs, once."""
-        return self._once("/v1/studies", spec, key)
+        return self._once(api_path("studies"), spec, key)
 
-    def _once(self, path: str, body: Mapping[str, Any], key: str | None) -> Json:
+    def _once(self, path: str, body: Mapping[str, Any], key: str | None, needs: tuple[str, ...] = _JOB) -> Json:
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
-        for wait_s in (0.2, 1.0, None):
-            try:
-                return self._json("POST", path, json=dict(body), headers=headers)
-            except ServiceUnreachableError:
-                if wait_s is None:
-                    raise
-                time.sleep(wait_s)
-        raise AssertionError
+        return self._json("POST", path, json=dict(body), headers=headers, repeatable=True, needs=needs)
 
     def plan(self, spec: Mapping[str, Any]) -> Json:
-        return self._json("POST", "/v1/jobs", json=dict(spec), params={"dry_run": "true"})
+        params, limit_s = {"dry_run": "true"}, self._limit_s(_SLOW_S)
+        return self._json("POST", api_path("jobs"), json=dict(spec), params=params, timeout_s=limit_s, needs=("spec",))
 
     def job(self, job_id: str) -> Json:
-        return self._json("GET", f"/v1/jobs/{job_id}")
+        return self._json("GET", api_path("jobs", job_id), needs=_JOB)
 
-    def jobs(self, **filters: str | int | None) -> Iterator[Json]:
-        """All jobs that match, newest first, page by page."""
-        return self._pages("/v1/jobs", {key: value for key, value in filters.items() if value is not None})
+    def jobs(self, **filters: _Filter) -> Iterator[Json]:
+        """All jobs that match, newest first, page by page. limit: how many a page holds."""
+        return self._pages(api_path("jobs"), {key: value for key, value in filters.items() if value is not None})
 
-    def _pages(self, path: str, params: dict[str, Any]) -> Iterator[Json]:
+    def _pages(self, path: str, params: Mapping[str, Any]) -> Iterator[Json]:
+        cursor: dict[str, str] = {}
         while True:
-            page = self._json("GET", path, params=params)
+            page = self._json("GET", path, params={**params, **cursor}, needs=("items", "next_cursor"))
             yield from page["items"]
             if page["next_cursor"] is None:
                 return
-            params["cursor"] = page["next_cursor"]
+            cursor = {"cursor": page["next_cursor"]}
 
-    def attempts(self, job_id: str) -> list[Json]:
-        found: list[Json] = self._json("GET", f"/v1/jobs/{job_id}/attempts")["items"]
+    def _items(self, path: str) -> list[Json]:
+        found: list[Json] = self._json("GET", path, needs=("items",))["items"]
         return found
 
+    def attempts(self, job_id: str) -> list[Json]:
+        return self._items(api_path("jobs", job_id, "attempts"))
+
     def cancel(self, job_id: str) -> Json:
-        return self._json("POST", f"/v1/jobs/{job_id}/cancel")
+        return self._json("POST", api_path("jobs", job_id, "cancel"), needs=_JOB)
 
     def pause(self, job_id: str) -> Json:
-        return self._json("POST", f"/v1/jobs/{job_id}/pause")
+        return self._json("POST", api_path("jobs", job_id, "pause"), needs=_JOB)
 
     def resume(self, job_id: str) -> Json:
-        return self._json("POST", f"/v1/jobs/{job_id}/resume")
+        return self._json("POST", api_path("jobs", job_id, "resume"), needs=_JOB)
 
     def retry(self, job_id: str) -> Json:
-        return self._json("POST", f"/v1/jobs/{job_id}/retry")
+        return self._json("POST", api_path("jobs", job_id, "retry"), needs=_JOB)
 
     def explain(self, job_id: str) -> Json:
-        return self._json("GET", f"/v1/jobs/{job_id}/explain")
+        return self._json("GET", api_path("jobs", job_id, "explain"), needs=("code", "message"))
 
     def change(self, job_id: str, *, priority: int | None = None, labels: Mapping[str, str] | None = None) -> Json:
         """Change priority or labels; ProblemError 412 if the job changed at the same moment."""
         version = self.job(job_id)["version"]
         body = {"priority": priority, "labels": None if labels is None else dict(labels)}
-        return self._json("PATCH", f"/v1/jobs/{job_id}", json=body, headers={"If-Match": f'"{version}"'})
+        headers = {"If-Match": f'"{version}"'}
+        return self._json("PATCH", api_path("jobs", job_id), json=body, headers=headers, needs=_JOB)
 
     def delete(self, job_id: str) -> None:
-        self._send("DELETE", f"/v1/jobs/{job_id}")
+        self.connection.empty("DELETE", api_path("jobs", job_id))
 
     def checkpoints(self, job_id: str) -> list[Json]:
-        found: list[Json] = self._json("GET", f"/v1/jobs/{job_id}/checkpoints")["items"]
-        return found
+        return self._items(api_path("jobs", job_id, "checkpoints"))
 
     def exports(self, job_id: str) -> list[Json]:
-        found: list[Json] = self._json("GET", f"/v1/jobs/{job_id}/exports")["items"]
-        return found
+        return self._items(api_path("jobs", job_id, "exports"))
 
     def export(
         self,
@@ -152,157 +159,104 @@ class Client:
     ) -> Json:
         """Have a succeeded job exported once more, once, as `submit` does. formats: pt2, onnx; None: both."""
         body = {"fold": fold, "register_as": register_as} | ({} if formats is None else {"formats": formats})
-        return self._once(f"/v1/jobs/{job_id}/exports", body, key)
+        return self._once(api_path("jobs", job_id, "exports"), body, key, _EXPORT)
 
     def one_export(self, job_id: str, name: str) -> Json:
-        return self._json("GET", f"/v1/jobs/{job_id}/exports/{name}")
+        return self._json("GET", api_path("jobs", job_id, "exports", name), needs=_EXPORT)
 
     def statistics(self, job_id: str) -> list[Json]:
-        found: list[Json] = self._json("GET", f"/v1/jobs/{job_id}/statistics")["items"]
-        return found
+        return self._items(api_path("jobs", job_id, "statistics"))
 
     def study(self, study_id: str) -> Json:
-        return self._json("GET", f"/v1/studies/{study_id}")
+        return self._json("GET", api_path("studies", study_id), needs=_JOB)
 
     def studies(self) -> Iterator[Json]:
         """All studies, newest first, page by page."""
-        return self._pages("/v1/studies", {})
+        return self._pages(api_path("studies"), {})
 
     def ask_study(self, study_id: str, verb: str) -> Json:
         """verb: cancel, pause, resume or retry, for all its jobs."""
-        return self._json("POST", f"/v1/studies/{study_id}/{verb}")
+        return self._json("POST", api_path("studies", study_id, verb), needs=_JOB)
 
     def study_report(self, study_id: str, form: str = "html", picture: str = "comparison") -> bytes:
         """form: html, png (of one picture: comparison, curves or heat_map) or json."""
         params = {"format": form, "picture": picture}
-        return self._send("GET", f"/v1/studies/{study_id}/report", params=params).content
+        return self.connection.file(api_path("studies", study_id, "report"), _REPORT_TYPES.get(form, ""), params=params)
 
     def events(self, job_id: str) -> Iterator[Json]:
         """Everything that happened so far, oldest first."""
-        return self._pages(f"/v1/jobs/{job_id}/events", {"limit": 1000})
+        return self._pages(api_path("jobs", job_id, "events"), {"limit": 1000})
 
     def norms(self) -> list[Json]:
-        found: list[Json] = self._json("GET", "/v1/norms")["items"]
-        return found
+        return self._items(api_path("norms"))
 
     def models(self) -> list[Json]:
-        found: list[Json] = self._json("GET", "/v1/models")["items"]
-        return found
+        return self._items(api_path("models"))
 
     def datasets(self) -> list[Json]:
-        found: list[Json] = self._json("GET", "/v1/datasets")["items"]
-        return found
+        return self._items(api_path("datasets"))
 
     def cluster(self) -> Json:
-        return self._json("GET", "/v1/cluster")
+        return self._json("GET", api_path("cluster"), needs=("nodes",))
 
     def create_token(self, owner: str, scopes: list[str], expires_at: str | None = None) -> Json:
         """The answer holds the token itself, which is shown once."""
-        return self._json("POST", "/v1/tokens", json={"owner": owner, "scopes": scopes, "expires_at": expires_at})
+        wanted = {"owner": owner, "scopes": scopes, "expires_at": expires_at}
+        return self._json("POST", api_path("tokens"), json=wanted, needs=("token",))
 
     def tokens(self) -> list[Json]:
-        found: list[Json] = self._json("GET", "/v1/tokens")["items"]
-        return found
+        return self._items(api_path("tokens"))
 
     def revoke_token(self, token_id: str) -> None:
-        self._send("DELETE", f"/v1/tokens/{token_id}")
+        self.connection.empty("DELETE", api_path("tokens", token_id))
 
     def put_package(self, archive: bytes) -> Json:
         """Upload a zip of code; the answer's `package` goes into a spec's `code`."""
-        path = f"/v1/packages/{hashlib.sha256(archive).hexdigest()}"
-        return self._json("PUT", path, content=archive, headers={"Content-Type": "application/zip"})
+        path = api_path("packages", hashlib.sha256(archive).hexdigest())
+        headers = {"Content-Type": "application/zip"}
+        limit_s, needs = self._limit_s(_SLOW_S), ("package",)
+        return self._json(
+            "PUT", path, content=archive, headers=headers, repeatable=True, timeout_s=limit_s, needs=needs
+        )
 
     def put_secret(self, name: str, value: str) -> None:
-        self._send("PUT", f"/v1/secrets/{name}", json={"value": value})
+        self.connection.empty("PUT", api_path("secrets", name), json={"value": value})
 
     def secrets(self) -> list[Json]:
         """Names, never values."""
-        found: list[Json] = self._json("GET", "/v1/secrets")["items"]
-        return found
+        return self._items(api_path("secrets"))
 
     def delete_secret(self, name: str) -> None:
-        self._send("DELETE", f"/v1/secrets/{name}")
+        self.connection.empty("DELETE", api_path("secrets", name))
 
     def logs(self, job_id: str, **filters: str | int | None) -> Iterator[Json]:
         """The lines so far, oldest first. filters: attempt, rank, q (text they contain), tail (only the last lines)."""
         params = {key: value for key, value in filters.items() if value is not None}
-        return self._pages(f"/v1/jobs/{job_id}/logs", {"limit": 1000, **params})
+        return self._pages(api_path("jobs", job_id, "logs"), {"limit": 1000, **params})
 
     def follow_logs(self, job_id: str, **filters: str | int | None) -> Iterator[Json]:
         params = {key: value for key, value in filters.items() if value is not None} | {"follow": "true"}
-        return (event.data for event in self._follow(f"/v1/jobs/{job_id}/logs", params) if event.event == "line")
+        return self._follow(api_path("jobs", job_id, "logs"), params, "line")
 
     def follow_events(self, job_id: str) -> Iterator[Json]:
         """Every event of the job until it is finished, across lost connections, each once."""
-        return (event.data for event in self._follow(f"/v1/jobs/{job_id}/events", {}) if event.event == "event")
+        return self._follow(api_path("jobs", job_id, "events"), {}, "event")
 
     def is_ready(self) -> bool:
         try:
-            return self._http.get("/readyz").status_code == httpx.codes.OK
+            return self.connection.http.get("/readyz").status_code == httpx.codes.OK
         except httpx.HTTPError:
             return False
 
-    def _follow(self, path: str, params: Mapping[str, Any]) -> Iterator[StreamEvent]:
-        last, failures = "", 0
-        while failures < 10:
-            headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
-            try:
-                with self._http.stream("GET", path, params=params, headers=headers) as answer:
-                    if answer.is_error:
-                        answer.read()
-                        raise _problem(answer)
-                    for event in _events(answer.iter_lines()):
-                        last, failures = event.id or last, 0
-                        yield event
-                        if event.event == "end":
-                            return
-            except httpx.TransportError:
-                failures += 1
-                time.sleep(min(self.pause_s * 2 ** (failures - 1), 5.0))
-        raise ServiceUnreachableError(f"The stream of {self.url}{path} was lost.")
+    def persist(self, look: Callable[[], T]) -> T:
+        """What `look` returns, asked for again while the service is away, for up to five minutes."""
+        return self.connection.persist(look)
+
+    def _limit_s(self, default: float) -> float:
+        return self._timeout_s or timeout_s(default)
+
+    def _follow(self, path: str, params: Mapping[str, Any], kind: str) -> Iterator[Json]:
+        return (event.data for event in self.connection.follow(path, params) if event.event == kind)
 
     def _json(self, method: str, path: str, **options: Any) -> Json:
-        content: Json = self._send(method, path, **options).json()
-        return content
-
-    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
-        try:
-            answer = self._http.request(method, path, **options)
-        except httpx.TransportError as error:
-            raise ServiceUnreachableError(
-                f"No service answers at {self.url}. Start one with `syncnorm serve`, or set SYNCNORM_URL."
-            ) from error
-        if answer.is_error:
-            raise _problem(answer)
-        return answer
-
-
-def _problem(answer: httpx.Response) -> ProblemError:
-    try:
-        return ProblemError(answer.json())
-    except ValueError:
-        return ProblemError({"status": answer.status_code, "detail": f"{answer.status_code} {answer.text[:200]}"})
-
-
-def _events(lines: Iterator[str]) -> Iterator[StreamEvent]:
-    fields: dict[str, list[str]] = {}
-    for line in lines:
-        if line.startswith(":"):
-            continue
-        if line:
-            name, _, value = line.partition(":")
-            fields.setdefault(name, []).append(value.removeprefix(" "))
-        elif fields:
-            data = "\n".join(fields.get("data", ["null"]))
-            yield StreamEvent(fields.get("id", [""])[-1], fields.get("event", ["message"])[-1], json.loads(data))
-            fields = {}
-
-
-def _find_service() -> str:
-    if url := os.environ.get("SYNCNORM_URL"):
-        return url
-    try:
-        found = json.loads((Path(os.environ.get("SYNCNORM_HOME") or ".syncnorm") / "service.json").read_text())
-        return str(found["url"])
-    except (OSError, ValueError, KeyError):
-        return "http://127.0.0.1:8000"
+        return self.connection.json(method, path, **options)

@@ -127,8 +127,8 @@ def test_export_that_fails_is_exit_code_one(tmp_path: Path, monkeypatch: pytest.
 def client_of(http: Any, timeout_s: float = 30) -> Client:
     """A client of the application in this process."""
     made = Client("http://testserver", timeout_s=timeout_s)
-    made._http.close()
-    made._http = http
+    made.connection.http.close()
+    made.connection.http = http
     http.close = lambda: None
     return made
 

@@ -95,7 +95,7 @@ def test_follower_cut_off_a_hundred_times_misses_nothing_and_sees_nothing_twice(
 
     def follow() -> None:
         with Client(f"http://127.0.0.1:{cutter.port}") as client:
-            client.pause_s = 0.001
+            client.connection.pause_s = 0.001
             seen.extend(event["message"] for event in client.follow_events(job_id))
 
     follower = threading.Thread(target=follow)
