@@ -118,16 +118,19 @@ class Client:
         return self._items(api_path("jobs", job_id, "attempts"))
 
     def cancel(self, job_id: str) -> Json:
-        return self._json("POST", api_path("jobs", job_id, "cancel"), needs=_JOB)
+        return self._ask(job_id, "cancel")
 
     def pause(self, job_id: str) -> Json:
-        return self._json("POST", api_path("jobs", job_id, "pause"), needs=_JOB)
+        return self._ask(job_id, "pause")
 
     def resume(self, job_id: str) -> Json:
-        return self._json("POST", api_path("jobs", job_id, "resume"), needs=_JOB)
+        return self._ask(job_id, "resume")
 
     def retry(self, job_id: str) -> Json:
-        return self._json("POST", api_path("jobs", job_id, "retry"), needs=_JOB)
+        return self._ask(job_id, "retry")
+
+    def _ask(self, job_id: str, verb: str) -> Json:
+        return self._json("POST", api_path("jobs", job_id, verb), needs=_JOB)
 
     def explain(self, job_id: str) -> Json:
         return self._json("GET", api_path("jobs", job_id, "explain"), needs=("code", "message"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,11 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-
-from service.client import Client, ProblemError, ServiceUnreachableError
+from service.client import Client, ClientError, ServiceUnreachableError
 from service.commands import show as screen
 from service.commands.specfile import load
+from service.commands.terminal import Screen, fit, show_value
 
 _ROOT = Path(__file__).resolve().parent.parent
 _EXAMPLE = _ROOT / "examples" / "digits-sync-batch.yaml"
@@ -25,19 +25,19 @@ _STOP_S = 60.0
 
 def main() -> int:
     """0 if the job succeeded, 1 if not."""
-    console = Console()
+    console = Screen()
     home = Path(os.environ.get("SYNCNORM_HOME") or ".syncnorm").resolve()
     try:
         with _service(home, console) as client:
-            job = client.submit(load(_EXAMPLE, []))
-            console.print(f"submitted {_EXAMPLE.name} as {job['id']}", highlight=False)
+            job = client.submit(load(_EXAMPLE))
+            console.print(f"submitted {_EXAMPLE.name} as {job['id']}")
             job = screen.follow(client, job["id"], console)
-            screen.summary(job, console)
+            show_value(job, False, screen.summary)
             if job["state"] != "succeeded":
-                for line in client.logs(job["id"], tail=30):
-                    console.print(f"{line['rank']:>3} {line['text']}", highlight=False, markup=False)
-    except (ProblemError, ServiceUnreachableError) as error:
-        console.print(str(error), style="red", markup=False)
+                for line in map(fit, client.logs(job["id"], tail=30)):
+                    console.print(f"{line['rank']:>3} {line['text']}", soft_wrap=True)
+    except ClientError as error:
+        console.print(str(error), style="red")
         return 1
     except KeyboardInterrupt:
         console.print("stopped")
@@ -47,7 +47,7 @@ def main() -> int:
 
 
 @contextmanager
-def _service(home: Path, console: Console) -> Iterator[Client]:
+def _service(home: Path, console: Screen) -> Iterator[Client]:
     """The service as a process of its own, ready for jobs; stopped in the end, with all it started."""
     home.mkdir(parents=True, exist_ok=True)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SYNCNORM_")}
@@ -67,7 +67,7 @@ def _service(home: Path, console: Console) -> Iterator[Client]:
                 yield client
         except ServiceUnreachableError:
             log.seek(0)
-            console.print(log.read().decode(errors="replace")[-4000:], markup=False, highlight=False)
+            console.print(log.read().decode(errors="replace")[-4000:])
             raise
         finally:
             service.terminate()
@@ -78,8 +78,7 @@ def _wait_until_ready(service: subprocess.Popen[bytes], home: Path) -> Client:
     deadline = time.monotonic() + _READY_S
     while time.monotonic() < deadline and service.poll() is None:
         if (home / "service.json").exists():
-            os.environ["SYNCNORM_HOME"] = str(home)
-            client = Client()
+            client = Client(json.loads((home / "service.json").read_text())["url"])
             if client.is_ready():
                 return client
             client.close()

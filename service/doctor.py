@@ -1,7 +1,8 @@
-"""`syncnorm doctor`: looks at every part of a running deployment and names what is wrong and what to change.
+"""`syncnorm doctor`: looks at every part of a running service and names what is wrong and what to change.
 
-Runs where the API runs, with its settings: `docker compose exec api syncnorm doctor`. The workers are looked at by a
-small program on Ray (trainer.probe), which needs no free CPU.
+Runs where the API runs, with its settings: `docker compose exec api syncnorm doctor`. There the workers are looked at
+by a small program on Ray (trainer.probe), which needs no free CPU. The Ray and the MLflow that `syncnorm serve` starts
+for itself know only that service, so it is asked about them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from pathlib import Path
 
 import httpx
 
+from service.addresses import running_here
+from service.auth import ADMIN_FILE
 from service.database import Database
 from service.dispatch import DRIVER_RESOURCE, ClusterUnreachableError, RayDispatcher
 from service.settings import Settings
@@ -40,15 +43,10 @@ class Check:
 
 
 def examine(settings: Settings, wait_s: float = 120.0) -> Iterator[Check]:
-    """Every check, as soon as it is done. wait_s: for the program on the workers.
-
-    Raises: ValueError for a service that starts database, Ray and MLflow for itself.
-    """
+    """Every check, as soon as it is done. wait_s: for the program on the workers."""
     if settings.ray_address is None or settings.mlflow_uri is None or settings.database_url is None:
-        raise ValueError(
-            "doctor needs SYNCNORM_DATABASE_URL, SYNCNORM_RAY_ADDRESS and SYNCNORM_MLFLOW_URI, as in the container of "
-            "the API. Use `docker compose exec api syncnorm doctor`."
-        )
+        yield from _embedded(settings)
+        return
     yield _guarded("database", lambda: _database(settings.database))
     yield _guarded("mlflow", lambda: _mlflow(settings.mlflow_uri or ""))
     cluster = _guarded("ray", lambda: _ray(settings.ray_address or ""))
@@ -57,6 +55,52 @@ def examine(settings: Settings, wait_s: float = 120.0) -> Iterator[Check]:
     yield storage
     if cluster.problem is None and storage.problem is None:
         yield from _hosts(settings, wait_s)
+
+
+def _embedded(settings: Settings) -> Iterator[Check]:
+    """The checks of a service that starts Ray, MLflow or its database for itself."""
+    address = running_here({"SYNCNORM_HOME": str(settings.home)})
+    if address is None:
+        yield Check(
+            "service", "", f"none runs on {settings.home}. Start one with `syncnorm serve`, or set SYNCNORM_HOME."
+        )
+        return
+    token_file = settings.admin_token_file or settings.home / ADMIN_FILE
+    token = token_file.read_text().strip() if token_file.exists() else None
+    with httpx.Client(base_url=address.url, trust_env=False, timeout=30) as http:
+        service = _guarded("service", lambda: _answering(http, address.url))
+        yield service
+        yield _guarded("database", lambda: _database(settings.database))
+        yield _guarded("storage", lambda: _storage(settings.storage_root))
+        if service.problem is None:
+            yield from _parts(http, settings.home)
+            yield _guarded("workers", lambda: _nodes(http, token))
+
+
+def _answering(http: httpx.Client, url: str) -> Check:
+    http.get("/healthz").raise_for_status()
+    return Check("service", url)
+
+
+def _parts(http: httpx.Client, home: Path) -> Iterator[Check]:
+    """What /readyz says of each part, by its name there."""
+    parts = http.get("/readyz").json()
+    logs = {"cluster": "ray.log", "mlflow": "mlflow.log"}
+    for name in ("cluster", "mlflow"):
+        problem = f"it does not answer the service. See {home / logs[name]}; the service starts it again when it dies."
+        yield Check(name, "it answers the service", None if parts.get(name) else problem)
+    if not parts.get("ready") and parts.get("cluster") and parts.get("mlflow"):
+        away = ", ".join(name for name, fine in parts.items() if fine is False and name != "ready") or "some part"
+        yield Check("ready", "", f"no job can start now, because of: {away}. See the log of the service.")
+
+
+def _nodes(http: httpx.Client, token: str | None) -> Check:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    nodes = http.get("/v1/cluster", headers=headers).raise_for_status().json()["nodes"]
+    cpus, gpus = sum(node["cpus"] for node in nodes), sum(node["gpus"] for node in nodes)
+    if not nodes:
+        return Check("workers", "", "Ray has no node yet. Wait a few seconds after the start of the service.")
+    return Check("workers", f"{len(nodes)} hosts, {cpus:g} CPUs, {gpus:g} GPUs")
 
 
 def _guarded(name: str, look: Callable[[], Check]) -> Check:

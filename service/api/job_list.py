@@ -76,6 +76,9 @@ async def list_jobs(
     owner: Text = None,
     norm: Annotated[str | None, Query(max_length=32)] = None,
     name: Text = None,
+    id_prefix: Annotated[
+        str | None, Query(pattern=r"^job_[0-9a-z]{0,26}$", description="With ids that begin so.")
+    ] = None,
     label: Annotated[
         list[LabelFilter],
         Query(default_factory=list, max_length=16, description="With all of these labels, as key:value."),
@@ -104,6 +107,7 @@ async def list_jobs(
         owner=owner,
         norm=norm,
         name=name,
+        id_prefix=id_prefix,
         labels=tuple(sorted(labels)),
         created_after=created_after,
         sort=sort,

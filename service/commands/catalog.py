@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import typer
+from rich.console import RenderableType
 
 from service.commands.arguments import AsJson
 from service.commands.tables import nodes_table
@@ -18,7 +19,7 @@ def norms(as_json: AsJson = False) -> None:
     """List the normalization kinds a job may name."""
     with connect() as client:
         found = client.norms()
-    show_value(found, as_json, _lines(found))
+    show_value(found, as_json, _lines)
 
 
 @app.command()
@@ -26,7 +27,7 @@ def models(as_json: AsJson = False) -> None:
     """List the built-in models; with --json, what their init_args take."""
     with connect() as client:
         found = client.models()
-    show_value(found, as_json, _lines(found))
+    show_value(found, as_json, _lines)
 
 
 @app.command()
@@ -34,7 +35,7 @@ def datasets(as_json: AsJson = False) -> None:
     """List the built-in data; with --json, what their init_args take."""
     with connect() as client:
         found = client.datasets()
-    show_value(found, as_json, _lines(found))
+    show_value(found, as_json, _lines)
 
 
 @app.command()
@@ -42,7 +43,11 @@ def cluster(as_json: AsJson = False) -> None:
     """Show the hosts of the cluster and what is free on them."""
     with connect() as client:
         found = client.cluster()
-    show_value(found, as_json, nodes_table(found["nodes"]) if found["reachable"] else "Ray can't be reached now.")
+    show_value(found, as_json, _nodes)
+
+
+def _nodes(cluster: dict[str, Any]) -> RenderableType:
+    return nodes_table(cluster["nodes"]) if cluster["reachable"] else "Ray can't be reached now."
 
 
 def _lines(entries: list[dict[str, Any]]) -> str:

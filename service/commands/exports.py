@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from service.client import Client
-from service.commands.arguments import AsJson, JobId
-from service.commands.terminal import JOB_FAILED, connect, err, show_value
+from service.commands.arguments import AsJson, Job
+from service.commands.selection import job_id
+from service.commands.terminal import FINE, INTERRUPTED, JOB_FAILED, connect, err, show_value
 from service.run_note import certificate_line
 
 _LOOK_S = 1.0
@@ -21,7 +22,7 @@ app = typer.Typer()
 
 @app.command()
 def export(
-    job_id: JobId,
+    job: Job,
     *,
     formats: Annotated[
         list[str] | None, typer.Option("--format", help="pt2 or onnx; may be given twice. None: both.")
@@ -33,29 +34,30 @@ def export(
 ) -> None:
     """Export a finished job once more, from its certified weights."""
     with connect() as client:
-        made = client.export(job_id, formats=formats, fold=fold, register_as=register_as)
+        one = job_id(client, job)
+        made = client.export(one, formats=formats, fold=fold, register_as=register_as)
         if follow:
-            err.print(f"export {made['name']} (Ctrl-C leaves it running)", highlight=False)
+            err.print(f"export {made['name']} (Ctrl-C leaves it running)")
             try:
-                made = wait(client, job_id, made["name"])
-            except KeyboardInterrupt:
-                err.print("The export goes on.", highlight=False)
-                return
-    show_value(made, as_json, sentence(made))
-    raise typer.Exit(JOB_FAILED if made["state"] == "failed" else 0)
+                made = wait(client, one, made["name"])
+            except KeyboardInterrupt as error:
+                err.print("The export continues.")
+                raise typer.Exit(INTERRUPTED) from error
+    show_value(made, as_json, sentence)
+    raise typer.Exit(JOB_FAILED if made["state"] == "failed" else FINE)
 
 
 @app.command()
-def exports(job_id: JobId, as_json: AsJson = False) -> None:
+def exports(job: Job, as_json: AsJson = False) -> None:
     """List the exports of a job, the one it ended with first."""
     with connect() as client:
-        found = client.exports(job_id)
-    show_value(found, as_json, "\n".join(sentence(one) for one in found))
+        found = client.exports(job_id(client, job))
+    show_value(found, as_json, lambda found: "\n".join(map(sentence, found)))
 
 
 def wait(client: Client, job_id: str, name: str, rest: Callable[[float], None] = time.sleep) -> dict[str, Any]:
     """The export once it is finished."""
-    while (found := client.one_export(job_id, name))["state"] not in _OVER:
+    while (found := client.persist(lambda: client.one_export(job_id, name)))["state"] not in _OVER:
         rest(_LOOK_S)
     return found
 

@@ -25,8 +25,8 @@ def serve() -> None:
     logs.configure(sys.stderr)
 
     def ready(url: str, context: Any) -> None:
-        out.print(f"syncnorm  {url}   (API docs at {url}/docs)", highlight=False, soft_wrap=True)
-        out.print(f"MLflow    {context.mlflow_uri}", highlight=False, soft_wrap=True)
+        out.print(f"syncnorm  {url}   (API docs at {url}/docs)", soft_wrap=True)
+        out.print(f"MLflow    {context.mlflow_uri}", soft_wrap=True)
 
     try:
         run(Settings.from_environment(), ready)
@@ -38,7 +38,7 @@ def serve() -> None:
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Check a running deployment: database, MLflow, Ray, storage, workers. Exit code 1 if something is wrong."""
+    """Check a running service: database, MLflow, Ray, storage, workers. Exit code 1 if something is wrong."""
     from service.doctor import examine
     from service.settings import Settings
 
@@ -58,4 +58,4 @@ def version(as_json: AsJson = False) -> None:
     """Print the version."""
     from service.app import VERSION
 
-    show_value({"version": VERSION}, as_json, VERSION)
+    show_value({"version": VERSION}, as_json, lambda found: found["version"])

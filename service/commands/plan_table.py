@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -34,8 +33,8 @@ def plan_table(plan: Json) -> RenderableType:
     for finding, paths in alike([Finding(**one) for one in plan["findings"]]):
         places = name_some(paths)
         text = f"{places}: {finding.message} {finding.fix}" if places else f"{finding.message} {finding.fix}"
-        table.add_row(f"[{_COLORS[finding.severity]}]{finding.severity}[/]", Text(text))
-    table.title = f"[bold]{escape(plan['spec']['name'])}[/]"
+        table.add_row(Text(finding.severity, style=_COLORS[finding.severity]), Text(text))
+    table.title = Text(plan["spec"]["name"], style="bold")
     table.title_justify = "left"
     return table
 

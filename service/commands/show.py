@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from service.client import TERMINAL, Client
-from service.commands.tables import COLORS, duration, jobs_table
+from service.commands.tables import jobs_table, state_text
+from service.commands.terminal import fit
+from service.commands.values import duration, local_time, number, took
 from service.run_note import certificate_line
 
 Json = dict[str, Any]
+STATES = ("queued", "starting", "running", "stopping", "paused", "finalizing", "succeeded", "failed", "cancelled")
+_QUIET = ("checkpoint", "phase")
+_LOOK_S = 1.0
+_LOOK_S_PER_JOB = 0.05
 
 
 def follow(client: Client, job_id: str, console: Console) -> Json:
     """Show progress until the job is finished; the finished job."""
     columns = (
         SpinnerColumn(finished_text=" "),
-        TextColumn("{task.fields[state]:<10}"),
+        TextColumn("{task.fields[state]:<10}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=100, state="queued", text="")
-        for event in client.follow_events(job_id):
+        client.connection.on_lost = lambda message: console.print(message, style="yellow", markup=False)
+        for event in (fit(one, console) for one in client.follow_events(job_id)):
             if event["kind"] == "progress":
                 bar.update(task, completed=event["data"].get("percent") or 0, text=progress_text(event["data"]))
             elif event["kind"] in STATES:
@@ -38,13 +45,8 @@ def follow(client: Client, job_id: str, console: Console) -> Json:
                 if event["kind"] == "succeeded":
                     bar.update(task, completed=100)
             elif event["kind"] not in _QUIET:
-                console.print(f"[dim]{event['kind']}[/]: {escape(event['message'])}", highlight=False)
-    return client.job(job_id)
-
-
-_QUIET = ("checkpoint", "phase")
-_LOOK_S = 1.0
-STATES = ("queued", "starting", "running", "stopping", "paused", "finalizing", "succeeded", "failed", "cancelled")
+                console.print(Text.assemble((event["kind"], "dim"), f": {event['message']}"))
+    return client.persist(lambda: client.job(job_id))
 
 
 def progress_text(progress: Mapping[str, Any]) -> str:
@@ -54,43 +56,65 @@ def progress_text(progress: Mapping[str, Any]) -> str:
     ]
     loss = progress["metrics"].get("train/loss")
     if loss is not None:
-        parts.append(f"loss {loss:.4f}")
+        parts.append(f"loss {number(loss, '.4f')}")
     if progress.get("eta_s") is not None:
         parts.append(f"ETA {duration(progress['eta_s'])}")
     return "  ".join(parts)
 
 
-def summary(job: Json, console: Console) -> None:
+def summary(job: Json) -> RenderableType:
     """Where a job stands; of a finished one what came of it."""
-    state = f"[{COLORS.get(job['state'], 'white')}]{job['state']}[/]"
-    console.print(f"[bold]{escape(job['name'])}[/] {job['id']} {state} {escape(job['message'])}", highlight=False)
+    name, state = Text(job["name"], style="bold"), state_text(job["state"])
+    parts: list[RenderableType] = [Text.assemble(name, f" {job['id']} ", state, f" {job['message']}")]
     if job["state"] == "queued":
-        console.print(f"Why it waits: syncnorm explain {job['id']}", highlight=False, soft_wrap=True)
+        parts.append(Text(f"Why it waits: syncnorm explain {job['id']}"))
     elif job["state"] not in TERMINAL:
-        console.print(f"{progress_text(job['progress'])}", highlight=False)
+        parts.append(Text(progress_text(job["progress"])))
     if metrics := job["progress"]["metrics"]:
         table = Table("metric", "value", box=None)
-        for name in sorted(metrics):
-            if not name.startswith("norm/") or name == "norm/sync_share":
-                table.add_row(name, f"{metrics[name]:.6g}")
-        console.print(table)
+        for metric in sorted(metrics):
+            if not metric.startswith("norm/") or metric == "norm/sync_share":
+                table.add_row(metric, number(metrics[metric]))
+        parts.append(table)
+    parts += [Text(f"{label:<12} {text}") for label, text in _facts(job)]
+    return Group(*parts)
+
+
+def _facts(job: Json) -> Iterator[tuple[str, str]]:
+    yield "Project", f"{job['project']}, owner {job['owner']}, priority {job['priority']}"
+    if job["labels"]:
+        yield "Labels", " ".join(f"{key}:{value}" for key, value in job["labels"].items())
+    yield "Submitted", local_time(job["created_at"])
+    if job["started_at"]:
+        verb = "took" if job["finished_at"] else "for"
+        yield "Started", f"{local_time(job['started_at'])}, {verb} {took(job)}"
     if job["mlflow"]["url"]:
-        console.print(f"MLflow run   {job['mlflow']['url']}", highlight=False, soft_wrap=True)
+        yield "MLflow run", job["mlflow"]["url"]
     if model := job["model"]:
-        console.print(f"Model        {model['uri']}", highlight=False, soft_wrap=True)
+        yield "Model", model["uri"]
         if model["registered"]:
-            console.print(f"Registered   {model['registered']}", highlight=False)
-        console.print(f"Certificate  {certificate_line(model['certificate'])}", highlight=False, soft_wrap=True)
+            yield "Registered", model["registered"]
+        yield "Certificate", certificate_line(model["certificate"])
+
+
+def _finished(jobs: Sequence[Json]) -> bool:
+    return all(job["state"] in TERMINAL for job in jobs)
 
 
 def watch(
-    look: Callable[[], Sequence[Json]], console: Console, rest: Callable[[float], None] = time.sleep
+    look: Callable[[], Sequence[Json]],
+    console: Console,
+    rest: Callable[[float], None] = time.sleep,
+    until: Callable[[Sequence[Json]], bool] = _finished,
 ) -> Sequence[Json]:
-    """A live table of what `look` finds, until all of it is finished; the jobs at the end."""
+    """A live table of what `look` finds until all of it is finished. Returns the jobs at the end.
+
+    Many jobs are asked for less often.
+    """
     with Live(console=console, auto_refresh=False) as live:
         while True:
             jobs = look()
-            live.update(jobs_table(jobs), refresh=True)
-            if all(job["state"] in TERMINAL for job in jobs):
+            live.update(jobs_table(fit(jobs, console), console.width), refresh=True)
+            if until(jobs):
                 return jobs
-            rest(_LOOK_S)
+            rest(max(_LOOK_S, _LOOK_S_PER_JOB * len(jobs)))

@@ -7,47 +7,61 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
-from service.commands.arguments import AsJson
+from service.client import Client
+from service.commands.arguments import AsJson, Settings
 from service.commands.specfile import load
-from service.commands.terminal import JOB_FAILED, WRONG_USE, connect, err, fail, out, show_value
+from service.commands.terminal import FINE, INTERRUPTED, JOB_FAILED, WRONG_USE, connect, err, fail, out, show_value
+from service.commands.values import local_time, number
 
 study_app = typer.Typer(help="Run families of jobs, and compare them.", no_args_is_help=True)
-StudyId = Annotated[str, typer.Argument(help="Study id, e.g. study_01h…")]
+StudyId = Annotated[str, typer.Argument(help="Study id, e.g. study_01h…", metavar="STUDY")]
 _LOOK_S = 2.0
 _FORMS = {".html": "html", ".png": "png", ".json": "json"}
 _COLORS = {"agrees": "green", "does not agree": "red"}
+_VERBS = {
+    "cancel": "Ask all unfinished jobs of a study to stop.",
+    "pause": "Ask all jobs of a study to stop with a checkpoint, until it is resumed.",
+    "resume": "Put all paused jobs of a study back into the queue.",
+    "retry": "Put all failed and cancelled jobs of a study back into the queue.",
+}
 
 
 @study_app.command()
 def submit(
-    file: Annotated[Path, typer.Argument(help="YAML or JSON study file.")],
-    settings: Annotated[
-        list[str], typer.Option("--set", default_factory=list, help="Change a value, e.g. base.train.epochs=2.")
-    ],
-    follow: Annotated[bool, typer.Option("--follow", help="Wait until all jobs are finished.")] = False,
+    file: Annotated[Path, typer.Argument(help="YAML or JSON study file; - reads standard input.", metavar="FILE")],
+    settings: Settings = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait until all jobs are finished.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Submit a study."""
     with connect() as client:
-        study = client.submit_study(load(file, settings))
+        study = client.submit_study(load(file, settings or (), "study"))
         if not follow:
-            show_value(study, as_json, f"{study['id']} {_line(study)}")
+            show_value(study, as_json, lambda study: f"{study['id']} {_line(study)}")
             return
         try:
-            while study["state"] != "finished":
-                time.sleep(_LOOK_S)
-                found = client.study(study["id"])
-                if found["jobs"] != study["jobs"]:
-                    err.print(f"{study['id']} {_line(found)}", highlight=False)
-                study = found
-        except KeyboardInterrupt:
-            err.print(f"The study goes on: syncnorm study show {study['id']}", highlight=False)
-            return
-        _show(client.study(study["id"]), as_json)
-    raise typer.Exit(0 if set(study["jobs"]) == {"succeeded"} else JOB_FAILED)
+            study = _wait(client, study)
+        except KeyboardInterrupt as error:
+            err.print(f"The study continues. Look at it with: syncnorm study show {study['id']}", soft_wrap=True)
+            raise typer.Exit(INTERRUPTED) from error
+    show_value(study, as_json, _summary)
+    raise typer.Exit(FINE if set(study["jobs"]) == {"succeeded"} else JOB_FAILED)
+
+
+def _wait(client: Client, study: dict[str, Any]) -> dict[str, Any]:
+    """The study once all its jobs are finished."""
+    study_id = study["id"]
+    while study["state"] != "finished":
+        time.sleep(_LOOK_S)
+        found = client.persist(lambda: client.study(study_id))
+        if found["jobs"] != study["jobs"]:
+            err.print(f"{study['id']} {_line(found)}")
+        study = found
+    return study
 
 
 @study_app.command()
@@ -55,44 +69,20 @@ def ls(as_json: AsJson = False) -> None:
     """List studies, newest first."""
     with connect() as client:
         studies = list(client.studies())
-    lines = [f"{study['id']}  {study['name']}  {_line(study)}  {study['created_at'][:19]}" for study in studies]
-    show_value(studies, as_json, "\n".join(lines))
+    show_value(studies, as_json, lambda studies: "\n".join(map(_row, studies)))
 
 
 @study_app.command()
-def show(study_id: StudyId, as_json: AsJson = False) -> None:
+def show(study: StudyId, as_json: AsJson = False) -> None:
     """Show a study: what was found, and the comparison table."""
     with connect() as client:
-        _show(client.study(study_id), as_json)
-
-
-@study_app.command()
-def cancel(study_id: StudyId, as_json: AsJson = False) -> None:
-    """Ask all unfinished jobs of a study to stop."""
-    _ask(study_id, "cancel", as_json)
-
-
-@study_app.command()
-def pause(study_id: StudyId, as_json: AsJson = False) -> None:
-    """Ask all jobs to stop with a checkpoint, until the study is resumed."""
-    _ask(study_id, "pause", as_json)
-
-
-@study_app.command()
-def resume(study_id: StudyId, as_json: AsJson = False) -> None:
-    """Put all paused jobs of a study back into the queue."""
-    _ask(study_id, "resume", as_json)
-
-
-@study_app.command()
-def retry(study_id: StudyId, as_json: AsJson = False) -> None:
-    """Put all failed and cancelled jobs of a study back into the queue."""
-    _ask(study_id, "retry", as_json)
+        found = client.study(study)
+    show_value(found, as_json, _summary)
 
 
 @study_app.command()
 def report(
-    study_id: StudyId,
+    study: StudyId,
     to: Annotated[
         Path | None, typer.Option("-o", "--output", help="A file ending in .html, .png or .json; else STUDY.html.")
     ] = None,
@@ -102,48 +92,61 @@ def report(
     """Write the report of a study to a file; with --json, print it."""
     if as_json:
         with connect() as client:
-            print(client.study_report(study_id, "json").decode())
+            print(client.study_report(study, "json").decode())
         return
-    path = to or Path(f"{study_id}.html")
+    path = to or Path(f"{study}.html")
     if path.suffix not in _FORMS:
         fail(f"-o must end in one of {', '.join(_FORMS)}, got {path}", WRONG_USE)
     with connect() as client:
-        path.write_bytes(client.study_report(study_id, _FORMS[path.suffix], picture))
-    out.print(str(path), highlight=False, soft_wrap=True)
+        content = client.study_report(study, _FORMS[path.suffix], picture)
+    path.write_bytes(content)
+    out.print(str(path), soft_wrap=True)
 
 
-def _ask(study_id: str, verb: str, as_json: bool) -> None:
-    with connect() as client:
-        study = client.ask_study(study_id, verb)
-    show_value(study, as_json, f"{study['id']} {_line(study)}, {verb} requested")
+def _add(verb: str, about: str) -> None:
+    def command(study: StudyId, as_json: AsJson = False) -> None:
+        with connect() as client:
+            found = client.ask_study(study, verb)
+        show_value(found, as_json, lambda found: f"{found['id']} {_line(found)}, {verb} requested")
+
+    study_app.command(verb, help=about)(command)
+
+
+for _verb, _about in _VERBS.items():
+    _add(_verb, _about)
+
+
+def _row(study: dict[str, Any]) -> str:
+    return f"{study['id']}  {study['name']}  {_line(study)}  {local_time(study['created_at'])}"
 
 
 def _line(study: dict[str, Any]) -> str:
     return f"{study['state']}: {', '.join(f'{count} {state}' for state, count in study['jobs'].items())}"
 
 
-def _show(study: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        show_value(study, True, "")
-        return
-    out.print(f"[bold]{escape(study['name'])}[/] {study['id']} {_line(study)}", highlight=False)
+def _summary(study: dict[str, Any]) -> RenderableType:
+    parts: list[RenderableType] = [Text.assemble((study["name"], "bold"), f" {study['id']} {_line(study)}")]
     for finding in study["findings"]:
-        out.print(f"  [{_COLORS.get(finding['verdict'], 'yellow')}]{escape(finding['sentence'])}[/]", highlight=False)
+        parts.append(Text(f"  {finding['sentence']}", style=_COLORS.get(finding["verdict"], "yellow")))
+    parts.append(_comparison(study))
+    for child in study["children"]:
+        if child["state"] in ("failed", "cancelled", "deleted"):
+            about = f" {child['name']} {child['job_id']} {child['message']}"
+            parts.append(Text.assemble((child["state"], "red"), about))
+    if study["mlflow"]["url"]:
+        parts.append(Text(f"MLflow run   {study['mlflow']['url']}"))
+    return Group(*parts)
+
+
+def _comparison(study: dict[str, Any]) -> Table:
     metrics = study["spec"]["metrics"]
     table = Table(*study["spec"]["grid"], *metrics, "failed", box=None)
     for row in study["table"]:
-        point = map(escape, row["point"].values())
-        table.add_row(*point, *(_cell(row["metrics"][name]) for name in metrics), str(row["failed"]))
-    out.print(table)
-    for child in study["children"]:
-        if child["state"] in ("failed", "cancelled", "deleted"):
-            about = escape(f"{child['name']} {child['job_id']} {child['message']}")
-            out.print(f"[red]{child['state']}[/] {about}", highlight=False)
-    if study["mlflow"]["url"]:
-        out.print(f"MLflow run   {study['mlflow']['url']}", highlight=False, soft_wrap=True)
+        table.add_row(*row["point"].values(), *(_cell(row["metrics"][name]) for name in metrics), str(row["failed"]))
+    return table
 
 
 def _cell(found: dict[str, Any] | None) -> str:
     if found is None:
         return "none"
-    return f"{found['mean']:.4g}" + ("" if found["std"] is None else f" ± {found['std']:.2g}")
+    return number(found["mean"], ".4g") + ("" if found["std"] is None else f" ± {number(found['std'], '.2g')}")

@@ -8,6 +8,7 @@ import typer
 
 from service.commands.arguments import AsJson
 from service.commands.terminal import connect, show_value
+from service.commands.values import local_time
 
 token_app = typer.Typer(help="Make, list and revoke tokens.", no_args_is_help=True)
 
@@ -22,7 +23,7 @@ def create_token(
     """Make a token. It is printed here and never again."""
     with connect() as client:
         made = client.create_token(owner, scope, expires_at)
-    show_value(made, as_json, made["token"])
+    show_value(made, as_json, lambda made: made["token"])
 
 
 @token_app.command("ls")
@@ -30,8 +31,7 @@ def list_tokens(as_json: AsJson = False) -> None:
     """List all tokens, without their secrets."""
     with connect() as client:
         found = client.tokens()
-    lines = [f"{one['id']}  {one['owner']}  {','.join(one['scopes'])}  {_standing(one)}" for one in found]
-    show_value(found, as_json, "\n".join(lines))
+    show_value(found, as_json, lambda found: "\n".join(map(_line, found)))
 
 
 @token_app.command("revoke")
@@ -42,5 +42,9 @@ def revoke_token(token_id: Annotated[str, typer.Argument(help="Id as `token ls` 
     print(f"{token_id} revoked")
 
 
-def _standing(token: dict[str, Any]) -> str:
-    return f"revoked {token['revoked_at']}" if token["revoked_at"] else f"until {token['expires_at'] or 'revoked'}"
+def _line(token: dict[str, Any]) -> str:
+    if token["revoked_at"]:
+        standing = f"revoked {local_time(token['revoked_at'])}"
+    else:
+        standing = f"until {local_time(token['expires_at']) or 'revoked'}"
+    return f"{token['id']}  {token['owner']}  {','.join(token['scopes'])}  {standing}"

@@ -42,6 +42,8 @@ def _filters(query: JobQuery) -> Iterator[sa.ColumnElement[bool]]:
     yield from (column == value for column, value in exact if value is not None)
     if query.states:
         yield _J.state.in_(query.states) if len(query.states) > 1 else _J.state == query.states[0]
+    if query.id_prefix is not None:
+        yield _J.id.between(query.id_prefix, query.id_prefix.ljust(len("job_") + 26, "z"))
     if query.created_after is not None:
         yield _J.created_at > query.created_after
     label = t.labels.c

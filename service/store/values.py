@@ -145,6 +145,7 @@ class JobQuery:
     owner: str | None = None
     norm: str | None = None
     name: str | None = None
+    id_prefix: str | None = None
     labels: tuple[tuple[str, str], ...] = ()
     created_after: datetime | None = None
     sort: str = "-created_at"

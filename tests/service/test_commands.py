@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 import typer
 from click.testing import Result
-from rich.console import Console
 from typer.testing import CliRunner
 
 from service import cli
 from service.client import Client
 from service.commands import terminal
-from service.commands.show import summary
-from service.commands.tables import jobs_table, phase_times, where
+from service.commands.tables import phase_times, where
 from tests.service.api import SPEC, api
 from tests.service.test_show import client_of
 from tests.service.world import World
@@ -164,30 +162,6 @@ def test_catalog_and_cluster_are_shown(served: tuple[Sn, World]) -> None:
     assert "digit_scenes " in sn("datasets").stdout
     assert "group " in sn("norms").stdout
     assert "CPUs free" in sn("cluster").stdout
-
-
-def test_id_of_a_job_is_never_cut() -> None:
-    job_id = "job_01m7yng3kae23np1brvwtk9g1z"
-    progress = {"percent": 40.0, "eta_s": 75.0}
-    spec = {"resources": {"workers": 2}}
-    job = {"id": job_id, "name": "a-long-name-of-a-job", "project": "a-project", "state": "running", "norm": "batch"}
-    console = Console(record=True, width=60)
-
-    console.print(
-        jobs_table([{**job, "progress": progress, "spec": spec, "world_size": 2, "created_at": "2026-01-01T00:00:00"}])
-    )
-
-    assert job_id in console.export_text()
-
-
-def test_message_with_brackets_is_shown_as_it_is() -> None:
-    mlflow = {"url": None}
-    job = {"name": "n", "id": "job_1", "state": "failed", "message": "expected [/x], got [red]", "model": None}
-    console = Console(record=True, width=100)
-
-    summary({**job, "mlflow": mlflow, "progress": {"metrics": {}}}, console)
-
-    assert "expected [/x], got [red]" in console.export_text()
 
 
 def test_job_that_waits_says_who_knows_why(served: tuple[Sn, World]) -> None:

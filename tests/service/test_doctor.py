@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import uvicorn
 
 from service.doctor import examine, judge
 from service.settings import Settings
+from tests.service.api import api
+from tests.service.world import World
 from trainer.host_report import HostReport
 
 HEALTHY = HostReport(
@@ -45,9 +52,59 @@ def test_worker_without_gpus_may_have_a_cpu_torch() -> None:
     assert check.problem is None
 
 
-def test_embedded_service_is_told_where_doctor_runs(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="docker compose exec api syncnorm doctor"):
-        list(examine(Settings(home=tmp_path)))
+def test_state_folder_without_a_service_is_told_how_to_start_one(tmp_path: Path) -> None:
+    checks = list(examine(Settings(home=tmp_path)))
+
+    assert [check.name for check in checks] == ["service"]
+    assert "none runs on" in (checks[0].problem or "")
+    assert "`syncnorm serve`" in (checks[0].problem or "")
+
+
+@pytest.fixture
+def embedded(tmp_path: Path) -> Iterator[tuple[Settings, World]]:
+    """The settings and the world of a service on a real socket that starts everything for itself."""
+    (tmp_path / "storage").mkdir()
+    with api(tmp_path) as (client, world):
+        server = uvicorn.Server(uvicorn.Config(client.app, log_config=None, timeout_graceful_shutdown=1))
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            (tmp_path / "service.json").write_text(json.dumps({"url": url}))
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+            thread.start()
+            yield Settings(home=tmp_path), world
+            server.should_exit = True
+            thread.join(20)
+
+
+def test_embedded_service_is_examined_part_by_part(embedded: tuple[Settings, World]) -> None:
+    settings, _ = embedded
+
+    checks = {check.name: check for check in examine(settings)}
+
+    names = ["service", "database", "storage", "cluster", "mlflow", "workers"]
+    assert {name: check.problem for name, check in checks.items()} == dict.fromkeys(names)
+    assert "hosts" in checks["workers"].detail
+
+
+def test_part_of_an_embedded_service_that_is_away_is_named(embedded: tuple[Settings, World]) -> None:
+    settings, world = embedded
+    world.cluster.reachable = False
+    world.reconciler.tick()
+
+    problems = {check.name: check.problem for check in examine(settings)}
+
+    assert "ray.log" in (problems["cluster"] or "")
+    assert problems["mlflow"] is None
+
+
+def test_embedded_service_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    (tmp_path / "service.json").write_text('{"url": "http://127.0.0.1:9"}')
+    (tmp_path / "storage").mkdir()
+
+    problems = {check.name: check.problem for check in examine(Settings(home=tmp_path))}
+
+    assert "Connection refused" in (problems["service"] or "")
+    assert "cluster" not in problems
 
 
 def test_parts_that_do_not_answer_are_each_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,61 @@
+"""Single values as people read them: numbers, times, durations, ages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
+
+
+def number(value: Any, form: str = ".6g") -> str:
+    """A metric. One that isn't finite comes as a word ("NaN"), or not at all."""
+    if value is None:
+        return "none"
+    return format(value, form) if isinstance(value, int | float) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """Minutes and seconds, as 1:05; of hours 1:01:05.
+
+    >>> duration(65), duration(3665)
+    ('1:05', '1:01:05')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def local_time(text: str | None) -> str:
+    """A time of the service in the zone of this terminal, which it names."""
+    return "" if text is None else f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M:%S %Z}"
+
+
+def age(text: str, now: datetime | None = None) -> str:
+    """How long ago it was, in its largest unit.
+
+    >>> age("2026-01-01T00:00:00Z", datetime(2026, 1, 1, 5, 59, tzinfo=UTC))
+    '5 h'
+    """
+    seconds = max(0.0, ((now or datetime.now(UTC)) - datetime.fromisoformat(text)).total_seconds())
+    for size, unit in _UNITS:
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def took(job: Mapping[str, Any], now: datetime | None = None) -> str:
+    """How long a job has been at work, from its start to its end or to now."""
+    if job["started_at"] is None:
+        return ""
+    ended = datetime.fromisoformat(job["finished_at"]) if job["finished_at"] else now or datetime.now(UTC)
+    return duration(max(0.0, (ended - datetime.fromisoformat(job["started_at"])).total_seconds()))
+
+
+def progress(values: Mapping[str, Any]) -> str:
+    """Percent and what is left of the time."""
+    if values["percent"] is None:
+        return ""
+    left = "" if not values["eta_s"] else f"  {duration(values['eta_s'])} left"
+    return f"{values['percent']:.0f} %{left}"
