@@ -28,6 +28,7 @@ from service.gate import Gate
 from service.methods import Methods
 
 VERSION = "0.1.0"
+_PATIENCE_S = 3.0
 
 
 def create_app(context: Context) -> FastAPI:
@@ -62,7 +63,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         threading.Thread(target=context.studies.run, args=(stop, tick_s), name="studies"),
         threading.Thread(target=context.webhooks.run, args=(stop,), name="webhooks"),
     ]
-    for loop in loops:
+    # What they were at when the process ends is done again by the next one.
+    background = [
+        threading.Thread(target=loop.run, args=(stop,), name=loop.name, daemon=True) for loop in context.background
+    ]
+    for loop in (*loops, *background):
         loop.start()
     context.trail.start()
     try:
@@ -73,4 +78,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         context.hub.close()
         for loop in loops:
             loop.join()
+        for loop in background:
+            loop.join(_PATIENCE_S)
         context.trail.stop()

@@ -5,15 +5,24 @@ Ray is a launcher that forgets and lies: everything here may be repeated, and no
 
 from __future__ import annotations
 
+import logging
+import queue
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
-import httpx
+from pydantic import TypeAdapter
 
 from service.decide import RayStatus
+from service.http_port import Answer, Call, HttpPort
+from service.outages import Outages
+from service.port_errors import OddAnswerError, RefusedError, UnreachableError
+from service.ray_answers import CLUSTER, RECORD, RECORDS, VERSION, Record, nodes_of, records_of
 from trainer.plan import NodeCapacity
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 DRIVER_RESOURCE = "syncnorm_driver"
 """Custom resource of the nodes that may run drivers; each driver takes one of it and no CPU."""
@@ -28,10 +37,15 @@ _STATUS = {
     "FAILED": RayStatus.ENDED,
     "STOPPED": RayStatus.ENDED,
 }
+_REFUSALS = {400, 409, 413, 422}
+_NOT_FOUND = 404
+_LIST_S = 120.0
+"""Ray takes 3 s to list 20,000 ended submissions on an idle host, and ten times that on a busy head (ray 2.60)."""
+_LIST_BYTES = 256 * 2**20
+_JSON_OBJECT = TypeAdapter(dict[str, Any])
 
-
-class ClusterUnreachableError(Exception):
-    """Ray can't be asked right now. Says nothing about the jobs on it."""
+ClusterUnreachableError = UnreachableError
+"""What every method raises while Ray can't be asked. It says nothing about the jobs on Ray."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +72,30 @@ class View:
 
 
 class Dispatcher(Protocol):
-    """Port to a cluster. Every method raises ClusterUnreachableError when it can't be asked."""
+    """Port to a cluster. Every method but `forget` raises UnreachableError when it can't be asked."""
 
     def look(self) -> View: ...
 
     def start(self, submission_id: str, folder: str, kind: Kind = "attempt") -> None:
-        """Start the driver of an attempt, or a later export; an id that is known already is left alone."""
+        """Start the driver of an attempt, or a later export; an id that is known already is left alone.
+
+        Raises: RefusedError for a submission that the cluster will never take.
+        """
 
     def end(self, submission_id: str) -> None:
         """End the processes of a submission (SIGTERM, then SIGKILL); an unknown or ended one is left alone."""
 
+    def forget(self, submission_id: str) -> None:
+        """Nobody needs the record of this ended submission any more. Returns at once; the record goes soon."""
+
 
 class RayDispatcher:
-    """The Ray adapter. url: the dashboard's; token: for RAY_AUTH_MODE=token; owner: marks our submissions."""
+    """The Ray adapter.
+
+    Ray keeps the record of every submission until somebody deletes it, and takes longer to list them the more there
+    are. So `look` asks for those that `known` names, a few milliseconds each, and a `ClusterSweep` lists them all now
+    and then: it deletes ended ones, and finds `strays`.
+    """
 
     def __init__(
         self,
@@ -80,26 +105,39 @@ class RayDispatcher:
         *,
         owner: str = "syncnorm",
         timeout_s: float = 10,
+        known: Callable[[], Collection[str]] | None = None,
     ) -> None:
+        """url: the dashboard's; token: for RAY_AUTH_MODE=token; owner: marks our submissions.
+
+        known: the submissions that `look` is about; None: all of ours, which takes a list.
+        """
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s, trust_env=False)
+        self._http = HttpPort("Ray", url, headers=headers, total_s=timeout_s)
         self._entrypoints = entrypoints
         self._owner = owner
+        self._known = known
+        self._odd = Outages(logger)
+        self.forgotten: queue.SimpleQueue[str] = queue.SimpleQueue()
+        """What a sweep should delete next."""
+        self.strays: frozenset[str] = frozenset()
+        """Living submissions of ours that nobody knew at the last sweep."""
 
     def look(self) -> View:
-        session = self._get("/api/version")["session_name"]
-        usage = self._get("/api/cluster_status")["data"]["clusterStatus"]["loadMetricsReport"]["usageByNode"]
-        submissions = {
-            item["submission_id"]: Submission(
-                _STATUS.get(item["status"], RayStatus.RUNNING), item.get("driver_node_id"), item.get("message") or ""
-            )
-            for item in self._get("/api/jobs/")
-            if item.get("submission_id") and (item.get("metadata") or {}).get("syncnorm") == self._owner
-        }
-        return View(session, tuple(_node(node_id, used) for node_id, used in usage.items()), submissions)
+        version, cluster = (_kept(one) for one in self._http.ask_all([_get("/api/version"), _CLUSTER_STATUS]))
+        session = _parsed(version, VERSION).session_name
+        nodes = nodes_of(_parsed(cluster, CLUSTER), self._note)
+        if self._known is None:
+            return View(session, nodes, self.list_all())
+        return View(session, nodes, self._ask_for({*self._known(), *self.strays}))
+
+    def list_all(self) -> dict[str, Submission]:
+        """Every submission of ours that Ray has a record of. Takes seconds where there are thousands."""
+        answer = self._http.ask(_get("/api/jobs/"), total_s=_LIST_S, most_bytes=_LIST_BYTES)
+        found = records_of(_parsed(answer, RECORDS), self._owner, self._note)
+        return {record.submission_id: _submission(record) for record in found}
 
     def start(self, submission_id: str, folder: str, kind: Kind = "attempt") -> None:
-        if self._request("GET", f"/api/jobs/{submission_id}").status_code == httpx.codes.OK:
+        if self._is_known(submission_id):
             return
         body = {
             # Goes through a shell: one constant command and one quoted path, nothing from the spec.
@@ -109,41 +147,92 @@ class RayDispatcher:
             "entrypoint_resources": {DRIVER_RESOURCE: 1},
             "metadata": {"syncnorm": self._owner},
         }
-        answer = self._request("POST", "/api/jobs/", json=body)
+        answer = self._http.ask(Call("POST", "/api/jobs/", json=body))
         # Ray answers a repeated submission_id with 500 and a traceback (ray 2.60).
-        if answer.is_error and "already exists" not in answer.text:
-            raise ClusterUnreachableError(f"Ray refused {submission_id}: {answer.status_code} {answer.text[-400:]}")
+        if "already exists" in answer.excerpt:
+            return
+        if answer.status in _REFUSALS and not answer.is_page:
+            raise RefusedError(f"Ray refused {submission_id}: {answer.status} {answer.excerpt}", answer.status)
+        if not answer.is_success:
+            raise UnreachableError(f"Ray did not take {submission_id}: {answer.status} {answer.excerpt}")
+        if _parsed(answer, _JSON_OBJECT).get("submission_id") != submission_id and not self._is_known(submission_id):
+            raise OddAnswerError(f"Ray took {submission_id}, but does not know it: {answer.excerpt[:80]!r}")
 
     def end(self, submission_id: str) -> None:
-        answer = self._request("POST", f"/api/jobs/{submission_id}/stop")
-        if answer.is_error and answer.status_code != httpx.codes.NOT_FOUND:
-            raise ClusterUnreachableError(
-                f"Ray did not stop {submission_id}: {answer.status_code} {answer.text[-400:]}"
-            )
+        answer = self._http.ask(Call("POST", f"/api/jobs/{submission_id}/stop"))
+        if not _is_missing(answer):
+            _parsed(answer, _JSON_OBJECT)
+
+    def forget(self, submission_id: str) -> None:
+        self.forgotten.put(submission_id)
+
+    def delete(self, submission_id: str) -> bool:
+        """Delete the record of an ended submission; whether it is gone. Ray refuses it for one that is not over."""
+        answer = self._http.ask(Call("DELETE", f"/api/jobs/{submission_id}"))
+        if "non-terminal state" in answer.excerpt:
+            return False
+        if not _is_missing(answer):
+            _parsed(answer, _JSON_OBJECT)
+        return True
 
     def close(self) -> None:
         self._http.close()
 
-    def _get(self, path: str) -> Any:
-        answer = self._request("GET", path)
-        if answer.is_error:
-            raise ClusterUnreachableError(f"Ray answered {answer.status_code} to {path}")
-        return answer.json()
+    def _is_known(self, submission_id: str) -> bool:
+        answer = self._http.ask(_get(f"/api/jobs/{submission_id}"))
+        if _is_missing(answer):
+            return False
+        return _parsed(answer, RECORD).submission_id == submission_id
 
-    def _request(self, method: str, path: str, json: Any = None) -> httpx.Response:
+    def _ask_for(self, names: Collection[str]) -> dict[str, Submission]:
+        """Those that Ray knows. Of one that can't be asked for nothing is said: unknown would mean that it is gone."""
+        ordered = sorted(names)
+        answers = self._http.ask_all([_get(f"/api/jobs/{name}") for name in ordered])
+        found = {name: self._read(name, answer) for name, answer in zip(ordered, answers, strict=True)}
+        return {name: submission for name, submission in found.items() if submission is not None}
+
+    def _read(self, name: str, answer: Answer | UnreachableError) -> Submission | None:
+        what = f"submission {name}"
         try:
-            return self._http.request(method, path, json=json)
-        except httpx.HTTPError as error:
-            raise ClusterUnreachableError(f"Ray can't be reached at {self._http.base_url}: {error}") from error
+            if _is_missing(kept := _kept(answer)):
+                return None
+            submission = _submission(_parsed(kept, RECORD))
+        except UnreachableError as error:
+            self._note(what, str(error))
+            return Submission(RayStatus.UNREACHABLE)
+        self._odd.over(what)
+        return submission
+
+    def _note(self, what: str, why: str) -> None:
+        self._odd.goes_on(what, "Ray says something odd of one item, which is left out", what=what, error=why)
 
 
-def _node(node_id: str, used: Mapping[str, Any]) -> NodeCapacity:
-    cpu_used, cpus = used.get("CPU", (0.0, 0.0))
-    gpu_used, gpus = used.get("GPU", (0.0, 0.0))
-    return NodeCapacity(node_id, cpus, gpus, cpus - cpu_used, gpus - gpu_used, _address(used))
+def _get(path: str) -> Call:
+    return Call("GET", path)
 
 
-def _address(used: Mapping[str, Any]) -> str | None:
-    """Ray gives each host a resource of its address, and the head another of its own."""
-    names = (name.removeprefix("node:") for name in used if name.startswith("node:"))
-    return next((name for name in names if not name.lower().strip("_").startswith("internal")), None)
+_CLUSTER_STATUS = _get("/api/cluster_status")
+
+
+def _kept(answer: Answer | UnreachableError) -> Answer:
+    if isinstance(answer, UnreachableError):
+        raise answer
+    return answer
+
+
+def _parsed(answer: Answer, kind: TypeAdapter[T]) -> T:
+    """Raises: UnreachableError for any status but 2xx; OddAnswerError for another content."""
+    if not answer.is_success:
+        raise UnreachableError(f"{answer.source} answered {answer.status}: {answer.excerpt}")
+    return answer.parsed(kind)
+
+
+def _is_missing(answer: Answer) -> bool:
+    """Whether Ray, and not a proxy in its place, says that it has no such submission."""
+    return answer.status == _NOT_FOUND and not answer.is_page
+
+
+def _submission(record: Record) -> Submission:
+    # A status that we don't know is no evidence of anything.
+    status = _STATUS.get(record.status, RayStatus.UNREACHABLE)
+    return Submission(status, record.driver_node_id, record.message or "")

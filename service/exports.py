@@ -73,7 +73,12 @@ class Export:
     @property
     def submission_id(self) -> str:
         """Of the latest start; known before Ray hears of it."""
-        return f"{self.job_id}-export-{self.number}-{self.starts}"
+        return submission_id(self.job_id, self.number, self.starts)
+
+
+def submission_id(job_id: str, number: int, starts: int) -> str:
+    """Under which Ray knows one start of an export."""
+    return f"{job_id}-export-{number}-{starts}"
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """What can go wrong with anything outside: Ray, MLflow, a webhook receiver, the database.
 
     PortError
-    ├── UnreachableError        away: silence, 5xx, a proxy's refusal. Says nothing about the job; wait and try again.
-    │   └── OddAnswerError      it answered, but not with what was asked for. Wait as well, and log it once.
-    ├── RefusedError            a 4xx that is about this one item. It would be refused again: fail it with this sentence.
+    ├── UnreachableError          away: silence, 5xx, a proxy's refusal. Says nothing about the job: wait, try again.
+    │   └── OddAnswerError        it answered, but not with what was asked for. Wait as well, and log it once.
+    ├── RefusedError              a 4xx about this one item. It would be refused again: fail it with this sentence.
     └── DatabaseUnavailableError  full, locked, read-only or away. Nothing was written.
 
 The storage has `trainer.files.StorageError` and its kinds, for workers raise them as well.

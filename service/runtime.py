@@ -23,6 +23,7 @@ import uvicorn
 from service.api.context import Context
 from service.app import create_app
 from service.auth import Doorkeeper, RateLimit, admin_token
+from service.cluster_sweep import ClusterSweep
 from service.database import Database
 from service.decide import Rules
 from service.dispatch import ENTRYPOINTS, RayDispatcher
@@ -103,9 +104,7 @@ def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, s
     database = stack.enter_context(contextlib.closing(Database(settings.database)))
     database.migrate()
     store = Store(database)
-    dispatcher = stack.enter_context(
-        contextlib.closing(RayDispatcher(ray.url, ray.token or None, ray.entrypoints, owner=_installation(settings)))
-    )
+    dispatcher = stack.enter_context(contextlib.closing(_dispatcher(settings, ray, store)))
     tracker = stack.enter_context(contextlib.closing(MlflowTracker(mlflow_uri)))
     hub, metrics = Hub(store.news), Metrics()
     places = Places(settings.storage_root, settings.worker_url or url, mlflow_uri, settings.public_url or url)
@@ -134,7 +133,13 @@ def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, s
         secrets=Secrets(store, secrets_key(settings.secrets_key_file, settings.home)),
         intake=Intake(store, settings.max_queued, lambda job: job_view(job, links).model_dump(mode="json")),
         studies=StudyPublisher(store, MlflowStudyRuns(tracker), settings.storage_root, links),
+        background=(ClusterSweep(dispatcher, store.unreleased_submissions),),
     )
+
+
+def _dispatcher(settings: Settings, ray: LocalRay, store: Store) -> RayDispatcher:
+    owner, known = _installation(settings), store.unreleased_submissions
+    return RayDispatcher(ray.url, ray.token or None, ray.entrypoints, owner=owner, known=known)
 
 
 def _reconciler(settings: Settings, ports: Ports) -> Reconciler:

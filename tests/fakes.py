@@ -108,6 +108,8 @@ class FakeCluster:
     starts: Counter[str] = field(default_factory=Counter)
     ended: list[str] = field(default_factory=list)
     """What the service had ended."""
+    forgotten: list[str] = field(default_factory=list)
+    """Ended submissions whose record the service needs no more."""
     lease_s: float = 30.0
 
     def look(self) -> View:
@@ -133,6 +135,10 @@ class FakeCluster:
         if attempt_id in self.submissions:
             self.ended.append(attempt_id)
             self.kill(attempt_id)
+
+    def forget(self, attempt_id: str) -> None:
+        if (seen := self.submissions.get(attempt_id)) is not None and seen.status is RayStatus.ENDED:
+            self.forgotten.append(attempt_id)
 
     def kill(self, attempt_id: str) -> None:
         """The driver is gone, and the cluster noticed."""

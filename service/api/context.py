@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
@@ -37,6 +37,14 @@ _LISTS = 2
 """Lists made at the same time; the others wait in line. More threads would take the interpreter from each other."""
 
 
+class Background(Protocol):
+    """A loop beside the reconciler, which nothing else waits for."""
+
+    name: str
+
+    def run(self, stop: threading.Event) -> None: ...
+
+
 @dataclass(frozen=True)
 class Context:
     """mlflow_uri: for links, as a browser reaches it. local_paths: workers see the same files as this process.
@@ -62,6 +70,7 @@ class Context:
     secrets: Secrets
     webhooks: Webhooks
     studies: StudyPublisher
+    background: tuple[Background, ...] = ()
     lists: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_LISTS))
 
     def changed(self, job_id: str) -> None:

@@ -25,8 +25,10 @@ def release(ports: Ports, token: int, view: View, attempts: Sequence[Attempt]) -
         elsewhere = attempt.session not in (None, view.session)
         gone = elsewhere or submission is None or submission.status is RayStatus.ENDED
         if attempt.ended_at is not None and gone:
-            if ports.store.release(attempt.id, token) is not None and ports.metrics is not None:
-                ports.metrics.attempt_ended(attempt.outcome or "", attempt.reason or "")
+            if ports.store.release(attempt.id, token) is not None:
+                ports.dispatcher.forget(attempt.id)
+                if ports.metrics is not None:
+                    ports.metrics.attempt_ended(attempt.outcome or "", attempt.reason or "")
             continue
         left.append(attempt)
         if attempt.ended_at is not None and (now - attempt.ended_at).total_seconds() > _EXIT_GRACE_S:

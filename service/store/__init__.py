@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from service import schema as t
+from service.exports import submission_id
 from service.store.access import AccessTable
 from service.store.attempts import AttemptTable
 from service.store.base import RECONCILER
@@ -58,3 +60,11 @@ class Store(StudyTable, ExportTable, AttemptTable, History, AccessTable, SecretT
         except sa.exc.SQLAlchemyError:
             return False
         return True
+
+    def unreleased_submissions(self) -> set[str]:
+        """Names under which Ray may know something that we still need: of attempts and exports not released yet."""
+        a, e = t.attempts.c, t.exports.c
+        with self._db.read() as c:
+            attempts = set(c.execute(sa.select(a.id).where(a.released_at.is_(None))).scalars())
+            rows = c.execute(sa.select(e.job_id, e.number, e.starts).where(e.released_at.is_(None)))
+            return attempts | {submission_id(*row) for row in rows}

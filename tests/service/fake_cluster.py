@@ -58,9 +58,17 @@ class FakeServers:
         name, _, verb = path.removeprefix("/api/jobs/").partition("/")
         if name not in self.submissions:
             return 404, {}
+        if method == "DELETE":
+            return self._delete(name)
         if verb == "stop" and self.submissions[name]["status"] == "RUNNING":
             self.submissions[name]["status"] = "STOPPED"
         return 200, self.submissions[name]
+
+    def _delete(self, name: str) -> tuple[int, Any]:
+        if self.submissions[name]["status"] == "RUNNING":
+            return 500, {"error": f"Attempted to delete job '{name}', but it is in a non-terminal state RUNNING."}
+        del self.submissions[name]
+        return 200, {"deleted": True}
 
     def _submit(self, body: dict[str, Any]) -> tuple[int, Any]:
         name = body["submission_id"]
@@ -125,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_GET = do_POST = do_PATCH = _serve  # noqa: N815  # names of the standard library
+    do_GET = do_POST = do_PATCH = do_DELETE = _serve  # noqa: N815  # names of the standard library
 
     def log_message(self, *_: object) -> None: ...
 
