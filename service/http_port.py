@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
-from service.port_errors import OddAnswerError, UnreachableError
+from service.port_errors import OddAnswerError, RefusedError, UnreachableError
 
 T = TypeVar("T")
 
@@ -101,7 +101,10 @@ class HttpPort:
         )
 
     def ask(self, call: Call, *, total_s: float | None = None, most_bytes: int = MOST_BYTES) -> Answer:
-        """The answer to one call. Raises: UnreachableError; OddAnswerError for a redirect and for too large a body."""
+        """The answer to one call, whatever its status.
+
+        Raises: UnreachableError; OddAnswerError for a redirect and a huge body; RefusedError for what can't be sent.
+        """
         return _on_loop(self._ask(call, total_s or self._total_s, most_bytes))
 
     def ask_all(self, calls: Sequence[Call], *, total_s: float | None = None) -> list[Answer | UnreachableError]:
@@ -129,6 +132,8 @@ class HttpPort:
                 return await self._exchange(source, call, most_bytes)
         except TimeoutError as error:
             raise UnreachableError(f"{source} did not answer {call.method} within {total_s:g} s") from error
+        except (ValueError, TypeError) as error:  # lone surrogates, NaN: JSON has no form for them
+            raise RefusedError(f"{source} can't be sent this {call.method} of {call.path}: {error}") from error
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise UnreachableError(f"{source} can't be reached: {str(error) or type(error).__name__}") from error
 

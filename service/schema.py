@@ -261,6 +261,31 @@ removals = sa.Table(
 )
 """Deleted jobs whose files still lie on the storage."""
 
+descriptions = sa.Table(
+    "descriptions",
+    metadata,
+    sa.Column("job_id", sa.String(40), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("attempt", sa.Integer, nullable=False),
+)
+"""Attempts that the MLflow run of their job does not tell of yet."""
+
+storages = sa.Table(
+    "storages",
+    metadata,
+    sa.Column("root", sa.String(400), primary_key=True),
+    sa.Column("installation", sa.String(40), nullable=False),
+    sa.Column("marked_at", Instant, nullable=False),
+)
+"""Where a marker file of this installation was written, so that a storage without it is not taken for an empty one."""
+
+probe = sa.Table(
+    "probe",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("filler", sa.Text, nullable=False),
+)
+"""Written and removed to find out whether the database takes anything."""
+
 webhooks = sa.Table(
     "webhooks",
     metadata,
@@ -289,6 +314,8 @@ studies = sa.Table(
     sa.Column("experiment_id", sa.String(64)),
     sa.Column("run_id", sa.String(64)),
     sa.Column("reported_at", Instant),
+    sa.Column("failures", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("problem", sa.Text),
     sa.Index(None, "owner", "id"),
 )
 

@@ -1,27 +1,38 @@
-"""The MLflow run of a job: found or made, described, and given its final status. Plain REST with short timeouts."""
+"""The MLflow run of a job: found or made, described, and given its final status. Plain REST with short limits."""
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-import httpx
+from pydantic import TypeAdapter
 
+from service.http_port import TOTAL_S, Call, HttpPort
 from service.jobs import Attempt, Job
+from service.mlflow_answers import EXPERIMENT_FOUND, EXPERIMENT_MADE, GONE, HISTORY, OBJECT, RUN_FOUND, RUNS_FOUND, read
+from service.port_errors import RefusedError, UnreachableError
+from service.run_facts import Pairs, run_params, run_tags, world_size_tags
+from trainer.text import storable
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _NOTE = "mlflow.note.content"
+_MAX_NOTE = 8000
 _ENDED = ("FINISHED", "FAILED", "KILLED")
-_MAX_PARAMS = 100  # MLflow's limit for one log-batch request
-_MAX_VALUE = 6000  # and for the length of a parameter
+_A_REQUEST = 100
+"""MLflow's limit of params for one log-batch request (mlflow 3.17)."""
+_HEALTH_S = 2.0
+_HISTORIES_S, _AT_ONCE = 30.0, 8
+_BYTES_A_SECOND = 2**20
 
-
-class TrackingUnreachableError(Exception):
-    """MLflow can't be asked right now, or refused."""
+TrackingUnreachableError = UnreachableError
+"""What every method raises while MLflow can't be asked."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +42,16 @@ class Run:
 
 
 class Tracker(Protocol):
-    """Port to MLflow. Every method raises TrackingUnreachableError."""
+    """Port to MLflow. Methods raise UnreachableError while it is away, and RefusedError for what it won't take."""
 
     def run_for(self, job: Job, attempts: Sequence[Attempt], note: str) -> Run:
-        """The run of the job, by its tag; made if there is none. attempts: all of the job, in order. note: its page."""
+        """The run of the job, by its tag; made if there is none, or somebody deleted it. A few short calls.
+
+        attempts: all of the job, in order. note: its page.
+        """
+
+    def describe(self, run_id: str, job: Job, attempts: Sequence[Attempt]) -> list[str]:
+        """Give the run its tags, and the spec as params; the names that MLflow refused. May take many calls."""
 
     def set_status(self, run_id: str, status: str, note: str) -> None: ...
 
@@ -45,103 +62,137 @@ class Tracker(Protocol):
 
 
 class MlflowTracker:
-    def __init__(self, uri: str, timeout_s: float = 10) -> None:
+    """The MLflow adapter. Whatever it answers, a call ends within TOTAL_S and raises what the port promises."""
+
+    def __init__(self, uri: str, timeout_s: float = TOTAL_S) -> None:
         self.uri = uri.rstrip("/")
-        self._http = httpx.Client(base_url=self.uri, auth=mlflow_account(), timeout=timeout_s, trust_env=False)
+        self._http = HttpPort("MLflow", self.uri, auth=mlflow_account(), total_s=timeout_s)
 
     def run_for(self, job: Job, attempts: Sequence[Attempt], note: str) -> Run:
-        experiment_id = job.experiment_id or self.experiment(job.project)
-        run_id = job.run_id or self._find(experiment_id, job.id) or self._create(experiment_id, job)
-        self._describe(run_id, job, attempts, note)
-        return Run(experiment_id, run_id)
+        if job.experiment_id is not None and (run_id := self._find(job.experiment_id, job)):
+            return Run(job.experiment_id, run_id)
+        experiment_id = self.experiment(job.project)
+        return Run(experiment_id, self._find(experiment_id, job) or self._create(experiment_id, job, attempts, note))
+
+    def describe(self, run_id: str, job: Job, attempts: Sequence[Attempt]) -> list[str]:
+        tags, params = run_tags(job, attempts), run_params(job.spec)
+        lost = [f"tag {name}" for name in self._log(run_id, "tags", tags)]
+        for start in range(0, len(params), _A_REQUEST):
+            lost += self._log(run_id, "params", params[start : start + _A_REQUEST])
+        return lost
 
     def set_status(self, run_id: str, status: str, note: str) -> None:
-        self.call("POST", "runs/set-tag", {"run_id": run_id, "key": _NOTE, "value": note})
+        self.call("POST", "runs/set-tag", {"run_id": run_id, "key": _NOTE, "value": storable(note, _MAX_NOTE)})
         body: dict[str, Any] = {"run_id": run_id, "status": status}
         if status in _ENDED:
             body["end_time"] = _now_ms()
         self.call("POST", "runs/update", body)
 
     def histories(self, run_id: str, prefix: str) -> dict[str, list[tuple[int, float]]]:
-        run = self.call("GET", "runs/get", {"run_id": run_id})["run"]
-        names = [metric["key"] for metric in run["data"].get("metrics", []) if metric["key"].startswith(prefix)]
-        return {name: self._history(run_id, name) for name in names}
+        run = self.read("GET", "runs/get", {"run_id": run_id}, RUN_FOUND).run
+        names = [metric.key for metric in run.data.metrics if metric.key.startswith(prefix)]
+        found: dict[str, list[tuple[int, float]]] = {}
+        until = time.monotonic() + _HISTORIES_S
+        for start in range(0, len(names), _AT_ONCE):
+            if time.monotonic() > until:
+                raise UnreachableError(
+                    f"MLflow at {self.uri} needs more than {_HISTORIES_S:g} s for {len(names)} metrics"
+                )
+            found |= self._histories(run_id, names[start : start + _AT_ONCE])
+        return found
 
-    def _history(self, run_id: str, name: str) -> list[tuple[int, float]]:
-        body = {"run_id": run_id, "metric_key": name, "max_results": 5000}
-        points = self.call("GET", "metrics/get-history", body).get("metrics", [])
-        return [(int(point.get("step", 0)), float(point["value"])) for point in points]
+    def _histories(self, run_id: str, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
+        bodies = [{"run_id": run_id, "metric_key": name, "max_results": 5000} for name in names]
+        answers = self._http.ask_all([_call("GET", "metrics/get-history", body) for body in bodies])
+        found = {}
+        for name, answer in zip(names, answers, strict=True):
+            if isinstance(answer, UnreachableError):
+                raise answer
+            found[name] = read(answer, "metrics/get-history", HISTORY).points()
+        return found
 
     def is_answering(self) -> bool:
         try:
-            return self._http.get("/health", timeout=2).is_success
-        except httpx.HTTPError:
+            return self._http.ask(Call("GET", "/health"), total_s=_HEALTH_S).is_success
+        except UnreachableError:
             return False
 
     def close(self) -> None:
         self._http.close()
 
     def experiment(self, project: str) -> str:
-        """Its id; made if there is none."""
-        found = self._request("GET", "experiments/get-by-name", {"experiment_name": project})
-        if found.is_success:
-            experiment: dict[str, Any] = found.json()["experiment"]
-            return str(experiment["experiment_id"])
-        made: str = self.call("POST", "experiments/create", {"name": project})["experiment_id"]
-        return made
+        """Its id; made if there is none, restored if somebody deleted it."""
+        try:
+            found = self.read("GET", "experiments/get-by-name", {"experiment_name": project}, EXPERIMENT_FOUND)
+        except RefusedError as error:
+            if error.code not in ("", GONE):
+                raise
+            return self.read("POST", "experiments/create", {"name": project}, EXPERIMENT_MADE).experiment_id
+        if found.experiment.lifecycle_stage == "deleted":
+            logger.warning("restoring a deleted MLflow experiment that a job names", extra={"project": project})
+            self.call("POST", "experiments/restore", {"experiment_id": found.experiment.experiment_id})
+        return found.experiment.experiment_id
 
-    def _find(self, experiment_id: str, job_id: str) -> str | None:
-        body = {"experiment_ids": [experiment_id], "filter": f"tags.`syncnorm.job_id` = '{job_id}'", "max_results": 1}
-        runs = self.call("POST", "runs/search", body).get("runs", [])
-        return runs[0]["info"]["run_id"] if runs else None
+    def _is_there(self, run_id: str) -> bool:
+        """Whether the run can be written to. False if somebody deleted it: the next attempt gets another one then."""
+        try:
+            run = self.read("GET", "runs/get", {"run_id": run_id}, RUN_FOUND).run
+        except RefusedError as error:
+            if error.code == GONE:
+                return False
+            raise
+        return run.info.lifecycle_stage != "deleted"
 
-    def _create(self, experiment_id: str, job: Job) -> str:
-        tags = [{"key": "syncnorm.job_id", "value": job.id}]
-        body = {"experiment_id": experiment_id, "run_name": job.name, "start_time": _now_ms(), "tags": tags}
-        run_id: str = self.call("POST", "runs/create", body)["run"]["info"]["run_id"]
-        return run_id
+    def _find(self, experiment_id: str, job: Job) -> str | None:
+        """Its run, by its tag; None if there is none, or somebody deleted it."""
+        body = {"experiment_ids": [experiment_id], "filter": f"tags.`syncnorm.job_id` = '{job.id}'", "max_results": 9}
+        names = [run.info.run_id for run in self.read("POST", "runs/search", body, RUNS_FOUND).runs]
+        return job.run_id if job.run_id in names else next(iter(names), None)
 
-    def _describe(self, run_id: str, job: Job, attempts: Sequence[Attempt], note: str) -> None:
-        tags = {
-            "syncnorm.norm": job.norm,
-            **world_size_tags(job, attempts),
-            "syncnorm.attempts": str(job.attempt),
-            _NOTE: note,
-            "mlflow.user": job.owner,
-            **{f"syncnorm.label.{key}": value for key, value in job.labels.items()},
+    def _create(self, experiment_id: str, job: Job, attempts: Sequence[Attempt], note: str) -> str:
+        tags = {"syncnorm.job_id": job.id, _NOTE: storable(note, _MAX_NOTE), **world_size_tags(job, attempts)}
+        body = {
+            "experiment_id": experiment_id,
+            "run_name": storable(job.name),
+            "start_time": _now_ms(),
+            "tags": [{"key": key, "value": value} for key, value in tags.items()],
         }
-        params = [{"key": key, "value": value[:_MAX_VALUE]} for key, value in flatten(job.spec)]
-        for start in range(0, len(params), _MAX_PARAMS):
-            self.call("POST", "runs/log-batch", {"run_id": run_id, "params": params[start : start + _MAX_PARAMS]})
-        self.call(
-            "POST", "runs/log-batch", {"run_id": run_id, "tags": [{"key": k, "value": v} for k, v in tags.items()]}
-        )
+        return self.read("POST", "runs/create", body, RUN_FOUND).run.info.run_id
+
+    def _log(self, run_id: str, what: str, pairs: Pairs) -> list[str]:
+        """Log tags or params; the names of those that MLflow refuses, found by halves so that they hold up no other."""
+        if not pairs:
+            return []
+        try:
+            self.call("POST", "runs/log-batch", {"run_id": run_id, what: [{"key": k, "value": v} for k, v in pairs]})
+        except RefusedError:
+            if not self._is_there(run_id):
+                raise
+            if len(pairs) == 1:
+                return [pairs[0][0]]
+            middle = len(pairs) // 2
+            return self._log(run_id, what, pairs[:middle]) + self._log(run_id, what, pairs[middle:])
+        return []
 
     def call(self, method: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The answer of one endpoint of MLflow's REST API."""
-        answer = self._request(method, path, body)
-        if answer.is_error:
-            raise TrackingUnreachableError(f"MLflow answered {answer.status_code} to {path}: {answer.text[:400]}")
-        content: dict[str, Any] = answer.json()
-        return content
+        return self.read(method, path, body, OBJECT)
+
+    def read(self, method: str, path: str, body: Mapping[str, Any], kind: TypeAdapter[T]) -> T:
+        """The same, as the type that was asked for."""
+        return read(self._http.ask(_call(method, path, body)), path, kind)
 
     def put(self, path: str, content: bytes) -> None:
         """Store an artifact through the server; path: behind `mlflow-artifacts:/`."""
-        try:
-            answer = self._http.put(f"/api/2.0/mlflow-artifacts/artifacts/{path}", content=content)
-        except httpx.HTTPError as error:
-            raise TrackingUnreachableError(f"MLflow can't be reached at {self.uri}: {error}") from error
-        if answer.is_error:
-            raise TrackingUnreachableError(f"MLflow answered {answer.status_code} to {path}: {answer.text[:400]}")
+        call = Call("PUT", f"/api/2.0/mlflow-artifacts/artifacts/{path}", content=content)
+        answer = self._http.ask(call, total_s=TOTAL_S + len(content) / _BYTES_A_SECOND)
+        if not answer.is_success:
+            read(answer, path, OBJECT)
 
-    def _request(self, method: str, path: str, body: Mapping[str, Any]) -> httpx.Response:
-        url = f"/api/2.0/mlflow/{path}"
-        try:
-            if method == "GET":
-                return self._http.get(url, params=dict(body))
-            return self._http.request(method, url, json=body)
-        except httpx.HTTPError as error:
-            raise TrackingUnreachableError(f"MLflow can't be reached at {self.uri}: {error}") from error
+
+def _call(method: str, path: str, body: Mapping[str, Any]) -> Call:
+    url = f"/api/2.0/mlflow/{path}"
+    return Call(method, url, params=body) if method == "GET" else Call(method, url, json=body)
 
 
 def mlflow_account() -> tuple[str, str] | None:
@@ -153,31 +204,6 @@ def mlflow_account() -> tuple[str, str] | None:
     if path := os.environ.get("MLFLOW_TRACKING_PASSWORD_FILE"):
         password = Path(path).read_text().strip()
     return (user, password) if user and password else None
-
-
-def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names and texts of everything in a spec that is set; env is left out, for it may hold private values."""
-    for key, item in value.items():
-        name = f"{prefix}{key}"
-        if name == "env" or item is None:
-            continue
-        if isinstance(item, Mapping) and item:
-            yield from flatten(item, f"{name}.")
-        else:
-            yield name, item if isinstance(item, str) else json.dumps(item)
-
-
-def world_size_tags(job: Job, attempts: Sequence[Attempt]) -> dict[str, str]:
-    """How many workers the latest attempt has; and, once that has changed, how many there were from which step on."""
-    if not attempts:
-        return {"syncnorm.world_size": str(job.workers)}
-    tags = {"syncnorm.world_size": str(attempts[-1].workers)}
-    before, changes = job.workers, []
-    for attempt in attempts:
-        if attempt.workers != before:
-            changes.append(f"{attempt.workers} from step {attempt.resume_step}")
-        before = attempt.workers
-    return tags | ({"syncnorm.world_size_changes": ", ".join(changes)} if changes else {})
 
 
 def _now_ms() -> int:

@@ -11,9 +11,10 @@ from pathlib import Path
 from service.decide import RayStatus
 from service.dispatch import ClusterUnreachableError, Kind, Submission, View
 from service.jobs import Attempt, Job
+from service.run_facts import world_size_tags
 from service.store import Store
 from service.studies.study import Study
-from service.tracking import Run, TrackingUnreachableError, world_size_tags
+from service.tracking import Run, TrackingUnreachableError
 from trainer.attempt import (
     EXPORT_FILE,
     LAUNCH_FILE,
@@ -220,6 +221,10 @@ class FakeTracker:
     """Page by run id."""
     sizes: dict[str, dict[str, str]] = field(default_factory=dict)
     """Tags of the world size by job id."""
+    described: dict[str, int] = field(default_factory=dict)
+    """How many attempts a run was last described with, by run id."""
+    refuses: list[str] = field(default_factory=list)
+    """Names that it does not take."""
 
     def run_for(self, job: Job, attempts: Sequence[Attempt], note: str) -> Run:
         self._require()
@@ -228,6 +233,12 @@ class FakeTracker:
         self.status.setdefault(run_id, "RUNNING")
         self.notes[run_id] = note
         return Run("1", run_id)
+
+    def describe(self, run_id: str, job: Job, attempts: Sequence[Attempt]) -> list[str]:
+        del job
+        self._require()
+        self.described[run_id] = len(attempts)
+        return list(self.refuses)
 
     def set_status(self, run_id: str, status: str, note: str) -> None:
         self._require()

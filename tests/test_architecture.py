@@ -24,6 +24,8 @@ SPEC_SIDE = {
     "trainer.attempt",
     "trainer.host_report",
     "trainer.files",
+    "trainer.mlflow_names",
+    "trainer.text",
     "trainer.storage",
     "trainer.bucket",
     "trainer.filesystems",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torchmetrics import Metric
 
-_NOT_IN_MLFLOW = re.compile(r"[^\w\-./ :]")  # one such name would hold up all metrics behind it
+from trainer.mlflow_names import mlflow_name
 
 
 class Logged:
@@ -30,7 +29,7 @@ class Logged:
 
     def log(self, name: str, value: Any, *_: object, batch_size: int | None = None, **__: object) -> None:
         """As LightningModule.log."""
-        name = _NOT_IN_MLFLOW.sub("_", name)
+        name = mlflow_name(name)  # one that MLflow refuses would hold up all metrics behind it
         if isinstance(value, Metric):
             self._metrics[name] = value
             return

@@ -11,12 +11,13 @@ import sqlalchemy as sa
 
 from service import schema as t
 from service.jobs import ARROWS, TERMINAL, Attempt, Job, JobState, NewEvent
-from service.store.base import INSERT_EVENT, JOBS, Tables, job_of, row_of
+from service.store.base import INSERT_EVENT, JOBS, job_of, row_of
+from service.store.descriptions import DescriptionTable
 from service.store.listing import select_jobs
 from service.store.values import Added, Answer, JobQuery, Listed, NewJob
 
 
-class JobTable(Tables):
+class JobTable(DescriptionTable):
     """Jobs, their labels, and the answers given under idempotency keys."""
 
     def add_job(self, job: Job, event: NewEvent) -> None:
@@ -198,6 +199,7 @@ class JobTable(Tables):
                 return None
             if new_attempt is not None:
                 c.execute(sa.insert(t.attempts).values(**row_of(new_attempt)))
+                self._ask_for_description(c, job.id, new_attempt.number)
             if attempt_changes:
                 a = t.attempts.c
                 c.execute(

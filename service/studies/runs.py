@@ -10,8 +10,11 @@ from urllib.parse import quote, urlsplit
 
 import fsspec
 
+from service.mlflow_answers import RUN_FOUND, RUNS_FOUND
+from service.port_errors import RefusedError
 from service.studies.study import Study
 from service.tracking import MlflowTracker, Run
+from trainer.text import storable
 
 PARENT_TAG = "mlflow.parentRunId"
 """By which MLflow shows a run below another."""
@@ -19,7 +22,8 @@ STUDY_TAG = "syncnorm.study_id"
 
 
 class StudyRuns(Protocol):
-    """Port to MLflow for studies. Every method raises TrackingUnreachableError, and may be repeated."""
+    """Port to MLflow for studies. Every method raises UnreachableError or RefusedError, and may be
+    repeated."""
 
     def run_for_study(self, study: Study) -> Run:
         """The run of the study, by its tag; made if there is none."""
@@ -48,13 +52,12 @@ class MlflowStudyRuns:
         self._call("POST", "runs/set-tag", {"run_id": run_id, "key": PARENT_TAG, "value": parent_run_id})
 
     def upload(self, run_id: str, files: Mapping[str, bytes]) -> None:
-        root = self._call("GET", "runs/get", {"run_id": run_id})["run"]["info"]["artifact_uri"].rstrip("/")
+        root = self._tracker.read("GET", "runs/get", {"run_id": run_id}, RUN_FOUND).run.info.artifact_uri.rstrip("/")
         for path, content in files.items():
             if urlsplit(root).scheme == "mlflow-artifacts":
                 self._tracker.put(quote(f"{urlsplit(root).path.lstrip('/')}/{path}"), content)
             else:
-                with fsspec.open(f"{root}/{path}", "wb", auto_mkdir=True) as file:
-                    file.write(content)
+                _write(f"{root}/{path}", content)
 
     def finish(self, run_id: str, status: str, note: str, metrics: Mapping[str, float]) -> None:
         at_ms = time.time_ns() // 1_000_000
@@ -65,24 +68,30 @@ class MlflowStudyRuns:
 
     def _find(self, experiment_id: str, study: Study) -> str | None:
         body = {"experiment_ids": [experiment_id], "filter": f"tags.`{STUDY_TAG}` = '{study.id}'", "max_results": 1}
-        runs = self._call("POST", "runs/search", body).get("runs", [])
-        return runs[0]["info"]["run_id"] if runs else None
+        runs = self._tracker.read("POST", "runs/search", body, RUNS_FOUND).runs
+        return runs[0].info.run_id if runs else None
 
     def _create(self, experiment_id: str, study: Study) -> str:
         tags = {STUDY_TAG: study.id, "mlflow.user": study.owner, "mlflow.note.content": f"Study `{study.id}`."}
-        params = [
-            {"key": "grid", "value": json.dumps(study.spec["grid"])[:6000]},
-            {"key": "seeds", "value": json.dumps(study.spec["seeds"])[:6000]},
-        ]
+        params = [{"key": key, "value": storable(json.dumps(study.spec[key]), 6000)} for key in ("grid", "seeds")]
         body = {
             "experiment_id": experiment_id,
-            "run_name": study.name,
+            "run_name": storable(study.name),
             "start_time": time.time_ns() // 1_000_000,
             "tags": [{"key": key, "value": value} for key, value in tags.items()],
         }
-        run_id: str = self._call("POST", "runs/create", body)["run"]["info"]["run_id"]
+        run_id = self._tracker.read("POST", "runs/create", body, RUN_FOUND).run.info.run_id
         self._call("POST", "runs/log-batch", {"run_id": run_id, "params": params})
         return run_id
 
     def _call(self, method: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         return self._tracker.call(method, path, body)
+
+
+def _write(url: str, content: bytes) -> None:
+    """To artifacts that MLflow does not serve itself. Raises: RefusedError; whose they are only its error says."""
+    try:
+        with fsspec.open(url, "wb", auto_mkdir=True) as file:
+            file.write(content)
+    except Exception as error:  # of the kinds of each file system
+        raise RefusedError(f"the artifact {url} could not be written: {type(error).__name__}: {error}") from error

@@ -34,6 +34,10 @@ class Study:
     experiment_id: str | None = None
     run_id: str | None = None
     reported_at: datetime | None = None
+    failures: int = 0
+    """How often its report could not be made or handed over, since it last could."""
+    problem: str | None = None
+    """Why, the last time."""
 
 
 @dataclass(frozen=True)

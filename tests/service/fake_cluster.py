@@ -46,15 +46,16 @@ class FakeServers:
             return self._ray(method, path, body)
 
     def _ray(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, Any]:
-        if path == "/api/version":
-            return 200, {"session_name": "session-1"}
-        if path == "/api/cluster_status":
-            usage = {"node-1": {"CPU": [0.0, 64.0]}}
-            return 200, {"data": {"clusterStatus": {"loadMetricsReport": {"usageByNode": usage}}}}
+        usage = {"node-1": {"CPU": [0.0, 64.0]}}
+        looks = {
+            "/api/version": {"session_name": "session-1"},
+            "/api/cluster_status": {"data": {"clusterStatus": {"loadMetricsReport": {"usageByNode": usage}}}},
+            "/api/jobs/": list(self.submissions.values()),
+        }
         if method == "POST" and path == "/api/jobs/":
             return self._submit(body)
-        if path == "/api/jobs/":
-            return 200, list(self.submissions.values())
+        if path in looks:
+            return 200, looks[path]
         name, _, verb = path.removeprefix("/api/jobs/").partition("/")
         if name not in self.submissions:
             return 404, {}
