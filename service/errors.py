@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
 from service.methods import allowed
+from service.port_errors import DatabaseUnavailableError, PortError
 from trainer.files import StorageError
 from trainer.spec_reader import Problem
 
@@ -106,6 +107,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _framework)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _validation)  # type: ignore[arg-type]
     app.add_exception_handler(StorageError, _storage)  # type: ignore[arg-type]
+    app.add_exception_handler(PortError, _outside)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -151,6 +153,12 @@ def _field_problem(item: Mapping[str, Any]) -> FieldProblem:
 async def _storage(request: Request, error: StorageError) -> JSONResponse:
     logger.warning("the storage can't be used", extra={**_which(request), "error": str(error)})
     return problem(request, ApiError(503, "storage_unreachable", str(error), headers={"Retry-After": "10"}))
+
+
+async def _outside(request: Request, error: PortError) -> JSONResponse:
+    code = "database_unavailable" if isinstance(error, DatabaseUnavailableError) else "unreachable"
+    logger.warning("something that the service needs can't be used", extra={**_which(request), "error": str(error)})
+    return problem(request, ApiError(503, code, str(error), headers={"Retry-After": "5"}))
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -19,9 +19,9 @@ def write_export(folder: str, request: ExportRequest) -> None:
 
 
 def read_metrics(folder: str) -> list[str]:
-    """Whole lines of an attempt's metrics, in order; none where there is no such file."""
+    """Whole lines of an attempt's metrics, in order; none where there is no such file. Any of them may be damaged."""
     content = _read(folder, METRICS_FILE) or b""
-    return content.decode().rpartition("\n")[0].splitlines()
+    return [line for line in content.rpartition(b"\n")[0].decode(errors="replace").split("\n") if line]
 
 
 def read_result(folder: str, fence: str) -> Result | None:

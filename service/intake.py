@@ -14,6 +14,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from service.jobs import Job, JobState, NewEvent
+from service.port_errors import DatabaseUnavailableError
 from service.store import Added, Answer, NewJob, Store
 from service.submit import new_job
 from trainer.spec import JobSpec
@@ -72,13 +73,15 @@ class Intake:
         try:
             results = await run_in_threadpool(self._keep, [submit for submit, _ in batch])
         except Exception as error:
-            if len(batch) > 1:  # one of them may be at fault: each for itself
+            is_fault_of_one = not isinstance(error, DatabaseUnavailableError)
+            if len(batch) > 1 and is_fault_of_one:  # each for itself then
                 for one in batch:
                     await self._settle([one])
                 return
             results = []
-            if not batch[0][1].done():
-                batch[0][1].set_exception(error)
+            for _, done in batch:
+                if not done.done():
+                    done.set_exception(error)
         for (_, done), result in zip(batch, results, strict=False):
             if not done.done():  # its client may have gone
                 done.set_result(result)

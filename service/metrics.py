@@ -36,6 +36,13 @@ class Metrics:
             "syncnorm_attempts_ended", "Attempts that ended", ("outcome", "reason"), registry=self.registry
         )
 
+        self._webhooks = Counter(
+            "syncnorm_webhook_events",
+            "Events of webhooks by what became of them; postponed ones count at every try",
+            ("outcome",),
+            registry=self.registry,
+        )
+
     def watch(self, store: Store, reconciler: Reconciler) -> None:
         self.registry.register(_Collector(store, reconciler))
 
@@ -51,6 +58,9 @@ class Metrics:
 
     def attempt_ended(self, outcome: str, reason: str) -> None:
         self._attempts.labels(outcome, reason).inc()
+
+    def webhook(self, outcome: str) -> None:
+        self._webhooks.labels(outcome).inc()
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 import zipfile
+from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import IO
 
@@ -28,7 +29,9 @@ class PackageError(ValueError):
 class Packages:
     """root: the storage of the service, a folder or an fsspec URL. Raises StorageError where that can't be asked."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, check: Callable[[], None] = lambda: None) -> None:
+        """check: raises StorageError where the storage is not the one it should be."""
+        self._check = check
         self._folder = f"{root.rstrip('/')}/packages"
 
     def path(self, digest: str) -> str:
@@ -36,10 +39,12 @@ class Packages:
         return f"{self._folder}/{_name(digest)}"
 
     def has(self, digest: str) -> bool:
+        self._check()
         return storage_at(self._folder).has(_name(digest))
 
     def put(self, digest: str, archive: IO[bytes]) -> None:
         """Keep an archive that was checked. Whoever reads it sees all of it or nothing."""
+        self._check()
         archive.seek(0)
         storage_at(self._folder).write(_name(digest), archive.read())
 

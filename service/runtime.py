@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-import httpx
 import uvicorn
 
 from service.api.context import Context
@@ -29,6 +28,7 @@ from service.decide import Rules
 from service.dispatch import ENTRYPOINTS, RayDispatcher
 from service.embedded import LocalRay, Program, local_mlflow, local_ray, supervised
 from service.gate import Trail
+from service.http_port import HttpPort
 from service.hub import Hub
 from service.inspect import inspect
 from service.intake import Intake
@@ -40,6 +40,8 @@ from service.scheduling.plan import Policy
 from service.secrets import Secrets, secrets_key
 from service.settings import DEFAULT_PORT, Settings
 from service.steps.ports import Places, Ports
+from service.storage_gate import StorageGate
+from service.storage_marker import StorageMarker
 from service.store import Store
 from service.studies.publisher import StudyPublisher
 from service.studies.runs import MlflowStudyRuns
@@ -109,10 +111,13 @@ def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, s
     tracker = stack.enter_context(contextlib.closing(MlflowTracker(mlflow_uri)))
     hub, metrics = Hub(store.news), Metrics()
     places = Places(settings.storage_root, settings.worker_url or url, mlflow_uri, settings.public_url or url)
-    ports = Ports(store, dispatcher, tracker, places, hub.changed, metrics)
+    marker = StorageMarker(store, settings.storage_root)
+    gate = StorageGate(check=marker.check)
+    gate.is_usable()  # marks a new storage, before anything is launched that could be missing from it
+    ports = Ports(store, dispatcher, tracker, places, hub.changed, metrics, gate)
     reconciler = _reconciler(settings, ports)
     metrics.watch(store, reconciler)
-    packages = Packages(settings.storage_root)
+    packages = Packages(settings.storage_root, marker.check)
     links = settings.mlflow_public_url or mlflow_uri
     admin = admin_token(settings.admin_token_file, settings.home) if settings.auth else None
     return Context(
@@ -130,10 +135,10 @@ def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, s
         trail=Trail(store),
         inspect=lambda spec: inspect(spec, packages),
         packages=packages,
-        webhooks=_webhooks(settings, store, stack),
+        webhooks=_webhooks(settings, store, metrics, stack),
         secrets=Secrets(store, secrets_key(settings.secrets_key_file, settings.home)),
         intake=Intake(store, settings.max_queued, lambda job: job_view(job, links).model_dump(mode="json")),
-        studies=StudyPublisher(store, MlflowStudyRuns(tracker), settings.storage_root, links),
+        studies=StudyPublisher(store, MlflowStudyRuns(tracker), settings.storage_root, links, marker.check),
         background=(ClusterSweep(dispatcher, store.unreleased_submissions), RunDescriber(store, tracker)),
     )
 
@@ -159,10 +164,11 @@ def _is_embedded(settings: Settings) -> bool:
     return settings.ray_address is None
 
 
-def _webhooks(settings: Settings, store: Store, stack: contextlib.ExitStack) -> Webhooks:
+def _webhooks(settings: Settings, store: Store, metrics: Metrics, stack: contextlib.ExitStack) -> Webhooks:
     secret = settings.webhook_key_file.read_text().strip().encode() if settings.webhook_key_file else b""
-    http = stack.enter_context(httpx.Client(timeout=10, trust_env=False))
-    return Webhooks(store, settings.webhook_urls, secret, http, f"{socket.gethostname()}-{os.getpid()}")
+    http = stack.enter_context(contextlib.closing(HttpPort("A webhook receiver")))
+    holder = f"{socket.gethostname()}-{os.getpid()}"
+    return Webhooks(store, settings.webhook_urls, secret, http, holder, metrics.webhook)
 
 
 def _installation(settings: Settings) -> str:

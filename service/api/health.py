@@ -35,10 +35,10 @@ async def healthz() -> Health:
 @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
 def readyz(ctx: Ctx) -> JSONResponse:
     parts = {
-        "database": ctx.store.is_answering(),
+        "database": ctx.store.can_write(),
         "cluster": ctx.reconciler.view is not None,
         "mlflow": ctx.tracker.is_answering(),
-        "storage": ctx.reconciler.ports.storage.problem is None,
+        "storage": ctx.reconciler.ports.storage.is_usable(),
     }
     ready = all(parts.values())
     return JSONResponse(Readiness(ready=ready, **parts).model_dump(), status_code=200 if ready else 503)

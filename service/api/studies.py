@@ -19,7 +19,7 @@ from service.asks import Verb
 from service.auth import Principal
 from service.errors import ApiError, FieldProblem
 from service.store import Added, Answer
-from service.studies.publisher import draw_report, report_of
+from service.studies.publisher import draw_report
 from service.studies.report import as_html, as_json
 from service.studies.spec import Child, StudySpec, expand, read_study
 from service.studies.study import Counts, Study, StudyState, count_states, new_study, state_of
@@ -58,6 +58,8 @@ class StudyView(View):
     mlflow: MlflowView
     created_at: datetime
     reported_at: datetime | None
+    problem: str | None = None
+    """Why the report could not be brought into MLflow, where it could not."""
 
 
 class ChildView(View):
@@ -144,7 +146,7 @@ def get_study(study_id: str, ctx: Ctx, who: Reader) -> StudyDetail:
     """A study with its children and the comparison table as it stands."""
     study = visible_study(ctx, who, study_id)
     family = ctx.store.family(study_id)
-    report = report_of(study, family, ctx.settings.storage_root, ctx.mlflow_uri)
+    report = ctx.studies.report(study, family)
     document = as_json(report)
     return StudyDetail(
         **study_view(ctx, study, count_states(job for _, job in family)).model_dump(),
@@ -170,7 +172,7 @@ def get_report(
     """The report as it stands: an HTML page that needs nothing else, one of its pictures, or JSON."""
     study = visible_study(ctx, who, study_id)
     form = _FORMATS[format] if format else wanted(request, list(_FORMATS.values()))
-    report = report_of(study, ctx.store.family(study_id), ctx.settings.storage_root, ctx.mlflow_uri)
+    report = ctx.studies.report(study, ctx.store.family(study_id))
     vary = {"Vary": "Accept"}
     if form == JSON:
         return Response(to_json(as_json(report), inf_nan_mode="strings"), headers=vary, media_type=JSON)
@@ -223,4 +225,5 @@ def study_view(ctx: Context, study: Study, counts: Counts) -> StudyView:
         mlflow=MlflowView(run_id=study.run_id, url=run_page(ctx.mlflow_uri, study.experiment_id, study.run_id)),
         created_at=study.created_at,
         reported_at=study.reported_at,
+        problem=study.problem,
     )

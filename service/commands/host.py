@@ -19,6 +19,8 @@ app = typer.Typer()
 def serve() -> None:
     """Run the service until Ctrl-C. What no SYNCNORM_ variable names, it starts for itself."""
     from service import logs
+    from service.database import UnusableDatabaseError
+    from service.port_errors import DatabaseUnavailableError
     from service.runtime import serve as run
     from service.settings import Settings
 
@@ -32,6 +34,8 @@ def serve() -> None:
         run(Settings.from_environment(), ready)
     except (ValueError, OSError) as error:
         fail(str(error), WRONG_USE)
+    except (UnusableDatabaseError, DatabaseUnavailableError) as error:
+        fail(str(error), JOB_FAILED)
     except KeyboardInterrupt:
         out.print("stopped")
 

@@ -6,11 +6,13 @@ import sqlalchemy as sa
 
 from service import schema as t
 from service.exports import submission_id
+from service.port_errors import DatabaseUnavailableError
 from service.store.access import AccessTable
 from service.store.attempts import AttemptTable
 from service.store.base import RECONCILER
 from service.store.exports import ExportTable
 from service.store.history import History
+from service.store.installation import InstallationTable
 from service.store.leases import LeaseTable
 from service.store.listing import sort_value
 from service.store.removals import RemovalTable
@@ -50,14 +52,24 @@ __all__ = [
 ]
 
 
-class Store(StudyTable, ExportTable, AttemptTable, History, AccessTable, SecretTable, RemovalTable, LeaseTable):
+class Store(
+    StudyTable,
+    ExportTable,
+    AttemptTable,
+    History,
+    AccessTable,
+    SecretTable,
+    RemovalTable,
+    LeaseTable,
+    InstallationTable,
+):
     """Jobs, attempts, exports, studies, events, logs and checkpoints in one database."""
 
     def is_answering(self) -> bool:
         try:
             with self._db.read() as c:
                 c.execute(sa.select(sa.literal(1)))
-        except sa.exc.SQLAlchemyError:
+        except (sa.exc.SQLAlchemyError, DatabaseUnavailableError):
             return False
         return True
 

@@ -16,6 +16,8 @@ from service.store.jobs import JobTable
 from service.store.values import Added, Answer, NewJob
 from service.studies.study import DELETED, Counts, Study, StudyChild
 
+MOST_FAILURES = 5
+"""Of making or handing over one report, after which it is set aside."""
 Family = list[tuple[StudyChild, Job | None]]
 """Children with their jobs; None: the job was deleted."""
 
@@ -97,6 +99,8 @@ class StudyTable(JobTable):
         """Ask all children at once for what each one's state allows; ids of the jobs that it changed."""
         changed = []
         with self._db.write() as c:
+            if verb == "retry":  # its report is worth another try, too
+                c.execute(sa.update(t.studies).where(t.studies.c.id == study_id).values(failures=0))
             for _, job in self._family(c, study_id, lock=True):
                 if job is not None and self._ask(c, job, verb, now):
                     changed.append(job.id)
@@ -117,7 +121,7 @@ class StudyTable(JobTable):
 
     def note_study(self, study_id: str, changes: Mapping[str, Any]) -> None:
         """Set bookkeeping of the run in MLflow."""
-        assert set(changes) <= {"experiment_id", "run_id", "reported_at"}, changes
+        assert set(changes) <= {"experiment_id", "run_id", "reported_at", "failures", "problem"}, changes
         with self._db.write() as c:
             c.execute(sa.update(t.studies).where(t.studies.c.id == study_id).values(**changes))
 
@@ -129,10 +133,11 @@ class StudyTable(JobTable):
             c.execute(sa.update(t.study_children).where(*mine).values(grouped_run=run_id))
 
     def unreported_studies(self) -> list[Study]:
-        """Those whose run in MLflow does not show yet what became of every child."""
+        """Those whose run in MLflow does not show yet what became of every child, and that are not set aside."""
         k, j = t.study_children.c, t.jobs.c
         moved_on = sa.or_(j.state.not_in(TERMINAL), j.finished_at > t.studies.c.reported_at)
         changed = sa.exists().where(k.study_id == t.studies.c.id, j.id == k.job_id, moved_on)
         with self._db.read() as c:
-            query = sa.select(t.studies).where(sa.or_(t.studies.c.reported_at.is_(None), changed))
+            unreported = sa.or_(t.studies.c.reported_at.is_(None), changed)
+            query = sa.select(t.studies).where(t.studies.c.failures < MOST_FAILURES, unreported)
             return [Study(**row) for row in c.execute(query).mappings()]

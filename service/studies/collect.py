@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Annotated, NamedTuple
+
+from pydantic import BaseModel, Field, ValidationError
 
 from service.files import read_metrics
 from service.jobs import Job
@@ -28,6 +30,8 @@ def _outcome(child: StudyChild, job: Job | None, storage: str, mlflow_uri: str) 
     planned = Outcome(child.number, child.job_id, child.name, child.point, child.seed, state="deleted")
     if job is None:
         return replace(planned, message="The job was deleted.")
+    folders = tuple(attempt_folder(storage, job.id, number) for number in range(1, job.attempt + 1))
+    series, left_out = _measured(job, folders)
     return replace(
         planned,
         state=job.state.value,
@@ -35,29 +39,59 @@ def _outcome(child: StudyChild, job: Job | None, storage: str, mlflow_uri: str) 
         message=job.message,
         run_url=run_url(mlflow_uri, job),
         values=certificate_values(job.model),
-        series=_series(job, tuple(attempt_folder(storage, job.id, number) for number in range(1, job.attempt + 1))),
+        series=series,
+        left_out=left_out,
     )
 
 
-def _series(job: Job, folders: tuple[str, ...]) -> Series:
-    return _finished_series(folders, job.version) if job.is_terminal else read_series(folders)
+def _measured(job: Job, folders: tuple[str, ...]) -> Measured:
+    return _finished(folders, job.version) if job.is_terminal else read_measured(folders)
 
 
 @functools.lru_cache(maxsize=2 * MAX_CHILDREN)
-def _finished_series(folders: tuple[str, ...], _version: int) -> Series:
+def _finished(folders: tuple[str, ...], _version: int) -> Measured:
     """Nothing is added any more to what a finished job measured: a report that is looked at again reads no file."""
-    return read_series(folders)
+    return read_measured(folders)
+
+
+class Measured(NamedTuple):
+    """left_out: lines that were no points."""
+
+    series: Series
+    left_out: int
 
 
 def read_series(folders: Sequence[str]) -> Series:
-    """All metrics of all attempts. Of a step recorded twice the first value counts; what is not finite is left out.
+    return read_measured(folders).series
+
+
+def read_measured(folders: Sequence[str]) -> Measured:
+    """All metrics of all attempts. Of a step recorded twice the first value counts; what is not finite, or no point at
+    all, is left out.
 
     Raises: StorageError where they can't be read now: a report is late rather than empty.
     """
     found: dict[str, dict[int, float]] = defaultdict(dict)
+    left_out = 0
     for folder in folders:
         for line in read_metrics(folder):
-            point = json.loads(line)
-            if math.isfinite(point["value"]):
-                found[point["key"]].setdefault(point["step"], point["value"])
-    return {key: sorted(points.items()) for key, points in found.items()}
+            point = _read_point(line)
+            if point is None:
+                left_out += 1
+            elif math.isfinite(point.value):
+                found[point.key].setdefault(point.step, point.value)
+    return Measured({key: sorted(points.items()) for key, points in found.items()}, left_out)
+
+
+class _Point(BaseModel):
+    key: Annotated[str, Field(min_length=1, max_length=1000)]
+    value: float
+    step: Annotated[int, Field(ge=0, le=2**63 - 1)]
+
+
+def _read_point(line: str) -> _Point | None:
+    """None for a line that is no point: after a power cut a file may hold anything."""
+    try:
+        return _Point.model_validate_json(line)
+    except ValidationError:
+        return None

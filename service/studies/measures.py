@@ -35,6 +35,8 @@ class Outcome:
     values: Mapping[str, float] = field(default_factory=dict)
     """Measured once, after training: scores with running and with population statistics."""
     series: Series = field(default_factory=dict)
+    left_out: int = 0
+    """Lines of its metrics that could not be read."""
 
     @property
     def diverged(self) -> bool:

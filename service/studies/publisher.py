@@ -11,18 +11,22 @@ import math
 import os
 import socket
 import threading
+from collections.abc import Callable
 
 from service.jobs import new_fence
+from service.outages import Outages
+from service.port_errors import DatabaseUnavailableError, OddAnswerError, UnreachableError
 from service.store import Store
-from service.store.studies import Family
+from service.store.studies import MOST_FAILURES, Family
 from service.studies.collect import outcomes
 from service.studies.measures import Outcome
 from service.studies.report import Report, as_html, as_json, finding, make_report
 from service.studies.runs import StudyRuns
 from service.studies.spec import StudySpec
 from service.studies.study import Study, StudyState, count_states, state_of
-from service.tracking import TrackingUnreachableError
 from trainer.files import StorageError
+from trainer.text import storable
+from trainer.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +49,24 @@ def draw_report(report: Report) -> dict[str, bytes]:
 
 
 class StudyPublisher:
-    """One acts at a time, under a lease in the database. mlflow_uri: for links, as a browser reaches it."""
+    """One acts at a time, under a lease in the database.
 
-    def __init__(self, store: Store, runs: StudyRuns, storage: str, mlflow_uri: str) -> None:
+    A study whose report can't be made or handed over waits, and holds up no other. After MOST_FAILURES it is set aside,
+    with the reason in its view, until one of its jobs is retried.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        runs: StudyRuns,
+        storage: str,
+        mlflow_uri: str,
+        check_storage: Callable[[], None] = lambda: None,
+    ) -> None:
+        """mlflow_uri: for links, as a browser reaches it. check_storage: raises StorageError where it isn't mounted."""
         self._store = store
+        self._check_storage = check_storage
+        self._outages = Outages(logger)
         self._runs = runs
         self._storage = storage
         self._mlflow_uri = mlflow_uri
@@ -59,18 +77,46 @@ class StudyPublisher:
         while not stop.wait(every_s):
             try:
                 self.tick()
-            except (TrackingUnreachableError, StorageError) as error:
-                logger.warning("studies have to wait: %s", error)
+            except UnreachableError as error:
+                self._outages.goes_on("mlflow", "could not publish studies; retrying", error=str(error))
             except Exception:
                 logger.exception("publishing studies failed; trying again")
         self._store.give_lease_back(self._holder, LEASE)
 
     def tick(self) -> None:
-        """Raises: TrackingUnreachableError, StorageError; what is not done yet is done by a later tick."""
-        if self._store.take_lease(self._holder, _LEASE_S, LEASE) is None:
-            return
+        """Raises: UnreachableError while MLflow is away; what is not done yet is done by a later tick."""
         for study in self._store.unreported_studies():
+            if self._store.take_lease(self._holder, _LEASE_S, LEASE) is None:
+                return
+            self._try_to_publish(study)
+        self._outages.over("mlflow")
+
+    def _try_to_publish(self, study: Study) -> None:
+        try:
             self._publish(study)
+        except (OddAnswerError, StorageError) as error:
+            self._outages.goes_on(study.id, "could not publish a study; retrying", study=study.id, error=str(error))
+            return
+        except (UnreachableError, DatabaseUnavailableError):
+            raise  # it would be the same for every other study
+        except Exception as error:
+            self._set_back(study, error)
+            return
+        self._outages.over(study.id)
+        if study.problem is not None:
+            self._store.note_study(study.id, {"failures": 0, "problem": None})
+
+    def _set_back(self, study: Study, error: Exception) -> None:
+        failures, why = study.failures + 1, f"{type(error).__name__}: {error}"
+        what = "given up" if failures >= MOST_FAILURES else "tried again"
+        logger.error(f"publishing a study failed; {what}", exc_info=error, extra={"study": study.id})
+        problem = f"The report could not be brought into MLflow, {counted(failures, 'time')} in a row. {why}"
+        self._store.note_study(study.id, {"failures": failures, "problem": storable(problem, 2000)})
+
+    def report(self, study: Study, family: Family) -> Report:
+        """The report on a study as it stands now. Raises: StorageError."""
+        self._check_storage()
+        return report_of(study, family, self._storage, self._mlflow_uri)
 
     def _publish(self, study: Study) -> None:
         now = self._store.now()  # before looking: what changes from here on makes another report
@@ -83,7 +129,7 @@ class StudyPublisher:
                 self._runs.group(job.run_id, run.run_id)
                 self._store.note_grouped(child, job.run_id)
         if state_of(count_states(job for _, job in family)) is StudyState.FINISHED:
-            report = report_of(study, family, self._storage, self._mlflow_uri)
+            report = self.report(study, family)
             self._runs.upload(run.run_id, report_files(report))
             self._runs.finish(run.run_id, run_status(report.outcomes), _note(report), _metrics(report))
             self._store.note_study(study.id, {"reported_at": now})

@@ -14,6 +14,7 @@ from service.studies.claims import Estimate, Judgement
 from service.studies.comparison import Row, judge_all, table
 from service.studies.measures import Outcome
 from service.studies.spec import Point, StudySpec
+from trainer.words import counted
 
 FAILED = ("failed", "cancelled", "deleted")
 _CAPTIONS = {
@@ -46,6 +47,10 @@ class Report:
     def counts(self) -> dict[str, int]:
         return dict(Counter(outcome.state for outcome in self.outcomes))
 
+    @property
+    def left_out(self) -> int:
+        return sum(outcome.left_out for outcome in self.outcomes)
+
 
 def make_report(study_id: str, spec: StudySpec, state: str, outcomes: Sequence[Outcome]) -> Report:
     rows, judgements = table(spec, outcomes), judge_all(spec, outcomes)
@@ -76,6 +81,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "name": report.spec.name,
         "state": report.state,
         "counts": report.counts,
+        "unreadable_lines": report.left_out,
         "source": report.spec.source,
         "expects": report.spec.expects,
         "findings": [
@@ -116,6 +122,7 @@ def as_html(report: Report, pictures: Mapping[str, bytes]) -> str:
         f"<p><b>Expected.</b> {escape(spec.expects)}</p>" if spec.expects else "",
         _findings(report.judgements),
         _failures(report.outcomes),
+        _left_out(report.outcomes),
         _comparison_table(report),
         *(_figure(name, png) for name, png in pictures.items()),
         _children(report.outcomes),
@@ -134,6 +141,11 @@ def _findings(judgements: Sequence[Judgement]) -> str:
         "the interval does not."
     )
     return f"<h2>What was measured</h2><ul>{items}</ul><p><small>{note}</small></p>"
+
+
+def _left_out(outcomes: Sequence[Outcome]) -> str:
+    damaged = [f"{counted(one.left_out, 'line')} of {escape(one.name)}" for one in outcomes if one.left_out]
+    return f"<p>Metrics that could not be read, and are left out: {', '.join(damaged)}.</p>" if damaged else ""
 
 
 def _failures(outcomes: Sequence[Outcome]) -> str:

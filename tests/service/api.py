@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 from fastapi.testclient import TestClient
 
 from service.api.context import Context
 from service.app import create_app
 from service.auth import Doorkeeper, RateLimit
 from service.gate import Trail
+from service.http_port import HttpPort
 from service.hub import Hub
 from service.intake import Intake
 from service.metrics import Metrics
@@ -72,7 +72,7 @@ def context_of(world: World, folder: Path, auth: bool, settings: dict[str, Any])
         trail=Trail(world.store),
         studies=StudyPublisher(world.store, world.study_runs, str(folder / "storage"), "http://mlflow"),
         inspect=lambda _spec: None,  # a service on a host without torch; tests/stack asks the real one
-        webhooks=Webhooks(world.store, (), b"", httpx.Client(), "tests"),
+        webhooks=Webhooks(world.store, (), b"", HttpPort("nobody"), "tests"),
         packages=Packages(str(folder)),
         secrets=Secrets(world.store, secrets_key(None, folder)),
         intake=Intake(
