@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from service.decide import RayStatus
 from service.dispatch import RayDispatcher
 from service.outages import Outages
-from service.port_errors import UnreachableError
+from service.port_errors import PortError
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class ClusterSweep:
         while not stop.wait(_LOOK_S):
             try:
                 self.tick()
-            except UnreachableError as error:
+            except PortError as error:
                 self._outages.goes_on("sweep", "could not tidy up Ray's records; trying again", error=str(error))
                 self._next_list = time.monotonic() + EVERY_S
             except Exception:

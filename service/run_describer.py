@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from service.jobs import Job, NewEvent, new_fence
 from service.outages import Outages
-from service.port_errors import OddAnswerError, RefusedError, UnreachableError
+from service.port_errors import DatabaseUnavailableError, OddAnswerError, PortError, RefusedError, UnreachableError
 from service.store import Store
 from service.tracking import Tracker
 from trainer.text import storable
@@ -49,6 +49,9 @@ class RunDescriber:
         while not stop.wait(_LOOK_S):
             try:
                 self.tick(stop)
+                self._outages.over("tick")
+            except PortError as error:
+                self._outages.goes_on("tick", "could not describe runs; trying again", error=str(error))
             except Exception:
                 logger.exception("runs could not be described; trying again")
 
@@ -76,6 +79,8 @@ class RunDescriber:
             self._outages.goes_on(job.id, "could not describe a run; retrying", job=job.id, error=str(error))
             self._not_before[job.id] = self._clock() + _PAUSE_S
             return isinstance(error, OddAnswerError)
+        except DatabaseUnavailableError:
+            raise
         except Exception as error:
             logger.exception("a run could not be described", extra={"job": job.id})
             self._tries[job.id] = self._tries.get(job.id, 0) + 1

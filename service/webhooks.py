@@ -19,6 +19,7 @@ from email.utils import parsedate_to_datetime
 
 from service.http_port import Answer, Call, HttpPort
 from service.jobs import Job, JobState
+from service.outages import Outages
 from service.port_errors import PortError
 from service.store import Store, StoredEvent
 from trainer.text import storable_json
@@ -169,9 +170,13 @@ class Webhooks:
 
 def _run(receiver: _Receiver, stop: threading.Event) -> None:
     """An error in one round does not end the loop."""
+    outages = Outages(logger)
     while not stop.wait(_LOOK_S):
         try:
             receiver.tick()
+            outages.over("webhooks")
+        except PortError as error:
+            outages.goes_on("webhooks", "could not send webhooks; trying again", error=str(error))
         except Exception:
             logger.exception("webhooks could not be sent; trying again")
 

@@ -52,7 +52,8 @@ def write(folder: Path, state: dict[str, Any], *, step: int, epoch: int, world_s
     beside = folder / f"{TEMPORARY}{target.name}"
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        beside.mkdir(parents=True)
+        folder.mkdir(exist_ok=True)  # not its parents: without the attempt's folder, its storage is not mounted
+        beside.mkdir()
         write_with(beside / STATE, lambda file: torch.save(state, file))
         files = {STATE: {"sha256": sha256_of(beside / STATE), "bytes": (beside / STATE).stat().st_size}}
         manifest = {"step": step, "epoch": epoch, "world_size": world_size, "fence": fence, "files": files}

@@ -111,6 +111,8 @@ def _keep(result: Result, launch: Launch, folders: AttemptFolders) -> Result:
     Of a failure, the message to the service has to do then. A success that nobody can read later is none.
     """
     try:
+        if not folders.root.is_dir():
+            raise StorageAwayError(f"{folders.root} must be there: its storage is not mounted any more. Mount it.")
         write_atomic(folders.result, result.model_dump_json(indent=1).encode())
         folders.mirror.publish(folders.result)
     except OSError as error:

@@ -77,7 +77,7 @@ class StudyPublisher:
         while not stop.wait(every_s):
             try:
                 self.tick()
-            except UnreachableError as error:
+            except (UnreachableError, DatabaseUnavailableError) as error:
                 self._outages.goes_on("mlflow", "could not publish studies; retrying", error=str(error))
             except Exception:
                 logger.exception("publishing studies failed; trying again")

@@ -100,3 +100,12 @@ def test_loading_executes_nothing(folder: Path) -> None:
 
     with pytest.raises(Exception, match=r"[Ww]eights.only"):
         checkpoints.load(folder / "step-0000000040")
+
+
+def test_checkpoint_is_not_written_beside_a_storage_that_is_not_mounted(tmp_path: Path) -> None:
+    folder = tmp_path / "storage" / "jobs" / "j" / "attempts" / "1" / "checkpoints"
+
+    with pytest.raises(StorageError, match="could not be written"):
+        checkpoints.write(folder, {}, step=1, epoch=0, world_size=1, fence="f")
+
+    assert list(tmp_path.iterdir()) == []
