@@ -60,11 +60,11 @@ class ClusterSweep:
             self._dispatcher.delete(submission_id)
         if batch:
             logger.info("deleted ended submissions on Ray", extra={"count": len(batch), "remaining": len(self._ended)})
-        self._outages.over("sweep")
 
     def _list(self) -> None:
         began = time.monotonic()
         found = self._dispatcher.list_all()
+        self._outages.over("sweep")
         took_s = time.monotonic() - began
         self._next_list = time.monotonic() + max(EVERY_S, took_s / _LONGEST_SHARE)
         known = set(self._known())  # read after the list: whatever was launched since is in neither
