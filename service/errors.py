@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from service.methods import allowed
 from service.port_errors import DatabaseUnavailableError, PortError
@@ -108,6 +109,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _validation)  # type: ignore[arg-type]
     app.add_exception_handler(StorageError, _storage)  # type: ignore[arg-type]
     app.add_exception_handler(PortError, _outside)  # type: ignore[arg-type]
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -159,6 +161,11 @@ async def _outside(request: Request, error: PortError) -> JSONResponse:
     code = "database_unavailable" if isinstance(error, DatabaseUnavailableError) else "unreachable"
     logger.warning("something that the service needs can't be used", extra={**_which(request), "error": str(error)})
     return problem(request, ApiError(503, code, str(error), headers={"Retry-After": "5"}))
+
+
+async def _gone(request: Request, _: Exception) -> JSONResponse:
+    """Nobody reads it, but it is counted as what it was."""
+    return problem(request, ApiError(408, "request_timeout", "The rest of the body did not come."))
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

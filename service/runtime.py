@@ -17,8 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-import uvicorn
-
 from service.api.context import Context
 from service.app import create_app
 from service.auth import Doorkeeper, RateLimit, admin_token
@@ -29,6 +27,7 @@ from service.dispatch import ENTRYPOINTS, RayDispatcher
 from service.embedded import LocalRay, Program, local_mlflow, local_ray, supervised
 from service.gate import Trail
 from service.http_port import HttpPort
+from service.http_protocol import bound_connections, make_server
 from service.hub import Hub
 from service.inspect import inspect
 from service.intake import Intake
@@ -61,11 +60,9 @@ def serve(settings: Settings, on_ready: Callable[[str, Context], None], entrypoi
     signal.signal(signal.SIGTERM, _leave)
     _allow_many_connections()
     with running(settings, entrypoint) as (context, listener, url):
-        config = uvicorn.Config(
-            create_app(context), log_config=None, timeout_graceful_shutdown=2, access_log=False, server_header=False
-        )
+        server = make_server(create_app(context))
         on_ready(url, context)
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
 
 
 @contextlib.contextmanager
@@ -189,6 +186,7 @@ def listen(settings: Settings) -> socket.socket:
         except OSError:
             listener.close()
             continue
+        bound_connections(listener)
         listener.listen(2048)
         return listener
     raise OSError(f"{settings.host}:{settings.port} is taken. Set SYNCNORM_PORT to another port, or unset it.")

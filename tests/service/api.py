@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from service.app import create_app
 from service.auth import Doorkeeper, RateLimit
 from service.gate import Trail
 from service.http_port import HttpPort
+from service.http_protocol import bound_connections, make_server
 from service.hub import Hub
 from service.intake import Intake
 from service.metrics import Metrics
@@ -56,7 +58,8 @@ def context_of(world: World, folder: Path, auth: bool, settings: dict[str, Any])
     metrics = Metrics()
     metrics.watch(world.store, world.reconciler)
     hub = Hub(world.store.news)
-    chosen = replace(Settings(home=folder), auth=auth, **settings)
+    names = Settings(home=folder, worker_url="http://nobody", allowed_hosts=("testserver",))
+    chosen = replace(names, auth=auth, **settings)
     return Context(
         settings=chosen,
         store=world.store,
@@ -79,6 +82,21 @@ def context_of(world: World, folder: Path, auth: bool, settings: dict[str, Any])
             world.store, chosen.max_queued, lambda job: job_view(job, "http://mlflow").model_dump(mode="json")
         ),
     )
+
+
+@contextmanager
+def on_a_socket(app: Any) -> Iterator[int]:
+    """The port on loopback where the web server of the service answers for `app`."""
+    server = make_server(app)
+    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+        bound_connections(listener)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 class _no_lifespan:  # noqa: N801

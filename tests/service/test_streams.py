@@ -12,11 +12,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 
 from service.client import Client
 from service.jobs import JobState, NewEvent
-from tests.service.api import SPEC, api
+from tests.service.api import SPEC, api, on_a_socket
 from tests.service.world import World
 from trainer.attempt import LogLine
 
@@ -75,15 +74,8 @@ class Cutter:
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[int, World]]:
     """The application on a real socket."""
-    with api(tmp_path) as (client, world):
-        config = uvicorn.Config(client.app, log_config=None, timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-            thread.start()
-            yield listener.getsockname()[1], world
-            server.should_exit = True
-            thread.join()
+    with api(tmp_path) as (client, world), on_a_socket(client.app) as port:
+        yield port, world
 
 
 def test_follower_cut_off_a_hundred_times_misses_nothing_and_sees_nothing_twice(served: tuple[int, World]) -> None:

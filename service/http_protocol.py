@@ -1,0 +1,127 @@
+"""HTTP on a connection, with an end to waiting: uvicorn itself waits for the rest of a request for ever (0.54)."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from enum import Enum
+from http import HTTPStatus
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_S = 20.0
+"""From the first byte of a request, or from the connection, to the end of its headers."""
+IDLE_S = 30.0
+"""Longest pause within a body, and what a body may take whatever its rate."""
+MIN_RATE = 1024
+"""Bytes a second that a body has to come at, on average; a package of 64 MiB may take hours."""
+MAX_HEAD = 64 * 2**10
+"""Bytes of request line and headers."""
+UNREAD_S = 300
+"""A client that reads nothing of an answer for so long is given up, as one that is gone."""
+
+
+class Part(Enum):
+    """What a connection waits for."""
+
+    HEAD = "the headers"
+    BODY = "the body"
+    NOTHING = "nothing"
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """Closes a connection whose request does not come in time. An answer may take as long as it likes."""
+
+    _part = Part.NOTHING
+    _began_at = _last_at = 0.0
+    _received = 0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait_for(Part.HEAD)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        if self._part is Part.NOTHING:
+            self._wait_for(Part.HEAD)
+        self._last_at = self.loop.time()
+        self._received += len(data)
+        super().data_received(data)
+        if self._part is Part.HEAD and self._received > MAX_HEAD:
+            self._end(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing here speaks WebSocket, and no operator should install anything because a page asked."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self._part is not Part.HEAD:
+            self._wait_for(Part.HEAD)
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._wait_for(Part.BODY)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._part = Part.NOTHING
+
+    def _wait_for(self, part: Part) -> None:
+        self._part, self._received = part, 0
+        self._began_at = self._last_at = self.loop.time()
+        if self._timer is None:
+            self._timer = self.loop.call_at(self._due_at(), self._look)
+
+    def _due_at(self) -> float:
+        if self._part is Part.HEAD:
+            return self._began_at + HEAD_S
+        return min(self._last_at + IDLE_S, self._began_at + IDLE_S + self._received / MIN_RATE)
+
+    def _look(self) -> None:
+        """One timer a connection, set anew when it fires: a request costs none of its own."""
+        self._timer = None
+        if self._part is Part.NOTHING or self.transport.is_closing():
+            return
+        if self.flow.read_paused:  # it is us who are slow
+            self._wait_for(self._part)
+        elif self.loop.time() < self._due_at():
+            self._timer = self.loop.call_at(self._due_at(), self._look)
+        else:
+            self._end(HTTPStatus.REQUEST_TIMEOUT)
+
+    def _end(self, status: HTTPStatus) -> None:
+        is_answering = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
+        said_nothing = self.scope is None and not self._received
+        if not (self.transport.is_closing() or is_answering or said_nothing):
+            head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            self.transport.write(head.encode())
+        self.transport.close()
+
+
+def make_server(app: ASGIApp) -> uvicorn.Server:
+    """The web server of this service, for listeners that `bound_connections` has seen."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=BoundedHttp,
+            ws="none",
+            log_config=None,
+            timeout_graceful_shutdown=2,
+            access_log=False,
+            server_header=False,
+        )
+    )
+
+
+def bound_connections(listener: socket.socket) -> None:
+    """Have the connections of a listener end when the other side is gone, or reads nothing for `UNREAD_S`."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_S * 1000)
