@@ -12,6 +12,7 @@ from service import errors, openapi
 from service.api import (
     cluster,
     details,
+    docs,
     exports,
     health,
     internal,
@@ -26,6 +27,7 @@ from service.api import (
 from service.api.context import Context
 from service.gate import Gate
 from service.methods import Methods
+from service.middleware import OriginGuard
 
 VERSION = "0.1.0"
 _PATIENCE_S = 3.0
@@ -40,16 +42,20 @@ def create_app(context: Context) -> FastAPI:
         lifespan=_lifespan,
         redirect_slashes=False,
         generate_unique_id_function=openapi.operation_id,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.context = context
     errors.install(app)
     openapi.install(app)
     app.add_middleware(Methods)
+    app.add_middleware(OriginGuard, trusted=context.settings.trusted)
     app.add_middleware(Gate, observe=context.metrics.request, trail=context.trail)
     parts = (jobs, job_list, details, exports, records, studies, tokens, packages, secrets, cluster, internal, health)
     for part in parts:
         app.include_router(part.router)
     app.include_router(internal.router_of_exports)
+    docs.install(app)
     return app
 
 

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service import data_urls
+from service.origins import Trusted, url_authority
 
+WILDCARDS = ("0.0.0.0", "::")
+"""Every address of this host."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 DEFAULT_PORT = 8000
 
@@ -33,6 +36,8 @@ class Settings:
     """Folder or fsspec URL for launch files, checkpoints and results; every worker must reach it."""
     worker_url: str | None = None
     """Where workers reach this API; None: the address it listens on."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Further names that this API is called by, e.g. train.example.org, gpu7:8000 or *.example.org."""
     auth: bool = False
     admin_token_file: Path | None = None
     """Holds the token of the first admin; None: `admin.token` in the state folder, made at the first start."""
@@ -63,7 +68,7 @@ class Settings:
     @staticmethod
     def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
         """Raises: ValueError naming the variable that can't be read."""
-        host = environ.get("SYNCNORM_HOST", "127.0.0.1")
+        host = environ.get("SYNCNORM_HOST") or "127.0.0.1"
         loopback = host in LOOPBACK
         settings = Settings(
             home=Path(environ.get("SYNCNORM_HOME") or ".syncnorm").expanduser().resolve(),
@@ -72,10 +77,11 @@ class Settings:
             database_url=environ.get("SYNCNORM_DATABASE_URL") or None,
             ray_address=environ.get("SYNCNORM_RAY_ADDRESS") or None,
             mlflow_uri=environ.get("SYNCNORM_MLFLOW_URI") or None,
-            mlflow_public_url=environ.get("SYNCNORM_MLFLOW_PUBLIC_URL") or None,
-            public_url=(environ.get("SYNCNORM_PUBLIC_URL") or "").rstrip("/") or None,
+            mlflow_public_url=_url(environ, "SYNCNORM_MLFLOW_PUBLIC_URL"),
+            public_url=_url(environ, "SYNCNORM_PUBLIC_URL"),
             storage=_storage(environ),
-            worker_url=environ.get("SYNCNORM_WORKER_URL") or None,
+            worker_url=_url(environ, "SYNCNORM_WORKER_URL"),
+            allowed_hosts=_list(environ, "SYNCNORM_ALLOWED_HOSTS"),
             auth=_flag(environ, "SYNCNORM_AUTH", default=not loopback),
             admin_token_file=Path(path) if (path := environ.get("SYNCNORM_ADMIN_TOKEN_FILE")) else None,
             allow_code=_flag(environ, "SYNCNORM_ALLOW_CODE", default=loopback),
@@ -88,6 +94,7 @@ class Settings:
             webhook_urls=tuple(filter(None, environ.get("SYNCNORM_WEBHOOK_URLS", "").split(","))),
             webhook_key_file=Path(path) if (path := environ.get("SYNCNORM_WEBHOOK_KEY_FILE")) else None,
         )
+        _ = settings.trusted  # raises if a name can't be read
         if not settings.auth and not loopback:
             raise ValueError(
                 f"SYNCNORM_HOST={host} is reachable from other machines, which needs authentication. "
@@ -98,12 +105,33 @@ class Settings:
         return settings
 
     @property
+    def trusted(self) -> Trusted:
+        """The names that this API answers to."""
+        bound = () if self.host in WILDCARDS else (self.host,)
+        return Trusted.from_settings(bound, (self.public_url, self.worker_url), self.allowed_hosts)
+
+    @property
     def database(self) -> str:
         return self.database_url or f"sqlite:///{self.home / 'service.db'}"
 
     @property
     def storage_root(self) -> str:
         return self.storage or str(self.home / "storage")
+
+
+def _url(environ: Mapping[str, str], name: str) -> str | None:
+    url = (environ.get(name) or "").rstrip("/")
+    if not url:
+        return None
+    try:
+        url_authority(url)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from error
+    return url
+
+
+def _list(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in (environ.get(name) or "").split(",") if part.strip())
 
 
 def _port(environ: Mapping[str, str]) -> int | None:

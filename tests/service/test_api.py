@@ -146,8 +146,9 @@ def test_class_path_needs_permission(tmp_path: Path) -> None:
 def test_body_over_a_megabyte_is_refused(running: Running) -> None:
     client, _ = running
 
-    declared = client.post("/v1/jobs", content=b" " * (2**20 + 1))
-    streamed = client.post("/v1/jobs", content=(b" " * 2**18 for _ in range(5)))
+    headers = {"Content-Type": "application/json"}
+    declared = client.post("/v1/jobs", content=b" " * (2**20 + 1), headers=headers)
+    streamed = client.post("/v1/jobs", content=(b" " * 2**18 for _ in range(5)), headers=headers)
 
     problem(declared, 413, declared.json()["code"])
     problem(streamed, 413, streamed.json()["code"])

@@ -128,7 +128,7 @@ def test_very_many_damaged_archives_are_refused_and_nothing_else_happens() -> No
 
 def put(client: TestClient, content: bytes, digest: str | None = None) -> tuple[int, str]:
     digest = digest or hashlib.sha256(content).hexdigest()
-    answer = client.put(f"/v1/packages/{digest}", content=content)
+    answer = client.put(f"/v1/packages/{digest}", content=content, headers={"Content-Type": "application/zip"})
     return answer.status_code, answer.json().get("code", answer.json().get("package", ""))
 
 
