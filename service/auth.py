@@ -143,12 +143,17 @@ def digest(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def admin_file(file: Path | None, home: Path) -> Path:
+    """Where the token of the first admin is: the file from the settings, or one in the state folder."""
+    return file or home / ADMIN_FILE
+
+
 def admin_token(file: Path | None, home: Path) -> str:
     """The token of the first admin: from its file, or made and kept in the state folder.
 
     Raises: ValueError if the file is empty; OSError if it can't be read.
     """
-    path = file or home / ADMIN_FILE
+    path = admin_file(file, home)
     if file is None and not path.exists():
         home.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as made:

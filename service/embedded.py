@@ -15,7 +15,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from service.confinement import PRIVATE_UMASK, environment_of_jobs, environment_of_mlflow
 from service.dispatch import ENTRYPOINTS, Entrypoints
 from service.keeper import sweep
 from service.ports import claimed_port, free_port
@@ -61,6 +63,7 @@ class Program:
             stdin=subprocess.PIPE,
             env=dict(command.environment),
             start_new_session=True,
+            umask=PRIVATE_UMASK,
         )
 
     def ensure(self) -> None:
@@ -100,8 +103,8 @@ class LocalRay:
 
 
 @contextlib.contextmanager
-def local_ray(home: Path) -> Iterator[tuple[Program, LocalRay]]:
-    """A Ray head on this host, reachable with a token of our own only."""
+def local_ray(home: Path, *, own_mlflow: bool = True) -> Iterator[tuple[Program, LocalRay]]:
+    """A Ray head on this host, reachable with a token of our own only. own_mlflow: see `environment_of_jobs`."""
     token_file = home / "ray.token"
     token = _write_token(token_file)
     _remove_left(home / _FOLDER_FILE)
@@ -109,7 +112,7 @@ def local_ray(home: Path) -> Iterator[tuple[Program, LocalRay]]:
     (home / _FOLDER_FILE).write_text(str(folder))
 
     def command() -> Command:
-        return Command(_ray_arguments(folder, dashboard), _ray_environment(token_file))
+        return Command(_ray_arguments(folder, dashboard), _ray_environment(token_file, own_mlflow))
 
     python = shlex.quote(sys.executable)
     entrypoints: Entrypoints = {kind: command.replace("python", python, 1) for kind, command in ENTRYPOINTS.items()}
@@ -131,21 +134,28 @@ def _remove_left(record: Path) -> None:
 
 
 @contextlib.contextmanager
-def local_mlflow(home: Path, preferred_port: int = 5000) -> Iterator[tuple[Program, str]]:
-    """An MLflow server on SQLite; its URI. One worker process is plenty for one host."""
+def local_mlflow(
+    home: Path, preferred_port: int = 5000, public_url: str | None = None
+) -> Iterator[tuple[Program, str]]:
+    """An MLflow server on SQLite; its URI. One worker process is plenty for one host.
+
+    public_url: where browsers reach it, if by another name.
+    """
+    public = [urlsplit(public_url).netloc] if public_url else []
     folder = home / "mlflow"
     folder.mkdir(parents=True, exist_ok=True)
 
     def command() -> Command:
         arguments = [
-            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
+            *(sys.executable, "-m", "service.mlflow_server", "server", "--host", "127.0.0.1", "--port", str(port)),
             *("--workers", "1", "--serve-artifacts"),
             *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
             *("--artifacts-destination", str(folder / "artifacts")),
             # The default also lets names through that only look like private addresses (mlflow 3.17).
-            *("--allowed-hosts", f"127.0.0.1:{port},localhost:{port}"),
+            *("--allowed-hosts", ",".join([f"127.0.0.1:{port}", f"localhost:{port}", *public])),
         ]
-        return Command(arguments, _environment({"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}))
+        extra = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        return Command(arguments, _with_our_code(environment_of_mlflow(os.environ), extra))
 
     program = Program("mlflow", home, command)
     with claimed_port(preferred_port) as port:
@@ -195,8 +205,9 @@ def _ray_arguments(folder: Path, dashboard: int) -> list[str]:
     ]
 
 
-def _ray_environment(token_file: Path) -> dict[str, str]:
-    return _environment(
+def _ray_environment(token_file: Path, own_mlflow: bool) -> dict[str, str]:
+    return _with_our_code(
+        environment_of_jobs(os.environ, own_mlflow=own_mlflow),
         {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token_file),
@@ -204,13 +215,15 @@ def _ray_environment(token_file: Path) -> dict[str, str]:
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             # How old Ray's report of free room may be; 5 s else, in which the next job could have started.
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-        }
+            # Else Ray shows its metrics to everybody, without the token. Two servers have no switch (ray 2.60).
+            "RAY_enable_metrics_collection": "0",
+            "AUTOSCALER_METRIC_PORT": "-1",
+            "DASHBOARD_METRIC_PORT": "-1",
+        },
     )
 
 
-def _environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """Ours, without what would lead a program to another cluster, and with this code on the path of the workers."""
-    base = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
+def _with_our_code(base: Mapping[str, str], extra: Mapping[str, str]) -> dict[str, str]:
     paths = [str(_ROOT), *filter(None, [base.get("PYTHONPATH")])]
     return {**base, "PYTHONPATH": os.pathsep.join(paths), **extra}
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 
+from service.confinement import environment_of_jobs
 from service.packages import Packages
 from trainer.plan import Inspection
 from trainer.spec import JobSpec
@@ -20,7 +21,7 @@ TIMEOUT_S = 120.0
 
 def inspect(spec: JobSpec, packages: Packages) -> Inspection | None:
     """Conversion and findings for `spec`; None where the process does not answer, e.g. without torch on this host."""
-    environment = dict(os.environ)
+    environment = environment_of_jobs(os.environ, own_mlflow=True)
     command = [sys.executable, "-m", "trainer.inspection"]
     try:
         with contextlib.ExitStack() as stack:

@@ -21,6 +21,7 @@ from service.api.context import Context
 from service.app import create_app
 from service.auth import Doorkeeper, RateLimit, admin_token
 from service.cluster_sweep import ClusterSweep
+from service.confinement import hide_memory, make_private
 from service.database import Database
 from service.decide import Rules
 from service.dispatch import ENTRYPOINTS, RayDispatcher
@@ -37,16 +38,18 @@ from service.reconcile import Reconciler
 from service.run_describer import RunDescriber
 from service.scheduling.plan import Policy
 from service.secrets import Secrets, secrets_key
-from service.settings import DEFAULT_PORT, Settings
+from service.settings import DEFAULT_PORT, WILDCARDS, Settings
 from service.steps.ports import Places, Ports
 from service.storage_gate import StorageGate
 from service.storage_marker import StorageMarker
 from service.store import Store
 from service.studies.publisher import StudyPublisher
 from service.studies.runs import MlflowStudyRuns
+from service.submit import against_code
 from service.tracking import MlflowTracker
 from service.views import job_view
 from service.webhooks import Webhooks
+from trainer.spec import JobSpec
 
 ADDRESS_FILE = "service.json"
 """In the state folder: where the running service listens, for clients on this host."""
@@ -71,16 +74,24 @@ def running(settings: Settings, entrypoint: str | None = None) -> Iterator[tuple
     with contextlib.ExitStack() as stack:
         if settings.database_url is None or settings.ray_address is None or settings.mlflow_uri is None:
             settings.home.mkdir(parents=True, exist_ok=True)
+            if settings.ray_address is None:
+                make_private(settings.home)
             stack.enter_context(_only_one(settings.home))
+        if settings.auth:
+            hide_memory()
+        if settings.database_url is None:
+            (settings.home / "service.db").touch(0o600)
         listener = stack.enter_context(contextlib.closing(listen(settings)))
-        url = f"http://{settings.host}:{listener.getsockname()[1]}"
+        url = f"http://{_reachable(settings.host)}:{listener.getsockname()[1]}"
         programs: list[Program] = []
         ray, mlflow_uri = _outside(settings), settings.mlflow_uri
         if mlflow_uri is None:
-            program, mlflow_uri = stack.enter_context(local_mlflow(settings.home))
+            program, mlflow_uri = stack.enter_context(
+                local_mlflow(settings.home, public_url=settings.mlflow_public_url)
+            )
             programs.append(program)
         if ray is None:
-            program, ray = stack.enter_context(local_ray(settings.home))
+            program, ray = stack.enter_context(local_ray(settings.home, own_mlflow=settings.mlflow_uri is None))
             programs.append(program)
         stack.enter_context(supervised(programs))
         if entrypoint is not None:
@@ -130,7 +141,7 @@ def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, s
         rate=RateLimit(settings.rate_limit),
         metrics=metrics,
         trail=Trail(store),
-        inspect=lambda spec: inspect(spec, packages),
+        inspect=lambda spec: None if _must_not_run_here(spec, settings) else inspect(spec, packages),
         packages=packages,
         webhooks=_webhooks(settings, store, metrics, stack),
         secrets=Secrets(store, secrets_key(settings.secrets_key_file, settings.home)),
@@ -155,6 +166,11 @@ def _reconciler(settings: Settings, ports: Ports) -> Reconciler:
         lease_s=settings.lease_s,
         holder="the only one" if settings.database_url is None else None,  # a lock file sees to it
     )
+
+
+def _must_not_run_here(spec: JobSpec, settings: Settings) -> bool:
+    """Whether a spec brings code of its user, which would find the keys of a service that others share on this host."""
+    return settings.auth and not _is_embedded(settings) and bool(against_code(spec))
 
 
 def _is_embedded(settings: Settings) -> bool:
@@ -190,6 +206,13 @@ def listen(settings: Settings) -> socket.socket:
         listener.listen(2048)
         return listener
     raise OSError(f"{settings.host}:{settings.port} is taken. Set SYNCNORM_PORT to another port, or unset it.")
+
+
+def _reachable(host: str) -> str:
+    """How this host reaches what listens there."""
+    if host in WILDCARDS:
+        return "[::1]" if ":" in host else "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
 
 
 @contextlib.contextmanager

@@ -19,6 +19,8 @@ app = typer.Typer()
 def serve() -> None:
     """Run the service until Ctrl-C. What no SYNCNORM_ variable names, it starts for itself."""
     from service import logs
+    from service.auth import admin_file
+    from service.confinement import notes
     from service.database import UnusableDatabaseError
     from service.port_errors import DatabaseUnavailableError
     from service.runtime import serve as run
@@ -29,6 +31,9 @@ def serve() -> None:
     def ready(url: str, context: Any) -> None:
         out.print(f"syncnorm  {url}   (API docs at {url}/docs)", soft_wrap=True)
         out.print(f"MLflow    {context.mlflow_uri}", soft_wrap=True)
+        settings = context.settings
+        for note in notes(settings, admin_file(settings.admin_token_file, settings.home)):
+            out.print(note, soft_wrap=True)
 
     try:
         run(Settings.from_environment(), ready)

@@ -43,6 +43,7 @@ def submitted(http: TestClient, **changes: Any) -> str:
 
 # Methods
 
+JSON = {"Content-Type": "application/json"}
 METHODS = {
     "/v1/jobs": "GET, HEAD, OPTIONS, POST",
     "/v1/jobs/job_1": "GET, HEAD, OPTIONS, PATCH, DELETE",
@@ -149,14 +150,14 @@ def test_unknown_parameter_of_a_submit_stores_nothing(http: TestClient) -> None:
 def test_key_that_comes_twice_is_refused_with_its_place(
     still: TestClient, method: str, path: str, raw: str, pointer: str
 ) -> None:
-    answer = still.request(method, path, content=raw, headers={"Content-Type": "application/json"})
+    answer = still.request(method, path, content=raw, headers=JSON)
 
     assert problem(answer, 422, "invalid_value")["errors"][0]["pointer"] == pointer
 
 
 @pytest.mark.parametrize("number", ["9" * 30, "9" * 5000, "-" + "9" * 5000])
 def test_number_beyond_64_bit_is_refused_however_long(still: TestClient, number: str) -> None:
-    answer = still.post("/v1/jobs", content='{"seed": %s}' % number)  # noqa: UP031
+    answer = still.post("/v1/jobs", content='{"seed": %s}' % number, headers=JSON)  # noqa: UP031
 
     (error,) = problem(answer, 422, "invalid_value")["errors"]
     assert error == {"pointer": "/seed", "detail": "must fit 64 bit"}
@@ -335,7 +336,7 @@ def test_odd_host_is_no_internal_error(still: TestClient, host: str) -> None:
 
 
 def test_problems_have_titles_and_codes_that_do_not_depend_on_python(still: TestClient) -> None:
-    large, unread = still.post("/v1/jobs", content=b" " * 2**21), still.get("/v1/jobs?limit=x")
+    large, unread = still.post("/v1/jobs", content=b" " * 2**21, headers=JSON), still.get("/v1/jobs?limit=x")
 
     assert problem(large, 413, "request_entity_too_large")["title"] == "Content Too Large"
     assert problem(unread, 422, "invalid_request")["title"] == "Unprocessable Content"

@@ -18,6 +18,8 @@ import pytest
 from service.client import Client
 
 T = TypeVar("T")
+_MARK = "TESTS_OF_HOME"
+"""A variable that all processes of a service inherit; the state folder is hidden from most of them."""
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -38,7 +40,7 @@ class Serving:
         self.home = home
         self._out = home / "out"
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SYNCNORM_")}
-        environment |= {"SYNCNORM_HOME": str(home), "PYTHONPATH": str(ROOT), **settings}
+        environment |= {"SYNCNORM_HOME": str(home), _MARK: str(home), "PYTHONPATH": str(ROOT), **settings}
         with self._out.open("ab") as out:
             command = [sys.executable, "-m", program, "serve"]
             self.process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
@@ -72,7 +74,7 @@ class Serving:
         found = []
         for process in psutil.process_iter():
             try:
-                ours = process.environ().get("SYNCNORM_HOME") == str(self.home)
+                ours = process.environ().get(_MARK) == str(self.home)
                 if ours and command in " ".join(process.cmdline()):
                     found.append(process)
             except psutil.Error:  # ended meanwhile, a zombie, or not ours to read
