@@ -18,6 +18,8 @@ class Option:
     doc: str
     minimum: float | None = None
     choices: tuple[str, ...] = ()
+    largest: float = 1e12
+    """Either side of 0."""
 
     def problem(self, value: object) -> str | None:
         """Why `value` can't be taken, or None if it can."""
@@ -31,6 +33,8 @@ class Option:
             return f"must be {self.expected()}, got {value!r}"
         if self.minimum is not None and isinstance(value, int | float) and value < self.minimum:
             return f"must be at least {self.minimum:g}, got {value!r}"
+        if isinstance(value, int | float) and not abs(value) <= self.largest:
+            return f"must lie between -{self.largest:g} and {self.largest:g}, got {value!r}"
         return None
 
     def expected(self) -> str:

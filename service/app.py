@@ -68,6 +68,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         threading.Thread(target=context.reconciler.run, args=(stop, context.wake, tick_s), name="reconciler"),
         threading.Thread(target=context.studies.run, args=(stop, tick_s), name="studies"),
         threading.Thread(target=context.webhooks.run, args=(stop,), name="webhooks"),
+        threading.Thread(target=context.retention.run, args=(stop,), name="retention"),
     ]
     # What they were at when the process ends is done again by the next one.
     background = [

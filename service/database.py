@@ -168,6 +168,7 @@ def _sqlite_engine(url: str, begin: str, synchronous: str, patience_s: float = _
     @sa.event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # SQLAlchemy begins transactions itself, below
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # first of all: it takes effect only where no tables are
         for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 

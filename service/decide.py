@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from service.jobs import ACTIVE, Attempt, Job, JobState, read_result
+from service.jobs import ACTIVE, Attempt, Job, JobState, after, stored_result
 from trainer.attempt import CANNOT_BEGIN, CANNOT_BEGIN_NOW, Result
 from trainer.failure import FailureReason, may_be_retried
 
@@ -78,6 +78,9 @@ class EndOnRay:
     reason: FailureReason | None
     message: str
 
+
+_DOUBLINGS = 30
+"""Of the wait before another attempt; by then it is at its longest."""
 
 Decision = Move | Launch | EndOnRay | None
 
@@ -145,7 +148,7 @@ def _forward(job: Job, attempt: Attempt, seen: Seen, rules: Rules) -> Decision:
 def _press(job: Job, attempt: Attempt, seen: Seen) -> Decision:
     """After the grace for a last checkpoint, the processes are ended."""
     asked_at = job.stop_at or attempt.created_at
-    grace_over = seen.now >= asked_at + timedelta(seconds=job.grace_s)
+    grace_over = seen.now >= after(asked_at, job.grace_s)
     nobody_listens = attempt.heartbeat_at is None
     if attempt.stop_sent_at is None and (grace_over or nobody_listens) and seen.ray is not RayStatus.UNREACHABLE:
         return EndOnRay(None, f"No checkpoint within the grace of {job.grace_s:g} s.")
@@ -153,7 +156,7 @@ def _press(job: Job, attempt: Attempt, seen: Seen) -> Decision:
 
 
 def _ending(job: Job, attempt: Attempt, seen: Seen, rules: Rules) -> _Ending | None:
-    result = seen.result or read_result(attempt)
+    result = seen.result or stored_result(attempt)
     if result is not None:
         return _Ending(result.outcome, result.reason, result.message, result, outage=result.outage)
     if not _is_dead(attempt, seen, rules):
@@ -235,7 +238,7 @@ def _after_failure(job: Job, attempt: Attempt, ending: _Ending, now: datetime, r
     changes: dict[str, Any] = {"failures": failures, "stalled": stalled, "reason": reason, "message": ending.message}
     if job.stop == "pause":
         return Move(JobState.PAUSED, changes, message=f"Paused; the attempt had failed: {ending.message}")
-    wait_s = min(rules.retry_base_s * 2 ** (stalled - 1), rules.retry_max_s)
+    wait_s = min(rules.retry_base_s * 2 ** min(stalled - 1, _DOUBLINGS), rules.retry_max_s)
     changes["not_before"] = now + timedelta(seconds=wait_s)
     return Move(JobState.QUEUED, changes, message=f"{ending.message} Another attempt in {wait_s:.0f} s.")
 
@@ -258,9 +261,7 @@ def _cancelled(message: str, now: datetime) -> Move:
 
 def _deadline_passed(job: Job, now: datetime) -> bool:
     """The deadline runs from the first start; waiting for it costs nothing."""
-    if job.deadline_s is None or job.started_at is None:
-        return False
-    return now > job.started_at + timedelta(seconds=job.deadline_s)
+    return job.deadline_at is not None and now > job.deadline_at
 
 
 def _first_start(job: Job, now: datetime) -> dict[str, Any]:

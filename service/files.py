@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pydantic import ValidationError
-
 from trainer.attempt import EXPORT_FILE, LAUNCH_FILE, METRICS_FILE, RESULT_FILE, ExportRequest, Launch, Result
+from trainer.result_reader import parse_result
 from trainer.storage import storage_at
 
 
@@ -25,15 +24,9 @@ def read_metrics(folder: str) -> list[str]:
 
 
 def read_result(folder: str, fence: str) -> Result | None:
-    """The result of an attempt, if it is there, complete, and carries this fence."""
+    """The result of an attempt, if it is there and carries this fence; a failure, if it is there and can't be read."""
     content = _read(folder, RESULT_FILE)
-    if content is None:
-        return None
-    try:
-        result = Result.model_validate_json(content)
-    except ValidationError:
-        return None
-    return result if result.fence == fence else None
+    return None if content is None else parse_result(content, fence)
 
 
 def _read(folder: str, name: str) -> bytes | None:

@@ -7,12 +7,14 @@ import secrets
 import threading
 import time
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
 from trainer.attempt import Result, StopRequest
+from trainer.bounds import LONGEST_S
 from trainer.failure import FailureReason
+from trainer.result_reader import read_result
 
 
 class JobState(StrEnum):
@@ -131,6 +133,13 @@ class Job:
         return self.state in TERMINAL
 
     @property
+    def deadline_at(self) -> datetime | None:
+        """None: there is no deadline, or the job has not started."""
+        if self.deadline_s is None or self.started_at is None:
+            return None
+        return after(self.started_at, self.deadline_s)
+
+    @property
     def least_workers(self) -> int:
         return self.min_workers or self.workers
 
@@ -187,8 +196,14 @@ class NewEvent:
     data: dict[str, Any] | None = None
 
 
-def read_result(attempt: Attempt) -> Result | None:
-    return None if attempt.result is None else Result.model_validate(attempt.result)
+def stored_result(attempt: Attempt) -> Result | None:
+    """What the attempt said itself, also where another version stored it."""
+    return None if attempt.result is None else read_result(attempt.result, attempt.fence)
+
+
+def after(moment: datetime, seconds: float) -> datetime:
+    """At most ten years later: a row of an older version may hold any number."""
+    return moment + timedelta(seconds=min(max(seconds, 0.0), LONGEST_S))
 
 
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"

@@ -42,6 +42,9 @@ class Metrics:
             ("outcome",),
             registry=self.registry,
         )
+        self._pruned = Counter(
+            "syncnorm_pruned_rows", "Old rows removed from the database", ("table",), registry=self.registry
+        )
 
     def watch(self, store: Store, reconciler: Reconciler) -> None:
         self.registry.register(_Collector(store, reconciler))
@@ -61,6 +64,10 @@ class Metrics:
 
     def webhook(self, outcome: str) -> None:
         self._webhooks.labels(outcome).inc()
+
+    def pruned(self, table: str, rows: int) -> None:
+        """Old rows were removed."""
+        self._pruned.labels(table).inc(rows)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
@@ -83,6 +90,10 @@ class _Collector(Collector):
             cpu.add_metric([owner], cpu_s)
             gpu.add_metric([owner], gpu_s)
         yield from (cpu, gpu)
+        lines, characters = self._store.kept_lines()
+        yield GaugeMetricFamily("syncnorm_log_lines", "Log lines kept of all jobs", lines)
+        yield GaugeMetricFamily("syncnorm_log_characters", "Characters of the log lines kept of all jobs", characters)
+        yield GaugeMetricFamily("syncnorm_database_bytes", "Size of the database", self._store.size_bytes())
         nodes = self._reconciler.capacity or ()
         yield GaugeMetricFamily(
             "syncnorm_cluster_reachable", "1 if Ray answers", float(self._reconciler.view is not None)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from service.jobs import Job, JobState
 from trainer.failure import advised
 from trainer.norm_choice import choose_norm
-from trainer.spec import JobSpec
+from trainer.spec_reader import read_stored
 from trainer.words import counted
 
 _MAX_MESSAGE = 2000
@@ -32,7 +31,7 @@ def certificate_line(certificate: dict[str, Any]) -> str:
     runtimes = dict.fromkeys(check["runtime"] for check in certificate["checks"])
     return (
         f"{'passed' if certificate['passed'] else 'NOT passed'}: {', '.join(runtimes)} answer as the trained model, "
-        f"max relative difference {certificate['max_relative_difference']:.1e} "
+        f"max relative difference {float(certificate['max_relative_difference']):.1e} "
         f"(allowed {certificate['tolerance']['max_relative_difference']:.0e})"
     )
 
@@ -49,7 +48,7 @@ def _what(job: Job) -> str:
 
 
 def _why(job: Job) -> str:
-    choice = choose_norm(JobSpec.model_validate_json(json.dumps(job.spec)))
+    choice = choose_norm(read_stored(job.spec))
     other = f"; the alternative: {choice.alternative.kind}, {choice.alternative.why}" if choice.alternative else ""
     return f"picked by auto: {choice.why}; {'; '.join(choice.evidence)}{other}"
 
@@ -70,7 +69,7 @@ def _scores(job: Job) -> Iterator[tuple[str, str]]:
     metrics = (job.progress or {}).get("metrics", {})
     for name in sorted(metrics):
         if not name.startswith("norm/"):
-            yield name, f"{metrics[name]:.6g}"
+            yield name, f"{float(metrics[name]):.6g}"
 
 
 def _model(job: Job) -> Iterator[tuple[str, str]]:
@@ -82,12 +81,19 @@ def _model(job: Job) -> Iterator[tuple[str, str]]:
     yield "certificate", certificate_line(certificate)
     if population := certificate.get("population"):
         drifts = population["drift"]
-        worst = max(drifts, key=lambda layer: drifts[layer], default=None)
-        off = f"; running means were off most, by {drifts[worst]:.2g} standard deviations, in {worst}" if worst else ""
+        worst = max(drifts, key=lambda layer: float(drifts[layer]), default=None)
+        off = (
+            f"; running means were off most, by {float(drifts[worst]):.2g} standard deviations, in {worst}"
+            if worst
+            else ""
+        )
         yield "population statistics", f"of {counted(population['samples'], 'sample')}{off}"
     if validation := certificate.get("validation"):
         for name, value in sorted(validation["population"].items()):
-            yield f"{name}, exported", f"{value:.6g} ({validation['running'][name]:.6g} with running statistics)"
+            yield (
+                f"{name}, exported",
+                f"{float(value):.6g} ({float(validation['running'][name]):.6g} with running statistics)",
+            )
 
 
 def _cell(text: str) -> str:

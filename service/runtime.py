@@ -35,6 +35,7 @@ from service.intake import Intake
 from service.metrics import Metrics
 from service.packages import Packages
 from service.reconcile import Reconciler
+from service.retention import Retention
 from service.run_describer import RunDescriber
 from service.scheduling.plan import Policy
 from service.secrets import Secrets, secrets_key
@@ -146,6 +147,7 @@ def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, s
         webhooks=_webhooks(settings, store, metrics, stack),
         secrets=Secrets(store, secrets_key(settings.secrets_key_file, settings.home)),
         intake=Intake(store, settings.max_queued, lambda job: job_view(job, links).model_dump(mode="json")),
+        retention=Retention(store, settings, metrics),
         studies=StudyPublisher(store, MlflowStudyRuns(tracker), settings.storage_root, links, marker.check),
         background=(ClusterSweep(dispatcher, store.unreleased_submissions), RunDescriber(store, tracker)),
     )

@@ -30,8 +30,12 @@ class Instant(sa.TypeDecorator[datetime]):
 
 
 def format_instant(value: datetime) -> str:
+    try:
+        value = value.astimezone(UTC)
+    except OverflowError:  # the first and the last hours of the calendar, in another time zone
+        value = value.replace(tzinfo=UTC)
     # Not strftime: its %Y has no leading zeros before the year 1000.
-    return value.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+    return value.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 UNSETTLED = sa.text(
@@ -185,6 +189,21 @@ log_lines = sa.Table(
     sa.Index(None, "job_id", "id"),
     sqlite_autoincrement=True,
 )
+
+reported = sa.Table(
+    "reported",
+    metadata,
+    sa.Column("job_id", sa.String(40), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("lines", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("characters", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("pruned", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("pruned_to", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("events", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("progress_seq", sa.BigInteger),
+    sa.Column("events_pruned_at", Instant),
+)
+"""How much the workers of a job have reported. lines, characters: log lines that are kept; pruned: that were, up to the
+id pruned_to. events: those of workers. progress_seq: the one event that says how far the job is."""
 
 checkpoints = sa.Table(
     "checkpoints",

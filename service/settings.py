@@ -14,6 +14,8 @@ WILDCARDS = ("0.0.0.0", "::")
 """Every address of this host."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 DEFAULT_PORT = 8000
+_MOST_DIGITS = 9
+_MOST_DAYS = 36_500
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,16 @@ class Settings:
     """Told of every move of every job."""
     webhook_key_file: Path | None = None
     """Holds the secret that webhooks are signed with."""
+    log_retention_days: int = 30
+    """After the end of a job."""
+    log_mb_per_job: int = 64
+    """Megabytes of log text kept of one job; beyond, its oldest lines go."""
+    log_mb_total: int = 10_240
+    """Of all jobs; beyond, the lines of those that ended first go."""
+    event_retention_days: int = 90
+    """Of what workers told, after the end of their job."""
+    audit_retention_days: int = 365
+    idempotency_retention_days: int = 7
     tick_s: float = 2.0
     """Longest pause between two looks at the queue and the cluster."""
     lease_s: float = 30.0
@@ -93,6 +105,12 @@ class Settings:
             max_gpus=_number(environ, "SYNCNORM_MAX_GPUS"),
             webhook_urls=tuple(filter(None, environ.get("SYNCNORM_WEBHOOK_URLS", "").split(","))),
             webhook_key_file=Path(path) if (path := environ.get("SYNCNORM_WEBHOOK_KEY_FILE")) else None,
+            log_retention_days=_within(environ, "SYNCNORM_LOG_RETENTION_DAYS", 30, _MOST_DAYS),
+            log_mb_per_job=_within(environ, "SYNCNORM_LOG_MB_PER_JOB", 64, 1_000_000),
+            log_mb_total=_within(environ, "SYNCNORM_LOG_MB_TOTAL", 10_240, 100_000_000),
+            event_retention_days=_within(environ, "SYNCNORM_EVENT_RETENTION_DAYS", 90, _MOST_DAYS),
+            audit_retention_days=_within(environ, "SYNCNORM_AUDIT_RETENTION_DAYS", 365, _MOST_DAYS),
+            idempotency_retention_days=_within(environ, "SYNCNORM_IDEMPOTENCY_RETENTION_DAYS", 7, _MOST_DAYS),
         )
         _ = settings.trusted  # raises if a name can't be read
         if not settings.auth and not loopback:
@@ -160,9 +178,16 @@ def _number(environ: Mapping[str, str], name: str) -> int | None:
     text = environ.get(name)
     if not text:
         return None
-    if not text.isdigit():
-        raise ValueError(f"{name} must be a whole number, got {text!r}")
+    if not text.isdecimal() or len(text) > _MOST_DIGITS:
+        raise ValueError(f"{name} must be a whole number of at most {_MOST_DIGITS} digits, got {text[:40]!r}")
     return int(text)
+
+
+def _within(environ: Mapping[str, str], name: str, default: int, most: int) -> int:
+    number = _number(environ, name)
+    if number is not None and not 1 <= number <= most:
+        raise ValueError(f"{name} must be from 1 to {most}, got {number}")
+    return default if number is None else number
 
 
 def _flag(environ: Mapping[str, str], name: str, *, default: bool) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -115,7 +116,8 @@ class JobPage(View):
 
 
 class AttemptView(View):
-    """phases: when each was first reported. placement: where each rank runs; empty until all have come."""
+    """phases: when each was first reported. placement: where each rank runs; empty until all have come. placed: how
+    many ranks have a place. A page shows 1,024 of them, those of the latest attempts first."""
 
     id: str
     number: int
@@ -128,6 +130,7 @@ class AttemptView(View):
     phases: dict[str, datetime]
     resume_from: str | None
     placement: list[RankPlace]
+    placed: int
     created_at: datetime
     submitted_at: datetime | None
     heartbeat_at: datetime | None
@@ -219,6 +222,7 @@ def _progress(job: Job | Listed) -> ProgressView:
     return shown.model_copy(update={"eta_s": None, "percent": percent})
 
 
+_MOST_PLACES = 1024
 _NO_PROGRESS = ProgressView()
 
 
@@ -229,9 +233,20 @@ def _message(job: Job | Listed) -> str:
     return advised(job.message, FailureReason(job.reason))
 
 
-def attempt_view(attempt: Attempt) -> AttemptView:
-    values = {name: getattr(attempt, name) for name in AttemptView.model_fields}
-    return AttemptView(**values | {"phases": attempt.phases or {}, "placement": attempt.placement or []})
+def attempt_views(attempts: Sequence[Attempt]) -> list[AttemptView]:
+    """In their order; where they have very many ranks in all, those of the latest attempts are shown."""
+    left, views = _MOST_PLACES, []
+    for attempt in reversed(attempts):
+        places = attempt.placement or []
+        views.append(_attempt_view(attempt, places[:left]))
+        left -= min(left, len(places))
+    return views[::-1]
+
+
+def _attempt_view(attempt: Attempt, places: Sequence[Mapping[str, Any]]) -> AttemptView:
+    values = {name: getattr(attempt, name) for name in AttemptView.model_fields if name != "placed"}
+    placed = len(attempt.placement or [])
+    return AttemptView(**values | {"phases": attempt.phases or {}, "placement": places, "placed": placed})
 
 
 def event_view(event: StoredEvent) -> EventView:

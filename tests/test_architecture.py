@@ -13,6 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Modules of trainer that know neither torch nor Lightning: what the service may see.
 SPEC_SIDE = {
     "trainer.spec",
+    "trainer.bounds",
+    "trainer.result_reader",
+    "trainer.text",
     "trainer.spec_reader",
     "trainer.unknown_field",
     "trainer.words",
@@ -25,7 +28,6 @@ SPEC_SIDE = {
     "trainer.host_report",
     "trainer.files",
     "trainer.mlflow_names",
-    "trainer.text",
     "trainer.storage",
     "trainer.bucket",
     "trainer.filesystems",

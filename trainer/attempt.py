@@ -8,10 +8,31 @@ attempt's token; a 409 answer means that another attempt has taken over.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from trainer.bounds import (
+    MOST_WORKERS,
+    Bytes,
+    Digest,
+    Epoch,
+    Fence,
+    Instant,
+    Line,
+    Metrics,
+    Path,
+    Pid,
+    Place,
+    Rank,
+    Sequence,
+    Speaker,
+    Step,
+    Traceback,
+    Word,
+    fitting,
+)
+from trainer.bounds import Message as Text
 from trainer.failure import FailureReason
 from trainer.spec import JobSpec
 
@@ -31,7 +52,26 @@ Outcome = Literal["succeeded", "failed", "stopped"]
 Phase = Literal["preparing", "starting_workers", "training", "finalizing", "done"]
 
 
+MOST_LINES = 1000
+"""Log lines in one message."""
+WORKER_EVENTS = frozenset(
+    {
+        "phase",
+        "non_finite",
+        "statistics_alert",
+        "statistics_recovered",
+        "checkpoint_fallback",
+        "reporter_failed",
+        "events_left_out",
+    }
+)
+"""Kinds of events that workers may tell under their own names; any other becomes `user.NAME`, so that nothing a job
+sends can be taken for what the service says."""
+
+
 class Message(BaseModel):
+    """Bounds see to it that one odd value is mended, cut or refused where it comes in; see trainer/bounds.py."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -109,77 +149,77 @@ class ExportRequest(Message):
 class ModelRecord(Message):
     """The exported model. certificate: the content of export/certificate.json."""
 
-    uri: str
-    registered: str | None
-    certificate: dict[str, Any]
+    uri: Path
+    registered: Place | None
+    certificate: Annotated[dict[str, Any], fitting(4 * 2**20, depth=32)]
 
 
 class Result(Message):
     """How an attempt ended. reason is set unless it succeeded; stopped: on request, with a checkpoint to go on from."""
 
-    fence: str
+    fence: Fence
     outcome: Outcome
     reason: FailureReason | None = None
-    message: str = ""
+    message: Text = ""
     outage: bool = False
     """Of the reason storage: nothing was refused, the storage did not answer, and may when asked again."""
-    traceback: str | None = None
-    step: int = 0
-    metrics: dict[str, float] = {}
+    traceback: Traceback | None = None
+    step: Step = 0
+    metrics: Metrics = {}
     model: ModelRecord | None = None
-    checkpoint: str | None = None
+    checkpoint: Path | None = None
 
 
 class Heartbeat(Message):
     """`source` is `driver`, `rank-N`, or `asking`: of one that only wants to know whether it still counts."""
 
-    fence: str
-    source: str
+    fence: Fence
+    source: Word
     phase: Phase
-    step: int | None = None
+    step: Step | None = None
 
 
 class Progress(Message):
     """epoch and step count what is finished."""
 
-    fence: str
-    epoch: int
-    epochs: int | None
-    step: int
-    steps: int | None
-    metrics: dict[str, float]
+    fence: Fence
+    epoch: Epoch
+    epochs: Epoch | None
+    step: Step
+    steps: Step | None
+    metrics: Metrics
 
 
 class LogLine(Message):
     """seq counts up from 1 for each rank of an attempt; rank -1 is the driver. at: RFC 3339, UTC."""
 
-    rank: int
-    seq: int
-    at: str
+    rank: Speaker
+    seq: Sequence
+    at: Instant
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"]
-    text: str
+    text: Line
 
 
 class LogLines(Message):
-    fence: str
-    lines: list[LogLine]
+    fence: Fence
+    lines: Annotated[list[LogLine], Field(max_length=MOST_LINES)]
 
 
 class RankPlace(Message):
     """Where a rank runs. node_id: the host, as Ray and /v1/cluster name it. gpu: its model; None: on CPUs."""
 
-    rank: int
-    host: str
-    pid: int
-    node_id: str | None = None
-    gpu: str | None = None
+    rank: Rank
+    host: Place
+    pid: Pid
+    node_id: Place | None = None
+    gpu: Place | None = None
 
 
 class Placement(Message):
     """All ranks of an attempt, once each has come."""
 
-    fence: str
-    ranks: list[RankPlace]
+    fence: Fence
+    ranks: Annotated[list[RankPlace], Field(max_length=MOST_WORKERS)]
 
 
 class CheckpointFact(Message):
@@ -188,31 +228,31 @@ class CheckpointFact(Message):
     kept: steps of all of the attempt's that are there now; None: of a driver that does not say.
     """
 
-    fence: str
-    path: str
-    step: int
-    epoch: int
-    digest: str
-    size_bytes: int
-    kept: list[int] | None = None
+    fence: Fence
+    path: Path
+    step: Step
+    epoch: Epoch
+    digest: Digest
+    size_bytes: Bytes
+    kept: Annotated[list[Step], Field(max_length=1000)] | None = None
 
 
 class Event(Message):
     """Something worth keeping: a phase begun, a non-finite batch, a fall-back to an older checkpoint."""
 
-    fence: str
-    kind: str
-    message: str
-    data: dict[str, Any] = {}
+    fence: Fence
+    kind: Word
+    message: Text
+    data: Annotated[dict[str, Any], fitting(16_384, depth=8)] = {}
 
 
 class Exit(Message):
-    fence: str
+    fence: Fence
     result: Result
 
 
 class SecretsRequest(Message):
-    fence: str
+    fence: Fence
 
 
 class SecretValues(Message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -13,7 +14,10 @@ class InitArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=65_536)]
+Samples = Annotated[int, Field(ge=1, le=10**9)]
+Column = Annotated[str, Field(min_length=1, max_length=256)]
+LARGEST_SAMPLE = 2**31
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Activation = Literal["relu", "silu", "gelu", "leaky_relu", "tanh"]
 
@@ -21,7 +25,7 @@ Activation = Literal["relu", "silu", "gelu", "leaky_relu", "tanh"]
 class ResNetArgs(InitArgs):
     """Residual network: CIFAR-style of depth 6n+2 (He et al. 2015, sec. 4.2), or ImageNet-style 18, 34, 50."""
 
-    depth: int = 14
+    depth: Annotated[int, Field(ge=8, le=1202)] = 14
     """6n+2 (8, 14, 20, …) for small images; 18, 34 or 50 for the ImageNet-style network."""
     width: Positive = 16
     """Channels of the first stage; left out, the paper's: 16 (CIFAR-style) or 64 (ImageNet-style)."""
@@ -64,7 +68,7 @@ class CnnArgs(InitArgs):
     convs_per_stage: Annotated[int, Field(ge=1, le=8)] = 1
     activation: Activation = "relu"
     dropout: Fraction = 0.0
-    init_gain: Annotated[float, Field(gt=0)] = 1.0
+    init_gain: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     """The initial weights of the convolutions are multiplied by this: what normalization makes of their scale."""
 
 
@@ -122,8 +126,8 @@ class ParquetArgs(InitArgs):
 
     path: Annotated[str, Field(min_length=1, max_length=1024)]
     val_path: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
-    image_column: str = "image"
-    label_column: str = "label"
+    image_column: Column = "image"
+    label_column: Column = "label"
     size: Positive = 224
     channels: Literal[1, 3] = 3
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -146,13 +150,13 @@ class DigitScenesArgs(InitArgs):
     """Scenes composed of the real digits on a noisy ground, each pixel labelled by its digit. Segmentation."""
 
     dims: Literal[2, 3] = 2
-    size: Annotated[int, Field(ge=8)] = 32
+    size: Annotated[int, Field(ge=8, le=4096)] = 32
     digits: Annotated[int, Field(ge=1, le=32)] = 4
     """A scene has 1 to this many, at random."""
     classes: Annotated[int, Field(ge=1, le=10)] = 10
     """How many of the ten digits occur, from 0 on."""
-    scenes: Positive = 256
-    val_scenes: Positive = 64
+    scenes: Samples = 256
+    val_scenes: Samples = 64
     contrast: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Brightness of ink; the ground's noise has a standard deviation of 0.25."""
     exposure: Annotated[float, Field(ge=0, le=2)] = 0.0
@@ -163,9 +167,16 @@ class SyntheticArgs(InitArgs):
     """Gaussian class clusters of any shape, for tests and timing. Classification."""
 
     shape: Annotated[list[Positive], Field(min_length=1, max_length=4)] = [3, 32, 32]
-    num_classes: Annotated[int, Field(ge=2)] = 10
-    samples: Positive = 1024
-    val_samples: Positive = 256
+    num_classes: Annotated[int, Field(ge=2, le=1_000_000)] = 10
+    samples: Samples = 1024
+    val_samples: Samples = 256
+
+    @model_validator(mode="after")
+    def _of_a_size(self) -> SyntheticArgs:
+        if (size := math.prod(self.shape)) > LARGEST_SAMPLE:
+            raise ValueError(f"shape must not have more than {LARGEST_SAMPLE} values, got {size}; take a smaller one")
+
+        return self
 
 
 DATASETS: dict[str, type[InitArgs]] = {

@@ -22,6 +22,7 @@ from trainer.mirror import IN_PLACE, Mirror
 from trainer.publish import Publisher
 from trainer.registry import Mark
 from trainer.spec import ExportSpec
+from trainer.text import storable_json
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def certify_and_publish(
         checks += _check_logged(publisher, uri, compared.references)
     facts = trained.facts | {"folded": compared.folded}
     proof = certificate.document(job_id=trained.job_id, checks=checks, files=compared.files, facts=facts)
-    write_atomic(folder / CERTIFICATE_FILE, json.dumps(proof, indent=1).encode())
+    write_atomic(folder / CERTIFICATE_FILE, json.dumps(storable_json(proof), indent=1).encode())
     mirror.publish_all(folder, last=CERTIFICATE_FILE)
     publisher.upload(folder, "export" if name == "1" else f"exports/{name}")
     if not proof["passed"]:

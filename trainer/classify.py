@@ -18,6 +18,7 @@ from trainer.failure import FailureReason
 from trainer.files import StorageAwayError, StorageError
 from trainer.preflight import UnreachableError
 from trainer.standing import ServiceAwayError
+from trainer.text import storable, text_of
 
 
 class NonFiniteError(RuntimeError):
@@ -70,14 +71,15 @@ _IN_OUR_WORDS = {
 def classify(error: BaseException, rank: int) -> Failure:
     """The failure that `error` on `rank` is."""
     reason, secondary = _reason(error)
-    said = next((ours for sign, ours in _IN_OUR_WORDS.items() if sign in str(error)), str(error))
+    text = text_of(error)
+    said = next((ours for sign, ours in _IN_OUR_WORDS.items() if sign in text), text)
     return Failure(
         rank=rank,
         reason=reason,
         secondary=secondary,
         outage=isinstance(error, StorageAwayError),
-        message=f"{type(error).__name__}: {said}"[:4000],
-        traceback="".join(traceback.format_exception(error))[-16000:],
+        message=storable(f"{type(error).__name__}: {said}", 4000),
+        traceback=storable("".join(traceback.format_exception(error))[-16000:]),
     )
 
 
@@ -148,7 +150,7 @@ def _reason(error: BaseException) -> tuple[FailureReason, bool]:
     if is_mlflow_away(error):
         return FailureReason.INTERNAL, False
     if isinstance(error, norm.ExchangeError):
-        is_gone = isinstance(error, norm.WorkerGoneError) or any(sign in str(error) for sign in _PEER_GONE)
+        is_gone = isinstance(error, norm.WorkerGoneError) or any(sign in text_of(error) for sign in _PEER_GONE)
         return FailureReason.WORKER_LOST if is_gone else FailureReason.COLLECTIVE_TIMEOUT, True
     if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
         return FailureReason.STORAGE, False
@@ -158,7 +160,7 @@ def _reason(error: BaseException) -> tuple[FailureReason, bool]:
 
 
 def _reason_of_runtime_error(error: RuntimeError) -> tuple[FailureReason, bool]:
-    text = str(error)
+    text = text_of(error)
     if says_no_memory(text):
         return FailureReason.OUT_OF_MEMORY, False
     if any(sign in text for sign in _PEER_GONE):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import io
 import logging
 import sys
@@ -11,7 +12,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import FrameType
 from typing import TextIO
 
-from trainer.reporter import Level, Reporter
+from trainer.log_buffer import Level
+from trainer.reporter import Reporter
 
 
 class _Tee(io.TextIOBase):
@@ -64,6 +66,17 @@ def _writes_for_the_root_logger() -> bool:
 
 
 @contextmanager
+def _plain_print() -> Iterator[None]:
+    """Within, print is Python's own: Ray Train's (2.60) also makes a log record of each line, so it comes twice."""
+    current = builtins.print
+    builtins.print = getattr(sys.modules.get(current.__module__), "_original_print", current)
+    try:
+        yield
+    finally:
+        builtins.print = current
+
+
+@contextmanager
 def captured(reporter: Reporter) -> Iterator[None]:
     """Within, what is printed to standard output is also an INFO line of the job's logs, to standard error a WARNING.
 
@@ -71,7 +84,7 @@ def captured(reporter: Reporter) -> Iterator[None]:
     is not looked at.
     """
     out, err = _Tee(sys.stdout, reporter, "INFO"), _Tee(sys.stderr, reporter, "WARNING")
-    with redirect_stdout(out), redirect_stderr(err):
+    with redirect_stdout(out), redirect_stderr(err), _plain_print():
         try:
             yield
         finally:

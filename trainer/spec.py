@@ -6,14 +6,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from trainer.bounds import LONGEST_S, MOST_EPOCHS, MOST_STEPS, MOST_WORKERS
+
 Name = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._/-]*$")]
 ClassPath = Annotated[str, StringConstraints(max_length=256, pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")]
 Label = Annotated[str, StringConstraints(max_length=120, pattern=r"^[^\x00-\x1f]*$")]
 EnvName = Annotated[str, StringConstraints(max_length=120, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-Positive = Annotated[int, Field(ge=1, le=2**53)]
-Count = Annotated[int, Field(ge=0, le=2**53)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+Epochs = Annotated[int, Field(ge=1, le=MOST_EPOCHS)]
+Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS)]
+Large = 1e12
+PositiveFloat = Annotated[float, Field(gt=0, le=Large)]
+NonNegative = Annotated[float, Field(ge=0, le=Large)]
+MetricName = Annotated[str, StringConstraints(min_length=1, max_length=250)]
+KindName = Annotated[str, StringConstraints(max_length=64)]
 
 
 class Part(BaseModel):
@@ -62,18 +68,18 @@ class NormOverride(Part):
     """A kind for some layers only; `match` is a glob over module paths and the first match wins."""
 
     match: Annotated[str, StringConstraints(min_length=1, max_length=256)]
-    kind: str
+    kind: KindName
     options: dict[str, Any] = {}
 
 
 class NormSpec(Part):
     """Which normalization, and over whom its statistics reach."""
 
-    kind: str = "sync_batch"
+    kind: KindName = "sync_batch"
     """A name from `norm.kinds()`, or `auto`, which picks one and says why."""
-    group: Literal["world", "node"] | Positive = "world"
+    group: Literal["world", "node"] | Workers = "world"
     """Workers that share statistics: all, those of one host, or this many neighbours."""
-    eps: PositiveFloat = 1e-5
+    eps: Annotated[float, Field(ge=1e-20, le=1e3)] = 1e-5
     """Added to the variance, inside the root."""
     momentum: Annotated[float, Field(ge=0, le=1)] | None = 0.1
     """Weight of the *new* batch in the running statistics, as in torch; null takes the cumulative average."""
@@ -111,13 +117,13 @@ class ScheduleSpec(Part):
     """How the learning rate moves, per optimizer step."""
 
     name: Literal["constant", "linear", "cosine", "step"] = "constant"
-    warmup_steps: Count = 0
+    warmup_steps: Annotated[int, Field(ge=0, le=MOST_STEPS)] = 0
     """Steps over which the rate rises linearly from 0."""
-    tau_steps: Positive | None = None
+    tau_steps: Steps | None = None
     """`linear`: the step τ at which the rate has fallen to end_factor·lr; null: the last step."""
     end_factor: Annotated[float, Field(ge=0, le=1)] = 0.01
     """`linear`: η_τ / η_0, the rate from step τ on as a share of lr."""
-    step_size: Positive | None = None
+    step_size: Steps | None = None
     """`step`: optimizer steps between two drops; null: a third of the run."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
     """`step`: factor at each drop."""
@@ -126,8 +132,8 @@ class ScheduleSpec(Part):
 class Every(Part):
     """A period: in epochs or in optimizer steps, one of them."""
 
-    epochs: Positive | None = None
-    steps: Positive | None = None
+    epochs: Epochs | None = None
+    steps: Steps | None = None
 
     @model_validator(mode="after")
     def _one_unit(self) -> Every:
@@ -139,24 +145,24 @@ class Every(Part):
 class EarlyStopping(Part):
     """Stop when `monitor` has not improved by `min_delta` for `patience` validations."""
 
-    monitor: str = "val/loss"
+    monitor: MetricName = "val/loss"
     mode: Literal["min", "max"] = "min"
-    patience: Positive = 3
+    patience: Epochs = 3
     min_delta: NonNegative = 0.0
 
 
 class KeepBest(Part):
     """The checkpoint with the best `monitor` stays, whatever train.keep_checkpoints says."""
 
-    monitor: str = "val/loss"
+    monitor: MetricName = "val/loss"
     mode: Literal["min", "max"] = "min"
 
 
 class TrainSpec(Part):
     """How long and how."""
 
-    epochs: Positive | None = None
-    steps: Positive | None = None
+    epochs: Epochs | None = None
+    steps: Steps | None = None
     """Optimizer steps; without epochs and steps the job runs 10 epochs."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
     accumulate: Annotated[int, Field(ge=1, le=4096)] = 1
@@ -188,10 +194,10 @@ class TrainSpec(Part):
 class ResourcesSpec(Part):
     """What a job takes from the cluster, all of it at once."""
 
-    workers: Annotated[int, Field(ge=1, le=4096)] = 1
+    workers: Workers = 1
     gpus_per_worker: Annotated[int, Field(ge=0, le=16)] = 0
     cpus_per_worker: Annotated[int, Field(ge=1, le=1024)] = 1
-    min_workers: Annotated[int, Field(ge=1, le=4096)] | None = None
+    min_workers: Workers | None = None
     """An attempt starts with as few as this many where there is no room for all; null: always `workers`. The global
     batch stays data.batch_size * workers, so a worker's part grows, and with it what kinds that do not synchronize
     take their statistics from. How many are used is chosen when an attempt starts. One with fewer stops and goes on
@@ -209,7 +215,7 @@ class LimitsSpec(Part):
     """When to give up."""
 
     max_failures: Annotated[int, Field(ge=0, le=1000)] = 3
-    deadline_s: Annotated[float, Field(ge=1)] | None = None
+    deadline_s: Annotated[float, Field(ge=1, le=LONGEST_S)] | None = None
     grace_s: Annotated[float, Field(ge=1, le=3600)] = 60
     """Time for the last checkpoint when the job is asked to stop."""
     collective_timeout_s: Annotated[float, Field(ge=10, le=1800)] = 180
@@ -236,7 +242,7 @@ class ExportSpec(Part):
 class CodeSpec(Part):
     """Uploaded user code, put on the workers' path."""
 
-    package: Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+    package: Annotated[str, StringConstraints(max_length=71, pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
 class SecretRef(Part):
@@ -246,7 +252,7 @@ class SecretRef(Part):
 Diagnostic = Literal["gradient_histograms", "landscape", "covariate_shift", "activation_statistics", "equivalence"]
 
 
-LabelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,63}$")]
+LabelName = Annotated[str, StringConstraints(max_length=63, pattern=r"^[A-Za-z0-9._-]{1,63}$")]
 EnvValue = Annotated[str, StringConstraints(max_length=4096)]
 
 

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from norm.traits import KINDS
+from trainer.bounds import free_problem
 from trainer.catalog import DATASETS, MODELS
 from trainer.spec import DataSpec, ExportSpec, JobSpec, ModelSpec, NormSpec
+from trainer.text import storable
 from trainer.unknown_field import unknown_field
 
 M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
 _RESERVED = ("RAY_", "SYNCNORM_")
+_MOST_PROBLEMS = 50
+_LONGEST_INPUT = 200
+_BOUNDS = {
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be below {lt}",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be above {gt}",
+    "string_too_long": "must not exceed {max_length} characters",
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,8 @@ def read_spec(data: Any) -> JobSpec:
     Raises: SpecError with one Problem for each thing wrong.
     """
     spec = _parse(JobSpec, data, ())
+    if found := list(_free_problems(spec)):
+        raise SpecError(found)
     problems = [*_norm_problems(spec.norm), *_environment_problems(spec), *_elastic_problems(spec)]
     filled: dict[str, Any] = {}
     parts: list[tuple[str, ModelSpec | DataSpec, Mapping[str, type[BaseModel]]]] = [
@@ -62,6 +77,44 @@ def read_export(data: Any) -> ExportSpec:
     Raises: SpecError with one Problem for each thing wrong.
     """
     return _parse(ExportSpec, data, ())
+
+
+def read_stored(data: Mapping[str, Any]) -> JobSpec:
+    """A spec that this or an earlier version took: numbers beyond the bounds of today count as the nearest within.
+
+    Raises: pydantic.ValidationError for what no bound can mend.
+    """
+    document = copy.deepcopy(dict(data))
+    try:
+        return JobSpec.model_validate_json(json.dumps(document))
+    except ValidationError as error:
+        for item in error.errors(include_url=False):
+            bounds = item.get("ctx", {})
+            _replace(document, item["loc"], bounds.get("le", bounds.get("ge")))
+    return JobSpec.model_validate_json(json.dumps(document))
+
+
+def _replace(document: Any, location: Sequence[int | str], value: Any) -> None:
+    """Put a value in the place of what `location` leads to; of a union, the last part names a member, no place."""
+    *parents, last = (part for part in location if not str(part).startswith(("constrained", "literal")))
+    for part in parents:
+        document = document[part]
+    if value is not None:
+        document[last] = value
+
+
+def _free_problems(spec: JobSpec) -> Iterator[Problem]:
+    """What is wrong in the parts of a spec that take any JSON."""
+    parts: dict[str, Mapping[str, Any]] = {
+        "model.init_args": spec.model.init_args,
+        "data.init_args": spec.data.init_args,
+        "norm.options": spec.norm.options,
+    }
+    parts |= {f"norm.overrides.{index}.options": one.options for index, one in enumerate(spec.norm.overrides)}
+    for path, value in parts.items():
+        if (found := free_problem(value)) is not None:
+            where, message = found
+            yield Problem(f"{path}.{where}" if where else path, message)
 
 
 def _fill_init_args(
@@ -119,20 +172,28 @@ def _parse(model: type[M], data: Any, prefix: tuple[str, ...]) -> M:
     try:
         # Through JSON: strict types for scalars, but lists and objects as JSON has them.
         return model.model_validate_json(json.dumps(data))
-    except (TypeError, RecursionError) as error:
-        raise SpecError([Problem(".".join(prefix), f"must be plain JSON values: {error}")]) from error
     except ValidationError as error:
-        raise SpecError([_problem(model, prefix, item) for item in error.errors()]) from error
+        raise SpecError(capped(error.errors(), lambda item: _problem(model, prefix, item))) from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SpecError([Problem(".".join(prefix), f"must be plain JSON values: {error}")]) from error
+
+
+def capped(items: Sequence[T], describe: Callable[[T], Problem]) -> list[Problem]:
+    """The first problems, and how many more there are: nobody reads thousands."""
+    shown = [describe(item) for item in items[:_MOST_PROBLEMS]]
+    if more := len(items) - len(shown):
+        shown.append(Problem("", f"and {more:,} more problems; correct these first"))
+    return shown
 
 
 def _problem(model: type[BaseModel], prefix: tuple[str, ...], item: Any) -> Problem:
     path = ".".join(str(part) for part in (*prefix, *item["loc"]))
-    message = item["msg"].removeprefix("Value error, ")
+    message = described(item)
     if item["type"] == "extra_forbidden":
         return Problem(path, unknown_field(model, item["loc"]))
     if item["type"] == "missing" or isinstance(item["input"], dict | list):
         return Problem(path, message)
-    return Problem(path, f"{message}; got {item['input']!r}{_cure(item)}")
+    return Problem(path, f"{message}; got {storable(repr(item['input']), _LONGEST_INPUT)}{_cure(item)}")
 
 
 def _cure(item: Any) -> str:
@@ -142,3 +203,11 @@ def _cure(item: Any) -> str:
     if item["type"] == "bool_type" and str(item["input"]).lower() in ("yes", "no", "on", "off"):
         return ". Write true or false."
     return ""
+
+
+def described(item: Any) -> str:
+    """What must hold, in the words of this project."""
+    if (text := _BOUNDS.get(item["type"])) is not None:
+        return text.format(**item["ctx"])
+    message: str = item["msg"]
+    return message.removeprefix("Value error, ")

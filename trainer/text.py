@@ -39,7 +39,7 @@ def storable_json(value: Any, *, depth: int = _DEEPEST) -> Any:
     >>> storable_json({"dice": float("nan"), "shape": (1, 2), 3: {"four"}})
     {'dice': 'NaN', 'shape': [1, 2], '3': ['four']}
     """
-    if value is None or isinstance(value, bool | int):
+    if value is None or isinstance(value, bool) or (isinstance(value, int) and abs(value) < 2**63):
         return value
     if isinstance(value, str):
         return storable(value)
@@ -56,13 +56,14 @@ def _scalar(value: Any) -> Any:
     try:
         number = float(value)
     except Exception:  # whatever a foreign object raises, its text will do
-        return storable(_text_of(value))
+        return storable(text_of(value))
     if math.isfinite(number):
         return number
     return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
 
 
-def _text_of(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """`str(value)`, or what can be said of a value whose text can't be had."""
     try:
         return str(value)
     except Exception:

@@ -18,6 +18,8 @@ from typing import Any, TypedDict
 
 import httpx
 
+from trainer.text import storable, storable_json
+
 logger = logging.getLogger(__name__)
 
 # Names of contract.md section 4, in one place.
@@ -31,6 +33,8 @@ NON_FINITE_STEPS = "train/non_finite_steps"
 REQUEST_TIMEOUT_S = 10.0
 LONGEST_PAUSE_S = 15.0
 METRICS_A_REQUEST = 1000
+LONGEST_KEY = 250
+"""Of MLflow."""
 
 
 def layer_metric(layer: str, what: str) -> str:
@@ -54,6 +58,10 @@ def diagnostic_metric(layer: str, name: str) -> str:
     return f"diagnostics/{layer or 'network'}/{name}"
 
 
+_REFUSED = (httpx.codes.BAD_REQUEST, httpx.codes.REQUEST_ENTITY_TOO_LARGE, httpx.codes.UNPROCESSABLE_ENTITY)
+_LARGEST_STEP = 2**53
+
+
 class Point(TypedDict):
     """One value of one metric, as MLflow's log-batch takes it. timestamp: milliseconds since 1970, UTC."""
 
@@ -73,7 +81,7 @@ class Spool:
 
     def append(self, metrics: Mapping[str, float], step: int) -> None:
         at_ms = int(time.time() * 1000)
-        points = [Point(key=key, value=value, step=step, timestamp=at_ms) for key, value in metrics.items()]
+        points = [Point(key=key, value=float(value), step=step, timestamp=at_ms) for key, value in metrics.items()]
         self._file.writelines(json.dumps(point) + "\n" for point in points)
         self._file.flush()
 
@@ -135,19 +143,27 @@ class MetricSender:
                 if ending:
                     self.delivered = True
                     return
-            except httpx.HTTPError as error:
-                logger.info("MLflow is away; metrics wait in the spool: %s", error)
-                self.was_away = True
-                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
-                if ending and time.monotonic() > self._deadline:
-                    return
             except _RunGoneError:
                 logger.warning("MLflow has no run %s any more; its metrics stay in %s", self._run_id, self._spools)
                 return
             except _GivenUpError:
                 logger.warning("another attempt writes to run %s now; this one sends no more", self._run_id)
                 return
+            except Exception as error:
+                # Also an answer that is none of MLflow's, or a defect of ours: neither may end the thread.
+                self._note_outage(error)
+                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+                if ending and time.monotonic() > self._deadline:
+                    return
             self._ending.wait(pause_s) if not ending else time.sleep(0.5)
+
+    def _note_outage(self, error: Exception) -> None:
+        is_odd = not isinstance(error, httpx.HTTPError)
+        if is_odd and not self.was_away:
+            logger.warning("MLflow can't be understood; metrics wait in the spool: %s: %s", type(error).__name__, error)
+        elif not is_odd:
+            logger.info("MLflow is away; metrics wait in the spool: %s", error)
+        self.was_away = True
 
     def _require_standing(self) -> None:
         counts = self._counts()
@@ -177,8 +193,9 @@ class MetricSender:
 
     def _post(self, points: list[Point], last_step: dict[str, int]) -> None:
         """A point that MLflow will never take is found by halves and left out, so that it holds no other up."""
-        answer = self._client.post("runs/log-batch", json={"run_id": self._run_id, "metrics": points})
-        if answer.status_code != httpx.codes.BAD_REQUEST:
+        # MLflow takes NaN and infinity as words, and shows them.
+        answer = self._client.post("runs/log-batch", json={"run_id": self._run_id, "metrics": storable_json(points)})
+        if answer.status_code not in _REFUSED:
             answer.raise_for_status()
         elif len(points) > 1:
             self._check_run()
@@ -216,7 +233,7 @@ def _read_batches(spool: Path, offset: int) -> Iterator[tuple[list[Point], int]]
                 break
             offset += len(line)
             point = _read_point(line)
-            if point is not None and math.isfinite(point["value"]):
+            if point is not None:
                 batch.append(point)
             if len(batch) == METRICS_A_REQUEST:
                 yield batch, offset
@@ -225,12 +242,16 @@ def _read_batches(spool: Path, offset: int) -> Iterator[tuple[list[Point], int]]
 
 
 def _read_point(line: bytes) -> Point | None:
+    """None: the line is none, for after a power cut a file may hold anything."""
     try:
-        point: Point = json.loads(line)
-    except ValueError:  # after a power cut a file may end in anything
+        point = json.loads(line)
+        step, at_ms = int(point["step"]), int(point["timestamp"])
+        if not 0 <= step <= _LARGEST_STEP:
+            raise ValueError(step)
+        return Point(key=storable(point["key"], LONGEST_KEY), value=float(point["value"]), step=step, timestamp=at_ms)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         logger.warning("a line of the spool is no point and is left out: %r", line[:80])
         return None
-    return point
 
 
 def rest_client(mlflow_uri: str) -> httpx.Client:

@@ -21,6 +21,8 @@ from service.jobs import Job
 from service.metrics import Metrics
 from service.packages import Packages
 from service.reconcile import Reconciler
+from service.report_limits import ReportLimits
+from service.retention import Retention
 from service.secrets import Secrets
 from service.settings import Settings
 from service.store import Store
@@ -33,6 +35,8 @@ from trainer.spec import JobSpec
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """Whatever else is asked for is there under no id; a database may refuse even to look for it."""
+_REPORTS = 2
+"""Messages with log lines that are stored at the same time: however many come, threads are left for everybody else."""
 _LISTS = 2
 """Lists made at the same time; the others wait in line. More threads would take the interpreter from each other."""
 
@@ -70,7 +74,10 @@ class Context:
     secrets: Secrets
     webhooks: Webhooks
     studies: StudyPublisher
+    retention: Retention
     background: tuple[Background, ...] = ()
+    limits: ReportLimits = field(default_factory=ReportLimits)
+    reports: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_REPORTS))
     lists: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_LISTS))
 
     def changed(self, job_id: str) -> None:

@@ -18,7 +18,7 @@ from service.explain import explain
 from service.jobs import Job, NewEvent
 from service.scheduling.order import rank
 from service.tracking import TrackingUnreachableError
-from service.views import AttemptPage, JobView, Number, View, attempt_view
+from service.views import AttemptPage, JobView, Number, View, attempt_views
 from trainer.attempt import attempt_id
 from trainer.spec import Label, LabelName
 
@@ -100,7 +100,7 @@ class JobPatch(BaseModel):
 @router.get("/attempts")
 def get_attempts(job_id: str, ctx: Ctx, who: Reader) -> AttemptPage:
     visible_job(ctx, who, job_id)
-    return AttemptPage(items=[attempt_view(attempt) for attempt in ctx.store.attempts(job_id)])
+    return AttemptPage(items=attempt_views(ctx.store.attempts(job_id)))
 
 
 @router.get("/explain")

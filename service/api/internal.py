@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hmac
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header
+from anyio import to_thread
+from fastapi import APIRouter, Header, Path
 
 from service.api.context import Context, Ctx
 from service.errors import ApiError
@@ -14,15 +16,23 @@ from service.exports import ExportState
 from service.jobs import Attempt, Job, NewEvent
 from service.steps.ports import attempt_token
 from trainer import attempt as protocol
+from trainer.bounds import LONGEST_S, MOST_METRICS
 
+AttemptId = Annotated[str, Path(max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+JobId = Annotated[str, Path(max_length=40, pattern=r"^[A-Za-z0-9_]+$")]
+ExportName = Annotated[str, Path(max_length=9, pattern=r"^[0-9]+$")]
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_.-]")
+_MOST_OF_A_NAME = 50
 router = APIRouter(prefix="/internal/v1/attempts/{attempt_id}", include_in_schema=False)
 router_of_exports = APIRouter(prefix="/internal/v1/exports/{job_id}/{name}", include_in_schema=False)
 Bearer = Annotated[str, Header()]
 
 
 @router.post("/heartbeat")
-def heartbeat(attempt_id: str, message: protocol.Heartbeat, ctx: Ctx, authorization: Bearer = "") -> protocol.Reply:
-    _check(message.fence, authorization)
+def heartbeat(
+    attempt_id: AttemptId, message: protocol.Heartbeat, ctx: Ctx, authorization: Bearer = ""
+) -> protocol.Reply:
+    _admit(ctx, message.fence, authorization, "heartbeat")
     # Ranks renew the lease and count steps; the phase is what the driver and rank 0 say.
     phase = message.phase if message.source in ("driver", "rank-0") else None
     return _reply(
@@ -31,8 +41,8 @@ def heartbeat(attempt_id: str, message: protocol.Heartbeat, ctx: Ctx, authorizat
 
 
 @router.post("/progress")
-def progress(attempt_id: str, message: protocol.Progress, ctx: Ctx, authorization: Bearer = "") -> protocol.Reply:
-    _check(message.fence, authorization)
+def progress(attempt_id: AttemptId, message: protocol.Progress, ctx: Ctx, authorization: Bearer = "") -> protocol.Reply:
+    _admit(ctx, message.fence, authorization, "progress")
     attempt = ctx.store.attempt(attempt_id)
     job = ctx.store.job(attempt.job_id) if attempt else None
     if attempt is None or job is None:
@@ -42,34 +52,54 @@ def progress(attempt_id: str, message: protocol.Progress, ctx: Ctx, authorizatio
 
 
 @router.post("/logs")
-def logs(attempt_id: str, message: protocol.LogLines, ctx: Ctx, authorization: Bearer = "") -> protocol.Reply:
-    _check(message.fence, authorization)
-    return _reply(ctx, ctx.store.add_lines(attempt_id, message.fence, message.lines))
+async def logs(
+    attempt_id: AttemptId, message: protocol.LogLines, ctx: Ctx, authorization: Bearer = ""
+) -> protocol.Reply:
+    _admit(ctx, message.fence, authorization, "logs")
+    return await to_thread.run_sync(_keep_lines, attempt_id, message, ctx, limiter=ctx.reports)
+
+
+def _keep_lines(attempt_id: str, message: protocol.LogLines, ctx: Context) -> protocol.Reply:
+    lines = ctx.limits.lines(message.fence, message.lines)
+    most = ctx.settings.log_mb_per_job * 2**20
+    return _reply(ctx, ctx.store.add_lines(attempt_id, message.fence, lines, most))
 
 
 @router.post("/checkpoints")
 def checkpoints(
-    attempt_id: str, message: protocol.CheckpointFact, ctx: Ctx, authorization: Bearer = ""
+    attempt_id: AttemptId, message: protocol.CheckpointFact, ctx: Ctx, authorization: Bearer = ""
 ) -> protocol.Reply:
-    _check(message.fence, authorization)
+    _admit(ctx, message.fence, authorization, "checkpoints")
     return _reply(ctx, ctx.store.add_checkpoint(attempt_id, message))
 
 
 @router.post("/placement")
-def placement(attempt_id: str, message: protocol.Placement, ctx: Ctx, authorization: Bearer = "") -> protocol.Reply:
-    _check(message.fence, authorization)
+def placement(
+    attempt_id: AttemptId, message: protocol.Placement, ctx: Ctx, authorization: Bearer = ""
+) -> protocol.Reply:
+    _admit(ctx, message.fence, authorization, "placement")
     return _reply(ctx, ctx.store.placed(attempt_id, message))
 
 
 @router.post("/events")
-def events(attempt_id: str, message: protocol.Event, ctx: Ctx, authorization: Bearer = "") -> protocol.Reply:
-    _check(message.fence, authorization)
-    event = NewEvent(message.kind, message.message, message.data)
+def events(attempt_id: AttemptId, message: protocol.Event, ctx: Ctx, authorization: Bearer = "") -> protocol.Reply:
+    _admit(ctx, message.fence, authorization, "events")
+    if not ctx.limits.event(message.fence):
+        detail = "The workers of an attempt may tell 50 events a second; try again in 1 s."
+        raise ApiError(429, "rate_limited", detail, headers={"Retry-After": "1"})
+    event = NewEvent(_kind_of(message), message.message, message.data)
     return _reply(ctx, ctx.store.add_worker_event(attempt_id, message.fence, event))
 
 
+def _kind_of(message: protocol.Event) -> str:
+    """What is not known to come from workers is the job's own, and says so."""
+    if message.kind in protocol.WORKER_EVENTS:
+        return message.kind
+    return f"user.{_NOT_IN_A_NAME.sub('_', message.kind)[:_MOST_OF_A_NAME]}"
+
+
 @router.post("/exit")
-def leave(attempt_id: str, message: protocol.Exit, ctx: Ctx, authorization: Bearer = "") -> protocol.Reply:
+def leave(attempt_id: AttemptId, message: protocol.Exit, ctx: Ctx, authorization: Bearer = "") -> protocol.Reply:
     _check(message.fence, authorization)
     if message.result.fence != message.fence:
         raise _stale(attempt_id)
@@ -79,7 +109,7 @@ def leave(attempt_id: str, message: protocol.Exit, ctx: Ctx, authorization: Bear
 
 @router.post("/secrets")
 def secrets(
-    attempt_id: str, message: protocol.SecretsRequest, ctx: Ctx, authorization: Bearer = ""
+    attempt_id: AttemptId, message: protocol.SecretsRequest, ctx: Ctx, authorization: Bearer = ""
 ) -> protocol.SecretValues:
     """The secrets that the spec of the job names, for the ranks of its live attempt only."""
     _check(message.fence, authorization)
@@ -92,7 +122,7 @@ def secrets(
 
 @router_of_exports.post("/secrets")
 def secrets_of_export(
-    job_id: str, name: str, message: protocol.SecretsRequest, ctx: Ctx, authorization: Bearer = ""
+    job_id: JobId, name: ExportName, message: protocol.SecretsRequest, ctx: Ctx, authorization: Bearer = ""
 ) -> protocol.SecretValues:
     """The same for a later export, which reads the job's data again."""
     return _named_secrets(ctx, _standing(ctx, job_id, name, message.fence, authorization))
@@ -100,7 +130,7 @@ def secrets_of_export(
 
 @router_of_exports.post("/heartbeat")
 def heartbeat_of_export(
-    job_id: str, name: str, message: protocol.Heartbeat, ctx: Ctx, authorization: Bearer = ""
+    job_id: JobId, name: ExportName, message: protocol.Heartbeat, ctx: Ctx, authorization: Bearer = ""
 ) -> protocol.Reply:
     """Whether this start of it still counts: asked before it registers a model. It renews nothing."""
     _standing(ctx, job_id, name, message.fence, authorization)
@@ -120,6 +150,12 @@ def _named_secrets(ctx: Context, job: Job) -> protocol.SecretValues:
     named = {variable: value["secret"] for variable, value in job.spec["env"].items() if isinstance(value, dict)}
     found = ctx.secrets.values(job.owner, set(named.values()))
     return protocol.SecretValues(values={variable: found[name] for variable, name in named.items() if name in found})
+
+
+def _admit(ctx: Context, fence: str, authorization: str, path: str) -> None:
+    """Raises: ApiError 401 for another's token, 429 for messages that come too fast."""
+    _check(fence, authorization)
+    ctx.limits.message(fence, path)
 
 
 def _check(fence: str, authorization: str) -> None:
@@ -144,15 +180,12 @@ def progress_of(job: Job, attempt: Attempt, message: protocol.Progress, now: dat
     """Progress as the API shows it; the estimate takes the pace of this attempt's steps."""
     eta_s = percent = None
     if message.steps:
-        percent = round(100 * message.step / message.steps, 2)
+        percent = min(100.0, round(100 * message.step / message.steps, 2))
         began = (attempt.phases or {}).get("training")
         done = message.step - attempt.resume_step
         if began and done > 0:
-            elapsed_s = (now - datetime.fromisoformat(began)).total_seconds()
-            eta_s = round(max(0.0, elapsed_s / done * (message.steps - message.step)), 1)
-    return {
-        **message.model_dump(exclude={"fence"}),
-        "metrics": {**(job.progress or {}).get("metrics", {}), **message.metrics},
-        "percent": percent,
-        "eta_s": eta_s,
-    }
+            elapsed_s = max(0.0, (now - datetime.fromisoformat(began)).total_seconds())
+            eta_s = round(min(LONGEST_S, max(0.0, elapsed_s / done * (message.steps - message.step))), 1)
+    told = message.model_dump(mode="json", exclude={"fence"})
+    metrics = {**(job.progress or {}).get("metrics", {}), **told["metrics"]}
+    return {**told, "metrics": dict(list(metrics.items())[-MOST_METRICS:]), "percent": percent, "eta_s": eta_s}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,7 +14,7 @@ from service.jobs import Job, new_fence
 from service.steps.ports import Look, Ports, attempt_token
 from trainer import attempt as protocol
 from trainer.files import StorageError
-from trainer.spec import JobSpec
+from trainer.spec_reader import read_stored
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +102,7 @@ class ExportStep:
             name=export.name,
             job_id=job.id,
             fence=export.fence,
-            spec=JobSpec.model_validate_json(json.dumps(job.spec | {"export": export.section})),
+            spec=read_stored(job.spec | {"export": export.section}),
             source=f"{trained}/export",
             mlflow_uri=places.mlflow_uri,
             mlflow_run_id=job.run_id,

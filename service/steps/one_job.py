@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import replace
 from datetime import timedelta
@@ -18,7 +17,7 @@ from service.tracking import TrackingUnreachableError
 from service.waiting import Waiting
 from trainer import attempt as protocol
 from trainer.files import StorageError
-from trainer.spec import JobSpec
+from trainer.spec_reader import read_stored
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +140,7 @@ class JobStep:
             attempt=attempt.number,
             workers=attempt.workers,
             fence=attempt.fence,
-            spec=JobSpec.model_validate_json(json.dumps(job.spec)),
+            spec=read_stored(job.spec),
             service_url=places.service_url,
             token=attempt_token(attempt.fence),
             mlflow_uri=places.mlflow_uri,

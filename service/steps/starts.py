@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from service.dispatch import View
-from service.jobs import Attempt, Job, JobState, NewEvent, new_fence
+from service.jobs import Attempt, Job, JobState, NewEvent, after, new_fence
 from service.scheduling.growth import Growth, Settling
 from service.scheduling.plan import Held, Policy, Schedule
 from service.scheduling.scheduler import schedule
@@ -111,7 +111,7 @@ def _workers_changed(job: Job, attempt: Attempt) -> list[NewEvent]:
 
 def _ends_at(job: Job, now: datetime) -> datetime | None:
     """By the pace of its steps, or by its deadline."""
-    if job.deadline_s is not None and job.started_at is not None:
-        return max(now, job.started_at + timedelta(seconds=job.deadline_s))
+    if job.deadline_at is not None:
+        return max(now, job.deadline_at)
     eta_s = (job.progress or {}).get("eta_s")
-    return None if eta_s is None else now + timedelta(seconds=eta_s)
+    return None if eta_s is None else after(now, eta_s)

@@ -16,6 +16,8 @@ from service.store.installation import InstallationTable
 from service.store.leases import LeaseTable
 from service.store.listing import sort_value
 from service.store.removals import RemovalTable
+from service.store.reports import ReportTable
+from service.store.retention import RetentionTable
 from service.store.secrets import SecretTable
 from service.store.studies import StudyTable
 from service.store.values import (
@@ -56,7 +58,9 @@ class Store(
     StudyTable,
     ExportTable,
     AttemptTable,
+    ReportTable,
     History,
+    RetentionTable,
     AccessTable,
     SecretTable,
     RemovalTable,

@@ -26,6 +26,8 @@ class Tables:
         """clock: for tests; None takes the time of the database."""
         self._db = database
         self._clock = clock
+        l = t.log_lines  # noqa: E741
+        self._add_line = self._insert(l).returning(sa.func.length(l.c.text))
         self._take_key = self._insert(t.idempotency).returning(t.idempotency.c.owner, t.idempotency.c.key)
 
     def now(self) -> datetime:
@@ -44,6 +46,9 @@ class Tables:
     def _add_event(self, c: sa.Connection, job_id: str, event: NewEvent) -> None:
         c.execute(INSERT_EVENT, [{"job_id": job_id, "at": self._now(c), **vars(event)}])
 
+    def _job_of(self, c: sa.Connection, attempt: Attempt) -> Job:
+        return job_of(c.execute(JOBS.where(t.jobs.c.id == attempt.job_id)).one())
+
     def _lease_stands(self, c: sa.Connection, token: int) -> bool:
         return (
             c.execute(
@@ -51,6 +56,34 @@ class Tables:
             ).first()
             is not None
         )
+
+    def _reported(self, c: sa.Connection, job_id: str) -> sa.Row[int, int, int, int | None]:
+        """How much the workers of a job have reported."""
+        r = t.reported.c
+        query = sa.select(r.lines, r.characters, r.events, r.progress_seq).where(r.job_id == job_id)
+        if (row := c.execute(query).one_or_none()) is None:
+            self._insert_new(c, t.reported, {"job_id": job_id})
+            row = c.execute(query).one()
+        return row
+
+    def _note_reported(self, c: sa.Connection, job_id: str, **values: Any) -> None:
+        c.execute(sa.update(t.reported).where(t.reported.c.job_id == job_id).values(**values))
+
+    def _forget_lines(self, c: sa.Connection, job_id: str, most: int) -> int:
+        """Remove the oldest lines of a job; how many."""
+        l, r = t.log_lines.c, t.reported.c  # noqa: E741
+        oldest = sa.select(l.id, sa.func.length(l.text).label("size")).where(l.job_id == job_id).order_by(l.id)
+        part = oldest.limit(most).subquery()
+        count, size, last = c.execute(
+            sa.select(sa.func.count(), sa.func.sum(part.c.size), sa.func.max(part.c.id))
+        ).one()
+        if not count:
+            c.execute(sa.update(t.reported).where(r.job_id == job_id).values(lines=0, characters=0))
+            return 0
+        c.execute(sa.delete(t.log_lines).where(l.job_id == job_id, l.id <= last))
+        less = {r.lines: r.lines - count, r.characters: r.characters - size, r.pruned: r.pruned + count}
+        c.execute(sa.update(t.reported).where(r.job_id == job_id).values({**less, r.pruned_to: last}))
+        return int(count)
 
     def _insert_new(self, c: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> bool:
         """Insert unless the key is taken. Whether it was inserted."""

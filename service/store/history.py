@@ -38,7 +38,10 @@ class History(Tables):
         rank: int | None = None,
         text: str | None = None,
     ) -> list[StoredLine]:
-        """Log lines in order of arrival. tail: the last ones instead of the first ones."""
+        """Log lines in order of arrival. tail: the last ones instead of the first ones.
+
+        Where lines of the job were pruned that would come first, one stands for them that says so.
+        """
         l = t.log_lines.c  # noqa: E741
         wanted = [l.job_id == job_id, l.id > after]
         if attempt is not None:
@@ -49,8 +52,13 @@ class History(Tables):
             wanted.append(l.text.contains(text, autoescape=True))
         columns = [l.id, l.attempt, l.rank, l.seq, l.at, l.level, l.text]
         query = sa.select(*columns).where(*wanted).order_by(l.id.desc() if tail else l.id).limit(limit)
+        r = t.reported.c
+        gone = sa.select(r.pruned, r.pruned_to).where(r.job_id == job_id, r.pruned_to > after)
         with self._db.read() as c:
             found = [StoredLine(**row) for row in c.execute(query).mappings()]
+            pruned = c.execute(gone).one_or_none()
+        if pruned is not None and (not tail or len(found) < limit):
+            found = [*found, _stand_in(*pruned)] if tail else [_stand_in(*pruned), *found[: limit - 1]]
         return found[::-1] if tail else found
 
     def checkpoints(self, job_id: str) -> list[StoredCheckpoint]:
@@ -93,3 +101,9 @@ class History(Tables):
     def set_webhook_position(self, receiver: str, position: int) -> None:
         with self._db.write() as c:
             c.execute(sa.update(t.webhooks).where(t.webhooks.c.receiver == receiver).values(position=position))
+
+
+def _stand_in(count: int, last: int) -> StoredLine:
+    """For lines that are gone: it has the place of the last of them, so that whoever reads on begins behind it."""
+    text = f"… {count:,} earlier lines of this job are gone: log lines are kept for so long, and so many of a job."
+    return StoredLine(last, 1, -1, 0, "", "WARNING", text)

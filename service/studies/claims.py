@@ -19,7 +19,12 @@ _T_975 = (
 )
 _NORMAL_975 = 1.960
 
-Where = dict[str, str | int | float | bool]
+_LARGE = 1e12
+Value = Annotated[float, Field(ge=-_LARGE, le=_LARGE)]
+Whole = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+Label = Annotated[str, StringConstraints(max_length=4096)]
+Axis = Annotated[str, StringConstraints(max_length=256)]
+Where = Annotated[dict[Axis, Label | Whole | Value | bool], Field(max_length=8)]
 Metric = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
@@ -38,14 +43,14 @@ class Claim(BaseModel):
     metric: Metric
     than_metric: Metric | None = None
     """Of the other side; null: the same."""
-    than_value: float | None = None
+    than_value: Value | None = None
     """A fixed number in the place of the other side, e.g. 0.05."""
     less: Where = {}
     than: Where = {}
     where: Where = {}
-    by: float = 0.0
+    by: Value = 0.0
     """How far apart at least, in the metric's unit. Below zero: `less` may be worse by as much, and no more."""
-    factor: Annotated[float, Field(gt=0)] = 1.0
+    factor: Annotated[float, Field(gt=0, le=_LARGE)] = 1.0
     """The other side is multiplied by this, e.g. 0.1 for "a tenth of"."""
 
 

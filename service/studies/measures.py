@@ -91,5 +91,5 @@ def certificate_values(model: Mapping[str, Any] | None) -> dict[str, float]:
         f"{statistics_}/{name}": float(value)
         for statistics_, scores in validation.items()
         for name, value in scores.items()
-        if math.isfinite(value)
+        if math.isfinite(float(value))
     }

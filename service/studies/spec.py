@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from service.studies.claims import Claim
 from service.studies.metrics import reduction_problem
+from trainer.bounds import free_problem
 from trainer.spec import JobSpec, Name
-from trainer.spec_reader import Problem, SpecError, read_spec
+from trainer.spec_reader import Problem, SpecError, capped, described, read_spec
 from trainer.unknown_field import unknown_field
 
 MAX_CHILDREN = 500
@@ -25,6 +26,9 @@ SEED = "seed"
 
 Text = Annotated[str, StringConstraints(max_length=4000)]
 Path = Annotated[str, StringConstraints(max_length=256, pattern=r"^[A-Za-z_][\w.]*(,[A-Za-z_][\w.]*)*$")]
+MetricName = Annotated[str, StringConstraints(max_length=200)]
+AxisLabel = Annotated[str, StringConstraints(min_length=1, max_length=250)]
+Values = Annotated[list[Any], Field(max_length=MAX_CHILDREN)]
 Point = dict[str, str]
 """A place in the grid: axis → label of the value."""
 
@@ -37,18 +41,16 @@ class StudySpec(BaseModel):
     name: Name
     base: dict[str, Any]
     """A job spec; its name and seed may be left out."""
-    grid: Annotated[dict[Path, list[Any] | dict[str, Any]], Field(min_length=1, max_length=8)]
+    grid: Annotated[dict[Path, Values | dict[AxisLabel, Any]], Field(min_length=1, max_length=8)]
     """Field of the job spec (a dotted path, e.g. norm.kind) → values, as a list or as {label: value}. Several fields
     that move together are one axis: `data.batch_size,optimizer.lr: [[4, 0.05], [16, 0.2]]`. An object as value replaces
     the whole part, e.g. `norm: {plain: {kind: batch}, clipped: {kind: batch_renorm, options: {r_max: 2}}}`."""
     seeds: Annotated[list[Annotated[int, Field(ge=0, le=2**32 - 1)]], Field(min_length=1, max_length=100)] = [0, 1, 2]
     """Every combination runs once with each. Differences are taken within a seed."""
-    metrics: Annotated[list[Annotated[str, StringConstraints(max_length=200)]], Field(min_length=1, max_length=16)] = [
-        "val/error"
-    ]
+    metrics: Annotated[list[MetricName], Field(min_length=1, max_length=16)] = ["val/error"]
     """What the report compares; see `service/studies/README.md` for what can be named. The first is drawn over the
     grid."""
-    curves: Annotated[list[Annotated[str, StringConstraints(max_length=200)]], Field(max_length=8)] = [
+    curves: Annotated[list[MetricName], Field(max_length=8)] = [
         "train/loss",
         "val/error",
     ]
@@ -102,13 +104,23 @@ def read_study(data: Any) -> StudySpec:
     """Raises: SpecError with one Problem for each thing wrong; paths are JSON pointers."""
     try:
         study = StudySpec.model_validate_json(json.dumps(data), strict=True)
-    except (TypeError, RecursionError) as error:
-        raise SpecError([Problem("", f"must be plain JSON values: {error}")]) from error
     except ValidationError as error:
-        raise SpecError([_problem(item) for item in error.errors()]) from error
+        raise SpecError(capped(error.errors(), _problem)) from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SpecError([Problem("", f"must be plain JSON values: {error}")]) from error
+    if problems := list(_free_problems(study)):
+        raise SpecError(problems)
     if problems := [*_metric_problems(study), *_claim_problems(study)]:
         raise SpecError(problems)
     return study
+
+
+def _free_problems(study: StudySpec) -> Iterator[Problem]:
+    """What is wrong with the values of axes, which may be any JSON."""
+    for axis, values in study.grid.items():
+        if (found := free_problem(values)) is not None:
+            where, message = found
+            yield Problem("/".join(["/grid", axis, *filter(None, where.split("."))]), message)
 
 
 def _metric_problems(study: StudySpec) -> Iterator[Problem]:
@@ -143,7 +155,7 @@ def _problem(item: Any) -> Problem:
     place = "".join(f"/{part}" for part in item["loc"])
     if item["type"] == "extra_forbidden":
         return Problem(place, unknown_field(StudySpec, item["loc"]))
-    return Problem(place, item["msg"].removeprefix("Value error, "))
+    return Problem(place, described(item))
 
 
 def expand(study: StudySpec, refusals: Callable[[JobSpec], list[Problem]] = lambda _spec: []) -> list[Child]:

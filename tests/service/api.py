@@ -22,6 +22,7 @@ from service.hub import Hub
 from service.intake import Intake
 from service.metrics import Metrics
 from service.packages import Packages
+from service.retention import Retention
 from service.secrets import Secrets, secrets_key
 from service.settings import Settings
 from service.studies.publisher import StudyPublisher
@@ -73,6 +74,7 @@ def context_of(world: World, folder: Path, auth: bool, settings: dict[str, Any])
         rate=RateLimit(settings.get("rate_limit", 0.0)),
         metrics=metrics,
         trail=Trail(world.store),
+        retention=Retention(world.store, chosen, metrics),
         studies=StudyPublisher(world.store, world.study_runs, str(folder / "storage"), "http://mlflow"),
         inspect=lambda _spec: None,  # a service on a host without torch; tests/stack asks the real one
         webhooks=Webhooks(world.store, (), b"", HttpPort("nobody"), "tests"),

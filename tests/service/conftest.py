@@ -9,14 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
+import sqlalchemy as sa
 
+from service import schema
 from service.client import Client
+from service.database import Database
 from service.embedded import local_mlflow, local_ray
 from service.ports import free_port
+from tests.service.databases import fresh_sqlite, postgres_programs, postgres_server
+from tests.service.worker import Worker
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -114,3 +120,36 @@ def service(outside: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
             yield client
     finally:
         running.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str | None]:
+    """Of a database of the newest form; None where no server is installed."""
+    programs = postgres_programs()
+    if programs is None:
+        yield None
+        return
+    with postgres_server(programs) as url:
+        with closing(Database(url)) as database:
+            database.migrate()
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def either_database(request: pytest.FixtureRequest, tmp_path: Path, postgres_url: str | None) -> Iterator[Database]:
+    """An empty one of either kind."""
+    if request.param == "sqlite":
+        with fresh_sqlite(tmp_path) as made:
+            yield made
+        return
+    if postgres_url is None:
+        pytest.skip("no PostgreSQL server is installed (Debian: apt-get install postgresql)")
+    with closing(Database(postgres_url)) as made:
+        with made.write() as c:
+            c.execute(sa.text(f"TRUNCATE {', '.join(table.name for table in schema.metadata.sorted_tables)} CASCADE"))
+        yield made
+
+
+@pytest.fixture
+def worker(either_database: Database, tmp_path: Path) -> Worker:
+    return Worker(either_database, tmp_path)

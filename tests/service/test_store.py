@@ -25,7 +25,7 @@ from service.store.listing import SORTS
 from service.studies.spec import expand, read_study
 from service.studies.study import Study, new_study
 from service.submit import new_job
-from service.views import attempt_view, job_text, job_view
+from service.views import attempt_views, job_text, job_view
 from tests.fakes import Clock
 from tests.service.databases import postgres_programs, postgres_server
 from trainer.attempt import CheckpointFact, LogLine, Placement, RankPlace
@@ -33,7 +33,13 @@ from trainer.failure import FailureReason
 from trainer.spec_reader import read_spec
 
 T = TypeVar("T")
-SPEC = {"name": "job", "labels": {"a": "b"}, "model": {"name": "resnet"}, "data": {"name": "digits", "batch_size": 32}}
+SPEC = {
+    "name": "job",
+    "labels": {"a": "b"},
+    "model": {"name": "resnet"},
+    "data": {"name": "digits", "batch_size": 32},
+    "resources": {"workers": 2},
+}
 HEARD = NewEvent("heard", "Something.")
 RANKS = [RankPlace(rank=0, host="a", pid=1, node_id="n1", gpu="H200"), RankPlace(rank=1, host="b", pid=2)]
 
@@ -326,7 +332,7 @@ def test_ranks_are_kept_with_where_they_run(store: Store, clock: Clock) -> None:
     found = store.attempt(attempt.id)
     assert found is not None
     assert found.placement == [rank.model_dump() for rank in RANKS]
-    assert attempt_view(found).placement == RANKS
+    assert attempt_views([found])[0].placement == RANKS
 
 
 def test_word_that_comes_late_does_not_set_the_phase_back(store: Store, clock: Clock) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import builtins
 import logging
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 from ray._private.log import PlainRayHandler
+from ray.train.v2._internal.logging.patch_print import redirected_print
 
 from tests.trainer.ranks import Told
 from trainer.prints import captured
@@ -66,6 +68,16 @@ def test_logger_that_keeps_its_records_to_itself_is_heard_by_what_it_prints(hear
         own.removeHandler(handler)
 
     assert heard.lines == [("WARNING", "once")]
+
+
+def test_print_of_ray_train_does_not_come_twice(heard: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builtins, "print", redirected_print)
+    with captured(heard), on_root(ReportingHandler(heard)):
+        print("once")
+        print("to standard error", file=sys.stderr)
+
+    assert heard.lines == [("INFO", "once"), ("WARNING", "to standard error")]
+    assert builtins.print is redirected_print
 
 
 @contextmanager

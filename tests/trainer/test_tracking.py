@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import statistics
 import threading
 import time
@@ -27,16 +29,54 @@ def append(path: Path, metrics: dict[str, float], step: int) -> None:
         spool.append(metrics, step)
 
 
-def test_points_arrive_once_each_with_non_finite_ones_left_out(mlflow_server: Mlflow, tmp_path: Path) -> None:
+def test_points_arrive_once_each_those_that_are_not_finite_too(mlflow_server: Mlflow, tmp_path: Path) -> None:
     run = mlflow_server.new_run()
     spool = fill(tmp_path / "s", range(5))
-    append(spool, {"train/loss": float("nan"), "lr": 0.1}, 5)
+    append(spool, {"train/loss": math.nan, "val/loss": math.inf, "lr": 0.1}, 5)
 
     delivered = MetricSender(rest_client(mlflow_server.uri), run, [spool]).start().close(30)
 
     assert delivered
-    assert mlflow_server.history(run, "train/loss") == [(step, float(step)) for step in range(5)]
+    history = mlflow_server.history(run, "train/loss")
+    assert history[:5] == [(step, float(step)) for step in range(5)]
+    assert history[5][0] == 5
+    assert math.isnan(float(history[5][1]))
+    assert mlflow_server.history(run, "val/loss")[0][1] > 1e308  # as large as MLflow goes
     assert mlflow_server.history(run, "lr") == [(5, 0.1)]
+
+
+ODD_LINES = ("123", "[]", "null", '"x"', "{}", '{"key": 1, "value": 1, "step": 1, "timestamp": 1}', "[" * 50_000)
+ODD_POINTS = ({"step": 2**70}, {"step": -1}, {"step": None}, {"value": "high"}, {"value": [1]}, {"timestamp": {}})
+
+
+def test_line_that_is_json_and_no_point_does_not_end_the_thread(mlflow_server: Mlflow, tmp_path: Path) -> None:
+    run = mlflow_server.new_run()
+    spool = fill(tmp_path / "s", range(2))
+    point = {"key": "train/loss", "value": 1.0, "step": 7, "timestamp": 1}
+    with spool.open("a") as file:
+        file.writelines(f"{line}\n" for line in (*ODD_LINES, *(json.dumps(point | odd) for odd in ODD_POINTS)))
+    fill(spool, range(2, 4))
+
+    assert MetricSender(rest_client(mlflow_server.uri), run, [spool]).start().close(30)
+    assert mlflow_server.history(run, "train/loss") == [(step, float(step)) for step in range(4)]
+
+
+@pytest.mark.parametrize("answer", ["<html>", "{}", "null", "[]", '{"run": null}'])
+def test_odd_answer_does_not_end_the_thread(answer: str, tmp_path: Path) -> None:
+    spool, answers = fill(tmp_path / "s", range(2)), [answer]
+    sent: list[httpx.Request] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            sent.append(request)
+            return httpx.Response(200, json={})
+        run = {"run": {"info": {"lifecycle_stage": "active"}, "data": {}}}
+        return httpx.Response(200, text=answers.pop()) if answers else httpx.Response(200, json=run)
+
+    client = httpx.Client(base_url="http://mlflow", transport=httpx.MockTransport(handle))
+
+    assert MetricSender(client, "r", [spool]).start().close(30)
+    assert len(sent) == 1
 
 
 def test_more_points_than_a_request_takes(mlflow_server: Mlflow, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -121,9 +122,10 @@ class CheckpointWriter(Callback):
         if monitor not in scores:
             known = ", ".join(sorted(scores))
             raise ValueError(f"train.keep_best.monitor must be one of {known}; got {monitor!r}. Change the monitor.")
-        sign = 1.0 if self._keep_best.mode == "min" else -1.0
-        if self._best is None or sign * scores[monitor] < sign * self._best[0]:
-            self._best = (scores[monitor], trainer.global_step)
+        sign, score = 1.0 if self._keep_best.mode == "min" else -1.0, scores[monitor]
+        is_first = (self._best is None or math.isnan(self._best[0])) and not math.isnan(score)
+        if is_first or (self._best is not None and sign * score < sign * self._best[0]):
+            self._best = (score, trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self._best}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -41,10 +42,13 @@ class StopEarly(Callback):
             trainer.should_stop = True
 
     def _is_better(self, score: float) -> bool:
-        gain = 0.0 if self._best is None else self._best - score
-        if self._spec.mode == "max":
+        """NaN is never better, and anything is better than none."""
+        if math.isnan(score):
+            return False
+        gain = math.inf if self._best is None else self._best - score
+        if self._best is not None and self._spec.mode == "max":
             gain = -gain
-        if self._best is not None and gain <= self._spec.min_delta:
+        if not gain > self._spec.min_delta:
             return False
         self._best = score
         return True

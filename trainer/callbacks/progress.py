@@ -47,11 +47,10 @@ class ProgressReporter(Callback):
         self._tell(trainer, finished_epochs=trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        elapsed_s = max(time.monotonic() - self._epoch_began, 1e-9)
-        rates = {
-            tracking.THROUGHPUT: self._batches * self._global_batch / elapsed_s,
-            tracking.LEARNING_RATE: trainer.optimizers[0].param_groups[0]["lr"],
-        }
+        rates = {tracking.LEARNING_RATE: trainer.optimizers[0].param_groups[0]["lr"]}
+        if self._batches:  # none where a job goes on from the very end of an epoch
+            elapsed_s = max(time.monotonic() - self._epoch_began, 1e-9)
+            rates[tracking.THROUGHPUT] = self._batches * self._global_batch / elapsed_s
         assert isinstance(pl_module, TrainingModule)
         self._metrics = {**rates, **pl_module.finish_train_epoch(), **pl_module.val_metrics}
         if trainer.is_global_zero:
@@ -74,4 +73,6 @@ def _line(epoch: int, epochs: int | None, step: int, metrics: Mapping[str, float
     """An epoch for the job's logs: what was learned, and how fast."""
     of = f" of {epochs}" if epochs is not None else ""
     learned = [f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith(("train/", "val/"))]
-    return f"epoch {epoch}{of}, step {step}: {', '.join(learned)}, {metrics[tracking.THROUGHPUT]:.3g} samples/s"
+    if (rate := metrics.get(tracking.THROUGHPUT)) is not None:
+        learned.append(f"{rate:.3g} samples/s")
+    return f"epoch {epoch}{of}, step {step}: {', '.join(learned)}"
