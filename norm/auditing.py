@@ -28,12 +28,14 @@ def audit(
     drop_last: bool = False,
     steps: int | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    group: int | None = None,
 ) -> list[Finding]:
     """What to know about the normalization of `model`, worst first. `model` is left as it is.
 
     example_input: what the model takes, one sample is enough; it runs once, in eval mode, without gradients.
     batch_size: samples per worker and step. workers: those that train together. accumulate: micro-batches per step.
     dataset_size, drop_last, steps (of the whole training), optimizer: where given, they are looked at too.
+    group: neighbouring workers that share statistics; None: all.
     Raises: ValueError for a batch size, number of workers or of micro-batches below 1.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8))
@@ -47,7 +49,7 @@ def audit(
     for name, value in (("batch_size", batch_size), ("workers", workers), ("accumulate", accumulate)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
-    training = Training(batch_size, workers, accumulate, dataset_size, drop_last, steps)
+    training = Training(batch_size, workers, accumulate, dataset_size, drop_last, steps, group)
     found, sources = list[Finding](), dict[str, Source]()
     for path, module in model.named_modules():
         try:

@@ -44,6 +44,8 @@ class Training:
     dataset_size: int | None = None
     drop_last: bool = False
     steps: int | None = None
+    group: int | None = None
+    """Neighbouring workers that share statistics; None: all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +68,7 @@ class Seen:
 
     def workers(self, training: Training) -> int:
         """Workers whose values go into one statistic."""
-        return training.workers if self.kind.synchronizes else 1
+        return (training.group or training.workers) if self.kind.synchronizes else 1
 
     def values(self, training: Training) -> int:
         """Values behind one statistic of a full batch."""

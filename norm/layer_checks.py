@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from norm.batch_renorm import BatchRenorm, SyncBatchRenorm
 from norm.findings import Finding, Seen, Severity, Training
+from norm.traits import smallest_share
 
 # Below it the error of a variance estimate, sqrt(2 / (n - 1)), is above a quarter.
 FEW_VALUES = 32
@@ -80,11 +81,10 @@ def _last_batch(seen: Seen, training: Training) -> Iterator[Finding]:
     rest = training.dataset_size % full
     if rest == 0 or not seen.shapes:
         return
-    samples = rest if seen.kind.synchronizes else rest // training.workers
-    values = samples * seen.positions
+    values = smallest_share(rest, training.workers, seen.workers(training)) * seen.positions
     if values * 4 > seen.values(training):
         return
-    severity: Severity = "error" if values <= 1 else "warning"
+    severity: Severity = "error" if values == 1 else "warning"
     message = f"The last batch of an epoch has {rest} of {full} samples: statistics from {values} values per channel."
     fix = "Set drop_last, or choose a batch size that divides the data."
     yield _finding(seen, "uneven_last_batch", severity, message, fix, rest=rest, values=values)

@@ -235,3 +235,17 @@ def kinds() -> dict[str, Kind]:
     ['none', 'weight', 'weight_standardization', 'selu', 'fixup']
     """
     return dict(KINDS)
+
+
+def smallest_share(samples: int, workers: int, group: int) -> int:
+    """Samples behind a statistic of the group that has fewest, of those that have any.
+
+    `samples` are spread over the workers in rank order as evenly as possible; `group` neighbours share statistics.
+
+    >>> smallest_share(5, 4, 1), smallest_share(3, 4, 2), smallest_share(3, 4, 4)
+    (1, 1, 3)
+    """
+    base, extra = divmod(samples, workers)
+    if base:
+        return group * base + max(0, extra - (workers - group))
+    return extra % group or group

@@ -22,6 +22,7 @@ def instantiate(where: str, class_path: str, init_args: Mapping[str, Any], *, fi
     code raises when it is called is passed on as it is.
     """
     target = find(where, class_path)
+    known: dict[str, Any] = {}
     parser, arguments = ArgumentParser(exit_on_error=False), {"init": dict(init_args)}
     try:
         if inspect.isclass(target):
@@ -31,11 +32,47 @@ def instantiate(where: str, class_path: str, init_args: Mapping[str, Any], *, fi
         known = parser.get_defaults().get("init") or {}
         arguments["init"] = {name: value for name, value in fill.items() if name in known} | arguments["init"]
         parsed = parser.parse_object(arguments)
+        _require_reachable(target, arguments["init"])
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         message = str(error).replace("init.", "").replace("Group 'init' does not accept option", "there is no argument")
+        message += _HIDDEN if "there is no argument" in message and not known and _takes_anything(target) else ""
         raise ValueError(f"{where}.init_args must fit {class_path}{_signature(target)}: {message}") from error
     built = parser.instantiate(parsed).get("init")
     return built if inspect.isclass(target) else target(**(built or {}))
+
+
+def _require_reachable(target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """What jsonargparse lets pass and the call would not. Raises: ValueError."""
+    for name, parameter in _parameters(target).items():
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise ValueError(f"it takes {name!r} by position only, and init_args are passed by name")
+        is_named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if is_named and parameter.default is parameter.empty and name not in arguments:
+            raise ValueError(f"it needs the argument {name!r}, which has no default")
+        if name in arguments and arguments[name] is None and _is_never_none(parameter.annotation):
+            raise ValueError(f"{name!r} must be given, got null")
+
+
+def _is_never_none(annotation: Any) -> bool:
+    """annotation: also as text, as `from __future__ import annotations` leaves it."""
+    return any(annotation is kind or annotation == kind.__name__ for kind in (int, float, str, bool))
+
+
+def _takes_anything(target: Callable[..., Any]) -> bool:
+    return any(one.kind is one.VAR_KEYWORD for one in _parameters(target).values())
+
+
+_HIDDEN = (
+    ". What it does with its **kwargs can't be seen from its signature: name the class itself, or decorate the "
+    "function with functools.wraps"
+)
+
+
+def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(target).parameters
+    except (TypeError, ValueError):  # built in C, without a signature
+        return {}
 
 
 def find(where: str, class_path: str) -> Callable[..., Any]:

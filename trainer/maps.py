@@ -1,4 +1,7 @@
-"""How small the maps get that a built-in network normalizes, from its spec alone. Pure, pydantic only."""
+"""What built-in networks and data come to, from the spec alone: the smallest map, the number of samples.
+
+Pure, pydantic only.
+"""
 
 from __future__ import annotations
 
@@ -50,3 +53,23 @@ def _halve(side: int, times: int, *, up: bool) -> int:
     for _ in range(times):
         side = (side + 1) // 2 if up else side // 2
     return side
+
+
+def train_samples(spec: JobSpec) -> int | None:
+    """How many samples training has; None for data that has to be looked at.
+
+    tests/trainer/test_norm_choice.py holds it against the data.
+    """
+    if spec.data.name not in DATASETS:
+        return None
+    args: Any = DATASETS[spec.data.name].model_validate(spec.data.init_args)
+    if spec.data.name == "digits":
+        held_out = [min(max(round(count * args.val_fraction), 1), count - 1) for count in _DIGITS]
+        return sum(_DIGITS) - int(sum(held_out))
+    if spec.data.name == "synthetic":
+        return int(args.samples)
+    return int(args.scenes) if spec.data.name == "digit_scenes" else None
+
+
+_DIGITS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
+"""Images of each of the ten digits."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torchmetrics import Metric
 from trainer.agreement import local_statistics
 from trainer.data import DataInfo
 from trainer.data.loader import Batch
+from trainer.exchanges import refused
 from trainer.logged import Logged, add_up
 from trainer.optim import build_optimizer, build_schedule, clip_adaptive
 from trainer.own_steps import has_validation_step, own_optimizers, require_automatic, training_loss, unlogged
@@ -31,8 +33,18 @@ class TrainingModule(LightningModule):
     A user's LightningModule gives its loss, and its optimizers if it has any; see `own_steps`.
     """
 
-    def __init__(self, network: nn.Module, info: DataInfo, spec: JobSpec, total_steps: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        info: DataInfo,
+        spec: JobSpec,
+        total_steps: int,
+        *,
+        uneven_shares: Sequence[int] | None = None,
+    ) -> None:
+        """uneven_shares: samples of each rank in a last batch that training comes to and that is not spread evenly."""
         super().__init__()
+        self._uneven_shares = uneven_shares
         # Lightning would do it only after a checkpoint was loaded, into float32 (lightning 2.6.6).
         self.network = network.double() if spec.train.precision == "64-true" else network
         if self._own is not None:
@@ -95,7 +107,8 @@ class TrainingModule(LightningModule):
 
     def _own_step(self, own: LightningModule, batch: Batch, batch_idx: int) -> Tensor:
         self._logged["train"].samples = len(batch.y)
-        loss = training_loss(own, batch, batch_idx)
+        with refused(type(own).__name__, self._uneven_shares, len(batch.y)):
+            loss = training_loss(own, batch, batch_idx)
         self._scores["train"].update_loss(loss, len(batch.y))
         return loss * batch.weight
 

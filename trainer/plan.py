@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from norm.traits import KINDS
+from norm.traits import KINDS, smallest_share
+from trainer.maps import smallest_map, train_samples
 from trainer.norm_choice import NormChoice, choose_norm, statistics_group
-from trainer.spec import JobSpec
+from trainer.spec import JobSpec, TrainSpec
 from trainer.words import counted
 
 Fits = Literal["now", "later", "never"]
@@ -67,7 +68,8 @@ class Inspection(_Record):
 
 
 class Plan(_Record):
-    """`conversion` is filled where the model was built and looked at (dry_run, and at the start of an attempt)."""
+    """inspected: whether the model was built and looked at, so that `conversion` is filled and the findings that need
+    torch are in: for dry_run where this host has torch, and at the start of each attempt."""
 
     spec: JobSpec
     world_size: int
@@ -77,6 +79,7 @@ class Plan(_Record):
     conversion: list[dict[str, str]] | None
     findings: list[Finding]
     norm: NormChoice
+    inspected: bool
 
     def as_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json", by_alias=True)
@@ -100,8 +103,9 @@ def plan(spec: JobSpec, nodes: Sequence[NodeCapacity] | None, inspection: Inspec
         },
         fits=None if nodes is None else fits(spec, nodes),
         conversion=inspection.conversion if inspection else None,
-        findings=_together(findings(spec, choice.kind), inspection.findings if inspection else []),
+        findings=_together(findings(spec, choice.kind, nodes), inspection.findings if inspection else []),
         norm=choice,
+        inspected=inspection is not None,
     )
 
 
@@ -112,6 +116,8 @@ def _together(of_spec: list[Finding], of_network: list[Finding]) -> list[Finding
 
 
 _AUDITED = {
+    "one_value_per_channel": "one_value_per_channel",
+    "uneven_last_batch": "uneven_last_batch",
     "few_samples_per_statistic": "statistics_of_one_worker",
     "sync_on_one_worker": "sync_on_one_worker",
 }
@@ -145,9 +151,87 @@ def _workers_that_fit(spec: JobSpec, hosts: Sequence[tuple[float, float]]) -> in
     return sum(int(min(host[0] // cpus, host[1] // gpus if gpus else host[0] // cpus)) for host in hosts)
 
 
-def findings(spec: JobSpec, kind: str) -> list[Finding]:
-    """What can be said from the spec alone; the audit of the built model adds the rest."""
-    return [*_about_statistics(spec, kind), *_about_fields(spec)]
+def findings(spec: JobSpec, kind: str, nodes: Sequence[NodeCapacity] | None = None) -> list[Finding]:
+    """What can be said from the spec and the cluster alone; the audit of the built model adds the rest.
+
+    A submit is refused for those of severity `error`. nodes: None while the cluster can't be asked.
+    """
+    return [
+        *_about_cluster(spec, nodes),
+        *_about_statistics(spec, kind),
+        *_about_single_values(spec, kind),
+        *_about_fields(spec),
+    ]
+
+
+def _about_cluster(spec: JobSpec, nodes: Sequence[NodeCapacity] | None) -> Iterator[Finding]:
+    if nodes is None or fits(spec, nodes) != "never":
+        return
+    res = spec.resources
+    each = f"{res.cpus_per_worker} CPU" + (f" and {res.gpus_per_worker} GPU" if res.gpus_per_worker else "")
+    room = f"the whole cluster has room for {largest_gang(spec, nodes)} workers of {each} each, got {res.workers}."
+    yield Finding(
+        code="never_fits",
+        path="resources.workers",
+        message=f"{'The job waits for more hosts: ' if res.wait_for_hosts else ''}{room}",
+        fix="Ask for fewer or smaller workers, or add hosts; with resources.wait_for_hosts: true the job is queued "
+        "until they are there.",
+        severity="warning" if res.wait_for_hosts else "error",
+    )
+
+
+def _about_single_values(spec: JobSpec, kind: str) -> Iterator[Finding]:
+    """Batches that leave one value per channel, whose variance is undefined: training would fail at that step.
+
+    Only where the spec tells how many samples there are and how small the maps get; an attempt looks at the others
+    before it trains.
+    """
+    positions = smallest_map(spec)
+    if not KINDS[kind].batch_statistics or positions != 1 or spec.norm.overrides:
+        return
+    workers, group = spec.resources.workers, statistics_group(spec, kind)
+    if spec.data.batch_size * group == 1:
+        yield Finding(
+            code="one_value_per_channel",
+            path="data.batch_size",
+            message=f"{kind} has 1 value per channel, whose variance is undefined: training would fail.",
+            fix="Use a larger data.batch_size, sync_batch over more workers, or a kind without batch statistics.",
+            severity="error",
+        )
+    samples = train_samples(spec)
+    full = spec.data.batch_size * workers
+    if samples is None or spec.data.last_batch == "drop" or not reaches_last_batch(spec.train, -(-samples // full)):
+        return
+    rest = samples % full
+    if any(rest and smallest_share(rest, size, min(group, size)) == 1 for size in world_sizes(spec)):
+        yield last_batch_of_one(rest, full, "data.last_batch")
+
+
+def last_batch_of_one(rest: int, full: int, path: str) -> Finding:
+    """The same words before a submit and at the start of an attempt."""
+    return Finding(
+        code="uneven_last_batch",
+        path=path,
+        message=f"The last batch of an epoch has {rest} of {full} samples, so a statistic is taken from 1 value per "
+        "channel, whose variance is undefined: training would fail there.",
+        fix=LAST_BATCH_FIX,
+        severity="error",
+    )
+
+
+LAST_BATCH_FIX = "Set data.last_batch: drop, or choose a data.batch_size that divides the training data."
+
+
+def reaches_last_batch(train: TrainSpec, batches: int) -> bool:
+    """Whether training comes to the end of an epoch of so many batches."""
+    return train.steps is None or train.steps * train.accumulate >= batches
+
+
+def world_sizes(spec: JobSpec) -> range:
+    """How many workers an attempt may have."""
+    res = spec.resources
+    step = spec.norm.group if isinstance(spec.norm.group, int) else 1
+    return range(res.min_workers or res.workers, res.workers + 1, step)
 
 
 def _about_statistics(spec: JobSpec, kind: str) -> Iterator[Finding]:
@@ -200,6 +284,16 @@ def _about_fields(spec: JobSpec) -> Iterator[Finding]:
             message=f"{workers} workers can't be split into groups of {group}.",
             fix="Use a divisor of resources.workers.",
             severity="error",
+        )
+    other = spec.data.init_args.get("batch_size") if spec.data.class_path is not None else None
+    if other not in (None, spec.data.batch_size):
+        yield Finding(
+            code="batch_size_twice",
+            path="data.init_args.batch_size",
+            message=f"data.batch_size says how many samples a worker takes at a time, {spec.data.batch_size}; the "
+            f"{other!r} in data.init_args has no effect on that.",
+            fix="Set both to the same number, or leave the one in init_args out.",
+            severity="warning",
         )
     if spec.optimizer.weight_decay and spec.optimizer.decay_norm:
         yield Finding(

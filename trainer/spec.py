@@ -204,6 +204,10 @@ class ResourcesSpec(Part):
     with more once there has been room for a while.
     """
 
+    wait_for_hosts: bool = False
+    """Queue the job although the whole cluster as it is now is too small for it: it waits until hosts are added. False:
+    such a job is refused when it is submitted."""
+
     @model_validator(mode="after")
     def _ordered(self) -> ResourcesSpec:
         if self.min_workers is not None and self.min_workers > self.workers:

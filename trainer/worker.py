@@ -25,12 +25,12 @@ from trainer.files import write_atomic
 from trainer.finalize import finalize
 from trainer.fit import Loaders, fit, total_steps
 from trainer.folders import AttemptFolders, opened
-from trainer.inspection import audit
+from trainer.inspection import audit, require_no_error
 from trainer.models import build_model
 from trainer.module import TrainingModule
 from trainer.norm_choice import chosen_norm
 from trainer.place import Place, place_on_ray
-from trainer.plan import Inspection, alike, plan
+from trainer.plan import Inspection, alike, plan, reaches_last_batch
 from trainer.prints import captured
 from trainer.quiet import quiet_libraries
 from trainer.redact import redact, redacted_output
@@ -116,11 +116,14 @@ def run(launch: Launch, folders: AttemptFolders, reporter: Reporter, place: Plac
     preflight.require_room(network, folders)
     loaders = Loaders.build(data, spec, place.rank, place.world_size)
     steps = total_steps(spec.train, len(loaders.train))
-    module = TrainingModule(network, data.info, spec, steps)
+    uneven = loaders.train.sampler.uneven_shares() if reaches_last_batch(spec.train, len(loaders.train)) else None
+    module = TrainingModule(network, data.info, spec, steps, uneven_shares=uneven)
     # From here on each rank draws its own dropout masks; the weights above were drawn alike everywhere.
     L.seed_everything(spec.seed + 1 + place.rank, verbose=False)
     if place.rank == 0:
-        describe(launch, Inspection(conversion=conversion, findings=audit(network, data, spec)), folders)
+        findings = audit(network, data, spec, place.world_size)
+        describe(launch, Inspection(conversion=conversion, findings=findings), folders)
+        require_no_error(findings)
         at_the_end.callback(_sender(launch, folders).close, MLFLOW_PATIENCE_S)
     try:
         reporter.enter("training")

@@ -24,6 +24,7 @@ from trainer.models import build_model
 from trainer.module import TrainingModule
 from trainer.norm_choice import chosen_norm
 from trainer.place import Place
+from trainer.plan import reaches_last_batch
 from trainer.spec_reader import read_spec
 from trainer.trial import try_out
 
@@ -151,7 +152,8 @@ def build(rank: int, world_size: int, launch: Launch, data: Data | None = None) 
     try_out(network, data.info)
     loaders = Loaders.build(data, job, rank, world_size)
     steps = total_steps(job.train, len(loaders.train))
-    module = TrainingModule(network, data.info, job, steps)
+    uneven = loaders.train.sampler.uneven_shares() if reaches_last_batch(job.train, len(loaders.train)) else None
+    module = TrainingModule(network, data.info, job, steps, uneven_shares=uneven)
     L.seed_everything(job.seed + 1 + rank, verbose=False)
     return Built(module, data, loaders, launch, steps)
 

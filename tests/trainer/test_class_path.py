@@ -159,3 +159,28 @@ def test_own_code_does_not_draw_on_the_global_generator_when_read() -> None:
     list(train_loader(data, global_batch=4))
 
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("code", "init_args", "message"),
+    [
+        ("def Made(net): return net", {}, r"needs the argument 'net', which has no default"),
+        ("def Made(width: int = 1): return nn.Linear(width, 1)", {"width": None}, r"'width' must be given, got null"),
+        ("def Made(width, /): return nn.Linear(width, 1)", {"width": 1}, r"takes 'width' by position only"),
+        (
+            "def hide(f): return lambda *args, **kwargs: f(*args, **kwargs)\n"
+            "@hide\ndef Made(width: int = 1): return nn.Linear(width, 1)",
+            {"width": 2},
+            r"no argument 'width'. What it does with its \*\*kwargs can't be seen .* functools.wraps",
+        ),
+    ],
+)
+def test_arguments_that_would_not_arrive_are_told(
+    code: str, init_args: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"made_{abs(hash(code))}"
+    (tmp_path / f"{name}.py").write_text(f"from torch import nn\n{code}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    with pytest.raises(ValueError, match=rf"^model.init_args must fit {name}.Made\(.*{message}"):
+        _model(f"{name}.Made", **init_args)

@@ -70,6 +70,18 @@ MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], str, list[str]]] = {
         "user_error",
         ["class scores of shape (2, 7), got (2, 10)", "as many outputs"],
     ),
+    "a last batch of one value": (
+        {"class_path": OWN + "OwnLoss"},
+        {"name": "synthetic", "batch_size": 8, "init_args": {"shape": [1, 8, 8], "samples": 33}},
+        "user_error",
+        ["The last batch of an epoch has 1 of 16 samples", "net.2", "Set data.last_batch: drop"],
+    ),
+    "a loss that gathers shares of different sizes": (
+        {"class_path": OWN + "Gathers"},
+        {"name": "synthetic", "batch_size": 8, "init_args": {"shape": [1, 8, 8], "samples": 35}},
+        "user_error",
+        ["Gathers.training_step exchanges tensors between workers", "gives them 2, 1", "Set data.last_batch: drop"],
+    ),
     "out of memory": (
         mistaken("hogs", 0, 1),
         DIGITS,

@@ -73,6 +73,14 @@ class ShardedBatches(Sampler[Share]):
         full, rest = divmod(self._num_samples, self._global_batch)
         return full + (rest > 0 and not self._drops)
 
+    def uneven_shares(self) -> list[int] | None:
+        """Samples of each rank in the last batch of an epoch; None where all have as many."""
+        rest = 0 if self._drops else self._num_samples % self._global_batch
+        if rest % self._world_size == 0:
+            return None
+        bounds = [share_bounds(rest, rank, self._world_size) for rank in range(self._world_size)]
+        return [end - start for start, end in bounds]
+
     def __iter__(self) -> Iterator[Share]:
         order = (
             epoch_order(self._num_samples, self._seed, self.epoch) if self._shuffle else np.arange(self._num_samples)
