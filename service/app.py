@@ -10,6 +10,8 @@ from fastapi import FastAPI
 
 from service import errors, openapi
 from service.api import (
+    asking,
+    audit,
     cluster,
     details,
     docs,
@@ -51,8 +53,8 @@ def create_app(context: Context) -> FastAPI:
     app.add_middleware(Methods)
     app.add_middleware(OriginGuard, trusted=context.settings.trusted)
     app.add_middleware(Gate, observe=context.metrics.request, trail=context.trail)
-    parts = (jobs, job_list, details, exports, records, studies, tokens, packages, secrets, cluster, internal, health)
-    for part in parts:
+    of_jobs = (jobs, job_list, asking, details, exports, records)
+    for part in (*of_jobs, studies, tokens, packages, secrets, cluster, audit, internal, health):
         app.include_router(part.router)
     app.include_router(internal.router_of_exports)
     docs.install(app)

@@ -1,7 +1,8 @@
 """Bearer tokens: who is asking, and what they may.
 
 A token reads `sn_<id>_<secret>` with a secret of 256 random bits; only its SHA-256 is kept, for a secret that long
-needs no slow hash. Unknown, wrong, expired and revoked tokens all get the same answer.
+needs no slow hash. Whoever shows the right secret of an expired or revoked token is told so; an unknown id and a wrong
+secret get one answer, after the same work.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from service.actors import Actor
 from service.errors import ApiError
 from service.jobs import Job
 from service.store import Store, StoredToken
@@ -25,6 +27,8 @@ from service.studies.study import Study
 
 SCOPES = ("read", "submit", "admin")
 ADMIN_FILE = "admin.token"
+ADMIN_ID = "admin"
+"""What the audit calls the token from the file."""
 _MOST_KNOWN = 10_000
 
 
@@ -34,6 +38,13 @@ class Principal:
 
     name: str
     scopes: frozenset[str]
+    token_id: str | None = None
+    """None where authentication is off."""
+    request_id: str | None = None
+
+    @property
+    def actor(self) -> Actor:
+        return Actor("user", self.name, self.token_id, self.request_id)
 
     @property
     def is_admin(self) -> bool:
@@ -45,6 +56,22 @@ class Principal:
     def may_see(self, what: Job | Study) -> bool:
         return self.is_admin or what.owner == self.name
 
+
+class UnauthorizedError(ApiError):
+    """401. reason: for the audit. token: the one that was shown, where its secret was right."""
+
+    def __init__(self, detail: str, reason: str, token: StoredToken | None = None) -> None:
+        challenge = "Bearer" if reason == "no token" else 'Bearer error="invalid_token"'
+        super().__init__(401, "unauthorized", detail, headers={"WWW-Authenticate": challenge})
+        self.reason = reason
+        self.token = token
+
+
+_WHERE_FROM = "An admin makes a new one with `syncnorm token create`."
+_NO_TOKEN = (
+    "This needs a token: send `Authorization: Bearer sn_…`, or set SYNCNORM_TOKEN. An admin makes one with `syncnorm "
+    "token create`; the first admin's is in the file admin.token of the service's state folder (SYNCNORM_HOME)."
+)
 
 LOCAL = Principal("local", frozenset(SCOPES))
 """Everybody, where authentication is off."""
@@ -83,42 +110,37 @@ class Doorkeeper:
         if self._admin is None:
             return LOCAL
         scheme, _, token = authorization.partition(" ")
+        if not authorization:
+            raise UnauthorizedError(_NO_TOKEN, "no token")
+        if scheme.lower() != "bearer":
+            raise UnauthorizedError(f"The Authorization header must read: Bearer sn_… . {_WHERE_FROM}", "not a bearer")
         given = digest(token)
-        if scheme.lower() == "bearer":
-            if hmac.compare_digest(given, self._admin):
-                return self._remember(authorization, Principal("admin", frozenset(SCOPES)))
-            stored = self._store.token(_token_id(token))
-            expected = stored.digest if stored else self._admin
-            now = self._store.now()
-            if hmac.compare_digest(given, expected) and stored and _stands(stored, now):
-                left_s = math.inf if stored.expires_at is None else (stored.expires_at - now).total_seconds()
-                return self._remember(
-                    authorization, Principal(stored.owner, frozenset(stored.scopes)), stored.id, left_s
-                )
-        raise ApiError(
-            401,
-            "unauthorized",
-            "This needs a valid token: Authorization: Bearer sn_… . An admin makes one with `syncnorm token create`.",
-            headers={"WWW-Authenticate": "Bearer"},
-        )
+        if hmac.compare_digest(given, self._admin):
+            return self._remember(authorization, Principal("admin", frozenset(SCOPES), ADMIN_ID))
+        stored = self._store.token(_token_id(token))
+        expected = stored.digest if stored else self._admin
+        if not hmac.compare_digest(given, expected) or stored is None:
+            raise UnauthorizedError(f"This token is not known here. {_WHERE_FROM}", "unknown token or wrong secret")
+        now = self._store.now()
+        _require_standing(stored, now)
+        left_s = math.inf if stored.expires_at is None else (stored.expires_at - now).total_seconds()
+        principal = Principal(stored.owner, frozenset(stored.scopes), stored.id)
+        return self._remember(authorization, principal, left_s)
 
     def forget(self, token_id: str) -> None:
         """The token was revoked."""
-        self._known = {key: known for key, known in self._known.items() if known.token_id != token_id}
+        self._known = {key: known for key, known in self._known.items() if known.principal.token_id != token_id}
 
-    def _remember(
-        self, authorization: str, principal: Principal, token_id: str = "", left_s: float = math.inf
-    ) -> Principal:
+    def _remember(self, authorization: str, principal: Principal, left_s: float = math.inf) -> Principal:
         if len(self._known) >= _MOST_KNOWN:
             self._known = {}
-        self._known[digest(authorization)] = _Known(principal, token_id, self._clock() + min(self._memory_s, left_s))
+        self._known[digest(authorization)] = _Known(principal, self._clock() + min(self._memory_s, left_s))
         return principal
 
 
 @dataclass(frozen=True)
 class _Known:
     principal: Principal
-    token_id: str
     until: float
 
 
@@ -169,8 +191,16 @@ def _token_id(token: str) -> str:
     return parts[1][:20] if len(parts) == 3 and parts[0] == "sn" and parts[1].isascii() and "\x00" not in token else ""
 
 
-def _stands(token: StoredToken, now: datetime) -> bool:
-    return token.revoked_at is None and (token.expires_at is None or now < token.expires_at)
+def _require_standing(token: StoredToken, now: datetime) -> None:
+    """Said only to whoever has shown the secret of the token. Raises: UnauthorizedError."""
+    if token.revoked_at is not None:
+        raise UnauthorizedError(f"This token was revoked {_on(token.revoked_at)}. {_WHERE_FROM}", "revoked", token)
+    if token.expires_at is not None and token.expires_at <= now:
+        raise UnauthorizedError(f"This token expired {_on(token.expires_at)}. {_WHERE_FROM}", "expired", token)
+
+
+def _on(at: datetime) -> str:
+    return f"on {at:%Y-%m-%d} at {at:%H:%M} UTC"
 
 
 class RateLimit:

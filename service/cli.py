@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from service.commands import catalog, exports, host, jobs, listing, records, verbs
+from service.commands import audit, catalog, exports, host, jobs, listing, records, verbs
 from service.commands.studies import study_app
 from service.commands.terminal import CRASHED, INTERRUPTED, PIPE_CLOSED, WRONG_USE, err, visible
 from service.commands.tokens import token_app
@@ -81,7 +81,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for family in (jobs.app, listing.app, verbs.app, records.app, exports.app, catalog.app, host.app):
+for family in (jobs.app, listing.app, verbs.app, records.app, audit.app, exports.app, catalog.app, host.app):
     app.add_typer(family)
 app.add_typer(study_app, name="study")
 app.add_typer(package_app, name="package")

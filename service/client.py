@@ -132,13 +132,37 @@ class Client:
     def _ask(self, job_id: str, verb: str) -> Json:
         return self._json("POST", api_path("jobs", job_id, verb), needs=_JOB)
 
+    def ask_many(self, verb: str, *, ids: Sequence[str] | None = None, where: Mapping[str, Any] | None = None) -> Json:
+        """Ask many jobs at once, by ids or by a filter; an answer for each. verb: cancel, pause, resume or retry.
+
+        where: state (a list), project, owner, norm, name, labels; {} takes all that one may see. Up to 500 jobs a call:
+        `next_cursor` says where a filter goes on.
+        """
+        body = {"ids": list(ids)} if ids is not None else {"filter": dict(where or {})}
+        return self._json("POST", f"{api_path('jobs')}:{verb}", json=body, needs=("items",))
+
+    def audit(self, **filters: str | None) -> Iterator[Json]:
+        """Who did what, newest first, for admins. filters: actor, action, object, since, until."""
+        return self._pages(api_path("audit"), {key: value for key, value in filters.items() if value is not None})
+
     def explain(self, job_id: str) -> Json:
         return self._json("GET", api_path("jobs", job_id, "explain"), needs=("code", "message"))
 
-    def change(self, job_id: str, *, priority: int | None = None, labels: Mapping[str, str] | None = None) -> Json:
-        """Change priority or labels; ProblemError 412 if the job changed at the same moment."""
+    def change(
+        self,
+        job_id: str,
+        *,
+        priority: int | None = None,
+        labels: Mapping[str, str] | None = None,
+        limits: Mapping[str, float | None] | None = None,
+    ) -> Json:
+        """Change priority, labels or limits; ProblemError 412 if the job changed at the same moment.
+
+        limits: only those given change, while the job is queued, paused or failed.
+        """
         version = self.job(job_id)["version"]
-        body = {"priority": priority, "labels": None if labels is None else dict(labels)}
+        body: Json = {"priority": priority, "labels": None if labels is None else dict(labels)}
+        body |= {} if limits is None else {"limits": dict(limits)}
         headers = {"If-Match": f'"{version}"'}
         return self._json("PATCH", api_path("jobs", job_id), json=body, headers=headers, needs=_JOB)
 

@@ -105,7 +105,7 @@ def decide(job: Job, attempt: Attempt | None, seen: Seen, rules: Rules) -> Decis
     if job.state is JobState.QUEUED:
         return _waiting(job, seen)
     if job.state is JobState.PAUSED and job.stop == "cancel":
-        return _cancelled("Cancelled while paused.", seen.now)
+        return _cancelled(f"Cancelled{_by(job)} while it was paused.", seen.now)
     return None
 
 
@@ -123,9 +123,9 @@ def _under_way(job: Job, attempt: Attempt, seen: Seen, rules: Rules) -> Decision
 
 def _waiting(job: Job, seen: Seen) -> Decision:
     if job.stop == "cancel":
-        return _cancelled("Cancelled before it started.", seen.now)
+        return _cancelled(f"Cancelled{_by(job)} before it started.", seen.now)
     if job.stop == "pause":
-        return Move(JobState.PAUSED, {"stop": None, "stop_at": None}, message="Paused before it started.")
+        return Move(JobState.PAUSED, {"stop": None, "stop_at": None}, message=f"Paused{_by(job)} before it started.")
     if _deadline_passed(job, seen.now):
         return _failed(FailureReason.DEADLINE, f"limits.deadline_s of {job.deadline_s:g} s ran out.", seen.now)
     return None
@@ -217,12 +217,12 @@ def _outcome(job: Job, attempt: Attempt, ending: _Ending, now: datetime, rules: 
         changes = {"model": model, "finished_at": now, "reason": None, "message": "", **_first_start(job, now)}
         return Move(JobState.SUCCEEDED, changes, message="Succeeded.")
     if job.stop == "cancel":
-        return _cancelled(ending.message or "Cancelled.", now)
+        return _cancelled(_cancelled_at(job, attempt, ending), now)
     if job.stop == "deadline":
         return _failed(FailureReason.DEADLINE, f"limits.deadline_s of {job.deadline_s or 0:g} s ran out.", now)
     if ending.outcome == "stopped" or (ending.outcome == "lost" and job.stop is not None):
         if job.stop == "pause":
-            return Move(JobState.PAUSED, message=f"Paused at step {attempt.step}.")
+            return Move(JobState.PAUSED, message=f"Paused{_by(job)} at step {attempt.step}.")
         why = "Stopped to go on with more workers" if job.stop == "resize" else "Gave way"
         return Move(JobState.QUEUED, message=f"{why}; goes on from its checkpoint.")
     return _after_failure(job, attempt, ending, now, rules)
@@ -252,6 +252,16 @@ def _spent(job: Job) -> str:
 
 def _failed(reason: FailureReason, message: str, now: datetime) -> Move:
     return Move(JobState.FAILED, {"reason": reason, "message": message, "finished_at": now}, message=message)
+
+
+def _by(job: Job) -> str:
+    return f" by {job.stop_by}" if job.stop_by else ""
+
+
+def _cancelled_at(job: Job, attempt: Attempt, ending: _Ending) -> str:
+    step = max(attempt.step, ending.result.step if ending.result else 0)
+    message = f"Cancelled{_by(job)} at step {step}."
+    return f"{message} The attempt had failed: {ending.message}" if ending.outcome == "failed" else message
 
 
 def _cancelled(message: str, now: datetime) -> Move:

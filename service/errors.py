@@ -88,10 +88,11 @@ def not_found(what: str, name: str) -> ApiError:
     return ApiError(404, "not_found", f"There is no {what} {name[:120]}.")
 
 
-def bad_spec(problems: Sequence[Problem]) -> ApiError:
+def bad_spec(problems: Sequence[Problem], *, dry_run: bool = False) -> ApiError:
     errors = [FieldProblem(pointer=pointer(problem.path), detail=problem.message) for problem in problems]
     count = f"{len(errors)} problems" if len(errors) > 1 else "1 problem"
-    return ApiError(422, "invalid_spec", f"The job spec has {count}; nothing was stored.", errors=errors)
+    detail = f"The job spec has {count}." if dry_run else f"The job spec has {count}; nothing was stored."
+    return ApiError(422, "invalid_spec", detail, errors=errors)
 
 
 def pointer(path: str) -> str:
@@ -192,5 +193,6 @@ def problem(request: Request, error: ApiError) -> JSONResponse:
         request_id=_which(request)["request_id"],
         errors=error.errors,
     )
+    request.state.code = error.code  # for the audit
     content = details.model_dump(exclude_none=True) | error.extra
     return JSONResponse(content, status_code=error.status, headers=error.headers, media_type=MEDIA_TYPE)

@@ -65,9 +65,12 @@ def _by_its_state(job: Job) -> Explanation:
     texts = {
         JobState.STOPPING: ("stopping", f"It ends at the next batch, with a checkpoint, to {stopped_to}."),
         JobState.FINALIZING: ("exporting", "Training is over; statistics, folding, export and certificate follow."),
-        JobState.PAUSED: ("paused", "Somebody paused it; it waits for resume."),
+        JobState.PAUSED: (
+            "paused",
+            f"Paused by {job.stop_by or 'somebody'}. It continues once it is resumed.",
+        ),
         JobState.SUCCEEDED: ("succeeded", "It is finished."),
-        JobState.CANCELLED: ("cancelled", "It was cancelled on request."),
+        JobState.CANCELLED: ("cancelled", job.message or "It was cancelled on request."),
     }
     if job.state in texts:
         return Explanation(*texts[job.state])

@@ -1,23 +1,16 @@
-"""Before and after every request: a request id, a size limit, a measured duration, a line in the audit trail."""
+"""Before and after every request: a request id, a size limit, a measured duration, a line in the audit."""
 
 from __future__ import annotations
 
-import logging
-import queue
-import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.store import AuditEntry, Store
-
-logger = logging.getLogger(__name__)
+from service.trail import Trail, refusals
 
 MAX_BODY = 2**20
 MAX_PACKAGE = 64 * 2**20
@@ -53,10 +46,8 @@ class Gate:
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             self._observe(scope["method"], route, status, time.perf_counter() - began)
-            if scope["method"] not in ("GET", "HEAD", "OPTIONS") and scope["path"].startswith("/v1/"):
-                who = scope["state"].get("principal", "nobody")
-                entry = AuditEntry(datetime.now(UTC), who, scope["method"], scope["path"][:400], status, request_id)
-                self._trail.add(entry)
+            for deed in refusals(scope, status):
+                self._trail.add(deed)
 
 
 def _limited(scope: Scope, receive: Receive) -> Receive:
@@ -75,44 +66,3 @@ def _limited(scope: Scope, receive: Receive) -> Receive:
         return message
 
     return limited
-
-
-@dataclass
-class Trail:
-    """Audit entries, written a few times a second, so that no request waits for its own line."""
-
-    store: Store
-    every_s: float = 0.3
-
-    def __post_init__(self) -> None:
-        self._waiting: queue.SimpleQueue[AuditEntry] = queue.SimpleQueue()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="audit")
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def add(self, entry: AuditEntry) -> None:
-        self._waiting.put(entry)
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(self.every_s):
-            self.flush()
-        self.flush()
-
-    def flush(self) -> None:
-        entries = []
-        while not self._waiting.empty():
-            entries.append(self._waiting.get())
-        if not entries:
-            return
-        try:
-            self.store.add_audit(entries)
-        except Exception:
-            logger.exception("audit entries could not be written; trying again")
-            for entry in entries:
-                self._waiting.put(entry)

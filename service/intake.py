@@ -13,6 +13,7 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
+from service.actors import SERVICE, Actor
 from service.jobs import Job, JobState, NewEvent
 from service.port_errors import DatabaseUnavailableError
 from service.store import Added, Answer, NewJob, Store
@@ -31,6 +32,7 @@ class Submit:
     owner: str
     key: str | None
     digest: str
+    by: Actor = SERVICE
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Intake:
         for one in submits:
             job = new_job(one.spec, one.owner, now)
             answer = Answer(one.digest, self._describe(job))
-            event = NewEvent(JobState.QUEUED, "Submitted.", {"owner": one.owner})
+            event = NewEvent(JobState.QUEUED, "Submitted.", {"owner": one.owner}, one.by)
             new.append(NewJob(job, event, one.key, answer))
             answers.append(answer)
         results = self._store.add_jobs(new, self._most_unfinished)

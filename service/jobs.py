@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
+from service.actors import SERVICE, Actor
 from trainer.attempt import Result, StopRequest
 from trainer.bounds import LONGEST_S
 from trainer.failure import FailureReason
@@ -110,6 +111,8 @@ class Job:
     """Workers of the latest attempt; None: none yet."""
     stop: StopRequest | None = None
     stop_at: datetime | None = None
+    stop_by: str | None = None
+    """Who asked for the latest cancel or pause."""
     reason: FailureReason | None = None
     message: str = ""
     attempt: int = 0
@@ -194,6 +197,7 @@ class NewEvent:
     kind: str
     message: str
     data: dict[str, Any] | None = None
+    by: Actor = SERVICE
 
 
 def stored_result(attempt: Attempt) -> Result | None:

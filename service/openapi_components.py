@@ -18,6 +18,7 @@ TAGS = {
     "packages": "User code, uploaded once under the digest of its content.",
     "secrets": "Values for the environment of jobs. They are never shown again.",
     "tokens": "Access for other people. Admins only.",
+    "audit": "Who did what, for admins.",
     "health": "For load balancers and Prometheus. Needs no token.",
 }
 SECURITY = {
@@ -71,6 +72,7 @@ _MEANINGS = {
     405: "The path has other methods. Allow names them.",
     406: "Accept takes none of the forms there are.",
     409: "The state does not allow it. `state` and `allowed` say what it is and what it allows.",
+    410: "The Idempotency-Key stands for a job that was deleted.",
     412: "If-Match names another version.",
     413: "The body is too large.",
     415: "The body has another content type.",

@@ -26,7 +26,6 @@ from service.database import Database
 from service.decide import Rules
 from service.dispatch import ENTRYPOINTS, RayDispatcher
 from service.embedded import LocalRay, Program, local_mlflow, local_ray, supervised
-from service.gate import Trail
 from service.http_port import HttpPort
 from service.http_protocol import bound_connections, make_server
 from service.hub import Hub
@@ -48,6 +47,7 @@ from service.studies.publisher import StudyPublisher
 from service.studies.runs import MlflowStudyRuns
 from service.submit import against_code
 from service.tracking import MlflowTracker
+from service.trail import Trail
 from service.views import job_view
 from service.webhooks import Webhooks
 from trainer.spec import JobSpec

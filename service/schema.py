@@ -57,6 +57,7 @@ jobs = sa.Table(
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("stop", sa.String(16)),
     sa.Column("stop_at", Instant),
+    sa.Column("stop_by", sa.String(160)),
     sa.Column("reason", sa.String(32)),
     sa.Column("message", sa.Text, nullable=False),
     sa.Column("priority", sa.Integer, nullable=False),
@@ -170,6 +171,10 @@ events = sa.Table(
     sa.Column("kind", sa.String(64), nullable=False),
     sa.Column("message", sa.Text, nullable=False),
     sa.Column("data", sa.JSON(none_as_null=True)),
+    sa.Column("actor_kind", sa.String(8)),
+    sa.Column("actor", sa.String(120)),
+    sa.Column("token_id", sa.String(20)),
+    sa.Column("request_id", sa.String(40)),
     sa.Index(None, "job_id", "seq"),
     sqlite_autoincrement=True,  # numbers of deleted rows never come again: followers go on behind the last one they saw
 )
@@ -255,13 +260,23 @@ audit = sa.Table(
     metadata,
     sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
     sa.Column("at", Instant, nullable=False),
-    sa.Column("who", sa.String(120), nullable=False),
-    sa.Column("method", sa.String(8), nullable=False),
-    sa.Column("path", sa.String(400), nullable=False),
-    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("actor_kind", sa.String(8), nullable=False, server_default="user"),
+    sa.Column("owner", sa.String(120), nullable=False),
+    sa.Column("token_id", sa.String(20)),
+    sa.Column("action", sa.String(40), nullable=False),
+    sa.Column("object", sa.String(400), nullable=False),
+    sa.Column("before", sa.JSON(none_as_null=True)),
+    sa.Column("after", sa.JSON(none_as_null=True)),
+    sa.Column("outcome", sa.String(12), nullable=False, server_default="done"),
+    sa.Column("detail", sa.Text, nullable=False, server_default=""),
+    sa.Column("count", sa.Integer, nullable=False, server_default="1"),
     sa.Column("request_id", sa.String(40), nullable=False),
     sa.Index(None, "at"),
+    sa.Index("ix_audit_owner", "owner", "seq"),
+    sa.Index("ix_audit_action", "action", "seq"),
+    sa.Index("ix_audit_object", "object", "seq"),
 )
+"""Written with the change itself, in one transaction; refusals are added up and written a little later."""
 
 usage = sa.Table(
     "usage",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken
 
+from service.actors import SERVICE, Actor
 from service.store import Store
 
 KEY_FILE = "secrets.key"
@@ -27,9 +28,9 @@ class Secrets:
         self._store = store
         self._fernet = Fernet(key)
 
-    def put(self, owner: str, name: str, value: str) -> None:
+    def put(self, owner: str, name: str, value: str, by: Actor = SERVICE) -> None:
         """Keep a value; one of the same name is replaced."""
-        self._store.put_secret(owner, name, self._fernet.encrypt(value.encode()).decode())
+        self._store.put_secret(owner, name, self._fernet.encrypt(value.encode()).decode(), by)
 
     def missing(self, owner: str, names: set[str]) -> set[str]:
         return names - self._store.secret_names(owner)

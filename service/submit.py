@@ -9,7 +9,7 @@ from pathlib import Path
 from service import data_urls
 from service.jobs import Job, JobState, new_job_id
 from trainer.norm_choice import choose_norm
-from trainer.plan import NodeCapacity, largest_gang
+from trainer.plan import NodeCapacity, findings
 from trainer.spec import JobSpec, SecretRef
 from trainer.spec_reader import Problem
 from trainer.storage import is_url
@@ -18,20 +18,12 @@ _ALLOWED_CLASSES = ("torchvision.models.",)
 _PATH_ARGS = ("root", "path", "val_path")
 
 
-def against_cluster(spec: JobSpec, nodes: Sequence[NodeCapacity] | None) -> list[Problem]:
-    """What the whole cluster could never give. Nothing while it can't be asked: the job waits for it."""
-    if nodes is None:
-        return []
-    res, most = spec.resources, largest_gang(spec, nodes)
-    if most >= (res.min_workers or res.workers):
-        return []
-    each = f"{res.cpus_per_worker} CPU" + (f" and {res.gpus_per_worker} GPU" if res.gpus_per_worker else "")
+def against_plan(spec: JobSpec, nodes: Sequence[NodeCapacity] | None) -> list[Problem]:
+    """The findings of severity `error` that its plan would show, as far as they need no torch."""
     return [
-        Problem(
-            "resources.workers",
-            f"the whole cluster has room for {most} workers of {each} each, got {res.workers}. "
-            "Ask for fewer or smaller workers, or add hosts.",
-        )
+        Problem(finding.path, f"{finding.message} {finding.fix}")
+        for finding in findings(spec, choose_norm(spec).kind, nodes)
+        if finding.severity == "error"
     ]
 
 

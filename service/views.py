@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_json
 
+from service.actors import ActorKind
 from service.jobs import Attempt, Job, JobState
 from service.store import Listed, StoredEvent, StoredLine
 from service.tracking import run_page
@@ -143,12 +144,25 @@ class AttemptPage(View):
     next_cursor: str | None = None
 
 
+class ActorView(View):
+    """Who did it: a user (owner, and the token they showed; null where authentication is off), the service, or the
+    workers of an attempt."""
+
+    kind: ActorKind
+    owner: str | None
+    token_id: str | None
+
+
 class EventView(View):
+    """actor, request_id: null in events from before they were recorded; request_id also where no request asked."""
+
     seq: int
     at: datetime
     kind: str
     message: str
     data: dict[str, Any]
+    actor: ActorView | None
+    request_id: str | None
 
 
 class EventPage(View):
@@ -250,7 +264,16 @@ def _attempt_view(attempt: Attempt, places: Sequence[Mapping[str, Any]]) -> Atte
 
 
 def event_view(event: StoredEvent) -> EventView:
-    return EventView(seq=event.seq, at=event.at, kind=event.kind, message=event.message, data=event.data or {})
+    kind = event.actor_kind
+    return EventView(
+        seq=event.seq,
+        at=event.at,
+        kind=event.kind,
+        message=event.message,
+        data=event.data or {},
+        actor=ActorView(kind=kind, owner=event.actor, token_id=event.token_id) if kind else None,
+        request_id=event.request_id,
+    )
 
 
 def line_view(line: StoredLine) -> LineView:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Protocol
 
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 
-from service.auth import Doorkeeper, Principal, RateLimit, require
+from service.auth import Doorkeeper, Principal, RateLimit, UnauthorizedError, require
 from service.errors import not_found
-from service.gate import Trail
 from service.hub import Hub
 from service.intake import Intake
 from service.jobs import Job
@@ -29,6 +28,7 @@ from service.store import Store
 from service.studies.publisher import StudyPublisher
 from service.studies.study import Study
 from service.tracking import Tracker
+from service.trail import Trail
 from service.webhooks import Webhooks
 from trainer.plan import Inspection
 from trainer.spec import JobSpec
@@ -100,8 +100,13 @@ async def _admit(request: Request, scope: str) -> Principal:
     authorization = request.headers.get("authorization", "")
     principal = ctx.door.recall(authorization)
     if principal is None:
-        principal = await run_in_threadpool(ctx.door.admit, authorization)
-    request.state.principal = principal.name
+        try:
+            principal = await run_in_threadpool(ctx.door.admit, authorization)
+        except UnauthorizedError as error:
+            request.state.denied = error
+            raise
+    principal = replace(principal, request_id=request.state.request_id)
+    request.state.principal = principal
     ctx.rate.take(principal.name)
     return require(principal, scope)
 

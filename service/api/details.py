@@ -9,18 +9,20 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.api.asking import conflict
 from service.api.context import Context, Ctx, Reader, Submitter, visible_job
 from service.api.etags import check_match
-from service.api.jobs import conflict, shown
+from service.api.jobs import shown
 from service.api.route import Route
+from service.asks import CHANGEABLE_LIMITS, allowed
 from service.errors import ApiError, refused
 from service.explain import explain
-from service.jobs import Job, NewEvent
+from service.jobs import Job
 from service.scheduling.order import rank
 from service.tracking import TrackingUnreachableError
 from service.views import AttemptPage, JobView, Number, View, attempt_views
 from trainer.attempt import attempt_id
-from trainer.spec import Label, LabelName
+from trainer.spec import Label, LabelName, LimitsSpec
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], route_class=Route)
 
@@ -89,12 +91,14 @@ IfMatch = Annotated[
 
 
 class JobPatch(BaseModel):
-    """What may change while a job lives. labels replaces all of them."""
+    """What may change while a job lives. labels replaces all of them; of limits only the fields given change, while
+    the job is queued, paused or failed. Null, or a field left out, changes nothing; deadline_s: null takes it away."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     priority: Annotated[int, Field(ge=-100, le=100)] | None = None
     labels: Annotated[dict[LabelName, Label], Field(max_length=32)] | None = None
+    limits: LimitsSpec | None = None
 
 
 @router.get("/attempts")
@@ -160,22 +164,30 @@ def _population(facts: Mapping[str, Any], layer: str) -> PopulationView | None:
 def patch_job(
     job_id: str, body: JobPatch, request: Request, ctx: Ctx, who: Submitter, if_match: IfMatch = None
 ) -> Response:
-    """Change priority or labels. Needs If-Match with the ETag the change is based on; a body that changes nothing
-    makes no new version."""
+    """Change priority, labels or limits. Needs If-Match with the ETag the change is based on; a body that changes
+    nothing makes no new version."""
     job = visible_job(ctx, who, job_id)
     if not if_match:
         raise ApiError(428, "precondition_required", "Send If-Match with the ETag of the job as you know it.")
     check_match(request, job)
-    labels = job.labels if body.labels is None else body.labels
-    priority = job.priority if body.priority is None else body.priority
-    if (labels, priority) == (job.labels, job.priority):
-        return shown(ctx, job)
-    event = NewEvent("changed", "Priority or labels were changed.", {"priority": priority, "labels": labels})
-    moved = ctx.store.set_labels(job, labels, priority, event)
+    moved = ctx.store.change_job(job, _changes(job, body), who.actor)
     if moved is None:
         raise ApiError(412, "precondition_failed", "The job changed at the same moment; look again.")
     ctx.changed(job.id)
     return shown(ctx, moved)
+
+
+def _changes(job: Job, body: JobPatch) -> dict[str, Any]:
+    """Raises: ApiError 409 where limits can't change now."""
+    changes: dict[str, Any] = {
+        name: value for name, value in (("priority", body.priority), ("labels", body.labels)) if value is not None
+    }
+    given = body.limits.model_dump(mode="json", include=body.limits.model_fields_set) if body.limits else {}
+    if given and job.state not in CHANGEABLE_LIMITS:
+        states = ", ".join(CHANGEABLE_LIMITS)
+        detail = f"Job {job.id} is {job.state}; its limits can change while it is one of: {states}."
+        raise ApiError(409, "state_conflict", detail, extra={"state": job.state, "allowed": allowed(job)})
+    return changes | ({"limits": {**job.spec["limits"], **given}} if given else {})
 
 
 @router.delete("", status_code=204, responses=refused(409, 412))
@@ -189,7 +201,7 @@ def delete_job(job_id: str, request: Request, ctx: Ctx, who: Submitter, if_match
     check_match(request, job)
     if not job.is_terminal:
         raise conflict(job, "delete")
-    if not ctx.store.delete_job(job):
+    if not ctx.store.delete_job(job, who.actor):
         raise _still_busy(ctx, job)
 
 

@@ -73,6 +73,7 @@ def export_again(job_id: str, body: Json, ctx: Ctx, who: Submitter, key: Key = N
         lambda export: Answer(digest, later_view(export).model_dump(mode="json")),
         None if key is None else (who.name, key),
         ctx.settings.max_queued,
+        who.actor,
     )
     if found is None:
         raise not_found("job", job_id)

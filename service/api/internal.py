@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from anyio import to_thread
 from fastapi import APIRouter, Header, Path
 
+from service.actors import WORKER
 from service.api.context import Context, Ctx
 from service.errors import ApiError
 from service.exports import ExportState
@@ -87,7 +88,7 @@ def events(attempt_id: AttemptId, message: protocol.Event, ctx: Ctx, authorizati
     if not ctx.limits.event(message.fence):
         detail = "The workers of an attempt may tell 50 events a second; try again in 1 s."
         raise ApiError(429, "rate_limited", detail, headers={"Retry-After": "1"})
-    event = NewEvent(_kind_of(message), message.message, message.data)
+    event = NewEvent(_kind_of(message), message.message, message.data, WORKER)
     return _reply(ctx, ctx.store.add_worker_event(attempt_id, message.fence, event))
 
 

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
+from service.actors import Actor, Deed
 from service.api.context import Context, Ctx, Submitter
 from service.api.route import Route
 from service.errors import ApiError
@@ -37,7 +38,7 @@ _KNOWN: dict[int | str, dict[str, Any]] = {200: {"description": "It was there al
 
 
 @router.put("/{sha256}", status_code=201, responses=_KNOWN, openapi_extra=_BODY)
-async def put_package(sha256: Sha256, request: Request, response: Response, ctx: Ctx, _: Submitter) -> PackageView:
+async def put_package(sha256: Sha256, request: Request, response: Response, ctx: Ctx, who: Submitter) -> PackageView:
     """Upload a zip of Python packages. It goes onto the path of the workers of jobs that name it."""
     if not ctx.settings.allow_code:
         raise ApiError(403, "code_not_allowed", "Uploaded code is off; an operator may allow it (SYNCNORM_ALLOW_CODE).")
@@ -50,12 +51,14 @@ async def put_package(sha256: Sha256, request: Request, response: Response, ctx:
         if digest.hexdigest() != sha256:
             detail = f"The body must have the SHA-256 that the address names; it has {digest.hexdigest()}."
             raise ApiError(422, "wrong_digest", detail)
-        files, is_new = await run_in_threadpool(_keep, ctx, f"sha256:{sha256}", archive)
+        files, is_new = await run_in_threadpool(_keep, ctx, f"sha256:{sha256}", archive, who.actor)
+    if not is_new:
+        ctx.trail.add(Deed(who.actor, "package.put", f"sha256:{sha256}", outcome="unchanged"))
     response.status_code = 201 if is_new else 200
     return PackageView(package=f"sha256:{sha256}", files=files, size_bytes=size)
 
 
-def _keep(ctx: Context, package: str, archive: IO[bytes]) -> tuple[int, bool]:
+def _keep(ctx: Context, package: str, archive: IO[bytes], by: Actor) -> tuple[int, bool]:
     """(number of files, whether it is new)."""
     try:
         files = check(archive)
@@ -64,4 +67,5 @@ def _keep(ctx: Context, package: str, archive: IO[bytes]) -> tuple[int, bool]:
     is_new = not ctx.packages.has(package)
     if is_new:
         ctx.packages.put(package, archive)
+        ctx.store.add_audit([Deed(by, "package.put", package, after={"files": files})])
     return files, is_new

@@ -37,7 +37,7 @@ def put_secret(name: SecretName, body: SecretValue, ctx: Ctx, who: Submitter) ->
     """Keep a value that specs of the same owner may name as `env: {VARIABLE: {secret: NAME}}`."""
     if any(char == "\x00" or "\ud800" <= char <= "\udfff" for char in body.value):
         raise ApiError(422, "invalid_value", "A secret must not contain NUL or lone surrogates.")
-    ctx.secrets.put(who.name, name, body.value)
+    ctx.secrets.put(who.name, name, body.value, who.actor)
 
 
 @router.get("")
@@ -50,5 +50,5 @@ def list_secrets(ctx: Ctx, who: Reader) -> SecretPage:
 @router.delete("/{name}", status_code=204)
 def delete_secret(name: SecretName, ctx: Ctx, who: Submitter) -> None:
     """Jobs that name it fail at their next attempt."""
-    if not ctx.store.delete_secret(who.name, name):
+    if not ctx.store.delete_secret(who.name, name, who.actor):
         raise not_found("secret", name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -10,7 +12,7 @@ from fastapi.responses import HTMLResponse
 from pydantic_core import to_json
 
 from service.api.accept import wanted
-from service.api.body import Json
+from service.api.body import Json, JsonBody
 from service.api.context import Context, Ctx, Reader, Submitter, visible_study
 from service.api.cursors import LONGEST, decode, encode, list_id
 from service.api.jobs import Key, again, created, refusals, too_many
@@ -99,17 +101,22 @@ def submit(body: Json, ctx: Ctx, who: Submitter, key: Key = None) -> Response:
         # What was taken once is answered as it was, whatever is allowed by now.
         if key is None or (before := ctx.store.answer(who.name, key)) is None:
             raise
-        return again(before, body, "studies")
+        return again(before, _keyed(body), "studies")
     study, rows, jobs = new_study(spec, children, who.name, ctx.store.now())
     content = study_view(ctx, study, count_states(jobs)).model_dump(mode="json")
-    idempotency = None if key is None else (key, Answer(body.digest, content))
-    result = ctx.store.add_study(study, rows, jobs, idempotency, ctx.settings.max_queued)
+    idempotency = None if key is None else (key, Answer(_keyed(body).digest, content))
+    result = ctx.store.add_study(study, rows, jobs, idempotency, ctx.settings.max_queued, who.actor)
     if isinstance(result, Answer):
-        return again(result, body, "studies")
+        return again(result, _keyed(body), "studies")
     if result is Added.TOO_MANY:
         raise too_many(ctx, who)
     ctx.wake.set()
     return created(content, what="studies")
+
+
+def _keyed(body: JsonBody) -> JsonBody:
+    """With a digest of its own: the same key and body sent to /v1/jobs is another request."""
+    return replace(body, digest=hashlib.sha256(f"study {body.digest}".encode()).hexdigest())
 
 
 def _read(value: Any, ctx: Context, who: Principal) -> tuple[StudySpec, list[Child]]:
@@ -187,29 +194,29 @@ def get_report(
 @router.post("/{study_id}/cancel", status_code=202)
 def cancel(study_id: str, ctx: Ctx, who: Submitter) -> StudyView:
     """Ask every unfinished job of the study to end."""
-    return _ask(ctx, visible_study(ctx, who, study_id), "cancel")
+    return _ask(ctx, who, visible_study(ctx, who, study_id), "cancel")
 
 
 @router.post("/{study_id}/pause", status_code=202)
 def pause(study_id: str, ctx: Ctx, who: Submitter) -> StudyView:
     """Ask every job that waits or trains to stop with a checkpoint; those that export already go on to their end."""
-    return _ask(ctx, visible_study(ctx, who, study_id), "pause")
+    return _ask(ctx, who, visible_study(ctx, who, study_id), "pause")
 
 
 @router.post("/{study_id}/resume", status_code=202)
 def resume(study_id: str, ctx: Ctx, who: Submitter) -> StudyView:
     """Put every paused job back into the queue."""
-    return _ask(ctx, visible_study(ctx, who, study_id), "resume")
+    return _ask(ctx, who, visible_study(ctx, who, study_id), "resume")
 
 
 @router.post("/{study_id}/retry", status_code=202)
 def retry(study_id: str, ctx: Ctx, who: Submitter) -> StudyView:
     """Put every failed or cancelled job back into the queue."""
-    return _ask(ctx, visible_study(ctx, who, study_id), "retry")
+    return _ask(ctx, who, visible_study(ctx, who, study_id), "retry")
 
 
-def _ask(ctx: Context, study: Study, verb: Verb) -> StudyView:
-    for job_id in ctx.store.ask_family(study.id, verb, ctx.store.now()):
+def _ask(ctx: Context, who: Principal, study: Study, verb: Verb) -> StudyView:
+    for job_id in ctx.store.ask_family(study.id, verb, ctx.store.now(), who.actor):
         ctx.changed(job_id)
     return study_view(ctx, study, ctx.store.count_children([study.id])[study.id])
 

@@ -122,7 +122,11 @@ class _Pass:
             message = f"The last attempt failed; the next one may start in {left_s:.0f} s."
             return Wait("backoff", message, {"seconds": left_s}, starts_at=job.not_before)
         if self._empty.without(gang(job, job.least_workers)) is None:
-            return Wait("never_fits", "Even the empty cluster has no room for all its workers. Ask for fewer.")
+            return Wait(
+                "never_fits",
+                "Even the empty cluster is too small for all its workers. Add hosts, or submit "
+                "it again with fewer workers.",
+            )
         if wait := self._quotas.too_many_gpus(job):
             self._held_back.add(job.owner)
         return wait

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from service import schema as t
+from service.actors import Deed
 from service.database import Database
 from service.jobs import Attempt, Job, JobState, NewEvent
 from trainer.failure import FailureReason
@@ -44,7 +45,13 @@ class Tables:
             c.execute(sa.select(t.jobs.c.id).where(which).with_for_update(key_share=True))
 
     def _add_event(self, c: sa.Connection, job_id: str, event: NewEvent) -> None:
-        c.execute(INSERT_EVENT, [{"job_id": job_id, "at": self._now(c), **vars(event)}])
+        c.execute(INSERT_EVENT, [event_row(job_id, self._now(c), event)])
+
+    def _audit(self, c: sa.Connection, deeds: Sequence[Deed]) -> None:
+        """Written with the change they tell of, so that there is neither without the other."""
+        if deeds:
+            now = self._now(c)
+            c.execute(_INSERT_DEED, [_deed_row(deed, now) for deed in deeds])
 
     def _job_of(self, c: sa.Connection, attempt: Attempt) -> Job:
         return job_of(c.execute(JOBS.where(t.jobs.c.id == attempt.job_id)).one())
@@ -97,6 +104,26 @@ class Tables:
         return postgresql.insert(table).on_conflict_do_nothing()
 
 
+def event_row(job_id: str, at: datetime, event: NewEvent) -> dict[str, Any]:
+    by = event.by
+    actor = {"actor_kind": by.kind, "actor": by.owner, "token_id": by.token_id, "request_id": by.request_id}
+    return {"job_id": job_id, "at": at, "kind": event.kind, "message": event.message, "data": event.data, **actor}
+
+
+def _deed_row(deed: Deed, at: datetime) -> dict[str, Any]:
+    by = deed.by
+    return {
+        **{name: value for name, value in vars(deed).items() if name != "by"},
+        "object": deed.object[:400],
+        "at": at,
+        "actor_kind": by.kind,
+        "owner": by.owner or "",
+        "token_id": by.token_id,
+        "request_id": by.request_id or "",
+    }
+
+
+_INSERT_DEED = sa.insert(t.audit)
 INSERT_EVENT = sa.insert(t.events)
 """Not with .values(): a statement built anew costs more than running it."""
 JOBS = sa.select(*(t.jobs.c[item.name] for item in fields(Job)))

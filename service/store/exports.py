@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from service import schema as t
+from service.actors import SERVICE, Actor, Deed
 from service.exports import OVER, Export, ExportState
 from service.jobs import Job, NewEvent
 from service.store.jobs import JobTable
@@ -25,6 +26,7 @@ class ExportTable(JobTable):
         describe: Callable[[Export], Answer],
         key: tuple[str, str] | None = None,
         most_unfinished: int | None = None,
+        by: Actor = SERVICE,
     ) -> Answer | Export | Added | None:
         """Store the wish for one more export; otherwise nothing is stored: the answer given before under its key, too
         many, or None for a job that was deleted meanwhile.
@@ -49,7 +51,8 @@ class ExportTable(JobTable):
                     return self._answer(c, *key)
             c.execute(sa.insert(t.exports).values(**vars(export)))
             about = {"export": export.name, **section}
-            self._add_event(c, job.id, NewEvent("export_queued", f"Export {export.name} was asked for.", about))
+            self._add_event(c, job.id, NewEvent("export_queued", f"Export {export.name} was asked for.", about, by))
+            self._audit(c, [Deed(by, "job.export", job.id, after=about)])
         return export
 
     def _unfinished_exports(self, c: sa.Connection, owner: str) -> int:

@@ -10,11 +10,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from service import schema as t
+from service.actors import SERVICE, Actor, Deed
+from service.asks import Verb, ask, differences
 from service.jobs import ARROWS, TERMINAL, Attempt, Job, JobState, NewEvent
-from service.store.base import INSERT_EVENT, JOBS, job_of, row_of
+from service.store.base import INSERT_EVENT, JOBS, event_row, job_of, row_of
 from service.store.descriptions import DescriptionTable
 from service.store.listing import select_jobs
-from service.store.values import Added, Answer, JobQuery, Listed, NewJob
+from service.store.values import Added, Answer, Asked, JobQuery, Listed, NewJob
 
 
 class JobTable(DescriptionTable):
@@ -40,7 +42,7 @@ class JobTable(DescriptionTable):
                     results.append(before)
                 elif room is not None and room[owner] <= 0:
                     results.append(Added.TOO_MANY)
-                    self._forget_key(c, one)
+                    self._forget_key(c, owner, one.key)
                 else:
                     results.append(Added.STORED)
                     stored.append(one)
@@ -66,16 +68,17 @@ class JobTable(DescriptionTable):
         found = {name: self._answer(c, *name) for name in rows if name not in ours}
         return {name: answer for name, answer in found.items() if answer is not None}
 
-    def _forget_key(self, c: sa.Connection, one: NewJob) -> None:
+    def _forget_key(self, c: sa.Connection, owner: str, key: str | None) -> None:
         i = t.idempotency.c
-        c.execute(sa.delete(t.idempotency).where(i.owner == one.job.owner, i.key == one.key))
+        c.execute(sa.delete(t.idempotency).where(i.owner == owner, i.key == key))
 
     def _room(self, c: sa.Connection, owners: Collection[str], most: int) -> dict[str, int]:
         """How many more unfinished jobs each owner may have."""
         found: dict[str, int] = {row[0]: row[1] for row in c.execute(_COUNT_UNFINISHED, {"owners": list(owners)})}
         return {owner: most - found.get(owner, 0) for owner in owners}
 
-    def _insert_jobs(self, c: sa.Connection, new: Sequence[NewJob]) -> None:
+    def _insert_jobs(self, c: sa.Connection, new: Sequence[NewJob], deeds: Sequence[Deed] = ()) -> None:
+        """deeds: what more is told of it in the audit."""
         if not new:
             return
         now = self._now(c)
@@ -86,9 +89,10 @@ class JobTable(DescriptionTable):
             for name, value in one.job.labels.items()
         ]:
             c.execute(_INSERT_LABEL, labels)
-        c.execute(INSERT_EVENT, [{"job_id": one.job.id, "at": now, **vars(one.event)} for one in new])
+        c.execute(INSERT_EVENT, [event_row(one.job.id, now, one.event) for one in new])
+        self._audit(c, [*deeds, *(_submitted(one) for one in new if one.event.by.kind == "user")])
 
-    def delete_job(self, job: Job) -> bool:
+    def delete_job(self, job: Job, by: Actor = SERVICE) -> bool:
         """Remove a job with everything kept of it; False if it changed since it was read, or something of it runs.
 
         Its files are noted to be removed.
@@ -105,19 +109,55 @@ class JobTable(DescriptionTable):
             deleted = c.execute(sa.delete(t.jobs).where(*guard)).rowcount == 1
             if deleted:
                 c.execute(sa.insert(t.removals).values(job_id=job.id, deleted_at=self._now(c)))
+                was = {"name": job.name, "owner": job.owner, "state": job.state.value}
+                self._audit(c, [Deed(by, "job.delete", job.id, before=was)])
             return deleted
 
-    def set_labels(self, job: Job, labels: Mapping[str, str], priority: int, event: NewEvent) -> Job | None:
-        """Change what may change while a job lives; None if it changed since it was read."""
+    def change_job(self, job: Job, changes: Mapping[str, Any], by: Actor = SERVICE) -> Job | None:
+        """Change priority, labels or limits; None if the job changed since it was read, and nothing is changed."""
+        was, is_now = differences({**vars(job), "limits": job.spec["limits"]}, changes)
+        if not is_now:
+            return job
+        event = NewEvent("changed", f"{_listed(is_now)} changed by {by}.", is_now, by)
         with self._db.write() as c:
-            values = {"labels": dict(labels), "priority": priority, "version": job.version + 1}
-            if not self._update_job(c, job, values):
+            if not self._update_job(c, job, {**_columns(job, is_now), "version": job.version + 1}):
                 return None
-            c.execute(sa.delete(t.labels).where(t.labels.c.job_id == job.id))
-            if labels:
-                c.execute(sa.insert(t.labels), [{"job_id": job.id, "name": k, "value": v} for k, v in labels.items()])
+            if "labels" in is_now:
+                c.execute(sa.delete(t.labels).where(t.labels.c.job_id == job.id))
+                rows = [{"job_id": job.id, "name": k, "value": v} for k, v in is_now["labels"].items()]
+                if rows:
+                    c.execute(_INSERT_LABEL, rows)
             self._add_event(c, job.id, event)
+            self._audit(c, [Deed(by, "job.change", job.id, was, is_now)])
             return job_of(c.execute(JOBS.where(t.jobs.c.id == job.id)).one())
+
+    def ask_jobs(
+        self, ids: Collection[str], verb: Verb, now: datetime, by: Actor = SERVICE, owner: str | None = None
+    ) -> dict[str, Asked]:
+        """Ask jobs for what each one's state allows, in one transaction; what became of those that are there, by id.
+
+        owner: leaves jobs of others alone, as if they were not there; None: of anybody.
+        """
+        with self._db.write() as c:
+            # In the order of ids, so that two who lock the same jobs wait for, and not on, each other.
+            theirs = JOBS.where(t.jobs.c.id.in_(sorted(ids))).order_by(t.jobs.c.id)
+            jobs = [job_of(row) for row in c.execute(theirs.with_for_update()).all()]
+            return {job.id: self._ask(c, job, verb, now, by) for job in jobs if owner in (None, job.owner)}
+
+    def _ask(self, c: sa.Connection, job: Job, verb: Verb, now: datetime, by: Actor) -> Asked:
+        try:
+            change = ask(job, verb, now, by)
+        except ValueError:
+            return Asked(job, "refused")
+        if change is None:
+            return Asked(job, "unchanged")
+        values = {"state": change.to, **change.changes}
+        c.execute(sa.update(t.jobs).where(t.jobs.c.id == job.id).values(**values, version=job.version + 1))
+        data = None if change.to is job.state else {"from": job.state.value}
+        self._add_event(c, job.id, replace(change.event, data=data))
+        was, is_now = differences(vars(job), {name: values[name] for name in ("state", "stop") if name in values})
+        self._audit(c, [Deed(by, f"job.{verb}", job.id, was, is_now)])
+        return Asked(job_of(c.execute(JOBS.where(t.jobs.c.id == job.id)).one()), "done")
 
     def count_by_state(self) -> dict[JobState, int]:
         query = sa.select(t.jobs.c.state, sa.func.count()).group_by(t.jobs.c.state)
@@ -142,6 +182,11 @@ class JobTable(DescriptionTable):
     def listed(self, query: JobQuery) -> list[Listed]:
         with self._db.read() as c:
             return [Listed(*row) for row in c.execute(select_jobs(query))]
+
+    def job_ids(self, query: JobQuery) -> list[str]:
+        """Ids of what the list would show."""
+        with self._db.read() as c:
+            return list(c.execute(select_jobs(query).with_only_columns(t.jobs.c.id)).scalars())
 
     def versions(self, state: JobState) -> dict[str, int]:
         """Version by id of all jobs in a state."""
@@ -222,6 +267,27 @@ class JobTable(DescriptionTable):
         assert set(changes) <= {"experiment_id", "run_id", "run_status"}, changes
         with self._db.write() as c:
             c.execute(sa.update(t.jobs).where(t.jobs.c.id == job.id).values(**changes))
+
+
+def _submitted(one: NewJob) -> Deed:
+    job = one.job
+    after = {"name": job.name, "project": job.project, "priority": job.priority, "labels": job.labels}
+    study = (one.event.data or {}).get("study")
+    return Deed(one.event.by, "job.submit", job.id, after=after | ({"study": study} if study else {}))
+
+
+def _listed(changes: Mapping[str, Any]) -> str:
+    return " and ".join(sorted(changes)).capitalize()
+
+
+def _columns(job: Job, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Limits stand in the spec, and those that decide something in columns of their own."""
+    limits = changes.get("limits")
+    if limits is None:
+        return dict(changes)
+    own = {name: limits[name] for name in ("max_failures", "grace_s", "deadline_s")}
+    rest = {name: value for name, value in changes.items() if name != "limits"}
+    return rest | own | {"spec": {**job.spec, "limits": dict(limits)}}
 
 
 _CHUNK = 500

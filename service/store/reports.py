@@ -10,8 +10,9 @@ from typing import Any, get_args
 import sqlalchemy as sa
 
 from service import schema as t
+from service.actors import WORKER
 from service.jobs import Attempt, Job, NewEvent
-from service.store.base import ATTEMPTS, Tables, attempt_of
+from service.store.base import ATTEMPTS, Tables, attempt_of, event_row
 from trainer.attempt import CheckpointFact, LogLine, Phase, Placement
 
 _PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -44,7 +45,7 @@ class ReportTable(Tables):
                 return None
             self._renew(c, attempt, lease_s, None, step)
             c.execute(sa.update(t.jobs).where(t.jobs.c.id == attempt.job_id).values(progress=progress))
-            self._replace_progress(c, attempt.job_id, NewEvent("progress", f"Step {step}.", progress))
+            self._replace_progress(c, attempt.job_id, NewEvent("progress", f"Step {step}.", progress, WORKER))
             return self._job_of(c, attempt)
 
     def _replace_progress(self, c: sa.Connection, job_id: str, event: NewEvent) -> None:
@@ -52,7 +53,7 @@ class ReportTable(Tables):
         before = self._reported(c, job_id).progress_seq
         if before is not None:
             c.execute(sa.delete(t.events).where(t.events.c.seq == before))
-        row = {"job_id": job_id, "at": self._now(c), **vars(event)}
+        row = event_row(job_id, self._now(c), event)
         seq = c.execute(sa.insert(t.events).returning(t.events.c.seq), row).scalar_one()
         self._note_reported(c, job_id, progress_seq=seq)
 
@@ -98,7 +99,7 @@ class ReportTable(Tables):
                 return None
             row = fact.model_dump(exclude={"fence", "kept"}) | {"job_id": attempt.job_id, "attempt": attempt.number}
             if self._insert_new(c, t.checkpoints, row | {"at": self._now(c)}):
-                event = NewEvent("checkpoint", f"Checkpoint at step {fact.step}.", {"step": fact.step})
+                event = NewEvent("checkpoint", f"Checkpoint at step {fact.step}.", {"step": fact.step}, WORKER)
                 self._add_event(c, attempt.job_id, event)
             k = t.checkpoints.c
             ours = (k.job_id == attempt.job_id, k.attempt == attempt.number)

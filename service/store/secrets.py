@@ -8,17 +8,20 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from service import schema as t
+from service.actors import SERVICE, Actor, Deed
 from service.store.base import Tables
 
 
 class SecretTable(Tables):
     """Secrets, sealed before they come here."""
 
-    def put_secret(self, owner: str, name: str, sealed: str) -> None:
+    def put_secret(self, owner: str, name: str, sealed: str, by: Actor = SERVICE) -> None:
         s = t.secrets.c
         with self._db.write() as c:
             now = self._now(c)
-            if not self._insert_new(c, t.secrets, {"owner": owner, "name": name, "sealed": sealed, "updated_at": now}):
+            is_new = self._insert_new(c, t.secrets, {"owner": owner, "name": name, "sealed": sealed, "updated_at": now})
+            self._audit(c, [Deed(by, "secret.put", f"{owner}/{name}", after={"replaced": not is_new})])
+            if not is_new:
                 mine = sa.update(t.secrets).where(s.owner == owner, s.name == name)
                 c.execute(mine.values(sealed=sealed, updated_at=now))
 
@@ -39,8 +42,11 @@ class SecretTable(Tables):
             query = sa.select(s.name, s.updated_at).where(s.owner == owner).order_by(s.name)
             return [(row[0], row[1]) for row in c.execute(query)]
 
-    def delete_secret(self, owner: str, name: str) -> bool:
+    def delete_secret(self, owner: str, name: str, by: Actor = SERVICE) -> bool:
         """False if there is no such secret."""
         s = t.secrets.c
         with self._db.write() as c:
-            return c.execute(sa.delete(t.secrets).where(s.owner == owner, s.name == name)).rowcount == 1
+            deleted = c.execute(sa.delete(t.secrets).where(s.owner == owner, s.name == name)).rowcount == 1
+            if deleted:
+                self._audit(c, [Deed(by, "secret.delete", f"{owner}/{name}")])
+        return deleted

@@ -9,7 +9,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from service import schema as t
-from service.asks import Verb, ask
+from service.actors import SERVICE, Actor, Deed
+from service.asks import Verb
 from service.jobs import TERMINAL, Job, JobState, NewEvent
 from service.store.base import JOBS, job_of
 from service.store.jobs import JobTable
@@ -32,14 +33,14 @@ class StudyTable(JobTable):
         jobs: Sequence[Job],
         idempotency: tuple[str, Answer] | None = None,
         most_unfinished: int | None = None,
+        by: Actor = SERVICE,
     ) -> Answer | Added:
         """Store a study and queue all its jobs. Otherwise nothing is stored: too many, or the answer given before.
 
         most_unfinished: jobs of one owner, counting these; None: no limit.
         """
         with self._db.write() as c:
-            if most_unfinished is not None and self._room(c, {study.owner}, most_unfinished)[study.owner] < len(jobs):
-                return Added.TOO_MANY
+            room = None if most_unfinished is None else self._room(c, {study.owner}, most_unfinished)[study.owner]
             if idempotency is not None:
                 key, answer = idempotency
                 row = {"owner": study.owner, "key": key, "at": self._now(c), **vars(answer)}
@@ -47,10 +48,15 @@ class StudyTable(JobTable):
                     before = self._answer(c, study.owner, key)
                     assert before is not None
                     return before
+            if room is not None and room < len(jobs):
+                if idempotency is not None:
+                    self._forget_key(c, study.owner, idempotency[0])
+                return Added.TOO_MANY
             c.execute(sa.insert(t.studies).values(**vars(study)))
             c.execute(sa.insert(t.study_children), [vars(child) for child in children])
-            event = NewEvent(JobState.QUEUED, "Submitted.", {"owner": study.owner, "study": study.id})
-            self._insert_jobs(c, [NewJob(job, event) for job in jobs])
+            event = NewEvent(JobState.QUEUED, "Submitted.", {"owner": study.owner, "study": study.id}, by)
+            deed = Deed(by, "study.submit", study.id, after={"name": study.name, "jobs": len(jobs)})
+            self._insert_jobs(c, [NewJob(job, event) for job in jobs], [deed] if by.kind == "user" else ())
         return Added.STORED
 
     def study(self, study_id: str) -> Study | None:
@@ -95,29 +101,17 @@ class StudyTable(JobTable):
                 counts[study_id][name] = count
         return counts
 
-    def ask_family(self, study_id: str, verb: Verb, now: datetime) -> list[str]:
+    def ask_family(self, study_id: str, verb: Verb, now: datetime, by: Actor = SERVICE) -> list[str]:
         """Ask all children at once for what each one's state allows; ids of the jobs that it changed."""
-        changed = []
         with self._db.write() as c:
             if verb == "retry":  # its report is worth another try, too
                 c.execute(sa.update(t.studies).where(t.studies.c.id == study_id).values(failures=0))
-            for _, job in self._family(c, study_id, lock=True):
-                if job is not None and self._ask(c, job, verb, now):
-                    changed.append(job.id)
+            family = self._family(c, study_id, lock=True)
+            asked = [self._ask(c, job, verb, now, by) for _, job in family if job is not None]
+            changed = [job.id for job, outcome in asked if outcome == "done"]
+            if changed:
+                self._audit(c, [Deed(by, f"study.{verb}", study_id, after={"jobs_changed": len(changed)})])
         return changed
-
-    def _ask(self, c: sa.Connection, job: Job, verb: Verb, now: datetime) -> bool:
-        try:
-            change = ask(job, verb, now)
-        except ValueError:
-            return False
-        if change is None:
-            return False
-        values = {"state": change.to, "version": job.version + 1, **change.changes}
-        c.execute(sa.update(t.jobs).where(t.jobs.c.id == job.id).values(**values))
-        data = None if change.to is job.state else {"from": job.state.value}
-        self._add_event(c, job.id, NewEvent(change.event.kind, change.event.message, data))
-        return True
 
     def note_study(self, study_id: str, changes: Mapping[str, Any]) -> None:
         """Set bookkeeping of the run in MLflow."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from service.actors import ActorKind, Outcome
 from service.jobs import Job, NewEvent
 
 
@@ -18,6 +19,11 @@ class StoredEvent:
     kind: str
     message: str
     data: dict[str, Any] | None
+    actor_kind: ActorKind | None
+    """Null in rows from before it was recorded, as what follows."""
+    actor: str | None
+    token_id: str | None
+    request_id: str | None
 
 
 @dataclass(frozen=True)
@@ -58,14 +64,37 @@ class StoredToken:
 
 @dataclass(frozen=True)
 class AuditEntry:
-    """Who asked for which change, and what was answered."""
+    """Who did what to which object, with the values that changed. See actors.Deed."""
 
+    seq: int
     at: datetime
-    who: str
-    method: str
-    path: str
-    status: int
+    actor_kind: ActorKind
+    owner: str
+    token_id: str | None
+    action: str
+    object: str
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+    outcome: Outcome
+    detail: str
+    count: int
     request_id: str
+
+
+@dataclass(frozen=True)
+class AuditQuery:
+    """Filters of the audit. actor: an owner or the id of a token. action: `job.cancel`, or `job` for all of jobs.
+
+    before: the number behind which to go on, newest first.
+    """
+
+    actor: str | None = None
+    action: str | None = None
+    object: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    before: int | None = None
+    limit: int = 50
 
 
 @dataclass(frozen=True)
@@ -90,6 +119,13 @@ class Added(StrEnum):
     STORED = "stored"
     TOO_MANY = "too_many"
     """Its owner has as many unfinished jobs as allowed; nothing was stored."""
+
+
+class Asked(NamedTuple):
+    """What became of a job that was asked for something: changed, so already, or refused because of its state."""
+
+    job: Job
+    outcome: Literal["done", "unchanged", "refused"]
 
 
 class Listed(NamedTuple):

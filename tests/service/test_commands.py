@@ -31,6 +31,8 @@ OPERATIONS = {
     "POST /v1/jobs/{job_id}/pause": ("pause", "pause"),
     "POST /v1/jobs/{job_id}/resume": ("resume", "resume"),
     "POST /v1/jobs/{job_id}/retry": ("retry", "retry"),
+    **{f"POST /v1/jobs:{verb}": ("ask_many", verb) for verb in ("cancel", "pause", "resume", "retry")},
+    "GET /v1/audit": ("audit", "audit"),
     "GET /v1/jobs/{job_id}/attempts": ("attempts", "attempts"),
     "GET /v1/jobs/{job_id}/explain": ("explain", "explain"),
     "GET /v1/jobs/{job_id}/checkpoints": ("checkpoints", "checkpoints"),

@@ -128,3 +128,30 @@ def test_every_row_is_there_after_the_upgrade(database: Database, form: str) -> 
     assert store.job(job.id) == job
     assert len(store.attempts(job.id)) == len(store.checkpoints(job.id)) == 1
     assert database.revisions()[0] == FORMS[-1]
+
+
+def test_audit_and_events_of_before_stay_readable(database: Database) -> None:
+    clock = Clock()
+    upgrade(database, "0012")
+    with database.write() as connection:
+        old = sa.table("audit", *(sa.column(name) for name in ("at", "who", "method", "path", "status", "request_id")))
+        for status in (201, 403, 500):
+            row = {"at": "2026-01-01T00:00:00.000000Z", "who": "ann", "method": "POST", "path": "/v1/jobs"}
+            connection.execute(sa.insert(old).values(**row, status=status, request_id=f"req_{status}"))
+
+    database.migrate()
+
+    found = Store(database, clock).audit()
+    assert [(one.owner, one.action, one.object, one.outcome) for one in found] == [
+        ("ann", "POST", "/v1/jobs", "failed"),
+        ("ann", "POST", "/v1/jobs", "refused"),
+        ("ann", "POST", "/v1/jobs", "done"),
+    ]
+    assert [(one.token_id, one.before, one.after, one.count) for one in found] == [(None, None, None, 1)] * 3
+    config = _alembic()
+    with database._writer.connect() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0012")
+        connection.commit()
+        statuses = connection.execute(sa.text("SELECT who, method, status FROM audit")).all()
+    assert statuses == [("ann", "POST", 200)] * 3

@@ -17,10 +17,11 @@ import pytest
 import sqlalchemy as sa
 
 from service import schema
+from service.actors import Actor
 from service.database import Database
 from service.exports import Export, ExportState
 from service.jobs import ARROWS, RUN_STATUS, Attempt, Job, JobState, NewEvent, new_fence
-from service.store import Added, Answer, JobQuery, NewJob, Store, sort_value
+from service.store import Added, Answer, AuditQuery, JobQuery, NewJob, Store, sort_value
 from service.store.listing import SORTS
 from service.studies.spec import expand, read_study
 from service.studies.study import Study, new_study
@@ -587,3 +588,59 @@ def test_children_are_counted_by_state_with_deleted_ones(store: Store, clock: Cl
     counts = store.count_children([study.id, "study_unknown"])
 
     assert counts == {study.id: {"deleted": 1, "paused": 1, "queued": 2}, "study_unknown": {}}
+
+
+# Who did it
+
+
+def test_changes_and_their_audit_are_written_together(store: Store, clock: Clock) -> None:
+    ann, job = Actor("user", "ann", "0123456789abcdef", "req_1"), submit(store, clock)
+    other = submit(store, clock)
+
+    changed = store.change_job(job, {"priority": 7, "limits": {**job.spec["limits"], "deadline_s": 60}}, ann)
+    asked = store.ask_jobs([job.id, other.id, "job_none"], "cancel", clock(), ann, owner="ann")
+    foreign = store.ask_jobs([job.id], "cancel", clock(), ann, owner="bob")
+    stale = store.change_job(job, {"priority": 8}, ann)
+
+    assert changed is not None
+    assert (changed.priority, changed.deadline_s, changed.spec["limits"]["deadline_s"]) == (7, 60, 60)
+    assert {name: one.outcome for name, one in asked.items()} == {job.id: "done", other.id: "done"}
+    assert (asked[job.id].job.stop, asked[job.id].job.stop_by) == ("cancel", "ann (token 0123456789abcdef)")
+    assert (foreign, stale) == ({}, None)
+    found = store.audit(AuditQuery(object=job.id))
+    assert [(one.action, one.owner, one.token_id, one.request_id) for one in found] == [
+        ("job.cancel", "ann", "0123456789abcdef", "req_1"),
+        ("job.change", "ann", "0123456789abcdef", "req_1"),
+    ]
+    assert (found[1].before, found[1].after) == (
+        {"priority": 0, "limits": job.spec["limits"]},
+        {"priority": 7, "limits": {**job.spec["limits"], "deadline_s": 60}},
+    )
+    assert len(store.audit(AuditQuery(actor="0123456789abcdef", action="job", since=clock()))) == 3
+    assert store.audit(AuditQuery(until=clock())) == []
+    assert [one.seq for one in store.audit(AuditQuery(before=found[0].seq))] == [found[1].seq]
+    event = store.events(job.id)[-1]
+    assert (event.actor_kind, event.actor, event.token_id, event.request_id) == ("user", "ann", ann.token_id, "req_1")
+
+
+def test_a_change_that_fails_leaves_neither_event_nor_audit(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit(store, clock)
+    monkeypatch.setattr(store, "_audit", lambda *_: 1 / 0)
+
+    with pytest.raises(ZeroDivisionError):
+        store.ask_jobs([job.id], "cancel", clock(), Actor("user", "ann"))
+
+    assert store.job(job.id) == job
+    assert [event.kind for event in store.events(job.id)] == ["heard"]
+
+
+def test_ids_by_column_state_and_label(store: Store, clock: Clock) -> None:
+    first, second = submit(store, clock), submit(store, clock)
+    begin(store, clock, second)
+
+    assert store.job_ids(JobQuery(owner="ann", labels=(("a", "b"),))) == [second.id, first.id]
+    assert store.job_ids(JobQuery(states=("queued",))) == [first.id]
+    assert store.job_ids(JobQuery(after=(None, second.id))) == [first.id]
+    assert store.job_ids(JobQuery(owner="bob")) == store.job_ids(JobQuery(labels=(("a", "c"),))) == []
