@@ -74,7 +74,7 @@ def test_what_workers_report_carries_worker(guarded: Running) -> None:
     sent = client.post(f"/internal/v1/attempts/{launch.attempt_id}/events", json=event, headers=headers)
 
     assert sent.status_code == 200, sent.text
-    (note,) = [one for one in client.get(f"/v1/jobs/{job_id}/events").json()["items"] if one["kind"] == "note"]
+    (note,) = [one for one in client.get(f"/v1/jobs/{job_id}/events").json()["items"] if one["kind"] == "user.note"]
     assert note["actor"] == {"kind": "worker", "owner": None, "token_id": None}
 
 

@@ -14,11 +14,12 @@ import pytest
 import sqlalchemy as sa
 
 from service import schema as t
+from service.actors import Actor, Deed
 from service.database import Database
 from service.jobs import NewEvent
 from service.retention import Retention
 from service.settings import Settings
-from service.store import AuditEntry, News
+from service.store import News
 from tests.service.api import api
 from tests.service.worker import Worker, lines
 
@@ -134,7 +135,7 @@ def test_job_that_was_retried_is_looked_through_again(worker: Worker) -> None:
 
 def test_audit_and_idempotency_keys_go_by_age(worker: Worker) -> None:
     store, clock = worker.world.store, worker.world.clock
-    entries = [AuditEntry(clock(), "ann", "POST", "/v1/jobs", 201, f"req_{n}") for n in range(2500)]
+    entries = [Deed(Actor("user", "ann"), "job.submit", f"job_{n}") for n in range(2500)]
     store.add_audit(entries)
     with store._db.write() as c:
         rows = [{"owner": "ann", "key": str(n), "request_hash": "0", "answer": {}, "at": clock()} for n in range(1500)]
@@ -151,7 +152,7 @@ def test_audit_and_idempotency_keys_go_by_age(worker: Worker) -> None:
 
 
 def test_one_part_that_fails_does_not_keep_the_others(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker.world.store.add_audit([AuditEntry(worker.world.clock(), "ann", "POST", "/", 201, "r")])
+    worker.world.store.add_audit([Deed(Actor("user", "ann"), "job.submit", "job_1")])
     worker.world.clock.advance(400 * 86_400)
 
     def failing(*_: object) -> Iterator[int]:
