@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,26 @@ from service.database_faults import unavailability
 from service.port_errors import DatabaseUnavailableError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-_JSON: dict[str, Any] = {"json_serializer": lambda value: to_json(value).decode(), "json_deserializer": from_json}
+
+
+@dataclass(frozen=True)
+class Unparsed:
+    """What a JSON column holds that is not JSON: one such row must not hide the others of a list."""
+
+    content: str
+
+    def __str__(self) -> str:
+        return self.content
+
+
+def _from_json(content: str | bytes) -> Any:
+    try:
+        return from_json(content)
+    except ValueError:
+        return Unparsed(str(content))
+
+
+_JSON: dict[str, Any] = {"json_serializer": lambda value: to_json(value).decode(), "json_deserializer": _from_json}
 """For JSON columns; a few times faster than the json module."""
 _PATIENCE_S, _PROBE_S = 10.0, 1.0
 """With whoever locks it, or holds all connections: a request is answered 503 after that."""

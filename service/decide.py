@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from service.jobs import ACTIVE, Attempt, Job, JobState, after, stored_result
+from service.instants import after
+from service.jobs import ACTIVE, Attempt, Job, JobState, stored_result
 from trainer.attempt import CANNOT_BEGIN, CANNOT_BEGIN_NOW, Result
 from trainer.failure import FailureReason, may_be_retried
+
+LONGEST_ODD_S = 600.0
+"""A silent attempt of which Ray, though it answers, says nothing sensible for so long is taken for dead."""
 
 
 class RayStatus(StrEnum):
@@ -43,6 +47,8 @@ class Seen:
     result: Result | None = None
     storage_away: bool = False
     """Whether there is a result can't be found out now."""
+    others_launch: bool = False
+    """Whether attempts of other jobs were launched since this one was written down."""
 
 
 @dataclass(frozen=True)
@@ -131,28 +137,57 @@ def _waiting(job: Job, seen: Seen) -> Decision:
     return None
 
 
+def refused(job: Job, why: str, now: datetime) -> Move:
+    """Ray or MLflow said no to the launch of this job, and would say so again."""
+    reason = FailureReason.CANCELLED_BY_USER if job.stop == "cancel" else FailureReason.INTERNAL
+    closing = {"outcome": "failed", "reason": reason, "message": why, "ended_at": now}
+    move = _cancelled(why, now) if job.stop == "cancel" else _failed(reason, why, now)
+    return Move(move.to, {"stop": None, "stop_at": None, **move.changes}, closing, move.message)
+
+
 def _forward(job: Job, attempt: Attempt, seen: Seen, rules: Rules) -> Decision:
     if attempt.submitted_at is None:
+        if overdue := _overdue_start(job, attempt, seen, rules):
+            return overdue
         may_launch = seen.session is not None and attempt.session in (None, seen.session)
         return Launch() if may_launch and attempt.stop_sent_at is None else None
     if attempt.phase in ("finalizing", "done") and job.state is not JobState.FINALIZING:
         return Move(JobState.FINALIZING, _first_start(job, seen.now), message="Training is over; exporting.")
     if attempt.phase == "training" and job.state is JobState.STARTING:
         return Move(JobState.RUNNING, _first_start(job, seen.now), message="The workers train.")
+    return _overdue_start(job, attempt, seen, rules)
+
+
+def _overdue_start(job: Job, attempt: Attempt, seen: Seen, rules: Rules) -> EndOnRay | None:
+    """Also of an attempt that can't be handed to MLflow and Ray: it must not hold its capacity for ever."""
     waited = (seen.now - attempt.created_at).total_seconds()
-    if job.state is JobState.STARTING and waited > rules.startup_timeout_s and attempt.stop_sent_at is None:
-        return EndOnRay(FailureReason.STARTUP_TIMEOUT, f"The workers did not train within {waited:.0f} s.")
-    return None
+    if job.state is not JobState.STARTING or waited <= rules.startup_timeout_s or attempt.stop_sent_at is not None:
+        return None
+    if seen.session is None:
+        return None  # nobody else could use the capacity
+    what = "could not be handed to MLflow and Ray" if attempt.submitted_at is None else "did not train"
+    return EndOnRay(FailureReason.STARTUP_TIMEOUT, f"The workers {what} within {waited:.0f} s.")
 
 
 def _press(job: Job, attempt: Attempt, seen: Seen) -> Decision:
     """After the grace for a last checkpoint, the processes are ended."""
-    asked_at = job.stop_at or attempt.created_at
-    grace_over = seen.now >= after(asked_at, job.grace_s)
+    grace_over = seen.now >= after(job.stop_at or attempt.created_at, job.grace_s)
     nobody_listens = attempt.heartbeat_at is None
-    if attempt.stop_sent_at is None and (grace_over or nobody_listens) and seen.ray is not RayStatus.UNREACHABLE:
-        return EndOnRay(None, f"No checkpoint within the grace of {job.grace_s:g} s.")
+    if attempt.stop_sent_at is not None or seen.ray is RayStatus.UNREACHABLE:
+        return None
+    if nobody_listens:
+        return EndOnRay(_STOPPED.get(job.stop or ""), "Stopped before its workers had come up.")
+    if grace_over:
+        return EndOnRay(_STOPPED.get(job.stop or ""), f"No checkpoint within the grace of {job.grace_s:g} s.")
     return None
+
+
+_STOPPED = {
+    "cancel": FailureReason.CANCELLED_BY_USER,
+    "preempt": FailureReason.PREEMPTED,
+    "deadline": FailureReason.DEADLINE,
+}
+"""Why an attempt ended that had to be ended on Ray to stop its job."""
 
 
 def _ending(job: Job, attempt: Attempt, seen: Seen, rules: Rules) -> _Ending | None:
@@ -169,9 +204,16 @@ def _ending(job: Job, attempt: Attempt, seen: Seen, rules: Rules) -> _Ending | N
         if begin in seen.ray_message:
             why = seen.ray_message.rpartition(begin)[2].splitlines()[0]
             return _Ending("failed", FailureReason.STORAGE, why, None, outage=begin == CANNOT_BEGIN_NOW)
-    reason = attempt.reason or (FailureReason.NODE_LOST if seen.node_gone else FailureReason.WORKER_LOST)
+    return _lost(job, attempt, seen)
+
+
+def _lost(job: Job, attempt: Attempt, seen: Seen) -> _Ending:
     message = attempt.message or f"Attempt {attempt.number} ended without a result at step {attempt.step}."
-    return _Ending("lost", reason, message, None)
+    if attempt.stop_sent_at is not None and job.stop is not None:
+        return _Ending("stopped" if attempt.heartbeat_at is None else "lost", attempt.reason, message, None)
+    reason = attempt.reason or (FailureReason.NODE_LOST if seen.node_gone else FailureReason.WORKER_LOST)
+    never_launched = reason is FailureReason.STARTUP_TIMEOUT and attempt.submitted_at is None
+    return _Ending("lost", reason, message, None, counts=seen.others_launch or not never_launched)
 
 
 def may_be_over(attempt: Attempt, seen: Seen) -> bool:
@@ -183,6 +225,8 @@ def may_be_over(attempt: Attempt, seen: Seen) -> bool:
 
 def _is_dead(attempt: Attempt, seen: Seen, rules: Rules) -> bool:
     overdue_s = (seen.now - attempt.lease_expires_at).total_seconds()
+    if seen.ray is RayStatus.UNREACHABLE and seen.session is not None and overdue_s > LONGEST_ODD_S:
+        return True
     if _is_from_an_earlier_session(attempt, seen):
         return rules.orphan_life_s is None or overdue_s > rules.orphan_life_s
     ray_gone = seen.ray is RayStatus.ENDED or (
@@ -238,8 +282,8 @@ def _after_failure(job: Job, attempt: Attempt, ending: _Ending, now: datetime, r
     changes: dict[str, Any] = {"failures": failures, "stalled": stalled, "reason": reason, "message": ending.message}
     if job.stop == "pause":
         return Move(JobState.PAUSED, changes, message=f"Paused; the attempt had failed: {ending.message}")
-    wait_s = min(rules.retry_base_s * 2 ** min(stalled - 1, _DOUBLINGS), rules.retry_max_s)
-    changes["not_before"] = now + timedelta(seconds=wait_s)
+    wait_s = min(rules.retry_base_s * 2 ** min(max(stalled - 1, 0), _DOUBLINGS), rules.retry_max_s)
+    changes["not_before"] = after(now, wait_s)
     return Move(JobState.QUEUED, changes, message=f"{ending.message} Another attempt in {wait_s:.0f} s.")
 
 

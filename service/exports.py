@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from service.decide import EndOnRay, Launch, RayStatus, Seen
+from service.instants import after
 from service.jobs import NewEvent
 from trainer.attempt import Result
 from trainer.failure import FailureReason, may_be_retried
@@ -162,10 +163,20 @@ def _lost(export: Export, message: str, reason: FailureReason, now: datetime, *,
     """Another start, while one may help and is left."""
     changes: dict[str, Any] = {"reason": reason, "message": message}
     if may_be_retried(reason, outage=outage) and export.starts < MOST_STARTS:
-        wait_s = _PAUSE_S * 2 ** (export.starts - 1)
-        changes |= {"state": ExportState.QUEUED, "not_before": now + timedelta(seconds=wait_s)}
+        wait_s = _PAUSE_S * 2 ** (export.starts - 1)  # at most MOST_STARTS - 2
+        changes |= {"state": ExportState.QUEUED, "not_before": after(now, wait_s)}
         text = f"Export {export.name}: {message} It starts again in {wait_s:.0f} s."
         return Update(changes, _event(export, "export_lost", text, reason=reason.value))
+    return _failed(export, changes, message, reason, now)
+
+
+def refused_export(export: Export, why: str, now: datetime) -> Update:
+    """Ray or the storage said no to it: asking again won't help."""
+    reason = FailureReason.INTERNAL
+    return _failed(export, {"reason": reason, "message": why}, why, reason, now)
+
+
+def _failed(export: Export, changes: dict[str, Any], message: str, reason: FailureReason, now: datetime) -> Update:
     changes |= {"state": ExportState.FAILED, "finished_at": now}
     text = f"Export {export.name} failed: {message}"
     return Update(changes, _event(export, "export_failed", text, reason=reason.value))

@@ -7,13 +7,13 @@ import secrets
 import threading
 import time
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from service.actors import SERVICE, Actor
+from service.instants import after
 from trainer.attempt import Result, StopRequest
-from trainer.bounds import LONGEST_S
 from trainer.failure import FailureReason
 from trainer.result_reader import read_result
 
@@ -203,11 +203,6 @@ class NewEvent:
 def stored_result(attempt: Attempt) -> Result | None:
     """What the attempt said itself, also where another version stored it."""
     return None if attempt.result is None else read_result(attempt.result, attempt.fence)
-
-
-def after(moment: datetime, seconds: float) -> datetime:
-    """At most ten years later: a row of an older version may hold any number."""
-    return moment + timedelta(seconds=min(max(seconds, 0.0), LONGEST_S))
 
 
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"

@@ -26,7 +26,12 @@ class Instant(sa.TypeDecorator[datetime]):
         return None if value is None else format_instant(value)
 
     def process_result_value(self, value: Any, _dialect: sa.Dialect) -> datetime | None:
-        return None if value is None else datetime.fromisoformat(value)
+        """What is no time stays as it is: one row that can't be read must not hide the others of a list."""
+        try:
+            read = None if value is None else datetime.fromisoformat(value)
+        except (TypeError, ValueError):
+            return value  # type: ignore[no-any-return]
+        return value if read is not None and read.tzinfo is None else read
 
 
 def format_instant(value: datetime) -> str:

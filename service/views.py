@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_json
 
 from service.actors import ActorKind
@@ -188,8 +188,9 @@ class LinePage(View):
 
 
 def job_view(job: Job, mlflow_uri: str) -> JobView:
-    model = ModelView.model_validate(job.model) if job.model else None
-    return JobView(**_shown(job, mlflow_uri), labels=job.labels, spec=job.spec, model=model)
+    labels = {str(name): str(value) for name, value in job.labels.items()}
+    model = _read(ModelView, job.model) if job.model else None
+    return JobView(**_shown(job, mlflow_uri), labels=labels, spec=job.spec, model=model)
 
 
 def job_text(listed: Listed, mlflow_uri: str) -> str:
@@ -197,7 +198,7 @@ def job_text(listed: Listed, mlflow_uri: str) -> str:
     model = listed.model and {"certificate": None, **listed.model}
     if model and listed.spec is None:
         model["certificate"] = None
-    shown = _shown(listed, mlflow_uri) | {"model": ListedModelView.model_validate(model) if model else None}
+    shown = _shown(listed, mlflow_uri) | {"model": _read(ListedModelView, model) if model else None}
     return f'{to_json(shown).decode()[:-1]},"labels":{listed.labels},"spec":{listed.spec or "null"}}}'
 
 
@@ -229,7 +230,7 @@ def _progress(job: Job | Listed) -> ProgressView:
     """The last progress report; how long it will take is known of a running job only."""
     if not job.progress:
         return _NO_PROGRESS
-    shown = ProgressView.model_validate(job.progress)
+    shown = _read(ProgressView, job.progress) or _NO_PROGRESS
     if job.state == JobState.RUNNING:
         return shown
     percent = 100.0 if job.state == JobState.SUCCEEDED else shown.percent
@@ -238,6 +239,15 @@ def _progress(job: Job | Listed) -> ProgressView:
 
 _MOST_PLACES = 1024
 _NO_PROGRESS = ProgressView()
+_View = TypeVar("_View", bound=BaseModel)
+
+
+def _read(kind: type[_View], stored: Any) -> _View | None:
+    """None for what an older or newer version stored in another form: the rest of the job is shown all the same."""
+    try:
+        return kind.model_validate(stored)
+    except ValidationError:
+        return None
 
 
 def _message(job: Job | Listed) -> str:
@@ -257,10 +267,11 @@ def attempt_views(attempts: Sequence[Attempt]) -> list[AttemptView]:
     return views[::-1]
 
 
-def _attempt_view(attempt: Attempt, places: Sequence[Mapping[str, Any]]) -> AttemptView:
+def _attempt_view(attempt: Attempt, places: Sequence[Any]) -> AttemptView:
     values = {name: getattr(attempt, name) for name in AttemptView.model_fields if name != "placed"}
     placed = len(attempt.placement or [])
-    return AttemptView(**values | {"phases": attempt.phases or {}, "placement": places, "placed": placed})
+    shown = [place for item in places if (place := _read(RankPlace, item))]
+    return AttemptView(**values | {"phases": attempt.phases or {}, "placement": shown, "placed": placed})
 
 
 def event_view(event: StoredEvent) -> EventView:

@@ -76,7 +76,7 @@ ADVICE: dict[FailureReason, Advice] = {
         "nobody", True, "A job of higher priority needed the place. This one goes on from its checkpoint."
     ),
     FailureReason.DEADLINE: Advice(
-        "user", False, "limits.deadline_s ran out. The last checkpoint is kept; raise the deadline and retry the job."
+        "user", False, "The last checkpoint is kept: raise limits.deadline_s of the job, then retry it."
     ),
     FailureReason.CHECKPOINT_CORRUPT: Advice(
         "operator", False, "No checkpoint of the job passes its digests. Check the storage, then submit again."
@@ -98,8 +98,11 @@ ADVICE: dict[FailureReason, Advice] = {
 
 def advised(message: str, reason: FailureReason) -> str:
     """`message` with whose turn it is; a worker may have said so already."""
-    advice = ADVICE[reason].text
-    return message if advice in message else f"{message} {advice}".strip()
+    advice, said = ADVICE[reason].text, message.rstrip()
+    if advice in message or not said:
+        return message if said else advice
+    stop = "" if said.endswith((".", "!", "?", ":", "…")) else "."
+    return f"{said}{stop} {advice}"
 
 
 def may_be_retried(reason: FailureReason, *, outage: bool = False) -> bool:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from service.dispatch import View
-from service.jobs import Attempt, Job, JobState, NewEvent, after, new_fence
+from service.instants import after
+from service.jobs import Attempt, Job, JobState, NewEvent, new_fence
 from service.scheduling.growth import Growth, Settling
 from service.scheduling.plan import Held, Policy, Schedule
 from service.scheduling.scheduler import schedule

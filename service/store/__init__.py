@@ -19,6 +19,7 @@ from service.store.removals import RemovalTable
 from service.store.reports import ReportTable
 from service.store.retention import RetentionTable
 from service.store.secrets import SecretTable
+from service.store.set_aside import SetAsideTable
 from service.store.studies import StudyTable
 from service.store.values import (
     Added,
@@ -62,6 +63,7 @@ class Store(
     StudyTable,
     ExportTable,
     AttemptTable,
+    SetAsideTable,
     ReportTable,
     History,
     RetentionTable,

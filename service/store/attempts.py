@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
 from service import schema as t
 from service.jobs import Attempt, Job
-from service.store.base import ATTEMPTS, Tables, attempt_of
+from service.store.base import ATTEMPTS, Tables
+from service.store.rows import Faults, attempt_of
 
 
 class AttemptTable(Tables):
@@ -27,11 +29,11 @@ class AttemptTable(Tables):
             rows = c.execute(ATTEMPTS.where(a.job_id == job_id).order_by(a.number))
             return [attempt_of(row) for row in rows]
 
-    def unreleased_attempts(self) -> list[Attempt]:
-        """Attempts that may still take up room on the cluster."""
+    def unreleased_attempts(self, faults: Faults | None = None) -> list[Attempt]:
+        """Attempts that may still take up room on the cluster. faults: is told of rows that can't be read."""
         with self._db.read() as c:
             rows = c.execute(ATTEMPTS.where(t.attempts.c.released_at.is_(None)))
-            return [attempt_of(row) for row in rows]
+            return [attempt_of(row, faults) for row in rows]
 
     def note_attempt(self, attempt_id: str, changes: Mapping[str, Any], lease: int | None = None) -> bool:
         """Record what was done or seen; False if the reconciler's lease no longer stands."""
@@ -79,8 +81,9 @@ class AttemptTable(Tables):
             for owner, cpus, gpus, since in c.execute(
                 live.join_from(t.attempts, t.jobs, a.job_id == j.id).where(a.released_at.is_(None))
             ):
-                held_s = (now - since).total_seconds()
-                rows.append((owner, cpus * held_s, gpus * held_s))
+                if isinstance(since, datetime) and isinstance(cpus, int) and isinstance(gpus, int):
+                    held_s = (now - since).total_seconds()
+                    rows.append((owner, cpus * held_s, gpus * held_s))
         for owner, cpu_s, gpu_s in rows:
             found[owner] = (found[owner][0] + cpu_s, found[owner][1] + gpu_s)
         return dict(found)

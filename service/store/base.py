@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
@@ -13,8 +12,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from service import schema as t
 from service.actors import Deed
 from service.database import Database
-from service.jobs import Attempt, Job, JobState, NewEvent
-from trainer.failure import FailureReason
+from service.jobs import Attempt, Job, NewEvent
+from service.store.rows import ATTEMPT, JOB, job_of
 
 RECONCILER = "reconciler"
 """Name of the lease under which one process at a time decides."""
@@ -126,26 +125,9 @@ def _deed_row(deed: Deed, at: datetime) -> dict[str, Any]:
 _INSERT_DEED = sa.insert(t.audit)
 INSERT_EVENT = sa.insert(t.events)
 """Not with .values(): a statement built anew costs more than running it."""
-JOBS = sa.select(*(t.jobs.c[item.name] for item in fields(Job)))
-ATTEMPTS = sa.select(*(t.attempts.c[item.name] for item in fields(Attempt)))
-"""Columns in the order of the values' fields, so that a row is read by position: by name takes three times as long."""
-_JOB = tuple(item.name for item in fields(Job))
-_ATTEMPT = tuple(item.name for item in fields(Attempt))
+JOBS = JOB.query
+ATTEMPTS = ATTEMPT.query
 
 
 def row_of(value: Job | Attempt) -> dict[str, Any]:
     return dict(vars(value))
-
-
-def job_of(row: Sequence[Any]) -> Job:
-    values = dict(zip(_JOB, row, strict=True))
-    return Job(**{**values, "state": JobState(values["state"]), "reason": _reason(values["reason"])})
-
-
-def attempt_of(row: Sequence[Any]) -> Attempt:
-    values = dict(zip(_ATTEMPT, row, strict=True))
-    return Attempt(**{**values, "reason": _reason(values["reason"])})
-
-
-def _reason(value: str | None) -> FailureReason | None:
-    return FailureReason(value) if value else None

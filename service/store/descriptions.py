@@ -6,7 +6,8 @@ import sqlalchemy as sa
 
 from service import schema as t
 from service.jobs import Job
-from service.store.base import JOBS, Tables, job_of
+from service.store.base import JOBS, Tables
+from service.store.rows import job_of
 
 
 class DescriptionTable(Tables):

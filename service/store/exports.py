@@ -12,8 +12,8 @@ from service.actors import SERVICE, Actor, Deed
 from service.exports import OVER, Export, ExportState
 from service.jobs import Job, NewEvent
 from service.store.jobs import JobTable
+from service.store.rows import EXPORT, Faults, export_of
 from service.store.values import Added, Answer
-from trainer.failure import FailureReason
 
 
 class ExportTable(JobTable):
@@ -63,11 +63,11 @@ class ExportTable(JobTable):
     def exports(self, job_id: str) -> list[Export]:
         """In the order in which they were asked for."""
         e = t.exports.c
-        return self._exports(sa.select(t.exports).where(e.job_id == job_id).order_by(e.number))
+        return self._exports(EXPORT.query.where(e.job_id == job_id).order_by(e.number))
 
-    def unreleased_exports(self) -> list[Export]:
+    def unreleased_exports(self, faults: Faults | None = None) -> list[Export]:
         """Those with something left to do."""
-        return self._exports(sa.select(t.exports).where(t.exports.c.released_at.is_(None)))
+        return self._exports(EXPORT.query.where(t.exports.c.released_at.is_(None)), faults)
 
     def export(self, job_id: str, name: str) -> Export | None:
         return next((export for export in self.exports(job_id) if export.name == name), None)
@@ -91,13 +91,8 @@ class ExportTable(JobTable):
             if event is not None:
                 self._add_event(c, export.job_id, event)
             key = (e.job_id == export.job_id, e.number == export.number)
-            return _export_of(c.execute(sa.select(t.exports).where(*key)).mappings().one())
+            return export_of(c.execute(EXPORT.query.where(*key)).one())
 
-    def _exports(self, query: sa.Select[Any]) -> list[Export]:
+    def _exports(self, query: sa.Select[Any], faults: Faults | None = None) -> list[Export]:
         with self._db.read() as c:
-            return [_export_of(row) for row in c.execute(query).mappings()]
-
-
-def _export_of(row: sa.RowMapping) -> Export:
-    reason = FailureReason(row["reason"]) if row["reason"] else None
-    return Export(**{**row, "state": ExportState(row["state"]), "reason": reason})
+            return [export_of(row, faults) for row in c.execute(query)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,10 +13,12 @@ import sqlalchemy as sa
 from service import schema as t
 from service.actors import SERVICE, Actor, Deed
 from service.asks import Verb, ask, differences
-from service.jobs import ARROWS, TERMINAL, Attempt, Job, JobState, NewEvent
-from service.store.base import INSERT_EVENT, JOBS, event_row, job_of, row_of
+from service.jobs import ACTIVE, ARROWS, TERMINAL, Attempt, Job, JobState, NewEvent
+from service.store import rows
+from service.store.base import INSERT_EVENT, JOBS, event_row, row_of
 from service.store.descriptions import DescriptionTable
 from service.store.listing import select_jobs
+from service.store.rows import Faults, job_of, listed_of, without_eta
 from service.store.values import Added, Answer, Asked, JobQuery, Listed, NewJob
 
 
@@ -162,7 +165,7 @@ class JobTable(DescriptionTable):
     def count_by_state(self) -> dict[JobState, int]:
         query = sa.select(t.jobs.c.state, sa.func.count()).group_by(t.jobs.c.state)
         with self._db.read() as c:
-            found = {JobState(state): count for state, count in c.execute(query)}
+            found: dict[str, int] = {row[0]: row[1] for row in c.execute(query)}
         return {state: found.get(state, 0) for state in JobState}
 
     def answer(self, owner: str, key: str) -> Answer | None:
@@ -181,7 +184,14 @@ class JobTable(DescriptionTable):
 
     def listed(self, query: JobQuery) -> list[Listed]:
         with self._db.read() as c:
-            return [Listed(*row) for row in c.execute(select_jobs(query))]
+            return [self._listed(c, row) for row in c.execute(select_jobs(query)).all()]
+
+    def _listed(self, c: sa.Connection, row: sa.Row[Any]) -> Listed:
+        try:
+            return rows.LISTED.read(row)
+        except Exception:  # of whatever kind: the others of the list are fine
+            job = job_of(c.execute(JOBS.where(t.jobs.c.id == row.id)).one())
+            return listed_of(job, full=row.spec is not None)
 
     def job_ids(self, query: JobQuery) -> list[str]:
         """Ids of what the list would show."""
@@ -199,23 +209,32 @@ class JobTable(DescriptionTable):
         with self._db.read() as c:
             return set(c.execute(sa.select(t.jobs.c.id).where(t.UNSETTLED)).scalars())
 
-    def jobs_by_id(self, ids: Collection[str]) -> list[Job]:
-        """Those that are there, oldest first."""
+    def jobs_by_id(self, ids: Collection[str], faults: Faults | None = None) -> list[Job]:
+        """Those that are there, oldest first. faults: is told of rows that can't be read."""
         wanted = sorted(ids)
         j = t.jobs.c
         parts = [wanted[start : start + _CHUNK] for start in range(0, len(wanted), _CHUNK)]
-        return [job for part in parts for job in self._jobs(JOBS.where(j.id.in_(part)).order_by(j.id))]
+        return [job for part in parts for job in self._jobs(JOBS.where(j.id.in_(part)).order_by(j.id), faults)]
+
+    def strays(self) -> set[str]:
+        """Ids of jobs that no step would ever come to: in a state nobody knows, or under way without an attempt."""
+        with self._db.read() as c:
+            return set(c.execute(_STRAYS).scalars())
 
     def places(self) -> list[tuple[str, int, datetime]]:
         """(id, priority, queued_at) of every waiting job."""
         j = t.jobs.c
         with self._db.read() as c:
             query = sa.select(j.id, j.priority, j.queued_at).where(j.state == JobState.QUEUED)
-            return [(job_id, priority, queued_at) for job_id, priority, queued_at in c.execute(query)]
+            return [
+                (job_id, priority, queued_at)
+                for job_id, priority, queued_at in c.execute(query)
+                if isinstance(priority, int) and isinstance(queued_at, datetime)
+            ]
 
-    def _jobs(self, query: sa.Select[Any]) -> list[Job]:
+    def _jobs(self, query: sa.Select[Any], faults: Faults | None = None) -> list[Job]:
         with self._db.read() as c:
-            return [job_of(row) for row in c.execute(query)]
+            return [job_of(row, faults) for row in c.execute(query)]
 
     def move(
         self,
@@ -254,8 +273,16 @@ class JobTable(DescriptionTable):
                 event = replace(event, data={**(event.data or {}), "from": job.state.value})
             for one in (event, *also):
                 self._add_event(c, job.id, one)
+            if to in TERMINAL:
+                self._clear_eta(c, job.id)
             row = c.execute(JOBS.where(t.jobs.c.id == job.id)).one()
         return job_of(row)
+
+    def _clear_eta(self, c: sa.Connection, job_id: str) -> None:
+        j = t.jobs.c
+        progress = c.execute(sa.select(j.progress).where(j.id == job_id)).scalar_one()
+        if isinstance(progress, dict) and progress.get("eta_s") is not None:
+            c.execute(sa.update(t.jobs).where(j.id == job_id).values(progress=without_eta(progress)))
 
     def _update_job(self, c: sa.Connection, job: Job, values: Mapping[str, Any]) -> bool:
         j = t.jobs.c
@@ -298,3 +325,17 @@ _COUNT_UNFINISHED = (
     .group_by(t.jobs.c.owner)
 )
 _INSERT_JOB, _INSERT_LABEL = sa.insert(t.jobs), sa.insert(t.labels)
+
+
+def _unknown_state() -> sa.ColumnElement[bool]:
+    """In the ranges between the states there are: each is one look at the index, unlike NOT IN."""
+    state, known = t.jobs.c.state, sorted(JobState)
+    between = [sa.and_(state > one, state < other) for one, other in pairwise(known)]
+    return sa.or_(state < known[0], *between, state > known[-1])
+
+
+_LIVE = sa.select(t.attempts.c.id).where(t.attempts.c.job_id == t.jobs.c.id, t.attempts.c.ended_at.is_(None)).exists()
+_STRAYS = sa.union_all(
+    sa.select(t.jobs.c.id).where(_unknown_state()),
+    sa.select(t.jobs.c.id).where(t.jobs.c.state.in_(ACTIVE), ~_LIVE),
+)

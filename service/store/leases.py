@@ -45,6 +45,14 @@ class LeaseTable(Tables):
             c.execute(sa.update(t.leases).where(l.name == name).values(**values))
             return token
 
+    def renew_lease(self, holder: str, token: int, seconds: float, name: str = RECONCILER) -> bool:
+        """Hold a lease for longer; False if somebody else has taken it since."""
+        l = t.leases.c  # noqa: E741
+        with self._db.write() as c:
+            mine = (l.name == name, l.holder == holder, l.token == token)
+            expires_at = self._now(c) + timedelta(seconds=seconds)
+            return c.execute(sa.update(t.leases).where(*mine).values(expires_at=expires_at)).rowcount == 1
+
     def give_lease_back(self, holder: str, name: str = RECONCILER) -> None:
         with self._db.write() as c:
             l = t.leases.c  # noqa: E741

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import timedelta
-from typing import Any, get_args
+from typing import Any
 
 import sqlalchemy as sa
 
 from service import schema as t
 from service.actors import WORKER
+from service.instants import after
 from service.jobs import Attempt, Job, NewEvent
-from service.store.base import ATTEMPTS, Tables, attempt_of, event_row
-from trainer.attempt import CheckpointFact, LogLine, Phase, Placement
+from service.store.base import ATTEMPTS, Tables, event_row
+from service.store.rows import PHASES, attempt_of
+from trainer.attempt import CheckpointFact, LogLine, Placement
 
-_PHASES: tuple[Phase, ...] = get_args(Phase)
-"""In the order in which an attempt goes through them."""
 MOST_EVENTS = 2000
 """Of the workers of one job."""
 _MOST_CHECKPOINTS = 1000
@@ -147,11 +146,11 @@ class ReportTable(Tables):
 
     def _renew(self, c: sa.Connection, attempt: Attempt, lease_s: float, phase: str | None, step: int | None) -> None:
         now = self._now(c)
-        values: dict[str, Any] = {"heartbeat_at": now, "lease_expires_at": now + timedelta(seconds=lease_s)}
+        values: dict[str, Any] = {"heartbeat_at": now, "lease_expires_at": after(now, lease_s)}
         if phase is not None and phase not in (attempt.phases or {}):
             values["phases"] = {**(attempt.phases or {}), phase: t.format_instant(now)}
             # The driver's word may come after what rank 0 said later.
-            values["phase"] = max(values["phases"], key=_PHASES.index)
+            values["phase"] = max(values["phases"], key=PHASES.index)
         if step is not None and step > attempt.step:
             values["step"] = step
         c.execute(sa.update(t.attempts).where(t.attempts.c.id == attempt.id).values(**values))

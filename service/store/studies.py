@@ -12,8 +12,9 @@ from service import schema as t
 from service.actors import SERVICE, Actor, Deed
 from service.asks import Verb
 from service.jobs import TERMINAL, Job, JobState, NewEvent
-from service.store.base import JOBS, job_of
+from service.store.base import JOBS
 from service.store.jobs import JobTable
+from service.store.rows import job_of
 from service.store.values import Added, Answer, NewJob
 from service.studies.study import DELETED, Counts, Study, StudyChild
 

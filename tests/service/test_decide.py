@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from service.decide import EndOnRay, Launch, Move, RayStatus, Rules, Seen, decide
+from service.decide import EndOnRay, Launch, Move, RayStatus, Rules, Seen, decide, refused
 from service.jobs import ARROWS, Attempt, Job, JobState, new_job_id
 from service.submit import new_job
 from trainer.attempt import Result
-from trainer.failure import ADVICE, FailureReason
+from trainer.failure import ADVICE, FailureReason, advised
 from trainer.spec_reader import read_spec
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -162,6 +162,97 @@ def test_deadline_counts_from_the_first_start() -> None:
     assert isinstance(over, Move)
     assert (over.to, over.changes["stop"]) == (JobState.STOPPING, "deadline")
     assert not_over is None
+
+
+FRESH: dict[str, Any] = {"submitted_at": None, "heartbeat_at": None, "phase": None, "step": 0}
+LATE = {"created_at": NOW - timedelta(seconds=601)}
+SENT = {"stop_sent_at": NOW, "reason": FailureReason.STARTUP_TIMEOUT, "message": "Not handed over."}
+
+
+def test_attempt_that_can_not_be_launched_is_given_up_as_one_that_does_not_train() -> None:
+    early = decide(job(JobState.STARTING), attempt(**FRESH), seen(RayStatus.UNKNOWN), RULES)
+    late = decide(job(JobState.STARTING), attempt(**FRESH | LATE), seen(RayStatus.UNKNOWN), RULES)
+    nobody_can = decide(job(JobState.STARTING), attempt(**FRESH | LATE), seen(RayStatus.UNREACHABLE, None), RULES)
+
+    assert (early, nobody_can) == (Launch(), None)
+    assert isinstance(late, EndOnRay)
+    assert (late.reason, "could not be handed to MLflow and Ray" in late.message) == (
+        FailureReason.STARTUP_TIMEOUT,
+        True,
+    )
+
+
+@pytest.mark.parametrize(("others_launch", "failures"), [(True, 1), (False, 0)])
+def test_launch_counts_as_failed_only_if_others_were_launched_meanwhile(others_launch: bool, failures: int) -> None:
+    given_up = attempt(**FRESH | LATE | SENT)
+
+    move = decide(job(JobState.STARTING), given_up, seen(RayStatus.UNKNOWN, others_launch=others_launch), RULES)
+
+    assert isinstance(move, Move)
+    assert (move.to, move.changes["failures"]) == (JobState.QUEUED, failures)
+
+
+@pytest.mark.parametrize("overdue_s", [599, 601])
+def test_silent_attempt_of_which_ray_says_nothing_sensible_is_dead_after_ten_minutes(overdue_s: int) -> None:
+    silent = attempt(lease_expires_at=NOW - timedelta(seconds=overdue_s))
+
+    assert isinstance(decide(job(), silent, seen(RayStatus.UNREACHABLE), RULES), Move) == (overdue_s > 600)
+
+
+@pytest.mark.parametrize(
+    ("stop", "reason"), [("preempt", FailureReason.PREEMPTED), ("cancel", FailureReason.CANCELLED_BY_USER)]
+)
+def test_attempt_that_is_stopped_before_it_began_says_so(stop: Any, reason: FailureReason) -> None:
+    stopping = job(JobState.STOPPING, stop=stop, stop_at=NOW - timedelta(seconds=15), grace_s=60.0)
+
+    end = decide(stopping, attempt(**FRESH | {"submitted_at": NOW}), seen(), RULES)
+    assert isinstance(end, EndOnRay)
+    ended = attempt(**FRESH | {"submitted_at": NOW, "stop_sent_at": NOW, "reason": end.reason, "message": end.message})
+    move = decide(stopping, ended, seen(RayStatus.ENDED), RULES)
+
+    assert isinstance(move, Move)
+    closing = {name: move.attempt_changes[name] for name in ("outcome", "reason", "message")}
+    assert closing == {"outcome": "stopped", "reason": reason, "message": "Stopped before its workers had come up."}
+
+
+def test_text_of_a_deadline_is_said_once_and_names_the_way_on() -> None:
+    over = decide(job(JobState.QUEUED, deadline_s=8.0), None, seen(), RULES)
+
+    assert isinstance(over, Move)
+    said = advised(over.changes["message"], FailureReason.DEADLINE)
+    assert said.count("ran out") == 1
+    assert said.endswith("raise limits.deadline_s of the job, then retry it.")
+
+
+@pytest.mark.parametrize("numbers", [{"deadline_s": 1e12}, {"deadline_s": float("inf")}, {"grace_s": 1e300}], ids=str)
+@pytest.mark.parametrize("state", [JobState.RUNNING, JobState.STOPPING, JobState.QUEUED])
+def test_times_beyond_the_calendar_never_come(state: JobState, numbers: dict[str, float]) -> None:
+    stop = {"stop": "preempt", "stop_at": NOW} if state is JobState.STOPPING else {}
+
+    assert decide(job(state, **numbers, **stop), attempt(), seen(), RULES) is None
+
+
+@pytest.mark.parametrize("stalled", [1_025, 10**9])
+def test_wait_before_another_attempt_is_bounded_for_any_number_of_failures(stalled: int) -> None:
+    result = Result(fence="f", outcome="failed", reason=FailureReason.WORKER_LOST)
+
+    move = decide(job(stalled=stalled, max_failures=99), attempt(resume_step=7), seen(result=result), RULES)
+
+    assert isinstance(move, Move)
+    assert move.changes["not_before"] == NOW + timedelta(seconds=600)
+
+
+def test_refused_launch_fails_its_job_or_ends_one_that_is_cancelled() -> None:
+    failed, cancelled = (
+        refused(job(JobState.STARTING, stop=stop), "MLflow says no.", NOW) for stop in (None, "cancel")
+    )
+
+    assert (failed.to, failed.changes["reason"], failed.message) == (
+        JobState.FAILED,
+        FailureReason.INTERNAL,
+        "MLflow says no.",
+    )
+    assert (cancelled.to, cancelled.attempt_changes["outcome"]) == (JobState.CANCELLED, "failed")
 
 
 @pytest.mark.parametrize("state", [state for state in JobState if state in ("succeeded", "failed", "cancelled")])

@@ -93,3 +93,9 @@ def test_advice_that_a_worker_gave_already_is_not_given_twice() -> None:
 
     assert advised(told, FailureReason.USER_ERROR) == told
     assert run_note(job(state=JobState.FAILED, reason=FailureReason.USER_ERROR, message=told), URL).count(told) == 1
+
+
+def test_advice_follows_what_happened_as_a_sentence_of_its_own() -> None:
+    assert "RuntimeError: boom of mine. Your code" in advised("RuntimeError: boom of mine", FailureReason.USER_ERROR)
+    assert "It raised. Your code" in advised("It raised.", FailureReason.USER_ERROR)
+    assert advised("", FailureReason.USER_ERROR).startswith("Your code")

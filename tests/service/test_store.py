@@ -644,3 +644,65 @@ def test_ids_by_column_state_and_label(store: Store, clock: Clock) -> None:
     assert store.job_ids(JobQuery(states=("queued",))) == [first.id]
     assert store.job_ids(JobQuery(after=(None, second.id))) == [first.id]
     assert store.job_ids(JobQuery(owner="bob")) == store.job_ids(JobQuery(labels=(("a", "c"),))) == []
+
+
+def break_row(store: Store, job: Job, **values: str) -> None:
+    with store._db.write() as connection:
+        for name, value in values.items():
+            update = sa.text(f"UPDATE jobs SET {name} = :value WHERE id = :id")
+            connection.execute(update, {"value": value, "id": job.id})
+
+
+def test_row_that_can_not_be_read_hides_no_other(store: Store, clock: Clock) -> None:
+    fine, broken = submit(store, clock), submit(store, clock)
+    break_row(store, broken, state="archiving", queued_at="yesterday")
+    faults: dict[str, str] = {}
+
+    found = {job.id: job for job in store.jobs_by_id([fine.id, broken.id], faults)}
+    listed = {one.id: one.state for one in store.listed(JobQuery())}
+
+    assert found[fine.id] == fine
+    assert (found[broken.id].state, found[broken.id].name) == (JobState.FAILED, "job")
+    assert set(faults) == {broken.id}
+    assert "state 'archiving'" in faults[broken.id] and "queued_at must be a time, got 'yesterday'" in faults[broken.id]
+    assert listed == {fine.id: "queued", broken.id: "failed"}
+    assert store.strays() == {broken.id}
+
+
+def test_job_that_is_set_aside_ends_with_its_attempt_and_can_be_retried(store: Store, clock: Clock) -> None:
+    job, attempt = begin(store, clock, submit(store, clock))
+    break_row(store, job, not_before="soon")
+
+    state = store.set_job_aside(job.id, "It broke.", "Traceback of it")
+    again = store.set_job_aside(job.id, "It broke again.")
+
+    faults: dict[str, str] = {}
+    ended = store.jobs_by_id([job.id], faults)[0]
+    assert (state, again, ended.state, ended.reason) == ("failed", "failed", "failed", FailureReason.INTERNAL)
+    assert ended.message == "It broke.\n\nTraceback of it"
+    assert (ended.not_before, faults) == (None, {})
+    assert store.attempts(job.id)[0].ended_at == clock()
+    assert store.attempts(job.id)[0].released_at is None
+    assert [event.kind for event in store.events(job.id)].count("failed") == 1
+    assert store.release(attempt.id) is not None
+
+
+def test_job_that_is_set_aside_while_it_is_cancelled_ends_cancelled(store: Store, clock: Clock) -> None:
+    job = submit(store, clock)
+    asked = store.move(job, job.state, {"stop": "cancel"}, event=HEARD)
+
+    assert asked is not None
+    assert store.set_job_aside(job.id, "It broke.") is JobState.CANCELLED
+
+
+def test_lease_is_renewed_by_its_holder_alone(store: Store, clock: Clock) -> None:
+    token = store.take_lease("a", 15)
+    assert token is not None
+    clock.advance(10)
+    renewed = store.renew_lease("a", token, 15)
+    clock.advance(10)
+
+    assert (renewed, store.take_lease("b", 15)) == (True, None)
+    clock.advance(10)
+    assert store.take_lease("b", 15) == token + 1
+    assert not store.renew_lease("a", token, 15)
