@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -28,11 +27,11 @@ from service.api import (
 )
 from service.api.context import Context
 from service.gate import Gate
+from service.loop import loop_of, stop_all
 from service.methods import Methods
 from service.middleware import OriginGuard
 
 VERSION = "0.1.0"
-_PATIENCE_S = 3.0
 
 
 def create_app(context: Context) -> FastAPI:
@@ -64,29 +63,22 @@ def create_app(context: Context) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context: Context = app.state.context
-    stop = threading.Event()
     tick_s = context.settings.tick_s
     loops = [
-        threading.Thread(target=context.reconciler.run, args=(stop, context.wake, tick_s), name="reconciler"),
-        threading.Thread(target=context.studies.run, args=(stop, tick_s), name="studies"),
-        threading.Thread(target=context.webhooks.run, args=(stop,), name="webhooks"),
-        threading.Thread(target=context.retention.run, args=(stop,), name="retention"),
+        context.reconciler.loop(context.wake, tick_s),
+        context.studies.loop(tick_s),
+        loop_of("webhooks", context.webhooks.run),
+        loop_of("retention", context.retention.run),
     ]
     # What they were at when the process ends is done again by the next one.
-    background = [
-        threading.Thread(target=loop.run, args=(stop,), name=loop.name, daemon=True) for loop in context.background
-    ]
-    for loop in (*loops, *background):
+    loops += [loop_of(one.name, one.run) for one in context.background]
+    context.metrics.watch_loops([loop.health for loop in loops])
+    for loop in loops:
         loop.start()
     context.trail.start()
     try:
         yield
     finally:
-        stop.set()
-        context.wake.set()
         context.hub.close()
-        for loop in loops:
-            loop.join()
-        for loop in background:
-            loop.join(_PATIENCE_S)
+        stop_all(loops)
         context.trail.stop()

@@ -23,11 +23,34 @@ class Explanation:
     estimated_start: datetime | None = None
 
 
+@dataclass(frozen=True)
+class Troubles:
+    """What the service can't do just now. of_job: the error of this job's own step; failing_since, error: of ticks that
+    fail as a whole; culprits: jobs whose steps fail."""
+
+    of_job: str | None = None
+    failing_since: datetime | None = None
+    error: str = ""
+    culprits: tuple[str, ...] = ()
+
+    def explained(self, job: Job) -> Explanation | None:
+        if self.of_job is not None:
+            message = f"The service can't handle this job: {self.of_job}. If that goes on, the job fails as `internal`."
+            return Explanation("step_failing", message)
+        if self.failing_since is None or job.state is not JobState.QUEUED:
+            return None
+        since = self.failing_since.isoformat(timespec="seconds")
+        message = f"The scheduler has failed since {since}: {self.error}. The job is kept, and an operator is needed."
+        return Explanation("scheduler_failing", message, blockers=self.culprits)
+
+
 CODES = (
     *("stop_requested", "backoff", "never_fits", "quota_running", "quota_gpus", "no_room", "waiting_for_preemption"),
     *("held_for_job_ahead", "no_room_behind", "queued_behind", "starts_next", "previous_attempt_leaving"),
     *(
         "cluster_unreachable",
+        "scheduler_failing",
+        "step_failing",
         "storage_unreachable",
         "launch_waits",
         "workers_starting",
@@ -41,12 +64,19 @@ CODES = (
 
 
 def explain(
-    job: Job, attempt: Attempt | None, plan: Schedule | None, ahead: int, storage_problem: str | None = None
+    job: Job,
+    attempt: Attempt | None,
+    plan: Schedule | None,
+    ahead: int,
+    storage_problem: str | None = None,
+    troubles: Troubles = Troubles(),
 ) -> Explanation:
     """plan: the scheduler's last one; None while the cluster can't be reached. ahead: queued jobs that go first.
 
-    storage_problem: why the storage can't be used just now.
+    storage_problem: why the storage can't be used just now. troubles: of the service itself.
     """
+    if not job.is_terminal and (said := troubles.explained(job)) is not None:
+        return said
     if storage_problem is not None and job.state in ACTIVE:
         return Explanation(
             "storage_unreachable", f"Its launch or its result waits, what runs goes on: {storage_problem}"
@@ -92,7 +122,7 @@ def _queued(job: Job, attempt: Attempt | None, plan: Schedule | None, ahead: int
 
 def _running(job: Job, attempt: Attempt | None, plan: Schedule | None) -> Explanation:
     if attempt is None or attempt.workers >= job.workers:
-        return Explanation("training", "It trains.")
+        return Explanation("training", "The job is training.")
     numbers = {"workers": float(attempt.workers), "asked_for": float(job.workers)}
     message = f"It trains on {attempt.workers} of {job.workers} workers; "
     if plan is None or job.id not in plan.room:

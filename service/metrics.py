@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from service.jobs import Job, JobState
+from service.loop import Health
 from service.reconcile import Reconciler
 from service.store import Store
 
@@ -49,6 +50,9 @@ class Metrics:
     def watch(self, store: Store, reconciler: Reconciler) -> None:
         self.registry.register(_Collector(store, reconciler))
 
+    def watch_loops(self, healths: Iterable[Health]) -> None:
+        self.registry.register(_Loops(healths))
+
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         self._requests.labels(method, route, str(status)).observe(seconds)
 
@@ -79,6 +83,11 @@ class _Collector(Collector):
         self._reconciler = reconciler
 
     def collect(self) -> Iterator[Metric]:
+        yield from self._of_the_store()
+        yield from self._of_the_cluster()
+        yield from _of_the_reconciler(self._reconciler)
+
+    def _of_the_store(self) -> Iterator[Metric]:
         jobs = GaugeMetricFamily("syncnorm_jobs", "Jobs by state", labels=["state"])
         for state, count in self._store.count_by_state().items():
             jobs.add_metric([JobState(state).value], count)
@@ -94,14 +103,56 @@ class _Collector(Collector):
         yield GaugeMetricFamily("syncnorm_log_lines", "Log lines kept of all jobs", lines)
         yield GaugeMetricFamily("syncnorm_log_characters", "Characters of the log lines kept of all jobs", characters)
         yield GaugeMetricFamily("syncnorm_database_bytes", "Size of the database", self._store.size_bytes())
+
+    def _of_the_cluster(self) -> Iterator[Metric]:
         nodes = self._reconciler.capacity or ()
         yield GaugeMetricFamily(
             "syncnorm_cluster_reachable", "1 if Ray answers", float(self._reconciler.view is not None)
         )
         yield GaugeMetricFamily("syncnorm_cluster_cpus", "CPUs of the cluster", sum(node.cpus for node in nodes))
         yield GaugeMetricFamily("syncnorm_cluster_gpus", "GPUs of the cluster", sum(node.gpus for node in nodes))
-        yield GaugeMetricFamily(
-            "syncnorm_reconciler_lag_seconds",
-            "Since the last finished look at jobs and cluster",
-            self._reconciler.lag_s(),
-        )
+
+
+_MOST_NAMED = 20
+"""Failing items that are named at a time: ids as labels must not grow without end."""
+
+
+def _of_the_reconciler(reconciler: Reconciler) -> Iterator[Metric]:
+    health, items = reconciler.health, reconciler.items
+    yield GaugeMetricFamily("syncnorm_reconciler_lag_seconds", "Since the last complete tick", reconciler.lag_s())
+    yield GaugeMetricFamily(
+        "syncnorm_reconciler_leader", "1 if this replica acts, 0 if it stands by", float(reconciler.role == "leader")
+    )
+    yield CounterMetricFamily("syncnorm_reconciler_failed_ticks", "Ticks that failed as a whole", health.failed)
+    yield GaugeMetricFamily("syncnorm_reconciler_consecutive_failures", "Failed ticks in a row", health.in_a_row)
+    failures = CounterMetricFamily(
+        "syncnorm_reconciler_item_failures", "Failures of single jobs, exports, releases, …", labels=["kind"]
+    )
+    given_up = CounterMetricFamily("syncnorm_reconciler_set_aside", "Items given up after they failed", labels=["kind"])
+    failing = GaugeMetricFamily(
+        "syncnorm_reconciler_item_failing",
+        f"Ticks in a row that an item fails, of {_MOST_NAMED}",
+        labels=["kind", "item"],
+    )
+    for kind, count in items.failures.copy().items():
+        failures.add_metric([kind], count)
+    for kind, count in items.given_up.copy().items():
+        given_up.add_metric([kind], count)
+    for (kind, name), streak in items.failing()[:_MOST_NAMED]:
+        failing.add_metric([kind, name], streak.ticks)
+    yield from (failures, given_up, failing)
+
+
+class _Loops(Collector):
+    def __init__(self, healths: Iterable[Health]) -> None:
+        self._healths = tuple(healths)
+
+    def collect(self) -> Iterator[Metric]:
+        failed = CounterMetricFamily("syncnorm_loop_failed_ticks", "Failed ticks of a background loop", labels=["loop"])
+        row = GaugeMetricFamily("syncnorm_loop_consecutive_failures", "Failed ticks in a row", labels=["loop"])
+        age = GaugeMetricFamily("syncnorm_loop_success_age_seconds", "Since the last good tick", labels=["loop"])
+        for health in self._healths:
+            failed.add_metric([health.name], health.failed)
+            row.add_metric([health.name], health.in_a_row)
+            age.add_metric([health.name], health.since_success_s())
+        yield from (failed, row, age)

@@ -1,6 +1,7 @@
-"""The loop that makes what is asked for come true: load, observe, decide, apply. Its steps are in service/steps/.
+"""The reconciliation loop: load, observe, decide, apply. It drives every job towards what was asked for.
 
-Every effect carries an id chosen beforehand, so that a crash between any two lines is mended by the next tick.
+Its steps are in service/steps/. Every effect carries an id chosen beforehand, so that a crash between any two lines is
+mended by the next tick. What fails for one item fails for that item alone (steps/isolation.py).
 """
 
 from __future__ import annotations
@@ -10,34 +11,49 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from typing import Literal, TypeVar
 
 from service.decide import Rules
-from service.dispatch import ClusterUnreachableError, View
-from service.jobs import Attempt, new_fence
+from service.dispatch import View
+from service.explain import Troubles
+from service.instants import after
+from service.jobs import Attempt, Job, new_fence
+from service.loop import Health, Loop, StoppedError
 from service.outages import Outages
 from service.pace import Pace
+from service.port_errors import PortError
 from service.scheduling.plan import Policy, Schedule
+from service.steps.held_lease import LEASE_S, HeldLease, LeaseLostError
+from service.steps.isolation import GIVE_UP_TICKS, Isolation
 from service.steps.later_exports import ExportStep
-from service.steps.leftovers import release, stop_orphans
+from service.steps.leftovers import has_left, release, stop_orphans
 from service.steps.one_job import LAUNCH_LEASE_S, JobStep
 from service.steps.ports import Look, Ports
 from service.steps.removals import remove_files
 from service.steps.starts import Starts
+from service.store.rows import Faults, UnreadableError
 from service.waiting import Waiting
 from trainer.plan import NodeCapacity
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+Role = Literal["leader", "standby"]
 
-_LEASE_S = 15.0
 _REST_S = 0.1
 """Between two ticks at least, so that a stream of requests does not make one tick each."""
+STANDBY_LOOK_S = 10.0
+"""Between two looks of a standby replica at the cluster: enough to answer users, and little load for Ray."""
+
+
+class NothingStartedError(Exception):
+    """The plan says that jobs start, and none could be started."""
 
 
 class Reconciler:
-    """One acts at a time, under a lease in the database; any number may stand by."""
+    """One acts at a time, under a lease in the database. Any number may stand by: they look and plan, and change
+    nothing, so that they answer users as the leader does, and know the cluster when they take over."""
 
     def __init__(
         self,
@@ -51,15 +67,20 @@ class Reconciler:
         """holder: of the lease, where one process at most is alive, so that its successor need not wait for it."""
         self.ports = ports
         self.policy = policy
-        self._looked_at = time.monotonic()
+        self.health = Health("reconciler")
+        self.role: Role = "standby"
+        self._completed_at = self._looked_at = time.monotonic()
         self._pace = Pace()
         self._outages = Outages(logger)
         self._waiting = Waiting(policy)
-        self._jobs = JobStep(self.ports, rules, self._waiting)
-        self._starts = Starts(self.ports, policy, self._waiting, self._jobs, lease_s)
-        self._exports = ExportStep(self.ports)
+        self._token = 0
+        self.items = Isolation(ports.store.now, self._can_write)
+        self._jobs = JobStep(self.ports, rules, self._waiting, self.items)
+        self._starts = Starts(self.ports, policy, self._waiting, self._jobs, self.items, lease_s)
+        self._exports = ExportStep(self.ports, self.items)
         self._lease_s = lease_s
         self._holder = holder or f"{socket.gethostname()}-{os.getpid()}-{new_fence()[:8]}"
+        self._stopping = threading.Event()
         self.view: View | None = None
         """The last look at the cluster; None while it can't be reached."""
         self.plan: Schedule | None = None
@@ -71,47 +92,126 @@ class Reconciler:
         return self.view.capacity if self.view else None
 
     def lag_s(self) -> float:
-        """Since the last look at the jobs and the cluster that succeeded."""
-        return time.monotonic() - self._looked_at
+        """Since the last complete tick: a look at jobs and cluster, and all that follows from it."""
+        return time.monotonic() - self._completed_at
 
-    def run(self, stop: threading.Event, wake: threading.Event, tick_s: float) -> None:
-        """Tick until told to stop; an error in one tick does not end the loop."""
-        while not stop.is_set():
-            try:
-                self.tick()
-            except Exception:
-                logger.exception("tick failed; trying again")
-            stop.wait(_REST_S)
-            wake.wait(self._pace.rest_s(tick_s))
-            wake.clear()
+    def troubles(self, job_id: str) -> Troubles:
+        """What `explain` has to say of this process, should it be in trouble."""
+        culprits = tuple(name for (_, name), streak in self.items.failing() if streak.ticks >= GIVE_UP_TICKS)
+        since = None if self.health.is_good else self.health.failing_since
+        return Troubles(self.items.problem(job_id), since, self.health.error, culprits)
+
+    def loop(self, wake: threading.Event, tick_s: float) -> Loop:
+        """Ticks on a thread of its own; an error in one tick does not end it."""
+        made = Loop(
+            "reconciler", self.tick, lambda: self._rest_s(tick_s), wake=wake, leave=self.leave, health=self.health
+        )
+        self._stopping = made.stopping
+        return made
+
+    def _rest_s(self, tick_s: float) -> float:
+        self._stopping.wait(_REST_S)
+        return self._pace.rest_s(tick_s)
+
+    def leave(self) -> None:
+        """Another replica may act at once."""
         self.ports.store.give_lease_back(self._holder)
 
     def tick(self) -> None:
+        """One look and all that follows from it. Raises what is not the fault of one item."""
+        with self.health.tick():
+            token = self.ports.store.take_lease(self._holder, LEASE_S)
+            if token is None:
+                self._stand_by()
+                return
+            self.role, self._token = "leader", token
+            with HeldLease(lambda: self._renew(token), self._stopping, lease_s=LEASE_S) as lease:
+                self._act(token, lease)
+
+    def _renew(self, token: int) -> bool:
+        return self.ports.store.renew_lease(self._holder, token, LEASE_S)
+
+    def _can_write(self) -> bool:
+        try:
+            self._renew(self._token)
+        except Exception:
+            return False
+        return True
+
+    def _act(self, token: int, lease: HeldLease) -> None:
+        """Steps that fail as a whole don't keep the others from what they can do without them."""
+        self.items.begin_tick()
+        self.ports.circuit.begin_tick()
+        self.view = view = self._look()
+        look = Look(token, view, lease.check)
+        steps = _Steps()
+        steps.run(lambda: self._advance_jobs(look))
+        exporting = steps.run(lambda: self._exports.advance_all(look))
+        if view is None:
+            self.plan = None
+        else:
+            left = steps.run(lambda: self._release(look, view))
+            if left is not None and exporting is not None:
+                known = {attempt.id for attempt in left} | exporting
+                steps.run(lambda: stop_orphans(self.ports, look, view, known))
+            if left is not None:
+                steps.run(lambda: self._start(look, view, left))
+            steps.run(lambda: remove_files(self.ports, self.items, look))
+        steps.end()
+        self.items.end_tick()
+        if view is not None:
+            self._completed_at = time.monotonic()
+
+    def _advance_jobs(self, look: Look) -> None:
         store = self.ports.store
-        token = store.take_lease(self._holder, _LEASE_S)
-        if token is None:
-            return
-        self.view = self._look()
-        look = Look(token, self.view)
         self._waiting.refresh(store)
+        faults: Faults = {}
         attempts = {
-            attempt.job_id: self._redated(attempt, token)
-            for attempt in store.unreleased_attempts()
+            attempt.job_id: self._redated(attempt, look.token)
+            for attempt in store.unreleased_attempts(faults)
             if not attempt.ended_at
         }
-        for job in store.jobs_by_id(attempts.keys() | store.unsettled()):
-            self._jobs.advance(job, attempts.get(job.id), look)
-        exporting = self._exports.advance_all(look)
+        of_attempts = {job_id: faults[attempt.id] for job_id, attempt in attempts.items() if attempt.id in faults}
+        wanted = attempts.keys() | store.unsettled() | store.strays() | self._waiting.unreadable.keys()
+        bad: Faults = {}
+        jobs = store.jobs_by_id(wanted, bad)
+        self._set_aside_unreadable(jobs, bad | of_attempts, look)
+        self._jobs.advance_all([job for job in jobs if job.id not in bad | of_attempts], attempts, look)
+
+    def _set_aside_unreadable(self, jobs: Sequence[Job], faults: Mapping[str, str], look: Look) -> None:
+        for job in jobs:
+            if (fault := faults.get(job.id)) is None:
+                self.items.worked("row")
+                continue
+            error = UnreadableError(f"the stored job can't be read: {fault}")
+            self.items.fail("row", job.id, error, self.ports.giving_up(job.id, look))
+
+    def _release(self, look: Look, view: View) -> list[Attempt]:
+        unreleased = self.ports.store.unreleased_attempts()
+        self._pace.saw(attempt.id for attempt in unreleased if attempt.ended_at)
+        return release(self.ports, self.items, look, view, unreleased)
+
+    def _start(self, look: Look, view: View, left: Sequence[Attempt]) -> None:
+        self.plan, started = self._starts.start_what_fits(look, view, left)
+        if self.plan.starts and not started:
+            raise NothingStartedError(f"the plan starts {len(self.plan.starts)} jobs, and none could be started")
+
+    def _stand_by(self) -> None:
+        """Look and plan as the leader does. A view of its own is simpler than one handed over in the database, and
+        says what this replica could do if it had to take over."""
+        self.role = "standby"
+        now = time.monotonic()
+        if self.view is None or now - self._looked_at > STANDBY_LOOK_S:
+            self.ports.circuit.begin_tick()
+            self.view, self._looked_at = self._look(), now
         if self.view is None:
             self.plan = None
             return
-        self._looked_at = time.monotonic()
-        unreleased = store.unreleased_attempts()
-        self._pace.saw(attempt.id for attempt in unreleased if attempt.ended_at)
-        left = release(self.ports, token, self.view, unreleased)
-        stop_orphans(self.ports, self.view, {attempt.id for attempt in left} | exporting)
-        self.plan = self._starts.start_what_fits(look, self.view, left)
-        remove_files(self.ports)
+        self._waiting.refresh(self.ports.store)
+        now_there, view = self.ports.store.now(), self.view
+        left = [one for one in self.ports.store.unreleased_attempts() if not has_left(one, view, now_there)]
+        self.plan = self._starts.prepare(view, left).schedule
+        self._completed_at = now
 
     def _redated(self, attempt: Attempt, token: int) -> Attempt:
         """With a lease that begins now, if it has more left than any lease lasts: the clock was set back since.
@@ -121,15 +221,38 @@ class Reconciler:
         now, longest_s = self.ports.store.now(), max(self._lease_s, LAUNCH_LEASE_S)
         if (attempt.lease_expires_at - now).total_seconds() <= 2 * longest_s:
             return attempt
-        expires_at = now + timedelta(seconds=longest_s)
+        expires_at = after(now, longest_s)
         self.ports.store.note_attempt(attempt.id, {"lease_expires_at": expires_at}, token)
         return replace(attempt, lease_expires_at=expires_at)
 
     def _look(self) -> View | None:
         try:
-            view = self.ports.dispatcher.look()
-        except ClusterUnreachableError as error:
+            view = self.ports.circuit.ask("ray", self.ports.dispatcher.look)
+        except PortError as error:
             self._outages.goes_on("cluster", "the cluster can't be asked", error=str(error))
             return None
         self._outages.over("cluster")
         return view
+
+
+class _Steps:
+    """Runs the steps of a tick. The first error is raised in the end, but for those that end the tick at once."""
+
+    def __init__(self) -> None:
+        self._first: Exception | None = None
+
+    def run(self, step: Callable[[], T]) -> T | None:
+        """What `step` returns; None if it raised."""
+        try:
+            return step()
+        except (StoppedError, LeaseLostError):
+            raise
+        except Exception as error:
+            if self._first is not None:
+                logger.exception("step of a tick failed")
+            self._first = self._first or error
+            return None
+
+    def end(self) -> None:
+        if self._first is not None:
+            raise self._first

@@ -6,12 +6,14 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import resource
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +54,8 @@ from service.views import job_view
 from service.webhooks import Webhooks
 from trainer.spec import JobSpec
 
+logger = logging.getLogger(__name__)
+_LAST_WAIT_S = 1.0
 ADDRESS_FILE = "service.json"
 """In the state folder: where the running service listens, for clients on this host."""
 
@@ -63,10 +67,14 @@ def serve(settings: Settings, on_ready: Callable[[str, Context], None], entrypoi
     """
     signal.signal(signal.SIGTERM, _leave)
     _allow_many_connections()
-    with running(settings, entrypoint) as (context, listener, url):
-        server = make_server(create_app(context))
-        on_ready(url, context)
-        server.run(sockets=[listener])
+    try:
+        with running(settings, entrypoint) as (context, listener, url):
+            server = make_server(create_app(context))
+            on_ready(url, context)
+            server.run(sockets=[listener])
+    except (SystemExit, KeyboardInterrupt) as leaving:
+        _leave_stuck_threads(leaving.code if isinstance(leaving, SystemExit) else 130)
+        raise
 
 
 @contextlib.contextmanager
@@ -248,3 +256,15 @@ def _allow_many_connections() -> None:
 
 def _leave(*_: object) -> NoReturn:
     sys.exit(143)
+
+
+def _leave_stuck_threads(code: object) -> None:
+    """End the process at once if a thread is stuck, as one that waits for MLflow: Python would wait for it."""
+    until = time.monotonic() + _LAST_WAIT_S
+    others = [one for one in threading.enumerate() if one is not threading.current_thread() and not one.daemon]
+    for thread in others:
+        thread.join(max(0.0, until - time.monotonic()))
+    if stuck := [thread.name for thread in others if thread.is_alive()]:
+        logger.warning("threads are stuck; leaving without them", extra={"threads": ", ".join(stuck)})
+        logging.shutdown()
+        os._exit(code if isinstance(code, int) else 1)

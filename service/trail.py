@@ -25,6 +25,10 @@ _MOST_WAITING = 10_000
 """Lines kept while the database can't be written; the oldest go first."""
 
 
+_STOP_S = 2.0
+"""How long the last entries may take; a database that does not answer must not keep the process."""
+
+
 @dataclass
 class Trail:
     """The first refusal of a kind is written at once, its repetitions as one line with their number a minute later."""
@@ -40,7 +44,7 @@ class Trail:
         self._repeated: dict[tuple[Any, ...], tuple[Deed, int]] = {}
         self._began = self.clock()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="audit")
+        self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -59,7 +63,7 @@ class Trail:
 
     def stop(self) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(_STOP_S)
 
     def _run(self) -> None:
         while not self._stop.wait(self.every_s):

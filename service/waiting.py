@@ -14,6 +14,7 @@ from typing import Protocol
 from service.jobs import Job, JobState
 from service.scheduling.order import Lines, Place, place
 from service.scheduling.plan import Policy
+from service.store.rows import Faults
 
 
 class Source(Protocol):
@@ -21,7 +22,7 @@ class Source(Protocol):
 
     def versions(self, state: JobState) -> Mapping[str, int]: ...
 
-    def jobs_by_id(self, ids: Collection[str]) -> list[Job]: ...
+    def jobs_by_id(self, ids: Collection[str], faults: Faults | None = None) -> list[Job]: ...
 
 
 class Waiting:
@@ -32,6 +33,8 @@ class Waiting:
         self._jobs: dict[str, Job] = {}
         self._versions: dict[str, int] = {}
         self._lines: dict[str, list[Place]] = defaultdict(list)
+        self.unreadable: Faults = {}
+        """Waiting jobs whose rows can't be read; they are in no line."""
 
     def refresh(self, source: Source) -> None:
         """Make it what the store has now."""
@@ -39,7 +42,9 @@ class Waiting:
         known = self._versions
         for job_id in [job_id for job_id in known if job_id not in versions]:
             self._remove(job_id)
-        for job in source.jobs_by_id([job_id for job_id, version in versions.items() if known.get(job_id) != version]):
+        changed = [job_id for job_id, version in versions.items() if known.get(job_id) != version]
+        self.unreadable = {}
+        for job in source.jobs_by_id(changed, self.unreadable):
             self.note(job)
 
     def note(self, job: Job) -> None:

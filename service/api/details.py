@@ -114,8 +114,10 @@ def get_explanation(job_id: str, ctx: Ctx, who: Reader) -> ExplanationView:
     policy = ctx.reconciler.policy
     mine = (rank(job.priority, job.queued_at, policy), job.id)
     ahead = sum((rank(priority, at, policy), name) < mine for name, priority, at in ctx.store.places())
-    plan = ctx.reconciler.plan if ctx.reconciler.view else None
-    return ExplanationView(**vars(explain(job, attempt, plan, ahead, ctx.reconciler.ports.storage.problem)))
+    reconciler = ctx.reconciler
+    plan = reconciler.plan if reconciler.view else None
+    problem = reconciler.ports.storage.problem
+    return ExplanationView(**vars(explain(job, attempt, plan, ahead, problem, reconciler.troubles(job.id))))
 
 
 @router.get("/checkpoints")

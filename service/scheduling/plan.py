@@ -69,6 +69,8 @@ class Schedule:
     sizes: Mapping[str, int]
     """Workers of each job that starts; fewer than it asks for only if it is elastic."""
     room: Room = field(default_factory=dict)
+    faults: Mapping[str, Exception] = field(default_factory=dict)
+    """Jobs whose numbers the plan can't be made with, so that it is made without them."""
 
     def wait(self, job: Job) -> Wait | None:
         """Why a job waits, as far as it was looked at."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
+from service.instants import NEVER
 from service.jobs import Job, JobState
 from service.scheduling.order import points
 from service.scheduling.plan import Held, Policy
 from service.scheduling.room import Gang, Rooms
 
-NEVER = datetime.max.replace(tzinfo=UTC)
 _PREEMPTIBLE = frozenset({JobState.STARTING, JobState.RUNNING})
 
 

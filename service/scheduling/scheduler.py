@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from service.instants import NEVER
 from service.jobs import Job, JobState
 from service.scheduling.growth import can_grow
 from service.scheduling.order import Lines, in_order
 from service.scheduling.plan import Held, Policy, Schedule, Wait
-from service.scheduling.preemption import NEVER, Books, blockers, ends_at, victims
+from service.scheduling.preemption import Books, blockers, ends_at, victims
 from service.scheduling.quotas import Quotas
 from service.scheduling.room import Gang, Rooms, gang
 from trainer.plan import NodeCapacity
@@ -44,39 +45,49 @@ class _Pass:
         self._owners: dict[str, Wait] = {}
         self._held_back: set[str] = set()
         self._leaving = {item.job.id for item in held}
+        self._head: Job | None = None
+        self._after_head: Rooms | None = None
+        self._preempts: tuple[Job, ...] = ()
+        self._too_big: set[Gang] = set()
+        self._faults: dict[str, Exception] = {}
 
     def run(self, lines: Lines) -> Schedule:
-        head: Job | None = None
-        after_head: Rooms | None = None
-        preempts: tuple[Job, ...] = ()
-        too_big: set[Gang] = set()
         depth = 0
         for job in in_order(lines, self._quotas.penalty, self._may_go):
             if job.id in self._leaving:  # its last attempt still has to leave the cluster
                 continue
-            if wait := self._not_eligible(job):
-                self._waits[job.id] = wait
+            try:
+                looked_at = self._consider(job)
+            except Exception as error:  # of whatever kind: the others are planned without it
+                self._faults[job.id] = error
                 continue
-            least = gang(job, job.least_workers)
-            now = 0 if least in too_big else job.size_within(self._rooms.largest(gang(job)))
-            if not now:
-                too_big.add(least)
-            size = self._size_behind(job, now, after_head)
-            if size:
-                self._start(job, gang(job, size))
-                after_head = after_head and after_head.without(gang(job, size))
-            elif head is None:
-                head = job
-                after_head, preempts = self._reserve(job)
-            else:
-                self._waits[job.id] = self._behind(job, head, fits_now=now > 0)
-            depth += head is not None
+            depth += looked_at and self._head is not None
             if depth > self._policy.backfill_depth:
                 break
         sizes = {name: shape.workers for name, (_, shape) in self._starts.items()}
         starts = tuple(job for job, _ in self._starts.values())
-        room = {} if head or starts or self._somebody_comes_soon() else self._room_to_grow()
-        return Schedule(starts, preempts, self._waits, self._owners, sizes, room)
+        room = {} if self._head or starts or self._somebody_comes_soon() else self._room_to_grow()
+        return Schedule(starts, self._preempts, self._waits, self._owners, sizes, room, self._faults)
+
+    def _consider(self, job: Job) -> bool:
+        """Start it or say why it waits; whether it could start if there were room."""
+        if wait := self._not_eligible(job):
+            self._waits[job.id] = wait
+            return False
+        least = gang(job, job.least_workers)
+        now = 0 if least in self._too_big else job.size_within(self._rooms.largest(gang(job)))
+        if not now:
+            self._too_big.add(least)
+        size = self._size_behind(job, now, self._after_head)
+        if size:
+            self._start(job, gang(job, size))
+            self._after_head = self._after_head and self._after_head.without(gang(job, size))
+        elif self._head is None:
+            self._after_head, self._preempts = self._reserve(job)
+            self._head = job
+        else:
+            self._waits[job.id] = self._behind(job, self._head, fits_now=now > 0)
+        return True
 
     def _somebody_comes_soon(self) -> bool:
         """Whether a job that waits for something else, or is just leaving, will want its room."""
@@ -92,14 +103,21 @@ class _Pass:
         found = {}
         books = Books(self._empty, self._held, ())
         for item in filter(can_grow, self._held):
-            job, workers = item.job, item.shape.workers
-            if job.owner in self._held_back:
+            if item.job.owner in self._held_back:
                 continue
-            more = min(self._rooms.largest(gang(job, job.workers - workers)), self._quotas.workers_left(job))
-            size = job.size_within(min(workers + more, books.after([item]).largest(gang(job))) if more else 0)
-            if size > workers:
-                found[job.id] = size
+            try:
+                size = self._size_grown(item, books)
+            except Exception as error:
+                self._faults[item.job.id] = error
+                continue
+            if size > item.shape.workers:
+                found[item.job.id] = size
         return found
+
+    def _size_grown(self, item: Held, books: Books) -> int:
+        job, workers = item.job, item.shape.workers
+        more = min(self._rooms.largest(gang(job, job.workers - workers)), self._quotas.workers_left(job))
+        return job.size_within(min(workers + more, books.after([item]).largest(gang(job))) if more else 0)
 
     def _may_go(self, owner: str) -> bool:
         if wait := self._quotas.too_many_running(owner):

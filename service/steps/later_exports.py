@@ -8,10 +8,22 @@ from dataclasses import replace
 
 from service import files
 from service.decide import EndOnRay, Launch, RayStatus, Seen
-from service.dispatch import ClusterUnreachableError
-from service.exports import OVER, Begin, Export, ExportState, Update, begin, decide_export
+from service.exports import (
+    OVER,
+    Begin,
+    Export,
+    ExportState,
+    Update,
+    begin,
+    decide_export,
+    refused_export,
+    submission_id,
+)
 from service.jobs import Job, new_fence
+from service.port_errors import RefusedError, UnreachableError
+from service.steps.isolation import Isolation
 from service.steps.ports import Look, Ports, attempt_token
+from service.store.rows import Faults, UnreadableError
 from trainer import attempt as protocol
 from trainer.files import StorageError
 from trainer.spec_reader import read_stored
@@ -25,21 +37,41 @@ MOST_AT_ONCE = 2
 class ExportStep:
     """Carries out what `decide_export` says."""
 
-    def __init__(self, ports: Ports) -> None:
+    def __init__(self, ports: Ports, items: Isolation) -> None:
         self._ports = ports
+        self._items = items
 
     def advance_all(self, look: Look) -> set[str]:
         """Do what can be done now; the submissions that belong to exports which may still run."""
         known: set[str] = set()
-        exports = self._ports.store.unreleased_exports()
+        faults: Faults = {}
+        exports = self._ports.store.unreleased_exports(faults)
         busy = sum(export.state is not ExportState.QUEUED for export in exports)
         jobs = {job.id: job for job in self._ports.store.jobs_by_id({export.job_id for export in exports})}
         for export in _oldest_first(exports):
-            waited = export.state is ExportState.QUEUED
-            after = self._advance(export, jobs[export.job_id], look, room=busy < MOST_AT_ONCE)
-            busy += waited and after.state is not ExportState.QUEUED
-            known |= {export.submission_id, after.submission_id}
+            look.check()
+            job, room = jobs.get(export.job_id), busy < MOST_AT_ONCE
+            known |= {export.submission_id, submission_id(export.job_id, export.number, export.starts + 1)}
+            if job is not None:
+                busy += self._advance_alone(export, job, look, faults.get(export.submission_id), room=room)
         return known
+
+    def _advance_alone(self, export: Export, job: Job, look: Look, fault: str | None, *, room: bool) -> bool:
+        """Whether it was begun. One that raises again and again is given up."""
+
+        def act() -> Export:
+            if fault is not None:
+                raise UnreadableError(f"the stored export can't be read: {fault}")
+            return self._advance(export, job, look, room=room)
+
+        after = self._items.attempt(
+            "export",
+            export.submission_id,
+            act,
+            lambda why, _: self._ports.store.set_export_aside(export.job_id, export.number, why, look.token),
+        )
+        waited = export.state is ExportState.QUEUED
+        return waited and after is not None and after.state is not ExportState.QUEUED
 
     def _advance(self, export: Export, job: Job, look: Look, *, room: bool) -> Export:
         """What became of it."""
@@ -77,11 +109,15 @@ class ExportStep:
             if isinstance(decision, Launch):
                 decision = self._launch(export, job)
             elif isinstance(decision, EndOnRay):
-                self._ports.dispatcher.end(export.submission_id)
+                self._ports.circuit.ask("ray", lambda: self._ports.dispatcher.end(export.submission_id))
                 decision = Update({"stop_sent_at": self._ports.store.now()})
-        except (ClusterUnreachableError, OSError) as error:
-            logger.warning("an export has to wait", extra={"export": export.submission_id, "error": str(error)})
+        except RefusedError as error:
+            decision = self._refused(export, str(error), launching=isinstance(decision, Launch))
+        except (UnreachableError, StorageError) as error:
+            what = f"export {export.submission_id}"
+            self._ports.outages.goes_on(what, "export postponed; retrying", what=what, error=str(error))
             return None
+        self._ports.outages.over(f"export {export.submission_id}")
         after = self._ports.store.change_export(export, decision.changes, event=decision.event, lease=look.token)
         if after is not None and decision.event is not None:
             logger.info("export moved", extra={"export": after.submission_id, "to": after.state.value})
@@ -89,9 +125,14 @@ class ExportStep:
         launched = after is not None and export.submitted_at != after.submitted_at is not None
         return None if launched else after  # what Ray said of it is from before the launch
 
+    def _refused(self, export: Export, why: str, *, launching: bool) -> Update:
+        now = self._ports.store.now()
+        return refused_export(export, why, now) if launching else Update({"stop_sent_at": now})
+
     def _launch(self, export: Export, job: Job) -> Update:
-        self._ports.storage.ask(lambda: files.write_export(self._folder(export), self._request(export, job)))
-        self._ports.dispatcher.start(export.submission_id, self._folder(export), "export")
+        folder, request = self._folder(export), self._request(export, job)
+        self._ports.storage.ask(lambda: files.write_export(folder, request))
+        self._ports.circuit.ask("ray", lambda: self._ports.dispatcher.start(export.submission_id, folder, "export"))
         return Update({"submitted_at": self._ports.store.now()})
 
     def _request(self, export: Export, job: Job) -> protocol.ExportRequest:

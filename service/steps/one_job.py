@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime
+from typing import Any
 
 from service import files
-from service.decide import EndOnRay, Launch, Move, RayStatus, Rules, Seen, decide, may_be_over
-from service.dispatch import ClusterUnreachableError
+from service.decide import EndOnRay, Launch, Move, RayStatus, Rules, Seen, decide, may_be_over, refused
+from service.instants import after
 from service.jobs import RUN_STATUS, TERMINAL, Attempt, Job, NewEvent
-from service.outages import Outages
+from service.port_errors import RefusedError, UnreachableError
 from service.run_note import run_note
+from service.steps.isolation import Isolation
 from service.steps.ports import Look, Ports, attempt_token
-from service.tracking import TrackingUnreachableError
 from service.waiting import Waiting
 from trainer import attempt as protocol
 from trainer.files import StorageError
@@ -25,28 +28,69 @@ LAUNCH_LEASE_S = 60.0
 """The first message may take as long as Ray needs for a driver process on a busy host."""
 
 
+ALL_JOBS_S = 20.0
+"""How long a tick may be at jobs, for others wait to start."""
+_SLOW_S = 1.0
+
+
 class JobStep:
     """Carries out what `decide` says, and tells the MLflow run."""
 
-    def __init__(self, ports: Ports, rules: Rules, waiting: Waiting) -> None:
+    def __init__(self, ports: Ports, rules: Rules, waiting: Waiting, items: Isolation) -> None:
         self._ports = ports
         self._rules = rules
         self._waiting = waiting
-        self._outages = Outages(logger)
+        self._items = items
+        self._outages = ports.outages
+        self._slow_at: dict[str, float] = {}
+        self._launched_at: datetime | None = None
+
+    def advance_all(self, jobs: Iterable[Job], attempts: Mapping[str, Attempt], look: Look) -> None:
+        """Every job, until there is nothing to do for it now; those that took long lately last, and none twice as long
+        as there is time for: what is left over is first in the next tick."""
+        until = time.monotonic() + ALL_JOBS_S
+        in_turn = sorted(jobs, key=lambda job: (self._slow_at.get(job.id, 0.0), job.id))
+        self._slow_at = {job.id: self._slow_at[job.id] for job in in_turn if job.id in self._slow_at}
+        for job in in_turn:
+            look.check()
+            if time.monotonic() > until:
+                logger.warning("jobs took too long; the rest comes first in the next tick")
+                return
+            self.advance(job, attempts.get(job.id), look)
 
     def advance(self, job: Job, attempt: Attempt | None, look: Look) -> None:
-        """Decide and apply until there is nothing to do now."""
+        """Decide and apply until there is nothing to do now. A job that raises again and again is set aside."""
+        began = time.monotonic()
+        last = self._items.attempt(
+            "job",
+            job.id,
+            lambda: self._advance(job, attempt, look),
+            self._ports.giving_up(job.id, look),
+        )
+        if last is not None:
+            self._items.attempt("run_status", job.id, lambda: self._settle_run(last))
+        if time.monotonic() - began > _SLOW_S:
+            self._slow_at[job.id] = time.monotonic()
+
+    def _advance(self, job: Job, attempt: Attempt | None, look: Look) -> Job | None:
+        """The job as it is now; None: something of it has to wait."""
         for _ in range(4):  # starting, running, finalizing, succeeded: no job has more to do at once
             decision = decide(job, attempt, self._see(attempt, look), self._rules)
             if decision is None:
                 break
             moved = self._apply(job, attempt, decision, look)
             if moved is None:
-                return
+                return None
             job, attempt = moved
-        self._settle_run(job)
+        return job
 
     def _see(self, attempt: Attempt | None, look: Look) -> Seen:
+        seen = self._see_cluster(attempt, look)
+        if attempt is None or self._launched_at is None:
+            return seen
+        return replace(seen, others_launch=self._launched_at >= attempt.created_at)
+
+    def _see_cluster(self, attempt: Attempt | None, look: Look) -> Seen:
         now, view = self._ports.store.now(), look.view
         if attempt is None:
             return Seen(now, session=view.session if view else None)
@@ -85,9 +129,15 @@ class JobStep:
                 launched = self._launch(job, attempt, look)
                 self._outages.over(what)
                 return launched
-            self._ports.dispatcher.end(attempt.id)
-        except (ClusterUnreachableError, TrackingUnreachableError, StorageError) as error:
-            self._outages.goes_on(what, "an effect has to wait", what=what, error=str(error))
+            self._ports.circuit.ask("ray", lambda: self._ports.dispatcher.end(attempt.id))
+        except RefusedError as error:
+            if isinstance(decision, Launch):
+                return self._move(job, attempt, refused(job, str(error), self._ports.store.now()), look)
+            logger.warning("Ray refused to end a submission", extra={"what": what, "error": str(error)})
+        except (UnreachableError, StorageError) as error:
+            self._outages.goes_on(
+                what, "postponed: Ray, MLflow or the storage is unavailable", what=what, error=str(error)
+            )
             return None
         self._outages.over(what)
         store = self._ports.store
@@ -112,8 +162,9 @@ class JobStep:
 
     def _launch(self, job: Job, attempt: Attempt, look: Look) -> tuple[Job, Attempt] | None:
         assert look.view is not None
-        store, places = self._ports.store, self._ports.places
-        run = self._ports.tracker.run_for(job, store.attempts(job.id), run_note(job, places.page(job)))
+        store, places, circuit = self._ports.store, self._ports.places, self._ports.circuit
+        known, note = store.attempts(job.id), self._note(job)
+        run = circuit.ask("mlflow", lambda: self._ports.tracker.run_for(job, known, note))
         store.note_job(job, {"experiment_id": run.experiment_id, "run_id": run.run_id})
         if attempt.session is None:
             attempt = replace(attempt, session=look.view.session)
@@ -121,17 +172,20 @@ class JobStep:
                 return None
         folder, launch = places.folder(attempt), self._launch_file(job, attempt, run.run_id)
         self._ports.storage.ask(lambda: files.write_launch(folder, launch))
-        self._ports.dispatcher.start(attempt.id, folder)
+        submission = attempt.id
+        circuit.ask("ray", lambda: self._ports.dispatcher.start(submission, folder))
         now = store.now()
-        noted = {
+        noted: dict[str, Any] = {
             "submitted_at": now,
-            "lease_expires_at": max(attempt.lease_expires_at, now + timedelta(seconds=LAUNCH_LEASE_S)),
+            "lease_expires_at": max(attempt.lease_expires_at, after(now, LAUNCH_LEASE_S)),
         }
         if not store.note_attempt(attempt.id, noted, look.token):
             return None
+        self._launched_at = now
         self._ports.on_change(job.id)
         job = replace(job, experiment_id=run.experiment_id, run_id=run.run_id)
-        return job, replace(attempt, submitted_at=now)
+        # With its new lease: else a launch that waited for longer than the first one looks dead at once.
+        return job, replace(attempt, **noted)
 
     def _launch_file(self, job: Job, attempt: Attempt, run_id: str) -> protocol.Launch:
         places = self._ports.places
@@ -162,14 +216,26 @@ class JobStep:
         if job.run_id is None:
             return False
         what = f"status of run {job.run_id}"
+        run_id, note = job.run_id, self._note(job)
         try:
-            note = run_note(job, self._ports.places.page(job))
-            self._ports.tracker.set_status(job.run_id, RUN_STATUS[job.state], note)
-        except TrackingUnreachableError as error:
-            self._outages.goes_on(what, "the run's status has to wait", run=job.run_id, error=str(error))
+            self._ports.circuit.ask(
+                "mlflow", lambda: self._ports.tracker.set_status(run_id, RUN_STATUS[job.state], note)
+            )
+        except UnreachableError as error:
+            self._outages.goes_on(what, "could not set the status of a run; retrying", run=run_id, error=str(error))
             return False
+        except RefusedError as error:
+            logger.warning("MLflow refused the status of a run", extra={"run": run_id, "error": str(error)})
         self._outages.over(what)
         return True
+
+    def _note(self, job: Job) -> str:
+        """Its page in MLflow. A spec of another version must not keep a job from starting or ending."""
+        try:
+            return run_note(job, self._ports.places.page(job))
+        except Exception:
+            logger.exception("the page of a job could not be written", extra={"job": job.id})
+            return f"**{job.id}** {job.state.value}"
 
 
 def _event_data(job: Job, changes: dict[str, object]) -> dict[str, str | int]:

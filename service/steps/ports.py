@@ -8,9 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from service.dispatch import ClusterUnreachableError, Dispatcher, View
+from service.dispatch import Dispatcher, View
 from service.jobs import Attempt, Job
+from service.outages import Outages
 from service.packages import Packages
+from service.port_errors import PortError
+from service.steps.circuit import Circuit
+from service.steps.isolation import GiveUp
 from service.storage_gate import StorageGate
 from service.store import Store
 from service.tracking import Tracker
@@ -59,6 +63,8 @@ class Ports:
     on_change: Callable[[str], None]
     metrics: Observer | None = None
     storage: StorageGate = field(default_factory=StorageGate)
+    circuit: Circuit = field(default_factory=Circuit)
+    outages: Outages = field(default_factory=lambda: Outages(logger))
 
     def tell(self, before: Job, after: Job) -> None:
         """Whoever wants to know of a move."""
@@ -68,18 +74,36 @@ class Ports:
         self.on_change(after.id)
 
     def end_quietly(self, submission_id: str) -> None:
+        """Have Ray end a submission, or try again in the next tick."""
+        what = f"end of {submission_id}"
         try:
-            self.dispatcher.end(submission_id)
-        except ClusterUnreachableError as error:
-            logger.warning("an end has to wait", extra={"submission": submission_id, "error": str(error)})
+            self.circuit.ask("ray", lambda: self.dispatcher.end(submission_id))
+        except PortError as error:
+            self.outages.goes_on(what, "could not stop a Ray submission; retrying", what=what, error=str(error))
+        else:
+            self.outages.over(what)
+
+    def giving_up(self, job_id: str, look: Look) -> GiveUp:
+        """Ends a job that can't be handled. Its processes are ended and its capacity is released as of any other."""
+
+        def give_up(why: str, trace: str) -> None:
+            state = self.store.set_job_aside(job_id, why, trace, look.token)
+            logger.error("job set aside", extra={"job": job_id, "to": str(state), "why": why})
+            self.on_change(job_id)
+
+        return give_up
 
 
 @dataclass(frozen=True)
 class Look:
-    """token: of the lease that must still stand for a change. view: of the cluster; None: it can't be reached."""
+    """token: of the lease that must still stand for a change. view: of the cluster; None: it can't be reached.
+
+    check: called between two items; raises when the tick must not go on.
+    """
 
     token: int
     view: View | None
+    check: Callable[[], None] = lambda: None
 
 
 def attempt_token(fence: str) -> str:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import logging
+from itertools import islice
 
-from service.steps.ports import Ports
+from service.steps.isolation import Isolation
+from service.steps.ports import Look, Ports
 from trainer.attempt import job_folder
-from trainer.files import StorageError
 from trainer.storage import storage_at
 
 logger = logging.getLogger(__name__)
 
 _MOST_A_TICK = 4
+_MOST_KNOWN = 1000
 
 
-def remove_files(ports: Ports) -> None:
-    """A storage that can't be used now is asked again by a later tick."""
-    for job_id in ports.store.removals(_MOST_A_TICK):
-        root, _, name = job_folder(ports.places.storage, job_id).rpartition("/")
-        try:
-            ports.storage.ask(lambda root=root, name=name: storage_at(root).remove(name))  # type: ignore[misc]
-        except StorageError as error:
-            logger.warning("files of a deleted job have to wait", extra={"job": job_id, "error": str(error)})
-            return
-        ports.store.note_removed(job_id)
-        logger.info("files removed", extra={"job": job_id})
+def remove_files(ports: Ports, items: Isolation, look: Look) -> None:
+    """Files that can't be removed are tried again later, after those of other jobs."""
+    waiting = (job_id for job_id in ports.store.removals(_MOST_KNOWN) if not items.is_resting("removal", job_id))
+    for job_id in islice(waiting, _MOST_A_TICK):
+        look.check()
+        items.attempt("removal", job_id, lambda job_id=job_id: _remove(ports, job_id))  # type: ignore[misc]
+
+
+def _remove(ports: Ports, job_id: str) -> None:
+    root, _, name = job_folder(ports.places.storage, job_id).rpartition("/")
+    ports.storage.ask(lambda: storage_at(root).remove(name))
+    ports.store.note_removed(job_id)
+    logger.info("files removed", extra={"job": job_id})

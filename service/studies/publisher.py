@@ -10,10 +10,11 @@ import logging
 import math
 import os
 import socket
-import threading
 from collections.abc import Callable
+from functools import partial
 
 from service.jobs import new_fence
+from service.loop import Loop
 from service.outages import Outages
 from service.port_errors import DatabaseUnavailableError, OddAnswerError, UnreachableError
 from service.store import Store
@@ -72,16 +73,10 @@ class StudyPublisher:
         self._mlflow_uri = mlflow_uri
         self._holder = f"{socket.gethostname()}-{os.getpid()}-{new_fence()[:8]}"
 
-    def run(self, stop: threading.Event, every_s: float) -> None:
-        """Tick until told to stop; an error in one tick does not end the loop."""
-        while not stop.wait(every_s):
-            try:
-                self.tick()
-            except (UnreachableError, DatabaseUnavailableError) as error:
-                self._outages.goes_on("mlflow", "could not publish studies; retrying", error=str(error))
-            except Exception:
-                logger.exception("publishing studies failed; trying again")
-        self._store.give_lease_back(self._holder, LEASE)
+    def loop(self, every_s: float) -> Loop:
+        """Publishes on a thread of its own; an error in one tick does not end it."""
+        leave = partial(self._store.give_lease_back, self._holder, LEASE)
+        return Loop("studies", self.tick, lambda: every_s, leave=leave)
 
     def tick(self) -> None:
         """Raises: UnreachableError while MLflow is away; what is not done yet is done by a later tick."""
