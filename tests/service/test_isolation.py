@@ -324,7 +324,9 @@ def test_refused_launch_fails_its_job_with_the_sentence(world: World, port: str,
     assert world.store.attempts(poison.id)[0].outcome == "failed"
 
 
-@pytest.mark.parametrize("error", [KeyError, lambda: OddAnswerError("a login page"), RecursionError], ids=str)
+@pytest.mark.parametrize(
+    "error", [KeyError, lambda: OddAnswerError("a login page"), RecursionError], ids=["key", "odd answer", "recursion"]
+)
 @pytest.mark.parametrize(("port", "method"), [("tracker", "run_for"), ("dispatcher", "start")])
 def test_odd_answers_about_one_launch_do_not_hold_its_capacity_for_ever(
     world: World, port: str, method: str, error: Callable[[], BaseException]
