@@ -68,7 +68,7 @@ class CnnArgs(InitArgs):
     convs_per_stage: Annotated[int, Field(ge=1, le=8)] = 1
     activation: Activation = "relu"
     dropout: Fraction = 0.0
-    init_gain: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    init_gain: Annotated[float, Field(gt=0, le=1e30)] = 1.0
     """The initial weights of the convolutions are multiplied by this: what normalization makes of their scale."""
 
 

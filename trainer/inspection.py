@@ -64,7 +64,7 @@ def audit(network: nn.Module, data: Data, spec: JobSpec, workers: int) -> list[F
     is_cut = spec.data.last_batch == "drop" or not reaches_last_batch(spec.train, math.ceil(samples / full))
     found = norm.audit(
         network,
-        torch.zeros(SAMPLES, *data.info.shape),
+        torch.zeros(SAMPLES, *data.info.shape, dtype=_dtype_of(network)),
         batch_size=math.ceil(full / workers),
         workers=workers,
         accumulate=spec.train.accumulate,
@@ -77,6 +77,11 @@ def audit(network: nn.Module, data: Data, spec: JobSpec, workers: int) -> list[F
     rest = 0 if is_cut else samples % full
     exchanging = [_uneven_shares(rest, workers)] if isinstance(network, LightningModule) and rest % workers else []
     return [*(_in_words_of_the_spec(item, rest, full) for item in found), *exchanging]
+
+
+def _dtype_of(network: nn.Module) -> torch.dtype:
+    """Of its first floating parameter: an attempt in 64-true has made its network double by then."""
+    return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
 
 
 def require_no_error(findings: Sequence[Finding]) -> None:

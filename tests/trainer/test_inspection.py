@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.inspection import inspect
+from trainer.data import build_data
+from trainer.inspection import audit, inspect
+from trainer.models import build_model
 from trainer.plan import alike, plan
 from trainer.spec_reader import read_spec
 from trainer.words import name_some
@@ -67,3 +69,12 @@ def test_a_network_that_cannot_be_built_is_a_finding_not_a_crash() -> None:
 
     assert (finding.code, finding.severity) == ("cannot_build", "error")
     assert "7 does not divide 16" in finding.message
+
+
+def test_a_network_in_double_takes_an_example_in_double() -> None:
+    """An attempt in 64-true audits the network that it trains, which is double by then."""
+    document = read_spec(spec())
+    data = build_data(document.data, document.seed)
+    network = build_model(document.model, document.norm, data.info).double()
+
+    assert [finding.code for finding in audit(network, data, document, 2) if finding.severity == "error"] == []
