@@ -7,6 +7,8 @@ its file and start again. --empty: only the roles, and databases without content
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psycopg
@@ -19,6 +21,13 @@ SERVICE_ACCOUNT = "syncnorm"
 
 
 def main() -> None:
+    try:
+        prepare(is_emptied="--empty" in sys.argv[1:])
+    except psycopg.OperationalError as error:
+        sys.exit(f"can't use PostgreSQL on {HOST}: {error}")
+
+
+def prepare(*, is_emptied: bool) -> None:
     password = secret("postgres_password")
     with psycopg.connect(
         host=HOST, user="postgres", dbname="postgres", password=password, autocommit=True
@@ -26,10 +35,10 @@ def main() -> None:
         for role in sorted(set(DATABASES.values())):
             ensure_role(connection, role, secret(f"{role}_pgpass").rsplit(":", 1)[1])
         for database, owner in DATABASES.items():
-            if "--empty" in sys.argv[1:]:
+            if is_emptied:
                 drop_database(connection, database)
             ensure_database(connection, database, owner)
-    if "--empty" in sys.argv[1:]:
+    if is_emptied:
         return
     migrate_service()
     migrate_mlflow()
@@ -56,18 +65,22 @@ def drop_database(connection: psycopg.Connection, database: str) -> None:
 
 
 def migrate_service() -> None:
-    from service.database import Database
+    from service.database import Database, UnusableDatabaseError
+    from service.port_errors import DatabaseUnavailableError
 
-    database = Database(url("syncnorm"))
-    database.migrate()
-    database.close()
+    try:
+        with closing(Database(url("syncnorm"))) as database:
+            database.migrate()
+    except (UnusableDatabaseError, DatabaseUnavailableError) as error:
+        sys.exit(f"syncnorm: {error}")
 
 
 def migrate_mlflow() -> None:
     """`mlflow db upgrade`, in this process: importing MLflow twice would take seconds of every start."""
     from mlflow.db import upgrade
 
-    upgrade.main([url("mlflow")], standalone_mode=False)
+    with known_to_mlflow("mlflow"):
+        upgrade.main([url("mlflow")], standalone_mode=False)
 
 
 def ensure_accounts() -> None:
@@ -75,13 +88,28 @@ def ensure_accounts() -> None:
     from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
 
     store = SqlAlchemyStore()
-    store.init_db(url("mlflow_auth"))
+    with known_to_mlflow("mlflow_auth"):
+        store.init_db(url("mlflow_auth"))
     accounts = {"admin": ("mlflow_admin_password", True), SERVICE_ACCOUNT: ("mlflow_service_password", False)}
     for name, (file, is_admin) in accounts.items():
         if store.has_user(name):
             store.update_user(name, password=secret(file))
         else:
             store.create_user(name, secret(file), is_admin=is_admin)
+
+
+@contextmanager
+def known_to_mlflow(database: str) -> Iterator[None]:
+    """Ends this program with a sentence where a newer MLflow made the tables."""
+    from alembic.util import CommandError
+
+    try:
+        yield
+    except CommandError as error:
+        sys.exit(
+            f"{database}: the database has tables that this MLflow does not know ({error}). Start the image that made "
+            "them, or restore the backup from before the upgrade."
+        )
 
 
 def url(database: str) -> str:
