@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from service.confinement import PRIVATE_UMASK, environment_of_jobs, environment_of_mlflow
 from service.dispatch import ENTRYPOINTS, Entrypoints
@@ -141,7 +140,6 @@ def local_mlflow(
 
     public_url: where browsers reach it, if by another name.
     """
-    public = [urlsplit(public_url).netloc] if public_url else []
     folder = home / "mlflow"
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -151,10 +149,13 @@ def local_mlflow(
             *("--workers", "1", "--serve-artifacts"),
             *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
             *("--artifacts-destination", str(folder / "artifacts")),
-            # The default also lets names through that only look like private addresses (mlflow 3.17).
-            *("--allowed-hosts", ",".join([f"127.0.0.1:{port}", f"localhost:{port}", *public])),
         ]
-        extra = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        extra = {
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            # The default also lets names through that only look like private addresses (mlflow 3.17).
+            "MLFLOW_SERVER_ALLOWED_HOSTS": f"127.0.0.1:{port},localhost:{port}",
+            "SYNCNORM_MLFLOW_PUBLIC_URL": public_url or "",
+        }
         return Command(arguments, _with_our_code(environment_of_mlflow(os.environ), extra))
 
     program = Program("mlflow", home, command)

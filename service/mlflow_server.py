@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -17,8 +18,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.middleware import head_of
 from service.origins import Trusted, find_refusal
 
-_ALLOWED = "MLFLOW_SERVER_ALLOWED_HOSTS"
-"""MLflow's own variable, which its option --allowed-hosts sets."""
+_PUBLIC_URL = "SYNCNORM_MLFLOW_PUBLIC_URL"
+"""Where browsers reach this server, if not by one of the allowed hosts."""
+_ALLOWED, _ORIGINS = "MLFLOW_SERVER_ALLOWED_HOSTS", "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"
+"""MLflow's own variables: names it answers to, and origins whose pages may write."""
 
 
 class MlflowGuard:
@@ -41,22 +44,46 @@ def guarded() -> ASGIApp:
     """What uvicorn runs, in each process of the server."""
     from mlflow.server.fastapi_app import app
 
-    allowed = filter(None, os.environ.get(_ALLOWED, "").split(","))
-    return MlflowGuard(app, Trusted.from_settings((), (), allowed))
+    return MlflowGuard(app, _trusted(os.environ))
+
+
+def guarded_with_accounts() -> ASGIApp:
+    """The same for `--app-name=basic-auth`."""
+    from mlflow.server.auth import create_app
+
+    return MlflowGuard(create_app(), _trusted(os.environ))
+
+
+_FACTORIES = {"mlflow.server.fastapi_app:app": guarded, "mlflow.server.auth:create_app": guarded_with_accounts}
 
 
 def main() -> None:
     from mlflow import server
     from mlflow.cli import cli
 
+    os.environ.update(_with_public_url(os.environ))
     server._build_uvicorn_command = _wrapped(server._build_uvicorn_command)
     sys.argv[0] = "mlflow"
     cli()
 
 
+def _trusted(environ: Mapping[str, str]) -> Trusted:
+    allowed = filter(None, environ.get(_ALLOWED, "").split(","))
+    return Trusted.from_settings((), (environ.get(_PUBLIC_URL),), allowed)
+
+
+def _with_public_url(environ: Mapping[str, str]) -> dict[str, str]:
+    """What MLflow has to be told about its public URL: it takes a page's writes for foreign even under its own name."""
+    url = urlsplit(environ.get(_PUBLIC_URL) or "")
+    if not url.netloc:
+        return {}
+    allowed = ",".join(filter(None, (environ.get(_ALLOWED), url.netloc)))
+    return {_ALLOWED: allowed, _ORIGINS: f"{url.scheme}://{url.netloc}"}
+
+
 def _wrapped(build: Callable[..., list[str]]) -> Callable[..., list[str]]:
-    def command(options: Any, host: Any, port: Any, workers: Any, _app: Any, *_: Any) -> list[str]:
-        return build(options, host, port, workers, f"{__spec__.name}:{guarded.__name__}", None, True)
+    def command(options: Any, host: Any, port: Any, workers: Any, app: str, *_: Any) -> list[str]:
+        return build(options, host, port, workers, f"{__spec__.name}:{_FACTORIES[app].__name__}", None, True)
 
     return command
 

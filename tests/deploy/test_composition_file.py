@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 COMPOSITION = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSITION["services"]
 WORKER_HOST = yaml.safe_load((ROOT / "deploy" / "worker-host.yml").read_text())["services"]["ray-worker"]
+PARTS = ("bucket", "bucket-host", "cluster", "gpu", "worker-host")
 EVERY = [*SERVICES.items(), ("worker-host", WORKER_HOST)]
 
 
@@ -102,6 +103,35 @@ def test_head_takes_no_work_and_every_ray_process_asks_for_the_token() -> None:
     assert "RAY_AUTH_MODE=token" in (ROOT / "deploy" / "Dockerfile").read_text()
     for name in ("ray-head", "ray-worker", "api"):
         assert SERVICES[name]["environment"]["RAY_AUTH_TOKEN_PATH"] == "/run/secrets/ray_token"
+
+
+def test_every_variable_of_the_api_is_in_the_manual() -> None:
+    taken = re.findall(r"\$\{(SYNCNORM_\w+)", json.dumps(SERVICES["api"]["environment"]))
+    manual = (ROOT / "deploy" / "README.md").read_text()
+
+    assert [name for name in taken if f"`{name}`" not in manual] == []
+
+
+@pytest.mark.parametrize("name", ["docker-compose.yml", *(f"deploy/{part}.yml" for part in PARTS)])
+def test_no_default_holds_a_variable(name: str) -> None:
+    """docker-compose 1.29 takes `${A:-x${B}}` for `${A:-x${B}` and a brace."""
+    assert re.findall(r"\$\{[^}]*\$", (ROOT / name).read_text()) == []
+
+
+def entrypoint(variable: str, **environment: str) -> str:
+    """Value of a variable in what the image's entrypoint runs."""
+    command = [str(ROOT / "deploy" / "entrypoint"), "printenv", variable]
+    environment = {**os.environ, **environment}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize("name", ["SYNCNORM_PUBLIC_URL", "SYNCNORM_MLFLOW_PUBLIC_URL"])
+def test_address_for_browsers_is_the_published_one_unless_told(name: str) -> None:
+    default = {f"{name}_DEFAULT": "http://127.0.0.1:9"}
+
+    assert f"{name}_DEFAULT" in SERVICES["api"]["environment"]
+    assert entrypoint(name, **default, **{name: ""}) == "http://127.0.0.1:9"
+    assert entrypoint(name, **default, **{name: "https://a.example"}) == "https://a.example"
 
 
 def test_dashboard_asks_only_for_metrics_that_exist() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from tests.deploy.composition import ROOT, Composition, docker, inspect
 
@@ -122,6 +123,64 @@ def test_mlflow_refuses_foreign_host_names(composition: Composition, host: str) 
         answer = mlflow.post("/api/2.0/mlflow/experiments/search", json={"max_results": 1}, headers={"Host": host})
 
     assert answer.status_code == 403
+
+
+FOREIGN_PAGES = {
+    "another port of localhost": {"Origin": "http://localhost:9999"},
+    "another port of this address": {"Origin": "http://127.0.0.1:9999", "Sec-Fetch-Site": "same-site"},
+    "another port, as a picture": {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors"},
+    "another site": {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"},
+}
+
+
+@pytest.mark.parametrize("page", FOREIGN_PAGES)
+def test_pages_of_others_are_refused_by_api_and_mlflow_with_valid_credentials(
+    composition: Composition, page: str
+) -> None:
+    headers, create = FOREIGN_PAGES[page], "mlflow/experiments/create"
+
+    with composition.mlflow() as mlflow:
+        tracking = [
+            mlflow.get("/", headers=headers),
+            mlflow.get("/ajax-api/2.0/mlflow/experiments/search?max_results=1", headers=headers),
+            mlflow.post(f"/ajax-api/2.0/{create}", json={"name": "evil"}, headers=headers),
+            mlflow.post(f"/api/2.0/{create}", json={"name": "evil"}, headers=headers),
+            mlflow.put("/api/2.0/mlflow-artifacts/artifacts/evil.txt", content=b"x", headers=headers),
+        ]
+    token = {"Authorization": f"Bearer {composition.secret('api_admin_token')}"}
+    with httpx.Client(base_url=f"http://127.0.0.1:{composition.ports['api']}", headers=token | headers) as http:
+        api = [
+            *(http.get(path) for path in ("/v1/jobs", "/docs", "/metrics", "/healthz")),
+            http.post("/v1/tokens", json={"owner": "evil", "scopes": ["admin"]}),
+            http.post("/internal/v1/attempts/x-1/heartbeat", json={}),
+        ]
+
+    assert [answer.status_code for answer in (*tracking, *api)] == [403] * 11
+    shared = [name for answer in (*tracking, *api) for name in answer.headers if name.startswith("access-control")]
+    assert shared == []
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_own_pages_of_mlflow_read_and_write(composition: Composition, host: str) -> None:
+    own = {"Host": f"{host}:{composition.ports['mlflow']}"}
+    own |= {"Origin": f"http://{own['Host']}", "Sec-Fetch-Site": "same-origin"}
+
+    with composition.mlflow() as mlflow:
+        page = mlflow.get("/", headers=own)
+        listed = mlflow.post("/ajax-api/2.0/mlflow/experiments/search", json={"max_results": 1}, headers=own)
+
+    assert (page.status_code, listed.status_code) == (200, 200)
+    assert page.headers["x-frame-options"] == "DENY"
+
+
+def test_prometheus_reads_the_metrics_of_the_api_by_the_name_it_knows(composition: Composition) -> None:
+    settings = yaml.safe_load((ROOT / "deploy" / "monitoring" / "prometheus.yml").read_text())
+    jobs = {job["job_name"]: job for job in settings["scrape_configs"]}
+    [target] = jobs["syncnorm"]["static_configs"][0]["targets"]
+
+    status = composition.execute("ray-worker", "python", "-c", ASK, f"http://{target}/metrics")
+
+    assert status.strip() == "200"
 
 
 @pytest.mark.parametrize("path", ["api/jobs/", "api/cluster_status", "api/version", "nodes?view=summary"])
