@@ -105,6 +105,13 @@ def test_head_takes_no_work_and_every_ray_process_asks_for_the_token() -> None:
         assert SERVICES[name]["environment"]["RAY_AUTH_TOKEN_PATH"] == "/run/secrets/ray_token"
 
 
+def test_every_setting_of_the_service_is_decided_here_or_left_to_the_operator() -> None:
+    read = set(re.findall(r'"(SYNCNORM_\w+)"', (ROOT / "service" / "settings.py").read_text()))
+
+    assert len(read) > 20
+    assert read - set(SERVICES["api"]["environment"]) == set()
+
+
 def test_every_variable_of_the_api_is_in_the_manual() -> None:
     taken = re.findall(r"\$\{(SYNCNORM_\w+)", json.dumps(SERVICES["api"]["environment"]))
     manual = (ROOT / "deploy" / "README.md").read_text()
