@@ -244,7 +244,7 @@ def test_backup_restores_into_empty_volumes(
 def content(composition: Composition, client: Client) -> dict[str, Any]:
     """All jobs, and of the first one the run, its model and a file of it."""
     jobs = list(client.jobs())
-    demo = jobs[-1]
+    demo = client.job(jobs[-1]["id"])
     with composition.mlflow() as mlflow:
         run = mlflow.get("/api/2.0/mlflow/runs/get", params={"run_id": demo["mlflow"]["run_id"]}).json()["run"]
         place = f"/api/2.0/mlflow-artifacts/artifacts/{run['info']['experiment_id']}/{run['info']['run_id']}/artifacts"
