@@ -138,7 +138,7 @@ class User(threading.Thread):
 
     def _cancel(self) -> None:
         if self._mine:
-            self.ask("POST", f"/v1/jobs/{self._chance.choice(self._mine[-3:])}/cancel", expected=(202, 409))
+            self.ask("POST", f"/v1/jobs/{self._chance.choice(self._mine[-3:])}/cancel", expected=(200, 202, 409))
 
     def _list(self) -> None:
         self.ask("GET", "/v1/jobs?limit=20")
@@ -155,7 +155,8 @@ class User(threading.Thread):
             try:
                 if self._connection is None:
                     self._connection = HTTPConnection("127.0.0.1", self._service.port, timeout=30)
-                self._connection.request(method, path, json.dumps(body) if body else None, headers or {})
+                sent = {"Content-Type": "application/json", **(headers or {})}
+                self._connection.request(method, path, json.dumps(body) if body else None, sent)
                 answer = self._connection.getresponse()
                 value = json.loads(answer.read())
             except (OSError, HTTPException):
