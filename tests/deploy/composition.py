@@ -100,6 +100,11 @@ class Composition:
         with self.client() as client:
             eventually(client.is_ready, timeout_s, lambda: self.compose("logs", "--tail=40", check=False))
 
+    def wait_for_workers(self, cpus: int = 2, timeout_s: float = 240) -> None:
+        """A job that asks for more than there is would be refused, and a worker on a busy host joins late."""
+        with self.client() as client:
+            eventually(lambda: sum(node["cpus"] for node in client.cluster()["nodes"]) >= cpus, timeout_s)
+
     def containers(self, service: str) -> list[str]:
         """Ids of the running containers of a service."""
         return self.compose("ps", "-q", service).split()

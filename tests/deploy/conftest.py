@@ -45,6 +45,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
         started_at = time.monotonic()
         composition.up()
         composition.wait_until_ready()
+        composition.wait_for_workers()
         with composition.client() as client:
             yield Started(composition, client, started_at)
     finally:

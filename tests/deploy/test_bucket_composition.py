@@ -61,8 +61,8 @@ def client(composition: Composition) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="module")
-def job(client: Client) -> dict[str, Any]:
-    eventually(lambda: sum(node["cpus"] for node in client.cluster()["nodes"]) >= 2, 180)  # one may come late
+def job(composition: Composition, client: Client) -> dict[str, Any]:
+    composition.wait_for_workers()
     return succeeded(client, client.submit(load(DEMO, []))["id"])
 
 

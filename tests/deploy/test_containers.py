@@ -165,6 +165,7 @@ def test_job_resumes_from_its_checkpoint_when_a_worker_container_stops(
     finally:
         composition.run("docker", "start", victim)
         composition.leave()
+        composition.wait_for_workers()
     attempts = client.attempts(job["id"])
     assert resumptions(client, job["id"], attempts), (attempts, list(client.logs(job["id"], tail=60)))
 
