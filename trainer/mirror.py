@@ -172,4 +172,6 @@ def workplace(where: str, *, patience_s: float = PATIENCE_S) -> Iterator[tuple[P
         return
     with scratch() as base:
         mirror = Mirrored(base, where, patience_s=patience_s)
-        yield mirror.local(where), mirror
+        root = mirror.local(where)
+        root.mkdir(parents=True)  # ours to make: it is on this host, so nothing that should be mounted
+        yield root, mirror

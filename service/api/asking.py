@@ -85,6 +85,9 @@ class AskedPage(View):
     next_cursor: str | None = None
 
 
+_AGAIN: dict[int | str, dict[str, Any]] = {200: {"model": JobView, "description": "It is so already; nothing changed"}}
+
+
 @router.post("/jobs:cancel")
 def cancel_many(body: Many, ctx: Ctx, who: Submitter) -> AskedPage:
     """Ask jobs to end, each as POST /v1/jobs/{id}/cancel does."""
@@ -109,28 +112,28 @@ def retry_many(body: Many, ctx: Ctx, who: Submitter) -> AskedPage:
     return _ask_many(ctx, who, body, "retry")
 
 
-@router.post("/jobs/{job_id}/cancel", status_code=202, responses=refused(409))
+@router.post("/jobs/{job_id}/cancel", status_code=202, responses=_AGAIN | refused(409))
 def cancel(job_id: str, response: Response, ctx: Ctx, who: Submitter) -> JobView:
     """Ask for the job to end. It stops at the next batch, with a checkpoint. Asking again changes nothing: 200 for a
     job that is cancelled already."""
     return _ask_one(ctx, who, job_id, "cancel", response)
 
 
-@router.post("/jobs/{job_id}/pause", status_code=202, responses=refused(409))
+@router.post("/jobs/{job_id}/pause", status_code=202, responses=_AGAIN | refused(409))
 def pause(job_id: str, response: Response, ctx: Ctx, who: Submitter) -> JobView:
     """Ask for the job to stop with a checkpoint and to give its resources back, until it is resumed. Asking again
     changes nothing: 200 for a job that is paused already."""
     return _ask_one(ctx, who, job_id, "pause", response)
 
 
-@router.post("/jobs/{job_id}/resume", status_code=202, responses=refused(409))
+@router.post("/jobs/{job_id}/resume", status_code=202, responses=_AGAIN | refused(409))
 def resume(job_id: str, response: Response, ctx: Ctx, who: Submitter) -> JobView:
     """Put a paused job back into the queue. It continues from the step it stopped at. Asking again changes nothing:
     200 for a job that was put back already."""
     return _ask_one(ctx, who, job_id, "resume", response)
 
 
-@router.post("/jobs/{job_id}/retry", status_code=202, responses=refused(409))
+@router.post("/jobs/{job_id}/retry", status_code=202, responses=_AGAIN | refused(409))
 def retry(job_id: str, response: Response, ctx: Ctx, who: Submitter) -> JobView:
     """Put a failed or cancelled job back into the queue. It continues from its last checkpoint, with its failures
     forgotten and limits.deadline_s counted anew. Asking again changes nothing: 200 for a job that was put back
