@@ -36,6 +36,7 @@ def third_attempt(root: Path, resume_from: Path | None) -> tuple[Launch, Attempt
 
 def write(root: Path, attempt: int, step: int) -> Path:
     folder = root / str(attempt) / "checkpoints"
+    folder.parent.mkdir(parents=True, exist_ok=True)
     return checkpoints.write(folder, {"w": torch.ones(9)}, step=step, epoch=0, world_size=2, fence="f").path
 
 
