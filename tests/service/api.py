@@ -44,15 +44,20 @@ SPEC: dict[str, Any] = {
 @contextmanager
 def api(folder: Path, *, auth: bool = False, **settings: Any) -> Iterator[tuple[TestClient, World]]:
     """(client, world). The reconciler ticks only when told to."""
-    with fresh_sqlite(folder) as database:
-        world = World(folder, database)
-        world.reconciler.tick()
-        app = create_app(context_of(world, folder, auth, settings))
-        app.router.lifespan_context = _no_lifespan
-        with TestClient(app, raise_server_exceptions=False) as client:
-            if auth:
-                client.headers["Authorization"] = f"Bearer {ADMIN}"
-            yield client, world
+    with fresh_sqlite(folder) as database, api_of(World(folder, database), auth=auth, **settings) as client:
+        yield client
+
+
+@contextmanager
+def api_of(world: World, *, auth: bool = False, **settings: Any) -> Iterator[tuple[TestClient, World]]:
+    """The same over a world that is there already."""
+    world.reconciler.tick()
+    app = create_app(context_of(world, world.folder, auth, settings))
+    app.router.lifespan_context = _no_lifespan
+    with TestClient(app, raise_server_exceptions=False) as client:
+        if auth:
+            client.headers["Authorization"] = f"Bearer {ADMIN}"
+        yield client, world
 
 
 def context_of(world: World, folder: Path, auth: bool, settings: dict[str, Any]) -> Context:
