@@ -39,12 +39,13 @@ class RunningService:
         settings: dict[str, float] | None = None,
         *,
         trains: bool = False,
+        driver: Path = STANDIN,
     ) -> None:
-        """settings: times for which there is no variable. trains: with the real driver in place of the stand-in."""
+        """settings: times for which there is no variable. trains: with the real driver in place of a stand-in."""
         self.home = home
         self._settings = settings or {}
         self._environment = environment or {}
-        self._entrypoint = None if trains else f"{shlex.quote(sys.executable)} {shlex.quote(str(STANDIN))}"
+        self._entrypoint = None if trains else f"{shlex.quote(sys.executable)} {shlex.quote(str(driver))}"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Client:
