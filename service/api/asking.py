@@ -42,17 +42,18 @@ class JobFilter(BaseModel):
 
 
 _NULL: dict[str, Any] = {"type": "null"}
-_ONE_WAY: list[Any] = [
-    {"required": ["ids"], "properties": {"ids": {"type": "array"}, "filter": _NULL, "cursor": _NULL}},
-    {"required": ["filter"], "properties": {"filter": {"type": "object"}, "ids": _NULL}},
-]
-"""What `_one_way` checks, for the OpenAPI document."""
+_ONE_WAY: dict[str, Any] = {
+    "if": {"required": ["ids"], "properties": {"ids": {"type": "array"}}},
+    "then": {"properties": {"filter": _NULL, "cursor": _NULL}},
+    "else": {"required": ["filter"], "properties": {"filter": {"type": "object"}}},
+}
+"""What `_one_way` checks, for the OpenAPI document. Generators of clients read no oneOf of objects."""
 
 
 class Many(BaseModel):
     """Jobs to ask: by ids, or by filter. A filter takes up to 500 jobs at a time; cursor continues behind them."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"oneOf": _ONE_WAY})
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_ONE_WAY)
 
     ids: Annotated[list[Id], Field(min_length=1, max_length=MOST)] | None = None
     filter: JobFilter | None = None
