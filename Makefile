@@ -22,10 +22,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $(INSTALLED)
 
 demo: $(INSTALLED)  ## run one real job through the whole service, then stop everything
-	$(BIN)/python -m service.demo
+	$(BIN)/python -m syncnorm.service.cli.demo
 
 serve: $(INSTALLED)  ## the embedded service, until Ctrl-C
-	$(BIN)/python -m service.cli serve
+	$(BIN)/python -m syncnorm.service.cli.main serve
 
 # Two processes, one of which mostly waits for Ray; more would only make real services wait for each other.
 test: $(INSTALLED)  ## the whole test suite

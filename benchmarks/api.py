@@ -23,13 +23,13 @@ from http.client import HTTPConnection
 from benchmarks.harness import Row, Table
 from benchmarks.load import Load, request, send
 from benchmarks.service_process import SPEC, Server, service_process
-from service.jobs import Job
-from service.scheduling.order import in_lines
-from service.scheduling.plan import Policy
-from service.scheduling.scheduler import schedule
-from service.submit import new_job
-from trainer.plan import NodeCapacity
-from trainer.spec_reader import read_spec
+from syncnorm.service.jobs.admission import new_job
+from syncnorm.service.jobs.job import Job
+from syncnorm.service.scheduling.ordering import in_lines
+from syncnorm.service.scheduling.plan import Policy
+from syncnorm.service.scheduling.scheduler import schedule
+from syncnorm.trainer.contract.plan import NodeCapacity
+from syncnorm.trainer.contract.spec_reader import read_spec
 
 CONNECTIONS = 8
 """That send at the same time."""

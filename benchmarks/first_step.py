@@ -26,9 +26,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from benchmarks.harness import Row, Table
-from service.client import Client
-from service.dispatch import ClusterUnreachableError, RayDispatcher
-from service.embedded import LocalRay, local_mlflow, local_ray
+from syncnorm.service.client.client import Client
+from syncnorm.service.integrations.ray_jobs import ClusterUnreachableError, RayDispatcher
+from syncnorm.service.local.programs import LocalRay, local_mlflow, local_ray
 
 PEER = "bare TorchTrainer.fit()"
 OURS = "job of the service"
@@ -189,7 +189,7 @@ def cluster(home: Path) -> Iterator[Cluster]:
             "SYNCNORM_ALLOW_CODE": "1",
         }
         serve = subprocess.Popen(
-            [sys.executable, "-m", "service.cli", "serve"], env=environment, stdout=subprocess.DEVNULL
+            [sys.executable, "-m", "syncnorm.service.cli.main", "serve"], env=environment, stdout=subprocess.DEVNULL
         )
         try:
             _until((home / "service.json").exists, bool)

@@ -21,9 +21,10 @@ from torch.nn.functional import cross_entropy, relu
 from torch.nn.modules._functions import SyncBatchNorm as TorchSyncFunction
 
 from benchmarks.harness import Row, Table
-from norm import SyncBatchNorm
-from norm.backends import cuda_native, fused
-from norm.backends.choose import use_backend
+from syncnorm.norm import SyncBatchNorm
+from syncnorm.norm.backends import cuda_aten as cuda_native
+from syncnorm.norm.backends import fused
+from syncnorm.norm.backends.dispatch import use_backend
 
 PEER = "torch.nn.SyncBatchNorm"
 SHAPES = {
@@ -59,7 +60,7 @@ class TorchSync(nn.SyncBatchNorm):
 
 def exchanging() -> AbstractContextManager[object]:
     """Within it a worker exchanges as one of two."""
-    return patch("norm.collectives.world_size", lambda _: 2)
+    return patch("syncnorm.norm.distributed.collectives.world_size", lambda _: 2)
 
 
 @contextmanager

@@ -13,9 +13,10 @@ from torch import nn
 
 from benchmarks.detectron2_style import Detectron2StyleSyncBatchNorm
 from benchmarks.harness import Table, compare
-from norm import SyncBatchNorm
-from norm.backends import fused, native
-from norm.backends.transport import transport_of
+from syncnorm.norm import SyncBatchNorm
+from syncnorm.norm.backends import cpu_aten as native
+from syncnorm.norm.backends import fused
+from syncnorm.norm.distributed.transport import transport_of
 
 PEER = "nn.BatchNorm2d, local"
 SHAPES = {"(8,64,56,56)": (8, 64, 56, 56), "(2,256,14,14)": (2, 256, 14, 14)}

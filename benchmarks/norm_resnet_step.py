@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.detectron2_style import Detectron2StyleSyncBatchNorm
 from benchmarks.harness import Table, compare
 from benchmarks.norm_layer import PEER, gloo_group
-from norm import SyncBatchNorm
+from syncnorm.norm import SyncBatchNorm
 
 GOALS = {("batch 16x3x32x32", "ours, shared memory"): 1.1}
 Norm = Callable[[int], nn.Module]

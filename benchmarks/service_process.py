@@ -19,11 +19,11 @@ import httpx
 import psutil
 import sqlalchemy as sa
 
-from service import schema
-from service.database import Database
-from service.jobs import JobState, new_job_id
-from service.submit import new_job
-from trainer.spec_reader import read_spec
+from syncnorm.service.jobs.admission import new_job
+from syncnorm.service.jobs.job import JobState, new_job_id
+from syncnorm.service.store import schema
+from syncnorm.service.store.database import Database
+from syncnorm.trainer.contract.spec_reader import read_spec
 
 SPEC = {"name": "job", "model": {"name": "resnet"}, "data": {"name": "digits", "batch_size": 32}}
 ADMIN = "admin-token-of-the-benchmark-0123456789"
@@ -31,11 +31,11 @@ _SERVER = """
 import sys, uvicorn
 from contextlib import ExitStack
 from dataclasses import replace
-from service.app import create_app
-from service.dispatch import ENTRYPOINTS
-from service.embedded import LocalRay
-from service.runtime import listen, make_context
-from service.settings import Settings
+from syncnorm.service.api.app import create_app
+from syncnorm.service.integrations.ray_jobs import ENTRYPOINTS
+from syncnorm.service.local.programs import LocalRay
+from syncnorm.service.server import listen, make_context
+from syncnorm.service.settings import Settings
 settings = replace(Settings.from_environment(), port=int(sys.argv[1]))
 with ExitStack() as stack, listen(settings) as listener:
     nobody = "http://127.0.0.1:9"

@@ -16,9 +16,9 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.harness import Table, compare
-from tests.trainer.ranks import Told, build, launch_of, place
-from trainer import fit as fitting
-from trainer.folders import AttemptFolders
+from syncnorm.trainer.storage.attempt_layout import AttemptFolders
+from syncnorm.trainer.worker import fit as fitting
+from tests.helpers.trainer.ranks import Told, build, launch_of, place
 
 PEER = "plain DDP loop"
 OURS = "trainer"

@@ -65,8 +65,8 @@ def drop_database(connection: psycopg.Connection, database: str) -> None:
 
 
 def migrate_service() -> None:
-    from service.database import Database, UnusableDatabaseError
-    from service.port_errors import DatabaseUnavailableError
+    from syncnorm.service.port_errors import DatabaseUnavailableError
+    from syncnorm.service.store.database import Database, UnusableDatabaseError
 
     try:
         with closing(Database(url("syncnorm"))) as database:

@@ -1,6 +1,6 @@
 """Normalization for training on more than one device. See norm/README.md.
 
->>> from norm import build, kinds
+>>> from syncnorm.norm import build, kinds
 >>> sorted(name for name, kind in kinds().items() if kind.synchronizes)
 ['sync_batch', 'sync_batch_renorm']
 >>> build("group", 64).num_groups

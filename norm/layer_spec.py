@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch.distributed import ProcessGroup
 
-from norm.traits import Value
+from syncnorm.norm.kind import Value
 
 Momentum = float | Literal["default"] | None
 

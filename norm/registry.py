@@ -10,17 +10,17 @@ import torch
 from torch import nn
 from torch.distributed import ProcessGroup
 
-from norm.batch_renorm import BatchRenorm, RenormSchedule, SyncBatchRenorm
-from norm.box_cox import BoxCox
-from norm.evo import EvoNormS0
-from norm.filter_response import FilterResponseNorm
-from norm.frozen import FrozenBatchNorm
-from norm.ghost import GhostBatchNorm
-from norm.group import InstanceNorm, channel_groups
-from norm.layer_spec import LayerSpec, Momentum
-from norm.noisy import NoisyBatchNorm
-from norm.sync_batch_norm import SyncBatchNorm
-from norm.traits import KINDS, Value
+from syncnorm.norm.kind import KINDS, Value
+from syncnorm.norm.layer_spec import LayerSpec, Momentum
+from syncnorm.norm.layers.batch_renorm import BatchRenorm, RenormSchedule, SyncBatchRenorm
+from syncnorm.norm.layers.box_cox import BoxCox
+from syncnorm.norm.layers.evo_norm import EvoNormS0
+from syncnorm.norm.layers.filter_response_norm import FilterResponseNorm
+from syncnorm.norm.layers.frozen_batch_norm import FrozenBatchNorm
+from syncnorm.norm.layers.ghost_batch_norm import GhostBatchNorm
+from syncnorm.norm.layers.instance_norm import InstanceNorm, channel_groups
+from syncnorm.norm.layers.noisy_batch_norm import NoisyBatchNorm
+from syncnorm.norm.layers.sync_batch_norm import SyncBatchNorm
 
 BATCH_NORMS: Mapping[int, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]] = {
     1: nn.BatchNorm1d,

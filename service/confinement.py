@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from service.settings import Settings
+from syncnorm.service.settings import Settings
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from service import data_urls
-from service.origins import Trusted, url_authority
+from syncnorm.service.jobs import data_urls
+from syncnorm.service.origins import Trusted, url_authority
 
 WILDCARDS = ("0.0.0.0", "::")
 """Every address of this host."""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.az import Az
-    from tests.bucket_server import BucketServer
-    from tests.gs import Gs
-    from tests.s3 import S3
+    from tests.helpers.az import Az
+    from tests.helpers.bucket_server import BucketServer
+    from tests.helpers.gs import Gs
+    from tests.helpers.s3 import S3
 
 # Before torch is loaded. The ranks of a test and the other test process fill two cores; threads would wait in loops.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -40,7 +40,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3]:
     """A server that speaks S3, for all tests of a process."""
-    from tests import s3
+    from tests.helpers import s3
 
     with s3.serving() as server:
         yield server
@@ -48,7 +48,7 @@ def s3_server() -> Iterator[S3]:
 
 @pytest.fixture(scope="session")
 def gs_server() -> Iterator[Gs]:
-    from tests import gs
+    from tests.helpers import gs
 
     with gs.serving() as server:
         yield server
@@ -56,7 +56,7 @@ def gs_server() -> Iterator[Gs]:
 
 @pytest.fixture(scope="session")
 def az_server() -> Iterator[Az]:
-    from tests import az
+    from tests.helpers import az
 
     with az.serving() as server:
         yield server

@@ -7,11 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norm.backends import compiled, cuda, cuda_native, native, reference
-from norm.backends.dense import dense, like
-from norm.backends.interface import Request
-from norm.collectives import peek_rows
-from norm.moments import Exchanged
+from syncnorm.norm.backends import (
+    cpu_aten as native,
+)
+from syncnorm.norm.backends import (
+    cpu_compiled as compiled,
+)
+from syncnorm.norm.backends import (
+    cuda_aten as cuda_native,
+)
+from syncnorm.norm.backends import (
+    cuda_triton as cuda,
+)
+from syncnorm.norm.backends import (
+    reference,
+)
+from syncnorm.norm.backends.interface import Request
+from syncnorm.norm.backends.memory_layout import dense, like
+from syncnorm.norm.distributed.collectives import peek_rows
+from syncnorm.norm.statistics.moments import Exchanged
 
 _KERNELS: dict[str, tuple[Any, ...]] = {"cpu": (compiled, native), "cuda": (cuda, cuda_native)}  # best first
 

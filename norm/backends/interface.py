@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from norm.moments import Exchanged
+from syncnorm.norm.statistics.moments import Exchanged
 
 
 class Running(NamedTuple):

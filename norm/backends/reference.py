@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from norm.backends.interface import Request
-from norm.backends.native import update_running
-from norm.moments import Exchanged, Moments, compute_dtype, exchange, per_channel
+from syncnorm.norm.backends.cpu_aten import update_running
+from syncnorm.norm.backends.interface import Request
+from syncnorm.norm.statistics.moments import Exchanged, Moments, compute_dtype, exchange, per_channel
 
 
 def batch_norm(x: Tensor, request: Request) -> tuple[Tensor, Exchanged]:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from service.jobs import Job
-from service.scheduling.room import Gang, gang
+from syncnorm.service.jobs.job import Job
+from syncnorm.service.scheduling.capacity import Gang, gang
 
 
 @dataclass(frozen=True)

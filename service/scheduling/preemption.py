@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from service.instants import NEVER
-from service.jobs import Job, JobState
-from service.scheduling.order import points
-from service.scheduling.plan import Held, Policy
-from service.scheduling.room import Gang, Rooms
+from syncnorm.service.jobs.instants import NEVER
+from syncnorm.service.jobs.job import Job, JobState
+from syncnorm.service.scheduling.capacity import Gang, Rooms
+from syncnorm.service.scheduling.ordering import points
+from syncnorm.service.scheduling.plan import Held, Policy
 
 _PREEMPTIBLE = frozenset({JobState.STARTING, JobState.RUNNING})
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from service.jobs import Job
-from service.scheduling.plan import Held, Policy, Wait
-from service.scheduling.room import Gang
-from trainer.plan import NodeCapacity
+from syncnorm.service.jobs.job import Job
+from syncnorm.service.scheduling.capacity import Gang
+from syncnorm.service.scheduling.plan import Held, Policy, Wait
+from syncnorm.trainer.contract.plan import NodeCapacity
 
 
 class Quotas:

@@ -12,15 +12,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from service.instants import NEVER
-from service.jobs import Job, JobState
-from service.scheduling.growth import can_grow
-from service.scheduling.order import Lines, in_order
-from service.scheduling.plan import Held, Policy, Schedule, Wait
-from service.scheduling.preemption import Books, blockers, ends_at, victims
-from service.scheduling.quotas import Quotas
-from service.scheduling.room import Gang, Rooms, gang
-from trainer.plan import NodeCapacity
+from syncnorm.service.jobs.instants import NEVER
+from syncnorm.service.jobs.job import Job, JobState
+from syncnorm.service.scheduling.capacity import Gang, Rooms, gang
+from syncnorm.service.scheduling.elastic import can_grow
+from syncnorm.service.scheduling.ordering import Lines, in_order
+from syncnorm.service.scheduling.plan import Held, Policy, Schedule, Wait
+from syncnorm.service.scheduling.preemption import Books, blockers, ends_at, victims
+from syncnorm.service.scheduling.quotas import Quotas
+from syncnorm.trainer.contract.plan import NodeCapacity
 
 
 def schedule(

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from service import schema as t
-from service.exports import submission_id
-from service.port_errors import DatabaseUnavailableError
-from service.store.access import AccessTable
-from service.store.attempts import AttemptTable
-from service.store.base import RECONCILER
-from service.store.exports import ExportTable
-from service.store.history import History
-from service.store.installation import InstallationTable
-from service.store.leases import LeaseTable
-from service.store.listing import sort_value
-from service.store.removals import RemovalTable
-from service.store.reports import ReportTable
-from service.store.retention import RetentionTable
-from service.store.secrets import SecretTable
-from service.store.set_aside import SetAsideTable
-from service.store.studies import StudyTable
-from service.store.values import (
+from syncnorm.service.jobs.export import submission_id
+from syncnorm.service.port_errors import DatabaseUnavailableError
+from syncnorm.service.store import schema as t
+from syncnorm.service.store.base import RECONCILER
+from syncnorm.service.store.job_query import sort_value
+from syncnorm.service.store.tables.access import AccessTable
+from syncnorm.service.store.tables.attempts import AttemptTable
+from syncnorm.service.store.tables.exports import ExportTable
+from syncnorm.service.store.tables.history import History
+from syncnorm.service.store.tables.installation import InstallationTable
+from syncnorm.service.store.tables.leases import LeaseTable
+from syncnorm.service.store.tables.removals import RemovalTable
+from syncnorm.service.store.tables.reports import ReportTable
+from syncnorm.service.store.tables.retention import RetentionTable
+from syncnorm.service.store.tables.secrets import SecretTable
+from syncnorm.service.store.tables.set_aside import SetAsideTable
+from syncnorm.service.store.tables.studies import StudyTable
+from syncnorm.service.store.values import (
     Added,
     Answer,
     Asked,

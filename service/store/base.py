@@ -9,11 +9,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from service import schema as t
-from service.actors import Deed
-from service.database import Database
-from service.jobs import Attempt, Job, NewEvent
-from service.store.rows import ATTEMPT, JOB, job_of
+from syncnorm.service.jobs.actors import Deed
+from syncnorm.service.jobs.job import Attempt, Job, NewEvent
+from syncnorm.service.store import schema as t
+from syncnorm.service.store.database import Database
+from syncnorm.service.store.rows import ATTEMPT, JOB, job_of
 
 RECONCILER = "reconciler"
 """Name of the lease under which one process at a time decides."""

@@ -17,13 +17,13 @@ from typing import Any, Generic, TypeVar, get_args
 import sqlalchemy as sa
 from pydantic_core import from_json, to_json
 
-from service import schema as t
-from service.exports import Export, ExportState
-from service.jobs import Attempt, Job, JobState
-from service.store.values import Listed
-from trainer.attempt import Phase, StopRequest
-from trainer.failure import FailureReason
-from trainer.text import storable, storable_json
+from syncnorm.service.jobs.export import Export, ExportState
+from syncnorm.service.jobs.job import Attempt, Job, JobState
+from syncnorm.service.store import schema as t
+from syncnorm.service.store.values import Listed
+from syncnorm.trainer.contract.failure import FailureReason
+from syncnorm.trainer.contract.protocol import Phase, StopRequest
+from syncnorm.trainer.contract.text import storable, storable_json
 
 T = TypeVar("T")
 

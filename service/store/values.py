@@ -7,8 +7,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
-from service.actors import ActorKind, Outcome
-from service.jobs import Job, NewEvent
+from syncnorm.service.jobs.actors import ActorKind, Outcome
+from syncnorm.service.jobs.job import Job, NewEvent
 
 
 @dataclass(frozen=True)

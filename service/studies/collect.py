@@ -11,14 +11,14 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError
 
-from service.files import read_metrics
-from service.jobs import Job
-from service.store.studies import Family
-from service.studies.measures import Outcome, Series, certificate_values
-from service.studies.spec import MAX_CHILDREN
-from service.studies.study import StudyChild
-from service.tracking import run_url
-from trainer.attempt import attempt_folder
+from syncnorm.service.integrations.mlflow_runs import run_url
+from syncnorm.service.jobs.job import Job
+from syncnorm.service.jobs.study import StudyChild
+from syncnorm.service.jobs.study_spec import MAX_CHILDREN
+from syncnorm.service.storage.attempt_files import read_metrics
+from syncnorm.service.store.tables.studies import Family
+from syncnorm.service.studies.measures import Outcome, Series, certificate_values
+from syncnorm.trainer.contract.protocol import attempt_folder
 
 
 def outcomes(family: Family, storage: str, mlflow_uri: str) -> list[Outcome]:

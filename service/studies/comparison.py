@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from service.studies.claims import Claim, Estimate, Judgement, Where, estimate, judge
-from service.studies.measures import Outcome, measure
-from service.studies.spec import Point, StudySpec, label_of
+from syncnorm.service.jobs.study_claims import Claim, Estimate, Judgement, Where, estimate, judge
+from syncnorm.service.jobs.study_spec import Point, StudySpec, label_of
+from syncnorm.service.studies.measures import Outcome, measure
 
 
 @dataclass(frozen=True)

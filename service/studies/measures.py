@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.studies.metrics import REDUCTIONS
-from service.studies.spec import Point
+from syncnorm.service.jobs.study_metrics import REDUCTIONS
+from syncnorm.service.jobs.study_spec import Point
 
 Series = Mapping[str, Sequence[tuple[int, float]]]
 """Metric → (step, value), steps rising."""
@@ -58,7 +58,7 @@ def curve(outcome: Outcome, metric: str) -> list[tuple[int, float]]:
 def measure(outcome: Outcome, metric: str) -> float | None:
     """The value of a metric; None where the child has none.
 
-    metric: as `service.studies.metrics` has it; without a reduction the last value is meant. `running/val/…` and
+    metric: as `jobs.study_metrics` has it; without a reduction the last value is meant. `running/val/…` and
     `population/val/…` are those of the trained model with running and with population statistics. The error of a job
     whose training diverged is 1: it answers nothing.
     """

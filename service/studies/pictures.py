@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from service.studies.comparison import Row, by_seed
-from service.studies.measures import Outcome, curve
-from service.studies.spec import Point, StudySpec
+from syncnorm.service.jobs.study_spec import Point, StudySpec
+from syncnorm.service.studies.comparison import Row, by_seed
+from syncnorm.service.studies.measures import Outcome, curve
 
 COLUMNS = 3
 """Panels beside each other."""

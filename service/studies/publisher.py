@@ -13,21 +13,20 @@ import socket
 from collections.abc import Callable
 from functools import partial
 
-from service.jobs import new_fence
-from service.loop import Loop
-from service.outages import Outages
-from service.port_errors import DatabaseUnavailableError, OddAnswerError, UnreachableError
-from service.store import Store
-from service.store.studies import MOST_FAILURES, Family
-from service.studies.collect import outcomes
-from service.studies.measures import Outcome
-from service.studies.report import Report, as_html, as_json, finding, make_report
-from service.studies.runs import StudyRuns
-from service.studies.spec import StudySpec
-from service.studies.study import Study, StudyState, count_states, state_of
-from trainer.files import StorageError
-from trainer.text import storable
-from trainer.words import counted
+from syncnorm.service.background.loop import Loop
+from syncnorm.service.background.outage_log import Outages
+from syncnorm.service.jobs.job import new_fence
+from syncnorm.service.jobs.study import Study, StudyState, count_states, state_of
+from syncnorm.service.jobs.study_spec import StudySpec
+from syncnorm.service.port_errors import DatabaseUnavailableError, OddAnswerError, UnreachableError
+from syncnorm.service.store import Store
+from syncnorm.service.store.tables.studies import MOST_FAILURES, Family
+from syncnorm.service.studies.collect import outcomes
+from syncnorm.service.studies.measures import Outcome
+from syncnorm.service.studies.report import Report, as_html, as_json, finding, make_report
+from syncnorm.service.studies.runs import StudyRuns
+from syncnorm.trainer.contract.text import counted, storable
+from syncnorm.trainer.storage.atomic_files import StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ def report_of(study: Study, family: Family, storage: str, mlflow_uri: str) -> Re
 
 def draw_report(report: Report) -> dict[str, bytes]:
     """Its pictures by name. Matplotlib is loaded with the first report, not with the service."""
-    from service.studies.pictures import draw
+    from syncnorm.service.studies.pictures import draw
 
     return draw(report.spec, report.rows)
 

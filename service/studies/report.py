@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from service.studies.claims import Estimate, Judgement
-from service.studies.comparison import Row, judge_all, table
-from service.studies.measures import Outcome
-from service.studies.spec import Point, StudySpec
-from trainer.words import counted
+from syncnorm.service.jobs.study_claims import Estimate, Judgement
+from syncnorm.service.jobs.study_spec import Point, StudySpec
+from syncnorm.service.studies.comparison import Row, judge_all, table
+from syncnorm.service.studies.measures import Outcome
+from syncnorm.trainer.contract.text import counted
 
 FAILED = ("failed", "cancelled", "deleted")
 _CAPTIONS = {

@@ -10,11 +10,11 @@ from urllib.parse import quote, urlsplit
 
 import fsspec
 
-from service.mlflow_answers import RUN_FOUND, RUNS_FOUND
-from service.port_errors import RefusedError
-from service.studies.study import Study
-from service.tracking import MlflowTracker, Run
-from trainer.text import storable
+from syncnorm.service.integrations.mlflow_answers import RUN_FOUND, RUNS_FOUND
+from syncnorm.service.integrations.mlflow_runs import MlflowTracker, Run
+from syncnorm.service.jobs.study import Study
+from syncnorm.service.port_errors import RefusedError
+from syncnorm.trainer.contract.text import storable
 
 PARENT_TAG = "mlflow.parentRunId"
 """By which MLflow shows a run below another."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from service.client import Client
-from tests.deploy.composition import Composition, docker, why_no_engine
+from syncnorm.service.client.client import Client
+from tests.helpers.deploy.composition import Composition, docker, why_no_engine
 
 BASE_IMAGES = ("python:3.11-slim-bookworm", "postgres:15-bookworm")
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from service.client import Client
-from service.commands.specfile import load
-from tests.deploy.composition import IMAGE_USER, Composition, eventually
+from syncnorm.service.cli.job_file import load
+from syncnorm.service.client.client import Client
 from tests.deploy.conftest import require_engine
 from tests.deploy.test_containers import DEMO, succeeded
+from tests.helpers.deploy.composition import IMAGE_USER, Composition, eventually
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(2400)]
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from trainer.spec import LimitsSpec
+from syncnorm.trainer.contract.spec import LimitsSpec
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 COMPOSITION = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSITION["services"]
 WORKER_HOST = yaml.safe_load((ROOT / "deploy" / "worker-host.yml").read_text())["services"]["ray-worker"]
@@ -145,7 +145,7 @@ def test_dashboard_asks_only_for_metrics_that_exist() -> None:
     text = (ROOT / "deploy" / "monitoring" / "dashboards" / "syncnorm.json").read_text()
     queries = " ".join(target["expr"] for panel in json.loads(text)["panels"] for target in panel["targets"])
     ours = set(re.findall(r"syncnorm_\w+?(?=_bucket|_count|_total|\b)", queries))
-    source = (ROOT / "service" / "metrics.py").read_text()
+    source = (ROOT / "service" / "telemetry" / "metrics.py").read_text()
 
     assert ours
     assert not [name for name in ours if f'"{name}"' not in source]

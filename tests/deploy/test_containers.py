@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from service.client import Client
-from service.commands.specfile import load
-from tests.deploy.composition import ROOT, Composition, eventually, inspect
+from syncnorm.service.cli.job_file import load
+from syncnorm.service.client.client import Client
 from tests.deploy.conftest import Started
+from tests.helpers.deploy.composition import Composition, eventually, inspect
+from tests.helpers.paths import EXAMPLES, ROOT
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(1500)]
 
-DEMO = ROOT / "examples" / "digits-sync-batch.yaml"
+DEMO = EXAMPLES / "digits-sync-batch.yaml"
 COLD_START_S = 240
 JOB_S = 600
 FIND_RANKS = """
@@ -194,7 +195,7 @@ def test_tables_of_the_first_migration_become_todays(composition: Composition, d
 import sqlalchemy as sa
 from alembic import command
 from alembic.script import ScriptDirectory
-from service import database as d
+from syncnorm.service.store import database as d
 url = "postgresql://syncnorm@postgres/old?passfile=/run/secrets/syncnorm_pgpass"
 old = d.Database(url)
 config = d._alembic()

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from tests.deploy.composition import ROOT
-from tests.service.databases import postgres_programs, postgres_server
+from tests.helpers.deploy.composition import ROOT
+from tests.helpers.service.databases import postgres_programs, postgres_server
 
 pytestmark = pytest.mark.timeout(300)
 

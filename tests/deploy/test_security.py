@@ -12,7 +12,7 @@ import httpx
 import pytest
 import yaml
 
-from tests.deploy.composition import ROOT, Composition, docker, inspect
+from tests.helpers.deploy.composition import ROOT, Composition, docker, inspect
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(1500)]
 

@@ -7,8 +7,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from norm.backends import cuda, cuda_native, fused
-from norm.backends.choose import use_backend
+from syncnorm.norm.backends import cuda_aten as cuda_native
+from syncnorm.norm.backends import cuda_triton as cuda
+from syncnorm.norm.backends import fused
+from syncnorm.norm.backends.dispatch import use_backend
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,7 +37,7 @@ def nccl(tmp_path: Path) -> Iterator[None]:
 @pytest.fixture
 def exchanging(nccl: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Has the one worker exchange through NCCL as several would."""
-    monkeypatch.setattr("norm.collectives.world_size", lambda _: 2)
+    monkeypatch.setattr("syncnorm.norm.distributed.collectives.world_size", lambda _: 2)
 
 
 @pytest.fixture(params=["triton", "native", "reference"])

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from norm import SyncBatchNorm
-from norm.backends import cuda
-from norm.collectives import gather_rows
+from syncnorm.norm import SyncBatchNorm
+from syncnorm.norm.backends import cuda_triton as cuda
+from syncnorm.norm.distributed.collectives import gather_rows
 
 SHAPES = [
     (8, 16, 9, 9),  # positions that no power of two divides
@@ -150,7 +150,7 @@ def test_host_waits_for_nothing_in_forward_and_backward(
     exchanges: bool, kernels: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if exchanges:
-        monkeypatch.setattr("norm.collectives.world_size", lambda _: 2)
+        monkeypatch.setattr("syncnorm.norm.distributed.collectives.world_size", lambda _: 2)
     layer, x = SyncBatchNorm(16, device="cuda"), torch.randn(8, 16, 9, 9, device="cuda", requires_grad=True)
     layer(x).sum().backward()
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
-import norm
-from tests.trainer.ranks import PoolEnvironment, Told, Trained, train
-from trainer import checkpoints
-from trainer.agreement import check_agreement
-from trainer.data import build_data
-from trainer.evaluate import evaluate
-from trainer.fit import Loaders
-from trainer.models import build_model
-from trainer.place import Place
-from trainer.population import population_statistics
-from trainer.spec_reader import read_spec
+from syncnorm import norm
+from syncnorm.trainer.contract.spec_reader import read_spec
+from syncnorm.trainer.data import build_data
+from syncnorm.trainer.export.population import population_statistics
+from syncnorm.trainer.models import build_model
+from syncnorm.trainer.ranks.rank_context import Place
+from syncnorm.trainer.ranks.replica_check import check_agreement
+from syncnorm.trainer.training import checkpoints
+from syncnorm.trainer.training.evaluation import evaluate
+from syncnorm.trainer.worker.fit import Loaders
+from tests.helpers.trainer.ranks import PoolEnvironment, Told, Trained, train
 
 pytestmark = pytest.mark.usefixtures("nccl")
 

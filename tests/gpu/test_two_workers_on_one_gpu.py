@@ -11,8 +11,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from norm import SyncBatchNorm
-from norm.backends import cuda, cuda_native, fused
+from syncnorm.norm import SyncBatchNorm
+from syncnorm.norm.backends import cuda_aten as cuda_native
+from syncnorm.norm.backends import cuda_triton as cuda
+from syncnorm.norm.backends import fused
 
 KERNELS = {"triton": (cuda,), "native": (cuda_native,), "reference": ()}
 CASES = [

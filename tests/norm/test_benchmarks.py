@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from pool import Pool
 from torch import Tensor, nn
 
 from benchmarks.detectron2_style import Detectron2StyleSyncBatchNorm
 from benchmarks.norm_resnet_step import resnet
-from norm import SyncBatchNorm
+from syncnorm.norm import SyncBatchNorm
+from tests.helpers.norm.pool import Pool
 
 
 def _both(rank: int, world_size: int) -> list[tuple[Tensor, Tensor]]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-import norm
+from syncnorm import norm
 
 GLOBALS = {"torch": torch, "nn": nn, "norm": norm}
 """What every example starts from: `import torch`, `from torch import nn` and this package as `norm`."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from syncnorm.norm import KINDS
+from tests.helpers.paths import ROOT
 
-import norm
-from norm import KINDS
-
-README = (Path(norm.__file__).parent / "README.md").read_text()
+README = (ROOT / "docs" / "reference" / "normalizations.md").read_text()
 
 
 def _rows() -> dict[str, list[str]]:

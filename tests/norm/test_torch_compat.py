@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from pool import Pool
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-import norm
-from norm import torch_compat
+from syncnorm import norm
+from syncnorm.norm import torch_compat
+from tests.helpers.norm.pool import Pool
 
 
 def test_private_names_of_torch_are_used_nowhere_else() -> None:

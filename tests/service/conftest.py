@@ -16,17 +16,17 @@ from typing import TypeVar
 import pytest
 import sqlalchemy as sa
 
-from service import schema
-from service.client import Client
-from service.database import Database
-from service.embedded import local_mlflow, local_ray
-from service.ports import free_port
-from tests.service.databases import fresh_sqlite, postgres_programs, postgres_server
-from tests.service.worker import Worker
+from syncnorm.service.client.client import Client
+from syncnorm.service.local.free_ports import free_port
+from syncnorm.service.local.programs import local_mlflow, local_ray
+from syncnorm.service.store import schema
+from syncnorm.service.store.database import Database
+from tests.helpers.paths import ROOT
+from tests.helpers.service.databases import fresh_sqlite, postgres_programs, postgres_server
+from tests.helpers.service.worker import Worker
 
 T = TypeVar("T")
-ROOT = Path(__file__).resolve().parent.parent.parent
-STANDIN = Path(__file__).with_name("standin.py")
+STANDIN = ROOT / "tests" / "helpers" / "service" / "standin.py"
 
 
 class RunningService:
@@ -56,8 +56,8 @@ class RunningService:
 
     def launch(self) -> None:
         code = (
-            "from dataclasses import replace; from service.runtime import serve; "
-            "from service.settings import Settings; "
+            "from dataclasses import replace; from syncnorm.service.server import serve; "
+            "from syncnorm.service.settings import Settings; "
             f"settings = replace(Settings.from_environment(), **{self._settings}); "
             f"serve(settings, lambda url, context: None, entrypoint={self._entrypoint!r})"
         )

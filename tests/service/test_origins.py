@@ -16,9 +16,9 @@ from typing import Any
 import httpx
 import pytest
 
-from service.settings import Settings
-from tests.service.api import SPEC, api, on_a_socket
-from tests.service.world import World
+from syncnorm.service.settings import Settings
+from tests.helpers.service.api import SPEC, api, on_a_socket
+from tests.helpers.service.world import World
 
 CANARY = "only-for-its-owner"
 COMMAND = SPEC | {"model": {"class_path": "os.system", "init_args": {"command": "id"}}}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 
-from service.settings import Settings
+from syncnorm.service.settings import Settings
+from tests.helpers.paths import ROOT
 
-README = Path(__file__).resolve().parent.parent.parent / "service" / "README.md"
+README = ROOT / "docs" / "reference" / "settings.md"
 
 
 class Asked(dict[str, str]):
@@ -28,7 +28,7 @@ class Asked(dict[str, str]):
 def test_readme_lists_every_setting_that_is_read() -> None:
     asked = Asked({})
     Settings.from_environment(asked)
-    section = README.read_text().partition("## Settings")[2].partition("Clients read")[0]
+    section = README.read_text().partition("# Settings")[2].partition("Clients read")[0]
     first_cells = "".join(line.split("|")[1] for line in section.splitlines() if line.startswith("|"))
 
     assert set(re.findall(r"`(SYNCNORM_\w+)`", first_cells)) == asked.names

@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 
-from service.client import Client
+from syncnorm.service.client.client import Client
+from tests.helpers.paths import ROOT
 
 T = TypeVar("T")
 _MARK = "TESTS_OF_HOME"
 """A variable that all processes of a service inherit; the state folder is hidden from most of them."""
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def eventually(look: Callable[[], T | None], timeout_s: float) -> T:
@@ -36,7 +36,7 @@ def eventually(look: Callable[[], T | None], timeout_s: float) -> T:
 class Serving:
     """One `syncnorm serve` on a state folder of its own. settings: its environment; program: in place of syncnorm."""
 
-    def __init__(self, home: Path, program: str = "service.cli", **settings: str) -> None:
+    def __init__(self, home: Path, program: str = "syncnorm.service.cli.main", **settings: str) -> None:
         self.home = home
         self._out = home / "out"
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SYNCNORM_")}

@@ -14,9 +14,9 @@ import httpx
 import psutil
 import pytest
 
-from service.client import Client
-from tests import chromium, pages
-from tests.chromium import Browser, needs_chromium
+from syncnorm.service.client.client import Client
+from tests.helpers import chromium, pages
+from tests.helpers.chromium import Browser, needs_chromium
 from tests.stack.conftest import Serving
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
@@ -84,7 +84,7 @@ def test_page_of_somebody_else_runs_nothing(
 
 @pytest.fixture(scope="module")
 def mlflow(serving: Serving) -> str:
-    line = next(" ".join(one.cmdline()) for one in serving.processes("service.mlflow_server server"))
+    line = next(" ".join(one.cmdline()) for one in serving.processes("syncnorm.service.local.mlflow_server server"))
     return f"http://127.0.0.1:{line.partition('--port ')[2].split()[0]}"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -11,15 +10,16 @@ import httpx
 import pytest
 import yaml
 
-from service.client import Client
-from tests.s3 import S3
+from syncnorm.service.client.client import Client
+from syncnorm.trainer.contract.protocol import CANNOT_BEGIN
+from syncnorm.trainer.storage.storage import storage_at
+from tests.helpers.paths import EXAMPLES
+from tests.helpers.s3 import S3
 from tests.stack.conftest import Serving, eventually, finished
-from trainer.attempt import CANNOT_BEGIN
-from trainer.storage import storage_at
 
 pytestmark = [pytest.mark.stack, pytest.mark.chaos, pytest.mark.timeout(600)]
 
-EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "digits-sync-batch.yaml"
+EXAMPLE = EXAMPLES / "digits-sync-batch.yaml"
 LONG = {"epochs": 12, "checkpoint_every": {"steps": 10}}
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import socket
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
+from tests.helpers.paths import EXAMPLES
 from tests.stack.conftest import Serving, eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 
-EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "digits-sync-batch.yaml"
+EXAMPLE = EXAMPLES / "digits-sync-batch.yaml"
 
 
 def assert_nothing_left(serving: Serving) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.client import Client
+from syncnorm.service.client.client import Client
 from tests.stack.conftest import Serving, eventually, finished
 
 pytestmark = [pytest.mark.stack, pytest.mark.chaos, pytest.mark.timeout(580)]
@@ -30,7 +30,7 @@ LONG = {"train": {"epochs": EPOCHS, "precision": "64-true"}}
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[Client]:
-    serving = Serving(tmp_path, program="tests.stack.soon_grown")
+    serving = Serving(tmp_path, program="tests.helpers.stack.soon_grown")
     try:
         with eventually(serving.ready, 180) as found:
             yield found

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from service.client import Client
-from service.commands.upload import pack
+from syncnorm.service.cli.commands.uploads import pack
+from syncnorm.service.client.client import Client
 from tests.stack.conftest import Serving, finished
 
 pytestmark = [pytest.mark.stack, pytest.mark.chaos, pytest.mark.timeout(300)]

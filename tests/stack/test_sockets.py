@@ -7,7 +7,7 @@ import ipaddress
 import psutil
 import pytest
 
-from service.client import Client
+from syncnorm.service.client.client import Client
 from tests.stack.conftest import Serving, eventually
 
 pytestmark = pytest.mark.stack
@@ -42,7 +42,9 @@ def test_nothing_of_the_service_listens_beyond_loopback(client: Client, serving:
 
     seen = listeners(serving)
 
-    assert all(any(name in line for line in seen.values()) for name in ("service.cli", "gcs_server", "raylet"))
+    assert all(
+        any(name in line for line in seen.values()) for name in ("syncnorm.service.cli.main", "gcs_server", "raylet")
+    )
     assert beyond_loopback(seen) == set()
     assert not any("ray.util.client.server" in line for line in seen.values())
 

@@ -11,12 +11,13 @@ import httpx
 import pytest
 import yaml
 
-from service.client import Client
+from syncnorm.service.client.client import Client
+from tests.helpers.paths import EXAMPLES
 from tests.stack.conftest import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
-READY = sorted((Path(__file__).resolve().parent.parent.parent / "examples" / "studies").glob("*.yaml"))
+READY = sorted((EXAMPLES / "studies").glob("*.yaml"))
 STUDY: dict[str, Any] = {
     "name": "three-kinds",
     "base": {

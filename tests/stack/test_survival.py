@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,12 +10,13 @@ import psutil
 import pytest
 import yaml
 
-from service.client import Client
+from syncnorm.service.client.client import Client
+from tests.helpers.paths import EXAMPLES
 from tests.stack.conftest import Serving, eventually, finished
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(500)]
 
-EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "digits-sync-batch.yaml"
+EXAMPLE = EXAMPLES / "digits-sync-batch.yaml"
 
 
 def document() -> dict[str, Any]:
@@ -62,11 +62,11 @@ def test_job_whose_worker_is_killed_resumes_and_ends_the_same(
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("command", ["ray::TrainController", "trainer.main"])
+@pytest.mark.parametrize("command", ["ray::TrainController", "syncnorm.trainer.driver.main"])
 def test_room_of_a_killed_controller_or_driver_goes_to_the_next_attempt(
     client: Client, serving: Serving, command: str
 ) -> None:
-    """Nothing but Ray itself frees the two processors that the first attempt held; see trainer.ray_trainer."""
+    """Nothing but Ray itself frees the two processors that the first attempt held; see driver/ray_trainer.py."""
     job = client.submit(document())
     eventually(lambda: client.job(job["id"])["progress"]["step"] >= 15, 200)
     found = serving.processes(command)

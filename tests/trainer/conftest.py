@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.norm.pool import Pool
-from tests.trainer import on_ray
+from tests.helpers.norm.pool import Pool
+from tests.helpers.trainer import on_ray
 
 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.norm.pool import Pool
-from tests.trainer.ranks import train
-from trainer.spec_reader import read_spec
-
-EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
+from syncnorm.trainer.contract.spec_reader import read_spec
+from tests.helpers.norm.pool import Pool
+from tests.helpers.paths import EXAMPLES
+from tests.helpers.trainer.ranks import train
 
 
 def _document(path: Path) -> dict[str, Any]:

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-import norm
-from tests.norm.pool import Pool
-from tests.trainer.ranks import Told, build, launch_of, place
-from tests.trainer.test_models_with_kinds import MODELS, OPTIONS, REFUSED
-from trainer.certify import Trained, export_and_compare
-from trainer.fit import fit
-from trainer.folders import AttemptFolders
-from trainer.population import population_statistics
+from syncnorm import norm
+from syncnorm.trainer.export.certification import Trained, export_and_compare
+from syncnorm.trainer.export.population import population_statistics
+from syncnorm.trainer.storage.attempt_layout import AttemptFolders
+from syncnorm.trainer.worker.fit import fit
+from tests.helpers.norm.pool import Pool
+from tests.helpers.trainer.ranks import Told, build, launch_of, place
+from tests.trainer.models.test_models_with_kinds import MODELS, OPTIONS, REFUSED
 
 # Each kind with a model, each model with a few kinds; the long form takes all of them.
 SOME = [(list(MODELS)[index * 3 % len(MODELS)], kind) for index, kind in enumerate(norm.kinds())]

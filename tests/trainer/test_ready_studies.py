@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 import yaml
 
-from service.studies.collect import read_series
-from service.studies.measures import Outcome
-from service.studies.pictures import draw
-from service.studies.report import as_html, as_json, make_report
-from service.studies.spec import Child, StudySpec, expand, read_study
-from tests.norm.pool import Pool
-from tests.trainer.ranks import train_many
+from syncnorm.service.jobs.study_spec import Child, StudySpec, expand, read_study
+from syncnorm.service.studies.collect import read_series
+from syncnorm.service.studies.measures import Outcome
+from syncnorm.service.studies.pictures import draw
+from syncnorm.service.studies.report import as_html, as_json, make_report
+from tests.helpers.norm.pool import Pool
+from tests.helpers.paths import EXAMPLES
+from tests.helpers.trainer.ranks import train_many
 
-STUDIES = sorted((Path(__file__).resolve().parent.parent.parent / "examples" / "studies").glob("*.yaml"))
+STUDIES = sorted((EXAMPLES / "studies").glob("*.yaml"))
 
 
 def cut_down(path: Path) -> StudySpec:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.norm.pool import Pool
-from tests.trainer.ranks import Told, train
-from trainer import checkpoints
+from syncnorm.trainer.training import checkpoints
+from tests.helpers.norm.pool import Pool
+from tests.helpers.trainer.ranks import Told, train
 
 
 def spec(workers: int, **changes: Any) -> dict[str, Any]:

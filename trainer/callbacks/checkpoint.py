@@ -13,15 +13,15 @@ import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from trainer import checkpoints
-from trainer.agreement import check_agreement
-from trainer.beside import Beside
-from trainer.callbacks.end import ends_epoch
-from trainer.folders import AttemptFolders
-from trainer.mirror import Mirror
-from trainer.module import TrainingModule
-from trainer.reporter import Reporter
-from trainer.spec import Every, KeepBest
+from syncnorm.trainer.callbacks.max_steps import ends_epoch
+from syncnorm.trainer.contract.spec import Every, KeepBest
+from syncnorm.trainer.ranks.replica_check import check_agreement
+from syncnorm.trainer.reporting.reporter import Reporter
+from syncnorm.trainer.storage.attempt_layout import AttemptFolders
+from syncnorm.trainer.storage.sync import Mirror
+from syncnorm.trainer.training import checkpoints
+from syncnorm.trainer.training.background import Beside
+from syncnorm.trainer.training.module import TrainingModule
 
 RANKS = "ranks"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from trainer.module import TrainingModule
-from trainer.spec import EarlyStopping
+from syncnorm.trainer.contract.spec import EarlyStopping
+from syncnorm.trainer.training.module import TrainingModule
 
 
 class StopEarly(Callback):

@@ -9,9 +9,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from trainer import tracking
-from trainer.module import TrainingModule
-from trainer.reporter import Reporter
+from syncnorm.trainer.reporting import metric_spool as tracking
+from syncnorm.trainer.reporting.reporter import Reporter
+from syncnorm.trainer.training.module import TrainingModule
 
 logger = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import save
 
-from norm import NormSnapshot, observe, snapshot
-from trainer.callbacks.alerts import StatisticsAlarm
-from trainer.files import write_atomic
-from trainer.module import TrainingModule
-from trainer.spec import Every
-from trainer.tracking import Spool, layer_metric
+from syncnorm.norm import NormSnapshot, observe, snapshot
+from syncnorm.trainer.callbacks.statistics_alerts import StatisticsAlarm
+from syncnorm.trainer.contract.spec import Every
+from syncnorm.trainer.reporting.metric_spool import Spool, layer_metric
+from syncnorm.trainer.storage.atomic_files import write_atomic
+from syncnorm.trainer.training.module import TrainingModule
 
 
 class StatisticsRecorder(Callback):

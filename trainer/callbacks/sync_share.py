@@ -8,9 +8,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from norm.stopwatch import ExchangeTimer, timing
-from trainer import tracking
-from trainer.tracking import Spool
+from syncnorm.norm.distributed.timing import ExchangeTimer, timing
+from syncnorm.trainer.reporting import metric_spool as tracking
+from syncnorm.trainer.reporting.metric_spool import Spool
 
 EVERY_BATCH_ON_GPU = 16
 """On a GPU every 16th batch is looked at: reading the time needs two events for each exchange."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from trainer.catalog import DATASETS
-from trainer.data.digits import digits
-from trainer.data.image_folder import image_folder
-from trainer.data.info import Data, DataInfo, Source
-from trainer.data.parquet import parquet
-from trainer.data.scenes import digit_scenes
-from trainer.data.segmentation_folder import segmentation_folder
-from trainer.data.synthetic import synthetic
-from trainer.spec import DataSpec
+from syncnorm.trainer.contract.catalog import DATASETS
+from syncnorm.trainer.contract.spec import DataSpec
+from syncnorm.trainer.data.digit_scenes import digit_scenes
+from syncnorm.trainer.data.digits import digits
+from syncnorm.trainer.data.image_folder import image_folder
+from syncnorm.trainer.data.info import Data, DataInfo, Source
+from syncnorm.trainer.data.parquet import parquet
+from syncnorm.trainer.data.segmentation_folder import segmentation_folder
+from syncnorm.trainer.data.synthetic import synthetic
 
 __all__ = ["Data", "DataInfo", "Source", "build_data"]
 
@@ -24,7 +24,7 @@ def build_data(data: DataSpec, seed: int) -> Data:
     Raises: ValueError naming the spec path; FileNotFoundError (MissingDataError) where a folder or file is not there.
     """
     if data.class_path is not None:
-        from trainer.data.own import by_class_path  # Lightning is slow to import
+        from syncnorm.trainer.data.user_data import by_class_path  # Lightning is slow to import
 
         return by_class_path(data.class_path, data.init_args)
     if data.name not in DATASETS:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trainer.catalog import DigitsArgs
-from trainer.data.info import Data, DataInfo, Sample, Source
-from trainer.data.split import stratified_split
+from syncnorm.trainer.contract.catalog import DigitsArgs
+from syncnorm.trainer.data.info import Data, DataInfo, Sample, Source
+from syncnorm.trainer.data.split import stratified_split
 
 # Mean and standard deviation of all 1,797 images after division by 16: fixed, so that they depend on no split.
 MEAN, STD = 0.3053, 0.3760

@@ -9,11 +9,11 @@ from pathlib import PurePosixPath
 import numpy as np
 import torch
 
-from trainer.catalog import ImageFolderArgs
-from trainer.data.images import SUFFIXES, ImageReader, decode
-from trainer.data.info import Data, DataInfo, Sample, Source
-from trainer.data.split import stratified_split
-from trainer.data.storage import Storage, open_storage
+from syncnorm.trainer.contract.catalog import ImageFolderArgs
+from syncnorm.trainer.data.images import SUFFIXES, ImageReader, decode
+from syncnorm.trainer.data.info import Data, DataInfo, Sample, Source
+from syncnorm.trainer.data.remote_files import Storage, open_storage
+from syncnorm.trainer.data.split import stratified_split
 
 Labelled = tuple[str, str]  # file, class
 

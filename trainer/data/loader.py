@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from trainer.data.info import Data, Source
-from trainer.data.sampler import ShardedBatches, Share
+from syncnorm.trainer.data.info import Data, Source
+from syncnorm.trainer.data.sampler import ShardedBatches, Share
 
 
 class Batch(NamedTuple):

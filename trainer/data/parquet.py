@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from trainer.catalog import ParquetArgs
-from trainer.data.images import ImageReader, decode
-from trainer.data.info import Data, DataInfo, Sample, Source
-from trainer.data.split import stratified_split
-from trainer.data.storage import MissingDataError, Storage, open_storage
+from syncnorm.trainer.contract.catalog import ParquetArgs
+from syncnorm.trainer.data.images import ImageReader, decode
+from syncnorm.trainer.data.info import Data, DataInfo, Sample, Source
+from syncnorm.trainer.data.remote_files import MissingDataError, Storage, open_storage
+from syncnorm.trainer.data.split import stratified_split
 
 
 class EncodedImages(Source):

@@ -8,10 +8,10 @@ from pathlib import PurePosixPath
 import numpy as np
 from PIL import Image
 
-from trainer.catalog import SegmentationFolderArgs
-from trainer.data.images import SUFFIXES, ImageReader, decode, random_box
-from trainer.data.info import Data, DataInfo, Sample, Source
-from trainer.data.storage import MissingDataError, Storage, open_storage
+from syncnorm.trainer.contract.catalog import SegmentationFolderArgs
+from syncnorm.trainer.data.images import SUFFIXES, ImageReader, decode, random_box
+from syncnorm.trainer.data.info import Data, DataInfo, Sample, Source
+from syncnorm.trainer.data.remote_files import MissingDataError, Storage, open_storage
 
 Pair = tuple[str, str]  # image, mask
 

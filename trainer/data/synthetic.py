@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from trainer.catalog import SyntheticArgs
-from trainer.data.info import Data, DataInfo, Sample, Source
+from syncnorm.trainer.contract.catalog import SyntheticArgs
+from syncnorm.trainer.data.info import Data, DataInfo, Sample, Source
 
 
 class Clusters(Source):

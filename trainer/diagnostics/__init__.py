@@ -1,5 +1,5 @@
 """Measurements of a training that a job switches on with `diagnostics: [...]`. See README.md."""
 
-from trainer.diagnostics.callback import Diagnostics
+from syncnorm.trainer.diagnostics.callback import Diagnostics
 
 __all__ = ["Diagnostics"]

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from norm.moments import Moments
-from trainer.diagnostics.covariate_shift import overall
-from trainer.diagnostics.probe import Probe
+from syncnorm.norm.statistics.moments import Moments
+from syncnorm.trainer.diagnostics.covariate_shift import overall
+from syncnorm.trainer.diagnostics.probe import Probe
 
 
 def measure(probe: Probe) -> dict[str, Any]:

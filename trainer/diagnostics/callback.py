@@ -16,9 +16,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trainer.callbacks.checkpoint import between_steps
-from trainer.data.loader import Batch
-from trainer.diagnostics import (
+from syncnorm.trainer.callbacks.checkpoint import between_steps
+from syncnorm.trainer.contract.spec import Diagnostic
+from syncnorm.trainer.data.loader import Batch
+from syncnorm.trainer.diagnostics import (
     activation_statistics,
     covariate_shift,
     equivalence,
@@ -26,12 +27,11 @@ from trainer.diagnostics import (
     landscape,
     pictures,
 )
-from trainer.diagnostics.probe import Gradient, Probe
-from trainer.diagnostics.undisturbed import Snapshot
-from trainer.files import write_atomic
-from trainer.module import TrainingModule
-from trainer.spec import Diagnostic
-from trainer.tracking import Spool, diagnostic_metric
+from syncnorm.trainer.diagnostics.probe import Gradient, Probe
+from syncnorm.trainer.diagnostics.undisturbed import Snapshot
+from syncnorm.trainer.reporting.metric_spool import Spool, diagnostic_metric
+from syncnorm.trainer.storage.atomic_files import write_atomic
+from syncnorm.trainer.training.module import TrainingModule
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from norm.moments import Moments, merge
-from trainer.diagnostics.layers import layer_of
-from trainer.diagnostics.probe import Probe
+from syncnorm.norm.statistics.moments import Moments, merge
+from syncnorm.trainer.diagnostics.observed_layers import layer_of
+from syncnorm.trainer.diagnostics.probe import Probe
 
 
 def measure(probe: Probe) -> dict[str, Any]:

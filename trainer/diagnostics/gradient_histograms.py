@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.diagnostics import group
-from trainer.diagnostics.probe import Probe
+from syncnorm.trainer.diagnostics import group
+from syncnorm.trainer.diagnostics.probe import Probe
 
 BINS = 51
 # The four panels of a layer, in the order of the source.

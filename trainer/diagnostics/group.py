@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_map_only
 
-from norm.moments import Moments, as_row, merge, of_row
-from trainer.data.loader import Batch
+from syncnorm.norm.statistics.moments import Moments, as_row, merge, of_row
+from syncnorm.trainer.data.loader import Batch
 
 
 def world_size() -> int:

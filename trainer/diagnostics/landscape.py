@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.diagnostics.probe import Evaluation, Gradient, Probe
+from syncnorm.trainer.diagnostics.probe import Evaluation, Gradient, Probe
 
 # Step sizes as multiples of the learning rate, evenly spaced in their logarithm.
 RATES = tuple(0.5 * 2 ** (i / 2) for i in range(7))

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from trainer.diagnostics.gradient_histograms import PANELS
+from syncnorm.trainer.diagnostics.gradient_histograms import PANELS
 
 Records = list[dict[str, Any]]
 

@@ -12,11 +12,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from norm.moments import Moments
-from trainer.data.loader import Batch
-from trainer.diagnostics import group
-from trainer.diagnostics.layers import watch, weights_of_layers
-from trainer.diagnostics.undisturbed import Snapshot, copy_into
+from syncnorm.norm.statistics.moments import Moments
+from syncnorm.trainer.data.loader import Batch
+from syncnorm.trainer.diagnostics import group
+from syncnorm.trainer.diagnostics.observed_layers import watch, weights_of_layers
+from syncnorm.trainer.diagnostics.undisturbed import Snapshot, copy_into
 
 Gradient = dict[str, Tensor]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.callbacks.checkpoint import random_state, restore_random_state
+from syncnorm.trainer.callbacks.checkpoint import random_state, restore_random_state
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from trainer.catalog import MODELS, CnnArgs, LstmArgs, MlpArgs, ResNetArgs, UnetArgs, VggArgs
-from trainer.data.info import DataInfo
-from trainer.models.layers import Layers
-from trainer.models.lstm import LSTMClassifier
-from trainer.models.own import by_class_path, from_timm
-from trainer.models.plain import cnn, mlp, vgg
-from trainer.models.resnet import ResNet
-from trainer.models.unet import UNet, require_divisible
-from trainer.spec import ModelSpec, NormSpec
+from syncnorm.trainer.contract.catalog import MODELS, CnnArgs, LstmArgs, MlpArgs, ResNetArgs, UnetArgs, VggArgs
+from syncnorm.trainer.contract.spec import ModelSpec, NormSpec
+from syncnorm.trainer.data.info import DataInfo
+from syncnorm.trainer.models.building_blocks import Layers
+from syncnorm.trainer.models.lstm import LSTMClassifier
+from syncnorm.trainer.models.plain import cnn, mlp, vgg
+from syncnorm.trainer.models.resnet import ResNet
+from syncnorm.trainer.models.unet import UNet, require_divisible
+from syncnorm.trainer.models.user_model import by_class_path, from_timm
 
 
 def build_model(model: ModelSpec, norm: NormSpec, info: DataInfo) -> nn.Module:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trainer.catalog import LstmArgs
-from trainer.models.layers import Layers
+from syncnorm.trainer.contract.catalog import LstmArgs
+from syncnorm.trainer.models.building_blocks import Layers
 
 
 class NormLSTMCell(nn.Module):

@@ -9,8 +9,8 @@ from math import prod
 import torch
 from torch import nn
 
-from trainer.catalog import CnnArgs, MlpArgs, VggArgs
-from trainer.models.layers import Layers, initialize
+from syncnorm.trainer.contract.catalog import CnnArgs, MlpArgs, VggArgs
+from syncnorm.trainer.models.building_blocks import Layers, initialize
 
 # Convolutions per stage: configurations A, B, D, E of Simonyan & Zisserman 2014, table 1.
 _VGG_STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trainer.catalog import UnetArgs
-from trainer.models.layers import Layers, initialize
+from syncnorm.trainer.contract.catalog import UnetArgs
+from syncnorm.trainer.models.building_blocks import Layers, initialize
 
 
 class UNet(nn.Module):

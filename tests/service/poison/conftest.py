@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from service.database import Database
-from tests.service.databases import fresh_sqlite, postgres_programs, postgres_server
+from syncnorm.service.store.database import Database
+from tests.helpers.service.databases import fresh_sqlite, postgres_programs, postgres_server
 from tests.service.poison.scene import Scene, scene
 
 NewScene = Callable[..., AbstractContextManager[Scene]]

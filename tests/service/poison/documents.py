@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from norm.traits import KINDS
-from service.studies.spec import StudySpec
+from syncnorm.norm.kind import KINDS
+from syncnorm.service.jobs.study_spec import StudySpec
+from syncnorm.trainer.contract.catalog import DATASETS, MODELS
+from syncnorm.trainer.contract.spec import JobSpec
 from tests.service.poison.extremes import ANYTHING, Poison, extremes, placed, places, poisons, written
-from trainer.catalog import DATASETS, MODELS
-from trainer.spec import JobSpec
 
 JOB: dict[str, Any] = {
     "name": "poison",

@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 import pytest
 
-from service.database import Database
+from syncnorm.service.store.database import Database
 
 MOST_NAMED = 4
 """Culprits that a failing test names; to find all of them would take long."""

@@ -1,4 +1,4 @@
-"""Every message of `trainer.attempt`, good, with one extreme in it; and the files that an attempt leaves."""
+"""Every message of the contract's protocol, good, with one extreme in it; and the files that an attempt leaves."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from syncnorm.trainer.contract import protocol
 from tests.service.poison.extremes import Poison, extremes, placed, places, written
-from trainer import attempt as protocol
 
 FENCE = "@fence@"
 """Stands for the fence of the attempt that a message is sent for."""

@@ -1,7 +1,7 @@
 """Ray, MLflow and a receiver of webhooks behind one local HTTP server, whose answers can be bent.
 
-Ray's Jobs API is put in front of `tests.fakes.FakeCluster`; MLflow is a dictionary that keeps MLflow's own rules
-(`mlflow.utils.validation`).
+Ray's Jobs API is put in front of `tests.helpers.fakes.FakeCluster`. MLflow is a dictionary that keeps MLflow's own
+rules (`mlflow.utils.validation`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from service.decide import RayStatus
-from service.dispatch import Kind
-from tests.fakes import FakeCluster
+from syncnorm.service.integrations.ray_jobs import Kind
+from syncnorm.service.jobs.lifecycle import RayStatus
+from tests.helpers.fakes import FakeCluster
 
 Answer = tuple[int, Any]
 """Status and JSON."""
@@ -84,7 +84,7 @@ class Ray:
         if name in self.cluster.submissions:
             return 500, {"error": f"Job {name} already exists"}
         self._owners[name] = body["metadata"]["syncnorm"]
-        kind: Kind = "export" if "trainer.again" in body["entrypoint"] else "attempt"
+        kind: Kind = "export" if "syncnorm.trainer.driver.reexport" in body["entrypoint"] else "attempt"
         self.cluster.start(name, shlex.split(body["entrypoint"])[-1], kind)
         return 200, {"job_id": name, "submission_id": name}
 
@@ -111,7 +111,7 @@ def listed(name: str, status: str, node_id: str | None, owner: str) -> dict[str,
         "submission_id": name,
         "driver_info": None,
         "status": status,
-        "entrypoint": f"python -m trainer.main '/storage/jobs/{name}'",
+        "entrypoint": f"python -m syncnorm.trainer.driver.main '/storage/jobs/{name}'",
         "message": "Job finished successfully." if status == "SUCCEEDED" else "Currently running.",
         "error_type": None,
         "start_time": 1_790_000_000_000,

@@ -11,8 +11,8 @@ import threading
 import time
 from pathlib import Path
 
-from trainer.attempt import LAUNCH_FILE, RESULT_FILE, Launch, Result
-from trainer.reporter import Reporter
+from syncnorm.trainer.contract.protocol import LAUNCH_FILE, RESULT_FILE, Launch, Result
+from syncnorm.trainer.reporting.reporter import Reporter
 
 _LINE = "step {:>8} loss 0.12345 " + "x" * 76
 _BURST = 50

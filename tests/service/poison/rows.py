@@ -9,8 +9,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from service import schema
-from service.database import Database
+from syncnorm.service.store import schema
+from syncnorm.service.store.database import Database
 
 _KEPT = frozenset({"id", "job_id", "study_id", "number", "seq", "holder", "receiver", "digest", "owner"})
 """Columns by which rows are found, or belong to somebody."""

@@ -20,24 +20,24 @@ import httpx
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
-from service import cluster_sweep, schema
-from service.api.context import Context
-from service.cluster_sweep import ClusterSweep
-from service.database import Database
-from service.dispatch import RayDispatcher
-from service.http_port import HttpPort
-from service.jobs import Job
-from service.port_errors import PortError
-from service.run_describer import RunDescriber
-from service.steps.ports import attempt_token
-from service.store import Store
-from service.studies.runs import MlflowStudyRuns
-from service.tracking import MlflowTracker
-from service.webhooks import Webhooks
-from tests.service.api import api_of
+from syncnorm.service.api.dependencies import Context
+from syncnorm.service.integrations import ray_sweep as cluster_sweep
+from syncnorm.service.integrations.http_port import HttpPort
+from syncnorm.service.integrations.mlflow_describer import RunDescriber
+from syncnorm.service.integrations.mlflow_runs import MlflowTracker
+from syncnorm.service.integrations.ray_jobs import RayDispatcher
+from syncnorm.service.integrations.ray_sweep import ClusterSweep
+from syncnorm.service.integrations.webhooks import Webhooks
+from syncnorm.service.jobs.job import Job
+from syncnorm.service.port_errors import PortError
+from syncnorm.service.reconciler.environment import attempt_token
+from syncnorm.service.store import Store, schema
+from syncnorm.service.store.database import Database
+from syncnorm.service.studies.runs import MlflowStudyRuns
+from syncnorm.trainer.contract.protocol import CheckpointFact
+from tests.helpers.service.api import api_of
+from tests.helpers.service.world import World
 from tests.service.poison.outside import Outside, served
-from tests.service.world import World
-from trainer.attempt import CheckpointFact
 
 TERMINAL = ("succeeded", "failed", "cancelled")
 PROBLEM = "application/problem+json"
@@ -339,7 +339,7 @@ def _recorded() -> Iterator[Recorder]:
 
 
 def _loops(scene: Scene, joint: Joint, receivers: Sequence[str], stack: ExitStack) -> dict[str, Callable[[], None]]:
-    """Those of `service.runtime`, by the clock of the scene."""
+    """Those of `syncnorm.service.server`, by the clock of the scene."""
 
     def seconds() -> float:
         return scene.world.clock().timestamp()

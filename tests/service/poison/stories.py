@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from service.jobs import Attempt
+from syncnorm.service.jobs.job import Attempt
 from tests.service.poison.extremes import Poison
 from tests.service.poison.groups import Faults
 from tests.service.poison.scene import PAGES, Scene

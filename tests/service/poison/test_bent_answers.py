@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.database import Database
+from syncnorm.service.store.database import Database
 from tests.service.poison.bends import AWAY, ODD, REFUSED, SLOW, leaves, slow
 from tests.service.poison.conftest import NewScene
 from tests.service.poison.groups import Faults, culprits, must_be_none

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from service.database import Database
+from syncnorm.service.store.database import Database
+from syncnorm.trainer.contract import protocol
 from tests.service.poison import messages
 from tests.service.poison.conftest import NewScene
 from tests.service.poison.documents import JOB, SHARE, STUDY
@@ -18,7 +19,6 @@ from tests.service.poison.extremes import Poison
 from tests.service.poison.groups import Faults, culprits, must_be_none, share_of
 from tests.service.poison.scene import Scene
 from tests.service.poison.stories import latest, look_at
-from trainer import attempt as protocol
 
 Send = Callable[[Scene, str, Poison], bool]
 """Do it to the attempt of a job; whether it was taken."""

@@ -16,16 +16,16 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from service.app import create_app
-from service.client import Client
-from service.database import Database
-from service.dispatch import ENTRYPOINTS
-from service.embedded import LocalRay
-from service.runtime import make_context
-from service.settings import Settings
+from syncnorm.service.api.app import create_app
+from syncnorm.service.client.client import Client
+from syncnorm.service.integrations.ray_jobs import ENTRYPOINTS
+from syncnorm.service.local.programs import LocalRay
+from syncnorm.service.server import make_context
+from syncnorm.service.settings import Settings
+from syncnorm.service.store.database import Database
+from tests.helpers.service.databases import postgres_programs, postgres_server
+from tests.helpers.service.fake_cluster import FakeServers, fake_servers
 from tests.service.conftest import RunningService, eventually
-from tests.service.databases import postgres_programs, postgres_server
-from tests.service.fake_cluster import FakeServers, fake_servers
 from tests.service.poison.scene import VICTIM
 
 _SIGTERM_S = 8.0

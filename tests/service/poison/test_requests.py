@@ -11,17 +11,17 @@ from urllib.parse import quote_from_bytes
 import pytest
 from pydantic import BaseModel
 
-from service.api.asking import Many
-from service.api.details import JobPatch
-from service.api.secrets import SecretValue
-from service.api.tokens import TokenRequest
-from service.database import Database
+from syncnorm.service.api.resources.job_details import JobPatch
+from syncnorm.service.api.resources.secrets import SecretValue
+from syncnorm.service.api.resources.tokens import TokenRequest
+from syncnorm.service.api.resources.verbs import Many
+from syncnorm.service.store.database import Database
+from syncnorm.trainer.contract.spec import ExportSpec
 from tests.service.poison.conftest import NewScene
 from tests.service.poison.documents import SHARE, STUDY
 from tests.service.poison.extremes import NUMBERS, TEXTS, Poison, poisons, raw
 from tests.service.poison.groups import Faults, must_be_none, share_of
 from tests.service.poison.scene import VICTIM, Scene
-from trainer.spec import ExportSpec
 
 BODIES: dict[str, tuple[type[BaseModel], dict[str, Any], str, str]] = {
     "patch": (JobPatch, {"labels": {"a": "b"}, "priority": 1}, "PATCH", "/v1/jobs/{job_id}"),

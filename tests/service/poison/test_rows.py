@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from service import schema
-from service.database import Database
-from tests.service.databases import fresh_sqlite
+from syncnorm.service.store import schema
+from syncnorm.service.store.database import Database
+from tests.helpers.service.databases import fresh_sqlite
 from tests.service.poison.conftest import NewScene
 from tests.service.poison.documents import STUDY
 from tests.service.poison.groups import Faults, culprits, must_be_none, share_of

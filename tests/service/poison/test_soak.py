@@ -9,9 +9,9 @@ from unittest import mock
 
 import pytest
 
-from service.client import Client
-from service.embedded import local_mlflow, local_ray
-from tests.amounts import amount
+from syncnorm.service.client.client import Client
+from syncnorm.service.local.programs import local_mlflow, local_ray
+from tests.helpers.amounts import amount
 from tests.service.conftest import RunningService, eventually
 from tests.service.poison.load import Watch, followers, p95, table
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.database import Database
+from syncnorm.service.store.database import Database
 from tests.service.poison import documents
 from tests.service.poison.conftest import NewScene
 from tests.service.poison.extremes import Poison

@@ -1,0 +1,1 @@
+"""Findings about the normalization of a model. Named so because `norm.audit` is the function."""

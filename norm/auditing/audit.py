@@ -1,0 +1,112 @@
+"""Look a model over before it is trained: what its normalization will suffer from, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from syncnorm.norm.auditing.findings import Finding, Seen, Training
+from syncnorm.norm.auditing.layer_checks import check_layer
+from syncnorm.norm.auditing.model_checks import (
+    check_depth_of_box_cox,
+    check_dropout_of_selu,
+    check_neighbours,
+    check_weight_decay,
+)
+from syncnorm.norm.conversion.dataflow import trace
+from syncnorm.norm.conversion.readers import Source, read_source
+
+
+def audit(
+    model: nn.Module,
+    example_input: Any,
+    *,
+    batch_size: int,
+    workers: int,
+    accumulate: int = 1,
+    dataset_size: int | None = None,
+    drop_last: bool = False,
+    steps: int | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    group: int | None = None,
+) -> list[Finding]:
+    """What to know about the normalization of `model`, worst first. `model` is left as it is.
+
+    example_input: what the model takes, one sample is enough; it runs once, in eval mode, without gradients.
+    batch_size: samples per worker and step. workers: those that train together. accumulate: micro-batches per step.
+    dataset_size, drop_last, steps (of the whole training), optimizer: where given, they are looked at too.
+    group: neighbouring workers that share statistics; None: all.
+    Raises: ValueError for a batch size, number of workers or of micro-batches below 1.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8))
+    >>> for finding in norm.audit(model, torch.zeros(1, 3, 8, 8), batch_size=1, workers=4):
+    ...     print(finding.severity, finding.path, finding.code)
+    error 3 one_value_per_channel
+    warning 1 statistics_of_one_worker
+    warning 3 statistics_of_one_worker
+    info 1 bias_before_norm
+    """
+    for name, value in (("batch_size", batch_size), ("workers", workers), ("accumulate", accumulate)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    training = Training(batch_size, workers, accumulate, dataset_size, drop_last, steps, group)
+    found, sources = list[Finding](), dict[str, Source]()
+    for path, module in model.named_modules():
+        try:
+            source = read_source(module, path)
+        except ValueError as error:
+            fix = "Run one batch first, or describe the class with norm.register_source."
+            found.append(Finding("unknown_layer", path, str(error), fix, "error"))
+        else:
+            sources |= {path: source} if source is not None else {}
+    seen, failure = _run(model, example_input, sources)
+    if failure is not None:
+        fix = "See the other findings: a layer may not take the shape it gets."
+        found.append(Finding("forward_fails", "", f"The model does not take the example: {failure}", fix, "error"))
+        seen = [item for item in seen if item.shapes]
+    flow = trace(model)
+    for item in seen:
+        found += [*check_layer(item, training), *check_neighbours(item, flow)]
+    found += [*check_dropout_of_selu(model), *check_depth_of_box_cox(model)]
+    if optimizer is not None:
+        found += check_weight_decay(seen, optimizer)
+    return sorted(found, key=lambda finding: ("error", "warning", "info").index(finding.severity))
+
+
+def _run(
+    model: nn.Module, example_input: Any, sources: dict[str, Source]
+) -> tuple[list[Seen], ValueError | RuntimeError | None]:
+    """One forward in eval mode: the layers of `sources` with the shapes they saw, and why it stopped, if it did."""
+    failure = None
+    shapes: dict[str, list[torch.Size]] = {path: [] for path in sources}
+
+    def note(path: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        shapes[path].append(args[0].shape)
+
+    handles = [model.get_submodule(path).register_forward_pre_hook(partial(note, path)) for path in sources]
+    try:
+        with _eval(model), torch.no_grad():
+            model(*example_input) if isinstance(example_input, tuple) else model(example_input)
+    except (ValueError, RuntimeError) as error:
+        failure = error
+    finally:
+        for handle in handles:
+            handle.remove()
+    seen = [Seen(path, model.get_submodule(path), source, tuple(shapes[path])) for path, source in sources.items()]
+    return seen, failure
+
+
+@contextmanager
+def _eval(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,128 @@
+"""What an audit asks of a model as a whole: what stands before and behind each layer, and what the optimizer does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from syncnorm.norm.auditing.findings import Finding, Seen
+from syncnorm.norm.conversion.activations import is_activation_node
+from syncnorm.norm.conversion.dataflow import Flow
+from syncnorm.norm.layers.box_cox import BoxCox
+from syncnorm.norm.layers.weight import LINEAR_LAYERS
+
+_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+_POOL_FUNCTIONS = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, torch.mean)
+# As many convolutions as networks have that the exponent's start of 2 was made for.
+FEW_BOX_COX = 6
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+def check_neighbours(seen: Seen, flow: Flow) -> Iterator[Finding]:
+    """What the data flow says about one layer."""
+    before = flow.before(seen.layer)
+    if is_instance_norm(seen) and any(_is_global_pool(node, flow) for node in flow.readers(seen.layer)):
+        yield Finding(
+            "instance_norm_before_global_pooling",
+            seen.path,
+            "Instance normalization makes the mean of every channel the bias, and global average pooling takes just "
+            "that mean: nothing of the input is left.",
+            "Use group, or leave the last normalization out.",
+            "error",
+        )
+    if seen.kind.centers and isinstance(before, LINEAR_LAYERS) and before.bias is not None:
+        yield Finding(
+            "bias_before_norm",
+            seen.path,
+            f"The bias of the {type(before).__name__} before is subtracted again with the mean.",
+            "Build it with bias=False.",
+            "info",
+            {"parameters": before.get_parameter("bias").numel()},
+        )
+    is_activating = bool(getattr(seen.layer, "activation", False))
+    if is_activating and any(is_activation_node(node, flow) for node in flow.readers(seen.layer)):
+        yield Finding(
+            "activation_twice",
+            seen.path,
+            f"{seen.source.kind} is an activation, and another one follows.",
+            "Give the place an activation module of its own, so that norm.convert can remove it.",
+            "warning",
+        )
+    if seen.kind.batch_statistics and isinstance(before, _DROPOUTS) and before.p > 0:
+        yield Finding(
+            "dropout_before_batch_norm",
+            seen.path,
+            f"Dropout with p = {before.p:g} right before: the variance in training is not that in eval "
+            "(Li et al. 2018, arXiv:1801.05134).",
+            "Put dropout behind the last batch normalization.",
+            "warning",
+            {"p": before.p},
+        )
+
+
+def check_dropout_of_selu(model: nn.Module) -> Iterator[Finding]:
+    """SELU with plain dropout loses the mean and variance it keeps."""
+    if not any(isinstance(module, nn.SELU) for module in model.modules()):
+        return
+    for path, module in model.named_modules():
+        if type(module) in _DROPOUTS:
+            yield Finding(
+                "dropout_in_self_normalizing_network",
+                path,
+                "Plain dropout shifts mean and variance, which SELU relies on.",
+                "Use nn.AlphaDropout.",
+                "warning",
+            )
+
+
+def check_depth_of_box_cox(model: nn.Module) -> Iterator[Finding]:
+    """With an exponent near 2 every layer squares what is large: after k layers it is a power of 2^k."""
+    steep = [path for path, module in model.named_modules() if isinstance(module, BoxCox) and module.lmbda > 1.5]
+    if len(steep) > FEW_BOX_COX:
+        yield Finding(
+            "box_cox_in_a_deep_network",
+            steep[0],
+            f"{len(steep)} Box-Cox layers with an exponent near 2 square large activations one after another.",
+            "Start with lambda_init=1, which is the identity.",
+            "warning",
+            {"layers": len(steep)},
+        )
+
+
+def check_weight_decay(seen: Sequence[Seen], optimizer: torch.optim.Optimizer) -> Iterator[Finding]:
+    """Weight decay on scale and shift."""
+    decay = {
+        parameter: float(group.get("weight_decay", 0.0))
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    for item in seen:
+        found = [decay.get(parameter, 0.0) for parameter in item.layer.parameters(recurse=False)]
+        if found and max(found) > 0:
+            yield Finding(
+                "norm_under_weight_decay",
+                item.path,
+                f"Weight decay {max(found):g} pulls scale and shift of the layer to 0.",
+                "Put the parameters of normalization layers in a group with weight_decay=0.",
+                "info",
+                {"weight_decay": max(found), "parameters": len(found)},
+            )
+
+
+def is_instance_norm(seen: Seen) -> bool:
+    """Instance normalization, by name or as one channel a group."""
+    is_one_channel = getattr(seen.layer, "num_groups", None) == seen.source.num_features
+    return seen.source.kind == "instance" or (seen.source.kind == "group" and is_one_channel)
+
+
+def _is_global_pool(node: fx.Node, flow: Flow) -> bool:
+    module = flow.modules.get(node)
+    if isinstance(module, _POOLS):
+        sizes = module.output_size if isinstance(module.output_size, tuple) else (module.output_size,)
+        return all(size == 1 for size in sizes)
+    if node.op == "call_function" and node.target in _POOL_FUNCTIONS:
+        return True
+    return node.op == "call_method" and node.target == "mean"

@@ -1,0 +1,1 @@
+"""Turns the normalization of a model into another kind, and back."""

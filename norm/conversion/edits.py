@@ -1,0 +1,72 @@
+"""Exchange modules of a model, remember what stood there, and put it back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from syncnorm.norm.conversion.state_transfer import carry_back
+from syncnorm.norm.modules import carry_hooks
+from syncnorm.norm.paths import modules_with_paths, put
+
+
+@dataclass(frozen=True)
+class Step:
+    """One exchange: `new` in the place of `old`, at all of its paths. `note`: what a user should know about it."""
+
+    paths: tuple[str, ...]
+    old: nn.Module
+    new: nn.Module
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Original:
+    """What stood in a module's place. Not a submodule: no state_dict shows it, and it is copied along."""
+
+    module: nn.Module
+
+
+def apply(model: nn.Module, steps: Iterable[Step]) -> nn.Module:
+    """`model` after `steps`; each new module remembers the old one, and has its mode and hooks."""
+    for step in steps:
+        step.new.train(step.old.training)
+        carry_hooks(step.old, step.new)
+        object.__setattr__(step.new, "_norm_original", Original(step.old))
+        model = _put_everywhere(model, step.paths, step.new)
+    return model
+
+
+def undo(model: nn.Module) -> tuple[nn.Module, list[Step]]:
+    """`model` before every `apply`, what was learned since carried back where it means the same; the steps undone."""
+    device_of = next(model.parameters(), None)
+    steps = [
+        Step(paths, original, module)
+        for module, paths in modules_with_paths(model)
+        if (original := _original(module)) is not None
+    ]
+    for step in steps:
+        step.old.train(step.new.training)
+        carry_back(step.new, step.old, device_of)
+        model = _put_everywhere(model, step.paths, step.old)
+    return model, steps
+
+
+def redo(model: nn.Module, steps: Iterable[Step]) -> nn.Module:
+    """`model` before the `undo` that gave `steps`."""
+    for step in steps:
+        model = _put_everywhere(model, step.paths, step.new)
+    return model
+
+
+def _original(module: nn.Module) -> nn.Module | None:
+    record = module.__dict__.get("_norm_original")
+    return record.module if isinstance(record, Original) else None
+
+
+def _put_everywhere(model: nn.Module, paths: Iterable[str], module: nn.Module) -> nn.Module:
+    for path in paths:
+        model = put(model, path, module)
+    return model

@@ -1,0 +1,159 @@
+"""Which layers `convert` can read, and what each of them is: its kind and its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from syncnorm.norm.layer_spec import LayerSpec, Momentum
+from syncnorm.norm.layers.batch_renorm import BatchRenorm, SyncBatchRenorm
+from syncnorm.norm.layers.evo_norm import EvoNormS0
+from syncnorm.norm.layers.filter_response_norm import FilterResponseNorm
+from syncnorm.norm.layers.frozen_batch_norm import FrozenBatchNorm
+from syncnorm.norm.layers.ghost_batch_norm import GhostBatchNorm
+from syncnorm.norm.layers.instance_norm import InstanceNorm
+from syncnorm.norm.layers.noisy_batch_norm import NoisyBatchNorm
+from syncnorm.norm.layers.sync_batch_norm import SyncBatchNorm
+from syncnorm.norm.torch_compat import NormBase
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a layer is: its kind, its channels and how it was made.
+
+    dims: spatial dimensions, None where the class takes any. momentum: "default" where the layer has none.
+    tail: modules the layer applies behind its normalization, such as an activation; they are kept.
+
+    >>> norm.Source("batch", num_features=8, dims=2, eps=1e-5, affine=True).kind
+    'batch'
+    """
+
+    kind: str
+    num_features: int
+    dims: int | None
+    eps: float
+    affine: bool
+    momentum: Momentum = "default"
+    track_running_stats: bool = True
+    tail: tuple[nn.Module, ...] = ()
+
+    def as_spec(self) -> LayerSpec:
+        return LayerSpec(
+            self.num_features,
+            dims=self.dims or 2,
+            eps=self.eps,
+            momentum=self.momentum,
+            affine=self.affine,
+            track_running_stats=self.track_running_stats,
+        )
+
+
+_READERS: dict[type[nn.Module], Callable[[Any], Source]] = {}
+
+
+def register_source(layer_class: type[M], read: Callable[[M], Source]) -> None:
+    """Tell `convert` what layers of exactly `layer_class` are, e.g. of a subclass with an activation inside.
+
+    >>> class BatchNormReLU(nn.BatchNorm2d):
+    ...     def forward(self, x):
+    ...         return super().forward(x).relu()
+    >>> def read(layer):
+    ...     return norm.Source("batch", layer.num_features, dims=2, eps=layer.eps, affine=True, tail=(nn.ReLU(),))
+    >>> norm.register_source(BatchNormReLU, read)
+    >>> [type(module).__name__ for module in norm.convert(nn.Sequential(BatchNormReLU(8)), "group")[0][0]]
+    ['GroupNorm', 'ReLU']
+    """
+    _READERS[layer_class] = read
+
+
+def read_source(layer: nn.Module, path: str) -> Source | None:
+    """What `layer` is, or None if it normalizes no channels (nn.LayerNorm normalizes the last dimensions: also None).
+
+    Raises: ValueError for a lazy layer, and for a subclass whose behaviour nobody has described.
+    """
+    layer_class = type_before_parametrizations(layer)
+    name = f"{layer_class.__module__}.{layer_class.__qualname__}"
+    if read := _READERS.get(layer_class) or _READERS_OF_LIBRARIES.get(name):
+        return read(layer)
+    if not isinstance(layer, (NormBase, nn.GroupNorm)):
+        return None
+    if isinstance(layer, LazyModuleMixin):
+        raise ValueError(
+            f"Every normalization layer must know its channels: {path or 'the model'} is a {layer_class.__name__} that "
+            "has seen no input. Run one batch through the model first."
+        )
+    raise ValueError(
+        f"Only layers of known behaviour can be converted: {path or 'the model'} is a {layer_class.__name__}, which "
+        "may do more than normalize. Describe it with norm.register_source, or use a standard layer."
+    )
+
+
+def _batch(kind: str, dims: int | None) -> Callable[[Any], Source]:
+    def read(layer: Any) -> Source:
+        return Source(
+            kind,
+            layer.num_features,
+            dims,
+            layer.eps,
+            layer.affine,
+            layer.momentum,
+            layer.track_running_stats,
+        )
+
+    return read
+
+
+def _torch_instance(dims: int) -> Callable[[Any], Source]:
+    return lambda layer: Source("instance", layer.num_features, dims, layer.eps, layer.affine)
+
+
+def _without_batch(kind: str) -> Callable[[Any], Source]:
+    return lambda layer: Source(kind, layer.num_features, None, layer.eps, layer.affine)
+
+
+def _group(layer: nn.GroupNorm) -> Source:
+    kind = "layer" if layer.num_groups == 1 else "group"
+    return Source(kind, layer.num_channels, None, layer.eps, layer.affine)
+
+
+def _with_activation(read: Callable[[Any], Source]) -> Callable[[Any], Source]:
+    return lambda layer: replace(read(layer), tail=(layer.drop, layer.act))
+
+
+# Layers of libraries that need not be installed, by the path of their class.
+_READERS_OF_LIBRARIES: dict[str, Callable[[Any], Source]] = {
+    "timm.layers.norm_act.BatchNormAct2d": _with_activation(_batch("batch", 2)),
+    "timm.layers.norm_act.GroupNormAct": _with_activation(_group),
+}
+
+for _dims, _batch_norm, _instance_norm in (
+    (1, nn.BatchNorm1d, nn.InstanceNorm1d),
+    (2, nn.BatchNorm2d, nn.InstanceNorm2d),
+    (3, nn.BatchNorm3d, nn.InstanceNorm3d),
+):
+    register_source(_batch_norm, _batch("batch", _dims))
+    register_source(_instance_norm, _torch_instance(_dims))
+for _sync in (nn.SyncBatchNorm, SyncBatchNorm):
+    register_source(_sync, _batch("sync_batch", None))
+for _kind, _layer_class in {
+    "batch_renorm": BatchRenorm,
+    "sync_batch_renorm": SyncBatchRenorm,
+    "ghost_batch": GhostBatchNorm,
+    "noisy_batch": NoisyBatchNorm,
+}.items():
+    register_source(_layer_class, _batch(_kind, None))
+for _kind, _layer_class in {
+    "frozen_batch": FrozenBatchNorm,
+    "instance": InstanceNorm,
+    "filter_response": FilterResponseNorm,
+    "evo_s0": EvoNormS0,
+}.items():
+    register_source(_layer_class, _without_batch(_kind))
+register_source(nn.GroupNorm, _group)

@@ -1,0 +1,92 @@
+"""The one exchange between workers that normalization needs: everybody's row of float64 numbers, to everybody."""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from syncnorm.norm.distributed import timing as stopwatch
+from syncnorm.norm.distributed.call_headers import Direction, ExchangeError
+from syncnorm.norm.distributed.transport import transport_of
+from syncnorm.norm.torch_compat import all_gather_into, compiled_all_gather, default_group, has_only_gloo
+
+__all__ = ["ExchangeError", "all_reduce", "gather_rows", "world_size"]
+
+
+def world_size(group: dist.ProcessGroup | None) -> int:
+    """Workers in `group` (None: all of them); 1 where torch.distributed is not initialised."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 1
+    return dist.get_world_size(group)
+
+
+def gather_rows(
+    row: Tensor, group: dist.ProcessGroup | None, layer: nn.Module | None = None, direction: Direction = "forward"
+) -> Tensor:
+    """(F,) of every worker -> (W, F), in rank order, the same on every worker. One collective; no gradient.
+
+    `layer` and `direction` say where we are, so that workers in different places raise ExchangeError (on the CPU,
+    outside torch.compile) instead of waiting for ever.
+    """
+    return peek_rows(row.double().contiguous(), group, layer, direction).to(row.dtype, copy=True)
+
+
+def peek_rows(row: Tensor, group: dist.ProcessGroup | None, layer: nn.Module | None, direction: Direction) -> Tensor:
+    """`gather_rows` of a contiguous float64 row, without the copy: the next exchange may overwrite the result."""
+    if world_size(group) == 1:
+        return row.unsqueeze(0)
+    timer = None if torch.compiler.is_compiling() else stopwatch.current()
+    if timer is None:
+        return _exchange(row, group, layer, direction)
+    with timer.exchange(row.device):
+        return _exchange(row, group, layer, direction)
+
+
+def _exchange(row: Tensor, group: dist.ProcessGroup | None, layer: nn.Module | None, direction: Direction) -> Tensor:
+    members = group or default_group()
+    if torch.compiler.is_compiling():
+        return compiled_all_gather(row, members).view(-1, row.numel())
+    if _is_carried_by_cpu(row, members):
+        return transport_of(members).gather(row.cpu(), layer, direction).to(row.device)
+    # Half the host time of the functional collective, whose result only a compiler needs.
+    rows = row.new_empty(members.size(), row.numel())
+    all_gather_into(rows, row, members)
+    return rows
+
+
+_HAS_ONLY_GLOO: weakref.WeakKeyDictionary[dist.ProcessGroup, bool] = weakref.WeakKeyDictionary()
+
+
+def _is_carried_by_cpu(row: Tensor, group: dist.ProcessGroup) -> bool:
+    """Also rows on a GPU where the group has nothing but gloo for it, which would copy them itself."""
+    if row.device.type == "cpu":
+        return True
+    found = _HAS_ONLY_GLOO.get(group)
+    if found is None:
+        found = _HAS_ONLY_GLOO[group] = has_only_gloo(group, row.device)
+    return found
+
+
+class _AllReduce(torch.autograd.Function):
+    @staticmethod
+    def forward(row: Tensor, group: dist.ProcessGroup | None, layer: nn.Module | None) -> Tensor:
+        return gather_rows(row, group, layer, "backward").sum(0)
+
+    @staticmethod
+    def setup_context(ctx, inputs, _) -> None:  # type: ignore[no-untyped-def]
+        _, ctx.group, ctx.layer = inputs
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
+        return all_reduce(grad, ctx.group, ctx.layer), None, None
+
+
+def all_reduce(row: Tensor, group: dist.ProcessGroup | None, layer: nn.Module | None = None) -> Tensor:
+    """Sum of `row` (F,) over the group, added in rank order. Its adjoint is itself, so every derivative is right."""
+    if world_size(group) == 1:
+        return row
+    reduced: Tensor = _AllReduce.apply(row, group, layer)  # type: ignore[no-untyped-call]
+    return reduced

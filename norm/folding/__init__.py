@@ -1,0 +1,1 @@
+"""Folds normalization in evaluation into the layers beside it."""

@@ -1,0 +1,211 @@
+"""Absorb normalization into the neighbouring convolutions and linear layers, for inference."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.nn.utils import parametrize
+
+from syncnorm.norm.conversion.dataflow import Flow, trace
+from syncnorm.norm.conversion.fixup import FixupLayer, ScalarBias
+from syncnorm.norm.conversion.readers import read_source
+from syncnorm.norm.folding.absorption import (
+    ChannelAffine,
+    absorb_behind,
+    absorb_in_front,
+    in_channels,
+    takes_behind,
+    takes_in_front,
+)
+from syncnorm.norm.kind import KINDS
+from syncnorm.norm.layers.evo_norm import EvoNormS0
+from syncnorm.norm.layers.weight import WeightStandardization, is_weight_normalized, out_channels
+from syncnorm.norm.paths import modules_with_paths, put
+from syncnorm.norm.torch_compat import has_forward_hooks
+
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What became of one layer: absorbed by the module at `into`, or kept, for `reason`.
+
+    >>> norm.fold(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))[1]
+    [Folded(path='1', kind='batch', into='0', reason=None)]
+    """
+
+    path: str
+    kind: str
+    into: str | None = None
+    reason: str | None = None
+
+
+def fold(model: nn.Module) -> tuple[nn.Module, list[Folded]]:
+    """A copy of `model` for inference with every layer folded away that can be, exactly; `model` is left alone.
+
+    conv, linear or transposed conv, then batch normalization: W' = W * s, b' = b * s + t with s = weight / sqrt(var +
+        eps), t = bias - mean * s, computed in float64. So for every kind with running statistics.
+    batch normalization, then conv without zero padding or linear: W' = W * s per input channel, b' = b + sum W * t.
+        With zero padding it would be wrong at the borders.
+    Weight normalization and standardization: the weight they stand for, bit for bit. Fixup: its scalars, as above.
+    Two layers must follow each other directly, and nothing else may read what is between; the data flow is taken from
+    torch.fx. A linear layer before or behind is taken to work on (N, C). Folded layers become nn.Identity.
+
+    Returns: the copy, in eval mode, and for each normalization what became of it.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()
+    >>> folded, report = norm.fold(model)
+    >>> folded[1], report[0].into
+    (Identity(), '0')
+    >>> x = torch.randn(1, 3, 8, 8)
+    >>> torch.testing.assert_close(folded(x), model(x))
+    """
+    folded = _copy(model).eval()
+    report = [*_fold_weights(folded), *_fold_scalars(folded)]
+    folded, of_layers = _fold_layers(folded)
+    return folded.eval(), report + of_layers
+
+
+class _CannotFoldError(Exception):
+    """Why a layer stays."""
+
+
+def _fold_weights(model: nn.Module) -> Iterator[Folded]:
+    """Put the weight itself in the place of weight normalization and standardization: the bits the model computes."""
+    for path, module in model.named_modules():
+        if not parametrize.is_parametrized(module, "weight"):
+            continue
+        chains: Any = module.parametrizations
+        is_standardized = isinstance(chains.weight[0], WeightStandardization)
+        kind = "weight_standardization" if is_standardized else "weight"
+        if len(chains) > 1 or len(chains.weight) > 1 or not (is_standardized or is_weight_normalized(module)):
+            yield Folded(path, kind, reason="it has other parametrizations too")
+            continue
+        old = next(chains.weight.parameters())
+        weight = chains.weight().detach()
+        # Not remove_parametrizations: it would strip the class, which the copy has in common with its model.
+        module.__class__ = parametrize.type_before_parametrizations(module)
+        del module.parametrizations
+        module.register_parameter("weight", nn.Parameter(weight, requires_grad=old.requires_grad))
+        yield Folded(path, kind, into=path)
+
+
+def _fold_scalars(model: nn.Module) -> Iterator[Folded]:
+    """Absorb the scalars around Fixup's layers; a bias in front of zero padding stays."""
+    for module, paths in modules_with_paths(model):
+        if not isinstance(module, FixupLayer):
+            continue
+        ones = module.bias_in.new_ones(out_channels(module.layer), dtype=torch.float64)
+        scale = ones if module.scale is None else module.scale.detach().double() * ones
+        shift = 0 * ones if module.bias_out is None else module.bias_out.detach().double() * ones
+        absorb_behind(module.layer, ChannelAffine(scale, shift))
+        module.scale = module.bias_out = None
+        ones = ones.new_ones(in_channels(module.layer))
+        before = ChannelAffine(ones, module.bias_in.detach().double() * ones)
+        if takes_in_front(module.layer, before):
+            absorb_in_front(module.layer, before)
+            for path in paths:
+                put(model, path, module.layer)
+            yield Folded(paths[0], "fixup", into=paths[0])
+        else:
+            yield Folded(paths[0], "fixup", reason="the bias in front of its zero padding is not one at the borders")
+
+
+def _fold_layers(model: nn.Module) -> tuple[nn.Module, list[Folded]]:
+    paths = {module: path for path, module in model.named_modules()}
+    flow, gone, report = trace(model), set[nn.Module](), list[Folded]()
+
+    def passes(module: nn.Module) -> bool:
+        return module in gone or isinstance(module, (nn.Identity, *_DROPOUT))
+
+    for layer, path in paths.items():
+        if (result := _fold_layer(layer, path, flow, passes, paths)) is not None:
+            report.append(result)
+            if result.into is not None:
+                gone.add(layer)
+    for module, places in modules_with_paths(model):
+        for path in places if module in gone else ():
+            model = put(model, path, nn.Identity())
+    return model, report
+
+
+def _fold_layer(
+    layer: nn.Module, path: str, flow: Flow, passes: Callable[[nn.Module], bool], paths: Mapping[nn.Module, str]
+) -> Folded | None:
+    kind = type(layer).__name__
+    try:
+        if (found := _kind(layer, path)) is None:
+            return None
+        kind = found
+        return Folded(path, kind, into=paths[_absorb(layer, kind, flow, passes)])
+    except _CannotFoldError as error:
+        return Folded(path, kind, reason=str(error))
+
+
+def _absorb(layer: nn.Module, kind: str, flow: Flow, passes: Callable[[nn.Module], bool]) -> nn.Module:
+    """Fold `layer` into a neighbour and return that one."""
+    if has_forward_hooks(layer):
+        raise _CannotFoldError("it has hooks, which would no longer run")
+    if layer not in flow.calls:
+        why = "; ".join(f"{path or 'the model'}: {reason}" for path, reason in flow.untraced.items())
+        raise _CannotFoldError(f"its place in the data flow is not known ({why or 'it is not used'})")
+    before, after = flow.before(layer, passes), flow.after(layer, passes)
+    if before is not None and takes_behind(before, affine := _as_affine(layer, kind, before)):
+        absorb_behind(before, affine)
+        return before
+    if after is not None and takes_in_front(after, affine := _as_affine(layer, kind, after)):
+        absorb_in_front(after, affine)
+        return after
+    _as_affine(layer, kind, None)
+    raise _CannotFoldError(
+        "it needs a convolution or linear layer directly before it, or directly behind it and without zero padding; "
+        f"it reads {_described(before)} and is read by {_described(after)}"
+    )
+
+
+def _as_affine(layer: nn.Module, kind: str, neighbour: nn.Module | None) -> ChannelAffine:
+    if isinstance(layer, ScalarBias):
+        ones = layer.shift.new_ones(getattr(neighbour, "out_channels", 1), dtype=torch.float64)
+        return ChannelAffine(ones, layer.shift.detach().double() * ones)
+    if isinstance(layer, EvoNormS0) and not layer.activation and layer.weight is not None and layer.bias is not None:
+        return ChannelAffine(layer.weight.detach().double(), layer.bias.detach().double())
+    if not KINDS[kind].running_statistics:
+        raise _CannotFoldError("its statistics depend on the sample")
+    if not isinstance(layer.running_mean, Tensor) or not isinstance(layer.running_var, Tensor):
+        raise _CannotFoldError("it has no running statistics")
+    assert isinstance(layer.eps, float)
+    mean, var = layer.running_mean.double(), layer.running_var.double()
+    weight, bias = layer.weight, layer.bias
+    scale = torch.rsqrt(var + layer.eps) * (weight.detach().double() if isinstance(weight, Tensor) else 1.0)
+    return ChannelAffine(scale, (bias.detach().double() if isinstance(bias, Tensor) else 0.0) - mean * scale)
+
+
+def _described(module: nn.Module | None) -> str:
+    if module is None:
+        return "no module that it has for itself"
+    return f"a {type(module).__name__}" + (" with hooks" if has_forward_hooks(module) else "")
+
+
+def _kind(layer: nn.Module, path: str) -> str | None:
+    """The kind of a normalization, None for any other module."""
+    if isinstance(layer, ScalarBias):
+        return "fixup"
+    try:
+        source = read_source(layer, path)
+    except ValueError as error:
+        raise _CannotFoldError(str(error)) from error
+    if source is not None and source.tail:
+        raise _CannotFoldError("it does more than normalize")
+    return None if source is None else source.kind
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A deep copy, except for process groups, which have none."""
+    groups = [value for module in model.modules() for value in vars(module).values() if isinstance(value, ProcessGroup)]
+    return copy.deepcopy(model, {id(group): group for group in groups})

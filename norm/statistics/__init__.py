@@ -1,0 +1,1 @@
+"""Statistics of layers: moments and how they combine, population statistics, snapshots."""

@@ -1,0 +1,134 @@
+"""What was refused, for the audit: added up, so that somebody who asks in a loop can't fill the database.
+
+What was done is not here: the store writes it in the transaction of the change itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from syncnorm.service.api.auth import Principal, UnauthorizedError
+from syncnorm.service.jobs.actors import Actor, Deed, Outcome, action_of
+from syncnorm.service.store import Store
+
+logger = logging.getLogger(__name__)
+
+_MOST_KINDS = 200
+"""Different refusals within a window that get lines of their own."""
+_MOST_WAITING = 10_000
+"""Lines kept while the database can't be written; the oldest go first."""
+
+
+_STOP_S = 2.0
+"""How long the last entries may take; a database that does not answer must not keep the process."""
+
+
+@dataclass
+class Trail:
+    """The first refusal of a kind is written at once, its repetitions as one line with their number a minute later."""
+
+    store: Store
+    every_s: float = 0.3
+    window_s: float = 60.0
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: deque[Deed] = deque(maxlen=_MOST_WAITING)
+        self._repeated: dict[tuple[Any, ...], tuple[Deed, int]] = {}
+        self._began = self.clock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def add(self, deed: Deed) -> None:
+        with self._lock:
+            self._turn_over()
+            key = _kind(deed)
+            if key not in self._repeated and len(self._repeated) >= _MOST_KINDS:
+                deed = replace(deed, by=Actor("user"), object="", detail="many different ones within a minute")
+                key = _kind(deed)
+            known = self._repeated.get(key)
+            self._repeated[key] = (deed, known[1] + 1) if known else (deed, 0)
+            if known is None:
+                self._waiting.append(deed)
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(_STOP_S)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.every_s):
+            self.flush()
+        self.flush(to_the_end=True)
+
+    def flush(self, *, to_the_end: bool = False) -> None:
+        """to_the_end: repetitions too, before their minute is over."""
+        with self._lock:
+            self._turn_over(at_once=to_the_end)
+            deeds = list(self._waiting)
+            self._waiting.clear()
+        if not deeds:
+            return
+        try:
+            self.store.add_audit(deeds)
+        except Exception:
+            logger.exception("audit lines could not be written; trying again")
+            with self._lock:
+                self._waiting.extendleft(reversed(deeds))
+
+    def _turn_over(self, *, at_once: bool = False) -> None:
+        if not at_once and self.clock() - self._began < self.window_s:
+            return
+        self._waiting.extend(replace(deed, count=count) for deed, count in self._repeated.values() if count)
+        self._repeated.clear()
+        self._began = self.clock()
+
+
+def _kind(deed: Deed) -> tuple[Any, ...]:
+    return (deed.by.owner, deed.by.token_id, deed.action, deed.object, deed.outcome, deed.detail)
+
+
+def refusals(scope: MutableMapping[str, Any], status: int) -> Iterator[Deed]:
+    """What a request that was answered with `status` leaves in the audit besides what it did: one line or none."""
+    state: Mapping[str, Any] = scope["state"]
+    request_id = state["request_id"]
+    if status == 401:
+        denied = state.get("denied")
+        yield _failed_authentication(denied, (scope.get("client") or ("",))[0], request_id)
+        return
+    route = getattr(scope.get("route"), "path", "")
+    is_plan = b"dry_run=true" in scope.get("query_string", b"")
+    if status < 400 or scope["method"] in ("GET", "HEAD", "OPTIONS") or not route.startswith("/v1/") or is_plan:
+        return
+    who: Principal | None = state.get("principal")
+    by = who.actor if who else Actor("user", request_id=request_id)
+    outcome: Outcome = "refused" if status < 500 else "failed"
+    detail = f"{status} {state.get('code', '')}".strip()
+    yield Deed(by, action_of(scope["method"], route), _object(scope, by), outcome=outcome, detail=detail)
+
+
+def _failed_authentication(denied: UnauthorizedError | None, client: str, request_id: str) -> Deed:
+    token = denied.token if denied else None
+    by = Actor("user", token.owner if token else None, token.id if token else None, request_id)
+    detail = denied.reason if denied else "the token of an attempt does not fit"
+    return Deed(by, "auth.failed", client, outcome="refused", detail=detail)
+
+
+def _object(scope: Mapping[str, Any], by: Actor) -> str:
+    """What the address names, as lines about what was done name it."""
+    parts: Mapping[str, str] = scope.get("path_params", {})
+    for name in ("job_id", "study_id", "token_id"):
+        if name in parts:
+            return str(parts[name])
+    if "sha256" in parts:
+        return f"sha256:{parts['sha256']}"
+    return f"{by.owner}/{parts['name']}" if "name" in parts else ""

@@ -1,0 +1,89 @@
+"""Wakes followers in this process when something about their job changed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+from starlette.concurrency import run_in_threadpool
+
+from syncnorm.service.store import Heads, News
+
+logger = logging.getLogger(__name__)
+
+_LOOK_S = 1.0
+"""A change made by another process of the service is seen at the latest after this."""
+
+
+class Hub:
+    """Changes come from any thread, followers wait in an event loop. A missed wake-up costs a short delay.
+
+    While anybody follows, one look a second at the newest rows finds what other processes changed: however many
+    followers there are, those whose job stands still cost nothing.
+    """
+
+    def __init__(self, news: Callable[[Heads | None], News]) -> None:
+        """news: which jobs have new events or log lines since the last look."""
+        self._news = news
+        self._lock = threading.Lock()
+        self._followers: dict[str, set[tuple[asyncio.AbstractEventLoop, asyncio.Event]]] = defaultdict(set)
+        self._watch: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def changed(self, job_id: str) -> None:
+        with self._lock:
+            followers = list(self._followers.get(job_id, ()))
+        for loop, event in followers:
+            with contextlib.suppress(RuntimeError):  # its loop has ended
+                loop.call_soon_threadsafe(event.set)
+
+    @contextlib.contextmanager
+    def following(self, job_id: str) -> Iterator[asyncio.Event]:
+        """An event that is set on each change; to be cleared before each look."""
+        loop = asyncio.get_running_loop()
+        entry = (loop, asyncio.Event())
+        with self._lock:
+            self._followers[job_id].add(entry)
+        if self._watch is None or self._watch.done() or self._watch.get_loop() is not loop:
+            self._watch = loop.create_task(self._look())
+        try:
+            yield entry[1]
+        finally:
+            with self._lock:
+                self._followers[job_id].discard(entry)
+                if not self._followers[job_id]:
+                    del self._followers[job_id]
+
+    async def _look(self) -> None:
+        """Until nobody follows any more."""
+        heads: Heads | None = None
+        while names := self._followed():
+            try:
+                news = await run_in_threadpool(self._news, heads)
+            except Exception:
+                logger.exception("news can't be read; trying again")
+            else:
+                # The first look knows no before: everybody looks once more.
+                for name in names if heads is None else news.job_ids & names:
+                    self.changed(name)
+                heads = news.heads
+            await asyncio.sleep(_LOOK_S)
+
+    def _followed(self) -> set[str]:
+        with self._lock:
+            return set() if self._closed else set(self._followers)
+
+    def close(self) -> None:
+        """Let every follower end."""
+        names = self._followed()
+        self._closed = True
+        for name in names:
+            self.changed(name)

@@ -1,0 +1,198 @@
+"""Every answer that is not 2xx: application/problem+json (RFC 9457), the framework's own included."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from syncnorm.service.api.http.methods import allowed
+from syncnorm.service.port_errors import DatabaseUnavailableError, PortError
+from syncnorm.trainer.contract.spec_reader import Problem
+from syncnorm.trainer.storage.atomic_files import StorageError
+
+logger = logging.getLogger(__name__)
+MEDIA_TYPE = "application/problem+json"
+_PATH = "/:@!$&'()*+,;=-._~"
+"""What a path may hold unescaped (RFC 3986)."""
+
+
+class FieldProblem(BaseModel):
+    """One thing wrong in a body: where, as a JSON pointer (RFC 6901), and what must hold."""
+
+    pointer: str
+    detail: str
+
+
+class ProblemDetails(BaseModel):
+    """Every answer of 4xx and 5xx (RFC 9457). `code` is stable and meant for programs; `detail` is for people."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    """Path of the request."""
+    code: str
+    request_id: str
+    """Also in the service's log, and in the header X-Request-Id."""
+    errors: list[FieldProblem] = []
+    """What is wrong where, of a request that can't be taken."""
+    state: str | None = None
+    """With 409 `state_conflict`: the state that the request is in conflict with."""
+    allowed: list[str] | None = None
+    """With 409 `state_conflict`: what that state allows."""
+    available: list[str] | None = None
+    """With 406: the media types there are."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class ApiError(Exception):
+    """An answer other than 2xx. extra: further members, e.g. the state a conflict is with."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        errors: Sequence[FieldProblem] = (),
+        headers: Mapping[str, str] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.errors = list(errors)
+        self.headers = dict(headers or {})
+        self.extra = dict(extra or {})
+
+
+def refused(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For `responses` of a route: problems that it has besides those that all have (`syncnorm.service.api.openapi`)."""
+    return {status: {"description": ""} for status in statuses}
+
+
+def not_found(what: str, name: str) -> ApiError:
+    return ApiError(404, "not_found", f"There is no {what} {name[:120]}.")
+
+
+def bad_spec(problems: Sequence[Problem], *, dry_run: bool = False) -> ApiError:
+    errors = [FieldProblem(pointer=pointer(problem.path), detail=problem.message) for problem in problems]
+    count = f"{len(errors)} problems" if len(errors) > 1 else "1 problem"
+    detail = f"The job spec has {count}." if dry_run else f"The job spec has {count}; nothing was stored."
+    return ApiError(422, "invalid_spec", detail, errors=errors)
+
+
+def pointer(path: str) -> str:
+    """A dotted path as a JSON pointer."""
+    return "/" + _escaped(path).replace(".", "/") if path else ""
+
+
+def _escaped(text: str) -> str:
+    return text.replace("~", "~0").replace("/", "~1")
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(ApiError, _own)  # type: ignore[arg-type]
+    app.add_exception_handler(HTTPException, _framework)  # type: ignore[arg-type]
+    app.add_exception_handler(RequestValidationError, _validation)  # type: ignore[arg-type]
+    app.add_exception_handler(StorageError, _storage)  # type: ignore[arg-type]
+    app.add_exception_handler(PortError, _outside)  # type: ignore[arg-type]
+    app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+async def _own(request: Request, error: ApiError) -> JSONResponse:
+    return problem(request, error)
+
+
+async def _framework(request: Request, error: HTTPException) -> JSONResponse:
+    path, headers, detail = request.scope["path"], dict(error.headers or {}), str(error.detail)
+    if error.status_code == 404:
+        detail = f"There is nothing at {path[:200]}." + (" Leave the last slash out." if path.endswith("/") else "")
+    elif error.status_code == 405:
+        headers["Allow"] = ", ".join(allowed(request.scope))
+        detail = f"{request.method} is not possible at {path[:200]}. Possible: {headers['Allow']}."
+    code = _CODES.get(error.status_code) or _title(error.status_code).lower().replace(" ", "_")
+    return problem(request, ApiError(error.status_code, code, detail, headers=headers))
+
+
+_CODES = {413: "request_entity_too_large", 422: "invalid_request"}
+TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
+"""Python's own differ between its versions."""
+
+
+def _title(status: int) -> str:
+    return TITLES.get(status) or HTTPStatus(status).phrase
+
+
+async def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
+    errors = [_field_problem(item) for item in error.errors()]
+    return problem(request, ApiError(422, "invalid_request", "The request can't be read.", errors=errors))
+
+
+def _field_problem(item: Mapping[str, Any]) -> FieldProblem:
+    place, *rest = [str(part) for part in item["loc"]]
+    detail = item["msg"].removeprefix("Value error, ")
+    if place == "body":
+        return FieldProblem(pointer="".join(f"/{_escaped(part)}" for part in rest), detail=detail)
+    # What was sent is told of queries and paths only: bodies and headers may hold secrets.
+    got = f"; got {item['input'][:100]!r}" if place in ("query", "path") and isinstance(item["input"], str) else ""
+    return FieldProblem(pointer=f"{place}:{'.'.join(rest)}", detail=detail + got)
+
+
+async def _storage(request: Request, error: StorageError) -> JSONResponse:
+    logger.warning("the storage can't be used", extra={**_which(request), "error": str(error)})
+    return problem(request, ApiError(503, "storage_unreachable", str(error), headers={"Retry-After": "10"}))
+
+
+async def _outside(request: Request, error: PortError) -> JSONResponse:
+    code = "database_unavailable" if isinstance(error, DatabaseUnavailableError) else "unreachable"
+    logger.warning("something that the service needs can't be used", extra={**_which(request), "error": str(error)})
+    return problem(request, ApiError(503, code, str(error), headers={"Retry-After": "5"}))
+
+
+async def _gone(request: Request, _: Exception) -> JSONResponse:
+    """Nobody reads it, but it is counted as what it was."""
+    return problem(request, ApiError(408, "request_timeout", "The rest of the body did not come."))
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    logger.error("request failed", exc_info=error, extra=_which(request))
+    detail = "Internal error. Search the service log for this request id."
+    # This answer passes the gate by, which adds the header to all others.
+    headers = {"X-Request-ID": _which(request)["request_id"]}
+    return problem(request, ApiError(500, "internal", detail, headers=headers))
+
+
+def _which(request: Request) -> dict[str, str]:
+    """For the log: the request id is in the answer, too."""
+    return {"path": request.scope["path"], "request_id": getattr(request.state, "request_id", "")}
+
+
+def problem(request: Request, error: ApiError) -> JSONResponse:
+    details = ProblemDetails(
+        type=f"urn:syncnorm:problem:{error.code}",
+        title=_title(error.status),
+        status=error.status,
+        detail=error.detail,
+        instance=quote(request.scope["path"], safe=_PATH),
+        code=error.code,
+        request_id=_which(request)["request_id"],
+        errors=error.errors,
+    )
+    request.state.code = error.code  # for the audit
+    content = details.model_dump(exclude_none=True) | error.extra
+    return JSONResponse(content, status_code=error.status, headers=error.headers, media_type=MEDIA_TYPE)

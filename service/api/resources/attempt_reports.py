@@ -1,0 +1,192 @@
+"""What the workers of an attempt report. See trainer/contract/protocol.py for the messages."""
+
+from __future__ import annotations
+
+import hmac
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Header, Path
+
+from syncnorm.service.api.dependencies import Context, Ctx
+from syncnorm.service.api.http.errors import ApiError
+from syncnorm.service.jobs.actors import WORKER
+from syncnorm.service.jobs.export import ExportState
+from syncnorm.service.jobs.job import Attempt, Job, NewEvent
+from syncnorm.service.reconciler.environment import attempt_token
+from syncnorm.trainer.contract import protocol
+from syncnorm.trainer.contract.bounds import LONGEST_S, MOST_METRICS
+
+AttemptId = Annotated[str, Path(max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+JobId = Annotated[str, Path(max_length=40, pattern=r"^[A-Za-z0-9_]+$")]
+ExportName = Annotated[str, Path(max_length=9, pattern=r"^[0-9]+$")]
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_.-]")
+_MOST_OF_A_NAME = 50
+router = APIRouter(prefix="/internal/v1/attempts/{attempt_id}", include_in_schema=False)
+router_of_exports = APIRouter(prefix="/internal/v1/exports/{job_id}/{name}", include_in_schema=False)
+Bearer = Annotated[str, Header()]
+
+
+@router.post("/heartbeat")
+def heartbeat(
+    attempt_id: AttemptId, message: protocol.Heartbeat, ctx: Ctx, authorization: Bearer = ""
+) -> protocol.Reply:
+    _admit(ctx, message.fence, authorization, "heartbeat")
+    # Ranks renew the lease and count steps; the phase is what the driver and rank 0 say.
+    phase = message.phase if message.source in ("driver", "rank-0") else None
+    return _reply(
+        ctx, ctx.store.heard(attempt_id, message.fence, ctx.settings.lease_s, phase, message.step), new_phase=phase
+    )
+
+
+@router.post("/progress")
+def progress(attempt_id: AttemptId, message: protocol.Progress, ctx: Ctx, authorization: Bearer = "") -> protocol.Reply:
+    _admit(ctx, message.fence, authorization, "progress")
+    attempt = ctx.store.attempt(attempt_id)
+    job = ctx.store.job(attempt.job_id) if attempt else None
+    if attempt is None or job is None:
+        raise _stale(attempt_id)
+    value = progress_of(job, attempt, message, datetime.now(UTC))
+    return _reply(ctx, ctx.store.progress(attempt_id, message.fence, ctx.settings.lease_s, message.step, value))
+
+
+@router.post("/logs")
+async def logs(
+    attempt_id: AttemptId, message: protocol.LogLines, ctx: Ctx, authorization: Bearer = ""
+) -> protocol.Reply:
+    _admit(ctx, message.fence, authorization, "logs")
+    return await to_thread.run_sync(_keep_lines, attempt_id, message, ctx, limiter=ctx.reports)
+
+
+def _keep_lines(attempt_id: str, message: protocol.LogLines, ctx: Context) -> protocol.Reply:
+    lines = ctx.limits.lines(message.fence, message.lines)
+    most = ctx.settings.log_mb_per_job * 2**20
+    return _reply(ctx, ctx.store.add_lines(attempt_id, message.fence, lines, most))
+
+
+@router.post("/checkpoints")
+def checkpoints(
+    attempt_id: AttemptId, message: protocol.CheckpointFact, ctx: Ctx, authorization: Bearer = ""
+) -> protocol.Reply:
+    _admit(ctx, message.fence, authorization, "checkpoints")
+    return _reply(ctx, ctx.store.add_checkpoint(attempt_id, message))
+
+
+@router.post("/placement")
+def placement(
+    attempt_id: AttemptId, message: protocol.Placement, ctx: Ctx, authorization: Bearer = ""
+) -> protocol.Reply:
+    _admit(ctx, message.fence, authorization, "placement")
+    return _reply(ctx, ctx.store.placed(attempt_id, message))
+
+
+@router.post("/events")
+def events(attempt_id: AttemptId, message: protocol.Event, ctx: Ctx, authorization: Bearer = "") -> protocol.Reply:
+    _admit(ctx, message.fence, authorization, "events")
+    if not ctx.limits.event(message.fence):
+        detail = "The workers of an attempt may tell 50 events a second; try again in 1 s."
+        raise ApiError(429, "rate_limited", detail, headers={"Retry-After": "1"})
+    event = NewEvent(_kind_of(message), message.message, message.data, WORKER)
+    return _reply(ctx, ctx.store.add_worker_event(attempt_id, message.fence, event))
+
+
+def _kind_of(message: protocol.Event) -> str:
+    """What is not known to come from workers is the job's own, and says so."""
+    if message.kind in protocol.WORKER_EVENTS:
+        return message.kind
+    return f"user.{_NOT_IN_A_NAME.sub('_', message.kind)[:_MOST_OF_A_NAME]}"
+
+
+@router.post("/exit")
+def leave(attempt_id: AttemptId, message: protocol.Exit, ctx: Ctx, authorization: Bearer = "") -> protocol.Reply:
+    _check(message.fence, authorization)
+    if message.result.fence != message.fence:
+        raise _stale(attempt_id)
+    result = message.result.model_dump(mode="json")
+    return _reply(ctx, ctx.store.exited(attempt_id, message.fence, result), new_phase="done")
+
+
+@router.post("/secrets")
+def secrets(
+    attempt_id: AttemptId, message: protocol.SecretsRequest, ctx: Ctx, authorization: Bearer = ""
+) -> protocol.SecretValues:
+    """The secrets that the spec of the job names, for the ranks of its live attempt only."""
+    _check(message.fence, authorization)
+    attempt = ctx.store.attempt(attempt_id)
+    job = ctx.store.job(attempt.job_id) if attempt else None
+    if attempt is None or job is None or attempt.ended_at is not None or attempt.fence != message.fence:
+        raise _stale(attempt_id)
+    return _named_secrets(ctx, job)
+
+
+@router_of_exports.post("/secrets")
+def secrets_of_export(
+    job_id: JobId, name: ExportName, message: protocol.SecretsRequest, ctx: Ctx, authorization: Bearer = ""
+) -> protocol.SecretValues:
+    """The same for a later export, which reads the job's data again."""
+    return _named_secrets(ctx, _standing(ctx, job_id, name, message.fence, authorization))
+
+
+@router_of_exports.post("/heartbeat")
+def heartbeat_of_export(
+    job_id: JobId, name: ExportName, message: protocol.Heartbeat, ctx: Ctx, authorization: Bearer = ""
+) -> protocol.Reply:
+    """Whether this start of it still counts: asked before it registers a model. It renews nothing."""
+    _standing(ctx, job_id, name, message.fence, authorization)
+    return protocol.Reply()
+
+
+def _standing(ctx: Context, job_id: str, name: str, fence: str, authorization: str) -> Job:
+    """The job of an export whose latest start has this fence."""
+    _check(fence, authorization)
+    export, job = ctx.store.export(job_id, name), ctx.store.job(job_id)
+    if export is None or job is None or export.state is not ExportState.RUNNING or export.fence != fence:
+        raise ApiError(409, "stale_fence", f"Export {name} of {job_id} is over or was started again.")
+    return job
+
+
+def _named_secrets(ctx: Context, job: Job) -> protocol.SecretValues:
+    named = {variable: value["secret"] for variable, value in job.spec["env"].items() if isinstance(value, dict)}
+    found = ctx.secrets.values(job.owner, set(named.values()))
+    return protocol.SecretValues(values={variable: found[name] for variable, name in named.items() if name in found})
+
+
+def _admit(ctx: Context, fence: str, authorization: str, path: str) -> None:
+    """Raises: ApiError 401 for another's token, 429 for messages that come too fast."""
+    _check(fence, authorization)
+    ctx.limits.message(fence, path)
+
+
+def _check(fence: str, authorization: str) -> None:
+    if not hmac.compare_digest(authorization.encode(), f"Bearer {attempt_token(fence)}".encode()):
+        raise ApiError(401, "unauthorized", "This is not the token of the attempt.")
+
+
+def _reply(ctx: Context, job: Job | None, new_phase: str | None = None) -> protocol.Reply:
+    if job is None:
+        raise _stale("this one")
+    if new_phase is not None:
+        ctx.wake.set()
+    ctx.hub.changed(job.id)
+    return protocol.Reply(stop=job.stop, lease_s=ctx.settings.lease_s)
+
+
+def _stale(attempt_id: str) -> ApiError:
+    return ApiError(409, "stale_fence", f"Attempt {attempt_id} is over or was replaced; stop and write nothing more.")
+
+
+def progress_of(job: Job, attempt: Attempt, message: protocol.Progress, now: datetime) -> dict[str, Any]:
+    """Progress as the API shows it; the estimate takes the pace of this attempt's steps."""
+    eta_s = percent = None
+    if message.steps:
+        percent = min(100.0, round(100 * message.step / message.steps, 2))
+        began = (attempt.phases or {}).get("training")
+        done = message.step - attempt.resume_step
+        if began and done > 0:
+            elapsed_s = max(0.0, (now - datetime.fromisoformat(began)).total_seconds())
+            eta_s = round(min(LONGEST_S, max(0.0, elapsed_s / done * (message.steps - message.step))), 1)
+    told = message.model_dump(mode="json", exclude={"fence"})
+    metrics = {**(job.progress or {}).get("metrics", {}), **told["metrics"]}
+    return {**told, "metrics": dict(list(metrics.items())[-MOST_METRICS:]), "percent": percent, "eta_s": eta_s}

@@ -1,0 +1,162 @@
+"""/v1/jobs/{id}/exports: what a finished job has given, and more of it in other formats."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from typing import Any
+
+from fastapi import APIRouter, Response
+from pydantic_core import to_json
+
+from syncnorm.service.api.dependencies import Ctx, Reader, Submitter, visible_job
+from syncnorm.service.api.http.errors import ApiError, bad_spec, not_found, refused
+from syncnorm.service.api.http.json_body import Json
+from syncnorm.service.api.http.route import Route
+from syncnorm.service.api.resources.jobs import Key, reused_key
+from syncnorm.service.api.views import View
+from syncnorm.service.jobs.export import Export, ExportState
+from syncnorm.service.jobs.job import Job, JobState
+from syncnorm.service.store import Added, Answer
+from syncnorm.trainer.contract.failure import FailureReason, advised
+from syncnorm.trainer.contract.spec import ExportSpec
+from syncnorm.trainer.contract.spec_reader import SpecError, read_export
+
+router = APIRouter(prefix="/v1/jobs/{job_id}/exports", tags=["jobs"], route_class=Route)
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ExportSpec"}}},
+    }
+}
+
+
+class ExportView(View):
+    """name: `1` is the job's own, later ones count on. path: of the files among the run's artifacts. files: SHA-256 by
+    name. certificate: how far the answers of the exported model are from the trained one's. What there is only after
+    success is null before. starts: how often it was started, more than once if one was lost."""
+
+    name: str
+    state: ExportState
+    reason: FailureReason | None
+    message: str
+    export: dict[str, Any]
+    path: str
+    uri: str | None
+    registered: str | None
+    passed: bool | None
+    files: dict[str, str]
+    certificate: dict[str, Any] | None
+    starts: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class ExportPage(View):
+    items: list[ExportView]
+    next_cursor: str | None = None
+
+
+@router.post("", status_code=201, response_model=ExportView, responses=refused(409), openapi_extra=_BODY)
+def export_again(job_id: str, body: Json, ctx: Ctx, who: Submitter, key: Key = None) -> Response:
+    """Export a succeeded job once more, from its certified weights; the body is the spec's `export`."""
+    job = visible_job(ctx, who, job_id)
+    section = _read(body.value)
+    if job.state is not JobState.SUCCEEDED:
+        detail = f"Job {job.id} is {job.state}; only what has succeeded can be exported again."
+        raise ApiError(409, "state_conflict", detail, extra={"state": job.state, "allowed": [JobState.SUCCEEDED]})
+    digest = hashlib.sha256(f"{job.id} {body.digest}".encode()).hexdigest()
+    found = ctx.store.add_export(
+        job,
+        section,
+        lambda export: Answer(digest, later_view(export).model_dump(mode="json")),
+        None if key is None else (who.name, key),
+        ctx.settings.max_queued,
+        who.actor,
+    )
+    if found is None:
+        raise not_found("job", job_id)
+    if isinstance(found, Added):
+        detail = f"{job.owner} may have {ctx.settings.max_queued} unfinished exports, no more; wait for some."
+        raise ApiError(429, "too_many_exports", detail, headers={"Retry-After": "60"})
+    if isinstance(found, Answer):
+        if found.request_hash != digest:
+            raise reused_key("export")
+        return _created(job, found.answer, {"Idempotency-Replayed": "true"})
+    ctx.changed(job.id)
+    return _created(job, later_view(found).model_dump(mode="json"), {})
+
+
+def _read(value: Any) -> dict[str, Any]:
+    try:
+        return read_export(value).model_dump(mode="json")
+    except SpecError as error:
+        raise bad_spec(error.problems) from error
+
+
+def _created(job: Job, content: dict[str, Any], headers: dict[str, str]) -> Response:
+    location = {"Location": f"/v1/jobs/{job.id}/exports/{content['name']}"}
+    return Response(to_json(content, inf_nan_mode="strings"), 201, location | headers, "application/json")
+
+
+@router.get("")
+def list_exports(job_id: str, ctx: Ctx, who: Reader) -> ExportPage:
+    """In order; nothing before the job has succeeded."""
+    job = visible_job(ctx, who, job_id)
+    first = [first_view(job)] if job.model else []
+    return ExportPage(items=first + [later_view(export) for export in ctx.store.exports(job_id)])
+
+
+@router.get("/{name}")
+def get_export(job_id: str, name: str, ctx: Ctx, who: Reader) -> ExportView:
+    job = visible_job(ctx, who, job_id)
+    if name == "1" and job.model:
+        return first_view(job)
+    export = ctx.store.export(job_id, name)
+    if export is None:
+        raise not_found("export", name)
+    return later_view(export)
+
+
+def first_view(job: Job) -> ExportView:
+    """The job's own export."""
+    return ExportView(
+        name="1",
+        state=ExportState.SUCCEEDED,
+        reason=None,
+        message="",
+        export=ExportSpec.model_validate(job.spec["export"]).model_dump(mode="json"),
+        path="export",
+        starts=1,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+        **_of_model(job.model),
+    )
+
+
+def later_view(export: Export) -> ExportView:
+    message = export.message
+    if export.reason and export.state is ExportState.FAILED:
+        message = advised(message, export.reason)
+    return ExportView(
+        name=export.name,
+        state=export.state,
+        reason=export.reason,
+        message=message,
+        export=export.section,
+        path=f"exports/{export.name}",
+        starts=export.starts,
+        created_at=export.created_at,
+        started_at=export.started_at,
+        finished_at=export.finished_at,
+        **_of_model(export.model),
+    )
+
+
+def _of_model(model: dict[str, Any] | None) -> dict[str, Any]:
+    if model is None:
+        return {"uri": None, "registered": None, "passed": None, "files": {}, "certificate": None}
+    proof = model["certificate"]
+    return {**model, "passed": proof.get("passed", True), "files": proof.get("files", {})}

@@ -1,0 +1,215 @@
+"""/v1/jobs/{id}/…: explain, attempts, checkpoints, statistics; and what may be changed or removed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from syncnorm.service.api.dependencies import Context, Ctx, Reader, Submitter, visible_job
+from syncnorm.service.api.http.errors import ApiError, refused
+from syncnorm.service.api.http.etags import check_match
+from syncnorm.service.api.http.route import Route
+from syncnorm.service.api.resources.jobs import shown
+from syncnorm.service.api.resources.verbs import conflict
+from syncnorm.service.api.views import AttemptPage, JobView, Number, View, attempt_views
+from syncnorm.service.integrations.mlflow_runs import TrackingUnreachableError
+from syncnorm.service.jobs.actions import CHANGEABLE_LIMITS, allowed
+from syncnorm.service.jobs.job import Job
+from syncnorm.service.scheduling.explanation import explain
+from syncnorm.service.scheduling.ordering import rank
+from syncnorm.trainer.contract.protocol import attempt_id
+from syncnorm.trainer.contract.spec import Label, LabelName, LimitsSpec
+
+router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], route_class=Route)
+
+
+class ExplanationView(View):
+    """Why the job waits or stopped. code is stable; estimated_start is null where nobody can know."""
+
+    code: str
+    message: str
+    shortfall: dict[str, float]
+    jobs_ahead: int
+    blockers: list[str]
+    estimated_start: datetime | None
+
+
+class CheckpointView(View):
+    attempt: int
+    step: int
+    epoch: int
+    path: str
+    digest: str
+    size_bytes: int
+    at: datetime
+
+
+class CheckpointPage(View):
+    items: list[CheckpointView]
+    next_cursor: str | None = None
+
+
+class StatisticsPoint(View):
+    step: int
+    running_mean_abs: Number | None = None
+    running_var_mean: Number | None = None
+    drift: Number | None = None
+
+
+class PopulationView(View):
+    """Of one norm layer over the training set; mean_abs and var_mean are means over channels."""
+
+    mean_abs: Number
+    var_mean: Number
+    drift: Number
+
+
+class LayerStatistics(View):
+    """Of one norm layer, over steps. population: null until training is over, or where the job asks for none.
+
+    population_drift, and drift there: how far running statistics were from the population's.
+    """
+
+    layer: str
+    points: list[StatisticsPoint]
+    population: PopulationView | None
+    population_drift: Number | None
+
+
+class StatisticsPage(View):
+    items: list[LayerStatistics]
+    next_cursor: str | None = None
+
+
+IfMatch = Annotated[
+    str | None, Header(alias="If-Match", min_length=1, description='ETags of the job as you know it, e.g. "7", or *.')
+]
+
+
+class JobPatch(BaseModel):
+    """What may change while a job lives. labels replaces all of them; of limits only the fields given change, while
+    the job is queued, paused or failed. Null, or a field left out, changes nothing; deadline_s: null takes it away."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    priority: Annotated[int, Field(ge=-100, le=100)] | None = None
+    labels: Annotated[dict[LabelName, Label], Field(max_length=32)] | None = None
+    limits: LimitsSpec | None = None
+
+
+@router.get("/attempts")
+def get_attempts(job_id: str, ctx: Ctx, who: Reader) -> AttemptPage:
+    visible_job(ctx, who, job_id)
+    return AttemptPage(items=attempt_views(ctx.store.attempts(job_id)))
+
+
+@router.get("/explain")
+def get_explanation(job_id: str, ctx: Ctx, who: Reader) -> ExplanationView:
+    job = visible_job(ctx, who, job_id)
+    attempt = ctx.store.attempt(attempt_id(job.id, job.attempt)) if job.attempt else None
+    policy = ctx.reconciler.policy
+    mine = (rank(job.priority, job.queued_at, policy), job.id)
+    ahead = sum((rank(priority, at, policy), name) < mine for name, priority, at in ctx.store.places())
+    reconciler = ctx.reconciler
+    plan = reconciler.plan if reconciler.view else None
+    problem = reconciler.ports.storage.problem
+    return ExplanationView(**vars(explain(job, attempt, plan, ahead, problem, reconciler.troubles(job.id))))
+
+
+@router.get("/checkpoints")
+def get_checkpoints(job_id: str, ctx: Ctx, who: Reader) -> CheckpointPage:
+    """Complete checkpoints, the furthest first."""
+    visible_job(ctx, who, job_id)
+    names = CheckpointView.model_fields
+    found = ctx.store.checkpoints(job_id)
+    return CheckpointPage(items=[CheckpointView(**{name: getattr(one, name) for name in names}) for one in found])
+
+
+@router.get("/statistics")
+def get_statistics(job_id: str, ctx: Ctx, who: Reader) -> StatisticsPage:
+    """Running statistics of every norm layer over steps, as MLflow has them."""
+    job = visible_job(ctx, who, job_id)
+    try:
+        histories = ctx.tracker.histories(job.run_id, "norm/") if job.run_id else {}
+    except TrackingUnreachableError as error:
+        raise ApiError(503, "mlflow_unreachable", str(error), headers={"Retry-After": "5"}) from error
+    layers: dict[str, dict[int, dict[str, float]]] = {}
+    for key, points in histories.items():
+        layer, _, what = key.removeprefix("norm/").rpartition("/")
+        if layer and what in StatisticsPoint.model_fields:
+            for step, value in points:
+                layers.setdefault(layer, {}).setdefault(step, {})[what] = value
+    facts = (job.model or {}).get("certificate", {}).get("population") or {}
+    items = [
+        LayerStatistics(
+            layer=layer,
+            points=[StatisticsPoint(step=step, **values) for step, values in sorted(steps.items())],
+            population=_population(facts, layer),
+            population_drift=facts.get("drift", {}).get(layer),
+        )
+        for layer, steps in layers.items()
+    ]
+    return StatisticsPage(items=items)
+
+
+def _population(facts: Mapping[str, Any], layer: str) -> PopulationView | None:
+    """None also of jobs that ended before certificates said so much."""
+    found = {name: facts.get(name, {}).get(layer) for name in PopulationView.model_fields}
+    return None if None in found.values() else PopulationView.model_validate(found)
+
+
+@router.patch("", response_model=JobView, responses=refused(409, 412, 428))
+def patch_job(
+    job_id: str, body: JobPatch, request: Request, ctx: Ctx, who: Submitter, if_match: IfMatch = None
+) -> Response:
+    """Change priority, labels or limits. Needs If-Match with the ETag the change is based on; a body that changes
+    nothing makes no new version."""
+    job = visible_job(ctx, who, job_id)
+    if not if_match:
+        raise ApiError(428, "precondition_required", "Send If-Match with the ETag of the job as you know it.")
+    check_match(request, job)
+    moved = ctx.store.change_job(job, _changes(job, body), who.actor)
+    if moved is None:
+        raise ApiError(412, "precondition_failed", "The job changed at the same moment; look again.")
+    ctx.changed(job.id)
+    return shown(ctx, moved)
+
+
+def _changes(job: Job, body: JobPatch) -> dict[str, Any]:
+    """Raises: ApiError 409 where limits can't change now."""
+    changes: dict[str, Any] = {
+        name: value for name, value in (("priority", body.priority), ("labels", body.labels)) if value is not None
+    }
+    given = body.limits.model_dump(mode="json", include=body.limits.model_fields_set) if body.limits else {}
+    if given and job.state not in CHANGEABLE_LIMITS:
+        states = ", ".join(CHANGEABLE_LIMITS)
+        detail = f"Job {job.id} is {job.state}; its limits can change while it is one of: {states}."
+        raise ApiError(409, "state_conflict", detail, extra={"state": job.state, "allowed": allowed(job)})
+    return changes | ({"limits": {**job.spec["limits"], **given}} if given else {})
+
+
+@router.delete("", status_code=204, responses=refused(409, 412))
+def delete_job(job_id: str, request: Request, ctx: Ctx, who: Submitter, if_match: IfMatch = None) -> None:
+    """Remove a finished job with its events and logs, and soon its files on the storage. Its MLflow run stays.
+
+    With If-Match, only if the job has not changed since.
+    """
+    del if_match  # read from the request, where it may come several times
+    job = visible_job(ctx, who, job_id)
+    check_match(request, job)
+    if not job.is_terminal:
+        raise conflict(job, "delete")
+    if not ctx.store.delete_job(job, who.actor):
+        raise _still_busy(ctx, job)
+
+
+def _still_busy(ctx: Context, job: Job) -> ApiError:
+    exports = [f"export {one.name}" for one in ctx.store.exports(job.id) if one.released_at is None]
+    attempts = [f"attempt {one.number}" for one in ctx.store.attempts(job.id) if one.released_at is None]
+    busy = " and ".join([*attempts, *exports]) or "something"
+    detail = f"Job {job.id} is {job.state}, but {busy} of it has not left the cluster yet. Delete it afterwards."
+    return ApiError(409, "state_conflict", detail, extra={"state": job.state, "allowed": []})

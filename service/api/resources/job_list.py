@@ -1,0 +1,154 @@
+"""GET /v1/jobs: filters, order and pages."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from anyio import to_thread
+from fastapi import APIRouter, Query, Response
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
+
+from syncnorm.service.api.dependencies import Context, Ctx, Reader
+from syncnorm.service.api.http.pagination import LONGEST, decode, encode, invalid_cursor, list_id
+from syncnorm.service.api.http.route import Route
+from syncnorm.service.api.views import JobPage, job_text
+from syncnorm.service.jobs.job import JobState
+from syncnorm.service.store import JobQuery, sort_value
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=Route)
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
+_LABEL = r"^[A-Za-z0-9._-]{1,63}:[^\x00-\x1f]{0,120}$"
+Sort = Literal[
+    "-created_at",
+    "created_at",
+    "-finished_at",
+    "finished_at",
+    "-priority",
+    "priority",
+    "-name",
+    "name",
+    "-state",
+    "state",
+]
+_NOTHING = type(None)
+_VALUES: dict[str, type | tuple[type, ...]] = {
+    "created_at": _NOTHING,
+    "finished_at": (str, _NOTHING),
+    "name": str,
+    "priority": int,
+    "state": str,
+}
+"""What a cursor of each order holds besides an id."""
+_OF_PAGES = ("after", "limit", "full")
+
+
+def _instant(value: Any) -> datetime:
+    if not isinstance(value, str) or not _RFC_3339.fullmatch(value):
+        raise ValueError("must be a time with its zone, e.g. 2026-01-31T12:00:00Z; a + is written %2B in a URL")
+    try:
+        return datetime.fromisoformat(value.upper()).astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("must lie in the years 1 to 9999 (UTC)") from error
+
+
+def _label(value: str) -> str:
+    if not re.fullmatch(_LABEL, value):
+        raise ValueError("must be key:value, e.g. team:vision")
+    return value
+
+
+Instant = Annotated[datetime, BeforeValidator(_instant)]
+LabelFilter = Annotated[str, AfterValidator(_label), WithJsonSchema({"type": "string", "pattern": _LABEL})]
+Text = Annotated[str | None, Query(max_length=120)]
+
+
+@router.get("", response_model=JobPage)
+async def list_jobs(
+    *,
+    ctx: Ctx,
+    who: Reader,
+    state: Annotated[list[JobState], Query(default_factory=list, max_length=20, description="In any of these states.")],
+    project: Text = None,
+    owner: Text = None,
+    norm: Annotated[str | None, Query(max_length=32)] = None,
+    name: Text = None,
+    id_prefix: Annotated[
+        str | None, Query(pattern=r"^job_[0-9a-z]{0,26}$", description="With ids that begin so.")
+    ] = None,
+    label: Annotated[
+        list[LabelFilter],
+        Query(default_factory=list, max_length=16, description="With all of these labels, as key:value."),
+    ],
+    created_after: Annotated[Instant | None, Query(description="RFC 3339, e.g. 2026-01-31T12:00:00Z.")] = None,
+    sort: Annotated[
+        Sort,
+        Query(description="With a minus, from the highest or latest down. By finished_at, unfinished jobs come last."),
+    ] = "-created_at",
+    full: Annotated[bool, Query(description="With the spec and the certificate of every job.")] = False,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=LONGEST)] = None,
+) -> Response:
+    """Jobs, newest first unless sorted otherwise.
+
+    `next_cursor` leads to the next page, whatever was added since. It is good for the same filters and sort only.
+    """
+    if not who.is_admin:
+        if owner not in (None, who.name):
+            return _page([], None)
+        owner = who.name
+    labels = {(key, value) for key, _, value in (one.partition(":") for one in label)}
+    query = JobQuery(
+        states=tuple(sorted(set(state))),
+        project=project,
+        owner=owner,
+        norm=norm,
+        name=name,
+        id_prefix=id_prefix,
+        labels=tuple(sorted(labels)),
+        created_after=created_after,
+        sort=sort,
+        limit=limit,
+        full=full,
+    )
+    if cursor is not None:
+        query = replace(query, after=_place(cursor, query))
+    return await to_thread.run_sync(_listed, ctx, query, limiter=ctx.lists)
+
+
+def listing_of(query: JobQuery) -> str:
+    """What a cursor belongs to: filters and order."""
+    return list_id("jobs", **{name: value for name, value in vars(query).items() if name not in _OF_PAGES})
+
+
+def _place(cursor: str, query: JobQuery) -> tuple[Any, str]:
+    """The place a cursor stands for, as the store knows it. Raises: ApiError 422."""
+    by = query.sort.lstrip("-")
+    value, job_id = decode(listing_of(query), cursor, _VALUES[by], str)
+    if by == "priority":
+        return max(-1000, min(value, 1000)), job_id
+    if by == "finished_at" and value is not None:
+        try:
+            return _instant(value), job_id
+        except ValueError as error:
+            raise invalid_cursor() from error
+    return value, job_id
+
+
+def _listed(ctx: Context, query: JobQuery) -> Response:
+    found = ctx.store.listed(query)
+    following = None
+    if len(found) == query.limit:
+        value = sort_value(found[-1], query.sort)
+        place = value.isoformat() if isinstance(value, datetime) else value
+        following = encode(listing_of(query), place, found[-1].id)
+    return _page([job_text(one, ctx.mlflow_uri) for one in found], following)
+
+
+def _page(items: list[str], next_cursor: str | None) -> Response:
+    """A JobPage."""
+    text = f'{{"items":[{",".join(items)}],"next_cursor":{json.dumps(next_cursor)}}}'
+    return Response(text, media_type="application/json")

@@ -1,0 +1,71 @@
+"""/v1/packages: user code, uploaded once under the digest of its content."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from typing import IO, Annotated, Any
+
+from fastapi import APIRouter, Path, Request, Response
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+
+from syncnorm.service.api.dependencies import Context, Ctx, Submitter
+from syncnorm.service.api.http.errors import ApiError
+from syncnorm.service.api.http.route import Route
+from syncnorm.service.jobs.actors import Actor, Deed
+from syncnorm.service.storage.code_packages import PackageError, check
+
+router = APIRouter(prefix="/v1/packages", tags=["packages"], route_class=Route)
+Sha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+class PackageView(BaseModel):
+    """package: what a spec names as `code.package`."""
+
+    package: str
+    files: int
+    size_bytes: int
+
+
+_KNOWN: dict[int | str, dict[str, Any]] = {200: {"description": "It was there already", "model": PackageView}}
+
+
+@router.put("/{sha256}", status_code=201, responses=_KNOWN, openapi_extra=_BODY)
+async def put_package(sha256: Sha256, request: Request, response: Response, ctx: Ctx, who: Submitter) -> PackageView:
+    """Upload a zip of Python packages. It goes onto the path of the workers of jobs that name it."""
+    if not ctx.settings.allow_code:
+        raise ApiError(403, "code_not_allowed", "Uploaded code is off; an operator may allow it (SYNCNORM_ALLOW_CODE).")
+    digest, size = hashlib.sha256(), 0
+    with tempfile.SpooledTemporaryFile(max_size=2**20) as archive:
+        async for piece in request.stream():
+            digest.update(piece)
+            size += len(piece)
+            await run_in_threadpool(archive.write, piece)
+        if digest.hexdigest() != sha256:
+            detail = f"The body must have the SHA-256 that the address names; it has {digest.hexdigest()}."
+            raise ApiError(422, "wrong_digest", detail)
+        files, is_new = await run_in_threadpool(_keep, ctx, f"sha256:{sha256}", archive, who.actor)
+    if not is_new:
+        ctx.trail.add(Deed(who.actor, "package.put", f"sha256:{sha256}", outcome="unchanged"))
+    response.status_code = 201 if is_new else 200
+    return PackageView(package=f"sha256:{sha256}", files=files, size_bytes=size)
+
+
+def _keep(ctx: Context, package: str, archive: IO[bytes], by: Actor) -> tuple[int, bool]:
+    """(number of files, whether it is new)."""
+    try:
+        files = check(archive)
+    except PackageError as error:
+        raise ApiError(422, "invalid_package", f"The package can't be taken: {error}.") from error
+    is_new = not ctx.packages.has(package)
+    if is_new:
+        ctx.packages.put(package, archive)
+        ctx.store.add_audit([Deed(by, "package.put", package, after={"files": files})])
+    return files, is_new

@@ -1,0 +1,54 @@
+"""/v1/secrets: values for the environment of jobs. Put, named and removed; never shown."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+from syncnorm.service.api.dependencies import Ctx, Reader, Submitter
+from syncnorm.service.api.http.errors import ApiError, not_found
+from syncnorm.service.api.http.route import Route
+
+router = APIRouter(prefix="/v1/secrets", tags=["secrets"], route_class=Route)
+SecretName = Annotated[str, Path(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+
+
+class SecretValue(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    value: Annotated[str, StringConstraints(min_length=1, max_length=32768)]
+
+
+class SecretView(BaseModel):
+    name: str
+    updated_at: datetime
+
+
+class SecretPage(BaseModel):
+    items: list[SecretView]
+    next_cursor: str | None = None
+
+
+@router.put("/{name}", status_code=204)
+def put_secret(name: SecretName, body: SecretValue, ctx: Ctx, who: Submitter) -> None:
+    """Keep a value that specs of the same owner may name as `env: {VARIABLE: {secret: NAME}}`."""
+    if any(char == "\x00" or "\ud800" <= char <= "\udfff" for char in body.value):
+        raise ApiError(422, "invalid_value", "A secret must not contain NUL or lone surrogates.")
+    ctx.secrets.put(who.name, name, body.value, who.actor)
+
+
+@router.get("")
+def list_secrets(ctx: Ctx, who: Reader) -> SecretPage:
+    """The names of one's own secrets."""
+    found = ctx.store.list_secrets(who.name)
+    return SecretPage(items=[SecretView(name=name, updated_at=at) for name, at in found])
+
+
+@router.delete("/{name}", status_code=204)
+def delete_secret(name: SecretName, ctx: Ctx, who: Submitter) -> None:
+    """Jobs that name it fail at their next attempt."""
+    if not ctx.store.delete_secret(who.name, name, who.actor):
+        raise not_found("secret", name)

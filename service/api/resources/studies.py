@@ -1,0 +1,236 @@
+"""/v1/studies: a family of jobs submitted, asked for a change and looked at as one."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import HTMLResponse
+from pydantic_core import to_json
+
+from syncnorm.service.api.auth import Principal
+from syncnorm.service.api.dependencies import Context, Ctx, Reader, Submitter, visible_study
+from syncnorm.service.api.http.accept import wanted
+from syncnorm.service.api.http.errors import ApiError, FieldProblem
+from syncnorm.service.api.http.json_body import Json, JsonBody
+from syncnorm.service.api.http.pagination import LONGEST, decode, encode, list_id
+from syncnorm.service.api.http.route import JSON, Route
+from syncnorm.service.api.resources.jobs import Key, again, created, refusals, too_many
+from syncnorm.service.api.views import MlflowView, View
+from syncnorm.service.integrations.mlflow_runs import run_page
+from syncnorm.service.jobs.actions import Verb
+from syncnorm.service.jobs.study import Counts, Study, StudyState, count_states, new_study, state_of
+from syncnorm.service.jobs.study_spec import Child, StudySpec, expand, read_study
+from syncnorm.service.store import Added, Answer
+from syncnorm.service.studies.publisher import draw_report
+from syncnorm.service.studies.report import as_html, as_json
+from syncnorm.trainer.contract.spec_reader import SpecError
+
+router = APIRouter(prefix="/v1/studies", tags=["studies"], route_class=Route)
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/StudySpec"}}},
+    }
+}
+_FORMATS = {"html": "text/html", "png": "image/png", "json": JSON}
+_REPORT: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {
+            "text/html": {"schema": {"type": "string"}},
+            "image/png": {"schema": {"type": "string", "format": "binary"}},
+            "application/json": {"schema": {"type": "object"}},
+        }
+    }
+}
+
+
+class StudyView(View):
+    """jobs: how many are in which state. reported_at: when the report in MLflow was made, if it is up to date."""
+
+    id: str
+    name: str
+    project: str
+    owner: str
+    state: StudyState
+    jobs: dict[str, int]
+    mlflow: MlflowView
+    created_at: datetime
+    reported_at: datetime | None
+    problem: str | None = None
+    """Why the report could not be brought into MLflow, where it could not."""
+
+
+class ChildView(View):
+    """A job of a study; point and seed say which. state `deleted`: the job is no longer there."""
+
+    number: int
+    job_id: str
+    name: str
+    point: dict[str, str]
+    seed: int
+    state: str
+    reason: str | None
+    message: str
+    run_url: str | None
+
+
+class StudyDetail(StudyView):
+    """findings, table: as in the report's JSON."""
+
+    spec: dict[str, Any]
+    children: list[ChildView]
+    findings: list[dict[str, Any]]
+    table: list[dict[str, Any]]
+
+
+class StudyPage(View):
+    items: list[StudyView]
+    next_cursor: str | None
+
+
+@router.post("", status_code=201, response_model=StudyView, openapi_extra=_BODY)
+def submit(body: Json, ctx: Ctx, who: Submitter, key: Key = None) -> Response:
+    """Submit a study: all its jobs enter the queue at once, or none does."""
+    try:
+        spec, children = _read(body.value, ctx, who)
+    except ApiError:
+        # What was taken once is answered as it was, whatever is allowed by now.
+        if key is None or (before := ctx.store.answer(who.name, key)) is None:
+            raise
+        return again(before, _keyed(body), "studies")
+    study, rows, jobs = new_study(spec, children, who.name, ctx.store.now())
+    content = study_view(ctx, study, count_states(jobs)).model_dump(mode="json")
+    idempotency = None if key is None else (key, Answer(_keyed(body).digest, content))
+    result = ctx.store.add_study(study, rows, jobs, idempotency, ctx.settings.max_queued, who.actor)
+    if isinstance(result, Answer):
+        return again(result, _keyed(body), "studies")
+    if result is Added.TOO_MANY:
+        raise too_many(ctx, who)
+    ctx.wake.set()
+    return created(content, what="studies")
+
+
+def _keyed(body: JsonBody) -> JsonBody:
+    """With a digest of its own: the same key and body sent to /v1/jobs is another request."""
+    return replace(body, digest=hashlib.sha256(f"study {body.digest}".encode()).hexdigest())
+
+
+def _read(value: Any, ctx: Context, who: Principal) -> tuple[StudySpec, list[Child]]:
+    try:
+        spec = read_study(value)
+        children = expand(spec, lambda child: refusals(child, ctx, who))
+    except SpecError as error:
+        found = [FieldProblem(pointer=problem.path, detail=problem.message) for problem in error.problems]
+        count = f"{len(found)} problems" if len(found) > 1 else "1 problem"
+        detail = f"The study has {count}; nothing was stored."
+        raise ApiError(422, "invalid_spec", detail, errors=found) from error
+    return spec, children
+
+
+@router.get("")
+def list_studies(
+    *,
+    ctx: Ctx,
+    who: Reader,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=LONGEST)] = None,
+) -> StudyPage:
+    """Studies, newest first."""
+    owner = None if who.is_admin else who.name
+    listing = list_id("studies", owner=owner)
+    found = ctx.store.studies(owner, decode(listing, cursor, str)[0] if cursor is not None else None, limit)
+    counts = ctx.store.count_children([study.id for study in found])
+    items = [study_view(ctx, study, counts[study.id]) for study in found]
+    return StudyPage(items=items, next_cursor=encode(listing, found[-1].id) if len(found) == limit else None)
+
+
+@router.get("/{study_id}")
+def get_study(study_id: str, ctx: Ctx, who: Reader) -> StudyDetail:
+    """A study with its children and the comparison table as it stands."""
+    study = visible_study(ctx, who, study_id)
+    family = ctx.store.family(study_id)
+    report = ctx.studies.report(study, family)
+    document = as_json(report)
+    return StudyDetail(
+        **study_view(ctx, study, count_states(job for _, job in family)).model_dump(),
+        spec=study.spec,
+        children=[
+            ChildView(**{name: getattr(one, name) for name in ChildView.model_fields}) for one in report.outcomes
+        ],
+        findings=document["findings"],
+        table=document["table"],
+    )
+
+
+@router.get("/{study_id}/report", response_class=Response, responses=_REPORT)
+def get_report(
+    *,
+    study_id: str,
+    ctx: Ctx,
+    who: Reader,
+    request: Request,
+    format: Annotated[Literal["html", "png", "json"] | None, Query()] = None,
+    picture: Literal["comparison", "curves", "heat_map"] = "comparison",
+) -> Response:
+    """The report as it stands: an HTML page that needs nothing else, one of its pictures, or JSON."""
+    study = visible_study(ctx, who, study_id)
+    form = _FORMATS[format] if format else wanted(request, list(_FORMATS.values()))
+    report = ctx.studies.report(study, ctx.store.family(study_id))
+    vary = {"Vary": "Accept"}
+    if form == JSON:
+        return Response(to_json(as_json(report), inf_nan_mode="strings"), headers=vary, media_type=JSON)
+    pictures = draw_report(report)
+    if form == _FORMATS["html"]:
+        return HTMLResponse(as_html(report, pictures), headers=vary)
+    if picture not in pictures:
+        raise ApiError(404, "not_measured", f"Study {study_id} has measured nothing yet that {picture} could show.")
+    return Response(pictures[picture], headers=vary, media_type=form)
+
+
+@router.post("/{study_id}/cancel", status_code=202)
+def cancel(study_id: str, ctx: Ctx, who: Submitter) -> StudyView:
+    """Ask every unfinished job of the study to end."""
+    return _ask(ctx, who, visible_study(ctx, who, study_id), "cancel")
+
+
+@router.post("/{study_id}/pause", status_code=202)
+def pause(study_id: str, ctx: Ctx, who: Submitter) -> StudyView:
+    """Ask every job that waits or trains to stop with a checkpoint; those that export already go on to their end."""
+    return _ask(ctx, who, visible_study(ctx, who, study_id), "pause")
+
+
+@router.post("/{study_id}/resume", status_code=202)
+def resume(study_id: str, ctx: Ctx, who: Submitter) -> StudyView:
+    """Put every paused job back into the queue."""
+    return _ask(ctx, who, visible_study(ctx, who, study_id), "resume")
+
+
+@router.post("/{study_id}/retry", status_code=202)
+def retry(study_id: str, ctx: Ctx, who: Submitter) -> StudyView:
+    """Put every failed or cancelled job back into the queue."""
+    return _ask(ctx, who, visible_study(ctx, who, study_id), "retry")
+
+
+def _ask(ctx: Context, who: Principal, study: Study, verb: Verb) -> StudyView:
+    for job_id in ctx.store.ask_family(study.id, verb, ctx.store.now(), who.actor):
+        ctx.changed(job_id)
+    return study_view(ctx, study, ctx.store.count_children([study.id])[study.id])
+
+
+def study_view(ctx: Context, study: Study, counts: Counts) -> StudyView:
+    return StudyView(
+        id=study.id,
+        name=study.name,
+        project=study.project,
+        owner=study.owner,
+        state=state_of(counts),
+        jobs=counts,
+        mlflow=MlflowView(run_id=study.run_id, url=run_page(ctx.mlflow_uri, study.experiment_id, study.run_id)),
+        created_at=study.created_at,
+        reported_at=study.reported_at,
+        problem=study.problem,
+    )

@@ -1,0 +1,223 @@
+"""Asking jobs to cancel, pause, resume or retry: the one that an address names, or many by ids or filter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from syncnorm.service.api.auth import Principal
+from syncnorm.service.api.dependencies import Context, Ctx, Submitter
+from syncnorm.service.api.http.errors import ApiError, not_found, refused
+from syncnorm.service.api.http.pagination import LONGEST, decode, encode, list_id
+from syncnorm.service.api.http.route import Route
+from syncnorm.service.api.views import JobView, View, job_view
+from syncnorm.service.jobs.actions import ALLOWED, Verb, allowed
+from syncnorm.service.jobs.actors import Deed
+from syncnorm.service.jobs.job import Job, JobState
+from syncnorm.service.store import Asked, JobQuery
+from syncnorm.trainer.contract.spec import Label, LabelName
+
+router = APIRouter(prefix="/v1", tags=["jobs"], route_class=Route)
+MOST = 500
+"""Jobs in one call."""
+Id = Annotated[str, StringConstraints(min_length=1, max_length=40)]
+Name = Annotated[str, StringConstraints(max_length=120)]
+
+
+class JobFilter(BaseModel):
+    """Which jobs: all given conditions hold. state: any of those named; left out, any that the verb can act on, so that
+    {} cancels every unfinished job that you may see."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: Annotated[list[JobState], Field(min_length=1, max_length=9)] | None = None
+    project: Name | None = None
+    owner: Name | None = None
+    norm: Name | None = None
+    name: Name | None = None
+    labels: Annotated[dict[LabelName, Label], Field(max_length=32)] = {}
+
+
+_NULL: dict[str, Any] = {"type": "null"}
+_ONE_WAY: dict[str, Any] = {
+    "if": {"required": ["ids"], "properties": {"ids": {"type": "array"}}},
+    "then": {"properties": {"filter": _NULL, "cursor": _NULL}},
+    "else": {"required": ["filter"], "properties": {"filter": {"type": "object"}}},
+}
+"""What `_one_way` checks, for the OpenAPI document. Generators of clients read no oneOf of objects."""
+
+
+class Many(BaseModel):
+    """Jobs to ask: by ids, or by filter. A filter takes up to 500 jobs at a time; cursor continues behind them."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_ONE_WAY)
+
+    ids: Annotated[list[Id], Field(min_length=1, max_length=MOST)] | None = None
+    filter: JobFilter | None = None
+    cursor: Annotated[str, StringConstraints(max_length=LONGEST)] | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Many:
+        if (self.ids is None) == (self.filter is None):
+            raise ValueError("exactly one of ids and filter must be given")
+        if self.ids is not None and self.cursor is not None:
+            raise ValueError("cursor belongs to filter, and can't be given with ids")
+        return self
+
+
+class AskedView(View):
+    """ok: whether the job is now as asked for, or on its way. status, problem: as the job's own address would answer;
+    200: it was so before. job: null where there is a problem."""
+
+    id: str
+    ok: bool
+    status: int
+    job: JobView | None = None
+    problem: dict[str, Any] | None = None
+
+
+class AskedPage(View):
+    """next_cursor: where a filter matches more jobs than one call takes, what to send as cursor next."""
+
+    items: list[AskedView]
+    next_cursor: str | None = None
+
+
+_AGAIN: dict[int | str, dict[str, Any]] = {200: {"model": JobView, "description": "It is so already; nothing changed"}}
+
+
+@router.post("/jobs:cancel")
+def cancel_many(body: Many, ctx: Ctx, who: Submitter) -> AskedPage:
+    """Ask jobs to end, each as POST /v1/jobs/{id}/cancel does."""
+    return _ask_many(ctx, who, body, "cancel")
+
+
+@router.post("/jobs:pause")
+def pause_many(body: Many, ctx: Ctx, who: Submitter) -> AskedPage:
+    """Ask jobs to stop with a checkpoint, each as POST /v1/jobs/{id}/pause does."""
+    return _ask_many(ctx, who, body, "pause")
+
+
+@router.post("/jobs:resume")
+def resume_many(body: Many, ctx: Ctx, who: Submitter) -> AskedPage:
+    """Put paused jobs back into the queue, each as POST /v1/jobs/{id}/resume does."""
+    return _ask_many(ctx, who, body, "resume")
+
+
+@router.post("/jobs:retry")
+def retry_many(body: Many, ctx: Ctx, who: Submitter) -> AskedPage:
+    """Put failed or cancelled jobs back into the queue, each as POST /v1/jobs/{id}/retry does."""
+    return _ask_many(ctx, who, body, "retry")
+
+
+@router.post("/jobs/{job_id}/cancel", status_code=202, responses=_AGAIN | refused(409))
+def cancel(job_id: str, response: Response, ctx: Ctx, who: Submitter) -> JobView:
+    """Ask for the job to end. It stops at the next batch, with a checkpoint. Asking again changes nothing: 200 for a
+    job that is cancelled already."""
+    return _ask_one(ctx, who, job_id, "cancel", response)
+
+
+@router.post("/jobs/{job_id}/pause", status_code=202, responses=_AGAIN | refused(409))
+def pause(job_id: str, response: Response, ctx: Ctx, who: Submitter) -> JobView:
+    """Ask for the job to stop with a checkpoint and to give its resources back, until it is resumed. Asking again
+    changes nothing: 200 for a job that is paused already."""
+    return _ask_one(ctx, who, job_id, "pause", response)
+
+
+@router.post("/jobs/{job_id}/resume", status_code=202, responses=_AGAIN | refused(409))
+def resume(job_id: str, response: Response, ctx: Ctx, who: Submitter) -> JobView:
+    """Put a paused job back into the queue. It continues from the step it stopped at. Asking again changes nothing:
+    200 for a job that was put back already."""
+    return _ask_one(ctx, who, job_id, "resume", response)
+
+
+@router.post("/jobs/{job_id}/retry", status_code=202, responses=_AGAIN | refused(409))
+def retry(job_id: str, response: Response, ctx: Ctx, who: Submitter) -> JobView:
+    """Put a failed or cancelled job back into the queue. It continues from its last checkpoint, with its failures
+    forgotten and limits.deadline_s counted anew. Asking again changes nothing: 200 for a job that was put back
+    already. Where the deadline was too short, raise it first: PATCH the job's limits."""
+    return _ask_one(ctx, who, job_id, "retry", response)
+
+
+def _ask_one(ctx: Context, who: Principal, job_id: str, verb: Verb, response: Response) -> JobView:
+    (answer,) = _ask(ctx, who, [job_id], verb)
+    if isinstance(answer, ApiError):
+        raise answer
+    status, job = answer
+    response.status_code = status
+    return job_view(job, ctx.mlflow_uri)
+
+
+def _ask_many(ctx: Context, who: Principal, body: Many, verb: Verb) -> AskedPage:
+    if body.ids is not None:
+        ids, following = list(dict.fromkeys(body.ids)), None
+    else:
+        assert body.filter is not None
+        ids, following = _matching(ctx, who, body.filter, verb, body.cursor)
+    answers = _ask(ctx, who, ids, verb)
+    items = [_as_item(ctx, job_id, answer) for job_id, answer in zip(ids, answers, strict=True)]
+    for item in items:
+        if item.problem is not None:
+            detail = f"{item.status} {item.problem['code']}"
+            ctx.trail.add(Deed(who.actor, f"job.{verb}", item.id, outcome="refused", detail=detail))
+    return AskedPage(items=items, next_cursor=following)
+
+
+def _matching(
+    ctx: Context, who: Principal, wanted: JobFilter, verb: Verb, cursor: str | None
+) -> tuple[list[str], str | None]:
+    """(ids, cursor of what follows)."""
+    owner = wanted.owner if who.is_admin else who.name
+    if wanted.owner not in (None, owner):
+        return [], None
+    listing = list_id(verb, owner=owner, filter=wanted.model_dump(mode="json"))
+    query = JobQuery(
+        states=tuple(wanted.state or [state for state, verbs in ALLOWED.items() if verb in verbs]),
+        project=wanted.project,
+        owner=owner,
+        norm=wanted.norm,
+        name=wanted.name,
+        labels=tuple(wanted.labels.items()),
+        after=(None, decode(listing, cursor, str)[0]) if cursor is not None else None,
+        limit=MOST,
+    )
+    ids = ctx.store.job_ids(query)
+    return ids, encode(listing, ids[-1]) if len(ids) == MOST else None
+
+
+def _ask(ctx: Context, who: Principal, ids: Sequence[str], verb: Verb) -> list[tuple[int, Job] | ApiError]:
+    """Of each job: (200 where it was so already, else 202; the job), or why not."""
+    owner = None if who.is_admin else who.name
+    asked = ctx.store.ask_jobs(ids, verb, ctx.store.now(), who.actor, owner)
+    return [_answer(ctx, who, job_id, asked.get(job_id), verb) for job_id in ids]
+
+
+def _answer(ctx: Context, who: Principal, job_id: str, asked: Asked | None, verb: Verb) -> tuple[int, Job] | ApiError:
+    if asked is None:
+        return not_found("job", job_id)
+    job = asked.job
+    if asked.outcome == "refused":
+        return conflict(job, verb)
+    if asked.outcome == "done":
+        ctx.changed(job.id)
+        return 202, job
+    ctx.trail.add(Deed(who.actor, f"job.{verb}", job.id, outcome="unchanged"))
+    return (202 if job.stop == verb else 200), job
+
+
+def _as_item(ctx: Context, job_id: str, answer: tuple[int, Job] | ApiError) -> AskedView:
+    if isinstance(answer, ApiError):
+        problem = {"status": answer.status, "code": answer.code, "detail": answer.detail, **answer.extra}
+        return AskedView(id=job_id, ok=False, status=answer.status, problem=problem)
+    status, job = answer
+    return AskedView(id=job_id, ok=True, status=status, job=job_view(job, ctx.mlflow_uri))
+
+
+def conflict(job: Job, verb: str) -> ApiError:
+    possible = allowed(job)
+    stopping = f" and was asked to {job.stop}" if job.stop in ("cancel", "pause") else ""
+    detail = f"Job {job.id} is {job.state}{stopping}, so {verb} is not possible. Possible: {', '.join(possible)}."
+    return ApiError(409, "state_conflict", detail, extra={"state": job.state, "allowed": possible})

@@ -1,0 +1,75 @@
+"""Following a job: everything after a position, then what comes, in the form the client asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+from fastapi.responses import StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from starlette.concurrency import run_in_threadpool
+
+from syncnorm.service.api.dependencies import Context
+from syncnorm.service.api.views import View
+from syncnorm.service.jobs.job import TERMINAL
+
+_QUIET_S = 15.0
+"""After so long without news the follower looks for itself, and where the form has a comment, it is sent."""
+_PAGE = 500
+
+SSE, NDJSON, TEXT = "text/event-stream", "application/x-ndjson", "text/plain"
+Entry = tuple[int, View]
+"""Position, and what is there."""
+Read = Callable[[int, int], Sequence[Entry]]
+"""What comes after a position, this many at most."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a stream looks. write: one entry; end: what comes last; comment: keeps a quiet connection open."""
+
+    media_type: str
+    write: Callable[[int, View], bytes]
+    end: Callable[[int], bytes] = lambda _position: b""
+    comment: bytes = b""
+
+
+def sse_form(event: str) -> Form:
+    """Server-sent events, each with the id to go on from; then an event `end`."""
+    return Form(
+        SSE,
+        lambda position, view: format_sse_event(data_str=view.model_dump_json(), event=event, id=str(position)),
+        lambda position: format_sse_event(data_str="{}", event="end", id=str(position)),
+        KEEPALIVE_COMMENT,
+    )
+
+
+NDJSON_FORM = Form(NDJSON, lambda _, view: view.model_dump_json().encode() + b"\n")
+
+
+def stream(ctx: Context, job_id: str, read: Read, after: int, form: Form) -> StreamingResponse:
+    """Follow until the job is finished and everything is sent."""
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Vary": "Accept"}
+    return StreamingResponse(_entries(ctx, job_id, read, after, form), media_type=form.media_type, headers=headers)
+
+
+async def _entries(ctx: Context, job_id: str, read: Read, after: int, form: Form) -> AsyncIterator[bytes]:
+    with ctx.hub.following(job_id) as changed:
+        while not ctx.hub.is_closed:
+            changed.clear()
+            # The state first: what was written before it became final is then in the page.
+            job = await run_in_threadpool(ctx.store.job, job_id)
+            page = await run_in_threadpool(read, after, _PAGE)
+            for position, view in page:
+                yield form.write(position, view)
+                after = position
+            if len(page) == _PAGE:
+                continue
+            if job is None or job.state in TERMINAL:
+                yield form.end(after)
+                return
+            try:
+                await asyncio.wait_for(changed.wait(), _QUIET_S)
+            except TimeoutError:
+                yield form.comment

@@ -1,0 +1,107 @@
+"""Stores the jobs of many submits in one transaction; each submit still waits for the commit of its own.
+
+While one transaction is on its way to the disk, the submits that come gather for the next: group commit, without any
+waiting for company. A lone submit is stored at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+
+from syncnorm.service.jobs.actors import SERVICE, Actor
+from syncnorm.service.jobs.admission import new_job
+from syncnorm.service.jobs.job import Job, JobState, NewEvent
+from syncnorm.service.port_errors import DatabaseUnavailableError
+from syncnorm.service.store import Added, Answer, NewJob, Store
+from syncnorm.trainer.contract.spec import JobSpec
+
+_MOST = 200
+"""Jobs in one transaction."""
+
+
+@dataclass(frozen=True)
+class Submit:
+    """A valid request. digest: of its body, to tell a repeated request from another one with the same key."""
+
+    spec: JobSpec
+    owner: str
+    key: str | None
+    digest: str
+    by: Actor = SERVICE
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Stored: `answer` is about the new job. Otherwise the answer given before under the same key."""
+
+    answer: Answer
+    is_new: bool
+
+
+class Intake:
+    """Belongs to one event loop."""
+
+    def __init__(self, store: Store, most_unfinished: int, describe: Callable[[Job], dict[str, Any]]) -> None:
+        """most_unfinished: jobs of one owner. describe: what a submit is answered about its job."""
+        self._store = store
+        self._most_unfinished = most_unfinished
+        self._describe = describe
+        self._waiting: list[tuple[Submit, asyncio.Future[Taken | None]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def take(self, submit: Submit) -> Taken | None:
+        """Store a job; returns after the commit. None: its owner has too many unfinished jobs."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Taken | None] = loop.create_future()
+        self._waiting.append((submit, done))
+        if self._task is None:
+            self._task = loop.create_task(self._run())
+        return await done
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
+                await self._settle(batch)
+        finally:
+            self._task = None
+
+    async def _settle(self, batch: Sequence[tuple[Submit, asyncio.Future[Taken | None]]]) -> None:
+        try:
+            results = await run_in_threadpool(self._keep, [submit for submit, _ in batch])
+        except Exception as error:
+            is_fault_of_one = not isinstance(error, DatabaseUnavailableError)
+            if len(batch) > 1 and is_fault_of_one:  # each for itself then
+                for one in batch:
+                    await self._settle([one])
+                return
+            results = []
+            for _, done in batch:
+                if not done.done():
+                    done.set_exception(error)
+        for (_, done), result in zip(batch, results, strict=False):
+            if not done.done():  # its client may have gone
+                done.set_result(result)
+
+    def _keep(self, submits: Sequence[Submit]) -> list[Taken | None]:
+        now = self._store.now()
+        new, answers = [], []
+        for one in submits:
+            job = new_job(one.spec, one.owner, now)
+            answer = Answer(one.digest, self._describe(job))
+            event = NewEvent(JobState.QUEUED, "Submitted.", {"owner": one.owner}, one.by)
+            new.append(NewJob(job, event, one.key, answer))
+            answers.append(answer)
+        results = self._store.add_jobs(new, self._most_unfinished)
+        return [_taken(answer, result) for answer, result in zip(answers, results, strict=True)]
+
+
+def _taken(answer: Answer, result: Answer | Added) -> Taken | None:
+    if isinstance(result, Answer):
+        return Taken(result, is_new=False)
+    return Taken(answer, is_new=True) if result is Added.STORED else None

@@ -1,0 +1,1 @@
+"""Background loops, their health, and what is logged of outages."""

@@ -1,0 +1,189 @@
+"""Background loops and their health: a tick that fails is counted and tried again, and a loop never dies quietly."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from syncnorm.service.background.outage_log import Outages
+from syncnorm.service.port_errors import PortError
+from syncnorm.trainer.storage.atomic_files import StorageError
+
+logger = logging.getLogger(__name__)
+
+UNHEALTHY_AFTER = 3
+"""Failed ticks in a row after which a loop counts as failing."""
+STUCK_S = 120.0
+"""A tick that takes longer is stuck."""
+
+
+class StoppedError(Exception):
+    """The tick ends early, for the service stops. Not a failure."""
+
+
+class Health:
+    """How the ticks of one loop went. Written by the loop's thread, read by any."""
+
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.name = name
+        self._clock = clock
+        self._succeeded_at = clock()
+        self._began_at: float | None = None
+        self.failed = 0
+        """Failed ticks since the start of the process."""
+        self.in_a_row = 0
+        self.failing_since: datetime | None = None
+        self.error = ""
+        """What the latest of the failures in a row was."""
+
+    @contextmanager
+    def tick(self) -> Iterator[None]:
+        """Around one tick. What it raises is counted, and goes on to the caller."""
+        self._began_at = self._clock()
+        try:
+            yield
+        except StoppedError:
+            raise
+        except Exception as error:
+            self._note_failure(error)
+            raise
+        else:
+            self._note_success()
+        finally:
+            self._began_at = None
+
+    def _note_failure(self, error: Exception) -> None:
+        self.failed += 1
+        self.in_a_row += 1
+        self.failing_since = self.failing_since or datetime.now(UTC)
+        self.error = f"{type(error).__name__}: {error}".splitlines()[0][:400]
+
+    def _note_success(self) -> None:
+        if self.in_a_row:
+            logger.info("loop recovered", extra={"loop": self.name, "failed_ticks": self.in_a_row})
+        self.in_a_row, self.failing_since, self.error = 0, None, ""
+        self._succeeded_at = self._clock()
+
+    def since_success_s(self) -> float:
+        return self._clock() - self._succeeded_at
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the tick under way has taken too long."""
+        began_at = self._began_at
+        return began_at is not None and self._clock() - began_at > STUCK_S
+
+    @property
+    def is_good(self) -> bool:
+        return self.in_a_row < UNHEALTHY_AFTER and not self.is_stuck
+
+
+class Loop:
+    """Calls `tick` on a thread of its own until told to stop.
+
+    rest_s: between two ticks. wake: ends a rest early. leave: called once, by the loop's thread, in the end. health:
+    where `tick` keeps it itself; None: kept here.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tick: Callable[[], None],
+        rest_s: Callable[[], float],
+        *,
+        wake: threading.Event | None = None,
+        leave: Callable[[], None] | None = None,
+        health: Health | None = None,
+    ) -> None:
+        self.health = health or Health(name)
+        self._own_health = health is None
+        self._tick = tick
+        self._rest_s = rest_s
+        self._wake = wake or threading.Event()
+        self._leave = leave
+        self._outages = Outages(logger)
+        self._thread = threading.Thread(target=self.run, name=name, daemon=True)
+        self.stopping = threading.Event()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Tell it to end after the item it is at."""
+        self.stopping.set()
+        self._wake.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Whether it has ended within `timeout_s`."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def run(self) -> None:
+        while not self.stopping.is_set():
+            self._once()
+            self._wake.wait(self._rest_s())
+            self._wake.clear()
+        self.leave()
+
+    def _say(self) -> None:
+        """The first failure in a row with its traceback, then the second, fourth, eighth, … in a line."""
+        about = {"loop": self.health.name, "in_a_row": self.health.in_a_row}
+        if self.health.in_a_row <= 1:
+            logger.exception("tick failed; trying again", extra=about)
+        elif self.health.in_a_row.bit_count() == 1:
+            logger.error("tick still fails; trying again", extra=about | {"error": self.health.error})
+
+    def leave(self) -> None:
+        """Give back what the loop holds, perhaps while a tick still runs: others can take it then."""
+        if self._leave is None:
+            return
+        try:
+            self._leave()
+        except Exception:
+            logger.exception("loop left something behind", extra={"loop": self.health.name})
+
+    def _once(self) -> None:
+        try:
+            if self._own_health:
+                with self.health.tick():
+                    self._tick()
+            else:
+                self._tick()
+        except StoppedError:
+            return
+        except (PortError, StorageError) as error:
+            self._outages.goes_on("tick", "tick failed; trying again", loop=self.health.name, error=str(error))
+        except BaseException:
+            # Also SystemExit from a library, which would end the thread without a word.
+            self._say()
+        else:
+            self._outages.over("tick")
+
+
+def loop_of(name: str, run: Callable[[threading.Event], None]) -> Loop:
+    """Of something that ticks by itself until the event is set. Should it end before, it is begun again."""
+    loop = Loop(name, lambda: run(loop.stopping), lambda: _AGAIN_S)
+    return loop
+
+
+_AGAIN_S = 1.0
+STOP_S = 2.0
+"""How long loops may take to end, all together."""
+
+
+def stop_all(loops: Sequence[Loop]) -> None:
+    """End loops after the items they are at. One that is stuck is left behind: what it was at is done again by the
+    next process, and what it holds is given back at once."""
+    for loop in loops:
+        loop.stop()
+    until = time.monotonic() + STOP_S
+    stuck = [loop for loop in loops if not loop.join(max(0.0, until - time.monotonic()))]
+    for loop in stuck:
+        logger.warning("loop is stuck in a tick; leaving without it", extra={"loop": loop.health.name})
+        leaving = threading.Thread(target=loop.leave, name=f"leave-{loop.health.name}", daemon=True)
+        leaving.start()
+        leaving.join(STOP_S / 4)

@@ -1,0 +1,103 @@
+"""Removes what is kept too long or takes too much room: log lines, events, audit entries, idempotency keys."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+
+from syncnorm.service.settings import Settings
+from syncnorm.service.store import Store
+from syncnorm.service.store.tables.retention import BATCH
+
+logger = logging.getLogger(__name__)
+
+_EVERY_S = 600.0
+_FIRST_S = 60.0
+_REST_S = 0.2
+"""Between two batches, in which others may write."""
+MIB = 2**20
+
+
+class Observer(Protocol):
+    """Hears of what was removed, for metrics."""
+
+    def pruned(self, table: str, rows: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Any number of processes may do this at the same time: what is gone for one is gone for all."""
+
+    store: Store
+    settings: Settings
+    metrics: Observer
+
+    def run(self, stop: threading.Event) -> None:
+        """Sweep from time to time; an error ends one part of one sweep."""
+        pause_s = _FIRST_S
+        while not stop.wait(pause_s):
+            self.sweep(stop)
+            pause_s = _EVERY_S
+
+    def sweep(self, stop: threading.Event, rest_s: float = _REST_S) -> None:
+        """Remove everything that is due, in batches."""
+        parts: dict[str, Callable[[], Iterator[int]]] = {
+            "log_lines": self._lines,
+            "events": self._events,
+            "audit": lambda: self._all(self.store.forget_audit, self.settings.audit_retention_days),
+            "idempotency": lambda: self._all(self.store.forget_answers, self.settings.idempotency_retention_days),
+            "free_pages": self._space,
+        }
+        for table, batches in parts.items():
+            removed = 0
+            try:
+                for rows in batches():
+                    removed += rows
+                    self.metrics.pruned(table, rows)
+                    if stop.wait(rest_s):
+                        return
+            except Exception:
+                logger.exception("could not remove old rows; trying again later", extra={"table": table})
+            if removed:
+                logger.info("removed old rows", extra={"table": table, "rows": removed})
+
+    def _lines(self) -> Iterator[int]:
+        """Those of jobs that ended long ago; then, while there are too many, of those that ended first."""
+        before = self.store.now() - timedelta(days=self.settings.log_retention_days)
+        while jobs := self.store.ended_with_lines(before):
+            for job_id in jobs:
+                yield from self._until_less(lambda job_id=job_id: self.store.forget_lines(job_id))  # type: ignore[misc]
+        while self._too_many():
+            jobs = self.store.ended_with_lines(None, limit=1) or self.store.largest_logs(limit=1)
+            if not jobs:
+                return
+            yield self.store.forget_lines(jobs[0])
+
+    def _too_many(self) -> bool:
+        return self.store.kept_lines()[1] > self.settings.log_mb_total * MIB
+
+    def _events(self) -> Iterator[int]:
+        before = self.store.now() - timedelta(days=self.settings.event_retention_days)
+        while jobs := self.store.ended_with_events(before):
+            for job_id in jobs:
+                yield from self._until_less(lambda job_id=job_id: self.store.forget_reported_events(job_id))  # type: ignore[misc]
+
+    def _all(self, forget: Callable[..., int], days: int) -> Iterator[int]:
+        before = self.store.now() - timedelta(days=days)
+        yield from self._until_less(lambda: forget(before))
+
+    def _space(self) -> Iterator[int]:
+        while self.store.give_space_back():
+            yield 0
+
+    @staticmethod
+    def _until_less(forget: Callable[[], int]) -> Iterator[int]:
+        """Batches until one is not full."""
+        rows = BATCH
+        while rows == BATCH:
+            rows = forget()
+            yield rows

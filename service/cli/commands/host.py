@@ -1,0 +1,70 @@
+"""`syncnorm serve`, `doctor`, `version`: verbs of the host they are typed on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import Any
+
+import typer
+
+from syncnorm.service.cli.arguments import AsJson
+from syncnorm.service.cli.terminal import JOB_FAILED, WRONG_USE, fail, out, show_value
+
+app = typer.Typer()
+
+
+@app.command()
+def serve() -> None:
+    """Run the service until Ctrl-C. What no SYNCNORM_ variable names, it starts for itself."""
+    from syncnorm.service.api.auth import admin_file
+    from syncnorm.service.confinement import notes
+    from syncnorm.service.port_errors import DatabaseUnavailableError
+    from syncnorm.service.server import serve as run
+    from syncnorm.service.settings import Settings
+    from syncnorm.service.store.database import UnusableDatabaseError
+    from syncnorm.service.telemetry import logging as logs
+
+    logs.configure(sys.stderr)
+
+    def ready(url: str, context: Any) -> None:
+        out.print(f"syncnorm  {url}   (API docs at {url}/docs)", soft_wrap=True)
+        out.print(f"MLflow    {context.mlflow_uri}", soft_wrap=True)
+        settings = context.settings
+        for note in notes(settings, admin_file(settings.admin_token_file, settings.home)):
+            out.print(note, soft_wrap=True)
+
+    try:
+        run(Settings.from_environment(), ready)
+    except (ValueError, OSError) as error:
+        fail(str(error), WRONG_USE)
+    except (UnusableDatabaseError, DatabaseUnavailableError) as error:
+        fail(str(error), JOB_FAILED)
+    except KeyboardInterrupt:
+        out.print("stopped")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check a running service: database, MLflow, Ray, storage, workers. Exit code 1 if something is wrong."""
+    from syncnorm.service.cli.doctor import examine
+    from syncnorm.service.settings import Settings
+
+    failed = False
+    try:
+        for check in examine(Settings.from_environment()):
+            failed = failed or check.problem is not None
+            text = f"{'wrong' if check.problem else 'fine ':5}  {check.name}: {check.problem or check.detail}"
+            print(json.dumps(asdict(check)) if as_json else text, flush=True)
+    except ValueError as error:
+        fail(str(error), WRONG_USE)
+    raise typer.Exit(JOB_FAILED if failed else 0)
+
+
+@app.command()
+def version(as_json: AsJson = False) -> None:
+    """Print the version."""
+    from syncnorm.service.api.app import VERSION
+
+    show_value({"version": VERSION}, as_json, lambda found: found["version"])

@@ -1,0 +1,154 @@
+"""`syncnorm cancel`, `pause`, `resume`, `retry`, `rm`: what may be asked of jobs, one or many at a time."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from syncnorm.service.cli.arguments import AsJson, Jobs, Labels
+from syncnorm.service.cli.selection import job_id, matching
+from syncnorm.service.cli.terminal import FINE, WRONG_USE, connect, err, exit_code, fail, fit, report, show_value
+from syncnorm.service.client.client import Client, ClientError, ServiceUnreachableError
+
+app = typer.Typer()
+_UNDER_WAY = ("queued", "starting", "running")
+_MOST_ASKED_ABOUT = 10
+
+
+@dataclass(frozen=True)
+class Verb:
+    """states: those in which a job can be asked for it. done: said of a job that was."""
+
+    name: str
+    help: str
+    done: str
+    states: tuple[str, ...]
+    call: Callable[[Client, str], Any]
+
+
+VERBS = (
+    Verb(
+        "cancel",
+        "Ask jobs to stop for good. They keep their checkpoints, and can be retried.",
+        "cancel requested",
+        (*_UNDER_WAY, "stopping", "paused", "finalizing"),
+        Client.cancel,
+    ),
+    Verb(
+        "pause",
+        "Ask jobs to stop with a checkpoint and free their resources until you resume them.",
+        "pause requested",
+        _UNDER_WAY,
+        Client.pause,
+    ),
+    Verb(
+        "resume",
+        "Put paused jobs back into the queue. They continue from their last step.",
+        "continues from its last step",
+        ("paused",),
+        Client.resume,
+    ),
+    Verb(
+        "retry",
+        "Put failed or cancelled jobs back into the queue. They continue from their last checkpoint.",
+        "continues from its last checkpoint",
+        ("failed", "cancelled"),
+        Client.retry,
+    ),
+    Verb(
+        "rm",
+        "Delete finished jobs with their checkpoints. Their MLflow runs and registered models stay.",
+        "",
+        ("succeeded", "failed", "cancelled"),
+        Client.delete,
+    ),
+)
+Everything = Annotated[bool, typer.Option("--all", help="All jobs you can see that can be asked for it.")]
+Project = Annotated[str | None, typer.Option(help="All jobs of this project.")]
+States = Annotated[
+    list[str] | None, typer.Option("--state", help="All jobs in this state; may be given several times.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before many jobs are changed.")]
+
+
+def _add(verb: Verb) -> None:
+    def command(
+        jobs: Jobs = None,
+        *,
+        everything: Everything = False,
+        label: Labels = None,
+        project: Project = None,
+        state: States = None,
+        yes: Yes = False,
+        as_json: AsJson = False,
+    ) -> None:
+        filtered = everything or label or project or state
+        if bool(jobs) == bool(filtered):
+            fail(
+                f"Say which jobs to {verb.name}: either their ids or names, or --all, --label, --project, --state.",
+                WRONG_USE,
+            )
+        with connect() as client:
+            if jobs:
+                _carry_out(client, verb, jobs, as_json and len(jobs) > 1, as_json)
+                return
+            states = state or verb.states
+            found = list(matching(client, states=states, labels=label or (), project=project))
+            if found and not yes and _is_interactive():
+                _confirm(verb, found)
+            if not found and not as_json:
+                print(f"No job to {verb.name}.")
+            _carry_out(client, verb, [job["id"] for job in found], True, as_json)
+
+    app.command(verb.name, help=verb.help)(command)
+
+
+for _verb in VERBS:
+    _add(_verb)
+
+
+def _is_interactive() -> bool:
+    return sys.stdin.isatty()
+
+
+def _confirm(verb: Verb, jobs: Sequence[dict[str, Any]]) -> None:
+    for job in jobs[:_MOST_ASKED_ABOUT]:
+        shown = fit(job, err)
+        print(f"{shown['id']}  {shown['name']}  {shown['state']}", file=sys.stderr)
+    if len(jobs) > _MOST_ASKED_ABOUT:
+        print(f"… and {len(jobs) - _MOST_ASKED_ABOUT} more", file=sys.stderr)
+    if not typer.confirm(f"{verb.name} {len(jobs)} jobs?", err=True):
+        print("Nothing was changed.", file=sys.stderr)
+        raise typer.Exit(FINE)
+
+
+def _carry_out(client: Client, verb: Verb, wanted: Sequence[str], as_list: bool, as_json: bool) -> None:
+    """Ask each job; what one of them refuses is said and doesn't keep the others from being asked."""
+    done, first_error = [], None
+    said = f", {verb.done}" if verb.done else ""
+    for one in dict.fromkeys(wanted):
+        try:
+            job = _ask(client, verb, one)
+        except ClientError as error:
+            report(error)
+            first_error = first_error or error
+            if isinstance(error, ServiceUnreachableError):
+                break
+            continue
+        done.append(job)
+        if not as_json:
+            show_value(job, False, lambda job: f"{job['id']} {job['state']}{said}")
+    if as_json and (done or as_list):
+        show_value(done if as_list else done[0], True, str)
+    if first_error is not None:
+        raise typer.Exit(exit_code(first_error))
+
+
+def _ask(client: Client, verb: Verb, wanted: str) -> dict[str, Any]:
+    found = job_id(client, wanted)
+    answer = verb.call(client, found)
+    return answer or {"id": found, "state": "deleted"}

@@ -1,0 +1,88 @@
+"""`syncnorm ls` and `watch`: many jobs at a glance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
+from typing import Annotated, Any
+
+import typer
+
+from syncnorm.service.cli import progress as screen
+from syncnorm.service.cli.arguments import AsJson, Jobs, Labels
+from syncnorm.service.cli.selection import job_id, matching
+from syncnorm.service.cli.tables import jobs_table
+from syncnorm.service.cli.terminal import FINE, JOB_FAILED, WRONG_USE, connect, err, fail, out, show_value
+from syncnorm.service.client.client import TERMINAL, Client
+
+app = typer.Typer()
+_MOST_WATCHED = 200
+
+
+@app.command()
+def ls(
+    *,
+    state: Annotated[
+        list[str] | None, typer.Option(help="Only jobs in this state; may be given several times.")
+    ] = None,
+    project: Annotated[str | None, typer.Option(help="Only jobs of this project.")] = None,
+    owner: Annotated[str | None, typer.Option(help="Only jobs of this owner.")] = None,
+    norm: Annotated[str | None, typer.Option(help="Only jobs with this kind of normalization.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only jobs of this name.")] = None,
+    label: Labels = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 50,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show the list anew until Ctrl-C.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    if watch and as_json:
+        fail("--watch is for people. Ask again for --json as often as you like.", WRONG_USE)
+    exact = {"project": project, "owner": owner, "norm": norm, "name": name}
+    with connect() as client:
+
+        def look() -> list[Any]:
+            found = matching(client, states=state or (), labels=label or (), page=min(limit, 200), **exact)
+            jobs = list(islice(found, limit))
+            return sorted(jobs, key=lambda job: str(job["id"]), reverse=True)
+
+        if watch:
+            screen.watch(lambda: client.persist(look), out, until=lambda _jobs: False)
+        jobs = look()
+    show_value(jobs, as_json, lambda jobs: jobs_table(jobs, out.width) if jobs else "No jobs.")
+
+
+@app.command()
+def watch(jobs: Jobs = None, as_json: AsJson = False) -> None:
+    """Follow a job, or several in a live table, until they are finished. Without JOB: all that are not finished.
+
+    With --json, the list of them is printed in the end.
+    """
+    with connect() as client:
+        if jobs and len(jobs) == 1:
+            ended: Sequence[Any] = [screen.follow(client, job_id(client, jobs[0]), err)]
+        else:
+            chosen = [client.job(job_id(client, one)) for one in jobs] if jobs else _unfinished(client)
+            ended = screen.watch(_looker(client, chosen), err if as_json else out)
+        if as_json:
+            show_value(ended, True, str)
+        elif len(ended) == 1:
+            show_value(ended[0], False, screen.summary)
+    raise typer.Exit(FINE if all(job["state"] == "succeeded" for job in ended) else JOB_FAILED)
+
+
+def _unfinished(client: Client) -> list[Any]:
+    return [job for job in islice(client.jobs(limit=200), _MOST_WATCHED) if job["state"] not in TERMINAL]
+
+
+def _looker(client: Client, jobs: Sequence[Any]) -> Callable[[], list[Any]]:
+    """Asks for those jobs again that were not finished the last time."""
+    known = {job["id"]: job for job in jobs}
+
+    def look() -> list[Any]:
+        for one, job in known.items():
+            if job["state"] not in TERMINAL:
+                known[one] = client.persist(partial(client.job, one))
+        return list(known.values())
+
+    return look

@@ -1,0 +1,162 @@
+"""`syncnorm study …`"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from syncnorm.service.cli.arguments import AsJson, Settings
+from syncnorm.service.cli.formatting import local_time, number
+from syncnorm.service.cli.job_file import load
+from syncnorm.service.cli.terminal import (
+    FINE,
+    INTERRUPTED,
+    JOB_FAILED,
+    WRONG_USE,
+    connect,
+    err,
+    fail,
+    out,
+    show_value,
+)
+from syncnorm.service.client.client import Client
+
+study_app = typer.Typer(help="Run families of jobs, and compare them.", no_args_is_help=True)
+StudyId = Annotated[str, typer.Argument(help="Study id, e.g. study_01h…", metavar="STUDY")]
+_LOOK_S = 2.0
+_FORMS = {".html": "html", ".png": "png", ".json": "json"}
+_COLORS = {"agrees": "green", "does not agree": "red"}
+_VERBS = {
+    "cancel": "Ask all unfinished jobs of a study to stop.",
+    "pause": "Ask all jobs of a study to stop with a checkpoint, until it is resumed.",
+    "resume": "Put all paused jobs of a study back into the queue.",
+    "retry": "Put all failed and cancelled jobs of a study back into the queue.",
+}
+
+
+@study_app.command()
+def submit(
+    file: Annotated[Path, typer.Argument(help="YAML or JSON study file; - reads standard input.", metavar="FILE")],
+    settings: Settings = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait until all jobs are finished.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a study."""
+    with connect() as client:
+        study = client.submit_study(load(file, settings or (), "study"))
+        if not follow:
+            show_value(study, as_json, lambda study: f"{study['id']} {_line(study)}")
+            return
+        try:
+            study = _wait(client, study)
+        except KeyboardInterrupt as error:
+            err.print(f"The study continues. Look at it with: syncnorm study show {study['id']}", soft_wrap=True)
+            raise typer.Exit(INTERRUPTED) from error
+    show_value(study, as_json, _summary)
+    raise typer.Exit(FINE if set(study["jobs"]) == {"succeeded"} else JOB_FAILED)
+
+
+def _wait(client: Client, study: dict[str, Any]) -> dict[str, Any]:
+    """The study once all its jobs are finished."""
+    study_id = study["id"]
+    while study["state"] != "finished":
+        time.sleep(_LOOK_S)
+        found = client.persist(lambda: client.study(study_id))
+        if found["jobs"] != study["jobs"]:
+            err.print(f"{study['id']} {_line(found)}")
+        study = found
+    return study
+
+
+@study_app.command()
+def ls(as_json: AsJson = False) -> None:
+    """List studies, newest first."""
+    with connect() as client:
+        studies = list(client.studies())
+    show_value(studies, as_json, lambda studies: "\n".join(map(_row, studies)))
+
+
+@study_app.command()
+def show(study: StudyId, as_json: AsJson = False) -> None:
+    """Show a study: what was found, and the comparison table."""
+    with connect() as client:
+        found = client.study(study)
+    show_value(found, as_json, _summary)
+
+
+@study_app.command()
+def report(
+    study: StudyId,
+    to: Annotated[
+        Path | None, typer.Option("-o", "--output", help="A file ending in .html, .png or .json; else STUDY.html.")
+    ] = None,
+    picture: Annotated[str, typer.Option(help="For .png: comparison, curves or heat_map.")] = "comparison",
+    as_json: AsJson = False,
+) -> None:
+    """Write the report of a study to a file; with --json, print it."""
+    if as_json:
+        with connect() as client:
+            print(client.study_report(study, "json").decode())
+        return
+    path = to or Path(f"{study}.html")
+    if path.suffix not in _FORMS:
+        fail(f"-o must end in one of {', '.join(_FORMS)}, got {path}", WRONG_USE)
+    with connect() as client:
+        content = client.study_report(study, _FORMS[path.suffix], picture)
+    path.write_bytes(content)
+    out.print(str(path), soft_wrap=True)
+
+
+def _add(verb: str, about: str) -> None:
+    def command(study: StudyId, as_json: AsJson = False) -> None:
+        with connect() as client:
+            found = client.ask_study(study, verb)
+        show_value(found, as_json, lambda found: f"{found['id']} {_line(found)}, {verb} requested")
+
+    study_app.command(verb, help=about)(command)
+
+
+for _verb, _about in _VERBS.items():
+    _add(_verb, _about)
+
+
+def _row(study: dict[str, Any]) -> str:
+    return f"{study['id']}  {study['name']}  {_line(study)}  {local_time(study['created_at'])}"
+
+
+def _line(study: dict[str, Any]) -> str:
+    return f"{study['state']}: {', '.join(f'{count} {state}' for state, count in study['jobs'].items())}"
+
+
+def _summary(study: dict[str, Any]) -> RenderableType:
+    parts: list[RenderableType] = [Text.assemble((study["name"], "bold"), f" {study['id']} {_line(study)}")]
+    for finding in study["findings"]:
+        parts.append(Text(f"  {finding['sentence']}", style=_COLORS.get(finding["verdict"], "yellow")))
+    parts.append(_comparison(study))
+    for child in study["children"]:
+        if child["state"] in ("failed", "cancelled", "deleted"):
+            about = f" {child['name']} {child['job_id']} {child['message']}"
+            parts.append(Text.assemble((child["state"], "red"), about))
+    if study["mlflow"]["url"]:
+        parts.append(Text(f"MLflow run   {study['mlflow']['url']}"))
+    return Group(*parts)
+
+
+def _comparison(study: dict[str, Any]) -> Table:
+    metrics = study["spec"]["metrics"]
+    table = Table(*study["spec"]["grid"], *metrics, "failed", box=None)
+    for row in study["table"]:
+        table.add_row(*row["point"].values(), *(_cell(row["metrics"][name]) for name in metrics), str(row["failed"]))
+    return table
+
+
+def _cell(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "none"
+    return number(found["mean"], ".4g") + ("" if found["std"] is None else f" ± {number(found['std'], '.2g')}")

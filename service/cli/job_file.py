@@ -1,0 +1,53 @@
+"""Job and study files: YAML or JSON from disk or standard input, with single values set from the command line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from syncnorm.service.cli.overrides import override
+from syncnorm.service.cli.yaml_reader import SpecFileError, parse
+
+__all__ = ["MAX_BYTES", "SpecFileError", "load"]
+MAX_BYTES = 64 * 1024
+"""As of a body over REST."""
+_STDIN = Path("-")
+
+
+def load(path: Path, settings: Sequence[str] = (), what: str = "job") -> dict[str, Any]:
+    """The job or study in a file (`-`: standard input), with `key=value` settings laid over it, e.g. `norm.kind=group`.
+
+    Raises: SpecFileError that says what is wrong where.
+    """
+    where = "standard input" if path == _STDIN else str(path)
+    value = parse(_read(path, where), where)
+    if value is None:
+        raise SpecFileError(f"{where} is empty. A {what} file holds one {what}: see examples/ and the README.")
+    if not isinstance(value, dict):
+        got = "a list" if isinstance(value, list) else f"only {str(value)[:40]!r}"
+        raise SpecFileError(f"{where} must hold one {what} as a mapping, a `key: value` in each line; got {got}.")
+    for setting in settings:
+        override(value, setting)
+    return value
+
+
+def _read(path: Path, where: str) -> str:
+    try:
+        if path == _STDIN:
+            raw = sys.stdin.buffer.read(MAX_BYTES + 1)
+        else:
+            with path.open("rb") as file:
+                raw = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # a ValueError: of a NUL in the name
+        raise SpecFileError(f"{where} can't be read: {getattr(error, 'strerror', None) or error}.") from error
+    if len(raw) > MAX_BYTES:
+        raise SpecFileError(f"{where} must not exceed {MAX_BYTES} bytes.")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise SpecFileError(
+            f"{where} must be UTF-8 text: line {line} holds the byte 0x{raw[error.start]:02x}."
+        ) from error

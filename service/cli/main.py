@@ -1,0 +1,110 @@
+"""`syncnorm`: the same verbs as the API.
+
+Exit codes: 0 fine, 1 the job failed, 2 wrong use, 3 the service is unreachable, 4 not allowed, 5 timed out,
+70 a defect of this program, 130 Ctrl-C, 141 the reader of a pipe left.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from syncnorm.service.cli.commands import audit, catalog, exports, host, jobs, listing, records
+from syncnorm.service.cli.commands import job_verbs as verbs
+from syncnorm.service.cli.commands.studies import study_app
+from syncnorm.service.cli.commands.tokens import token_app
+from syncnorm.service.cli.commands.uploads import package_app, secret_app
+from syncnorm.service.cli.terminal import CRASHED, INTERRUPTED, PIPE_CLOSED, WRONG_USE, err, visible
+
+
+class Commands(TyperGroup):
+    """Runs a command and ends it with its exit code: 1 says that a job failed, so it is never a defect's."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except (typer.Exit, typer.TyperException):
+            raise
+        except BrokenPipeError as error:
+            _forget_stdout()
+            raise typer.Exit(PIPE_CLOSED) from error
+        except (KeyboardInterrupt, EOFError, typer.Abort) as error:
+            raise typer.Exit(INTERRUPTED) from error
+        except Exception as error:
+            raise typer.Exit(_tell(error)) from error
+
+
+def _forget_stdout() -> None:
+    """Nobody reads any more: what is still in the buffer would be complained about at the end of Python."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _tell(error: Exception) -> int:
+    """Say what a command could not handle; its exit code."""
+    if isinstance(error, OSError) and error.filename is not None:
+        err.print(visible(f"{error.filename}: {error.strerror}"), style="red", soft_wrap=True)
+        return WRONG_USE
+    if os.environ.get("SYNCNORM_TRACEBACK"):
+        traceback.print_exception(error)
+        return CRASHED
+    reason = (str(error).splitlines() or [""])[0][:300]
+    err.print(
+        visible(f"syncnorm met a defect of its own: {type(error).__name__}: {reason}"),
+        "Set SYNCNORM_TRACEBACK=1 to see where, and report it with what you typed.",
+        sep="\n",
+        style="red",
+        soft_wrap=True,
+    )
+    return CRASHED
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from syncnorm.service.api.app import VERSION
+
+        print(VERSION)
+        raise typer.Exit
+
+
+app = typer.Typer(
+    name="syncnorm",
+    help="Distributed training with synchronized normalization.",
+    epilog="Exit codes: 0 fine, 1 the job failed, 2 wrong use, 3 service unreachable, 4 not allowed, 5 timed out.",
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for family in (jobs.app, listing.app, verbs.app, records.app, audit.app, exports.app, catalog.app, host.app):
+    app.add_typer(family)
+app.add_typer(study_app, name="study")
+app.add_typer(package_app, name="package")
+app.add_typer(secret_app, name="secret")
+app.add_typer(token_app, name="token")
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Distributed training with synchronized normalization."""
+
+
+def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # of a terminal that has no letter for it
+    app(prog_name="syncnorm")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""How the command line shows a plan: what a job would come to, and what to mind before it is submitted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from syncnorm.norm.kind import KINDS
+from syncnorm.trainer.contract.plan import Finding, alike
+from syncnorm.trainer.contract.text import name_some
+
+Json = dict[str, Any]
+_COLORS = {"error": "red", "warning": "yellow", "info": "dim"}
+_FITS = {
+    "now": "fit now",
+    "later": "fit once others have ended",
+    "never": "do not fit the cluster",
+    None: "the cluster can't be asked now whether they fit",
+}
+
+
+def plan_table(plan: Json) -> RenderableType:
+    """The batch, the normalization with its reasons, what is converted, and the findings, like ones together."""
+    table = Table.grid(padding=(0, 2))
+    rows = [*_size(plan), *_norm(plan["norm"]), *_layers(plan["conversion"] or [])]
+    for label, text in rows:
+        table.add_row(label, Text(text))
+    for finding, paths in alike([Finding(**one) for one in plan["findings"]]):
+        places = name_some(paths)
+        text = f"{places}: {finding.message} {finding.fix}" if places else f"{finding.message} {finding.fix}"
+        table.add_row(Text(finding.severity, style=_COLORS[finding.severity]), Text(text))
+    table.title = Text(plan["spec"]["name"], style="bold")
+    table.title_justify = "left"
+    return table
+
+
+def _size(plan: Json) -> Iterator[tuple[str, str]]:
+    wanted, batch = plan["spec"]["resources"], plan["batch"]
+    gpus = f" and {wanted['gpus_per_worker']} GPU" if wanted["gpus_per_worker"] else ""
+    yield "workers", f"{plan['world_size']} of {wanted['cpus_per_worker']} CPU{gpus} each, {_FITS[plan['fits']]}"
+    behind = f", {batch['norm_group']} behind a statistic" if KINDS[plan["norm"]["kind"]].batch_statistics else ""
+    yield "samples", f"{batch['per_worker']} a worker{behind}, {batch['global']} a batch of all"
+
+
+def _norm(choice: Json) -> Iterator[tuple[str, str]]:
+    yield "norm", f"{choice['kind']}: {choice['why']}"
+    for fact in choice["evidence"]:
+        yield "", fact
+    if other := choice["alternative"]:
+        yield "alternative", f"{other['kind']}: {other['why']}"
+
+
+def _layers(conversion: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
+    for (before, after), count in Counter((one["from"], one["to"]) for one in conversion).items():
+        yield "layers", f"{count} {before}" + ("" if before == after else f" -> {after}")

@@ -1,0 +1,134 @@
+"""What all commands share: consoles, exit codes, a client whose errors end the command, text fit for a terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from syncnorm.service.cli.yaml_reader import SpecFileError
+from syncnorm.service.client.client import (
+    Client,
+    ClientError,
+    ProblemError,
+    ServiceTimeoutError,
+    ServiceUnreachableError,
+)
+
+T = TypeVar("T")
+FINE, JOB_FAILED, WRONG_USE, UNREACHABLE, NOT_ALLOWED, TIMED_OUT = range(6)
+CRASHED, INTERRUPTED, PIPE_CLOSED = 70, 130, 141
+_PIPED_COLUMNS = 1000
+"""Wide enough for any row: what another program reads has a line a row."""
+_COMMANDS_OF_A_TERMINAL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Control characters but tab and newline, and those that turn the direction of text around."""
+
+
+class Screen(Console):
+    """A console that prints what it is given: no markup, emoji or highlighting is read into messages."""
+
+    def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
+        super().__init__(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+wants_json: ContextVar[bool] = ContextVar("wants_json", default=False)
+"""Whether the command was given --json: then its errors are JSON as well."""
+out = Screen(width=None if sys.stdout.isatty() else _PIPED_COLUMNS)
+err = Screen(stderr=True)
+
+
+@contextmanager
+def connect() -> Iterator[Client]:
+    """A client whose errors end the command with their exit code."""
+    try:
+        with Client() as client:
+            client.connection.on_lost = lambda message: err.print(visible(message), style="yellow", soft_wrap=True)
+            yield client
+    except (ClientError, SpecFileError) as error:
+        fail_with(error)
+
+
+def exit_code(error: Exception) -> int:
+    """Which of the exit codes an error is."""
+    if isinstance(error, ServiceTimeoutError):
+        return TIMED_OUT
+    if isinstance(error, ServiceUnreachableError):
+        return UNREACHABLE
+    if isinstance(error, ProblemError):
+        if error.status in (401, 403, 429):
+            return NOT_ALLOWED
+        return UNREACHABLE if error.status >= 500 else WRONG_USE
+    return WRONG_USE
+
+
+def fail_with(error: Exception) -> NoReturn:
+    """End the command with what an error says."""
+    report(error)
+    raise typer.Exit(exit_code(error))
+
+
+def fail(message: str, code: int) -> NoReturn:
+    complain(message, {"detail": message, "code": "wrong_use" if code == WRONG_USE else "failed"})
+    raise typer.Exit(code)
+
+
+def report(error: Exception) -> None:
+    """Print what went wrong."""
+    known = {ServiceTimeoutError: "timed_out", ServiceUnreachableError: "unreachable"}
+    code = next((code for kind, code in known.items() if isinstance(error, kind)), "wrong_use")
+    problem = error.problem if isinstance(error, ProblemError) else {"detail": str(error), "code": code}
+    complain(str(error), problem)
+
+
+def complain(message: str, problem: Mapping[str, Any]) -> None:
+    """`message` for people, or under --json `problem` for programs (RFC 9457); on standard error."""
+    if wants_json.get():
+        print(json.dumps({"type": "about:blank", **problem}), file=sys.stderr)
+    else:
+        err.print(visible(message), style="red", soft_wrap=not err.is_terminal)
+
+
+def show_value(value: T, as_json: bool, show: Callable[[T], RenderableType]) -> None:
+    """`value` for programs, or what `show` makes of it for people."""
+    if as_json:
+        print(json.dumps(value, indent=2))
+        return
+    shown = show(fit(value))
+    out.print(shown, soft_wrap=not isinstance(shown, Table))
+
+
+def visible(text: str) -> str:
+    """`text` with what a terminal would obey instead of showing written out, as \\x1b for ESC.
+
+    >>> visible("\\x1b[2J evil \\u202e txt.exe")
+    '\\\\x1b[2J evil \\\\u202e txt.exe'
+    """
+    return _COMMANDS_OF_A_TERMINAL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def fit(value: T, console: Console | None = None) -> T:
+    """A JSON value whose texts a terminal shows and doesn't obey. What is piped stays as it is.
+
+    console: where it goes; None: standard output.
+    """
+    fitting: T = _fit(value) if (console or out).is_terminal else value
+    return fitting
+
+
+def _fit(value: Any) -> Any:
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, Mapping):
+        return {_fit(key): _fit(item) for key, item in value.items()}
+    return [_fit(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,289 @@
+"""The Python client: one method a verb of the API.
+
+from syncnorm.service.client.client import Client
+
+job = Client().submit({"name": "digits", "model": {"name": "resnet"}, "data": {"name": "digits", "batch_size": 32}})
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+
+from syncnorm.service.client.addresses import api_path, checked_token, find_service, timeout_s
+from syncnorm.service.client.client_errors import (
+    ClientError,
+    Json,
+    NotSyncnormError,
+    ProblemError,
+    ServiceTimeoutError,
+    ServiceUnreachableError,
+    UsageError,
+)
+from syncnorm.service.client.connection import Connection
+
+__all__ = [
+    "TERMINAL",
+    "Client",
+    "ClientError",
+    "NotSyncnormError",
+    "ProblemError",
+    "ServiceTimeoutError",
+    "ServiceUnreachableError",
+    "UsageError",
+]
+
+T = TypeVar("T")
+TERMINAL = ("succeeded", "failed", "cancelled")
+TIMEOUT_S = 30.0
+_SLOW_S = 180.0
+"""For plans, each of which builds a model in a Python of its own, and uploads."""
+_REPORT_TYPES = {"html": "text/html", "png": "image/png", "json": "application/json"}
+_JOB, _EXPORT = ("id", "state"), ("name", "state")
+_Filter = str | int | Sequence[str] | None
+
+
+class Client:
+    """One service, and a method for each of its operations.
+
+    url: SYNCNORM_URL, or the service of the state folder (SYNCNORM_HOME, else .syncnorm), or http://127.0.0.1:8000
+    where no folder is named.
+    token: SYNCNORM_TOKEN. timeout_s: for an answer; SYNCNORM_TIMEOUT, or 30, and 180 for plans and uploads.
+
+    Raises: UsageError for an address, token or timeout that can't be one. Every method raises ClientError, of which
+    `syncnorm.service.client.client_errors` shows the kinds.
+    """
+
+    def __init__(self, url: str | None = None, token: str | None = None, timeout_s: float | None = None) -> None:
+        self._timeout_s = timeout_s
+        self.connection = Connection(find_service(url), checked_token(token), self._limit_s(TIMEOUT_S))
+
+    @property
+    def url(self) -> str:
+        return self.connection.url
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.connection.http.close()
+
+    def submit(self, spec: Mapping[str, Any], *, key: str | None = None) -> Json:
+        """Submit once, whatever happens on the way: a lost answer is asked for again under the same key."""
+        return self._once(api_path("jobs"), spec, key)
+
+    def submit_study(self, spec: Mapping[str, Any], *, key: str | None = None) -> Json:
+        """As `submit`, for a study: all its jobs, once."""
+        return self._once(api_path("studies"), spec, key)
+
+    def _once(self, path: str, body: Mapping[str, Any], key: str | None, needs: tuple[str, ...] = _JOB) -> Json:
+        headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+        return self._json("POST", path, json=dict(body), headers=headers, repeatable=True, needs=needs)
+
+    def plan(self, spec: Mapping[str, Any]) -> Json:
+        params, limit_s = {"dry_run": "true"}, self._limit_s(_SLOW_S)
+        return self._json("POST", api_path("jobs"), json=dict(spec), params=params, timeout_s=limit_s, needs=("spec",))
+
+    def job(self, job_id: str) -> Json:
+        return self._json("GET", api_path("jobs", job_id), needs=_JOB)
+
+    def jobs(self, **filters: _Filter) -> Iterator[Json]:
+        """All jobs that match, newest first, page by page. limit: how many a page holds."""
+        return self._pages(api_path("jobs"), {key: value for key, value in filters.items() if value is not None})
+
+    def _pages(self, path: str, params: Mapping[str, Any]) -> Iterator[Json]:
+        cursor: dict[str, str] = {}
+        while True:
+            page = self._json("GET", path, params={**params, **cursor}, needs=("items", "next_cursor"))
+            yield from page["items"]
+            if page["next_cursor"] is None:
+                return
+            cursor = {"cursor": page["next_cursor"]}
+
+    def _items(self, path: str) -> list[Json]:
+        found: list[Json] = self._json("GET", path, needs=("items",))["items"]
+        return found
+
+    def attempts(self, job_id: str) -> list[Json]:
+        return self._items(api_path("jobs", job_id, "attempts"))
+
+    def cancel(self, job_id: str) -> Json:
+        return self._ask(job_id, "cancel")
+
+    def pause(self, job_id: str) -> Json:
+        return self._ask(job_id, "pause")
+
+    def resume(self, job_id: str) -> Json:
+        return self._ask(job_id, "resume")
+
+    def retry(self, job_id: str) -> Json:
+        return self._ask(job_id, "retry")
+
+    def _ask(self, job_id: str, verb: str) -> Json:
+        return self._json("POST", api_path("jobs", job_id, verb), needs=_JOB)
+
+    def ask_many(self, verb: str, *, ids: Sequence[str] | None = None, where: Mapping[str, Any] | None = None) -> Json:
+        """Ask many jobs at once, by ids or by a filter; an answer for each. verb: cancel, pause, resume or retry.
+
+        where: state (a list), project, owner, norm, name, labels; {} takes all that one may see. Up to 500 jobs a call:
+        `next_cursor` says where a filter goes on.
+        """
+        body = {"ids": list(ids)} if ids is not None else {"filter": dict(where or {})}
+        return self._json("POST", f"{api_path('jobs')}:{verb}", json=body, needs=("items",))
+
+    def audit(self, **filters: str | None) -> Iterator[Json]:
+        """Who did what, newest first, for admins. filters: actor, action, object, since, until."""
+        return self._pages(api_path("audit"), {key: value for key, value in filters.items() if value is not None})
+
+    def explain(self, job_id: str) -> Json:
+        return self._json("GET", api_path("jobs", job_id, "explain"), needs=("code", "message"))
+
+    def change(
+        self,
+        job_id: str,
+        *,
+        priority: int | None = None,
+        labels: Mapping[str, str] | None = None,
+        limits: Mapping[str, float | None] | None = None,
+    ) -> Json:
+        """Change priority, labels or limits; ProblemError 412 if the job changed at the same moment.
+
+        limits: only those given change, while the job is queued, paused or failed.
+        """
+        version = self.job(job_id)["version"]
+        body: Json = {"priority": priority, "labels": None if labels is None else dict(labels)}
+        body |= {} if limits is None else {"limits": dict(limits)}
+        headers = {"If-Match": f'"{version}"'}
+        return self._json("PATCH", api_path("jobs", job_id), json=body, headers=headers, needs=_JOB)
+
+    def delete(self, job_id: str) -> None:
+        self.connection.empty("DELETE", api_path("jobs", job_id))
+
+    def checkpoints(self, job_id: str) -> list[Json]:
+        return self._items(api_path("jobs", job_id, "checkpoints"))
+
+    def exports(self, job_id: str) -> list[Json]:
+        return self._items(api_path("jobs", job_id, "exports"))
+
+    def export(
+        self,
+        job_id: str,
+        *,
+        formats: list[str] | None = None,
+        fold: bool = True,
+        register_as: str | None = None,
+        key: str | None = None,
+    ) -> Json:
+        """Have a succeeded job exported once more, once, as `submit` does. formats: pt2, onnx; None: both."""
+        body = {"fold": fold, "register_as": register_as} | ({} if formats is None else {"formats": formats})
+        return self._once(api_path("jobs", job_id, "exports"), body, key, _EXPORT)
+
+    def one_export(self, job_id: str, name: str) -> Json:
+        return self._json("GET", api_path("jobs", job_id, "exports", name), needs=_EXPORT)
+
+    def statistics(self, job_id: str) -> list[Json]:
+        return self._items(api_path("jobs", job_id, "statistics"))
+
+    def study(self, study_id: str) -> Json:
+        return self._json("GET", api_path("studies", study_id), needs=_JOB)
+
+    def studies(self) -> Iterator[Json]:
+        """All studies, newest first, page by page."""
+        return self._pages(api_path("studies"), {})
+
+    def ask_study(self, study_id: str, verb: str) -> Json:
+        """verb: cancel, pause, resume or retry, for all its jobs."""
+        return self._json("POST", api_path("studies", study_id, verb), needs=_JOB)
+
+    def study_report(self, study_id: str, form: str = "html", picture: str = "comparison") -> bytes:
+        """form: html, png (of one picture: comparison, curves or heat_map) or json."""
+        params = {"format": form, "picture": picture}
+        return self.connection.file(api_path("studies", study_id, "report"), _REPORT_TYPES.get(form, ""), params=params)
+
+    def events(self, job_id: str) -> Iterator[Json]:
+        """Everything that happened so far, oldest first."""
+        return self._pages(api_path("jobs", job_id, "events"), {"limit": 1000})
+
+    def norms(self) -> list[Json]:
+        return self._items(api_path("norms"))
+
+    def models(self) -> list[Json]:
+        return self._items(api_path("models"))
+
+    def datasets(self) -> list[Json]:
+        return self._items(api_path("datasets"))
+
+    def cluster(self) -> Json:
+        return self._json("GET", api_path("cluster"), needs=("nodes",))
+
+    def create_token(self, owner: str, scopes: list[str], expires_at: str | None = None) -> Json:
+        """The answer holds the token itself, which is shown once."""
+        wanted = {"owner": owner, "scopes": scopes, "expires_at": expires_at}
+        return self._json("POST", api_path("tokens"), json=wanted, needs=("token",))
+
+    def tokens(self) -> list[Json]:
+        return self._items(api_path("tokens"))
+
+    def revoke_token(self, token_id: str) -> None:
+        self.connection.empty("DELETE", api_path("tokens", token_id))
+
+    def put_package(self, archive: bytes) -> Json:
+        """Upload a zip of code; the answer's `package` goes into a spec's `code`."""
+        path = api_path("packages", hashlib.sha256(archive).hexdigest())
+        headers = {"Content-Type": "application/zip"}
+        limit_s, needs = self._limit_s(_SLOW_S), ("package",)
+        return self._json(
+            "PUT", path, content=archive, headers=headers, repeatable=True, timeout_s=limit_s, needs=needs
+        )
+
+    def put_secret(self, name: str, value: str) -> None:
+        self.connection.empty("PUT", api_path("secrets", name), json={"value": value})
+
+    def secrets(self) -> list[Json]:
+        """Names, never values."""
+        return self._items(api_path("secrets"))
+
+    def delete_secret(self, name: str) -> None:
+        self.connection.empty("DELETE", api_path("secrets", name))
+
+    def logs(self, job_id: str, **filters: str | int | None) -> Iterator[Json]:
+        """The lines so far, oldest first. filters: attempt, rank, q (text they contain), tail (only the last lines)."""
+        params = {key: value for key, value in filters.items() if value is not None}
+        return self._pages(api_path("jobs", job_id, "logs"), {"limit": 1000, **params})
+
+    def follow_logs(self, job_id: str, **filters: str | int | None) -> Iterator[Json]:
+        params = {key: value for key, value in filters.items() if value is not None} | {"follow": "true"}
+        return self._follow(api_path("jobs", job_id, "logs"), params, "line")
+
+    def follow_events(self, job_id: str) -> Iterator[Json]:
+        """Every event of the job until it is finished, across lost connections, each once."""
+        return self._follow(api_path("jobs", job_id, "events"), {}, "event")
+
+    def is_ready(self) -> bool:
+        try:
+            return self.connection.http.get("/readyz").status_code == httpx.codes.OK
+        except httpx.HTTPError:
+            return False
+
+    def persist(self, look: Callable[[], T]) -> T:
+        """What `look` returns, asked for again while the service is away, for up to five minutes."""
+        return self.connection.persist(look)
+
+    def _limit_s(self, default: float) -> float:
+        return self._timeout_s or timeout_s(default)
+
+    def _follow(self, path: str, params: Mapping[str, Any], kind: str) -> Iterator[Json]:
+        return (event.data for event in self.connection.follow(path, params) if event.event == kind)
+
+    def _json(self, method: str, path: str, **options: Any) -> Json:
+        return self.connection.json(method, path, **options)

@@ -1,0 +1,1 @@
+"""Ports to what lies outside: Ray, MLflow, storage, webhooks, secrets, uploaded code."""

@@ -1,0 +1,112 @@
+"""Gives MLflow runs their tags and params, beside the reconciler: a large spec or a slow MLflow holds up no launch."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from syncnorm.service.background.outage_log import Outages
+from syncnorm.service.integrations.mlflow_runs import Tracker
+from syncnorm.service.jobs.job import Job, NewEvent, new_fence
+from syncnorm.service.port_errors import (
+    DatabaseUnavailableError,
+    OddAnswerError,
+    PortError,
+    RefusedError,
+    UnreachableError,
+)
+from syncnorm.service.store import Store
+from syncnorm.trainer.contract.text import name_some, storable
+
+logger = logging.getLogger(__name__)
+
+LEASE = "descriptions"
+_LEASE_S = 60.0
+_LOOK_S = 1.0
+_MOST_A_TICK = 50
+_PAUSE_S = 30.0
+"""Before a run that could not be described is tried again."""
+_MOST_TRIES = 5
+_MOST_SILENCES = 2
+"""In a row, after which MLflow is taken to be away, and not one run to be at fault."""
+
+
+class RunDescriber:
+    """Works off what is written down as undescribed. A crash at any point is harmless: it is done again."""
+
+    name = "run-describer"
+
+    def __init__(self, store: Store, tracker: Tracker, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._tracker = tracker
+        self._clock = clock
+        self._holder = f"{socket.gethostname()}-{os.getpid()}-{new_fence()[:8]}"
+        self._outages = Outages(logger)
+        self._not_before: dict[str, float] = {}
+        self._tries: dict[str, int] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Tick until told to stop; an error in one tick does not end the loop."""
+        while not stop.wait(_LOOK_S):
+            try:
+                self.tick(stop)
+                self._outages.over("tick")
+            except PortError as error:
+                self._outages.goes_on("tick", "could not describe runs; trying again", error=str(error))
+            except Exception:
+                logger.exception("runs could not be described; trying again")
+
+    def tick(self, stop: threading.Event | None = None) -> None:
+        """Describe some runs. What can't be described now waits, and holds up no other."""
+        silences = 0
+        for job, attempt in self._store.undescribed(_MOST_A_TICK + len(self._not_before)):
+            if self._clock() < self._not_before.get(job.id, 0.0):
+                continue
+            if silences >= _MOST_SILENCES or (stop is not None and stop.is_set()):
+                return
+            if self._store.take_lease(self._holder, _LEASE_S, LEASE) is None:
+                return
+            silences = 0 if self._describe(job, attempt) else silences + 1
+
+    def _describe(self, job: Job, attempt: int) -> bool:
+        """Whether MLflow answered."""
+        assert job.run_id is not None
+        try:
+            lost = self._tracker.describe(job.run_id, job, self._store.attempts(job.id))
+            problem = _refused(lost) if lost else ""
+        except RefusedError as error:
+            problem = f"MLflow refused to describe the run of this job, so it has no params there: {error}"
+        except UnreachableError as error:
+            self._outages.goes_on(job.id, "could not describe a run; retrying", job=job.id, error=str(error))
+            self._not_before[job.id] = self._clock() + _PAUSE_S
+            return isinstance(error, OddAnswerError)
+        except DatabaseUnavailableError:
+            raise
+        except Exception as error:
+            logger.exception("a run could not be described", extra={"job": job.id})
+            self._tries[job.id] = self._tries.get(job.id, 0) + 1
+            self._not_before[job.id] = self._clock() + _PAUSE_S
+            if self._tries[job.id] < _MOST_TRIES:
+                return True
+            problem = f"The run of this job could not be described: {type(error).__name__}: {error}"
+        self._settle(job, attempt, problem)
+        return True
+
+    def _settle(self, job: Job, attempt: int, problem: str) -> None:
+        if problem:
+            self._store.add_event(job.id, NewEvent("run_incomplete", storable(problem, 2000), {"attempt": attempt}))
+        self._store.note_described(job.id, attempt)
+        self._outages.over(job.id)
+        self._not_before.pop(job.id, None)
+        self._tries.pop(job.id, None)
+
+
+def _refused(names: list[str]) -> str:
+    return (
+        f"MLflow refused {len(names)} of the params or tags of this job. Its run lacks them, or has earlier values: "
+        f"{name_some(names, 10)}. The whole spec is in the artifact spec.yaml."
+    )

@@ -1,0 +1,100 @@
+"""The page of a job in MLflow (`mlflow.note.content`): what it trains, what came of it, the way back to it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from syncnorm.service.jobs.job import Job, JobState
+from syncnorm.trainer.contract.failure import advised
+from syncnorm.trainer.contract.norm_choice import choose_norm
+from syncnorm.trainer.contract.spec_reader import read_stored
+from syncnorm.trainer.contract.text import counted
+
+_MAX_MESSAGE = 2000
+_PAGES = ("explain", "attempts", "events", "logs", "statistics")
+
+
+def run_note(job: Job, url: str) -> str:
+    """Markdown, of which MLflow shows the first lines at once. url: of the job in the API."""
+    pages = ", ".join(f"[{page}]({url}/{page})" for page in _PAGES)
+    lines = [_what(job), "", *_state(job), "", f"Job [`{job.id}`]({url}), owner {job.owner}: {pages}"]
+    if job.state is JobState.SUCCEEDED and (rows := [*_model(job), *_scores(job)]):
+        lines += ["", "| | |", "|---|---|", *(f"| {label} | {_cell(text)} |" for label, text in rows)]
+    return "\n".join(lines)
+
+
+def certificate_line(certificate: dict[str, Any]) -> str:
+    """The certificate in one sentence; the whole of it is export/certificate.json in the run."""
+    if not certificate.get("checks"):
+        return "passed" if certificate.get("passed") else "not passed"
+    runtimes = dict.fromkeys(check["runtime"] for check in certificate["checks"])
+    return (
+        f"{'passed' if certificate['passed'] else 'NOT passed'}: {', '.join(runtimes)} answer as the trained model, "
+        f"max relative difference {float(certificate['max_relative_difference']):.1e} "
+        f"(allowed {certificate['tolerance']['max_relative_difference']:.0e})"
+    )
+
+
+def _what(job: Job) -> str:
+    model = job.spec["model"].get("name") or job.spec["model"]["class_path"]
+    data = job.spec["data"].get("name") or job.spec["data"]["class_path"]
+    batch = job.spec["data"]["batch_size"]
+    why = f" ({_why(job)})" if job.spec["norm"]["kind"] == "auto" else ""
+    return (
+        f"**{job.name}** trains `{model}` on `{data}` with `{job.norm}` normalization{why}, "
+        f"{counted(job.workers, 'worker')} of {counted(batch, 'sample')} each."
+    )
+
+
+def _why(job: Job) -> str:
+    choice = choose_norm(read_stored(job.spec))
+    other = f"; the alternative: {choice.alternative.kind}, {choice.alternative.why}" if choice.alternative else ""
+    return f"picked by auto: {choice.why}; {'; '.join(choice.evidence)}{other}"
+
+
+def _state(job: Job) -> Iterator[str]:
+    reason = f" ({job.reason})" if job.reason else ""
+    tried = f", {counted(job.attempt, 'attempt')}" if job.attempt else ""
+    at = f", step {job.progress['step']}" if job.progress else ""
+    yield f"**{job.state.value}**{reason}{tried}{at}"
+    said = job.message[:_MAX_MESSAGE]
+    if job.reason and job.state is JobState.FAILED:
+        said = advised(said, job.reason)
+    if said:
+        yield from ("", *(f"> {line}" for line in said.splitlines()))
+
+
+def _scores(job: Job) -> Iterator[tuple[str, str]]:
+    metrics = (job.progress or {}).get("metrics", {})
+    for name in sorted(metrics):
+        if not name.startswith("norm/"):
+            yield name, f"{float(metrics[name]):.6g}"
+
+
+def _model(job: Job) -> Iterator[tuple[str, str]]:
+    if job.model is None:
+        return
+    certificate = job.model.get("certificate") or {}
+    registered = f", registered as {job.model['registered']}" if job.model.get("registered") else ""
+    yield "model", f"`{job.model['uri']}`{registered}"
+    yield "certificate", certificate_line(certificate)
+    if population := certificate.get("population"):
+        drifts = population["drift"]
+        worst = max(drifts, key=lambda layer: float(drifts[layer]), default=None)
+        off = (
+            f"; running means were off most, by {float(drifts[worst]):.2g} standard deviations, in {worst}"
+            if worst
+            else ""
+        )
+        yield "population statistics", f"of {counted(population['samples'], 'sample')}{off}"
+    if validation := certificate.get("validation"):
+        for name, value in sorted(validation["population"].items()):
+            yield (
+                f"{name}, exported",
+                f"{float(value):.6g} ({float(validation['running'][name]):.6g} with running statistics)",
+            )
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,76 @@
+"""What the MLflow run of a job says of it: tags, and the spec as params. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from syncnorm.service.jobs.job import Attempt, Job
+from syncnorm.trainer.contract.mlflow_names import mlflow_name
+from syncnorm.trainer.contract.text import storable, storable_json
+
+MOST_PARAMS = 1000
+"""Of one run. All of a larger spec is in its artifact `spec.yaml`."""
+_MAX_PARAM, _MAX_TAG = 6000, 8000
+"""Characters that MLflow takes (mlflow 3.17)."""
+_DEEPEST = 32
+LEFT_OUT_TAG = "syncnorm.params_left_out"
+
+Pairs = list[tuple[str, str]]
+
+
+def run_tags(job: Job, attempts: Sequence[Attempt]) -> Pairs:
+    tags = {
+        "syncnorm.norm": job.norm,
+        **world_size_tags(job, attempts),
+        "syncnorm.attempts": str(job.attempt),
+        "mlflow.user": job.owner,
+        **{f"syncnorm.label.{key}": value for key, value in job.labels.items()},
+    }
+    left_out = sum(1 for _ in flatten(job.spec)) - MOST_PARAMS
+    if left_out > 0:
+        tags[LEFT_OUT_TAG] = f"{left_out} of the spec's values are in the artifact spec.yaml only."
+    return _fit(tags.items(), _MAX_TAG)
+
+
+def run_params(spec: Mapping[str, Any]) -> Pairs:
+    """The spec as params, no more than MOST_PARAMS: the arguments of user code are what may be many, and come last."""
+    ordered = sorted(flatten(spec), key=lambda pair: ".init_args." in pair[0])
+    return _fit(ordered[:MOST_PARAMS], _MAX_PARAM)
+
+
+def _fit(pairs: Iterable[tuple[str, str]], longest: int) -> Pairs:
+    """Names and values as MLflow takes them, each name once."""
+    fitting: dict[str, str] = {}
+    for key, value in pairs:
+        name, number = mlflow_name(storable(key)), 2
+        while name in fitting:
+            name, number = mlflow_name(f"{storable(key)} {number}"), number + 1
+        fitting[name] = storable(value, longest)
+    return list(fitting.items())
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "", depth: int = _DEEPEST) -> Iterator[tuple[str, str]]:
+    """Dotted names and texts of everything in a spec that is set; env is left out, for it may hold private values."""
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if name == "env" or item is None:
+            continue
+        if isinstance(item, Mapping) and item and depth > 0:
+            yield from flatten(item, f"{name}.", depth - 1)
+        else:
+            yield name, item if isinstance(item, str) else json.dumps(storable_json(item))
+
+
+def world_size_tags(job: Job, attempts: Sequence[Attempt]) -> dict[str, str]:
+    """How many workers the latest attempt has; and, once that has changed, how many there were from which step on."""
+    if not attempts:
+        return {"syncnorm.world_size": str(job.workers)}
+    tags = {"syncnorm.world_size": str(attempts[-1].workers)}
+    before, changes = job.workers, []
+    for attempt in attempts:
+        if attempt.workers != before:
+            changes.append(f"{attempt.workers} from step {attempt.resume_step}")
+        before = attempt.workers
+    return tags | ({"syncnorm.world_size_changes": ", ".join(changes)} if changes else {})

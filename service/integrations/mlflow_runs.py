@@ -1,0 +1,230 @@
+"""The MLflow run of a job: found or made, described, and given its final status. Plain REST with short limits."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from pydantic import TypeAdapter
+
+from syncnorm.service.integrations.http_port import TOTAL_S, Call, HttpPort
+from syncnorm.service.integrations.mlflow_answers import (
+    EXPERIMENT_FOUND,
+    EXPERIMENT_MADE,
+    GONE,
+    HISTORY,
+    OBJECT,
+    RUN_FOUND,
+    RUNS_FOUND,
+    read,
+)
+from syncnorm.service.integrations.mlflow_run_facts import Pairs, run_params, run_tags, world_size_tags
+from syncnorm.service.jobs.job import Attempt, Job
+from syncnorm.service.port_errors import RefusedError, UnreachableError
+from syncnorm.trainer.contract.text import storable
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_NOTE = "mlflow.note.content"
+_MAX_NOTE = 8000
+_ENDED = ("FINISHED", "FAILED", "KILLED")
+_A_REQUEST = 100
+"""MLflow's limit of params for one log-batch request (mlflow 3.17)."""
+_HEALTH_S = 2.0
+_HISTORIES_S, _AT_ONCE = 30.0, 8
+_BYTES_A_SECOND = 2**20
+
+TrackingUnreachableError = UnreachableError
+"""What every method raises while MLflow can't be asked."""
+
+
+@dataclass(frozen=True)
+class Run:
+    experiment_id: str
+    run_id: str
+
+
+class Tracker(Protocol):
+    """Port to MLflow. Methods raise UnreachableError while it is away, and RefusedError for what it won't take."""
+
+    def run_for(self, job: Job, attempts: Sequence[Attempt], note: str) -> Run:
+        """The run of the job, by its tag; made if there is none, or somebody deleted it. A few short calls.
+
+        attempts: all of the job, in order. note: its page.
+        """
+
+    def describe(self, run_id: str, job: Job, attempts: Sequence[Attempt]) -> list[str]:
+        """Give the run its tags, and the spec as params; the names that MLflow refused. May take many calls."""
+
+    def set_status(self, run_id: str, status: str, note: str) -> None: ...
+
+    def histories(self, run_id: str, prefix: str) -> dict[str, list[tuple[int, float]]]:
+        """(step, value) of every metric whose name begins so."""
+
+    def is_answering(self) -> bool: ...
+
+
+class MlflowTracker:
+    """The MLflow adapter. Whatever it answers, a call ends within TOTAL_S and raises what the port promises."""
+
+    def __init__(self, uri: str, timeout_s: float = TOTAL_S) -> None:
+        self.uri = uri.rstrip("/")
+        self._http = HttpPort("MLflow", self.uri, auth=mlflow_account(), total_s=timeout_s)
+
+    def run_for(self, job: Job, attempts: Sequence[Attempt], note: str) -> Run:
+        if job.experiment_id is not None and (run_id := self._find(job.experiment_id, job)):
+            return Run(job.experiment_id, run_id)
+        experiment_id = self.experiment(job.project)
+        return Run(experiment_id, self._find(experiment_id, job) or self._create(experiment_id, job, attempts, note))
+
+    def describe(self, run_id: str, job: Job, attempts: Sequence[Attempt]) -> list[str]:
+        tags, params = run_tags(job, attempts), run_params(job.spec)
+        lost = [f"tag {name}" for name in self._log(run_id, "tags", tags)]
+        for start in range(0, len(params), _A_REQUEST):
+            lost += self._log(run_id, "params", params[start : start + _A_REQUEST])
+        return lost
+
+    def set_status(self, run_id: str, status: str, note: str) -> None:
+        self.call("POST", "runs/set-tag", {"run_id": run_id, "key": _NOTE, "value": storable(note, _MAX_NOTE)})
+        body: dict[str, Any] = {"run_id": run_id, "status": status}
+        if status in _ENDED:
+            body["end_time"] = _now_ms()
+        self.call("POST", "runs/update", body)
+
+    def histories(self, run_id: str, prefix: str) -> dict[str, list[tuple[int, float]]]:
+        run = self.read("GET", "runs/get", {"run_id": run_id}, RUN_FOUND).run
+        names = [metric.key for metric in run.data.metrics if metric.key.startswith(prefix)]
+        found: dict[str, list[tuple[int, float]]] = {}
+        until = time.monotonic() + _HISTORIES_S
+        for start in range(0, len(names), _AT_ONCE):
+            if time.monotonic() > until:
+                raise UnreachableError(
+                    f"MLflow at {self.uri} needs more than {_HISTORIES_S:g} s for {len(names)} metrics"
+                )
+            found |= self._histories(run_id, names[start : start + _AT_ONCE])
+        return found
+
+    def _histories(self, run_id: str, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
+        bodies = [{"run_id": run_id, "metric_key": name, "max_results": 5000} for name in names]
+        answers = self._http.ask_all([_call("GET", "metrics/get-history", body) for body in bodies])
+        found = {}
+        for name, answer in zip(names, answers, strict=True):
+            if isinstance(answer, UnreachableError):
+                raise answer
+            found[name] = read(answer, "metrics/get-history", HISTORY).points()
+        return found
+
+    def is_answering(self) -> bool:
+        try:
+            return self._http.ask(Call("GET", "/health"), total_s=_HEALTH_S).is_success
+        except UnreachableError:
+            return False
+
+    def close(self) -> None:
+        self._http.close()
+
+    def experiment(self, project: str) -> str:
+        """Its id; made if there is none, restored if somebody deleted it."""
+        try:
+            found = self.read("GET", "experiments/get-by-name", {"experiment_name": project}, EXPERIMENT_FOUND)
+        except RefusedError as error:
+            if error.code not in ("", GONE):
+                raise
+            return self.read("POST", "experiments/create", {"name": project}, EXPERIMENT_MADE).experiment_id
+        if found.experiment.lifecycle_stage == "deleted":
+            logger.warning("restoring a deleted MLflow experiment that a job names", extra={"project": project})
+            self.call("POST", "experiments/restore", {"experiment_id": found.experiment.experiment_id})
+        return found.experiment.experiment_id
+
+    def _is_there(self, run_id: str) -> bool:
+        """Whether the run can be written to. False if somebody deleted it: the next attempt gets another one then."""
+        try:
+            run = self.read("GET", "runs/get", {"run_id": run_id}, RUN_FOUND).run
+        except RefusedError as error:
+            if error.code == GONE:
+                return False
+            raise
+        return run.info.lifecycle_stage != "deleted"
+
+    def _find(self, experiment_id: str, job: Job) -> str | None:
+        """Its run, by its tag; None if there is none, or somebody deleted it."""
+        body = {"experiment_ids": [experiment_id], "filter": f"tags.`syncnorm.job_id` = '{job.id}'", "max_results": 9}
+        names = [run.info.run_id for run in self.read("POST", "runs/search", body, RUNS_FOUND).runs]
+        return job.run_id if job.run_id in names else next(iter(names), None)
+
+    def _create(self, experiment_id: str, job: Job, attempts: Sequence[Attempt], note: str) -> str:
+        tags = {"syncnorm.job_id": job.id, _NOTE: storable(note, _MAX_NOTE), **world_size_tags(job, attempts)}
+        body = {
+            "experiment_id": experiment_id,
+            "run_name": storable(job.name),
+            "start_time": _now_ms(),
+            "tags": [{"key": key, "value": value} for key, value in tags.items()],
+        }
+        return self.read("POST", "runs/create", body, RUN_FOUND).run.info.run_id
+
+    def _log(self, run_id: str, what: str, pairs: Pairs) -> list[str]:
+        """Log tags or params; the names of those that MLflow refuses, found by halves so that they hold up no other."""
+        if not pairs:
+            return []
+        try:
+            self.call("POST", "runs/log-batch", {"run_id": run_id, what: [{"key": k, "value": v} for k, v in pairs]})
+        except RefusedError:
+            if not self._is_there(run_id):
+                raise
+            if len(pairs) == 1:
+                return [pairs[0][0]]
+            middle = len(pairs) // 2
+            return self._log(run_id, what, pairs[:middle]) + self._log(run_id, what, pairs[middle:])
+        return []
+
+    def call(self, method: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer of one endpoint of MLflow's REST API."""
+        return self.read(method, path, body, OBJECT)
+
+    def read(self, method: str, path: str, body: Mapping[str, Any], kind: TypeAdapter[T]) -> T:
+        """The same, as the type that was asked for."""
+        return read(self._http.ask(_call(method, path, body)), path, kind)
+
+    def put(self, path: str, content: bytes) -> None:
+        """Store an artifact through the server; path: behind `mlflow-artifacts:/`."""
+        call = Call("PUT", f"/api/2.0/mlflow-artifacts/artifacts/{path}", content=content)
+        answer = self._http.ask(call, total_s=TOTAL_S + len(content) / _BYTES_A_SECOND)
+        if not answer.is_success:
+            read(answer, path, OBJECT)
+
+
+def _call(method: str, path: str, body: Mapping[str, Any]) -> Call:
+    url = f"/api/2.0/mlflow/{path}"
+    return Call(method, url, params=body) if method == "GET" else Call(method, url, json=body)
+
+
+def mlflow_account() -> tuple[str, str] | None:
+    """User and password from the variables of MLflow's own client; None where the server asks for none.
+
+    The password may also lie in the file that MLFLOW_TRACKING_PASSWORD_FILE names.
+    """
+    user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
+    if path := os.environ.get("MLFLOW_TRACKING_PASSWORD_FILE"):
+        password = Path(path).read_text().strip()
+    return (user, password) if user and password else None
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def run_url(uri: str, job: Job) -> str | None:
+    """Where a browser shows the run of a job."""
+    return run_page(uri, job.experiment_id, job.run_id)
+
+
+def run_page(uri: str, experiment_id: str | None, run_id: str | None) -> str | None:
+    if run_id is None or experiment_id is None:
+        return None
+    return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"

@@ -1,0 +1,44 @@
+"""Asks a process that knows torch about a spec; this one never loads it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+
+from syncnorm.service.confinement import environment_of_jobs
+from syncnorm.service.storage.code_packages import Packages
+from syncnorm.trainer.contract.plan import Inspection
+from syncnorm.trainer.contract.spec import JobSpec
+from syncnorm.trainer.storage.storage import local_copy
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT_S = 120.0
+
+
+def inspect(spec: JobSpec, packages: Packages) -> Inspection | None:
+    """Conversion and findings for `spec`; None where the process does not answer, e.g. without torch on this host."""
+    environment = environment_of_jobs(os.environ, own_mlflow=True)
+    command = [sys.executable, "-m", "syncnorm.trainer.worker.model_inspection"]
+    try:
+        with contextlib.ExitStack() as stack:
+            if spec.code is not None:
+                # Python imports from a zip as it is.
+                archive = str(stack.enter_context(local_copy(packages.path(spec.code.package))))
+                environment["PYTHONPATH"] = os.pathsep.join(filter(None, (archive, environment.get("PYTHONPATH"))))
+            done = subprocess.run(
+                command,
+                input=spec.model_dump_json().encode(),
+                capture_output=True,
+                timeout=TIMEOUT_S,
+                check=True,
+                env=environment,
+            )
+        return Inspection.model_validate_json(done.stdout)
+    except (subprocess.SubprocessError, OSError, ValueError) as error:
+        stderr = getattr(error, "stderr", None) or b""
+        logger.warning("a spec could not be inspected: %s %s", error, stderr.decode(errors="replace")[-2000:])
+        return None

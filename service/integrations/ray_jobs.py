@@ -1,0 +1,241 @@
+"""Starting, stopping and watching attempts on a Ray cluster, through the plain HTTP API of its dashboard.
+
+Ray is a launcher that forgets and lies: everything here may be repeated, and nothing it answers is final by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import shlex
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
+
+from pydantic import TypeAdapter
+
+from syncnorm.service.background.outage_log import Outages
+from syncnorm.service.integrations.http_port import Answer, Call, HttpPort
+from syncnorm.service.integrations.ray_answers import CLUSTER, RECORD, RECORDS, VERSION, Record, nodes_of, records_of
+from syncnorm.service.jobs.lifecycle import RayStatus
+from syncnorm.service.port_errors import OddAnswerError, RefusedError, UnreachableError
+from syncnorm.trainer.contract.plan import NodeCapacity
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+DRIVER_RESOURCE = "syncnorm_driver"
+"""Custom resource of the nodes that may run drivers; each driver takes one of it and no CPU."""
+Kind = Literal["attempt", "export"]
+Entrypoints = Mapping[Kind, str]
+"""Command of each kind of submission, to which its folder is added."""
+ENTRYPOINTS: Entrypoints = {
+    "attempt": "python -m syncnorm.trainer.driver.main",
+    "export": "python -m syncnorm.trainer.driver.reexport",
+}
+_STATUS = {
+    "PENDING": RayStatus.WAITING,
+    "RUNNING": RayStatus.RUNNING,
+    "SUCCEEDED": RayStatus.ENDED,
+    "FAILED": RayStatus.ENDED,
+    "STOPPED": RayStatus.ENDED,
+}
+_REFUSALS = {400, 409, 413, 422}
+_NOT_FOUND = 404
+_LIST_S = 120.0
+"""Ray takes 3 s to list 20,000 ended submissions on an idle host, and ten times that on a busy head (ray 2.60)."""
+_LIST_BYTES = 256 * 2**20
+_JSON_OBJECT = TypeAdapter(dict[str, Any])
+
+ClusterUnreachableError = UnreachableError
+"""What every method raises while Ray can't be asked. It says nothing about the jobs on Ray."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What Ray says of one of our submissions. message: why it ended, in Ray's words."""
+
+    status: RayStatus
+    node_id: str | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class View:
+    """One look at the cluster. session: its identity; another session knows nothing of earlier submissions."""
+
+    session: str
+    nodes: tuple[NodeCapacity, ...]
+    submissions: Mapping[str, Submission]
+
+    @property
+    def capacity(self) -> tuple[NodeCapacity, ...] | None:
+        """The hosts; None while they have not told yet what they have, as in the first seconds of a cluster."""
+        return self.nodes if any(node.cpus or node.gpus for node in self.nodes) else None
+
+
+class Dispatcher(Protocol):
+    """Port to a cluster. Every method but `forget` raises UnreachableError when it can't be asked."""
+
+    def look(self) -> View: ...
+
+    def start(self, submission_id: str, folder: str, kind: Kind = "attempt") -> None:
+        """Start the driver of an attempt, or a later export; an id that is known already is left alone.
+
+        Raises: RefusedError for a submission that the cluster will never take.
+        """
+
+    def end(self, submission_id: str) -> None:
+        """End the processes of a submission (SIGTERM, then SIGKILL); an unknown or ended one is left alone."""
+
+    def forget(self, submission_id: str) -> None:
+        """Nobody needs the record of this ended submission any more. Returns at once; the record goes soon."""
+
+
+class RayDispatcher:
+    """The Ray adapter.
+
+    Ray keeps the record of every submission until somebody deletes it, and takes longer to list them the more there
+    are. So `look` asks for those that `known` names, a few milliseconds each, and a `ClusterSweep` lists them all now
+    and then: it deletes ended ones, and finds `strays`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        entrypoints: Entrypoints = ENTRYPOINTS,
+        *,
+        owner: str = "syncnorm",
+        timeout_s: float = 10,
+        known: Callable[[], Collection[str]] | None = None,
+    ) -> None:
+        """url: the dashboard's; token: for RAY_AUTH_MODE=token; owner: marks our submissions.
+
+        known: the submissions that `look` is about; None: all of ours, which takes a list.
+        """
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = HttpPort("Ray", url, headers=headers, total_s=timeout_s)
+        self._entrypoints = entrypoints
+        self._owner = owner
+        self._known = known
+        self._odd = Outages(logger)
+        self.forgotten: queue.SimpleQueue[str] = queue.SimpleQueue()
+        """What a sweep should delete next."""
+        self.strays: frozenset[str] = frozenset()
+        """Living submissions of ours that nobody knew at the last sweep."""
+
+    def look(self) -> View:
+        version, cluster = (_kept(one) for one in self._http.ask_all([_get("/api/version"), _CLUSTER_STATUS]))
+        session = _parsed(version, VERSION).session_name
+        nodes = nodes_of(_parsed(cluster, CLUSTER), self._note)
+        if self._known is None:
+            return View(session, nodes, self.list_all())
+        return View(session, nodes, self._ask_for({*self._known(), *self.strays}))
+
+    def list_all(self) -> dict[str, Submission]:
+        """Every submission of ours that Ray has a record of. Takes seconds where there are thousands."""
+        answer = self._http.ask(_get("/api/jobs/"), total_s=_LIST_S, most_bytes=_LIST_BYTES)
+        found = records_of(_parsed(answer, RECORDS), self._owner, self._note)
+        return {record.submission_id: _submission(record) for record in found}
+
+    def start(self, submission_id: str, folder: str, kind: Kind = "attempt") -> None:
+        if self._is_known(submission_id):
+            return
+        body = {
+            # Goes through a shell: one constant command and one quoted path, nothing from the spec.
+            "entrypoint": f"{self._entrypoints[kind]} {shlex.quote(folder)}",
+            "submission_id": submission_id,
+            "entrypoint_num_cpus": 0,
+            "entrypoint_resources": {DRIVER_RESOURCE: 1},
+            "metadata": {"syncnorm": self._owner},
+        }
+        answer = self._http.ask(Call("POST", "/api/jobs/", json=body))
+        # Ray answers a repeated submission_id with 500 and a traceback (ray 2.60).
+        if "already exists" in answer.excerpt:
+            return
+        if answer.status in _REFUSALS and not answer.is_page:
+            raise RefusedError(f"Ray refused {submission_id}: {answer.status} {answer.excerpt}", answer.status)
+        if not answer.is_success:
+            raise UnreachableError(f"Ray did not take {submission_id}: {answer.status} {answer.excerpt}")
+        if _parsed(answer, _JSON_OBJECT).get("submission_id") != submission_id and not self._is_known(submission_id):
+            raise OddAnswerError(f"Ray took {submission_id}, but does not know it: {answer.excerpt[:80]!r}")
+
+    def end(self, submission_id: str) -> None:
+        answer = self._http.ask(Call("POST", f"/api/jobs/{submission_id}/stop"))
+        if not _is_missing(answer):
+            _parsed(answer, _JSON_OBJECT)
+
+    def forget(self, submission_id: str) -> None:
+        self.forgotten.put(submission_id)
+
+    def delete(self, submission_id: str) -> bool:
+        """Delete the record of an ended submission; whether it is gone. Ray refuses it for one that is not over."""
+        answer = self._http.ask(Call("DELETE", f"/api/jobs/{submission_id}"))
+        if "non-terminal state" in answer.excerpt:
+            return False
+        if not _is_missing(answer):
+            _parsed(answer, _JSON_OBJECT)
+        return True
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _is_known(self, submission_id: str) -> bool:
+        answer = self._http.ask(_get(f"/api/jobs/{submission_id}"))
+        if _is_missing(answer):
+            return False
+        return _parsed(answer, RECORD).submission_id == submission_id
+
+    def _ask_for(self, names: Collection[str]) -> dict[str, Submission]:
+        """Those that Ray knows. Of one that can't be asked for nothing is said: unknown would mean that it is gone."""
+        ordered = sorted(names)
+        answers = self._http.ask_all([_get(f"/api/jobs/{name}") for name in ordered])
+        found = {name: self._read(name, answer) for name, answer in zip(ordered, answers, strict=True)}
+        return {name: submission for name, submission in found.items() if submission is not None}
+
+    def _read(self, name: str, answer: Answer | UnreachableError) -> Submission | None:
+        what = f"submission {name}"
+        try:
+            if _is_missing(kept := _kept(answer)):
+                return None
+            submission = _submission(_parsed(kept, RECORD))
+        except UnreachableError as error:
+            self._note(what, str(error))
+            return Submission(RayStatus.UNREACHABLE)
+        self._odd.over(what)
+        return submission
+
+    def _note(self, what: str, why: str) -> None:
+        self._odd.goes_on(what, "Ray says something odd of one item, which is left out", what=what, error=why)
+
+
+def _get(path: str) -> Call:
+    return Call("GET", path)
+
+
+_CLUSTER_STATUS = _get("/api/cluster_status")
+
+
+def _kept(answer: Answer | UnreachableError) -> Answer:
+    if isinstance(answer, UnreachableError):
+        raise answer
+    return answer
+
+
+def _parsed(answer: Answer, kind: TypeAdapter[T]) -> T:
+    """Raises: UnreachableError for any status but 2xx; OddAnswerError for another content."""
+    if not answer.is_success:
+        raise UnreachableError(f"{answer.source} answered {answer.status}: {answer.excerpt}")
+    return answer.parsed(kind)
+
+
+def _is_missing(answer: Answer) -> bool:
+    """Whether Ray, and not a proxy in its place, says that it has no such submission."""
+    return answer.status == _NOT_FOUND and not answer.is_page
+
+
+def _submission(record: Record) -> Submission:
+    # A status that we don't know is no evidence of anything.
+    status = _STATUS.get(record.status, RayStatus.UNREACHABLE)
+    return Submission(status, record.driver_node_id, record.message or "")

@@ -1,0 +1,82 @@
+"""Takes the records of ended submissions off Ray, and finds living ones that nobody knows. Beside the reconciler."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection
+
+from syncnorm.service.background.outage_log import Outages
+from syncnorm.service.integrations.ray_jobs import RayDispatcher
+from syncnorm.service.jobs.lifecycle import RayStatus
+from syncnorm.service.port_errors import PortError
+
+logger = logging.getLogger(__name__)
+
+EVERY_S = 10.0
+"""Between two lists of all submissions, or longer where a list takes Ray long."""
+_LOOK_S = 1.0
+_MOST_A_ROUND = 200
+_LONGEST_SHARE = 0.05
+"""Of Ray's time, spent on lists."""
+
+
+class ClusterSweep:
+    """Ray never forgets a submission by itself, and lists them the slower the more there are.
+
+    Only ended submissions of ours go, and only those that `known` does not name: an attempt or export that has not
+    given its capacity back still needs Ray's word. Doing it twice, or in several replicas, is harmless.
+    """
+
+    name = "cluster-sweep"
+
+    def __init__(self, dispatcher: RayDispatcher, known: Callable[[], Collection[str]]) -> None:
+        self._dispatcher = dispatcher
+        self._known = known
+        self._outages = Outages(logger)
+        self._ended: list[str] = []
+        self._next_list = 0.0
+
+    def run(self, stop: threading.Event) -> None:
+        """Tick until told to stop; an error in one tick does not end the loop."""
+        while not stop.wait(_LOOK_S):
+            try:
+                self.tick()
+            except PortError as error:
+                self._outages.goes_on("sweep", "could not tidy up Ray's records; trying again", error=str(error))
+                self._next_list = time.monotonic() + EVERY_S
+            except Exception:
+                logger.exception("could not tidy up Ray's records; trying again")
+
+    def tick(self) -> None:
+        """Delete some records; list them all when it is time. Raises: UnreachableError."""
+        self._delete_forgotten()
+        if not self._ended and time.monotonic() >= self._next_list:
+            self._list()
+        batch, self._ended = self._ended[:_MOST_A_ROUND], self._ended[_MOST_A_ROUND:]
+        for submission_id in batch:
+            self._dispatcher.delete(submission_id)
+        if batch:
+            logger.info("deleted ended submissions on Ray", extra={"count": len(batch), "remaining": len(self._ended)})
+
+    def _list(self) -> None:
+        began = time.monotonic()
+        found = self._dispatcher.list_all()
+        self._outages.over("sweep")
+        took_s = time.monotonic() - began
+        self._next_list = time.monotonic() + max(EVERY_S, took_s / _LONGEST_SHARE)
+        known = set(self._known())  # read after the list: whatever was launched since is in neither
+        unknown = {name: seen.status for name, seen in found.items() if name not in known}
+        alive = (RayStatus.WAITING, RayStatus.RUNNING)
+        self._dispatcher.strays = frozenset(name for name, status in unknown.items() if status in alive)
+        self._ended = sorted(name for name, status in unknown.items() if status is RayStatus.ENDED)
+
+    def _delete_forgotten(self) -> None:
+        for _ in range(_MOST_A_ROUND):
+            try:
+                submission_id = self._dispatcher.forgotten.get_nowait()
+            except queue.Empty:
+                return
+            self._dispatcher.delete(submission_id)

@@ -1,0 +1,65 @@
+"""Values for the environment of jobs that nobody may read back: kept apart, encrypted, by owner and name.
+
+The key lies in a file beside the database and not in it, so that a copy of the database gives nothing away.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+from cryptography.fernet import Fernet, InvalidToken
+
+from syncnorm.service.jobs.actors import SERVICE, Actor
+from syncnorm.service.store import Store
+
+KEY_FILE = "secrets.key"
+
+
+class SecretUnreadableError(Exception):
+    """A secret that was kept under another key."""
+
+
+class Secrets:
+    def __init__(self, store: Store, key: bytes) -> None:
+        self._store = store
+        self._fernet = Fernet(key)
+
+    def put(self, owner: str, name: str, value: str, by: Actor = SERVICE) -> None:
+        """Keep a value; one of the same name is replaced."""
+        self._store.put_secret(owner, name, self._fernet.encrypt(value.encode()).decode(), by)
+
+    def missing(self, owner: str, names: set[str]) -> set[str]:
+        return names - self._store.secret_names(owner)
+
+    def values(self, owner: str, names: set[str]) -> dict[str, str]:
+        """Those that are there, in clear: for the workers of a job, and nobody else.
+
+        Raises: SecretUnreadableError.
+        """
+        try:
+            return {
+                name: self._fernet.decrypt(sealed).decode()
+                for name, sealed in self._store.secrets(owner, names).items()
+            }
+        except InvalidToken as error:
+            raise SecretUnreadableError("a secret was kept under another key; put it again") from error
+
+
+def secrets_key(file: Path | None, home: Path) -> bytes:
+    """The key from the text of its file, or from one made and kept in the state folder.
+
+    Raises: ValueError if the file holds too little; OSError if it can't be read.
+    """
+    path = file or home / KEY_FILE
+    if file is None and not path.exists():
+        home.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as made:
+            made.write(f"{secrets.token_hex(32)}\n")
+    text = path.read_text().strip()
+    if len(text) < 32:
+        raise ValueError(f"{path} must hold at least 32 random characters, got {len(text)}")
+    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest())

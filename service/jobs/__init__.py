@@ -1,0 +1,1 @@
+"""Jobs as values and the decisions about them. Pure: no clock, no database, no network."""

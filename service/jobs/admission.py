@@ -1,0 +1,109 @@
+"""From the body of a submit to a Job, or to every reason against it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from syncnorm.service.jobs import data_urls
+from syncnorm.service.jobs.job import Job, JobState, new_job_id
+from syncnorm.trainer.contract.norm_choice import choose_norm
+from syncnorm.trainer.contract.plan import NodeCapacity, findings
+from syncnorm.trainer.contract.spec import JobSpec, SecretRef
+from syncnorm.trainer.contract.spec_reader import Problem
+from syncnorm.trainer.storage.storage import is_url
+
+_ALLOWED_CLASSES = ("torchvision.models.",)
+_PATH_ARGS = ("root", "path", "val_path")
+
+
+def against_plan(spec: JobSpec, nodes: Sequence[NodeCapacity] | None) -> list[Problem]:
+    """The findings of severity `error` that its plan would show, as far as they need no torch."""
+    return [
+        Problem(finding.path, f"{finding.message} {finding.fix}")
+        for finding in findings(spec, choose_norm(spec).kind, nodes)
+        if finding.severity == "error"
+    ]
+
+
+def needs_a_look(spec: JobSpec) -> bool:
+    """Whether files, packages or secrets have to be looked for, which may take time."""
+    has_secrets = any(isinstance(value, SecretRef) for value in spec.env.values())
+    return has_secrets or spec.code is not None or any(name in spec.data.init_args for name in _PATH_ARGS)
+
+
+def against_files(spec: JobSpec) -> list[Problem]:
+    """Data folders that should be on this host and are not."""
+    return [
+        Problem(f"data.init_args.{name}", f"must be a folder or file that exists, or a URL; there is no {value!r}")
+        for name in _PATH_ARGS
+        if isinstance(value := spec.data.init_args.get(name), str) and not is_url(value) and not Path(value).exists()
+    ]
+
+
+def against_code(spec: JobSpec) -> list[Problem]:
+    """Classes other than the known ones, and uploaded code: off unless an operator allows them."""
+    problems = [
+        Problem(
+            f"{name}.class_path",
+            f"{part.class_path} is not among the allowed classes ({', '.join(_ALLOWED_CLASSES)}*); "
+            "an operator may allow any with SYNCNORM_ALLOW_CODE=on",
+        )
+        for name, part in (("model", spec.model), ("data", spec.data))
+        if part.class_path is not None and not part.class_path.startswith(_ALLOWED_CLASSES)
+    ]
+    if spec.code is not None:
+        problems.append(Problem("code", "uploaded code is off; an operator may allow it with SYNCNORM_ALLOW_CODE=on"))
+    return problems
+
+
+def against_urls(spec: JobSpec, allowed: Sequence[str]) -> list[Problem]:
+    """Addresses of data that workers are not to read from."""
+    return [
+        Problem(f"data.init_args.{name}", f"{wrong}, got {value!r}")
+        for name in _PATH_ARGS
+        if isinstance(value := spec.data.init_args.get(name), str)
+        and is_url(value)
+        and (wrong := data_urls.problem(value, allowed))
+    ]
+
+
+def against_package(spec: JobSpec, has: Callable[[str], bool]) -> list[Problem]:
+    if spec.code is None or has(spec.code.package):
+        return []
+    text = f"there is no package {spec.code.package}; upload it first: syncnorm package put FOLDER"
+    return [Problem("code.package", text)]
+
+
+def against_secrets(spec: JobSpec, owner: str, missing: Callable[[str, set[str]], set[str]]) -> list[Problem]:
+    named = {variable: value.secret for variable, value in spec.env.items() if isinstance(value, SecretRef)}
+    gone = missing(owner, set(named.values())) if named else set()
+    return [
+        Problem(f"env.{variable}", f"{owner} has no secret {name}; put it first: syncnorm secret put {name}")
+        for variable, name in named.items()
+        if name in gone
+    ]
+
+
+def new_job(spec: JobSpec, owner: str, now: datetime) -> Job:
+    return Job(
+        id=new_job_id(),
+        name=spec.name,
+        project=spec.project,
+        owner=owner,
+        state=JobState.QUEUED,
+        priority=spec.priority,
+        labels=spec.labels,
+        norm=choose_norm(spec).kind,
+        spec=spec.model_dump(mode="json"),
+        workers=spec.resources.workers,
+        min_workers=spec.resources.min_workers,
+        cpus_per_worker=spec.resources.cpus_per_worker,
+        gpus_per_worker=spec.resources.gpus_per_worker,
+        max_failures=spec.limits.max_failures,
+        grace_s=spec.limits.grace_s,
+        deadline_s=spec.limits.deadline_s,
+        created_at=now,
+        queued_at=now,
+    )

@@ -1,0 +1,198 @@
+"""Later exports of finished jobs: as values, and what becomes of one, given what was seen of it. Pure.
+
+An export has no heartbeat, so Ray's word that it is gone has to do, once it has stood for a while. Should Ray be wrong,
+one export too many runs for a moment: each start has a folder and a fence of its own, and only the result under the
+fence of the latest one counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from syncnorm.service.jobs.instants import after
+from syncnorm.service.jobs.job import NewEvent
+from syncnorm.service.jobs.lifecycle import EndOnRay, Launch, RayStatus, Seen
+from syncnorm.trainer.contract.failure import FailureReason, may_be_retried
+from syncnorm.trainer.contract.protocol import Result
+
+MOST_STARTS = 4
+"""Of one export: the first, and as many again as a job may fail by default (limits.max_failures)."""
+_GONE_S = 10.0
+"""How long Ray calls it gone before it is lost: a result may take a moment to be seen on a shared storage."""
+_LONGEST_S = 3600.0
+_PAUSE_S = 10.0
+
+
+class ExportState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+OVER = frozenset({ExportState.SUCCEEDED, ExportState.FAILED})
+
+
+@dataclass(frozen=True)
+class Export:
+    """One more export of a succeeded job. number: from 2 on; 1 is the job's own."""
+
+    job_id: str
+    number: int
+    section: dict[str, Any]
+    """The spec's `export` that is wanted now."""
+    state: ExportState
+    created_at: datetime
+    starts: int = 0
+    """How often it was handed to Ray, each time under another submission id."""
+    fence: str | None = None
+    """Of the latest start."""
+    session: str | None = None
+    begun_at: datetime | None = None
+    submitted_at: datetime | None = None
+    stop_sent_at: datetime | None = None
+    gone_at: datetime | None = None
+    """Since when Ray calls the latest start gone, without a result."""
+    not_before: datetime | None = None
+    reason: FailureReason | None = None
+    message: str = ""
+    model: dict[str, Any] | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    released_at: datetime | None = None
+    """When Ray confirmed that nothing of it runs any more."""
+    version: int = 1
+
+    @property
+    def name(self) -> str:
+        return str(self.number)
+
+    @property
+    def submission_id(self) -> str:
+        """Of the latest start; known before Ray hears of it."""
+        return submission_id(self.job_id, self.number, self.starts)
+
+
+def submission_id(job_id: str, number: int, starts: int) -> str:
+    """Under which Ray knows one start of an export."""
+    return f"{job_id}-export-{number}-{starts}"
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Write another start down: there may be no room for it now."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """A change of the export's row, guarded by its version, with its event."""
+
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    event: NewEvent | None = None
+
+
+def decide_export(export: Export, seen: Seen) -> Begin | Launch | Update | EndOnRay | None:
+    """The next step; None: nothing to do now."""
+    if export.state is ExportState.QUEUED:
+        may_start = seen.session is not None and (export.not_before is None or export.not_before <= seen.now)
+        return Begin() if may_start else None
+    if export.state in OVER:
+        return _leave(export, seen)
+    if seen.result is not None:
+        return _settle(export, seen.result, seen.now)
+    return _watch(export, seen)
+
+
+def begin(export: Export, fence: str, session: str, now: datetime) -> Update:
+    """The next start, written down before anything of it is done."""
+    number = export.starts + 1
+    changes = {
+        "state": ExportState.RUNNING,
+        "starts": number,
+        "fence": fence,
+        "session": session,
+        "begun_at": now,
+        "submitted_at": None,
+        "stop_sent_at": None,
+        "gone_at": None,
+        "started_at": export.started_at or now,
+    }
+    return Update(changes, _event(export, "export_started", f"Export {export.name} starts.", start=number))
+
+
+def _watch(export: Export, seen: Seen) -> Launch | Update | EndOnRay | None:
+    if seen.session is None or seen.storage_away:
+        return None
+    if seen.session != export.session:
+        return _lost(export, "The cluster restarted.", FailureReason.NODE_LOST, seen.now)
+    if export.submitted_at is None:
+        return Launch()
+    if seen.ray in (RayStatus.ENDED, RayStatus.UNKNOWN):
+        return _missing(export, seen.now)
+    return _overdue(export, seen.now) if export.gone_at is None else Update({"gone_at": None})
+
+
+def _missing(export: Export, now: datetime) -> Update | None:
+    if export.gone_at is None:
+        return Update({"gone_at": now})
+    if (now - export.gone_at).total_seconds() < _GONE_S:
+        return None
+    return _lost(export, "It ended without a result.", FailureReason.WORKER_LOST, now)
+
+
+def _overdue(export: Export, now: datetime) -> EndOnRay | None:
+    assert export.begun_at is not None
+    if export.stop_sent_at is None and (now - export.begun_at).total_seconds() > _LONGEST_S:
+        return EndOnRay(FailureReason.WORKER_LOST, f"It did not end within {_LONGEST_S:.0f} s.")
+    return None
+
+
+def _settle(export: Export, result: Result, now: datetime) -> Update:
+    if result.outcome == "succeeded":
+        model = result.model.model_dump(mode="json") if result.model else None
+        changes = {"state": ExportState.SUCCEEDED, "model": model, "reason": None, "message": "", "finished_at": now}
+        return Update(changes, _event(export, "export_succeeded", f"Export {export.name} succeeded."))
+    return _lost(export, result.message, result.reason or FailureReason.INTERNAL, now, outage=result.outage)
+
+
+def _lost(export: Export, message: str, reason: FailureReason, now: datetime, *, outage: bool = False) -> Update:
+    """Another start, while one may help and is left."""
+    changes: dict[str, Any] = {"reason": reason, "message": message}
+    if may_be_retried(reason, outage=outage) and export.starts < MOST_STARTS:
+        wait_s = _PAUSE_S * 2 ** (export.starts - 1)  # at most MOST_STARTS - 2
+        changes |= {"state": ExportState.QUEUED, "not_before": after(now, wait_s)}
+        text = f"Export {export.name}: {message} It starts again in {wait_s:.0f} s."
+        return Update(changes, _event(export, "export_lost", text, reason=reason.value))
+    return _failed(export, changes, message, reason, now)
+
+
+def refused_export(export: Export, why: str, now: datetime) -> Update:
+    """Ray or the storage said no to it: asking again won't help."""
+    reason = FailureReason.INTERNAL
+    return _failed(export, {"reason": reason, "message": why}, why, reason, now)
+
+
+def _failed(export: Export, changes: dict[str, Any], message: str, reason: FailureReason, now: datetime) -> Update:
+    changes |= {"state": ExportState.FAILED, "finished_at": now}
+    text = f"Export {export.name} failed: {message}"
+    return Update(changes, _event(export, "export_failed", text, reason=reason.value))
+
+
+def _leave(export: Export, seen: Seen) -> Update | EndOnRay | None:
+    """Until nothing of it runs any more; a process that lingers is ended."""
+    if seen.session is None:
+        return None
+    if seen.session != export.session or seen.ray in (RayStatus.ENDED, RayStatus.UNKNOWN):
+        return Update({"released_at": seen.now})
+    assert export.finished_at is not None
+    if export.stop_sent_at is None and (seen.now - export.finished_at).total_seconds() > _GONE_S:
+        return EndOnRay(None, "It has left a result and does not end by itself.")
+    return None
+
+
+def _event(export: Export, kind: str, message: str, **data: str | int) -> NewEvent:
+    return NewEvent(kind, message, {"export": export.name, **data})

@@ -1,0 +1,322 @@
+"""What becomes of a job, given what was seen of it. Pure: no clock, no database, no network.
+
+An attempt is over when it said so itself (its result, under its fence), or when two witnesses agree that it is dead:
+its lease ran out; and Ray, in the same session, calls it ended or unknown, or its host gone. Ray that can't be reached
+says nothing at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from syncnorm.service.jobs.instants import after
+from syncnorm.service.jobs.job import ACTIVE, Attempt, Job, JobState, stored_result
+from syncnorm.trainer.contract.failure import FailureReason, may_be_retried
+from syncnorm.trainer.contract.protocol import CANNOT_BEGIN, CANNOT_BEGIN_NOW, Result
+
+LONGEST_ODD_S = 600.0
+"""A silent attempt of which Ray, though it answers, says nothing sensible for so long is taken for dead."""
+
+
+class RayStatus(StrEnum):
+    """What Ray says of one submission."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDED = "ended"
+    UNKNOWN = "unknown"
+    """Ray answers that it has never heard of it."""
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one look at the world showed about an attempt. now: database time."""
+
+    now: datetime
+    ray: RayStatus = RayStatus.UNREACHABLE
+    session: str | None = None
+    """The session Ray is in; None while it can't be reached."""
+    node_gone: bool = False
+    ray_message: str = ""
+    """Why the submission ended, in Ray's words, with the last lines it printed."""
+    result: Result | None = None
+    storage_away: bool = False
+    """Whether there is a result can't be found out now."""
+    others_launch: bool = False
+    """Whether attempts of other jobs were launched since this one was written down."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Times, in seconds, that decisions depend on."""
+
+    startup_timeout_s: float = 600.0
+    orphan_life_s: float | None = 60.0
+    """How long processes of a cluster that is gone may live on, after their lease; None: they were seen to be gone."""
+    retry_base_s: float = 10.0
+    retry_max_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class Move:
+    """A change of state, guarded by the state the decision was made on."""
+
+    to: JobState
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    attempt_changes: Mapping[str, Any] = field(default_factory=dict)
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Submit the attempt to Ray, under its own id; harmless when repeated."""
+
+
+@dataclass(frozen=True)
+class EndOnRay:
+    """Have Ray end the processes (SIGTERM, then SIGKILL): the last rung of the stop ladder."""
+
+    reason: FailureReason | None
+    message: str
+
+
+_DOUBLINGS = 30
+"""Of the wait before another attempt; by then it is at its longest."""
+
+Decision = Move | Launch | EndOnRay | None
+
+
+@dataclass(frozen=True)
+class _Ending:
+    outcome: str
+    reason: FailureReason | None
+    message: str
+    result: Result | None
+    counts: bool = True
+    """Whether it uses up one of limits.max_failures: not when the whole cluster went away."""
+    outage: bool = False
+    """Of the reason storage: it did not answer, and may when asked again."""
+
+
+def decide(job: Job, attempt: Attempt | None, seen: Seen, rules: Rules) -> Decision:
+    """The next step for a job; None: nothing to do now."""
+    if job.state in ACTIVE:
+        assert attempt is not None, f"job {job.id} is {job.state} without an attempt"
+        return _under_way(job, attempt, seen, rules)
+    if job.state is JobState.QUEUED:
+        return _waiting(job, seen)
+    if job.state is JobState.PAUSED and job.stop == "cancel":
+        return _cancelled(f"Cancelled{_by(job)} while it was paused.", seen.now)
+    return None
+
+
+def _under_way(job: Job, attempt: Attempt, seen: Seen, rules: Rules) -> Decision:
+    if job.stop is not None and job.state is not JobState.STOPPING:
+        return Move(JobState.STOPPING, message=f"Stopping to {job.stop}.")
+    if ending := _ending(job, attempt, seen, rules):
+        return _settle(job, attempt, ending, seen.now, rules)
+    if job.state is JobState.STOPPING:
+        return _press(job, attempt, seen)
+    if _deadline_passed(job, seen.now):
+        return Move(JobState.STOPPING, {"stop": "deadline", "stop_at": seen.now}, message="The deadline passed.")
+    return _forward(job, attempt, seen, rules)
+
+
+def _waiting(job: Job, seen: Seen) -> Decision:
+    if job.stop == "cancel":
+        return _cancelled(f"Cancelled{_by(job)} before it started.", seen.now)
+    if job.stop == "pause":
+        return Move(JobState.PAUSED, {"stop": None, "stop_at": None}, message=f"Paused{_by(job)} before it started.")
+    if _deadline_passed(job, seen.now):
+        return _failed(FailureReason.DEADLINE, f"limits.deadline_s of {job.deadline_s:g} s ran out.", seen.now)
+    return None
+
+
+def refused(job: Job, why: str, now: datetime) -> Move:
+    """Ray or MLflow said no to the launch of this job, and would say so again."""
+    reason = FailureReason.CANCELLED_BY_USER if job.stop == "cancel" else FailureReason.INTERNAL
+    closing = {"outcome": "failed", "reason": reason, "message": why, "ended_at": now}
+    move = _cancelled(why, now) if job.stop == "cancel" else _failed(reason, why, now)
+    return Move(move.to, {"stop": None, "stop_at": None, **move.changes}, closing, move.message)
+
+
+def _forward(job: Job, attempt: Attempt, seen: Seen, rules: Rules) -> Decision:
+    if attempt.submitted_at is None:
+        if overdue := _overdue_start(job, attempt, seen, rules):
+            return overdue
+        may_launch = seen.session is not None and attempt.session in (None, seen.session)
+        return Launch() if may_launch and attempt.stop_sent_at is None else None
+    if attempt.phase in ("finalizing", "done") and job.state is not JobState.FINALIZING:
+        return Move(JobState.FINALIZING, _first_start(job, seen.now), message="Training is over; exporting.")
+    if attempt.phase == "training" and job.state is JobState.STARTING:
+        return Move(JobState.RUNNING, _first_start(job, seen.now), message="The workers train.")
+    return _overdue_start(job, attempt, seen, rules)
+
+
+def _overdue_start(job: Job, attempt: Attempt, seen: Seen, rules: Rules) -> EndOnRay | None:
+    """Also of an attempt that can't be handed to MLflow and Ray: it must not hold its capacity for ever."""
+    waited = (seen.now - attempt.created_at).total_seconds()
+    if job.state is not JobState.STARTING or waited <= rules.startup_timeout_s or attempt.stop_sent_at is not None:
+        return None
+    if seen.session is None:
+        return None  # nobody else could use the capacity
+    what = "could not be handed to MLflow and Ray" if attempt.submitted_at is None else "did not train"
+    return EndOnRay(FailureReason.STARTUP_TIMEOUT, f"The workers {what} within {waited:.0f} s.")
+
+
+def _press(job: Job, attempt: Attempt, seen: Seen) -> Decision:
+    """After the grace for a last checkpoint, the processes are ended."""
+    grace_over = seen.now >= after(job.stop_at or attempt.created_at, job.grace_s)
+    nobody_listens = attempt.heartbeat_at is None
+    if attempt.stop_sent_at is not None or seen.ray is RayStatus.UNREACHABLE:
+        return None
+    if nobody_listens:
+        return EndOnRay(_STOPPED.get(job.stop or ""), "Stopped before its workers had come up.")
+    if grace_over:
+        return EndOnRay(_STOPPED.get(job.stop or ""), f"No checkpoint within the grace of {job.grace_s:g} s.")
+    return None
+
+
+_STOPPED = {
+    "cancel": FailureReason.CANCELLED_BY_USER,
+    "preempt": FailureReason.PREEMPTED,
+    "deadline": FailureReason.DEADLINE,
+}
+"""Why an attempt ended that had to be ended on Ray to stop its job."""
+
+
+def _ending(job: Job, attempt: Attempt, seen: Seen, rules: Rules) -> _Ending | None:
+    result = seen.result or stored_result(attempt)
+    if result is not None:
+        return _Ending(result.outcome, result.reason, result.message, result, outage=result.outage)
+    if not _is_dead(attempt, seen, rules):
+        return None
+    if seen.storage_away and job.stop != "cancel":
+        return None  # what looks dead may have succeeded
+    if _is_from_an_earlier_session(attempt, seen):
+        return _Ending("lost", FailureReason.NODE_LOST, f"The cluster restarted at step {attempt.step}.", None, False)
+    for begin in (CANNOT_BEGIN, CANNOT_BEGIN_NOW):
+        if begin in seen.ray_message:
+            why = seen.ray_message.rpartition(begin)[2].splitlines()[0]
+            return _Ending("failed", FailureReason.STORAGE, why, None, outage=begin == CANNOT_BEGIN_NOW)
+    return _lost(job, attempt, seen)
+
+
+def _lost(job: Job, attempt: Attempt, seen: Seen) -> _Ending:
+    message = attempt.message or f"Attempt {attempt.number} ended without a result at step {attempt.step}."
+    if attempt.stop_sent_at is not None and job.stop is not None:
+        return _Ending("stopped" if attempt.heartbeat_at is None else "lost", attempt.reason, message, None)
+    reason = attempt.reason or (FailureReason.NODE_LOST if seen.node_gone else FailureReason.WORKER_LOST)
+    never_launched = reason is FailureReason.STARTUP_TIMEOUT and attempt.submitted_at is None
+    return _Ending("lost", reason, message, None, counts=seen.others_launch or not never_launched)
+
+
+def may_be_over(attempt: Attempt, seen: Seen) -> bool:
+    """Whether anything says that the attempt may have ended, and it is time to look for a result."""
+    gone = seen.ray in (RayStatus.ENDED, RayStatus.UNKNOWN) or seen.node_gone
+    overdue = attempt.phase == "done" or attempt.lease_expires_at < seen.now
+    return gone or overdue or _is_from_an_earlier_session(attempt, seen)
+
+
+def _is_dead(attempt: Attempt, seen: Seen, rules: Rules) -> bool:
+    overdue_s = (seen.now - attempt.lease_expires_at).total_seconds()
+    if seen.ray is RayStatus.UNREACHABLE and seen.session is not None and overdue_s > LONGEST_ODD_S:
+        return True
+    if _is_from_an_earlier_session(attempt, seen):
+        return rules.orphan_life_s is None or overdue_s > rules.orphan_life_s
+    ray_gone = seen.ray is RayStatus.ENDED or (
+        seen.ray is RayStatus.UNKNOWN and (attempt.submitted_at is not None or attempt.stop_sent_at is not None)
+    )
+    if attempt.stop_sent_at is not None and ray_gone:
+        return True  # we had Ray end it, and Ray confirms
+    # What Ray says of the submission and of its host comes from one head: a cut makes both wrong within a second.
+    return overdue_s > 0 and (ray_gone or seen.node_gone)
+
+
+def _is_from_an_earlier_session(attempt: Attempt, seen: Seen) -> bool:
+    return seen.session is not None and attempt.session is not None and seen.session != attempt.session
+
+
+def _settle(job: Job, attempt: Attempt, ending: _Ending, now: datetime, rules: Rules) -> Move:
+    closing: dict[str, Any] = {
+        "outcome": ending.outcome,
+        "reason": ending.reason,
+        "message": ending.message,
+        "ended_at": now,
+    }
+    if ending.result is not None:
+        closing |= {"result": ending.result.model_dump(mode="json"), "step": max(attempt.step, ending.result.step)}
+    move = _outcome(job, attempt, ending, now, rules)
+    return Move(move.to, {"stop": None, "stop_at": None, **move.changes}, closing, move.message)
+
+
+def _outcome(job: Job, attempt: Attempt, ending: _Ending, now: datetime, rules: Rules) -> Move:
+    if ending.outcome == "succeeded" and ending.result is not None:
+        model = ending.result.model.model_dump(mode="json") if ending.result.model else None
+        changes = {"model": model, "finished_at": now, "reason": None, "message": "", **_first_start(job, now)}
+        return Move(JobState.SUCCEEDED, changes, message="Succeeded.")
+    if job.stop == "cancel":
+        return _cancelled(_cancelled_at(job, attempt, ending), now)
+    if job.stop == "deadline":
+        return _failed(FailureReason.DEADLINE, f"limits.deadline_s of {job.deadline_s or 0:g} s ran out.", now)
+    if ending.outcome == "stopped" or (ending.outcome == "lost" and job.stop is not None):
+        if job.stop == "pause":
+            return Move(JobState.PAUSED, message=f"Paused{_by(job)} at step {attempt.step}.")
+        why = "Stopped to go on with more workers" if job.stop == "resize" else "Gave way"
+        return Move(JobState.QUEUED, message=f"{why}; goes on from its checkpoint.")
+    return _after_failure(job, attempt, ending, now, rules)
+
+
+def _after_failure(job: Job, attempt: Attempt, ending: _Ending, now: datetime, rules: Rules) -> Move:
+    reason = ending.reason or FailureReason.INTERNAL
+    failures = job.failures + ending.counts
+    if not may_be_retried(reason, outage=ending.outage) or failures > job.max_failures:
+        move = _failed(reason, ending.message + (_spent(job) if ending.outage else ""), now)
+        return Move(move.to, {**move.changes, "failures": failures}, message=move.message)
+    stalled = 1 if attempt.step > attempt.resume_step else job.stalled + 1
+    changes: dict[str, Any] = {"failures": failures, "stalled": stalled, "reason": reason, "message": ending.message}
+    if job.stop == "pause":
+        return Move(JobState.PAUSED, changes, message=f"Paused; the attempt had failed: {ending.message}")
+    wait_s = min(rules.retry_base_s * 2 ** min(max(stalled - 1, 0), _DOUBLINGS), rules.retry_max_s)
+    changes["not_before"] = after(now, wait_s)
+    return Move(JobState.QUEUED, changes, message=f"{ending.message} Another attempt in {wait_s:.0f} s.")
+
+
+def _spent(job: Job) -> str:
+    return (
+        f" limits.max_failures of {job.max_failures} is spent: an operator must see that the storage answers the "
+        "workers' hosts, then retry the job."
+    )
+
+
+def _failed(reason: FailureReason, message: str, now: datetime) -> Move:
+    return Move(JobState.FAILED, {"reason": reason, "message": message, "finished_at": now}, message=message)
+
+
+def _by(job: Job) -> str:
+    return f" by {job.stop_by}" if job.stop_by else ""
+
+
+def _cancelled_at(job: Job, attempt: Attempt, ending: _Ending) -> str:
+    step = max(attempt.step, ending.result.step if ending.result else 0)
+    message = f"Cancelled{_by(job)} at step {step}."
+    return f"{message} The attempt had failed: {ending.message}" if ending.outcome == "failed" else message
+
+
+def _cancelled(message: str, now: datetime) -> Move:
+    changes = {"stop": None, "stop_at": None, "reason": FailureReason.CANCELLED_BY_USER, "message": message}
+    return Move(JobState.CANCELLED, {**changes, "finished_at": now}, message=message)
+
+
+def _deadline_passed(job: Job, now: datetime) -> bool:
+    """The deadline runs from the first start; waiting for it costs nothing."""
+    return job.deadline_at is not None and now > job.deadline_at
+
+
+def _first_start(job: Job, now: datetime) -> dict[str, Any]:
+    return {} if job.started_at is not None else {"started_at": now}

@@ -1,0 +1,92 @@
+"""`python -m syncnorm.service.local.mlflow_server …`: MLflow's own command, whose server answers no page but its own.
+
+MLflow takes every page on localhost, whatever its port, for one of its own, and lets it read and write (3.17). There is
+no option for that, so its application is wrapped before uvicorn starts it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from syncnorm.service.api.http.origin_guard import head_of
+from syncnorm.service.origins import Trusted, find_refusal
+
+_PUBLIC_URL = "SYNCNORM_MLFLOW_PUBLIC_URL"
+"""Where browsers reach this server, if not by one of the allowed hosts."""
+_ALLOWED, _ORIGINS = "MLFLOW_SERVER_ALLOWED_HOSTS", "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"
+"""MLflow's own variables: names it answers to, and origins whose pages may write."""
+
+
+class MlflowGuard:
+    """Refuses what a page of somebody else sent; see `syncnorm.service.origins`."""
+
+    def __init__(self, app: ASGIApp, trusted: Trusted) -> None:
+        self._app = app
+        self._trusted = trusted
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = find_refusal(head_of(scope), self._trusted) if scope["type"] == "http" else None
+        if refusal is not None:
+            error = {"error_code": "PERMISSION_DENIED", "message": refusal.detail}
+            await JSONResponse(error, refusal.status)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def guarded() -> ASGIApp:
+    """What uvicorn runs, in each process of the server."""
+    from mlflow.server.fastapi_app import app
+
+    return MlflowGuard(app, _trusted(os.environ))
+
+
+def guarded_with_accounts() -> ASGIApp:
+    """The same for `--app-name=basic-auth`."""
+    from mlflow.server.auth import create_app
+
+    return MlflowGuard(create_app(), _trusted(os.environ))
+
+
+_FACTORIES = {"mlflow.server.fastapi_app:app": guarded, "mlflow.server.auth:create_app": guarded_with_accounts}
+
+
+def main() -> None:
+    from mlflow import server
+    from mlflow.cli import cli
+
+    os.environ.update(_with_public_url(os.environ))
+    server._build_uvicorn_command = _wrapped(server._build_uvicorn_command)
+    sys.argv[0] = "mlflow"
+    cli()
+
+
+def _trusted(environ: Mapping[str, str]) -> Trusted:
+    allowed = filter(None, environ.get(_ALLOWED, "").split(","))
+    return Trusted.from_settings((), (environ.get(_PUBLIC_URL),), allowed)
+
+
+def _with_public_url(environ: Mapping[str, str]) -> dict[str, str]:
+    """What MLflow has to be told about its public URL: it takes a page's writes for foreign even under its own name."""
+    url = urlsplit(environ.get(_PUBLIC_URL) or "")
+    if not url.netloc:
+        return {}
+    allowed = ",".join(filter(None, (environ.get(_ALLOWED), url.netloc)))
+    return {_ALLOWED: allowed, _ORIGINS: f"{url.scheme}://{url.netloc}"}
+
+
+def _wrapped(build: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    def command(options: Any, host: Any, port: Any, workers: Any, app: str, *_: Any) -> list[str]:
+        return build(options, host, port, workers, f"{__spec__.name}:{_FACTORIES[app].__name__}", None, True)
+
+    return command
+
+
+if __name__ == "__main__":
+    main()

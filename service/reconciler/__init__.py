@@ -1,0 +1,1 @@
+"""The reconciliation loop: drives every job towards its requested state."""

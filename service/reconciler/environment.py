@@ -1,0 +1,111 @@
+"""What all steps of a tick work with: the ports to the outside, and one look at the cluster under one lease."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from syncnorm.service.background.outage_log import Outages
+from syncnorm.service.integrations.mlflow_runs import Tracker
+from syncnorm.service.integrations.ray_jobs import Dispatcher, View
+from syncnorm.service.jobs.job import Attempt, Job
+from syncnorm.service.port_errors import PortError
+from syncnorm.service.reconciler.isolation import GiveUp
+from syncnorm.service.reconciler.port_circuit import Circuit
+from syncnorm.service.storage.circuit_breaker import StorageGate
+from syncnorm.service.storage.code_packages import Packages
+from syncnorm.service.store import Store
+from syncnorm.trainer.contract import protocol
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Places:
+    """What a launch file tells an attempt about its surroundings."""
+
+    storage: str
+    service_url: str
+    mlflow_uri: str
+    public_url: str = ""
+    """Of this API, for links; empty: service_url."""
+
+    def page(self, job: Job) -> str:
+        return f"{self.public_url or self.service_url}/v1/jobs/{job.id}"
+
+    def package(self, job: Job) -> str | None:
+        code = job.spec.get("code")
+        return Packages(self.storage).path(code["package"]) if code else None
+
+    def folder(self, attempt: Attempt) -> str:
+        return protocol.attempt_folder(self.storage, attempt.job_id, attempt.number)
+
+
+class Observer(Protocol):
+    """Hears of what happened, for metrics."""
+
+    def moved(self, before: Job, after: Job) -> None: ...
+
+    def attempt_ended(self, outcome: str, reason: str) -> None: ...
+
+
+@dataclass
+class Ports:
+    """Everything outside that a step may read or change. on_change: called with the id of a job that changed."""
+
+    store: Store
+    dispatcher: Dispatcher
+    tracker: Tracker
+    places: Places
+    on_change: Callable[[str], None]
+    metrics: Observer | None = None
+    storage: StorageGate = field(default_factory=StorageGate)
+    circuit: Circuit = field(default_factory=Circuit)
+    outages: Outages = field(default_factory=lambda: Outages(logger))
+
+    def tell(self, before: Job, after: Job) -> None:
+        """Whoever wants to know of a move."""
+        if self.metrics is not None:
+            self.metrics.moved(before, after)
+        logger.info("job moved", extra={"job": after.id, "from": before.state.value, "to": after.state.value})
+        self.on_change(after.id)
+
+    def end_quietly(self, submission_id: str) -> None:
+        """Have Ray end a submission, or try again in the next tick."""
+        what = f"end of {submission_id}"
+        try:
+            self.circuit.ask("ray", lambda: self.dispatcher.end(submission_id))
+        except PortError as error:
+            self.outages.goes_on(what, "could not stop a Ray submission; retrying", what=what, error=str(error))
+        else:
+            self.outages.over(what)
+
+    def giving_up(self, job_id: str, look: Look) -> GiveUp:
+        """Ends a job that can't be handled. Its processes are ended and its capacity is released as of any other."""
+
+        def give_up(why: str, trace: str) -> None:
+            state = self.store.set_job_aside(job_id, why, trace, look.token)
+            logger.error("job set aside", extra={"job": job_id, "to": str(state), "why": why})
+            self.on_change(job_id)
+
+        return give_up
+
+
+@dataclass(frozen=True)
+class Look:
+    """token: of the lease that must still stand for a change. view: of the cluster; None: it can't be reached.
+
+    check: called between two items; raises when the tick must not go on.
+    """
+
+    token: int
+    view: View | None
+    check: Callable[[], None] = lambda: None
+
+
+def attempt_token(fence: str) -> str:
+    """The bearer token of an attempt. Made from its fence, so that a launch file can be written again after a crash."""
+    return hashlib.sha256(f"syncnorm attempt {fence}".encode()).hexdigest()

@@ -1,0 +1,31 @@
+"""What one tick does about deleted jobs: takes their files off the storage, a few at a time."""
+
+from __future__ import annotations
+
+import logging
+from itertools import islice
+
+from syncnorm.service.reconciler.environment import Look, Ports
+from syncnorm.service.reconciler.isolation import Isolation
+from syncnorm.trainer.contract.protocol import job_folder
+from syncnorm.trainer.storage.storage import storage_at
+
+logger = logging.getLogger(__name__)
+
+_MOST_A_TICK = 4
+_MOST_KNOWN = 1000
+
+
+def remove_files(ports: Ports, items: Isolation, look: Look) -> None:
+    """Files that can't be removed are tried again later, after those of other jobs."""
+    waiting = (job_id for job_id in ports.store.removals(_MOST_KNOWN) if not items.is_resting("removal", job_id))
+    for job_id in islice(waiting, _MOST_A_TICK):
+        look.check()
+        items.attempt("removal", job_id, lambda job_id=job_id: _remove(ports, job_id))  # type: ignore[misc]
+
+
+def _remove(ports: Ports, job_id: str) -> None:
+    root, _, name = job_folder(ports.places.storage, job_id).rpartition("/")
+    ports.storage.ask(lambda: storage_at(root).remove(name))
+    ports.store.note_removed(job_id)
+    logger.info("files removed", extra={"job": job_id})

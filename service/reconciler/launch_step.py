@@ -1,0 +1,161 @@
+"""Which waiting jobs start now: the scheduler's plan, made of what is stored and seen, and carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from math import isfinite
+
+from syncnorm.service.integrations.ray_jobs import View
+from syncnorm.service.jobs.instants import after, duration_s
+from syncnorm.service.jobs.job import Attempt, Job, JobState, NewEvent, new_fence
+from syncnorm.service.reconciler.environment import Look, Ports
+from syncnorm.service.reconciler.isolation import Isolation
+from syncnorm.service.reconciler.job_step import LAUNCH_LEASE_S, JobStep
+from syncnorm.service.scheduling.elastic import Growth, Settling
+from syncnorm.service.scheduling.plan import Held, Policy, Schedule
+from syncnorm.service.scheduling.queue import Waiting
+from syncnorm.service.scheduling.scheduler import schedule
+from syncnorm.trainer.contract import protocol
+from syncnorm.trainer.contract.plan import NodeCapacity
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan, and what it was made of."""
+
+    now: datetime
+    held: Sequence[Held]
+    schedule: Schedule
+
+
+class Starts:
+    """Plans, and begins what the plan starts."""
+
+    def __init__(
+        self, ports: Ports, policy: Policy, waiting: Waiting, jobs: JobStep, items: Isolation, lease_s: float
+    ) -> None:
+        self._ports = ports
+        self._policy = policy
+        self._waiting = waiting
+        self._jobs = jobs
+        self._items = items
+        self._lease_s = lease_s
+        self._settling = Settling()
+
+    def prepare(self, view: View, attempts: Sequence[Attempt]) -> Prepared:
+        """The plan for this moment. attempts: those that still take up room."""
+        now = self._ports.store.now()
+        held = self._held(attempts, now)
+        return Prepared(now, held, schedule(self._waiting.lines(), held, _usable(view.nodes), now, self._policy))
+
+    def start_what_fits(self, look: Look, view: View, attempts: Sequence[Attempt]) -> tuple[Schedule, int]:
+        """The plan, and how many jobs were started by it."""
+        prepared = self.prepare(view, attempts)
+        plan, now = prepared.schedule, prepared.now
+        for name, error in plan.faults.items():
+            self._items.fail("plan", name, error, self._ports.giving_up(name, look))
+        if plan.starts:
+            self._items.worked("plan")
+        for job in plan.preempts:
+            look.check()
+            self._items.attempt("preempt", job.id, lambda job=job: self._preempt(job, now, look))  # type: ignore[misc]
+        started = sum(self._begin_alone(job, plan.sizes[job.id], now, look) for job in plan.starts)
+        self._settling = self._settling.after(plan.room, now)
+        if growth := self._settling.ripe(plan.room, prepared.held, now, self._policy):
+            self._items.attempt("grow", growth.job.id, lambda: self._grow(growth, now, look))
+        return plan, started
+
+    def _preempt(self, job: Job, now: datetime, look: Look) -> None:
+        event = NewEvent("preempt_requested", "A job of higher priority needs the room.")
+        if self._ports.store.move(job, job.state, {"stop": "preempt", "stop_at": now}, event=event, lease=look.token):
+            self._ports.on_change(job.id)
+
+    def _grow(self, growth: Growth, now: datetime, look: Look) -> None:
+        """Have it stop with a checkpoint; it is first in its line, and starts again with what there is room for."""
+        job = growth.job
+        message = (
+            f"There has been room for {growth.to} workers instead of {growth.workers} for {growth.settled_s:.0f} s; "
+            "it stops for a moment and goes on with them."
+        )
+        event = NewEvent("resize_requested", message, growth.numbers)
+        if self._ports.store.move(job, job.state, {"stop": "resize", "stop_at": now}, event=event, lease=look.token):
+            self._ports.on_change(job.id)
+
+    def _held(self, attempts: Sequence[Attempt], now: datetime) -> list[Held]:
+        jobs = {job.id: job for job in self._ports.store.jobs_by_id([attempt.job_id for attempt in attempts])}
+        return [_held_by(attempt, job, now) for attempt in attempts if (job := jobs.get(attempt.job_id))]
+
+    def _begin_alone(self, job: Job, workers: int, now: datetime, look: Look) -> bool:
+        """Whether it was started. The launch is another item: that of the job, which is `starting` then."""
+        look.check()
+        give_up = self._ports.giving_up(job.id, look)
+        begun = self._items.attempt("start", job.id, lambda: self._begin(job, workers, now, look), give_up)
+        if begun is None:
+            return False
+        self._jobs.advance(*begun, look)
+        return True
+
+    def _begin(self, job: Job, workers: int, now: datetime, look: Look) -> tuple[Job, Attempt] | None:
+        """Write the next attempt down; None: the job changed at the same moment."""
+        store = self._ports.store
+        checkpoint = next(iter(store.checkpoints(job.id)), None)
+        number = job.attempt + 1
+        attempt = Attempt(
+            id=protocol.attempt_id(job.id, number),
+            job_id=job.id,
+            number=number,
+            fence=new_fence(),
+            workers=workers,
+            created_at=now,
+            lease_expires_at=after(now, max(self._lease_s, LAUNCH_LEASE_S)),
+            resume_from=checkpoint.path if checkpoint else None,
+            resume_step=checkpoint.step if checkpoint else 0,
+            step=checkpoint.step if checkpoint else 0,
+        )
+        event = NewEvent(JobState.STARTING, f"Attempt {number} starts.", {"attempt": number, "workers": workers})
+        changes = {"attempt": number, "not_before": None, "world_size": workers}
+        also = _workers_changed(job, attempt)
+        moved = store.move(
+            job, JobState.STARTING, changes, event=event, also=also, new_attempt=attempt, lease=look.token
+        )
+        if moved is None:
+            return None
+        self._waiting.note(moved)
+        self._ports.tell(job, moved)
+        return moved, attempt
+
+
+def _workers_changed(job: Job, attempt: Attempt) -> list[NewEvent]:
+    """An event where an attempt of an elastic job has other workers than the one before, or than was asked for."""
+    before = job.world_size or job.workers
+    if attempt.workers == before:
+        return []
+    sizes = {"workers": attempt.workers, "before": before, "step": attempt.resume_step}
+    message = (
+        f"Attempt {attempt.number} trains on {attempt.workers} workers instead of {before}, from step "
+        f"{attempt.resume_step}. The global batch stays; each worker takes a larger or smaller part of it."
+    )
+    return [NewEvent("workers_changed", message, {"attempt": attempt.number, **sizes})]
+
+
+def _held_by(attempt: Attempt, job: Job, now: datetime) -> Held:
+    # Once its workers train, what they use is part of what the cluster reports.
+    placed = attempt.phase is not None and attempt.phase not in ("preparing", "starting_workers")
+    began = (attempt.phases or {}).get("training")
+    trains_since = datetime.fromisoformat(began) if began else None
+    return Held(job, attempt.created_at, placed, _ends_at(job, now), attempt.workers, trains_since)
+
+
+def _ends_at(job: Job, now: datetime) -> datetime | None:
+    """By the pace of its steps, or by its deadline."""
+    if job.deadline_at is not None:
+        return max(now, job.deadline_at)
+    eta_s = duration_s((job.progress or {}).get("eta_s"))
+    return None if eta_s is None else after(now, eta_s)
+
+
+def _usable(nodes: Sequence[NodeCapacity]) -> list[NodeCapacity]:
+    """Hosts whose numbers are such: on one that reports NaN nothing starts."""
+    return [node for node in nodes if all(map(isfinite, (node.cpus, node.gpus, node.free_cpus, node.free_gpus)))]

@@ -1,0 +1,258 @@
+"""The reconciliation loop: load, observe, decide, apply. It drives every job towards what was asked for.
+
+Its steps are in service/steps/. Every effect carries an id chosen beforehand, so that a crash between any two lines is
+mended by the next tick. What fails for one item fails for that item alone (steps/isolation.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, TypeVar
+
+from syncnorm.service.background.loop import Health, Loop, StoppedError
+from syncnorm.service.background.outage_log import Outages
+from syncnorm.service.integrations.ray_jobs import View
+from syncnorm.service.jobs.instants import after
+from syncnorm.service.jobs.job import Attempt, Job, new_fence
+from syncnorm.service.jobs.lifecycle import Rules
+from syncnorm.service.port_errors import PortError
+from syncnorm.service.reconciler.cleanup import has_left, release, stop_orphans
+from syncnorm.service.reconciler.environment import Look, Ports
+from syncnorm.service.reconciler.export_step import ExportStep
+from syncnorm.service.reconciler.file_removal import remove_files
+from syncnorm.service.reconciler.held_lease import LEASE_S, HeldLease, LeaseLostError
+from syncnorm.service.reconciler.isolation import GIVE_UP_TICKS, Isolation
+from syncnorm.service.reconciler.job_step import LAUNCH_LEASE_S, JobStep
+from syncnorm.service.reconciler.launch_step import Starts
+from syncnorm.service.reconciler.polling import Pace
+from syncnorm.service.scheduling.explanation import Troubles
+from syncnorm.service.scheduling.plan import Policy, Schedule
+from syncnorm.service.scheduling.queue import Waiting
+from syncnorm.service.store.rows import Faults, UnreadableError
+from syncnorm.trainer.contract.plan import NodeCapacity
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+Role = Literal["leader", "standby"]
+
+_REST_S = 0.1
+"""Between two ticks at least, so that a stream of requests does not make one tick each."""
+STANDBY_LOOK_S = 10.0
+"""Between two looks of a standby replica at the cluster: enough to answer users, and little load for Ray."""
+
+
+class NothingStartedError(Exception):
+    """The plan says that jobs start, and none could be started."""
+
+
+class Reconciler:
+    """One acts at a time, under a lease in the database. Any number may stand by: they look and plan, and change
+    nothing, so that they answer users as the leader does, and know the cluster when they take over."""
+
+    def __init__(
+        self,
+        ports: Ports,
+        *,
+        rules: Rules = Rules(),  # noqa: B008
+        policy: Policy = Policy(),  # noqa: B008
+        lease_s: float = 30.0,
+        holder: str | None = None,
+    ) -> None:
+        """holder: of the lease, where one process at most is alive, so that its successor need not wait for it."""
+        self.ports = ports
+        self.policy = policy
+        self.health = Health("reconciler")
+        self.role: Role = "standby"
+        self._completed_at = self._looked_at = time.monotonic()
+        self._pace = Pace()
+        self._outages = Outages(logger)
+        self._waiting = Waiting(policy)
+        self._token = 0
+        self.items = Isolation(ports.store.now, self._can_write)
+        self._jobs = JobStep(self.ports, rules, self._waiting, self.items)
+        self._starts = Starts(self.ports, policy, self._waiting, self._jobs, self.items, lease_s)
+        self._exports = ExportStep(self.ports, self.items)
+        self._lease_s = lease_s
+        self._holder = holder or f"{socket.gethostname()}-{os.getpid()}-{new_fence()[:8]}"
+        self._stopping = threading.Event()
+        self.view: View | None = None
+        """The last look at the cluster; None while it can't be reached."""
+        self.plan: Schedule | None = None
+        """The last plan of what starts and why the others wait."""
+
+    @property
+    def capacity(self) -> Sequence[NodeCapacity] | None:
+        """The hosts of the cluster; None while it can't be asked."""
+        return self.view.capacity if self.view else None
+
+    def lag_s(self) -> float:
+        """Since the last complete tick: a look at jobs and cluster, and all that follows from it."""
+        return time.monotonic() - self._completed_at
+
+    def troubles(self, job_id: str) -> Troubles:
+        """What `explain` has to say of this process, should it be in trouble."""
+        culprits = tuple(name for (_, name), streak in self.items.failing() if streak.ticks >= GIVE_UP_TICKS)
+        since = None if self.health.is_good else self.health.failing_since
+        return Troubles(self.items.problem(job_id), since, self.health.error, culprits)
+
+    def loop(self, wake: threading.Event, tick_s: float) -> Loop:
+        """Ticks on a thread of its own; an error in one tick does not end it."""
+        made = Loop(
+            "reconciler", self.tick, lambda: self._rest_s(tick_s), wake=wake, leave=self.leave, health=self.health
+        )
+        self._stopping = made.stopping
+        return made
+
+    def _rest_s(self, tick_s: float) -> float:
+        self._stopping.wait(_REST_S)
+        return self._pace.rest_s(tick_s)
+
+    def leave(self) -> None:
+        """Another replica may act at once."""
+        self.ports.store.give_lease_back(self._holder)
+
+    def tick(self) -> None:
+        """One look and all that follows from it. Raises what is not the fault of one item."""
+        with self.health.tick():
+            token = self.ports.store.take_lease(self._holder, LEASE_S)
+            if token is None:
+                self._stand_by()
+                return
+            self.role, self._token = "leader", token
+            with HeldLease(lambda: self._renew(token), self._stopping, lease_s=LEASE_S) as lease:
+                self._act(token, lease)
+
+    def _renew(self, token: int) -> bool:
+        return self.ports.store.renew_lease(self._holder, token, LEASE_S)
+
+    def _can_write(self) -> bool:
+        try:
+            self._renew(self._token)
+        except Exception:
+            return False
+        return True
+
+    def _act(self, token: int, lease: HeldLease) -> None:
+        """Steps that fail as a whole don't keep the others from what they can do without them."""
+        self.items.begin_tick()
+        self.ports.circuit.begin_tick()
+        self.view = view = self._look()
+        look = Look(token, view, lease.check)
+        steps = _Steps()
+        steps.run(lambda: self._advance_jobs(look))
+        exporting = steps.run(lambda: self._exports.advance_all(look))
+        if view is None:
+            self.plan = None
+        else:
+            left = steps.run(lambda: self._release(look, view))
+            if left is not None and exporting is not None:
+                known = {attempt.id for attempt in left} | exporting
+                steps.run(lambda: stop_orphans(self.ports, look, view, known))
+            if left is not None:
+                steps.run(lambda: self._start(look, view, left))
+            steps.run(lambda: remove_files(self.ports, self.items, look))
+        steps.end()
+        self.items.end_tick()
+        if view is not None:
+            self._completed_at = time.monotonic()
+
+    def _advance_jobs(self, look: Look) -> None:
+        store = self.ports.store
+        self._waiting.refresh(store)
+        faults: Faults = {}
+        attempts = {
+            attempt.job_id: self._redated(attempt, look.token)
+            for attempt in store.unreleased_attempts(faults)
+            if not attempt.ended_at
+        }
+        of_attempts = {job_id: faults[attempt.id] for job_id, attempt in attempts.items() if attempt.id in faults}
+        wanted = attempts.keys() | store.unsettled() | store.strays() | self._waiting.unreadable.keys()
+        bad: Faults = {}
+        jobs = store.jobs_by_id(wanted, bad)
+        self._set_aside_unreadable(jobs, bad | of_attempts, look)
+        self._jobs.advance_all([job for job in jobs if job.id not in bad | of_attempts], attempts, look)
+
+    def _set_aside_unreadable(self, jobs: Sequence[Job], faults: Mapping[str, str], look: Look) -> None:
+        for job in jobs:
+            if (fault := faults.get(job.id)) is None:
+                self.items.worked("row")
+                continue
+            error = UnreadableError(f"the stored job can't be read: {fault}")
+            self.items.fail("row", job.id, error, self.ports.giving_up(job.id, look))
+
+    def _release(self, look: Look, view: View) -> list[Attempt]:
+        unreleased = self.ports.store.unreleased_attempts()
+        self._pace.saw(attempt.id for attempt in unreleased if attempt.ended_at)
+        return release(self.ports, self.items, look, view, unreleased)
+
+    def _start(self, look: Look, view: View, left: Sequence[Attempt]) -> None:
+        self.plan, started = self._starts.start_what_fits(look, view, left)
+        if self.plan.starts and not started:
+            raise NothingStartedError(f"the plan starts {len(self.plan.starts)} jobs, and none could be started")
+
+    def _stand_by(self) -> None:
+        """Look and plan as the leader does. A view of its own is simpler than one handed over in the database, and
+        says what this replica could do if it had to take over."""
+        self.role = "standby"
+        now = time.monotonic()
+        if self.view is None or now - self._looked_at > STANDBY_LOOK_S:
+            self.ports.circuit.begin_tick()
+            self.view, self._looked_at = self._look(), now
+        if self.view is None:
+            self.plan = None
+            return
+        self._waiting.refresh(self.ports.store)
+        now_there, view = self.ports.store.now(), self.view
+        left = [one for one in self.ports.store.unreleased_attempts() if not has_left(one, view, now_there)]
+        self.plan = self._starts.prepare(view, left).schedule
+        self._completed_at = now
+
+    def _redated(self, attempt: Attempt, token: int) -> Attempt:
+        """With a lease that begins now, if it has more left than any lease lasts: the clock was set back since.
+
+        A living attempt renews it within seconds; a dead one must not count as alive for all the time gone back.
+        """
+        now, longest_s = self.ports.store.now(), max(self._lease_s, LAUNCH_LEASE_S)
+        if (attempt.lease_expires_at - now).total_seconds() <= 2 * longest_s:
+            return attempt
+        expires_at = after(now, longest_s)
+        self.ports.store.note_attempt(attempt.id, {"lease_expires_at": expires_at}, token)
+        return replace(attempt, lease_expires_at=expires_at)
+
+    def _look(self) -> View | None:
+        try:
+            view = self.ports.circuit.ask("ray", self.ports.dispatcher.look)
+        except PortError as error:
+            self._outages.goes_on("cluster", "the cluster can't be asked", error=str(error))
+            return None
+        self._outages.over("cluster")
+        return view
+
+
+class _Steps:
+    """Runs the steps of a tick. The first error is raised in the end, but for those that end the tick at once."""
+
+    def __init__(self) -> None:
+        self._first: Exception | None = None
+
+    def run(self, step: Callable[[], T]) -> T | None:
+        """What `step` returns; None if it raised."""
+        try:
+            return step()
+        except (StoppedError, LeaseLostError):
+            raise
+        except Exception as error:
+            if self._first is not None:
+                logger.exception("step of a tick failed")
+            self._first = self._first or error
+            return None
+
+    def end(self) -> None:
+        if self._first is not None:
+            raise self._first

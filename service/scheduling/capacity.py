@@ -1,0 +1,83 @@
+"""Room for workers on hosts: the arithmetic below the scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from syncnorm.service.jobs.job import Job
+from syncnorm.trainer.contract.plan import NodeCapacity
+
+
+@dataclass(frozen=True)
+class Gang:
+    """Workers that move in together; CPUs and GPUs are of one worker."""
+
+    workers: int
+    cpus: float
+    gpus: float
+
+
+def gang(job: Job, workers: int | None = None) -> Gang:
+    """workers: None: all that it asks for."""
+    return Gang(job.workers if workers is None else workers, float(job.cpus_per_worker), float(job.gpus_per_worker))
+
+
+Hosts = tuple[tuple[float, float], ...]
+"""(CPUs, GPUs) of each host."""
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """Room by our own books, and as the cluster reports it. A gang has to fit both.
+
+    The books never forget an attempt whose processes may still run; the report knows what strangers use and on which
+    host our workers really sit.
+    """
+
+    books: Hosts
+    report: Hosts
+
+    @staticmethod
+    def of(nodes: Sequence[NodeCapacity], *, whole: bool = False) -> Rooms:
+        """whole: as if nothing ran anywhere."""
+        books = tuple((node.cpus, node.gpus) for node in nodes)
+        return Rooms(books, books if whole else tuple((node.free_cpus, node.free_gpus) for node in nodes))
+
+    def holding(self, gangs: Iterable[tuple[Gang, bool]]) -> Rooms:
+        """Less the gangs (with: are they part of the report already). One that finds no room takes what there is."""
+        books, report = self.books, self.report
+        for shape, placed in sorted(gangs, key=lambda item: (-item[0].gpus, -item[0].cpus)):
+            books = _take(books, shape)[0]
+            report = report if placed else _take(report, shape)[0]
+        return Rooms(books, report)
+
+    def without(self, shape: Gang) -> Rooms | None:
+        """What is left after the gang moved in; None if it does not fit whole."""
+        books, left = _take(self.books, shape)
+        report, left_over = _take(self.report, shape)
+        return None if left or left_over else Rooms(books, report)
+
+    def largest(self, shape: Gang) -> int:
+        """How many workers of this kind fit now."""
+        return min(sum(_fits(host, shape) for host in hosts) for hosts in (self.books, self.report))
+
+
+def _take(hosts: Hosts, shape: Gang) -> tuple[Hosts, int]:
+    """(hosts after as many workers as possible moved in, on as few hosts as possible; workers left over)."""
+    left = shape.workers
+    after = list(hosts)
+    for index in sorted(range(len(hosts)), key=lambda i: -_fits(hosts[i], shape)):
+        taken = min(left, _fits(hosts[index], shape))
+        cpus, gpus = hosts[index]
+        after[index] = (cpus - taken * shape.cpus, gpus - taken * shape.gpus)
+        left -= taken
+        if not left:
+            break
+    return tuple(after), left
+
+
+def _fits(host: tuple[float, float], shape: Gang) -> int:
+    by_cpu = int(host[0] // shape.cpus) if shape.cpus else shape.workers
+    by_gpu = int(host[1] // shape.gpus) if shape.gpus else shape.workers
+    return max(0, min(by_cpu, by_gpu, shape.workers))

@@ -1,0 +1,75 @@
+"""Which running elastic job goes on with more workers, now that there is room: it costs a checkpoint and a start.
+
+One at a time, while nobody waits for the room; once the room has lasted, the attempt has trained for a while, and the
+time saved, should the job scale, is worth the start. So no job is interrupted more than once in LEAST_TRAINED_S.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from syncnorm.service.jobs.job import Job, JobState
+from syncnorm.service.scheduling.ordering import rank
+from syncnorm.service.scheduling.plan import Held, Policy, Room
+
+SETTLED_S = 60.0
+"""How long there must have been room: several starts of a job, so that a gap between two jobs is no room."""
+LEAST_TRAINED_S = 600.0
+"""How long an attempt trains before it is interrupted: a start takes some 15 s, which is 2.5 % of that."""
+LEAST_SAVED_S = 60.0
+"""How much sooner the job must end, by the pace of its steps, if it scales: four starts."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A job that is to stop and go on. settled_s, trained_s: how long there was room, and how long it has trained;
+    saved_s: how much sooner it would end; None: nobody knows when it ends."""
+
+    job: Job
+    workers: int
+    to: int
+    settled_s: float
+    trained_s: float
+    saved_s: float | None
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        about = {"workers": self.workers, "to": self.to, "settled_s": self.settled_s, "trained_s": self.trained_s}
+        return about | ({} if self.saved_s is None else {"saved_s": self.saved_s})
+
+
+@dataclass(frozen=True)
+class Settling:
+    """Since when there has been room for each job that could grow. Forgotten when there is none, and at a restart."""
+
+    since: Mapping[str, datetime] = field(default_factory=dict)
+
+    def after(self, room: Room, now: datetime) -> Settling:
+        """room: what the latest plan has found."""
+        return replace(self, since={name: self.since.get(name, now) for name in room})
+
+    def ripe(self, room: Room, held: Sequence[Held], now: datetime, policy: Policy) -> Growth | None:
+        """The job to grow now, the one that goes first in the queue of those that may."""
+        found = [self._growth(item, room[item.job.id], now) for item in held if item.job.id in room]
+        ready = [growth for growth in found if growth is not None]
+        return min(ready, key=lambda one: rank(one.job.priority, one.job.queued_at, policy), default=None)
+
+    def _growth(self, item: Held, to: int, now: datetime) -> Growth | None:
+        workers = item.shape.workers
+        if item.trains_since is None:
+            return None
+        settled_s = (now - self.since[item.job.id]).total_seconds()
+        trained_s = (now - item.trains_since).total_seconds()
+        left_s = None if item.ends_at is None else (item.ends_at - now).total_seconds()
+        saved_s = None if left_s is None else left_s * (1 - workers / to)
+        is_worth_it = saved_s is None or saved_s >= LEAST_SAVED_S
+        if settled_s < SETTLED_S or trained_s < LEAST_TRAINED_S or not is_worth_it:
+            return None
+        return Growth(item.job, workers, to, settled_s, trained_s, saved_s)
+
+
+def can_grow(item: Held) -> bool:
+    """Whether it trains on fewer workers than it asks for, and nobody has asked it to stop."""
+    return item.job.state is JobState.RUNNING and item.job.stop is None and item.shape.workers < item.job.workers

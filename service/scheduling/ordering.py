@@ -1,0 +1,65 @@
+"""The order of the queue: by points, which are the priority, plus one for every `ageing_s` of waiting.
+
+So nothing waits for ever. The order does not change with time, since all earn alike; sorting needs no clock.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from heapq import heapify, heappop, heappush
+
+from syncnorm.service.jobs.job import Job
+from syncnorm.service.scheduling.plan import Policy
+
+Place = tuple[float, str, Job]
+"""A waiting job behind what sorts it: rank, then id."""
+Lines = Mapping[str, Sequence[Place]]
+"""Waiting jobs by owner, each line in order. Sorted beforehand, so that a plan only looks at the front of each."""
+
+
+def place(job: Job, policy: Policy) -> Place:
+    return rank(job.priority, job.queued_at, policy), job.id, job
+
+
+def in_lines(jobs: Iterable[Job], policy: Policy) -> Lines:
+    lines: dict[str, list[Place]] = defaultdict(list)
+    for job in jobs:
+        lines[job.owner].append(place(job, policy))
+    for line in lines.values():
+        line.sort()
+    return lines
+
+
+def points(job: Job, at: datetime, policy: Policy) -> float:
+    """Priority plus what was earned by waiting until `at`."""
+    return job.priority + max(0.0, (at - job.queued_at).total_seconds()) / policy.ageing_s
+
+
+def rank(priority: int, queued_at: datetime, policy: Policy) -> float:
+    """When a job would have come, had it earned its priority by waiting. In this order points fall, at any time."""
+    return queued_at.timestamp() - priority * policy.ageing_s
+
+
+def in_order(lines: Lines, penalty: Callable[[str], float], may_go: Callable[[str], bool]) -> Iterator[Job]:
+    """Jobs of all lines, most points first.
+
+    penalty: of an owner, in the unit of ranks; may grow with each job that is picked, and counts at once. may_go: of an
+    owner, asked before each of their jobs; one who may not is out.
+    """
+    next_of = dict.fromkeys(lines, 0)
+    owners = [(line[0][0] + penalty(owner), owner) for owner, line in lines.items() if line]
+    heapify(owners)
+    while owners:
+        at, owner = heappop(owners)
+        line, index = lines[owner], next_of[owner]
+        if at != (now := line[index][0] + penalty(owner)):  # was served since: stands in line again
+            heappush(owners, (now, owner))
+            continue
+        if not may_go(owner):
+            continue
+        yield line[index][2]
+        next_of[owner] = index = index + 1
+        if index < len(line):
+            heappush(owners, (line[index][0] + penalty(owner), owner))

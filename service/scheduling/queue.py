@@ -1,0 +1,71 @@
+"""The waiting jobs in memory, in lines by owner, brought up to date by their versions alone.
+
+Loading ten thousand jobs for every look at the queue takes longer than all the rest of it. So a look reads ids and
+versions, and only what changed is loaded in full. A stale entry does no harm: every move is guarded by the version.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from typing import Protocol
+
+from syncnorm.service.jobs.job import Job, JobState
+from syncnorm.service.scheduling.ordering import Lines, Place, place
+from syncnorm.service.scheduling.plan import Policy
+from syncnorm.service.store.rows import Faults
+
+
+class Source(Protocol):
+    """What is needed of the store."""
+
+    def versions(self, state: JobState) -> Mapping[str, int]: ...
+
+    def jobs_by_id(self, ids: Collection[str], faults: Faults | None = None) -> list[Job]: ...
+
+
+class Waiting:
+    """A mirror of the queued jobs."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._jobs: dict[str, Job] = {}
+        self._versions: dict[str, int] = {}
+        self._lines: dict[str, list[Place]] = defaultdict(list)
+        self.unreadable: Faults = {}
+        """Waiting jobs whose rows can't be read; they are in no line."""
+
+    def refresh(self, source: Source) -> None:
+        """Make it what the store has now."""
+        versions = source.versions(JobState.QUEUED)
+        known = self._versions
+        for job_id in [job_id for job_id in known if job_id not in versions]:
+            self._remove(job_id)
+        changed = [job_id for job_id, version in versions.items() if known.get(job_id) != version]
+        self.unreadable = {}
+        for job in source.jobs_by_id(changed, self.unreadable):
+            self.note(job)
+
+    def note(self, job: Job) -> None:
+        """What became of a job since."""
+        self._remove(job.id)
+        if job.state is not JobState.QUEUED:
+            return
+        self._jobs[job.id] = job
+        self._versions[job.id] = job.version
+        insort(self._lines[job.owner], place(job, self._policy))
+
+    def lines(self) -> Lines:
+        """Good until the next change."""
+        return self._lines
+
+    def _remove(self, job_id: str) -> None:
+        job = self._jobs.pop(job_id, None)
+        if job is None:
+            return
+        del self._versions[job_id]
+        line = self._lines[job.owner]
+        del line[bisect_left(line, place(job, self._policy))]
+        if not line:
+            del self._lines[job.owner]

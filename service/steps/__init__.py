@@ -1,1 +1,0 @@
-"""What one tick of the reconciler does, a file for each part of it."""

@@ -1,0 +1,1 @@
+"""What the service reads from and writes to the storage: attempts' files, packages, the marker of the installation."""

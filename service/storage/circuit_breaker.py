@@ -1,0 +1,68 @@
+"""The reconciler's way to the storage: one that does not answer is not asked for every job anew."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from syncnorm.trainer.storage.atomic_files import StorageError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+REST_S = 10.0
+_REMEMBERED_S = 60.0
+
+
+class StorageGate:
+    """Closed for REST_S after an error, so that a tick waits once for a storage that is away, not once a job."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, check: Callable[[], None] = lambda: None) -> None:
+        """check: raises StorageError where the storage is not the one it should be."""
+        self._clock = clock
+        self._check = check
+        self._was_another = False
+        """Whether the check failed last."""
+        self._failed: tuple[float, str] | None = None
+
+    def ask(self, act: Callable[[], T]) -> T:
+        """What `act` answers. Raises: StorageError, also without asking."""
+        if self._failed is not None and self._clock() - self._failed[0] < REST_S:
+            raise StorageError(self._failed[1])
+        try:
+            self._require_right_one()
+            answer = act()
+            self._require_right_one()  # what was not there may have gone with the whole storage
+        except StorageError as error:
+            self._close(error)
+            raise
+        self._failed = None
+        return answer
+
+    def is_usable(self) -> bool:
+        """Whether it is there now, and did what it was last asked for."""
+        try:
+            self._require_right_one()
+        except StorageError as error:
+            self._close(error)
+        return self.problem is None
+
+    def _require_right_one(self) -> None:
+        was_another, self._was_another = self._was_another, True
+        self._check()
+        self._was_another = False
+        if was_another:
+            self._failed = None
+
+    def _close(self, error: StorageError) -> None:
+        logger.warning("the storage can't be used", extra={"error": str(error)})
+        self._failed = self._clock(), str(error)
+
+    @property
+    def problem(self) -> str | None:
+        """What was wrong when it was last asked, a moment ago."""
+        if self._failed is None or self._clock() - self._failed[0] > _REMEMBERED_S:
+            return None
+        return self._failed[1]

@@ -1,0 +1,85 @@
+"""Tells a storage that isn't mounted from an empty one, by a file with the id of this installation at its root."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from syncnorm.service.store import Store
+from syncnorm.trainer.storage.atomic_files import StorageError
+from syncnorm.trainer.storage.storage import is_url, storage_at
+
+logger = logging.getLogger(__name__)
+
+MARKER = "syncnorm-storage.json"
+_REST_S = 5.0
+"""For which a storage under a URL is believed to be the one it was: asking costs a request."""
+_ABOUT = "syncnorm finds by this file that its storage is mounted. Keep it."
+
+
+class StorageMarker:
+    """The marker is written once: at the first start, and where a storage in use has none yet. From then on a storage
+    without it is away: nothing is created there, and nothing is concluded from what is missing."""
+
+    def __init__(self, store: Store, root: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._root = root
+        self._clock = clock
+        self._installation: str | None = None
+        self._is_marked = False
+        self._good_until = 0.0
+
+    def check(self) -> None:
+        """Raises: StorageError unless this is the storage of this installation; marks it if it is new."""
+        if is_url(self._root) and self._clock() < self._good_until:
+            return
+        if self._installation is None:
+            self._installation = self._store.installation()
+        found = self._read()
+        if found is None:
+            self._mark_if_new(self._installation)
+        elif found != self._installation:
+            raise StorageError(
+                f"the storage {self._root} belongs to another installation ({found}; this one is "
+                f"{self._installation}). Mount the right one, or remove its {MARKER} to use it with this database."
+            )
+        elif not self._is_marked:
+            self._store.note_storage(self._root)
+        self._is_marked, self._good_until = True, self._clock() + _REST_S
+
+    def _read(self) -> str | None:
+        """Whose it is; None without a marker. One that can't be read belongs to nobody we know."""
+        try:
+            content = storage_at(self._root).read(MARKER)
+        except FileNotFoundError:
+            return None
+        try:
+            return str(json.loads(content)["installation"])
+        except (ValueError, TypeError, KeyError):
+            return "unreadable marker"
+
+    def _mark_if_new(self, installation: str) -> None:
+        if self._is_marked or self._store.has_storage(self._root) or not self._is_ours_or_new():
+            marker = json.dumps({"installation": installation})
+            raise StorageError(
+                f"the storage {self._root} is not mounted: it has no {MARKER}. Mount it. If it is the right one and "
+                f"lost the file, write {marker} to it."
+            )
+        content = json.dumps({"installation": installation, "about": _ABOUT}, indent=1)
+        storage_at(self._root).write(MARKER, content.encode())
+        self._store.note_storage(self._root)
+        logger.info("marked the storage", extra={"storage": self._root})
+
+    def _is_ours_or_new(self) -> bool:
+        """A folder without a marker is taken where nothing of ours can be missing from it, or is seen to be there."""
+        if is_url(self._root) or not self._store.has_attempts() or self._store.has_other_storage(self._root):
+            return True
+        try:
+            with os.scandir(Path(self._root) / "jobs") as jobs:
+                return next(jobs, None) is not None
+        except OSError:
+            return False

@@ -1,0 +1,89 @@
+"""Attempts, as the reconciler notes them. What their workers report is in reports.py."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from syncnorm.service.jobs.job import Attempt, Job
+from syncnorm.service.store import schema as t
+from syncnorm.service.store.base import ATTEMPTS, Tables
+from syncnorm.service.store.rows import Faults, attempt_of
+
+
+class AttemptTable(Tables):
+    """Attempts, and what they have used."""
+
+    def attempt(self, attempt_id: str) -> Attempt | None:
+        with self._db.read() as c:
+            row = c.execute(ATTEMPTS.where(t.attempts.c.id == attempt_id)).one_or_none()
+        return None if row is None else attempt_of(row)
+
+    def attempts(self, job_id: str) -> list[Attempt]:
+        a = t.attempts.c
+        with self._db.read() as c:
+            rows = c.execute(ATTEMPTS.where(a.job_id == job_id).order_by(a.number))
+            return [attempt_of(row) for row in rows]
+
+    def unreleased_attempts(self, faults: Faults | None = None) -> list[Attempt]:
+        """Attempts that may still take up room on the cluster. faults: is told of rows that can't be read."""
+        with self._db.read() as c:
+            rows = c.execute(ATTEMPTS.where(t.attempts.c.released_at.is_(None)))
+            return [attempt_of(row, faults) for row in rows]
+
+    def note_attempt(self, attempt_id: str, changes: Mapping[str, Any], lease: int | None = None) -> bool:
+        """Record what was done or seen; False if the reconciler's lease no longer stands."""
+        with self._db.write() as c:
+            if lease is not None and not self._lease_stands(c, lease):
+                return False
+            c.execute(sa.update(t.attempts).where(t.attempts.c.id == attempt_id).values(**changes))
+        return True
+
+    def release(self, attempt_id: str, lease: int | None = None) -> float | None:
+        """An ended attempt has left the cluster: its room is free, and what it used is added up.
+
+        Seconds for which it held its room; None if it was released before or the reconciler's lease no longer stands.
+        """
+        a = t.attempts.c
+        with self._db.write() as c:
+            if lease is not None and not self._lease_stands(c, lease):
+                return None
+            now = self._now(c)
+            guard = (a.id == attempt_id, a.released_at.is_(None))
+            if c.execute(sa.update(t.attempts).where(*guard).values(released_at=now)).rowcount != 1:
+                return None
+            attempt = attempt_of(c.execute(ATTEMPTS.where(a.id == attempt_id)).one())
+            job = self._job_of(c, attempt)
+            held_s = (now - attempt.created_at).total_seconds()
+            self._add_usage(c, job, attempt, held_s)
+        return held_s
+
+    def _add_usage(self, c: sa.Connection, job: Job, attempt: Attempt, held_s: float) -> None:
+        u = t.usage.c
+        worker_s = attempt.workers * held_s
+        used = {"cpu_seconds": job.cpus_per_worker * worker_s, "gpu_seconds": job.gpus_per_worker * worker_s}
+        if not self._insert_new(c, t.usage, {"owner": job.owner, **used}):
+            more = {name: t.usage.c[name] + value for name, value in used.items()}
+            c.execute(sa.update(t.usage).where(u.owner == job.owner).values(more))
+
+    def usage(self) -> dict[str, tuple[float, float]]:
+        """(CPU seconds, GPU seconds) by owner, of everything that was ever given room, what holds it now included."""
+        found: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+        a, j = t.attempts.c, t.jobs.c
+        live = sa.select(j.owner, a.workers * j.cpus_per_worker, a.workers * j.gpus_per_worker, a.created_at)
+        with self._db.read() as c:
+            now = self._now(c)
+            rows = [(owner, cpu_s, gpu_s) for owner, cpu_s, gpu_s in c.execute(sa.select(t.usage))]
+            for owner, cpus, gpus, since in c.execute(
+                live.join_from(t.attempts, t.jobs, a.job_id == j.id).where(a.released_at.is_(None))
+            ):
+                if isinstance(since, datetime) and isinstance(cpus, int) and isinstance(gpus, int):
+                    held_s = (now - since).total_seconds()
+                    rows.append((owner, cpus * held_s, gpus * held_s))
+        for owner, cpu_s, gpu_s in rows:
+            found[owner] = (found[owner][0] + cpu_s, found[owner][1] + gpu_s)
+        return dict(found)

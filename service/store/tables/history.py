@@ -1,0 +1,109 @@
+"""What happened to a job: events, log lines and checkpoints, in the order in which they came."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from syncnorm.service.jobs.job import NewEvent
+from syncnorm.service.store import schema as t
+from syncnorm.service.store.base import Tables
+from syncnorm.service.store.values import Heads, News, StoredCheckpoint, StoredEvent, StoredLine
+
+
+class History(Tables):
+    """Everything that is only ever added to."""
+
+    def add_event(self, job_id: str, event: NewEvent) -> None:
+        with self._db.write() as c:
+            self._lock_job(c, t.jobs.c.id == job_id)
+            self._add_event(c, job_id, event)
+
+    def events(self, job_id: str, after: int = 0, limit: int = 200) -> list[StoredEvent]:
+        e = t.events.c
+        query = sa.select(t.events).where(e.job_id == job_id, e.seq > after).order_by(e.seq).limit(limit)
+        with self._db.read() as c:
+            return [StoredEvent(**row) for row in c.execute(query).mappings()]
+
+    def lines(
+        self,
+        job_id: str,
+        *,
+        after: int = 0,
+        limit: int = 200,
+        tail: bool = False,
+        attempt: int | None = None,
+        rank: int | None = None,
+        text: str | None = None,
+    ) -> list[StoredLine]:
+        """Log lines in order of arrival. tail: the last ones instead of the first ones.
+
+        Where lines of the job were pruned that would come first, one stands for them that says so.
+        """
+        l = t.log_lines.c  # noqa: E741
+        wanted = [l.job_id == job_id, l.id > after]
+        if attempt is not None:
+            wanted.append(l.attempt == attempt)
+        if rank is not None:
+            wanted.append(l.rank == rank)
+        if text is not None:
+            wanted.append(l.text.contains(text, autoescape=True))
+        columns = [l.id, l.attempt, l.rank, l.seq, l.at, l.level, l.text]
+        query = sa.select(*columns).where(*wanted).order_by(l.id.desc() if tail else l.id).limit(limit)
+        r = t.reported.c
+        gone = sa.select(r.pruned, r.pruned_to).where(r.job_id == job_id, r.pruned_to > after)
+        with self._db.read() as c:
+            found = [StoredLine(**row) for row in c.execute(query).mappings()]
+            pruned = c.execute(gone).one_or_none()
+        if pruned is not None and (not tail or len(found) < limit):
+            found = [*found, _stand_in(*pruned)] if tail else [_stand_in(*pruned), *found[: limit - 1]]
+        return found[::-1] if tail else found
+
+    def checkpoints(self, job_id: str) -> list[StoredCheckpoint]:
+        k = t.checkpoints.c
+        query = sa.select(t.checkpoints).where(k.job_id == job_id).order_by(k.step.desc(), k.attempt.desc())
+        with self._db.read() as c:
+            return [StoredCheckpoint(**row) for row in c.execute(query).mappings()]
+
+    def news(self, since: Heads | None) -> News:
+        """Where events and log lines end, and which jobs have any behind `since`."""
+        e, l = t.events.c, t.log_lines.c  # noqa: E741
+        with self._db.read() as c:
+            ends = sa.select(
+                sa.select(sa.func.max(e.seq)).scalar_subquery(), sa.select(sa.func.max(l.id)).scalar_subquery()
+            )
+            seq, line = c.execute(ends).one()
+            heads = (seq or 0, line or 0)
+            if since is None or heads == since:
+                return News(heads, set())
+            events = sa.select(e.job_id).where(e.seq > since[0])
+            lines = sa.select(l.job_id).where(l.id > since[1])
+            return News(heads, set(c.execute(events.union(lines)).scalars()))
+
+    def events_of_kinds(self, kinds: Collection[str], after: int, until: datetime, limit: int) -> list[StoredEvent]:
+        """Of all jobs, oldest first. until: leaves transactions of different jobs time to become visible in order."""
+        e = t.events.c
+        wanted = (e.seq > after, e.kind.in_(kinds), e.at <= until)
+        query = sa.select(t.events).where(*wanted).order_by(e.seq).limit(limit)
+        with self._db.read() as c:
+            return [StoredEvent(**row) for row in c.execute(query).mappings()]
+
+    def webhook_position(self, receiver: str) -> int:
+        """The last event told; a new receiver begins with what happens from now on."""
+        w = t.webhooks.c
+        with self._db.write() as c:
+            newest = c.execute(sa.select(sa.func.max(t.events.c.seq))).scalar() or 0
+            self._insert_new(c, t.webhooks, {"receiver": receiver, "position": newest})
+            return int(c.execute(sa.select(w.position).where(w.receiver == receiver)).scalar_one())
+
+    def set_webhook_position(self, receiver: str, position: int) -> None:
+        with self._db.write() as c:
+            c.execute(sa.update(t.webhooks).where(t.webhooks.c.receiver == receiver).values(position=position))
+
+
+def _stand_in(count: int, last: int) -> StoredLine:
+    """For lines that are gone: it has the place of the last of them, so that whoever reads on begins behind it."""
+    text = f"… {count:,} earlier lines of this job are gone: log lines are kept for so long, and so many of a job."
+    return StoredLine(last, 1, -1, 0, "", "WARNING", text)

@@ -1,0 +1,122 @@
+"""Jobs, attempts and exports that can't be handled are ended by updates which depend on nothing else in their rows.
+
+What can't be read of a row is replaced on the way (see rows.py), so that it can be shown, retried and deleted later.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from syncnorm.service.jobs.export import ExportState
+from syncnorm.service.jobs.job import TERMINAL, JobState, NewEvent
+from syncnorm.service.store import schema as t
+from syncnorm.service.store.base import Tables
+from syncnorm.service.store.rows import ATTEMPT, EXPORT, JOB, without_eta
+from syncnorm.trainer.contract.failure import FailureReason
+from syncnorm.trainer.contract.text import storable
+
+_LONGEST_SENTENCE = 1000
+_LONGEST_TRACE = 8000
+
+
+class SetAsideTable(Tables):
+    """The end of what the service could not handle. `why`: a sentence; `trace`: where it was raised."""
+
+    def set_job_aside(self, job_id: str, why: str, trace: str = "", lease: int | None = None) -> JobState | None:
+        """End a job and its attempts: cancelled where that was asked for, else failed; one that is over stays so.
+
+        The state it has now; None if there is no such job or the reconciler's lease no longer stands.
+        """
+        j = t.jobs.c
+        with self._db.write() as c:
+            if lease is not None and not self._lease_stands(c, lease):
+                return None
+            self._lock_job(c, j.id == job_id)
+            row = c.execute(JOB.query.where(j.id == job_id)).one_or_none()
+            if row is None:
+                return None
+            now = self._now(c)
+            job, mended, _ = JOB.salvage(row, now)
+            is_over = row.state in TERMINAL
+            to = JobState(row.state) if is_over else _end(row.stop)
+            closing = {} if is_over else _closing(to, why, trace, now) | {"progress": without_eta(job.progress)}
+            number = row.version if isinstance(row.version, int) else 0
+            values = {**mended, **closing, "stop": None, "stop_at": None, "version": number + 1}
+            c.execute(sa.update(t.jobs).where(j.id == job_id).values(**values))
+            self._end_attempts(c, job_id, why, trace)
+            if not is_over:
+                self._add_event(c, job_id, NewEvent(to, _sentence(why), _event_data(row, to, trace)))
+        return to
+
+    def _end_attempts(self, c: sa.Connection, job_id: str, why: str, trace: str) -> None:
+        """Their processes are ended, and their capacity is released, as of any attempt that has ended."""
+        a, now = t.attempts.c, self._now(c)
+        closing = {"outcome": "failed", "reason": FailureReason.INTERNAL, "message": _text(why, trace), "ended_at": now}
+        for row in c.execute(ATTEMPT.query.where(a.job_id == job_id, a.released_at.is_(None))).all():
+            _, mended, _ = ATTEMPT.salvage(row, now)
+            values = {**mended, **(closing if row.ended_at is None or "ended_at" in mended else {})}
+            if values:
+                c.execute(sa.update(t.attempts).where(a.id == row.id).values(**values))
+
+    def set_export_aside(self, job_id: str, number: int, why: str, lease: int | None = None) -> None:
+        """Fail an export; one that has ended and can't be released is released."""
+        e = t.exports.c
+        key = (e.job_id == job_id, e.number == number)
+        with self._db.write() as c:
+            if lease is not None and not self._lease_stands(c, lease):
+                return
+            self._lock_job(c, t.jobs.c.id == job_id)
+            row = c.execute(EXPORT.query.where(*key)).one_or_none()
+            if row is None:
+                return
+            now = self._now(c)
+            export, mended, _ = EXPORT.salvage(row, now)
+            values: dict[str, Any] = {**mended, "version": export.version + 1}
+            if row.finished_at is not None and "finished_at" not in mended:
+                values["released_at"] = now
+            else:
+                failed = {"state": ExportState.FAILED, "reason": FailureReason.INTERNAL, "message": _sentence(why)}
+                values |= {**failed, "finished_at": now}
+                about = {"export": export.name, "reason": FailureReason.INTERNAL.value}
+                self._add_event(
+                    c, job_id, NewEvent("export_failed", _sentence(f"Export {export.name} failed: {why}"), about)
+                )
+            c.execute(sa.update(t.exports).where(*key).values(**values))
+
+    def release_uncounted(self, attempt_id: str, lease: int | None = None) -> None:
+        """Free the capacity of an ended attempt whose use can't be added up."""
+        a = t.attempts.c
+        with self._db.write() as c:
+            if lease is not None and not self._lease_stands(c, lease):
+                return
+            guard = (a.id == attempt_id, a.released_at.is_(None), a.ended_at.is_not(None))
+            c.execute(sa.update(t.attempts).where(*guard).values(released_at=self._now(c)))
+
+
+def _end(stop: Any) -> JobState:
+    return JobState.CANCELLED if stop == "cancel" else JobState.FAILED
+
+
+def _closing(to: JobState, why: str, trace: str, now: datetime) -> dict[str, Any]:
+    return {"state": to, "reason": _reason(to), "message": _text(why, trace), "finished_at": now}
+
+
+def _reason(to: JobState) -> FailureReason:
+    return FailureReason.CANCELLED_BY_USER if to is JobState.CANCELLED else FailureReason.INTERNAL
+
+
+def _event_data(row: sa.Row[Any], to: JobState, trace: str) -> dict[str, Any]:
+    about = {"from": storable(str(row.state), 40), "reason": _reason(to).value}
+    return about | ({"traceback": storable(trace[-_LONGEST_TRACE:])} if trace else {})
+
+
+def _sentence(why: str) -> str:
+    return storable(why, _LONGEST_SENTENCE)
+
+
+def _text(why: str, trace: str) -> str:
+    """The end of a traceback says most, so its beginning is cut."""
+    return f"{_sentence(why)}\n\n{storable(trace[-_LONGEST_TRACE // 2 :])}".strip()

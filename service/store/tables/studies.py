@@ -1,0 +1,138 @@
+"""Studies in the database. A study, its children and their jobs are written in one transaction, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from syncnorm.service.jobs.actions import Verb
+from syncnorm.service.jobs.actors import SERVICE, Actor, Deed
+from syncnorm.service.jobs.job import TERMINAL, Job, JobState, NewEvent
+from syncnorm.service.jobs.study import DELETED, Counts, Study, StudyChild
+from syncnorm.service.store import schema as t
+from syncnorm.service.store.base import JOBS
+from syncnorm.service.store.rows import job_of
+from syncnorm.service.store.tables.jobs import JobTable
+from syncnorm.service.store.values import Added, Answer, NewJob
+
+MOST_FAILURES = 5
+"""Of making or handing over one report, after which it is set aside."""
+Family = list[tuple[StudyChild, Job | None]]
+"""Children with their jobs; None: the job was deleted."""
+
+
+class StudyTable(JobTable):
+    """Studies and their children."""
+
+    def add_study(
+        self,
+        study: Study,
+        children: Sequence[StudyChild],
+        jobs: Sequence[Job],
+        idempotency: tuple[str, Answer] | None = None,
+        most_unfinished: int | None = None,
+        by: Actor = SERVICE,
+    ) -> Answer | Added:
+        """Store a study and queue all its jobs. Otherwise nothing is stored: too many, or the answer given before.
+
+        most_unfinished: jobs of one owner, counting these; None: no limit.
+        """
+        with self._db.write() as c:
+            room = None if most_unfinished is None else self._room(c, {study.owner}, most_unfinished)[study.owner]
+            if idempotency is not None:
+                key, answer = idempotency
+                row = {"owner": study.owner, "key": key, "at": self._now(c), **vars(answer)}
+                if not self._insert_new(c, t.idempotency, row):
+                    before = self._answer(c, study.owner, key)
+                    assert before is not None
+                    return before
+            if room is not None and room < len(jobs):
+                if idempotency is not None:
+                    self._forget_key(c, study.owner, idempotency[0])
+                return Added.TOO_MANY
+            c.execute(sa.insert(t.studies).values(**vars(study)))
+            c.execute(sa.insert(t.study_children), [vars(child) for child in children])
+            event = NewEvent(JobState.QUEUED, "Submitted.", {"owner": study.owner, "study": study.id}, by)
+            deed = Deed(by, "study.submit", study.id, after={"name": study.name, "jobs": len(jobs)})
+            self._insert_jobs(c, [NewJob(job, event) for job in jobs], [deed] if by.kind == "user" else ())
+        return Added.STORED
+
+    def study(self, study_id: str) -> Study | None:
+        with self._db.read() as c:
+            row = c.execute(sa.select(t.studies).where(t.studies.c.id == study_id)).mappings().one_or_none()
+        return None if row is None else Study(**row)
+
+    def studies(self, owner: str | None, after: str | None, limit: int) -> list[Study]:
+        """Newest first, behind the one with the id `after`."""
+        s = t.studies.c
+        wanted = [] if owner is None else [s.owner == owner]
+        if after is not None:
+            wanted.append(s.id < after)
+        query = sa.select(t.studies).where(*wanted).order_by(s.id.desc()).limit(limit)
+        with self._db.read() as c:
+            return [Study(**row) for row in c.execute(query).mappings()]
+
+    def family(self, study_id: str) -> Family:
+        """All children in order, with their jobs."""
+        with self._db.read() as c:
+            return self._family(c, study_id)
+
+    def _family(self, c: sa.Connection, study_id: str, *, lock: bool = False) -> Family:
+        k, j = t.study_children.c, t.jobs.c
+        mine = sa.select(t.study_children).where(k.study_id == study_id).order_by(k.number)
+        children = [StudyChild(**row) for row in c.execute(mine).mappings()]
+        # In the order of ids, so that two who lock the same jobs wait for, and not on, each other.
+        theirs = JOBS.where(j.id.in_([child.job_id for child in children])).order_by(j.id)
+        found = c.execute(theirs.with_for_update() if lock else theirs)
+        jobs = {job.id: job for job in map(job_of, found)}
+        return [(child, jobs.get(child.job_id)) for child in children]
+
+    def count_children(self, study_ids: Sequence[str]) -> dict[str, Counts]:
+        """Of each study how many jobs are in which state."""
+        k, j = t.study_children.c, t.jobs.c
+        state = sa.func.coalesce(j.state, DELETED).label("child_state")
+        together = t.study_children.outerjoin(t.jobs, j.id == k.job_id)
+        query = sa.select(k.study_id, state, sa.func.count()).select_from(together).where(k.study_id.in_(study_ids))
+        counts: dict[str, Counts] = {study_id: {} for study_id in study_ids}
+        with self._db.read() as c:
+            for study_id, name, count in c.execute(query.group_by(k.study_id, "child_state")):
+                counts[study_id][name] = count
+        return counts
+
+    def ask_family(self, study_id: str, verb: Verb, now: datetime, by: Actor = SERVICE) -> list[str]:
+        """Ask all children at once for what each one's state allows; ids of the jobs that it changed."""
+        with self._db.write() as c:
+            if verb == "retry":  # its report is worth another try, too
+                c.execute(sa.update(t.studies).where(t.studies.c.id == study_id).values(failures=0))
+            family = self._family(c, study_id, lock=True)
+            asked = [self._ask(c, job, verb, now, by) for _, job in family if job is not None]
+            changed = [job.id for job, outcome in asked if outcome == "done"]
+            if changed:
+                self._audit(c, [Deed(by, f"study.{verb}", study_id, after={"jobs_changed": len(changed)})])
+        return changed
+
+    def note_study(self, study_id: str, changes: Mapping[str, Any]) -> None:
+        """Set bookkeeping of the run in MLflow."""
+        assert set(changes) <= {"experiment_id", "run_id", "reported_at", "failures", "problem"}, changes
+        with self._db.write() as c:
+            c.execute(sa.update(t.studies).where(t.studies.c.id == study_id).values(**changes))
+
+    def note_grouped(self, child: StudyChild, run_id: str) -> None:
+        """The child's run is known to belong to the run of the study."""
+        k = t.study_children.c
+        with self._db.write() as c:
+            mine = (k.study_id == child.study_id, k.number == child.number)
+            c.execute(sa.update(t.study_children).where(*mine).values(grouped_run=run_id))
+
+    def unreported_studies(self) -> list[Study]:
+        """Those whose run in MLflow does not show yet what became of every child, and that are not set aside."""
+        k, j = t.study_children.c, t.jobs.c
+        moved_on = sa.or_(j.state.not_in(TERMINAL), j.finished_at > t.studies.c.reported_at)
+        changed = sa.exists().where(k.study_id == t.studies.c.id, j.id == k.job_id, moved_on)
+        with self._db.read() as c:
+            unreported = sa.or_(t.studies.c.reported_at.is_(None), changed)
+            query = sa.select(t.studies).where(t.studies.c.failures < MOST_FAILURES, unreported)
+            return [Study(**row) for row in c.execute(query).mappings()]

@@ -1,0 +1,29 @@
+"""Distributed training with normalization across devices: `Client` talks to a service, `norm` is the library of layers.
+
+Importing this loads neither torch nor the service. The three parts lie beside this folder, linked into it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from syncnorm import norm
+    from syncnorm.service.client import Client
+
+__all__ = ["Client", "__version__", "norm"]
+
+try:
+    __version__ = version("syncnorm")
+except PackageNotFoundError:  # a checkout that was never installed
+    __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Client":
+        return import_module("syncnorm.service.client").Client
+    if name == "norm":
+        return import_module("syncnorm.norm")
+    raise AttributeError(f"module 'syncnorm' has no attribute {name!r}")

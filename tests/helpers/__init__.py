@@ -1,0 +1,1 @@
+"""What tests share: services, clusters, workers, buckets. No test lies here."""

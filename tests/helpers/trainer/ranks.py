@@ -1,0 +1,199 @@
+"""Trains on ranks of the gloo pool: all that a worker does but Ray's way of starting processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+
+from syncnorm import norm
+from syncnorm.trainer.callbacks.non_finite_gradients import NonFiniteError
+from syncnorm.trainer.contract.norm_choice import chosen_norm
+from syncnorm.trainer.contract.plan import reaches_last_batch
+from syncnorm.trainer.contract.protocol import Launch, StopRequest
+from syncnorm.trainer.contract.spec_reader import read_spec
+from syncnorm.trainer.data import Data, build_data
+from syncnorm.trainer.models import build_model
+from syncnorm.trainer.ranks.rank_context import Place
+from syncnorm.trainer.ranks.stop_agreement import StopRequested
+from syncnorm.trainer.storage.attempt_layout import opened
+from syncnorm.trainer.training.conversion import convert
+from syncnorm.trainer.training.module import TrainingModule
+from syncnorm.trainer.worker.fit import Loaders, fit, total_steps
+from syncnorm.trainer.worker.smoke_forward import try_out
+
+
+class PoolEnvironment(LightningEnvironment):
+    """The process group is there already; Lightning only needs to know who is who."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        super().__init__()
+        self._rank, self._size = rank, world_size
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    def world_size(self) -> int:
+        return self._size
+
+    def set_world_size(self, size: int) -> None:
+        pass
+
+    def global_rank(self) -> int:
+        return self._rank
+
+    def set_global_rank(self, rank: int) -> None:
+        pass
+
+    def local_rank(self) -> int:
+        return self._rank
+
+    def node_rank(self) -> int:
+        return 0
+
+
+class PoolStrategy(DDPStrategy):
+    @property
+    def root_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, int]:
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+
+def place(rank: int, world_size: int) -> Place:
+    return Place(rank, world_size, PoolStrategy, PoolEnvironment(rank, world_size))
+
+
+class Told:
+    """Stands in for the reporter of a rank: asks for a stop once `stop_at` steps are done."""
+
+    superseded = False
+
+    def __init__(self, *, stop_at: int | None = None) -> None:
+        self._stop_at = stop_at
+        self.stop_request: StopRequest | None = None
+        self.events: list[tuple[str, str, dict[str, Any]]] = []
+
+    def progress(self, *, step: int, **_: object) -> None:
+        if self._stop_at is not None and step >= self._stop_at:
+            self.stop_request = "pause"
+
+    def enter(self, *_: object) -> None: ...
+
+    def log(self, *_: object) -> None: ...
+
+    def is_sending(self) -> bool:
+        return False
+
+    def event(self, kind: str, message: str, **data: Any) -> None:
+        self.events.append((kind, message, data))
+
+    def checkpoint(self, **_: object) -> None: ...
+
+    def checkpoints_to_spare(self) -> set[int]:
+        return set()
+
+    def silent_s(self) -> float:
+        return 0.0
+
+
+@dataclass
+class Trained:
+    """What one rank is left with: the network's tensors, and where it stopped (None: at the end)."""
+
+    state: dict[str, Tensor]
+    metrics: dict[str, float]
+    stopped_at: int | None
+
+
+def launch_of(document: dict[str, Any], resume_from: str | None = None) -> Launch:
+    """What the driver of the job of `document` would be given, without a service and MLflow."""
+    return Launch(
+        job_id="j",
+        attempt=1,
+        fence="f",
+        spec=read_spec(document),
+        service_url=None,
+        token=None,
+        mlflow_uri="",
+        mlflow_run_id="",
+        resume_from=resume_from,
+    )
+
+
+@dataclass
+class Built:
+    """A job that is ready to train on this rank."""
+
+    module: TrainingModule
+    data: Data
+    loaders: Loaders
+    launch: Launch
+    steps: int
+
+
+def build(rank: int, world_size: int, launch: Launch, data: Data | None = None) -> Built:
+    """As a worker does. data: in place of that of the job."""
+    if dist.is_initialized():
+        dist.barrier()  # a rank that refuses the job at once must not leave while the other still connects
+    job = launch.spec
+    L.seed_everything(job.seed, verbose=False)
+    data = data or build_data(job.data, job.seed)
+    network, _ = convert(build_model(job.model, chosen_norm(job), data.info), job, norm.create_group(job.norm.group))
+    try_out(network, data.info)
+    loaders = Loaders.build(data, job, rank, world_size)
+    steps = total_steps(job.train, len(loaders.train))
+    uneven = loaders.train.sampler.uneven_shares() if reaches_last_batch(job.train, len(loaders.train)) else None
+    module = TrainingModule(network, data.info, job, steps, uneven_shares=uneven)
+    L.seed_everything(job.seed + 1 + rank, verbose=False)
+    return Built(module, data, loaders, launch, steps)
+
+
+def train(
+    rank: int,
+    world_size: int,
+    root: str,
+    document: dict[str, Any],
+    resume_from: str | None = None,
+    told: Told | None = None,
+    data: Data | None = None,
+    where: Place | None = None,
+) -> Trained:
+    """Train the job of `document` as a worker does, without finalizing. root: a folder, or a URL.
+
+    told: what rank 0 hears meanwhile; data: in place of that of the document; where: if not on the CPU.
+    """
+    job = build(rank, world_size, launch_of(document, resume_from), data)
+    reporter: Any = told if told is not None and rank == 0 else Told()
+    stopped_at = None
+    try:
+        with opened(root) as folders:
+            fit(job.module, job.loaders, job.launch, folders, reporter, where or place(rank, world_size), job.steps)
+    except StopRequested as stop:
+        stopped_at = stop.step
+    state = {name: tensor.clone() for name, tensor in job.module.network.state_dict().items()}
+    return Trained(state, {**job.module.train_metrics, **job.module.val_metrics}, stopped_at)
+
+
+def train_many(
+    rank: int, world_size: int, roots: list[str], documents: list[dict[str, Any]]
+) -> list[dict[str, float] | None]:
+    """Train one job after the other; the metrics of each, None for one whose training diverged."""
+    found: list[dict[str, float] | None] = []
+    for root, document in zip(roots, documents, strict=True):
+        try:
+            trained = train(rank, world_size, root, document)
+        except NonFiniteError:
+            found.append(None)
+            continue
+        found.append({name: value for name, value in trained.metrics.items() if name.startswith("val/")})
+    return found

@@ -1,0 +1,29 @@
+"""An outage is said once, however often it is met."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from syncnorm.service.background.outage_log import Outages
+
+
+def test_outage_is_logged_when_it_begins_and_when_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
+    times = iter([100.0, 160.5, 200.0])
+    outages = Outages(logging.getLogger("service.tests"), lambda: next(times))
+
+    with caplog.at_level(logging.INFO, "service.tests"):
+        outages.over("cluster")
+        for _ in range(3):
+            outages.goes_on("cluster", "the cluster can't be asked", error="refused")
+        outages.over("cluster")
+        outages.over("cluster")
+        outages.goes_on("cluster", "the cluster can't be asked", error="refused")
+
+    assert [record.message for record in caplog.records] == [
+        "the cluster can't be asked",
+        "works again",
+        "the cluster can't be asked",
+    ]
+    assert caplog.records[1].__dict__["after_s"] == 60.5

@@ -1,0 +1,194 @@
+"""Each operation of the API is a method of the client and a verb of the command line, and they do the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from click.testing import Result
+from typer.testing import CliRunner
+
+from syncnorm.service.cli import main as cli
+from syncnorm.service.cli import terminal
+from syncnorm.service.cli.tables import phase_times, where
+from syncnorm.service.client.client import Client
+from tests.helpers.service.api import SPEC, api
+from tests.helpers.service.world import World
+from tests.service.cli.test_progress import client_of
+
+FOR_PROGRAMS = {"/healthz", "/readyz", "/metrics"}
+OPERATIONS = {
+    "POST /v1/jobs": ("submit", "submit"),
+    "GET /v1/jobs": ("jobs", "ls"),
+    "GET /v1/jobs/{job_id}": ("job", "show"),
+    "PATCH /v1/jobs/{job_id}": ("change", "change"),
+    "DELETE /v1/jobs/{job_id}": ("delete", "rm"),
+    "POST /v1/jobs/{job_id}/cancel": ("cancel", "cancel"),
+    "POST /v1/jobs/{job_id}/pause": ("pause", "pause"),
+    "POST /v1/jobs/{job_id}/resume": ("resume", "resume"),
+    "POST /v1/jobs/{job_id}/retry": ("retry", "retry"),
+    **{f"POST /v1/jobs:{verb}": ("ask_many", verb) for verb in ("cancel", "pause", "resume", "retry")},
+    "GET /v1/audit": ("audit", "audit"),
+    "GET /v1/jobs/{job_id}/attempts": ("attempts", "attempts"),
+    "GET /v1/jobs/{job_id}/explain": ("explain", "explain"),
+    "GET /v1/jobs/{job_id}/checkpoints": ("checkpoints", "checkpoints"),
+    "GET /v1/jobs/{job_id}/statistics": ("statistics", "statistics"),
+    "POST /v1/jobs/{job_id}/exports": ("export", "export"),
+    "GET /v1/jobs/{job_id}/exports": ("exports", "exports"),
+    "GET /v1/jobs/{job_id}/exports/{name}": ("one_export", "exports"),
+    "GET /v1/jobs/{job_id}/events": ("events", "events"),
+    "GET /v1/jobs/{job_id}/logs": ("logs", "logs"),
+    "POST /v1/studies": ("submit_study", "study submit"),
+    "GET /v1/studies": ("studies", "study ls"),
+    "GET /v1/studies/{study_id}": ("study", "study show"),
+    "GET /v1/studies/{study_id}/report": ("study_report", "study report"),
+    "POST /v1/studies/{study_id}/cancel": ("ask_study", "study cancel"),
+    "POST /v1/studies/{study_id}/pause": ("ask_study", "study pause"),
+    "POST /v1/studies/{study_id}/resume": ("ask_study", "study resume"),
+    "POST /v1/studies/{study_id}/retry": ("ask_study", "study retry"),
+    "GET /v1/tokens": ("tokens", "token ls"),
+    "POST /v1/tokens": ("create_token", "token create"),
+    "DELETE /v1/tokens/{token_id}": ("revoke_token", "token revoke"),
+    "PUT /v1/packages/{sha256}": ("put_package", "package put"),
+    "GET /v1/secrets": ("secrets", "secret ls"),
+    "PUT /v1/secrets/{name}": ("put_secret", "secret put"),
+    "DELETE /v1/secrets/{name}": ("delete_secret", "secret rm"),
+    "GET /v1/norms": ("norms", "norms"),
+    "GET /v1/models": ("models", "models"),
+    "GET /v1/datasets": ("datasets", "datasets"),
+    "GET /v1/cluster": ("cluster", "cluster"),
+}
+
+Sn = Callable[..., Result]
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Sn, World]]:
+    """(the command line, the world it speaks to)."""
+    with api(tmp_path) as (http, world):
+        monkeypatch.setattr(terminal, "Client", lambda: client_of(http))
+        yield lambda *words: CliRunner().invoke(cli.app, list(words)), world
+
+
+def test_every_operation_is_a_method_and_a_verb(tmp_path: Path) -> None:
+    with api(tmp_path) as (http, _):
+        paths = http.get("/openapi.json").json()["paths"]
+
+    found = {f"{method.upper()} {path}" for path, item in paths.items() for method in item if path not in FOR_PROGRAMS}
+    assert found == set(OPERATIONS)
+    for method, verb in OPERATIONS.values():
+        assert callable(getattr(Client, method))
+        command: Any = typer.main.get_command(cli.app)
+        for name in verb.split():
+            command = command.commands[name]
+
+
+@pytest.mark.parametrize("verb", ["show", "attempts", "events", "logs", "checkpoints", "statistics", "exports"])
+def test_record_is_shown_for_people_and_for_programs(served: tuple[Sn, World], verb: str) -> None:
+    sn, world = served
+    job = world.succeed()
+
+    shown, read = sn(verb, job.id), sn(verb, job.id, "--json")
+
+    assert (shown.exit_code, read.exit_code) == (0, 0), shown.output + read.output
+    for text in read.stdout.splitlines() if verb in ("events", "logs") else [read.stdout]:
+        json.loads(text)
+
+
+def test_events_tell_the_states_in_order(served: tuple[Sn, World]) -> None:
+    sn, world = served
+    job = world.succeed()
+
+    kinds = [json.loads(line)["kind"] for line in sn("events", job.id, "--json").stdout.splitlines()]
+
+    assert kinds[0] == "queued"
+    assert kinds[-1] == "succeeded"
+
+
+def test_change_sets_priority_and_labels(served: tuple[Sn, World]) -> None:
+    sn, world = served
+    job = world.submit()
+
+    changed = sn("change", job.id, "--priority", "7", "--label", "team:vision", "--label", "try:2")
+    cleared = sn("change", job.id, "--no-labels", "--json")
+
+    assert changed.exit_code == 0, changed.output
+    assert "priority 7, labels team:vision try:2" in changed.stdout
+    assert json.loads(cleared.stdout)["labels"] == {}
+    assert json.loads(cleared.stdout)["priority"] == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "--priority, --label or --no-labels"),
+        (["--label", "team"], "must be key:value, got team"),
+        (["--label", "a:b", "--no-labels"], "exclude each other"),
+    ],
+)
+def test_change_that_says_nothing_clear_is_wrong_use(served: tuple[Sn, World], words: list[str], said: str) -> None:
+    sn, world = served
+
+    refused = sn("change", world.submit().id, *words)
+
+    assert refused.exit_code == 2
+    assert said in refused.output
+
+
+def test_finished_job_is_deleted_and_another_is_not(served: tuple[Sn, World]) -> None:
+    sn, world = served
+    done, waiting = world.succeed(), world.submit()
+
+    assert sn("rm", done.id).exit_code == 0
+    assert sn("rm", waiting.id).exit_code == 2
+    assert sn("show", done.id).exit_code == 2
+
+
+def test_ls_asks_for_what_its_options_say(served: tuple[Sn, World]) -> None:
+    sn, world = served
+    job = world.submit()
+
+    for words in (["--norm", "box_cox"], ["--owner", "nobody"], ["--name", "other"], ["--state", "failed"]):
+        assert json.loads(sn("ls", *words, "--json").stdout) == []
+    assert [one["id"] for one in json.loads(sn("ls", "--name", SPEC["name"], "--json").stdout)] == [job.id]
+
+
+def test_catalog_and_cluster_are_shown(served: tuple[Sn, World]) -> None:
+    sn, _ = served
+
+    assert "resnet " in sn("models").stdout
+    assert "digit_scenes " in sn("datasets").stdout
+    assert "group " in sn("norms").stdout
+    assert "CPUs free" in sn("cluster").stdout
+
+
+def test_job_that_waits_says_who_knows_why(served: tuple[Sn, World]) -> None:
+    sn, world = served
+    job = world.submit()
+
+    assert f"Why it waits: syncnorm explain {job.id}" in sn("show", job.id).stdout
+
+
+def test_phases_are_shown_with_what_they_took() -> None:
+    attempt = {
+        "created_at": "2026-01-01T00:00:00Z",
+        "ended_at": "2026-01-01T00:02:31Z",
+        "phases": {
+            "preparing": "2026-01-01T00:00:06Z",
+            "training": "2026-01-01T00:00:21Z",
+            "done": "2026-01-01T00:02:30Z",
+        },
+    }
+
+    assert list(phase_times(attempt)) == ["submit 0:06", "preparing 0:15", "training 2:09"]
+    assert list(phase_times(attempt | {"ended_at": None, "phases": {}})) == []
+
+
+def test_ranks_are_shown_by_host() -> None:
+    ranks = [{"rank": rank, "host": f"host-{rank // 2}", "gpu": "H200" if rank < 2 else None} for rank in range(3)]
+
+    assert list(where(ranks)) == ["host-0: 0, 1 (H200)", "host-1: 2"]

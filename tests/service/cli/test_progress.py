@@ -1,0 +1,287 @@
+"""What the command line shows: lists, the live table, summaries, completion, and nothing that a terminal obeys."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from rich.console import Console
+from typer.testing import CliRunner
+
+from syncnorm.service.cli import arguments, terminal
+from syncnorm.service.cli import main as cli
+from syncnorm.service.cli.commands import exports
+from syncnorm.service.cli.progress import follow, summary, watch
+from syncnorm.service.cli.selection import by_short_id
+from syncnorm.service.cli.tables import jobs_table
+from syncnorm.service.client.client import TERMINAL, Client
+from syncnorm.service.jobs.job import new_job_id
+from tests.helpers.service.api import SPEC, api
+
+
+def job(name: str, state: str, percent: float | None = None, eta_s: float | None = None, **more: Any) -> dict[str, Any]:
+    """A job as the API shows it."""
+    return {
+        "id": new_job_id(),
+        "name": name,
+        "project": "demo",
+        "owner": "ada",
+        "priority": 3,
+        "labels": {},
+        "created_at": "2026-01-01T00:00:00Z",
+        "started_at": "2026-01-01T00:01:00Z" if percent else None,
+        "finished_at": "2026-01-01T00:02:05Z" if state in TERMINAL else None,
+        "state": state,
+        "reason": None,
+        "message": "",
+        "norm": "batch",
+        "progress": {"percent": percent, "eta_s": eta_s, "metrics": {}, "epoch": 1, "epochs": 2, "step": 3, "steps": 6},
+        "spec": {"resources": {"workers": 2}},
+        "world_size": 1 if percent else None,
+        "mlflow": {"run_id": None, "url": None},
+        "model": None,
+        **more,
+    }
+
+
+def test_live_table_goes_on_until_every_job_is_finished() -> None:
+    looks = iter(
+        [
+            [job("a", "running", 40.0, 75.0), job("b", "queued")],
+            [job("a", "succeeded", 100.0), job("b", "running", 5.0)],
+            [job("a", "succeeded", 100.0), job("b", "failed")],
+        ]
+    )
+    console, rests = Console(record=True, width=140, force_terminal=True), []
+
+    last = watch(lambda: next(looks), console, rests.append)
+
+    text = console.export_text()
+    assert [one["state"] for one in last] == ["succeeded", "failed"]
+    assert len(rests) == 2
+    assert "40 %  1:15 left" in text
+    assert "1 of 2" in text  # an elastic job
+    assert "failed" in text
+
+
+READING = ["ls", "show", "watch", "logs", "events", "attempts", "checkpoints", "statistics", "exports", "explain"]
+READING += ["plan", "norms", "models", "datasets", "cluster", "doctor", "version"]
+READING += ["study ls", "study show", "study report", "token ls", "secret ls"]
+
+
+@pytest.mark.parametrize("verb", READING)
+def test_every_reading_verb_speaks_json(verb: str) -> None:
+    command = typer.main.get_command(cli.app)
+    for name in verb.split():
+        command = command.commands[name]
+
+    assert "--json" in [option for parameter in command.params for option in parameter.opts]
+
+
+def test_plan_is_shown_for_people_and_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(json.dumps(SPEC | {"norm": {"kind": "batch"}, "data": {"name": "digits", "batch_size": 1}}))
+    with api(tmp_path) as (http, _):
+        monkeypatch.setattr(terminal, "Client", lambda: client_of(http))
+
+        shown = CliRunner().invoke(cli.app, ["plan", str(path), "--set", "resources.workers=2"])
+        read = CliRunner().invoke(cli.app, ["plan", str(path), "--set", "resources.workers=2", "--json"])
+
+    assert (shown.exit_code, read.exit_code) == (0, 0), shown.output
+    assert "workers" in shown.stdout
+    assert "2 of 1 CPU each, fit now" in shown.stdout
+    assert "1 a worker, 1 behind a statistic, 2 a batch of all" in shown.stdout
+    assert "sync_batch, group or a larger batch" in shown.stdout
+    assert json.loads(read.stdout)["batch"] == {"per_worker": 1, "norm_group": 1, "global": 2}
+
+
+def test_watched_job_is_printed_as_json_when_it_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with api(tmp_path) as (http, world):
+        one, two = world.succeed(), world.succeed()
+        monkeypatch.setattr(terminal, "Client", lambda: client_of(http))
+
+        watched = CliRunner().invoke(cli.app, ["watch", one.id, two.id, "--json"])
+
+    assert watched.exit_code == 0, watched.output
+    assert [job["state"] for job in json.loads(watched.stdout)] == ["succeeded", "succeeded"]
+
+
+def test_export_command_follows_to_the_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with api(tmp_path) as (http, world):
+        job = world.succeed(labels={"exports": "succeeded", "export_works": "2"})
+        monkeypatch.setattr(terminal, "Client", lambda: client_of(http))
+        monkeypatch.setattr(exports.wait, "__defaults__", (lambda _s: world.step(),))
+
+        done = CliRunner().invoke(cli.app, ["export", job.id, "--format", "onnx", "--no-fold", "--follow"])
+        asked = CliRunner().invoke(cli.app, ["export", job.id, "--register-as", "mine", "--json"])
+        refused = CliRunner().invoke(cli.app, ["export", world.submit().id])
+
+    assert (done.exit_code, asked.exit_code, refused.exit_code) == (0, 0, 2), done.output
+    assert "export 2 succeeded" in done.output
+    assert "Model        models:/m-1" in done.output
+    section = world.store.exports(job.id)[0].section
+    assert section == {"formats": ["onnx"], "fold": False, "register_as": None}
+    assert json.loads(asked.stdout)["export"] == {"formats": ["pt2", "onnx"], "fold": True, "register_as": "mine"}
+
+
+def test_export_that_fails_is_exit_code_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with api(tmp_path) as (http, world):
+        job = world.succeed(labels={"exports": "user_error"})
+        monkeypatch.setattr(terminal, "Client", lambda: client_of(http))
+        monkeypatch.setattr(exports.wait, "__defaults__", (lambda _s: world.step(),))
+
+        done = CliRunner().invoke(cli.app, ["export", job.id, "--follow"])
+
+    assert done.exit_code == 1
+    assert "export 2 failed It raised. Your code, model or data raised" in done.output
+
+
+def client_of(http: Any, timeout_s: float = 30) -> Client:
+    """A client of the application in this process."""
+    made = Client("http://testserver", timeout_s=timeout_s)
+    made.connection.http.close()
+    made.connection.http = http
+    http.close = lambda: None
+    return made
+
+
+def test_shell_completes_ids_and_names_of_the_newest_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with api(tmp_path) as (http, _):
+        names = ("first", "twice", "twice")
+        ids = [http.post("/v1/jobs", json=SPEC | {"name": name}).json()["id"] for name in names]
+
+        monkeypatch.setattr(arguments, "Client", lambda timeout_s: client_of(http, timeout_s))
+
+        assert arguments.complete_job(ids[0]) == [(ids[0], "first queued")]
+        assert arguments.complete_job("fi") == [("first", "queued")]
+        assert arguments.complete_job("tw") == []
+        assert [word for word, _ in arguments.complete_job("")] == ids[::-1]
+        assert arguments.complete_job("x") == []
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://127.0.0.1:x", "ftp://nowhere"])
+def test_completion_without_a_service_is_silent(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SYNCNORM_URL", url)
+
+    assert arguments.complete_job("") == []
+    assert capsys.readouterr() == ("", "")
+
+
+def shown(renderable: Any, width: int = 80) -> str:
+    console = terminal.Screen(width=width)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+@pytest.mark.parametrize("width", [80, 90, 105, 120, 130, 140, 160, 190, 200])
+def test_list_fits_the_terminal_and_shows_state_name_progress_and_age(width: int) -> None:
+    jobs = [job("a-rather-long-name-of-a-job-that-somebody-gave", "finalizing", 40.0, 75.0), job("b", "queued")]
+
+    lines = shown(jobs_table(jobs, width), width).splitlines()
+
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= width
+    assert all(word in lines[1] for word in ("a-rather-lon", "finalizing", "40 %  1:15 left", " d"))
+    assert jobs[0]["id"][:14] in lines[1]
+    assert ("ada" in lines[1]) == (width >= 140)
+
+
+def test_short_ids_name_one_job_each_and_so_do_those_of_one_millisecond() -> None:
+    same_moment = [f"job_01m7yng3ka{end}" for end in ("e23np1brvwtk9g1z", "e24np1brvwtk9g1z", "zzzzzzzzzzzzzzzz")]
+    ids = [*same_moment, "job_01m7zzzzzzzzzzzzzzzzzzzzzz"]
+
+    short = by_short_id([{"id": one} for one in ids])
+
+    assert [short[one] for one in ids] == [
+        "job_01m7yng3kae23",
+        "job_01m7yng3kae24",
+        "job_01m7yng3kaz",
+        "job_01m7zzzzzz",
+    ]
+
+
+def test_wide_terminal_and_pipe_show_whole_ids() -> None:
+    one = job("n", "running")
+
+    assert one["id"] in shown(jobs_table([one], 1000), 1000)
+
+
+def test_message_with_markup_and_emoji_is_shown_as_it_is() -> None:
+    failed = job("[bold]n[/]", "failed", message="expected [/x], got [red] at query:label:")
+
+    text = shown(summary(failed), 200)
+
+    assert "[bold]n[/] job_" in text
+    assert "expected [/x], got [red] at query:label:" in text
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", None])
+def test_metric_that_is_not_finite_is_shown(value: Any) -> None:
+    one = job("n", "running", 10.0)
+    one["progress"]["metrics"] = {"train/loss": value, "val/dice": value}
+
+    assert str(value or "none") in shown(summary(one))
+
+
+HOSTILE = "\x1b[2J\x1b]0;owned\x07 \u202etxt.exe \x9b31m"
+
+
+def test_terminal_is_shown_control_characters_and_not_given_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal.out, "_force_terminal", True)
+
+    fitting = terminal.fit({"name": HOSTILE, "labels": {HOSTILE: [HOSTILE]}, "step": 3, "text": "a\tb\nc é"})
+
+    assert fitting["name"] == r"\x1b[2J\x1b]0;owned\x07 \u202etxt.exe \x9b31m"
+    assert "\x1b" not in str(fitting)
+    assert fitting["labels"] == {fitting["name"]: [fitting["name"]]}
+    assert (fitting["step"], fitting["text"]) == (3, "a\tb\nc é")
+
+
+def test_pipe_is_given_what_the_job_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal.out, "_force_terminal", False)
+
+    assert terminal.fit(HOSTILE) == HOSTILE
+
+
+@pytest.mark.parametrize(("words", "raw"), [([], False), (["--raw"], True)])
+def test_log_lines_are_shown_and_not_obeyed_unless_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], raw: bool
+) -> None:
+    with api(tmp_path) as (http, world):
+        one = world.succeed()
+        monkeypatch.setattr(terminal, "Client", lambda: client_of(http))
+        monkeypatch.setattr(terminal.out, "_force_terminal", True)
+        line = {"rank": 0, "level": "INFO", "at": "2026-01-01T00:00:00Z", "text": HOSTILE}
+        monkeypatch.setattr(Client, "logs", lambda *_, **__: iter([line]))
+
+        printed = CliRunner().invoke(cli.app, ["logs", one.id, *words]).stdout
+
+    assert ("\x1b" in printed) is raw
+
+
+def test_events_go_to_a_terminal_on_standard_error_as_shown_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal.out, "_force_terminal", False)
+    console = Console(record=True, width=200, force_terminal=True)
+    event = {"kind": "non_finite", "message": HOSTILE, "data": {}}
+
+    class Told:
+        connection = type("", (), {})()
+
+        def follow_events(self, _job_id: str) -> list[Any]:
+            return [event]
+
+        def persist(self, look: Any) -> Any:
+            return look()
+
+        def job(self, _job_id: str) -> dict[str, Any]:
+            return job("n", "succeeded", 100.0)
+
+    follow(Told(), "job_1", console)  # type: ignore[arg-type]
+
+    assert r"\x1b[2J" in console.export_text()

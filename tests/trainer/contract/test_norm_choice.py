@@ -1,0 +1,111 @@
+"""What `norm.kind: auto` picks, from what, and what else it names."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from syncnorm.norm.kind import KINDS
+from syncnorm.trainer.contract.norm_choice import choose_norm
+from syncnorm.trainer.contract.plan import plan
+from syncnorm.trainer.contract.spatial_maps import smallest_map
+from syncnorm.trainer.contract.spec import JobSpec
+from syncnorm.trainer.contract.spec_reader import read_spec
+from syncnorm.trainer.data import build_data
+from syncnorm.trainer.models import build_model
+
+
+def spec(batch: int = 32, workers: int = 1, **changes: Any) -> JobSpec:
+    document = {
+        "name": "j",
+        "model": {"name": "cnn"},
+        "data": {"name": "digits", "batch_size": batch},
+        "norm": {"kind": "auto"},
+        "resources": {"workers": workers},
+    }
+    return read_spec(document | changes)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kind", "alternative"),
+    [
+        (spec(32), "batch", "group"),
+        (spec(32, workers=4), "batch", "sync_batch"),
+        (spec(4, workers=4), "sync_batch", "group"),
+        (spec(2, workers=4), "group", "sync_batch"),
+        (spec(2), "group", "batch_renorm"),
+        (spec(2, model={"name": "mlp"}), "layer", "batch_renorm"),
+        (spec(64, model={"name": "lstm"}), "layer", "batch"),
+        (spec(4, workers=8, norm={"kind": "auto", "group": 2}), "group", "sync_batch"),
+    ],
+)
+def test_kind_follows_from_model_batch_and_workers(chosen: JobSpec, kind: str, alternative: str) -> None:
+    choice = choose_norm(chosen)
+
+    assert choice.alternative is not None
+    assert (choice.kind, choice.alternative.kind) == (kind, alternative)
+    assert {choice.kind, choice.alternative.kind} <= set(KINDS)
+    assert choice.evidence
+
+
+def test_choice_shows_its_numbers_in_the_plan() -> None:
+    shown = plan(spec(4, workers=4), None).as_json()["norm"]
+
+    assert shown["why"] == "batch statistics are unsteady with 4 samples a worker, and steady with the 16 together"
+    assert shown["evidence"][:2] == [
+        "samples behind a statistic: 4 of one worker, 16 of the 4 that share them",
+        "smallest map: 4 positions, so at least 16 values of one worker",
+    ]
+    assert shown["alternative"] == {"kind": "group", "why": "exchanges nothing between workers"}
+
+
+def test_named_kind_is_taken_as_it_is() -> None:
+    choice = choose_norm(spec(2, norm={"kind": "batch"}))
+
+    assert (choice.kind, choice.why, choice.evidence, choice.alternative) == ("batch", "named in the spec", [], None)
+
+
+IMAGES = {"name": "synthetic", "batch_size": 2, "init_args": {"shape": [3, 37, 48], "samples": 4, "val_samples": 2}}
+VOLUMES = {"name": "synthetic", "batch_size": 2, "init_args": {"shape": [1, 9, 12, 8], "samples": 4, "val_samples": 2}}
+SCENES = {"name": "digit_scenes", "batch_size": 2, "init_args": {"size": 16, "scenes": 2, "val_scenes": 2}}
+
+
+@pytest.mark.parametrize(
+    ("model", "data"),
+    [
+        ({"name": "cnn"}, None),
+        ({"name": "cnn", "init_args": {"channels": [4, 4]}}, None),
+        ({"name": "cnn", "init_args": {"channels": [4, 4, 4, 4, 4, 4]}}, IMAGES),
+        ({"name": "cnn", "init_args": {"channels": [4, 4, 4]}}, VOLUMES),
+        ({"name": "vgg", "init_args": {"width": 4}}, None),
+        ({"name": "vgg", "init_args": {"width": 4}}, IMAGES),
+        ({"name": "resnet", "init_args": {"depth": 8}}, None),
+        ({"name": "resnet", "init_args": {"depth": 8}}, IMAGES),
+        ({"name": "resnet", "init_args": {"depth": 18, "width": 8}}, IMAGES),
+        ({"name": "unet", "init_args": {"width": 4, "depth": 2}}, SCENES),
+        ({"name": "mlp"}, None),
+        ({"name": "lstm"}, None),
+    ],
+)
+def test_smallest_map_is_the_one_that_a_norm_layer_really_sees(
+    model: dict[str, Any], data: dict[str, Any] | None
+) -> None:
+    job = spec(2, model=model) if data is None else spec(2, model=model, data=data)
+    info = build_data(job.data, 0).info
+    network = build_model(job.model, job.norm, info)
+    seen: list[int] = []
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+            module.register_forward_pre_hook(lambda _module, args: seen.append(math.prod(args[0].shape[2:])))
+
+    network.eval()(torch.zeros(2, *info.shape))
+
+    assert smallest_map(job) == min(seen)
+
+
+def test_map_of_a_model_of_ones_own_is_not_guessed() -> None:
+    assert smallest_map(spec(2, model={"class_path": "torchvision.models.resnet18"})) is None

@@ -1,0 +1,59 @@
+"""The certificate passes only what answers as the trained model does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from syncnorm.trainer.export import certificate
+
+
+@pytest.fixture
+def outputs() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(8, 10)).astype(np.float32)
+
+
+def test_rounding_passes(outputs: np.ndarray) -> None:
+    check = certificate.compare("onnxruntime", "held_out", outputs, outputs * np.float32(1 + 1e-6))
+
+    assert check.passed
+    assert check.max_rel == pytest.approx(1e-6, rel=0.2)  # fp32 resolves 1e-7
+
+
+def test_one_wrong_sample_among_many_fails(outputs: np.ndarray) -> None:
+    wrong = outputs.copy()
+    wrong[3] *= 1.001
+
+    check = certificate.compare("eager", "held_out", outputs, wrong)
+
+    assert not check.passed
+    assert check.max_rel == pytest.approx(1e-3, rel=0.01)  # measured against that sample, not diluted by the others
+
+
+def test_a_small_sample_is_not_hidden_behind_a_large_one(outputs: np.ndarray) -> None:
+    outputs[0] *= 1e-6
+    wrong = outputs.copy()
+    wrong[0] *= 2
+
+    assert not certificate.compare("eager", "held_out", outputs, wrong).passed
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_non_finite_outputs_never_pass(outputs: np.ndarray, value: float) -> None:
+    outputs[0, 0] = value
+
+    assert not certificate.compare("eager", "held_out", outputs, outputs.copy()).passed
+
+
+def test_another_shape_never_passes(outputs: np.ndarray) -> None:
+    assert not certificate.compare("eager", "held_out", outputs, outputs[:, :5]).passed
+
+
+def test_no_check_is_no_proof() -> None:
+    assert not certificate.document(job_id="j", checks=[], files={}, facts={})["passed"]
+
+
+def test_all_zero_outputs_equal_themselves() -> None:
+    zeros = np.zeros((4, 3), np.float32)
+
+    assert certificate.compare("eager", "held_out", zeros, zeros).passed

@@ -1,0 +1,80 @@
+"""A dry run says what would become of the network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from syncnorm.trainer.contract.plan import alike, plan
+from syncnorm.trainer.contract.spec_reader import read_spec
+from syncnorm.trainer.contract.text import name_some
+from syncnorm.trainer.data import build_data
+from syncnorm.trainer.models import build_model
+from syncnorm.trainer.worker.model_inspection import audit, inspect
+
+
+def spec(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "a",
+        "model": {"name": "resnet", "init_args": {"depth": 8}},
+        "data": {"name": "digits", "batch_size": 4},
+        "resources": {"workers": 2},
+    } | changes
+
+
+def test_every_layer_that_changes_is_listed() -> None:
+    inspected = inspect(read_spec(spec()))
+
+    assert len(inspected.conversion) == 7
+    assert inspected.conversion[0] == {"path": "bn1", "from": "BatchNorm2d", "to": "SyncBatchNorm"}
+
+
+def test_findings_of_spec_and_network_come_together() -> None:
+    document = read_spec(spec(norm={"kind": "batch"}, train={"epochs": 1, "accumulate": 2}))
+
+    found = plan(document, None, inspect(document)).findings
+
+    assert "accumulation_splits_statistics" in {finding.code for finding in found}
+    assert any(finding.path.startswith("layer") for finding in found)
+
+
+def test_what_the_audit_says_of_each_layer_is_not_said_of_the_spec_as_well() -> None:
+    document = read_spec(spec(norm={"kind": "batch"}, data={"name": "digits", "batch_size": 1}))
+    inspection = inspect(document)
+
+    of_spec = [finding.code for finding in plan(document, None).findings]
+    together = [finding.code for finding in plan(document, None, inspection).findings]
+
+    assert "few_samples_per_statistic" in of_spec
+    assert "few_samples_per_statistic" not in together
+    assert together.count("statistics_of_one_worker") == 7
+
+
+def test_like_findings_are_named_once_with_their_places() -> None:
+    document = read_spec(spec(norm={"kind": "batch"}, data={"name": "digits", "batch_size": 1}))
+    found = inspect(document).findings
+
+    grouped = alike(found)
+
+    assert sum(len(paths) for _, paths in grouped) == len(found)
+    (places,) = [paths for finding, paths in grouped if finding.code == "statistics_of_one_worker"]
+    assert name_some(places) == "bn1, layer1.0.bn1, layer1.0.bn2 and 4 more"
+    assert name_some(places[:2]) == "bn1, layer1.0.bn1"
+    assert name_some([""]) == ""
+
+
+def test_a_network_that_cannot_be_built_is_a_finding_not_a_crash() -> None:
+    document = read_spec(spec(norm={"kind": "group", "options": {"num_groups": 7}}))
+
+    (finding,) = inspect(document).findings
+
+    assert (finding.code, finding.severity) == ("cannot_build", "error")
+    assert "7 does not divide 16" in finding.message
+
+
+def test_a_network_in_double_takes_an_example_in_double() -> None:
+    """An attempt in 64-true audits the network that it trains, which is double by then."""
+    document = read_spec(spec())
+    data = build_data(document.data, document.seed)
+    network = build_model(document.model, document.norm, data.info).double()
+
+    assert [finding.code for finding in audit(network, data, document, 2) if finding.severity == "error"] == []

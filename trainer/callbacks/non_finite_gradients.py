@@ -1,0 +1,79 @@
+"""Keeps a step with NaN or infinite gradients away from the weights, and ends a job that has too many of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
+
+from syncnorm.trainer.failure_classifier import NonFiniteError
+from syncnorm.trainer.reporting import metric_spool as tracking
+from syncnorm.trainer.reporting.metric_spool import Spool
+from syncnorm.trainer.reporting.reporter import Reporter
+
+IN_A_ROW = 3
+SHARE_OF_STEPS = 0.01
+
+
+class NonFiniteGuard(Callback):
+    """Leaves out the optimizer step where a gradient is not finite.
+
+    It looks at what DDP has averaged, which is the same on every rank, so all ranks decide alike without asking. After
+    IN_A_ROW such steps, or when they are more than SHARE_OF_STEPS of all (and than IN_A_ROW), the job ends. What was
+    counted is in the checkpoint. Not for 16-mixed: there infinite gradients are how the loss scale finds its size, and
+    the scaler leaves those steps out itself.
+    """
+
+    def __init__(self, reporter: Reporter, spool: Spool) -> None:
+        self._reporter = reporter
+        self._spool = spool
+        self._in_a_row = 0
+        self._skipped = 0
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not gradients or all_finite(gradients):
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
+        self._skipped += 1
+        self._tell(trainer)
+        first = next((name for name, p in pl_module.named_parameters() if not is_finite(p.grad)), "their norm")
+        optimizer.zero_grad(set_to_none=True)  # an optimizer leaves parameters without a gradient as they are
+        steps = trainer.global_step + 1
+        if self._in_a_row >= IN_A_ROW or self._skipped > max(IN_A_ROW, SHARE_OF_STEPS * steps):
+            raise NonFiniteError(
+                f"gradients must be finite, but {self._skipped} of {steps} steps had NaN or infinite ones, the last "
+                f"{self._in_a_row} in a row, now in {first.removeprefix('network.')}."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"in_a_row": self._in_a_row, "skipped": self._skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._in_a_row, self._skipped = state_dict["in_a_row"], state_dict["skipped"]
+
+    def _tell(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            step = trainer.global_step
+            self._reporter.event("non_finite", f"step {step + 1} left out: gradients are not finite", step=step + 1)
+            self._spool.append({tracking.NON_FINITE_STEPS: float(self._skipped)}, step + 1)
+
+
+def all_finite(tensors: list[torch.Tensor]) -> bool:
+    """Whether the 2-norm of every tensor is finite: one pass over each, one wait for the device in all.
+
+    A norm that overflows (values beyond 1e19 in float32) counts as not finite. The largest value would be exact, but
+    takes torch seven times as long on a CPU (488 against 67 us for the 41 tensors of a ResNet-14, torch 2.13).
+    """
+    norms = torch._foreach_norm(tensors)
+    device = norms[0].device
+    together = torch.stack([norm if norm.device == device else norm.to(device) for norm in norms])
+    return all(map(math.isfinite, together.tolist()))
+
+
+def is_finite(gradient: torch.Tensor | None) -> bool:
+    return gradient is None or bool(gradient.isfinite().all())

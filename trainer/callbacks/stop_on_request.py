@@ -1,0 +1,39 @@
+"""Ends training on request, at the end of an optimizer step, after a checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from syncnorm.trainer.callbacks.checkpoint import CheckpointWriter, between_steps
+from syncnorm.trainer.callbacks.max_steps import ends_epoch
+from syncnorm.trainer.contract.protocol import StopRequest
+from syncnorm.trainer.ranks.stop_agreement import StopAgreement, StopRequested
+
+
+class StopOnRequest(Callback):
+    """Stops between optimizer steps, and not before an epoch that is over has been validated and reported."""
+
+    def __init__(self, agreement: StopAgreement, checkpoints: CheckpointWriter) -> None:
+        self._agreement = agreement
+        self._checkpoints = checkpoints
+        self._request: StopRequest | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._agreement.begin()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._request = self._agreement.agreed()
+        if self._request and between_steps(trainer) and not ends_epoch(trainer):
+            self._stop(trainer, self._request)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._request:
+            self._stop(trainer, self._request)
+
+    def _stop(self, trainer: Trainer, request: StopRequest) -> NoReturn:
+        self._checkpoints.save_and_wait(trainer)
+        raise StopRequested(request, trainer.global_step, self._checkpoints.newest)

@@ -1,0 +1,290 @@
+"""The contract between the service and one attempt: a folder, a launch file in, a result file out, messages between.
+
+The service writes `launch.json` before it starts the driver `python -m syncnorm.trainer.driver.main FOLDER`; the driver
+writes `result.json` last, and only that file means success. Everything an attempt writes lies under its folder, so
+an attempt that was given up can't harm its successor.
+Messages go to `{service_url}/internal/v1/attempts/{attempt_id}/…` with the
+attempt's token; a 409 answer means that another attempt has taken over.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from syncnorm.trainer.contract.bounds import (
+    MOST_WORKERS,
+    Bytes,
+    Digest,
+    Epoch,
+    Fence,
+    Instant,
+    Line,
+    Metrics,
+    Path,
+    Pid,
+    Place,
+    Rank,
+    Sequence,
+    Speaker,
+    Step,
+    Traceback,
+    Word,
+    fitting,
+)
+from syncnorm.trainer.contract.bounds import Message as Text
+from syncnorm.trainer.contract.failure import FailureReason
+from syncnorm.trainer.contract.spec import JobSpec
+
+LAUNCH_FILE = "launch.json"
+RESULT_FILE = "result.json"
+EXPORT_FILE = "export.json"
+METRICS_FILE = "metrics.jsonl"
+"""Every metric of an attempt, a JSON line each: key, value, step, timestamp."""
+
+CANNOT_BEGIN = "syncnorm can't read its launch file: "
+"""How the last line begins that a driver prints which can't use the storage; the rest says why."""
+CANNOT_BEGIN_NOW = "syncnorm can't read its launch file now: "
+"""The same where the storage did not answer."""
+
+StopRequest = Literal["cancel", "pause", "preempt", "deadline", "resize"]
+Outcome = Literal["succeeded", "failed", "stopped"]
+Phase = Literal["preparing", "starting_workers", "training", "finalizing", "done"]
+
+
+MOST_LINES = 1000
+"""Log lines in one message."""
+WORKER_EVENTS = frozenset(
+    {
+        "phase",
+        "non_finite",
+        "statistics_alert",
+        "statistics_recovered",
+        "checkpoint_fallback",
+        "reporter_failed",
+        "events_left_out",
+    }
+)
+"""Kinds of events that workers may tell under their own names; any other becomes `user.NAME`, so that nothing a job
+sends can be taken for what the service says."""
+
+
+class Message(BaseModel):
+    """Bounds see to it that one odd value is mended, cut or refused where it comes in; see bounds.py."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Launch(Message):
+    """All that the driver of one attempt needs to know."""
+
+    job_id: str
+    attempt: int
+    fence: str
+    """Random, 128 bit, hex; the service takes nothing from an attempt whose fence is not the current one."""
+    spec: JobSpec
+    workers: int | None = None
+    """Of this attempt, where an elastic job has to do with fewer; None: resources.workers."""
+    service_url: str | None
+    """None: nobody to report to (a job run by hand)."""
+    token: str | None
+    mlflow_uri: str
+    mlflow_run_id: str
+    resume_from: str | None
+    """Folder of the checkpoint to go on from, chosen once by the service; None: from the start."""
+    package: str | None = None
+    """Where the uploaded archive of code.package lies."""
+    startup_timeout_s: float = 600.0
+    """The service gives up an attempt that does not train after so long."""
+
+    @property
+    def meeting_timeout_s(self) -> float:
+        """How long ranks wait for each other before training: time is left to say who did not come."""
+        return self.startup_timeout_s / 2
+
+    @property
+    def world_size(self) -> int:
+        return self.workers or self.spec.resources.workers
+
+    @property
+    def attempt_id(self) -> str:
+        return attempt_id(self.job_id, self.attempt)
+
+    @property
+    def secrets_path(self) -> str:
+        return f"/internal/v1/attempts/{self.attempt_id}/secrets"
+
+    @property
+    def heartbeat_path(self) -> str:
+        return f"/internal/v1/attempts/{self.attempt_id}/heartbeat"
+
+
+class ExportRequest(Message):
+    """`export.json` in the folder of one start of a later export; see `export_folder` and driver/reexport.py."""
+
+    name: str
+    """Of this export: where its files lie in the run, `exports/{name}`."""
+    job_id: str
+    fence: str
+    spec: JobSpec
+    """The job's, with the `export` section that is wanted now."""
+    source: str
+    """The export folder of the attempt that succeeded."""
+    mlflow_uri: str
+    mlflow_run_id: str
+    package: str | None = None
+    """Where the uploaded archive of code.package lies."""
+    service_url: str | None = None
+    token: str | None = None
+
+    @property
+    def secrets_path(self) -> str:
+        return f"/internal/v1/exports/{self.job_id}/{self.name}/secrets"
+
+    @property
+    def heartbeat_path(self) -> str:
+        return f"/internal/v1/exports/{self.job_id}/{self.name}/heartbeat"
+
+
+class ModelRecord(Message):
+    """The exported model. certificate: the content of export/certificate.json."""
+
+    uri: Path
+    registered: Place | None
+    certificate: Annotated[dict[str, Any], fitting(4 * 2**20, depth=32)]
+
+
+class Result(Message):
+    """How an attempt ended. reason is set unless it succeeded; stopped: on request, with a checkpoint to go on from."""
+
+    fence: Fence
+    outcome: Outcome
+    reason: FailureReason | None = None
+    message: Text = ""
+    outage: bool = False
+    """Of the reason storage: nothing was refused, the storage did not answer, and may when asked again."""
+    traceback: Traceback | None = None
+    step: Step = 0
+    metrics: Metrics = {}
+    model: ModelRecord | None = None
+    checkpoint: Path | None = None
+
+
+class Heartbeat(Message):
+    """`source` is `driver`, `rank-N`, or `asking`: of one that only wants to know whether it still counts."""
+
+    fence: Fence
+    source: Word
+    phase: Phase
+    step: Step | None = None
+
+
+class Progress(Message):
+    """epoch and step count what is finished."""
+
+    fence: Fence
+    epoch: Epoch
+    epochs: Epoch | None
+    step: Step
+    steps: Step | None
+    metrics: Metrics
+
+
+class LogLine(Message):
+    """seq counts up from 1 for each rank of an attempt; rank -1 is the driver. at: RFC 3339, UTC."""
+
+    rank: Speaker
+    seq: Sequence
+    at: Instant
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+    text: Line
+
+
+class LogLines(Message):
+    fence: Fence
+    lines: Annotated[list[LogLine], Field(max_length=MOST_LINES)]
+
+
+class RankPlace(Message):
+    """Where a rank runs. node_id: the host, as Ray and /v1/cluster name it. gpu: its model; None: on CPUs."""
+
+    rank: Rank
+    host: Place
+    pid: Pid
+    node_id: Place | None = None
+    gpu: Place | None = None
+
+
+class Placement(Message):
+    """All ranks of an attempt, once each has come."""
+
+    fence: Fence
+    ranks: Annotated[list[RankPlace], Field(max_length=MOST_WORKERS)]
+
+
+class CheckpointFact(Message):
+    """A checkpoint that is complete on storage. epoch and step count what is finished. digest: of its manifest.
+
+    kept: steps of all of the attempt's that are there now; None: of a driver that does not say.
+    """
+
+    fence: Fence
+    path: Path
+    step: Step
+    epoch: Epoch
+    digest: Digest
+    size_bytes: Bytes
+    kept: Annotated[list[Step], Field(max_length=1000)] | None = None
+
+
+class Event(Message):
+    """Something worth keeping: a phase begun, a non-finite batch, a fall-back to an older checkpoint."""
+
+    fence: Fence
+    kind: Word
+    message: Text
+    data: Annotated[dict[str, Any], fitting(16_384, depth=8)] = {}
+
+
+class Exit(Message):
+    fence: Fence
+    result: Result
+
+
+class SecretsRequest(Message):
+    fence: Fence
+
+
+class SecretValues(Message):
+    """Value by variable, for those of the spec's env that name a secret."""
+
+    values: dict[str, str]
+
+
+class Reply(BaseModel):
+    """Answer to every message. stop: end at the next batch, with a checkpoint."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stop: StopRequest | None = None
+    lease_s: float = 60.0
+
+
+def attempt_id(job_id: str, attempt: int) -> str:
+    """Also the submission_id on Ray."""
+    return f"{job_id}-{attempt}"
+
+
+def job_folder(storage: str, job_id: str) -> str:
+    """Everything of a job."""
+    return f"{storage.rstrip('/')}/jobs/{job_id}"
+
+
+def attempt_folder(storage: str, job_id: str, attempt: int) -> str:
+    return f"{job_folder(storage, job_id)}/attempts/{attempt}"
+
+
+def export_folder(storage: str, job_id: str, name: str, start: int) -> str:
+    """Of one start of a later export: one that was given up can't harm its successor."""
+    return f"{job_folder(storage, job_id)}/exports/{name}/{start}"

@@ -1,0 +1,101 @@
+"""The samples of a user's LightningDataModule."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
+
+from syncnorm.trainer.data.info import Data, DataInfo
+from syncnorm.trainer.user_code.class_path import instantiate
+
+
+def by_class_path(class_path: str, init_args: Mapping[str, Any]) -> Data:
+    """The data sets behind a LightningDataModule's loaders.
+
+    Its dataset, collate_fn, num_workers and whether it shuffles are kept. How samples are shared out is the trainer's:
+    data.batch_size per worker, in an order that can be resumed (Lightning too replaces the sampler on several workers).
+    Samples must be (tensor, label or mask) pairs, and the number of classes must be at hand: an attribute
+    `num_classes` of the data module, or `classes` of its training set.
+
+    Raises: ValueError naming the spec path.
+    """
+    module = instantiate("data", class_path, init_args, fill={})
+    if not isinstance(module, LightningDataModule):
+        raise ValueError(
+            f"data.class_path must give a LightningDataModule, but {class_path} gave a {type(module).__name__}."
+        )
+    with FileLock(_lock_file(class_path)):  # one process of a host at a time: it may download
+        module.prepare_data()
+    module.setup("fit")
+    train = _map_style(class_path, "train_dataloader", module.train_dataloader())
+    val = _map_style(class_path, "val_dataloader", module.val_dataloader())
+    collate: Callable[[Any], Any] | None = train.collate_fn
+    return Data(
+        _info(class_path, module, train.dataset),
+        train.dataset,
+        val.dataset,
+        collate=None if collate is default_collate else collate,
+        num_workers=train.num_workers,
+        shuffle=not isinstance(train.sampler, SequentialSampler),
+    )
+
+
+def _map_style(class_path: str, what: str, loader: object) -> DataLoader[Any]:
+    if not isinstance(loader, DataLoader):
+        raise ValueError(
+            f"data.class_path: {class_path}.{what}() must give one DataLoader, got {type(loader).__name__}."
+        )
+    if isinstance(loader.dataset, IterableDataset):
+        raise ValueError(
+            f"data.class_path: {class_path}.{what}() must have a map-style dataset, with __len__ and __getitem__; "
+            "an IterableDataset can't be shared out evenly or resumed exactly."
+        )
+    if type(loader.sampler) not in (RandomSampler, SequentialSampler, DistributedSampler):
+        raise ValueError(
+            f"data.class_path: {class_path}.{what}() must leave sampling to the trainer, "
+            f"got a {type(loader.sampler).__name__}. Use shuffle=True or False."
+        )
+    return loader
+
+
+def _info(class_path: str, module: LightningDataModule, train: Dataset[Any]) -> DataInfo:
+    num_classes = getattr(module, "num_classes", None) or len(getattr(train, "classes", ()))
+    if not num_classes:
+        raise ValueError(f"data.class_path: {class_path} must have an attribute num_classes, the number of classes.")
+    sample = train[0]
+    if not (isinstance(sample, tuple | list) and len(sample) == 2 and isinstance(sample[0], Tensor)):
+        raise ValueError(
+            f"data.class_path: {class_path}'s samples must be (tensor, label or mask) pairs, got {_describe(sample)}. "
+            "Convert images in a transform, e.g. to float32 (C, H, W)."
+        )
+    is_mask = torch.as_tensor(sample[1]).ndim > 0
+    return DataInfo("segmentation" if is_mask else "classification", int(num_classes), tuple(sample[0].shape))
+
+
+def _describe(sample: object) -> str:
+    if isinstance(sample, tuple | list):
+        return f"{type(sample).__name__} of {', '.join(type(item).__name__ for item in sample)}"
+    return type(sample).__name__
+
+
+def _lock_file(class_path: str) -> Path:
+    name = sha256(f"{os.getuid()}:{class_path}".encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"syncnorm-prepare-{name}.lock"

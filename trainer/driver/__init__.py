@@ -1,0 +1,1 @@
+"""The process of one attempt: starts the workers, waits, writes result.json last."""

@@ -1,0 +1,233 @@
+"""The driver of one attempt: starts the workers, waits, writes result.json last.
+
+`python -m syncnorm.trainer.driver.main FOLDER`
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from syncnorm.trainer.contract.failure import FailureReason, advised
+from syncnorm.trainer.contract.protocol import CANNOT_BEGIN, CANNOT_BEGIN_NOW, Launch, Result
+from syncnorm.trainer.driver import single_process as alone
+from syncnorm.trainer.driver.resume_point import resume_point
+from syncnorm.trainer.failure_classifier import (
+    Failure,
+    RankFailedError,
+    classify,
+    explain_silence,
+    first_cause,
+    says_no_memory,
+)
+from syncnorm.trainer.reporting.reporter import Reporter, ReportingHandler
+from syncnorm.trainer.storage.atomic_files import StorageAwayError, StorageError, write_atomic
+from syncnorm.trainer.storage.attempt_layout import AttemptFolders, opened
+from syncnorm.trainer.storage.sync import PATIENCE_S
+from syncnorm.trainer.training.checkpoints import CheckpointCorruptError
+from syncnorm.trainer.user_code import package as user_code
+from syncnorm.trainer.worker import worker
+
+if TYPE_CHECKING:
+    from ray.train import TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def main(where: str) -> int:
+    """Run the attempt whose launch file lies in `where`, a folder or a URL; exit code 0 unless it failed.
+
+    The exit code is for people: the service believes result.json only.
+    """
+    with ExitStack() as stack:
+        try:
+            folders = stack.enter_context(opened(where))
+            folders.mirror.fetch(folders.launch)
+            launch = Launch.model_validate_json(folders.launch.read_bytes())
+        except OSError as error:  # only the launch file says whom to tell; Ray keeps a driver's last lines
+            begin = CANNOT_BEGIN_NOW if isinstance(error, StorageAwayError) else CANNOT_BEGIN
+            print(f"{begin}{error}", file=sys.stderr, flush=True)
+            return 1
+        return drive(launch, folders)
+
+
+def drive(launch: Launch, folders: AttemptFolders) -> int:
+    """Run the attempt, keep and tell its result."""
+    reporter = Reporter(launch, rank=-1).start()
+    logging.basicConfig(level=logging.INFO)
+    logging.getLogger().addHandler(ReportingHandler(reporter))
+    try:
+        result = run_attempt(launch, folders, reporter)
+    except (CheckpointCorruptError, StorageError) as error:
+        result = _failed(launch, classify(error, rank=-1))
+    except Exception as error:
+        logger.exception("the driver failed")
+        result = _failed(launch, classify(error, rank=-1).model_copy(update={"reason": FailureReason.INTERNAL}))
+    if not reporter.superseded:
+        result = _keep(result, launch, folders)
+    reporter.enter("done")
+    reporter.exit(result)
+    reporter.close()
+    return 1 if result.outcome == "failed" else 0
+
+
+def run_attempt(launch: Launch, folders: AttemptFolders, reporter: Reporter) -> Result:
+    """Train on Ray and say how it ended."""
+    reporter.enter("preparing")
+    if launch.spec.code is not None and launch.package is not None:
+        user_code.unpack(launch.package, launch.spec.code.package, folders.code)
+    ray.init(address="auto", log_to_driver=True, logging_level=logging.WARNING)
+    config = {
+        "folder": folders.mirror.name(folders.root),
+        "resume_from": resume_point(launch, folders, reporter),
+        # While one rank waits for the storage, the others wait for it.
+        "patience_s": min(PATIENCE_S, launch.spec.limits.collective_timeout_s / 2),
+    }
+    reporter.enter("starting_workers")
+    with alone.seat(launch.spec, launch.world_size) as is_seated:
+        if is_seated:
+            return _train_alone(launch, config)
+    return _train_on_workers(launch, folders, config)
+
+
+def _train_alone(launch: Launch, config: dict[str, Any]) -> Result:
+    try:
+        return Result.model_validate(alone.train(config))
+    except RankFailedError as error:
+        return _failed(launch, Failure.model_validate_json(error.failure))
+
+
+def _train_on_workers(launch: Launch, folders: AttemptFolders, config: dict[str, Any]) -> Result:
+    from ray.train import TrainingFailedError
+
+    try:
+        fitted = _trainer(launch, folders, config).fit()
+    except TrainingFailedError as error:
+        return _failed(launch, _why(launch, folders, error))
+    except RayActorError as error:
+        return _failed(launch, _controller_lost(error))
+    return Result.model_validate(fitted.return_value)  # type: ignore[attr-defined]  # typed as the v1 Result
+
+
+def _keep(result: Result, launch: Launch, folders: AttemptFolders) -> Result:
+    """Write result.json; what has to be said instead where the storage takes no more files.
+
+    Of a failure, the message to the service has to do then. A success that nobody can read later is none.
+    """
+    try:
+        if not folders.root.is_dir():
+            raise StorageAwayError(f"{folders.root} must be there: its storage is not mounted any more. Mount it.")
+        write_atomic(folders.result, result.model_dump_json(indent=1).encode())
+        folders.mirror.publish(folders.result)
+    except OSError as error:
+        logger.exception("result.json could not be written")
+        return result if result.outcome == "failed" else _failed(launch, classify(error, rank=-1))
+    return result
+
+
+def _trainer(launch: Launch, folders: AttemptFolders, config: dict[str, Any]) -> TorchTrainer:
+    from ray.train import ScalingConfig
+    from ray.train.v2.api.config import RunConfig
+
+    from syncnorm.trainer.driver.ray_trainer import PromptTrainer
+    from syncnorm.trainer.ranks.rendezvous import MeetingPoint
+
+    res = launch.spec.resources
+    return PromptTrainer(
+        worker.train,  # type: ignore[arg-type]  # v2 takes a return value
+        train_loop_config=config,
+        # gloo beside NCCL: what the ranks agree on, such as digests and checkpoints, never lies on a GPU.
+        # Until all have met; limits.collective_timeout_s holds from then on (preflight.begin).
+        torch_config=MeetingPoint(
+            backend="cpu:gloo,cuda:nccl" if res.gpus_per_worker else "gloo",
+            timeout_s=math.ceil(launch.meeting_timeout_s),
+        ),
+        scaling_config=ScalingConfig(
+            num_workers=launch.world_size,
+            use_gpu=res.gpus_per_worker > 0,
+            resources_per_worker={"CPU": res.cpus_per_worker, "GPU": res.gpus_per_worker},
+        ),
+        run_config=RunConfig(  # type: ignore[arg-type]  # typed as the v1 RunConfig
+            name=launch.attempt_id,
+            storage_path=str(folders.ray),
+            worker_runtime_env={"env_vars": _worker_environment(launch)},
+        ),
+    )
+
+
+def _worker_environment(launch: Launch) -> dict[str, str]:
+    """Settings that must stand before a worker's process group is made."""
+    env = {"OMP_NUM_THREADS": str(launch.spec.resources.cpus_per_worker)}
+    if len([node for node in ray.nodes() if node["Alive"]]) == 1:
+        # gloo guesses an interface from the host name; with all ranks on one host loopback is always right.
+        env["GLOO_SOCKET_IFNAME"] = env["NCCL_SOCKET_IFNAME"] = "lo"
+    return env | {name: value for name, value in launch.spec.env.items() if isinstance(value, str)}
+
+
+def _why(launch: Launch, folders: AttemptFolders, error: TrainingFailedError) -> Failure:
+    """What the ranks left behind, or, where one could not write any more, who fell silent and what Ray says."""
+    from ray.train import ControllerError
+
+    left = _failures(folders, error)
+    workers = launch.world_size
+    cause = first_cause(left, workers)
+    if cause is not None:
+        return cause
+    reason, message = explain_silence(left, workers, _hosts(folders), launch.spec.limits.collective_timeout_s)
+    if isinstance(error, ControllerError):
+        message = f"The workers could not be brought together: {str(error.controller_failure)[:500]}"
+    if says_no_memory(str(error)):
+        reason, message = FailureReason.OUT_OF_MEMORY, f"{message} Ray says: {str(error)[-500:]}"
+    return classify(error, rank=-1).model_copy(update={"reason": reason, "message": message})
+
+
+def _controller_lost(error: RayActorError) -> Failure:
+    message = "The process in which Ray Train watches over the workers ended without a word (killed?)."
+    return classify(error, rank=-1).model_copy(update={"reason": FailureReason.WORKER_LOST, "message": message})
+
+
+def _hosts(folders: AttemptFolders) -> dict[int, str]:
+    """`host, pid` by rank, as far as the preflight came."""
+    with suppress(StorageError):
+        folders.mirror.fetch(folders.ranks)
+    if not folders.ranks.exists():
+        return {}
+    return {fact["rank"]: f"{fact['host']}, pid {fact['pid']}" for fact in json.loads(folders.ranks.read_bytes())}
+
+
+def _failures(folders: AttemptFolders, error: TrainingFailedError) -> list[Failure]:
+    """Of each rank that could still say what it died of: from its file, or as Ray brought it."""
+    with suppress(StorageError):
+        folders.mirror.fetch_all(folders.failures)
+    found = [Failure.model_validate_json(path.read_bytes()) for path in sorted(folders.failures.glob("rank-*.json"))]
+    heard = {failure.rank for failure in found}
+    for raised in getattr(error, "worker_failures", {}).values():
+        cause = getattr(raised, "_base_exc", raised)  # Ray's wrapper around what a worker raised (ray 2.60)
+        if isinstance(cause, RankFailedError):
+            brought = Failure.model_validate_json(cause.failure)
+            found += [brought] if brought.rank not in heard else []
+    return found
+
+
+def _failed(launch: Launch, failure: Failure) -> Result:
+    message = failure.message if failure.outage else advised(failure.message, failure.reason)  # nobody's turn yet
+    return Result(
+        fence=launch.fence,
+        outcome="failed",
+        reason=failure.reason,
+        message=message,
+        outage=failure.outage,
+        traceback=failure.traceback,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

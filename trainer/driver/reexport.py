@@ -1,0 +1,119 @@
+"""Exports a finished job once more, in other formats: `python -m syncnorm.trainer.driver.reexport FOLDER`.
+
+FOLDER, or a URL, holds `export.json` (an ExportRequest) and gets the files and, last, `result.json`. What is exported
+are the weights of the first export, if they have the digest that its certificate names; so there is nothing to train,
+and the new certificate speaks of the same network.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import load
+
+from syncnorm.trainer.contract.failure import advised
+from syncnorm.trainer.contract.norm_choice import chosen_norm
+from syncnorm.trainer.contract.protocol import ExportRequest, Result
+from syncnorm.trainer.data import build_data
+from syncnorm.trainer.export.certification import CERTIFICATE_FILE, Trained, certify_and_publish
+from syncnorm.trainer.export.formats import WEIGHTS_FILE
+from syncnorm.trainer.export.mlflow_publisher import Publisher
+from syncnorm.trainer.failure_classifier import Failure, classify
+from syncnorm.trainer.models import build_model
+from syncnorm.trainer.reporting import secrets as secret_values
+from syncnorm.trainer.reporting.fence_check import confirm
+from syncnorm.trainer.reporting.redaction import redact, redacted_output
+from syncnorm.trainer.storage.atomic_files import sha256_of, write_atomic
+from syncnorm.trainer.storage.attempt_layout import AttemptFolders, opened
+from syncnorm.trainer.training.checkpoints import CheckpointCorruptError
+from syncnorm.trainer.training.conversion import convert
+from syncnorm.trainer.user_code import package as user_code
+from syncnorm.trainer.worker.finalize import describe_network, held_out_samples
+
+logger = logging.getLogger(__name__)
+
+
+def main(where: str) -> int:
+    """Do what the export.json in `where` asks for; exit code 0 unless it failed. Only result.json means success."""
+    with opened(where) as folders:
+        folders.mirror.fetch(folders.request)
+        request = ExportRequest.model_validate_json(folders.request.read_bytes())
+        result = _export(request, folders)
+        write_atomic(folders.result, result.model_dump_json(indent=1).encode())
+        folders.mirror.publish(folders.result)
+    return 1 if result.outcome == "failed" else 0
+
+
+def _export(request: ExportRequest, folders: AttemptFolders) -> Result:
+    hidden: dict[str, str] = {}
+    try:
+        _prepare(request, folders)
+        hidden = secret_values.fetch(request)
+        os.environ.update(hidden)
+        with redacted_output(hidden.values()):
+            return export_again(request, folders)
+    except Exception as error:
+        told = redact(classify(error, rank=-1).model_dump_json(), hidden.values())
+        failure = Failure.model_validate_json(told)
+        logger.error("the export failed\n%s", failure.traceback)
+        return Result(
+            fence=request.fence,
+            outcome="failed",
+            reason=failure.reason,
+            message=advised(failure.message, failure.reason),
+            outage=failure.outage,
+            traceback=failure.traceback,
+        )
+
+
+def _prepare(request: ExportRequest, folders: AttemptFolders) -> None:
+    """What the workers of the job had: its uploaded code, its variables, its processors."""
+    spec = request.spec
+    if spec.code is not None and request.package is not None:
+        user_code.unpack(request.package, spec.code.package, folders.code)
+        user_code.put_on_path(folders.code)
+    os.environ.update({name: value for name, value in spec.env.items() if isinstance(value, str)})
+    torch.set_num_threads(spec.resources.cpus_per_worker)
+
+
+def export_again(request: ExportRequest, folders: AttemptFolders) -> Result:
+    """Export, prove and publish the network of an earlier export.
+
+    Raises: CheckpointCorruptError where its weights are not those of its certificate; ExportMismatchError.
+    """
+    source, mirror = folders.mirror.local(request.source), folders.mirror
+    mirror.fetch(source / CERTIFICATE_FILE)
+    mirror.fetch(source / WEIGHTS_FILE)
+    trained = _trained(request, source)
+    publisher = Publisher(request.mlflow_uri, request.mlflow_run_id, partial(confirm, request))
+    record = certify_and_publish(trained, request.spec.export, folders.export, publisher, request.name, mirror)
+    return Result(fence=request.fence, outcome="succeeded", model=record)
+
+
+def _trained(request: ExportRequest, source: Path) -> Trained:
+    proof, weights = json.loads((source / CERTIFICATE_FILE).read_bytes()), source / WEIGHTS_FILE
+    if sha256_of(weights) != proof["files"][WEIGHTS_FILE]:
+        raise CheckpointCorruptError(f"{weights} must have the digest that its certificate names, but it has another")
+    spec = request.spec
+    data = build_data(spec.data, spec.seed)
+    network, _ = convert(build_model(spec.model, chosen_norm(spec), data.info), spec, None)
+    network.load_state_dict(load(weights.read_bytes()))
+    return Trained(
+        job_id=request.job_id,
+        network=network.eval(),
+        held_out=held_out_samples(data),
+        description=describe_network(request.job_id, spec, data),
+        facts={"again": {"of": proof["files"][WEIGHTS_FILE]}, "validation": proof.get("validation")},
+        seed=spec.seed,
+    )
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    sys.exit(main(sys.argv[1]))

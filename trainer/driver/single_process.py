@@ -1,0 +1,80 @@
+"""A job of one worker on CPUs trains in its driver's process: there is no group of workers to start and to watch."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import torch.distributed as dist
+from ray.util.placement_group import placement_group, remove_placement_group
+from torch._C._distributed_c10d import HashStore
+
+from syncnorm.trainer.contract.spec import JobSpec
+from syncnorm.trainer.ranks.rank_context import place_alone
+from syncnorm.trainer.reporting.reporter import ReportingHandler
+from syncnorm.trainer.worker import worker
+
+logger = logging.getLogger(__name__)
+
+SEAT_S = 10.0
+"""The service saw room a moment ago; if it is not on this host, Ray Train may start the worker on another."""
+
+
+@contextmanager
+def seat(spec: JobSpec, workers: int) -> Iterator[bool]:
+    """Room for the only worker on this driver's host, held while the block runs, so that Ray counts it as in use.
+
+    workers: of this attempt. False: it needs workers in processes of their own (several, GPUs, variables that must
+    stand when Python starts), or the host has no room.
+    """
+    res = spec.resources
+    if workers > 1 or res.gpus_per_worker or spec.env:
+        yield False
+        return
+    room = placement_group([{"CPU": res.cpus_per_worker, _this_node(): 0.001}])
+    try:
+        is_seated = room.wait(SEAT_S)
+        if not is_seated:
+            # Once there is room it would have it, and keep the worker, or the job's growth, from it.
+            remove_placement_group(room)
+        yield is_seated
+    finally:
+        remove_placement_group(room)  # once more does no harm
+
+
+def _this_node() -> str:
+    """The resource that only this host has."""
+    names: dict[str, float] = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == _node_id())
+    return next(name for name in names if name.startswith("node:") and not name.startswith("node:__"))
+
+
+def _node_id() -> str:
+    node_id: str = ray.get_runtime_context().get_node_id()
+    return node_id
+
+
+def train(config: dict[str, Any]) -> dict[str, Any] | None:
+    """`worker.train` in a thread of this process, as Ray Train would run it in a thread of a worker's.
+
+    Raises: RankFailedError.
+    """
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    root = logging.getLogger()
+    drivers = [handler for handler in root.handlers if isinstance(handler, ReportingHandler)]
+    for handler in drivers:  # the rank reports its lines itself
+        root.removeHandler(handler)
+    try:
+        with ThreadPoolExecutor(1, thread_name_prefix="rank-0") as thread:
+            return thread.submit(
+                worker.train_at, place_alone(_node_id() if ray.is_initialized() else None), config
+            ).result()
+    finally:
+        for handler in drivers:
+            root.addHandler(handler)
+        dist.destroy_process_group()

@@ -1,0 +1,1 @@
+"""From the trained model to a certified one: population statistics, formats, certificate, registry."""

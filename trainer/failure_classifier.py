@@ -1,0 +1,172 @@
+"""From an exception to the one reason a user reads."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from collections.abc import Mapping
+
+import requests
+import torch
+from pydantic import BaseModel
+
+from syncnorm import norm
+from syncnorm.trainer.contract.failure import FailureReason
+from syncnorm.trainer.contract.text import storable, text_of
+from syncnorm.trainer.ranks.preflight import UnreachableError
+from syncnorm.trainer.ranks.replica_check import DisagreementError
+from syncnorm.trainer.ranks.stop_agreement import SupersededError
+from syncnorm.trainer.reporting.fence_check import ServiceAwayError
+from syncnorm.trainer.storage.atomic_files import StorageAwayError, StorageError
+from syncnorm.trainer.training.checkpoints import CheckpointCorruptError
+
+
+class NonFiniteError(RuntimeError):
+    """Loss, gradients or statistics stayed NaN or infinite."""
+
+
+class ExportMismatchError(RuntimeError):
+    """The exported model does not answer as the trained one."""
+
+
+class RankFailedError(RuntimeError):
+    """What a rank tells Ray Train when it fails: its Failure as JSON, for a driver that finds no file of it."""
+
+    def __init__(self, failure: str) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+
+class Failure(BaseModel):
+    """How one rank failed. secondary: it only noticed that another rank was gone. outage: see Result."""
+
+    rank: int
+    reason: FailureReason
+    secondary: bool
+    outage: bool = False
+    message: str
+    traceback: str
+
+
+# Texts by which gloo and NCCL say that a peer has gone or is silent; they raise plain RuntimeErrors.
+_PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "remote process exited", "Broken pipe")
+_PEER_SILENT = ("Timed out waiting", "timed out", "Timeout", "timeout")
+
+# Under what MLflow's client raises once its own retries are spent.
+_AWAY = (requests.ConnectionError, requests.Timeout, requests.exceptions.RetryError)
+
+# How torch's allocator for the CPU says it (a RuntimeError), on Linux and elsewhere, and Ray of what it ended itself.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "running low on memory", "memory pressure")
+
+
+# What torch or Lightning say, and what it means here, where their remedies are no fields of a job.
+_IN_OUR_WORDS = {
+    "not used in producing the loss": (
+        "every trained parameter must take part in the loss of every step on every rank, but some did not. "
+        "Return a loss that uses all outputs, or set requires_grad=False on what is not trained."
+    ),
+}
+
+
+def classify(error: BaseException, rank: int) -> Failure:
+    """The failure that `error` on `rank` is."""
+    reason, secondary = _reason(error)
+    text = text_of(error)
+    said = next((ours for sign, ours in _IN_OUR_WORDS.items() if sign in text), text)
+    return Failure(
+        rank=rank,
+        reason=reason,
+        secondary=secondary,
+        outage=isinstance(error, StorageAwayError),
+        message=storable(f"{type(error).__name__}: {said}", 4000),
+        traceback=storable("".join(traceback.format_exception(error))[-16000:]),
+    )
+
+
+def first_cause(failures: list[Failure], world_size: int) -> Failure | None:
+    """The failure to show: the lowest rank's among those that did not merely lose a peer.
+
+    Where all lost each other and nobody is missing, they waited in different places: the lowest rank's words say where.
+    None: a rank is gone without a word, it was killed.
+    """
+    causes = [failure for failure in failures if not failure.secondary]
+    if not causes and len(failures) == world_size:
+        causes = failures
+    return min(causes, key=lambda failure: failure.rank, default=None)
+
+
+def explain_silence(
+    left: list[Failure], world_size: int, hosts: Mapping[int, str], timeout_s: float
+) -> tuple[FailureReason, str]:
+    """Reason and sentence for an attempt in which ranks ended, or hung, without a word.
+
+    left: what the others noticed. hosts: `host, pid` by rank, as far as known. Ranks that all ran into the timeout
+    waited for one that hangs; a connection that closed was that of one that died.
+    """
+    heard = {failure.rank for failure in left}
+    names = [f"rank {rank} ({hosts.get(rank, 'host unknown')})" for rank in range(world_size) if rank not in heard]
+    who = ", ".join(names)
+    if left and all(failure.reason is FailureReason.COLLECTIVE_TIMEOUT for failure in left):
+        waited = ", ".join(str(failure.rank) for failure in sorted(left, key=lambda failure: failure.rank))
+        where = left[0].message.splitlines()[0][:300]
+        message = f"{who} was silent for {timeout_s:g} s while rank {waited} waited for it: {where}."
+        return FailureReason.COLLECTIVE_TIMEOUT, message
+    return FailureReason.WORKER_LOST, f"The worker process of {who} ended without a word (killed?)."
+
+
+def is_mlflow_away(error: BaseException) -> bool:
+    """Whether MLflow could not be asked: it may be back for the next attempt. What it refuses is another matter."""
+    if not type(error).__module__.startswith("mlflow."):
+        return False
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, _AWAY):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
+
+
+def says_no_memory(text: str) -> bool:
+    return any(sign in text for sign in _NO_MEMORY)
+
+
+# The first row that fits decides.
+_BY_TYPE: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], FailureReason], ...] = (
+    ((torch.OutOfMemoryError, MemoryError), FailureReason.OUT_OF_MEMORY),
+    (NonFiniteError, FailureReason.NON_FINITE),
+    (StorageError, FailureReason.STORAGE),
+    ((FileNotFoundError, PermissionError), FailureReason.DATA_MISSING),
+    (ExportMismatchError, FailureReason.EXPORT_MISMATCH),
+    (CheckpointCorruptError, FailureReason.CHECKPOINT_CORRUPT),
+    ((DisagreementError, SupersededError, ServiceAwayError), FailureReason.INTERNAL),
+    (UnreachableError, FailureReason.COLLECTIVE_TIMEOUT),
+)
+_STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+def _reason(error: BaseException) -> tuple[FailureReason, bool]:
+    """The reason, and whether the error only says that a peer is gone."""
+    for kind, reason in _BY_TYPE:
+        if isinstance(error, kind):
+            return reason, False
+    if is_mlflow_away(error):
+        return FailureReason.INTERNAL, False
+    if isinstance(error, norm.ExchangeError):
+        is_gone = isinstance(error, norm.WorkerGoneError) or any(sign in text_of(error) for sign in _PEER_GONE)
+        return FailureReason.WORKER_LOST if is_gone else FailureReason.COLLECTIVE_TIMEOUT, True
+    if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
+        return FailureReason.STORAGE, False
+    if isinstance(error, RuntimeError):
+        return _reason_of_runtime_error(error)
+    return FailureReason.USER_ERROR, False
+
+
+def _reason_of_runtime_error(error: RuntimeError) -> tuple[FailureReason, bool]:
+    text = text_of(error)
+    if says_no_memory(text):
+        return FailureReason.OUT_OF_MEMORY, False
+    if any(sign in text for sign in _PEER_GONE):
+        return FailureReason.WORKER_LOST, True
+    if isinstance(error, torch.distributed.DistError) or (
+        "gloo" in text and any(sign in text for sign in _PEER_SILENT)
+    ):
+        return FailureReason.COLLECTIVE_TIMEOUT, True
+    return FailureReason.USER_ERROR, False

@@ -1,0 +1,52 @@
+"""Models that are not built in: a class or function by path, and timm's by name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from syncnorm.trainer.data.info import DataInfo
+from syncnorm.trainer.user_code.class_path import instantiate
+
+
+def by_class_path(class_path: str, init_args: Mapping[str, Any], info: DataInfo) -> nn.Module:
+    """The user's nn.Module or LightningModule; `syncnorm.trainer.training.user_module` says what of the latter is used.
+
+    Where the constructor has a parameter num_classes, in_channels or in_chans that init_args leaves out, it is that of
+    the data: `{class_path: torchvision.models.resnet50}` has as many outputs as there are classes.
+
+    Raises: ValueError naming the spec path.
+    """
+    fill = {"num_classes": info.num_classes, "in_channels": info.shape[0], "in_chans": info.shape[0]}
+    model = instantiate("model", class_path, init_args, fill=fill)
+    if any(base.__module__.startswith("pytorch_lightning.") for base in type(model).__mro__):
+        raise ValueError(f"model.class_path: {class_path} must derive from lightning.pytorch, not pytorch_lightning.")
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model.class_path must give an nn.Module, but {class_path} gave a {type(model).__name__}.")
+    return model
+
+
+def from_timm(name: str, init_args: Mapping[str, Any], info: DataInfo) -> nn.Module:
+    """timm's model `name` for the classes and channels of the data.
+
+    Raises: ValueError naming the spec path if timm is missing, has no such model, or refuses init_args.
+    """
+    try:
+        timm = importlib.import_module("timm")
+    except Exception as error:  # a torchvision that does not match torch raises RuntimeError
+        raise ValueError(
+            f"model.name: timm/{name} needs timm, which can't be imported here: {error}. "
+            "Install the extra: pip install 'syncnorm[vision]'."
+        ) from error
+    if name not in timm.list_models():
+        near = ", ".join(timm.list_models(f"*{name[:6]}*")[:8]) or "none alike"
+        raise ValueError(f"model.name: timm has no model {name!r}; it has {near}.")
+    settings = {"num_classes": info.num_classes, "in_chans": info.shape[0], **init_args}
+    try:
+        model: nn.Module = timm.create_model(name, **settings)
+    except TypeError as error:
+        raise ValueError(f"model.init_args must fit timm's {name}: {error}") from error
+    return model

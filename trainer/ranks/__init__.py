@@ -1,0 +1,1 @@
+"""What ranks agree on with each other: rendezvous, preflight, stopping, equal replicas."""

@@ -1,0 +1,193 @@
+"""Before anything is built: do the ranks reach each other, see one storage with room, and agree on the time?"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from syncnorm.trainer.contract.protocol import RankPlace
+from syncnorm.trainer.ranks.rank_context import Place
+from syncnorm.trainer.storage.atomic_files import StorageAwayError, StorageError, describe_space, write_atomic
+from syncnorm.trainer.storage.attempt_layout import AttemptFolders
+
+logger = logging.getLogger(__name__)
+
+REACH_S = 15.0
+CLOCK_S = 30.0
+STATES = 4
+"""Weights, two moments of an optimizer, gradients of a compiled step: a checkpoint is rarely larger."""
+
+
+class UnreachableError(RuntimeError):
+    """Ranks that can't exchange anything with the others."""
+
+
+@dataclass(frozen=True)
+class RankFact:
+    """time: seconds since 1970 by the rank's clock, right after a barrier."""
+
+    where: RankPlace
+    time: float
+
+
+def check(folders: AttemptFolders, place: Place, fence: str, patience_s: float) -> list[RankPlace]:
+    """Exchange with all ranks, write to the storage and read it, compare clocks. Entered by every rank; where all run.
+
+    Takes at most 20 s from when all have come, or as long as a storage under a URL is waited for; they have
+    `patience_s` to come, for imports may take one host long.
+    Leaves `ranks.json` in the attempt's folder, so that a rank that falls silent later has a host and a process id.
+    Raises: UnreachableError naming the ranks that did not come; StorageError on all ranks, naming those that can't
+    write, or see another storage than rank 0.
+    """
+    group = None
+    if dist.is_initialized() and place.world_size > 1:
+        _arrive(place, "start", patience_s)
+        group = _reach(place, folders.mirror.longest_s)
+    here = RankPlace(rank=place.rank, host=socket.gethostname(), pid=os.getpid(), node_id=place.node_id, gpu=place.gpu)
+    facts = _gather(RankFact(here, time.time()), group)
+    problems = _gather(_leave_word(folders, facts, fence) if place.rank == 0 else None, group)
+    if not any(problems):
+        problems = _gather(_storage_problem(folders, place.rank, fence), group)
+    if group is not None:
+        dist.destroy_process_group(group)
+    if found := [problem for problem in problems if problem]:
+        kind = StorageAwayError if all(problem.outage for problem in found) else StorageError
+        texts = "; ".join(problem.text for problem in found)
+        raise kind(f"every rank must see and write the job's storage: {texts}")
+    if place.rank == 0:
+        _compare_clocks(facts)
+    return [fact.where for fact in facts]
+
+
+def begin(place: Place, patience_s: float, timeout_s: float) -> None:
+    """Wait for all ranks once more, now that each has its data and its model; from here on a collective of the default
+    group fails after `timeout_s`, and that of a group made from it. Entered by every rank.
+
+    They imported torch and user code at the pace of their hosts, for which `patience_s` is meant.
+    Raises: UnreachableError naming the ranks that did not come.
+    """
+    if dist.is_initialized() and place.world_size > 1:
+        _arrive(place, "have data and model", patience_s)
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s))
+
+
+def require_room(network: nn.Module, folders: AttemptFolders) -> None:
+    """Raises: StorageError where not even two checkpoints of `network` would fit."""
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    needed, what = 2 * STATES * weights, folders.mirror.workplace
+    folders.root.mkdir(parents=True, exist_ok=True)
+    stats = os.statvfs(folders.root)
+    if stats.f_bavail * stats.f_frsize < needed:
+        raise StorageError(
+            f"{what} must have room for two checkpoints, about {needed / 2**20:.1f} MiB, but {folders.root} has "
+            f"{describe_space(folders.root)}."
+        )
+
+
+_TOKEN = "preflight"
+
+
+def _arrive(place: Place, step: str, patience_s: float) -> None:
+    """Wait for all ranks at the store that brought them together."""
+    store = dist.distributed_c10d._get_default_store()
+    keys = {rank: f"syncnorm/{step}/{rank}" for rank in range(place.world_size)}
+    store.set(keys[place.rank], socket.gethostname())
+    try:
+        store.wait(list(keys.values()), timedelta(seconds=patience_s))
+    except RuntimeError as error:
+        missing = ", ".join(str(rank) for rank, key in keys.items() if not store.check([key]))
+        raise UnreachableError(
+            f"all {place.world_size} ranks must {step} within {patience_s:g} s, but rank {missing} did not. Check its "
+            "host's load and logs."
+        ) from error
+
+
+def _reach(place: Place, storage_s: float) -> dist.ProcessGroup:
+    """A group whose members answer within REACH_S: a barrier that names who does not, and a sum that must be right.
+
+    storage_s: how much longer they may take for an answer of the storage.
+    """
+    timeout = timedelta(seconds=REACH_S)
+    try:
+        group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timeout + timedelta(seconds=storage_s))
+        dist.monitored_barrier(group, timeout=timeout, wait_all_ranks=True)
+        total = torch.tensor(place.rank)
+        dist.all_reduce(total, group=group)
+    except RuntimeError as error:
+        raise UnreachableError(
+            f"all {place.world_size} ranks must reach each other within {REACH_S:g} s, but rank {place.rank} on "
+            f"{socket.gethostname()} found: {error}. Check the network between the hosts, and GLOO_SOCKET_IFNAME."
+        ) from error
+    if int(total) != sum(range(place.world_size)):
+        raise UnreachableError(f"the ranks' numbers must add up to {sum(range(place.world_size))}, got {int(total)}")
+    return group
+
+
+def _gather(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
+    if group is None:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
+@dataclass(frozen=True)
+class _Problem:
+    text: str
+    outage: bool = False
+
+
+def _leave_word(folders: AttemptFolders, facts: list[RankFact], fence: str) -> _Problem | None:
+    """Rank 0 writes down who is there, and what all ranks should find; what keeps it from that."""
+    words = {folders.ranks: json.dumps([fact.where.model_dump() for fact in facts]), folders.root / _TOKEN: fence}
+    try:
+        for path, content in words.items():
+            write_atomic(path, content.encode())
+            folders.mirror.publish(path)
+    except OSError as error:
+        return _described(0, folders, error)
+    return None
+
+
+def _storage_problem(folders: AttemptFolders, rank: int, fence: str) -> _Problem | None:
+    """What keeps this rank from the storage that rank 0 wrote to."""
+    mirror, token, own = folders.mirror, folders.root / _TOKEN, folders.root / f"{_TOKEN}-{rank}"
+    try:
+        mirror.fetch(token)
+        if not token.exists() or token.read_text() != fence:
+            return _Problem(f"rank {rank} on {socket.gethostname()} sees another {mirror.name(folders.root)}.")
+        write_atomic(own, b"written")
+        mirror.publish(own)
+        mirror.remove(own)
+        own.unlink()
+    except OSError as error:
+        return _described(rank, folders, error)
+    return None
+
+
+def _described(rank: int, folders: AttemptFolders, error: OSError) -> _Problem:
+    text = f"rank {rank} on {socket.gethostname()} ({folders.mirror.describe(folders.root)}): {error}"
+    return _Problem(text, isinstance(error, StorageAwayError))
+
+
+def _compare_clocks(facts: list[RankFact]) -> None:
+    """Nothing is decided by a wall clock, but log lines and MLflow's points carry its time."""
+    for fact in facts:
+        if abs(fact.time - facts[0].time) > CLOCK_S:
+            logger.warning(
+                "the clock of rank %d on %s is %.0f s off rank 0's; times in logs and MLflow will not be in order. "
+                "Switch on NTP there.",
+                fact.where.rank,
+                fact.where.host,
+                fact.time - facts[0].time,
+            )

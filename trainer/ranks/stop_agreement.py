@@ -1,0 +1,70 @@
+"""What all ranks must agree on while they train: whether to stop, and at which step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from syncnorm.trainer.contract.protocol import StopRequest
+
+_CODES: dict[StopRequest, int] = {"resize": 1, "cancel": 2, "pause": 3, "deadline": 4, "preempt": 5}
+_SUPERSEDED = 6
+_NAMES = {code: name for name, code in _CODES.items()}
+
+
+class StopRequested(Exception):  # noqa: N818  (an outcome, not an error)
+    """Training ends here on request, on every rank at the same step."""
+
+    def __init__(self, request: StopRequest, step: int, checkpoint: str | None) -> None:
+        self.request, self.step, self.checkpoint = request, step, checkpoint
+        super().__init__(f"{request} requested, stopped after step {step}")
+
+
+class SupersededError(RuntimeError):
+    """Another attempt has taken over; this one must not write anything more."""
+
+
+class StopAgreement:
+    """Every rank says what it has heard; the highest code wins, at the same step everywhere.
+
+    The exchange of one number is begun before a batch and read after it, so that it hides behind the batch. It has a
+    process group of its own on gloo: on GPUs it must not queue up with NCCL or make the host wait for the device.
+    timeout_s: how long a rank waits for the others' number; where gradients accumulate, it is all that ranks exchange.
+    """
+
+    def __init__(
+        self, heard: Callable[[], StopRequest | None], superseded: Callable[[], bool], *, timeout_s: float
+    ) -> None:
+        self._heard = heard
+        self._superseded = superseded
+        timeout = timedelta(seconds=timeout_s)
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
+        self._code = torch.zeros(1, dtype=torch.int32)
+        self._work: dist.Work | None = None
+
+    def begin(self) -> None:
+        self._code.fill_(self._own_code())
+        if self._group is not None:
+            self._work = dist.all_reduce(self._code, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+    def agreed(self) -> StopRequest | None:
+        """What the exchange begun last came to.
+
+        Raises: SupersededError on every rank if any of them heard that another attempt has taken over.
+        """
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        code = int(self._code.item())
+        if code == _SUPERSEDED:
+            raise SupersededError("another attempt of this job has taken over")
+        return _NAMES.get(code)
+
+    def _own_code(self) -> int:
+        if self._superseded():
+            return _SUPERSEDED
+        heard = self._heard()
+        return _CODES[heard] if heard else 0

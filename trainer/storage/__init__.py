@@ -1,0 +1,1 @@
+"""Files on a folder or any fsspec URL: atomic writes, checkpoints' folders, mirrors, and their errors."""

@@ -1,0 +1,179 @@
+"""A storage under a URL that fsspec knows, with limits to how long anything takes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec.asyn
+
+from syncnorm.trainer.storage.atomic_files import TEMPORARY, StorageAwayError, StorageError, sha256_of
+from syncnorm.trainer.storage.errors import NO_BUCKET, Fault, explain, fault_of
+from syncnorm.trainer.storage.filesystems import AZURE, GOOGLE, INSTALL, Times, steady_filesystem_at
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
+_PATIENT = Times(connect_s=5, read_s=30, call_s=40)
+_IMPATIENT = Times(connect_s=3, read_s=8, call_s=10)
+"""Of the service, whose every look must end within its lease."""
+_BLOCK_BYTES = 16 * 2**20
+
+
+class Bucket:
+    """Whatever fsspec reaches under a URL. Credentials are those of this host's environment, never ours to know.
+
+    What can't be reached is tried again for `patience_s`; after that each call tries once, until one succeeds, so that
+    a process that has given up is not held up again at every step of its end.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        patience_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.root = url.rstrip("/")
+        self._patience_s = patience_s
+        self._gave_up = False
+        self._clock = clock
+        self._sleep = sleep
+        self._times = _PATIENT if patience_s > 0 else _IMPATIENT
+        # Only S3 says whether it was the bucket that is not there.
+        self._seen = url.partition("://")[0] not in GOOGLE | AZURE
+        try:
+            self._fs, self._path = steady_filesystem_at(self.root, self._times)
+        except (ImportError, ValueError) as error:
+            raise StorageError(
+                f"the storage {self.root} can't be used on this host: {error}. {INSTALL} Credentials are those that "
+                "the SDK of each finds on the host."
+            ) from error
+
+    def read(self, name: str) -> bytes:
+        content: bytes = self._tried(f"read {name}", lambda: self._fs.cat_file(self._at(name)), may_miss=True)
+        return content
+
+    def write(self, name: str, content: bytes, *, private: bool = False) -> None:
+        del private  # whoever may read the bucket
+        self._tried(f"write {name}", lambda: self._limited(len(content), "pipe_file", self._at(name), content))
+
+    def put(self, source: Path, name: str) -> None:
+        self._tried(f"write {name}", lambda: self._put(source, name))
+
+    def _put(self, source: Path, name: str) -> None:
+        size_bytes, sent = source.stat().st_size, sha256_of(source)
+        self._limited(size_bytes, "put_file", str(source), self._at(name))
+        arrived = hashlib.sha256()
+        for start in range(0, size_bytes, _BLOCK_BYTES):
+            end = min(start + _BLOCK_BYTES, size_bytes)
+            arrived.update(self._fs.cat_file(self._at(name), start=start, end=end))
+        if self._limited(0, "info", self._at(name))["size"] != size_bytes or arrived.hexdigest() != sent:
+            raise ConnectionError("what arrived is not what was sent")
+
+    def get(self, name: str, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(f"{TEMPORARY}{target.name}")
+        try:
+            self._tried(f"read {name}", lambda: self._fs.get_file(self._at(name), str(beside)), may_miss=True)
+            beside.replace(target)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def has(self, name: str) -> bool:
+        try:  # isfile() takes every error for a no
+            facts = self._tried(f"look for {name}", lambda: self._limited(0, "info", self._at(name)), may_miss=True)
+        except FileNotFoundError:
+            return False
+        return bool(facts["type"] == "file")
+
+    def names(self, below: str = "") -> list[str]:
+        found = self._tried(f"list {below or 'its files'}", lambda: self._find(below))
+        inside = [str(path).removeprefix(self._path).lstrip("/") for path in found]
+        files = [name for name in inside if not name.endswith("/")]  # consoles make such keys for folders
+        return sorted(name for name in files if not below or name.startswith(f"{below.rstrip('/')}/"))
+
+    def remove(self, name: str) -> None:
+        def act() -> None:
+            if found := self._find(name):
+                with suppress(FileNotFoundError):  # gone meanwhile
+                    self._limited(0, "rm", found)
+                if left := self._find(name):  # s3fs says nothing of keys that were refused (2026.9)
+                    raise PermissionError(f"{len(left)} of {len(found)} files are still there")
+
+        self._tried(f"remove {name}", act)
+
+    def _find(self, below: str) -> list[str]:
+        found: list[str] = self._limited(0, "find", self._at(below))
+        if not found:
+            self._look_for_bucket()
+        return found
+
+    def _asked(self, act: Callable[[], T]) -> T:
+        try:
+            return act()
+        except FileNotFoundError:
+            self._look_for_bucket()
+            raise
+
+    def _look_for_bucket(self) -> None:
+        """What is not there may be the bucket itself. Raises: FileNotFoundError saying so."""
+        if self._seen:
+            return
+        bucket = self._path.partition("/")[0]
+        try:
+            self._limited(0, "ls", bucket)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{NO_BUCKET}: {bucket}") from error
+        self._seen = True
+
+    def _limited(self, size_bytes: int, method: str, *args: Any) -> Any:
+        """What has no limit of its own, ended after a while: for one, aiohttp waits for a server's leave to send a body
+        as long as that likes (3.14)."""
+        if not self._fs.async_impl:
+            return getattr(self._fs, method)(*args)
+
+        async def call() -> Any:
+            async with asyncio.timeout(self._times.call_s + size_bytes / 2**20):
+                return await getattr(self._fs, f"_{method}")(*args)
+
+        return fsspec.asyn.sync(self._fs.loop, call)
+
+    def _at(self, name: str) -> str:
+        return f"{self._path}/{name}".rstrip("/")
+
+    def _tried(self, what: str, act: Callable[[], T], *, may_miss: bool = False) -> T:
+        """What `act` answers, tried again while the storage is away.
+
+        may_miss: that something is not there is an answer.
+
+        Raises: FileNotFoundError (may_miss), StorageError.
+        """
+        began, pause_s = self._clock(), _FIRST_PAUSE_S
+        while True:
+            try:
+                answer = self._asked(act)
+            except Exception as error:  # each of fsspec's file systems has its own
+                fault = fault_of(error)
+                if fault is Fault.MISSING and may_miss:
+                    raise FileNotFoundError(f"{self.root}: can't {what}: it is not there") from error
+                tried_s = self._clock() - began
+                if fault is not Fault.AWAY or self._gave_up or tried_s + pause_s > self._patience_s:
+                    self._gave_up = fault is Fault.AWAY
+                    kind = StorageAwayError if fault is Fault.AWAY else StorageError
+                    raise kind(explain(fault, self.root, what, error, tried_s)) from error
+                if pause_s == _FIRST_PAUSE_S:
+                    logger.warning("the storage %s is away, trying again to %s: %s", self.root, what, error)
+                self._sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            else:
+                self._gave_up = False
+                return answer

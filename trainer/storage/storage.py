@@ -1,0 +1,149 @@
+"""Where attempts keep what must outlive their processes: a folder that all hosts share, or an fsspec URL.
+
+Both kinds answer alike, `test_storage.py` asks them the same: a file is whole or not there, and "not
+there" is never said of a storage that can't be asked.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from syncnorm.trainer.storage.atomic_files import TEMPORARY, StorageError, write_atomic
+from syncnorm.trainer.storage.object_store import Bucket
+
+
+class Storage(Protocol):
+    """Files by their names relative to `root`, with slashes.
+
+    Everything raises StorageError where the storage can't be asked or refuses, with what to change.
+    """
+
+    @property
+    def root(self) -> str: ...
+
+    def read(self, name: str) -> bytes:
+        """Raises: FileNotFoundError."""
+
+    def write(self, name: str, content: bytes, *, private: bool = False) -> None:
+        """private: readable by its owner alone, where files have owners."""
+
+    def put(self, source: Path, name: str) -> None:
+        """A copy of `source`; returns once what arrived has its digest."""
+
+    def get(self, name: str, target: Path) -> None:
+        """A copy at `target`. Raises: FileNotFoundError."""
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file."""
+
+    def names(self, below: str = "") -> list[str]:
+        """All files below a folder, sorted; none where there is no such folder."""
+
+    def remove(self, name: str) -> None:
+        """A file, or everything below a folder; what is not there is fine."""
+
+
+def is_url(path: str) -> bool:
+    return "://" in path
+
+
+def storage_at(root: str, *, patience_s: float = 0.0) -> Storage:
+    """patience_s: for how long what can't be reached is tried again; a folder has none."""
+    return Bucket(root, patience_s=patience_s) if is_url(root) else Folder(root)
+
+
+@contextmanager
+def local_copy(path: str, *, patience_s: float = 0.0) -> Iterator[Path]:
+    """A file on this host with the content of `path`: itself, or of a URL a copy that goes with the block.
+
+    Raises: FileNotFoundError; StorageError.
+    """
+    if not is_url(path):
+        yield Path(path)
+        return
+    root, _, name = path.rpartition("/")
+    with tempfile.TemporaryDirectory(prefix="syncnorm-") as folder:
+        copy = Path(folder) / name
+        storage_at(root, patience_s=patience_s).get(name, copy)
+        yield copy
+
+
+class Folder:
+    """A folder that every host sees at the same path."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root.rstrip("/")
+        self._path = Path(root)
+
+    def read(self, name: str) -> bytes:
+        with self._named_errors(f"read {name}"):
+            return (self._path / name).read_bytes()
+
+    def write(self, name: str, content: bytes, *, private: bool = False) -> None:
+        with self._named_errors(f"write {name}"):
+            write_atomic(self._path / name, content, private=private)
+
+    def put(self, source: Path, name: str) -> None:
+        with self._named_errors(f"write {name}"):
+            _copy(source, self._path / name)
+
+    def get(self, name: str, target: Path) -> None:
+        with self._named_errors(f"read {name}"):
+            _copy(self._path / name, target)
+
+    def has(self, name: str) -> bool:
+        try:  # is_file() takes every error for a no
+            with self._named_errors(f"look for {name}"):
+                return stat.S_ISREG((self._path / name).stat().st_mode)
+        except FileNotFoundError:
+            return False
+
+    def names(self, below: str = "") -> list[str]:
+        with self._named_errors(f"list {below or 'its files'}"):
+            walk = os.walk(self._path / below, onerror=_raise_unless_gone)
+            found = [(Path(folder) / name).relative_to(self._path) for folder, _, files in walk for name in files]
+        return sorted(str(name) for name in found if not any(part.startswith(TEMPORARY) for part in name.parts))
+
+    def remove(self, name: str) -> None:
+        path = self._path / name
+        with self._named_errors(f"remove {name}"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _named_errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except (IsADirectoryError, NotADirectoryError) as error:
+            raise FileNotFoundError(f"{self.root}: can't {what}: {error}") from error
+        except OSError as error:
+            raise StorageError(f"the storage {self.root} can't {what}: {error}. Mend it, then retry.") from error
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f"{TEMPORARY}{target.name}-{os.getpid()}")
+    try:
+        with source.open("rb") as original, beside.open("wb") as copy:
+            shutil.copyfileobj(original, copy, 2**20)
+            copy.flush()
+            os.fsync(copy.fileno())
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)

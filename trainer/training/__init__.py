@@ -1,0 +1,1 @@
+"""Training proper: the module, its optimizer and schedule, its metrics, its checkpoints."""

@@ -1,0 +1,198 @@
+"""Checkpoints on storage: a folder of files with a manifest of their digests, which is written last.
+
+A folder without a manifest that fits its files does not count. The newest one that verifies is the one to resume from.
+Paths are of this host; a mirror says what lies on the storage, where that is elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from syncnorm.trainer.storage.atomic_files import (
+    TEMPORARY,
+    StorageError,
+    describe_space,
+    sha256_of,
+    sync_folder,
+    write_atomic,
+    write_with,
+)
+from syncnorm.trainer.storage.sync import IN_PLACE, Mirror
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+STATE = "state.pt"
+
+
+class CheckpointCorruptError(RuntimeError):
+    """A checkpoint whose files do not fit its manifest."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint. digest: sha256 of its manifest."""
+
+    path: Path
+    step: int
+    epoch: int
+    world_size: int
+    fence: str
+    digest: str
+    size_bytes: int
+
+
+def write(folder: Path, state: dict[str, Any], *, step: int, epoch: int, world_size: int, fence: str) -> Checkpoint:
+    """Write `state` to `folder/step-{step}`; readers see it only once it is whole.
+
+    Raises: StorageError where the storage is full or broken; nothing half-written is left behind then.
+    """
+    target = _path(folder, step)
+    beside = folder / f"{TEMPORARY}{target.name}"
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        folder.mkdir(exist_ok=True)  # not its parents: without the attempt's folder, its storage is not mounted
+        beside.mkdir()
+        write_with(beside / STATE, lambda file: torch.save(state, file))
+        files = {STATE: {"sha256": sha256_of(beside / STATE), "bytes": (beside / STATE).stat().st_size}}
+        manifest = {"step": step, "epoch": epoch, "world_size": world_size, "fence": fence, "files": files}
+        sealed = manifest | {"sha256": _digest(manifest)}
+        write_atomic(beside / MANIFEST, json.dumps(sealed, indent=1, sort_keys=True).encode())
+        _remove(target)
+        beside.rename(target)
+        sync_folder(folder)
+    except OSError as error:
+        raise StorageError(
+            f"the checkpoint of step {step} could not be written to {folder} ({describe_space(folder)}): {error}. "
+            "The one before it is kept."
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return verify(target)
+
+
+def verify(path: Path) -> Checkpoint:
+    """The checkpoint at `path`, every file held against its digest.
+
+    Raises: CheckpointCorruptError naming the file that is missing or differs.
+    """
+    try:
+        content = (path / MANIFEST).read_bytes()
+        manifest = json.loads(content)
+        if manifest.pop("sha256") != _digest(manifest):
+            raise CheckpointCorruptError(f"checkpoint {path}: {MANIFEST} does not fit its own digest")
+        files = manifest["files"]
+        for name, fact in files.items():
+            if (path / name).stat().st_size != fact["bytes"] or sha256_of(path / name) != fact["sha256"]:
+                raise CheckpointCorruptError(f"checkpoint {path}: {name} does not fit its digest in {MANIFEST}")
+        return Checkpoint(
+            path=path,
+            step=manifest["step"],
+            epoch=manifest["epoch"],
+            world_size=manifest["world_size"],
+            fence=manifest["fence"],
+            digest=hashlib.sha256(content).hexdigest(),
+            size_bytes=sum(fact["bytes"] for fact in files.values()),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointCorruptError(f"checkpoint {path}: {error}") from error
+
+
+def fetch(path: Path, mirror: Mirror) -> Checkpoint:
+    """Have the checkpoint at `path` here, verified; of one without a manifest nothing is brought.
+
+    Raises: CheckpointCorruptError; StorageError where the storage can't be asked, which says nothing of the checkpoint.
+    """
+    mirror.fetch(path / MANIFEST)
+    if (path / MANIFEST).exists():
+        mirror.fetch_all(path)
+    return verify(path)
+
+
+def publish(path: Path, mirror: Mirror) -> None:
+    """Have a checkpoint on the storage: there it counts once its manifest is there.
+
+    Raises: StorageError.
+    """
+    try:
+        mirror.publish_all(path, last=MANIFEST)
+    except StorageError as error:
+        raise type(error)(
+            f"the checkpoint {path.name} could not be kept: {error} The one before it is kept."
+        ) from error
+
+
+def load(path: Path, mirror: Mirror = IN_PLACE) -> dict[str, Any]:
+    """The verified state at `path`. Tensors and plain values only: nothing in the file is executed."""
+    fetch(path, mirror)
+    state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
+    mirror.forget(path)
+    return state
+
+
+def newest(folders: list[Path], mirror: Mirror = IN_PLACE) -> Checkpoint | None:
+    """The verified checkpoint with the most steps in any of `folders`; those that fail are logged and passed over."""
+    found = sorted(
+        (path for folder in folders for path in _candidates(folder, mirror)), key=lambda path: path.name, reverse=True
+    )
+    for path in found:
+        try:
+            return fetch(path, mirror)
+        except CheckpointCorruptError as error:
+            logger.warning("passing over a checkpoint: %s", error)
+            mirror.forget(path)
+    return None
+
+
+def retain(folder: Path, keep: int, spare: Collection[int] = (), mirror: Mirror = IN_PLACE) -> list[int]:
+    """Delete all but the newest `keep` checkpoints and those of steps `spare`, and leftovers of unfinished writes.
+
+    The steps of those that are left, in order.
+    """
+    found = sorted(_candidates(folder, mirror), key=lambda path: path.name)
+    kept = {*found[-keep:], *(_path(folder, step) for step in spare)}
+    for path in found:
+        if path not in kept:
+            mirror.remove(path / MANIFEST)  # what is half deleted must not look like a checkpoint
+            mirror.remove(path)
+            _remove(path)
+    for path in folder.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(path, ignore_errors=True)
+    return [_step(path) for path in found if path in kept]
+
+
+def _remove(path: Path) -> None:
+    """Whole or not at all: a folder that is half deleted should not look like a checkpoint."""
+    if path.exists():
+        aside = path.with_name(f"{TEMPORARY}gone-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+_PREFIX = "step-"
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"{_PREFIX}{step:010d}"
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix(_PREFIX))
+
+
+def _candidates(folder: Path, mirror: Mirror) -> Iterator[Path]:
+    return (path for path in mirror.children(folder) if path.name.removeprefix(_PREFIX).isdigit())

@@ -1,0 +1,93 @@
+"""Exchanges between workers in a user's own training_step, where the last batch can't take them.
+
+A loss that gathers over workers (SimCLR, CLIP) needs shares of one size: with others gloo aborts the process and NCCL
+hangs. That would be at the end of the first epoch, so such an exchange is refused at the first step already.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+_BY_SHAPE = ("allgather", "_allgather_base", "gather", "alltoall", "alltoall_base", "reduce_scatter")
+_ANY = (*_BY_SHAPE, "_reduce_scatter_base", "allreduce", "broadcast", "reduce", "scatter", "barrier")
+_BY_SHAPE_OPS = ("all_gather_into_tensor", "all_to_all_single", "reduce_scatter_tensor")
+_ANY_OPS = (*_BY_SHAPE_OPS, "all_reduce", "broadcast")
+"""Of torch.distributed._functional_collectives, which go past the methods of a process group."""
+
+
+@contextmanager
+def refused(name: str, shares: Sequence[int] | None, samples: int) -> Iterator[None]:
+    """Within, exchanges that the last batch could not take raise ValueError, whoever calls them but norm layers.
+
+    name: of the user's class. shares: samples of each rank in the last batch; None: all have as many. samples: of this
+    worker now. An empty share skips training_step, so then nothing may be exchanged there at all; otherwise nothing
+    that is as long as the batch.
+    """
+    if shares is None:
+        yield
+        return
+    least = 0 if 0 in shares else samples
+    methods, ops = (_BY_SHAPE, _BY_SHAPE_OPS) if least else (_ANY, _ANY_OPS)
+    functional = torch.ops._c10d_functional
+    with ExitStack() as stack:
+        for owner, names in ((dist.ProcessGroup, methods), (functional, ops)):
+            for method in names:
+                check = partial(_check, method.strip("_"), name, shares, least)
+                stack.enter_context(_preceded(owner, method, check))
+        yield
+
+
+@contextmanager
+def _preceded(owner: Any, name: str, check: Callable[[Any], None]) -> Iterator[None]:
+    """Within, `owner.name` is called only after `check` was, with its arguments."""
+    original = getattr(owner, name)
+    kept = vars(owner)[name]  # what binds to an instance, which `original` does not
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        check((args, kwargs))
+        return original(*args, **kwargs)
+
+    setattr(owner, name, call)
+    try:
+        yield
+    finally:
+        setattr(owner, name, kept)
+
+
+def _check(method: str, name: str, shares: Sequence[int], least: int, arguments: Any) -> None:
+    if _is_of_norm() or not (least == 0 or _is_as_long(arguments, least)):
+        return
+    each = ", ".join(map(str, shares[:8])) + (", …" if len(shares) > 8 else "")
+    raise ValueError(
+        f"model.class_path: {name}.training_step exchanges tensors between workers ({method}), but the last batch of "
+        f"an epoch gives them {each} samples, and such an exchange needs shares of one size. Set data.last_batch: "
+        "drop, or choose a data.batch_size that divides the training data."
+    )
+
+
+def _is_as_long(arguments: Any, samples: int) -> bool:
+    """Whether a tensor grows with the samples of the batch. A single number is the same on all ranks."""
+    found = (leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor))
+    return any(leaf.ndim > 0 and leaf.numel() > 1 and leaf.shape[0] % samples == 0 for leaf in found)
+
+
+def _is_of_norm() -> bool:
+    """Whether a normalization layer asks: they weight by count, and take part with an empty share too."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith("norm."):
+            return True
+        if module == "syncnorm.trainer.training.user_module":
+            return False
+        frame = frame.f_back  # type: ignore[assignment]
+    return False

@@ -1,0 +1,1 @@
+"""The user's package and classes, imported by path."""

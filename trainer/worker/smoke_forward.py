@@ -1,0 +1,76 @@
+"""One forward of two samples before anything is trained: whether the network takes the data and answers the task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from syncnorm.trainer.data import DataInfo
+
+SAMPLES = 2
+
+
+def try_out(network: nn.Module, info: DataInfo) -> None:
+    """Run `network` in eval mode on zeros of the data's shape. Changes nothing, draws no random numbers.
+
+    Raises: ValueError naming the layer that does not take what it is given, or the shape of the output where it is not
+    (N, num_classes) for classification and (N, num_classes, *positions) for segmentation. What else the user's own
+    code raises is passed on.
+    """
+    inside: list[str] = []
+    given = ["them"]
+    try:
+        with _undisturbed(network), _watched(network, inside, given), torch.no_grad():
+            output = network(torch.zeros(SAMPLES, *info.shape))
+    except (RuntimeError, ValueError) as error:
+        path = inside[-1] if inside else ""
+        where = f"layer {path} ({type(network.get_submodule(path)).__name__})" if path else type(network).__name__
+        raise ValueError(
+            f"the network must take samples of shape {info.shape}, but {where} can't take {given[-1]}: "
+            f"{error}. Change the model's arguments, or the shape in data.init_args."
+        ) from error
+    expected = (SAMPLES, info.num_classes, *(info.shape[1:] if info.task == "segmentation" else ()))
+    got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if got != expected:
+        raise ValueError(
+            f"the network must answer {SAMPLES} samples with class scores of shape {expected}, got {got}. The data has "
+            f"{info.num_classes} classes: give the model as many outputs, or correct num_classes of the data."
+        )
+
+
+@contextmanager
+def _undisturbed(network: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in network.modules()}
+    with torch.random.fork_rng(devices=[]):
+        try:
+            network.eval()
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+
+@contextmanager
+def _watched(network: nn.Module, inside: list[str], given: list[str]) -> Iterator[None]:
+    """Keeps the path of the layer that is running at the end of `inside`, with what it was given."""
+
+    def enter(path: str, args: tuple[object, ...]) -> None:
+        inside.append(path)
+        given.append(", ".join(str(tuple(arg.shape)) for arg in args if isinstance(arg, Tensor)) or "what it got")
+
+    def leave() -> None:
+        inside.pop()
+        given.pop()
+
+    handles = []
+    for path, module in network.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda _, args, path=path: enter(path, args)))
+        handles.append(module.register_forward_hook(lambda *_: leave()))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,171 @@
+"""What every rank of an attempt runs: build, train, finalize."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import Counter
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+
+from syncnorm import norm
+from syncnorm.trainer.contract.norm_choice import chosen_norm
+from syncnorm.trainer.contract.plan import Inspection, alike, plan, reaches_last_batch
+from syncnorm.trainer.contract.protocol import Launch, Result
+from syncnorm.trainer.contract.text import counted, name_some
+from syncnorm.trainer.data import build_data
+from syncnorm.trainer.failure_classifier import Failure, RankFailedError, classify
+from syncnorm.trainer.models import build_model
+from syncnorm.trainer.ranks import preflight
+from syncnorm.trainer.ranks.rank_context import Place, place_on_ray
+from syncnorm.trainer.ranks.stop_agreement import StopRequested
+from syncnorm.trainer.reporting import fence_check as standing
+from syncnorm.trainer.reporting import metric_spool as tracking
+from syncnorm.trainer.reporting import secrets as secret_values
+from syncnorm.trainer.reporting.library_logging import quiet_libraries
+from syncnorm.trainer.reporting.redaction import redact, redacted_output
+from syncnorm.trainer.reporting.reporter import Reporter, ReportingHandler
+from syncnorm.trainer.reporting.stdout_capture import captured
+from syncnorm.trainer.storage.atomic_files import write_atomic
+from syncnorm.trainer.storage.attempt_layout import AttemptFolders, opened
+from syncnorm.trainer.training.conversion import convert
+from syncnorm.trainer.training.module import TrainingModule
+from syncnorm.trainer.user_code import package as user_code
+from syncnorm.trainer.worker.finalize import finalize
+from syncnorm.trainer.worker.fit import Loaders, fit, total_steps
+from syncnorm.trainer.worker.model_inspection import audit, require_no_error
+from syncnorm.trainer.worker.smoke_forward import try_out
+
+logger = logging.getLogger(__name__)
+
+MLFLOW_PATIENCE_S = 60.0
+
+
+def train(config: dict[str, Any]) -> dict[str, Any] | None:
+    """The train loop that Ray Train runs on each worker: `train_at` its place."""
+    return train_at(place_on_ray(), config)
+
+
+def train_at(place: Place, config: dict[str, Any]) -> dict[str, Any] | None:
+    """What the worker at `place` does; rank 0 returns the attempt's Result as plain values.
+
+    A failure leaves `failures/rank-N.json` in the attempt's folder, for the driver to classify.
+
+    Raises: RankFailedError, which says the same, for a storage that takes no more files.
+    """
+    with ExitStack() as stack:
+        try:
+            folders = stack.enter_context(opened(config["folder"], patience_s=config["patience_s"]))
+            folders.mirror.fetch(folders.launch)
+            launch = Launch.model_validate_json(folders.launch.read_bytes())
+        except OSError as error:
+            raise RankFailedError(classify(error, place.rank).model_dump_json()) from error
+        return _work(launch.model_copy(update={"resume_from": config["resume_from"]}), folders, place)
+
+
+def _work(launch: Launch, folders: AttemptFolders, place: Place) -> dict[str, Any] | None:
+    reporter = Reporter(launch, place.rank).start()
+    handler = ReportingHandler(reporter)
+    logging.getLogger().addHandler(handler)
+    logging.getLogger().setLevel(logging.INFO)
+    quiet_libraries()
+    hidden: dict[str, str] = {}
+    at_the_end = ExitStack()
+    try:
+        if launch.spec.code is not None and launch.package is not None and not folders.code.is_dir():
+            user_code.unpack(launch.package, launch.spec.code.package, folders.code)
+        user_code.put_on_path(folders.code)
+        hidden = secret_values.fetch(launch)
+        os.environ.update(hidden)
+        reporter.hide(hidden.values())
+        with redacted_output(hidden.values()), captured(reporter):
+            result = run(launch, folders, reporter, place, at_the_end)
+        return result.model_dump(mode="json") if place.rank == 0 else None
+    except BaseException as error:
+        failure = Failure.model_validate_json(redact(classify(error, place.rank).model_dump_json(), hidden.values()))
+        reporter.log("ERROR", f"rank {place.rank} failed: {failure.message}\n{failure.traceback}")
+        with suppress(OSError):
+            write_atomic(folders.failure(place.rank), failure.model_dump_json().encode())
+            folders.mirror.publish(folders.failure(place.rank))
+        # Ray logs the cause with its text, so one that may hold a secret is left out.
+        raise RankFailedError(failure.model_dump_json()) from (None if hidden else error)
+    finally:
+        at_the_end.close()
+        logging.getLogger().removeHandler(handler)
+        reporter.close()
+
+
+def run(launch: Launch, folders: AttemptFolders, reporter: Reporter, place: Place, at_the_end: ExitStack) -> Result:
+    """Build, train to the end or to a stop, finalize.
+
+    at_the_end: closed once a failure is on file. Waiting for MLflow belongs there: the other ranks don't wait as long.
+    """
+    spec = launch.spec
+    torch.set_num_threads(spec.resources.cpus_per_worker)
+    ranks = preflight.check(folders, place, launch.fence, launch.meeting_timeout_s)
+    if place.rank == 0:
+        reporter.placed(ranks)
+    L.seed_everything(spec.seed, verbose=False)
+    data = build_data(spec.data, spec.seed)
+    network = build_model(spec.model, chosen_norm(spec), data.info)
+    preflight.begin(place, launch.meeting_timeout_s, spec.limits.collective_timeout_s)
+    network, conversion = convert(network, spec, norm.create_group(spec.norm.group))
+    try_out(network, data.info)
+    preflight.require_room(network, folders)
+    loaders = Loaders.build(data, spec, place.rank, place.world_size)
+    steps = total_steps(spec.train, len(loaders.train))
+    uneven = loaders.train.sampler.uneven_shares() if reaches_last_batch(spec.train, len(loaders.train)) else None
+    module = TrainingModule(network, data.info, spec, steps, uneven_shares=uneven)
+    # From here on each rank draws its own dropout masks; the weights above were drawn alike everywhere.
+    L.seed_everything(spec.seed + 1 + place.rank, verbose=False)
+    if place.rank == 0:
+        findings = audit(network, data, spec, place.world_size)
+        describe(launch, Inspection(conversion=conversion, findings=findings), folders)
+        require_no_error(findings)
+        at_the_end.callback(_sender(launch, folders).close, MLFLOW_PATIENCE_S)
+    try:
+        reporter.enter("training")
+        fitted = fit(module, loaders, launch, folders, reporter, place, steps)
+        reporter.enter("finalizing")
+        return finalize(module, data, loaders, launch, folders, fitted)
+    except StopRequested as stop:
+        return Result(
+            fence=launch.fence, outcome="stopped", message=str(stop), step=stop.step, checkpoint=stop.checkpoint
+        )
+
+
+def describe(launch: Launch, inspection: Inspection, folders: AttemptFolders) -> None:
+    """spec.yaml, plan.json and norm/conversion.json, for the run's artifacts; what to mind, for the job's logs."""
+    spec = launch.spec
+    planned = plan(spec, None, inspection)
+    layers = Counter(one["to"] for one in inspection.conversion)
+    logger.info(
+        "batches of %s on %s; norm %s: %s",
+        counted(planned.batch.global_, "sample"),
+        counted(launch.world_size, "worker"),
+        planned.norm.kind,
+        ", ".join(f"{count} {name}" for name, count in layers.items()) or "no layer exchanged",
+    )
+    for finding, paths in alike(planned.findings):
+        if finding.severity != "info":
+            where = f"{places}: " if (places := name_some(paths)) else ""
+            logger.warning("%s%s %s", where, finding.message, finding.fix)
+    text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
+    conversion = json.dumps(inspection.conversion, indent=1)
+    write_atomic(folders.artifacts / "spec.yaml", text.encode())
+    write_atomic(folders.artifacts / "plan.json", json.dumps(planned.as_json(), indent=1).encode())
+    write_atomic(folders.artifacts / "norm" / "conversion.json", conversion.encode())
+
+
+def _sender(launch: Launch, folders: AttemptFolders) -> tracking.MetricSender:
+    for earlier in folders.earlier(launch.attempt):
+        folders.mirror.fetch(earlier.spool)
+    client = tracking.rest_client(launch.mlflow_uri)
+    spools, counts = folders.spools(launch.attempt), partial(standing.counts, launch)
+    return tracking.MetricSender(client, launch.mlflow_run_id, spools, counts).start()
