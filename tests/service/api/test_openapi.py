@@ -21,10 +21,10 @@ from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 
 from tests.helpers.amounts import amount
+from tests.helpers.paths import ROOT
 from tests.helpers.service.api import ADMIN, SPEC, api
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 Document = dict[str, Any]
 
 

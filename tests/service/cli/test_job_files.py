@@ -16,10 +16,11 @@ from syncnorm.service.cli.job_file import SpecFileError, load
 from syncnorm.service.cli.overrides import override
 from syncnorm.service.cli.yaml_reader import parse
 from syncnorm.trainer.contract.spec_reader import SpecError, read_spec
+from tests.helpers.paths import EXAMPLES
 from tests.helpers.service.api import SPEC, api
 from tests.service.cli.test_progress import client_of
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+EXAMPLE_FILES = sorted(EXAMPLES.glob("*.yaml"))
 READ = {
     "1e-3": 0.001,
     "1.0e12": 10**12,
@@ -112,9 +113,7 @@ def test_word_read_as_another_type_is_refused_with_the_cure(change: dict[str, An
         read_spec(SPEC | change)
 
 
-@pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[2] / "examples").glob("*.yaml")), ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", EXAMPLE_FILES, ids=lambda path: path.stem)
 def test_examples_are_read_as_before(path: Path) -> None:
     assert load(path) == yaml.safe_load(path.read_text())
 

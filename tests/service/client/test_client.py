@@ -30,6 +30,7 @@ from syncnorm.service.client.client import (
     ServiceUnreachableError,
     UsageError,
 )
+from tests.helpers.paths import ROOT
 
 HTML = b"<html><title>Login</title>"
 JOB = {"id": "job_1", "state": "queued"}
@@ -421,7 +422,7 @@ def test_errors_under_json_are_problems_on_standard_error(monkeypatch: pytest.Mo
 
 
 def sn(*words: str, stdin: int | None = None, **environment: str) -> subprocess.Popen[str]:
-    root = str(Path(__file__).parents[2])
+    root = str(ROOT)
     return subprocess.Popen(
         [sys.executable, "-m", "syncnorm.service.cli.main", *words],
         env=os.environ | {"PYTHONPATH": root} | environment,
