@@ -85,7 +85,7 @@ def _is_of_norm() -> bool:
     frame = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        if module.startswith("norm."):
+        if module.startswith("syncnorm.norm."):
             return True
         if module == "syncnorm.trainer.training.user_module":
             return False
