@@ -84,8 +84,8 @@ def convert(
 
     A model converted before is reverted first, so that conversions do not pile up. A module used in several places
     stays one module. Forward and backward hooks, parametrizations, train/eval mode, dtype and device survive. Weight,
-    bias and statistics go along where they mean the same, as the same parameters; norm/README.md has the table.
-    nn.LayerNorm normalizes the last dimensions, no channels, and stays.
+    bias and statistics go along where they mean the same, as the same parameters. docs/reference/normalizations.md has
+    the table. nn.LayerNorm normalizes the last dimensions, no channels, and stays.
 
     Kinds of scope `weights` and `network` remove the layers and change others, see `weight_normalized`,
     `weight_standardized`, `self_normalizing_steps` and `fixup_steps`. evo_s0 and filter_response are the activation

@@ -1,7 +1,7 @@
 """How a metric of a study is named. Pure.
 
 `name`, or `reduction:name` with what is made of its values over training. A name with * is the mean over all metrics
-that match, e.g. one of every layer. The README of this folder has the list.
+that match, e.g. one of every layer. docs/reference/studies.md has the list.
 """
 
 from __future__ import annotations

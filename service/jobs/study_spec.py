@@ -48,7 +48,7 @@ class StudySpec(BaseModel):
     seeds: Annotated[list[Annotated[int, Field(ge=0, le=2**32 - 1)]], Field(min_length=1, max_length=100)] = [0, 1, 2]
     """Every combination runs once with each. Differences are taken within a seed."""
     metrics: Annotated[list[MetricName], Field(min_length=1, max_length=16)] = ["val/error"]
-    """What the report compares; see `service/studies/README.md` for what can be named. The first is drawn over the
+    """What the report compares; see docs/reference/studies.md for what can be named. The first is drawn over the
     grid."""
     curves: Annotated[list[MetricName], Field(max_length=8)] = [
         "train/loss",

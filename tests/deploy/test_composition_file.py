@@ -114,7 +114,7 @@ def test_every_setting_of_the_service_is_decided_here_or_left_to_the_operator() 
 
 def test_every_variable_of_the_api_is_in_the_manual() -> None:
     taken = re.findall(r"\$\{(SYNCNORM_\w+)", json.dumps(SERVICES["api"]["environment"]))
-    manual = (ROOT / "deploy" / "README.md").read_text()
+    manual = (ROOT / "docs" / "reference" / "composition.md").read_text()
 
     assert [name for name in taken if f"`{name}`" not in manual] == []
 
