@@ -275,14 +275,14 @@ def _attempt_view(attempt: Attempt, places: Sequence[Any]) -> AttemptView:
 
 
 def event_view(event: StoredEvent) -> EventView:
-    kind = event.actor_kind
+    by = event.by
     return EventView(
         seq=event.seq,
         at=event.at,
         kind=event.kind,
         message=event.message,
         data=event.data or {},
-        actor=ActorView(kind=kind, owner=event.actor, token_id=event.token_id) if kind else None,
+        actor=ActorView(kind=by.kind, owner=by.owner, token_id=by.token_id) if by else None,
         request_id=event.request_id,
     )
 

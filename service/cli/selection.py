@@ -74,17 +74,11 @@ def matching(
     page: int = 200,
     **exact: str | None,
 ) -> Iterator[Json]:
-    """Jobs in one of the states and with all of the labels (key:value), newest first within a state."""
+    """Jobs in one of the states and with all of the labels (key:value), newest first."""
     for label in labels:
         if ":" not in label:
             raise UsageError(f"--label must be key:value, got {label}.")
-    pairs = [label.partition(":")[::2] for label in labels]
-    first = labels[0] if labels else None
-    each: Sequence[str | None] = states or (None,)
-    for state in each:
-        for job in client.jobs(state=state, label=first, limit=page, **exact):
-            if all(job["labels"].get(key) == value for key, value in pairs):
-                yield job
+    return client.jobs(state=states or None, label=labels or None, limit=page, **exact)
 
 
 def by_short_id(jobs: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -132,13 +132,20 @@ class Client:
     def _ask(self, job_id: str, verb: str) -> Json:
         return self._json("POST", api_path("jobs", job_id, verb), needs=_JOB)
 
-    def ask_many(self, verb: str, *, ids: Sequence[str] | None = None, where: Mapping[str, Any] | None = None) -> Json:
+    def ask_many(
+        self,
+        verb: str,
+        *,
+        ids: Sequence[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+        cursor: str | None = None,
+    ) -> Json:
         """Ask many jobs at once, by ids or by a filter; an answer for each. verb: cancel, pause, resume or retry.
 
-        where: state (a list), project, owner, norm, name, labels; {} takes all that one may see. Up to 500 jobs a call:
-        `next_cursor` says where a filter goes on.
+        where: state (a list), project, owner, norm, name, labels; {} takes all that you may see. Up to 500 jobs a call:
+        give the answer's `next_cursor` as cursor to continue a filter.
         """
-        body = {"ids": list(ids)} if ids is not None else {"filter": dict(where or {})}
+        body = {"ids": list(ids)} if ids is not None else {"filter": dict(where or {}), "cursor": cursor}
         return self._json("POST", f"{api_path('jobs')}:{verb}", json=body, needs=("items",))
 
     def audit(self, **filters: str | None) -> Iterator[Json]:

@@ -194,8 +194,20 @@ def _retry_after(answer: Answer, now: datetime) -> float | None:
 
 
 def payload(job: Job, event: StoredEvent) -> dict[str, object]:
-    facts = {"job_id": job.id, "name": job.name, "project": job.project, "owner": job.owner, "labels": job.labels}
-    data = {**facts, "kind": event.kind, "message": event.message, "details": event.data or {}}
+    """What is posted: the event as the API shows it, with the job's own facts."""
+    by = event.by
+    data = {
+        "job_id": job.id,
+        "name": job.name,
+        "project": job.project,
+        "owner": job.owner,
+        "labels": job.labels,
+        "kind": event.kind,
+        "message": event.message,
+        "details": event.data or {},
+        "actor": {"kind": by.kind, "owner": by.owner, "token_id": by.token_id} if by else None,
+        "request_id": event.request_id,
+    }
     return {"type": f"job.{event.kind}", "timestamp": event.at.isoformat(), "data": data}
 
 

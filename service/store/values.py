@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
-from syncnorm.service.jobs.actors import ActorKind, Outcome
+from syncnorm.service.jobs.actors import Actor, ActorKind, Outcome
 from syncnorm.service.jobs.job import Job, NewEvent
 
 
@@ -24,6 +24,13 @@ class StoredEvent:
     actor: str | None
     token_id: str | None
     request_id: str | None
+
+    @property
+    def by(self) -> Actor | None:
+        """Who did it; None in rows from before it was recorded."""
+        if self.actor_kind is None:
+            return None
+        return Actor(self.actor_kind, self.actor, self.token_id, self.request_id)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -12,59 +13,95 @@ import typer
 from syncnorm.service.cli.arguments import AsJson, Jobs, Labels
 from syncnorm.service.cli.selection import job_id, matching
 from syncnorm.service.cli.terminal import FINE, WRONG_USE, connect, err, exit_code, fail, fit, report, show_value
-from syncnorm.service.client.client import Client, ClientError, ServiceUnreachableError
+from syncnorm.service.client.client import Client, ClientError, ProblemError, ServiceUnreachableError
 
 app = typer.Typer()
 _UNDER_WAY = ("queued", "starting", "running")
 _MOST_ASKED_ABOUT = 10
+_MOST_AT_ONCE = 500
+"""Jobs in one request."""
+_SO_ALREADY = "nothing to do"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one job. said: what was done with it."""
+
+    job: dict[str, Any]
+    said: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.job['id']} {self.job['state']}{self.said and ', '}{self.said}"
+
+
+Answers = Iterator[Answer | ClientError]
+
+
+def _ask_all(verb: str, done: str, client: Client, ids: Sequence[str]) -> Answers:
+    """Ends with the first error that is not about one job."""
+    for start in range(0, len(ids), _MOST_AT_ONCE):
+        try:
+            found = client.ask_many(verb, ids=ids[start : start + _MOST_AT_ONCE])
+        except ClientError as error:
+            yield error
+            return
+        for item in found["items"]:
+            was_so = item["status"] == 200
+            yield Answer(item["job"], _SO_ALREADY if was_so else done) if item["ok"] else ProblemError(item["problem"])
+
+
+def _delete_each(client: Client, ids: Sequence[str]) -> Answers:
+    for job in ids:
+        try:
+            client.delete(job)
+        except ClientError as error:
+            yield error
+            if isinstance(error, ServiceUnreachableError):
+                return
+        else:
+            yield Answer({"id": job, "state": "deleted"})
 
 
 @dataclass(frozen=True)
 class Verb:
-    """states: those in which a job can be asked for it. done: said of a job that was."""
+    """states: those in which a job can be asked for it."""
 
     name: str
     help: str
-    done: str
     states: tuple[str, ...]
-    call: Callable[[Client, str], Any]
+    ask: Callable[[Client, Sequence[str]], Answers]
 
 
 VERBS = (
     Verb(
         "cancel",
         "Ask jobs to stop for good. They keep their checkpoints, and can be retried.",
-        "cancel requested",
         (*_UNDER_WAY, "stopping", "paused", "finalizing"),
-        Client.cancel,
+        partial(_ask_all, "cancel", "cancel requested"),
     ),
     Verb(
         "pause",
         "Ask jobs to stop with a checkpoint and free their resources until you resume them.",
-        "pause requested",
         _UNDER_WAY,
-        Client.pause,
+        partial(_ask_all, "pause", "pause requested"),
     ),
     Verb(
         "resume",
         "Put paused jobs back into the queue. They continue from their last step.",
-        "continues from its last step",
         ("paused",),
-        Client.resume,
+        partial(_ask_all, "resume", "continues from its last step"),
     ),
     Verb(
         "retry",
         "Put failed or cancelled jobs back into the queue. They continue from their last checkpoint.",
-        "continues from its last checkpoint",
         ("failed", "cancelled"),
-        Client.retry,
+        partial(_ask_all, "retry", "continues from its last checkpoint"),
     ),
     Verb(
         "rm",
         "Delete finished jobs with their checkpoints. Their MLflow runs and registered models stay.",
-        "",
         ("succeeded", "failed", "cancelled"),
-        Client.delete,
+        _delete_each,
     ),
 )
 Everything = Annotated[bool, typer.Option("--all", help="All jobs you can see that can be asked for it.")]
@@ -129,26 +166,28 @@ def _confirm(verb: Verb, jobs: Sequence[dict[str, Any]]) -> None:
 def _carry_out(client: Client, verb: Verb, wanted: Sequence[str], as_list: bool, as_json: bool) -> None:
     """Ask each job; what one of them refuses is said and doesn't keep the others from being asked."""
     done, first_error = [], None
-    said = f", {verb.done}" if verb.done else ""
-    for one in dict.fromkeys(wanted):
-        try:
-            job = _ask(client, verb, one)
-        except ClientError as error:
-            report(error)
-            first_error = first_error or error
-            if isinstance(error, ServiceUnreachableError):
-                break
+    for answer in _answers(client, verb, wanted):
+        if isinstance(answer, ClientError):
+            report(answer)
+            first_error = first_error or answer
             continue
-        done.append(job)
+        done.append(answer.job)
         if not as_json:
-            show_value(job, False, lambda job: f"{job['id']} {job['state']}{said}")
+            show_value(str(answer), False, str)
     if as_json and (done or as_list):
         show_value(done if as_list else done[0], True, str)
     if first_error is not None:
         raise typer.Exit(exit_code(first_error))
 
 
-def _ask(client: Client, verb: Verb, wanted: str) -> dict[str, Any]:
-    found = job_id(client, wanted)
-    answer = verb.call(client, found)
-    return answer or {"id": found, "state": "deleted"}
+def _answers(client: Client, verb: Verb, wanted: Sequence[str]) -> Answers:
+    """Of names that are no job's, then of the jobs, each once."""
+    ids: dict[str, None] = {}
+    for one in wanted:
+        try:
+            ids[job_id(client, one)] = None
+        except ClientError as error:
+            yield error
+            if isinstance(error, ServiceUnreachableError):
+                return
+    yield from verb.ask(client, list(ids))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,20 +75,54 @@ def change(
     priority: Annotated[int | None, typer.Option(min=-100, max=100, help="Higher goes first.")] = None,
     label: Labels = None,
     no_labels: Annotated[bool, typer.Option("--no-labels", help="Take all labels off.")] = False,
+    deadline_s: Annotated[float | None, typer.Option(help="Seconds after its start at which the job ends.")] = None,
+    no_deadline: Annotated[bool, typer.Option("--no-deadline", help="Take the deadline away.")] = False,
+    max_failures: Annotated[int | None, typer.Option(help="Failures after which the job is given up.")] = None,
+    grace_s: Annotated[float | None, typer.Option(help="Seconds for the last checkpoint of a stop.")] = None,
+    collective_timeout_s: Annotated[float | None, typer.Option(help="Seconds that ranks wait for each other.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change the priority of a job, or all its labels."""
-    if priority is None and label is None and not no_labels:
-        fail("Say what to change: --priority, --label or --no-labels.", WRONG_USE)
-    if label is not None and no_labels:
-        fail("--label and --no-labels exclude each other.", WRONG_USE)
-    pairs = [one.partition(":") for one in label or []]
+    """Change the priority of a job, all its labels, or its limits while it is queued, paused or failed."""
+    given = {
+        "deadline_s": deadline_s,
+        "max_failures": max_failures,
+        "grace_s": grace_s,
+        "collective_timeout_s": collective_timeout_s,
+    }
+    limits = _limits(given, no_deadline)
+    labels = _labels(label, no_labels)
+    if priority is None and labels is None and not limits:
+        fail("Say what to change: --priority, --label, --no-labels, or a limit such as --deadline-s.", WRONG_USE)
+    with connect() as client:
+        changed = client.change(job_id(client, job), priority=priority, labels=labels, limits=limits or None)
+    show_value(changed, as_json, lambda job: _changed(job, limits))
+
+
+def _limits(given: Mapping[str, float | None], no_deadline: bool) -> dict[str, float | None]:
+    """Those that are to change, and what to."""
+    limits = {name: value for name, value in given.items() if value is not None}
+    if wrong := [name for name, value in limits.items() if not math.isfinite(value)]:
+        fail(f"{wrong[0]} must be a finite number, got {limits[wrong[0]]}.", WRONG_USE)
+    if not no_deadline:
+        return dict(limits)
+    _exclude("--deadline-s", given["deadline_s"], "--no-deadline")
+    return {**limits, "deadline_s": None}
+
+
+def _labels(given: list[str] | None, none: bool) -> dict[str, str] | None:
+    """All labels that a job is to have; None: as they are."""
+    if none:
+        _exclude("--label", given, "--no-labels")
+        return {}
+    pairs = [one.partition(":") for one in given or []]
     if wrong := [key for key, colon, _ in pairs if not colon]:
         fail(f"--label must be key:value, got {wrong[0]}", WRONG_USE)
-    labels = None if label is None and not no_labels else {key: value for key, _, value in pairs}
-    with connect() as client:
-        changed = client.change(job_id(client, job), priority=priority, labels=labels)
-    show_value(changed, as_json, _changed)
+    return None if given is None else {key: value for key, _, value in pairs}
+
+
+def _exclude(option: str, value: object, other: str) -> None:
+    if value is not None:
+        fail(f"{option} and {other} exclude each other.", WRONG_USE)
 
 
 def _explanation(found: dict[str, Any]) -> str:
@@ -96,6 +132,7 @@ def _explanation(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _changed(job: dict[str, Any]) -> str:
+def _changed(job: dict[str, Any], limits: Iterable[str]) -> str:
     shown = " ".join(f"{key}:{value}" for key, value in job["labels"].items())
-    return f"{job['id']} {job['state']}, priority {job['priority']}, labels {shown or 'none'}"
+    said = [f"{name} {'none' if (value := job['spec']['limits'][name]) is None else value}" for name in limits]
+    return ", ".join([f"{job['id']} {job['state']}, priority {job['priority']}, labels {shown or 'none'}", *said])

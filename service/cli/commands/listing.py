@@ -43,8 +43,7 @@ def ls(
 
         def look() -> list[Any]:
             found = matching(client, states=state or (), labels=label or (), page=min(limit, 200), **exact)
-            jobs = list(islice(found, limit))
-            return sorted(jobs, key=lambda job: str(job["id"]), reverse=True)
+            return list(islice(found, limit))
 
         if watch:
             screen.watch(lambda: client.persist(look), out, until=lambda _jobs: False)

@@ -122,12 +122,63 @@ def test_change_sets_priority_and_labels(served: tuple[Sn, World]) -> None:
     assert json.loads(cleared.stdout)["priority"] == 7
 
 
+def test_change_sets_and_takes_away_limits(served: tuple[Sn, World]) -> None:
+    sn, world = served
+    job = world.submit(limits={"deadline_s": 60.0, "grace_s": 20.0})
+
+    changed = sn("change", job.id, "--deadline-s", "1e4", "--max-failures", "0", "--collective-timeout-s", "90")
+    longer = world.job(job.id).spec["limits"]
+    endless = sn("change", job.id, "--no-deadline", "--grace-s", "5")
+
+    assert changed.exit_code == endless.exit_code == 0, changed.output + endless.output
+    assert "deadline_s 10000.0, max_failures 0, collective_timeout_s 90.0" in changed.stdout
+    assert longer == {"deadline_s": 1e4, "max_failures": 0, "grace_s": 20.0, "collective_timeout_s": 90.0}
+    assert "grace_s 5.0, deadline_s none" in endless.stdout
+    assert world.job(job.id).spec["limits"] == longer | {"deadline_s": None, "grace_s": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--deadline-s", "0"),
+        ("--deadline-s", "1e15"),
+        ("--deadline-s", "nan"),
+        ("--deadline-s", "inf"),
+        ("--max-failures", "-1"),
+        ("--max-failures", "9999999999999999999"),
+        ("--grace-s", "-inf"),
+        ("--collective-timeout-s", "3601"),
+    ],
+)
+def test_limit_out_of_its_bounds_is_refused_by_name(served: tuple[Sn, World], option: str, value: str) -> None:
+    sn, world = served
+    job = world.submit()
+
+    refused = sn("change", job.id, option, value)
+
+    assert refused.exit_code == 2, refused.output
+    assert option.lstrip("-").replace("-", "_") in refused.output
+    assert world.job(job.id) == job
+
+
+def test_limits_of_a_job_under_way_stay(served: tuple[Sn, World]) -> None:
+    sn, world = served
+    job = world.submit()
+    world.step()
+
+    refused = sn("change", job.id, "--deadline-s", "60")
+
+    assert refused.exit_code == 2
+    assert "its limits can change while it is one of: queued, paused, failed" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "--priority, --label or --no-labels"),
+        ([], "--priority, --label, --no-labels, or a limit such as --deadline-s"),
         (["--label", "team"], "must be key:value, got team"),
         (["--label", "a:b", "--no-labels"], "exclude each other"),
+        (["--deadline-s", "60", "--no-deadline"], "--deadline-s and --no-deadline exclude each other"),
     ],
 )
 def test_change_that_says_nothing_clear_is_wrong_use(served: tuple[Sn, World], words: list[str], said: str) -> None:

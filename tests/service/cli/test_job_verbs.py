@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -16,6 +17,7 @@ from syncnorm.service.cli.commands import job_verbs as verbs
 from syncnorm.service.cli.commands.job_verbs import VERBS
 from syncnorm.service.cli.selection import job_id
 from syncnorm.service.client.client import UsageError
+from syncnorm.service.client.connection import Connection
 from syncnorm.service.jobs.actions import ALLOWED
 from tests.helpers.service.api import api
 from tests.helpers.service.world import World
@@ -97,6 +99,71 @@ def test_several_jobs_are_asked_and_one_refusal_keeps_none_from_it(served: tuple
     assert done.id in asked.stderr
     assert "No job has the id" in asked.stderr
     assert {stop for _, stop in states(world, waiting.id, other.id)} == {"cancel"}
+
+
+@pytest.fixture
+def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Requests that change something: (address, how many jobs)."""
+    seen: list[tuple[str, int]] = []
+    ask = Connection.json
+
+    def counted(self: Connection, method: str, path: str, **options: Any) -> Any:
+        if method != "GET":
+            seen.append((path, len(options["json"]["ids"])))
+        return ask(self, method, path, **options)
+
+    monkeypatch.setattr(Connection, "json", counted)
+    return seen
+
+
+@pytest.mark.parametrize("verb", ["cancel", "pause", "resume", "retry"])
+def test_many_jobs_are_one_request(served: tuple[Sn, World], asked_for: list[tuple[str, int]], verb: str) -> None:
+    sn, world = served
+    ids = [world.submit().id for _ in range(3)]
+
+    asked = sn(verb, *ids)
+    sn(verb, "--state", "queued")
+
+    assert asked_for == [(f"/v1/jobs:{verb}", 3), (f"/v1/jobs:{verb}", 3)]
+    assert asked.exit_code == (0 if verb in ("cancel", "pause") else 2)
+
+
+def test_more_jobs_than_fit_a_request_are_several(
+    served: tuple[Sn, World], asked_for: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sn, world = served
+    monkeypatch.setattr(verbs, "_MOST_AT_ONCE", 2)
+    ids = [world.submit().id for _ in range(5)]
+
+    sn("cancel", "--all")
+
+    assert [many for _, many in asked_for] == [2, 2, 1]
+    assert states(world, *ids) == [("queued", "cancel")] * 5
+
+
+def test_job_that_is_so_already_is_said_to_be(served: tuple[Sn, World]) -> None:
+    sn, world = served
+    ended = world.submit()
+    sn("cancel", ended.id)
+    world.step()
+    waiting = world.submit()
+
+    asked = sn("cancel", ended.id, waiting.id)
+
+    assert asked.exit_code == 0
+    assert asked.stdout == f"{ended.id} cancelled, nothing to do\n{waiting.id} queued, cancel requested\n"
+
+
+def test_refusal_of_one_of_many_is_told_to_programs(served: tuple[Sn, World]) -> None:
+    sn, world = served
+    done, waiting = world.succeed(), world.submit()
+
+    asked = sn("pause", done.id, waiting.id, "--json")
+
+    assert asked.exit_code == 2
+    assert [job["id"] for job in json.loads(asked.stdout)] == [waiting.id]
+    problem = json.loads(asked.stderr)
+    assert (problem["status"], problem["code"], problem["allowed"]) == (409, "state_conflict", ["delete"])
 
 
 def test_filters_choose_those_that_can_be_asked(served: tuple[Sn, World]) -> None:

@@ -21,6 +21,7 @@ from syncnorm.service.jobs.job import NewEvent
 from syncnorm.service.settings import Settings
 from syncnorm.service.store import schema
 from tests.helpers.odd_server import AWAY, ODD, Reply, at_most, serving
+from tests.helpers.service.api import SPEC, api
 from tests.helpers.service.databases import fresh_sqlite
 from tests.helpers.service.world import World
 from tests.service.conftest import eventually
@@ -95,6 +96,27 @@ def test_receiver_hears_every_move_in_order_with_a_signature_it_can_check(world:
         signed = f"{name}.{stamp}.".encode() + request.content
         expected = base64.b64encode(hmac.new(SECRET, signed, hashlib.sha256).digest()).decode()
         assert request.headers["webhook-signature"] == f"v1,{expected}"
+
+
+def test_receiver_hears_who_did_it_and_in_which_request(tmp_path: Path) -> None:
+    receiver = Receiver()
+    with api(tmp_path, auth=True) as (client, world):
+        sender = hooks(world, receiver)
+        sender.tick()
+        token = client.post("/v1/tokens", json={"owner": "ann"}).json()
+        ann = {"Authorization": f"Bearer {token['token']}"}
+        submitted = client.post("/v1/jobs", json=SPEC, headers=ann)
+        for _ in range(3):
+            world.step()
+            sender.tick()
+        events = client.get(f"/v1/jobs/{submitted.json()['id']}/events").json()["items"]
+
+    told = [json.loads(request.content)["data"] for request in receiver.heard]
+    assert told[0]["actor"] == {"kind": "user", "owner": "ann", "token_id": token["id"]}
+    assert told[0]["request_id"] == submitted.headers["X-Request-Id"]
+    assert told[1]["actor"] == {"kind": "service", "owner": None, "token_id": None}
+    shown = {one["kind"]: (one["actor"], one["request_id"]) for one in events}
+    assert [(one["actor"], one["request_id"]) for one in told] == [shown[one["kind"]] for one in told]
 
 
 def test_receiver_that_was_away_hears_all_of_it_later(world: World) -> None:
