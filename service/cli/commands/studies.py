@@ -104,11 +104,12 @@ def report(
         with connect() as client:
             print(client.study_report(study, "json").decode())
         return
-    path = to or Path(f"{study}.html")
-    if path.suffix not in _FORMS:
-        fail(f"-o must end in one of {', '.join(_FORMS)}, got {path}", WRONG_USE)
+    suffix = ".html" if to is None else to.suffix
+    if suffix not in _FORMS:
+        fail(f"-o must end in one of {', '.join(_FORMS)}, got {to}", WRONG_USE)
     with connect() as client:
-        content = client.study_report(study, _FORMS[path.suffix], picture)
+        content = client.study_report(study, _FORMS[suffix], picture)
+    path = to or Path(f"{study}.html")
     path.write_bytes(content)
     out.print(str(path), soft_wrap=True)
 

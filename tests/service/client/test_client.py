@@ -272,7 +272,8 @@ def test_what_is_no_id_is_never_sent(wanted: str) -> None:
 
 @pytest.mark.parametrize("wanted", [one for one in NO_IDS if one not in ("a b", "a/b")], ids=ascii)  # names are
 @pytest.mark.parametrize(
-    "verb", ["show", "rm", "cancel", "logs", "study show", "study cancel", "secret rm", "token revoke"]
+    "verb",
+    ["show", "rm", "cancel", "logs", "study show", "study cancel", "study report", "secret rm", "token revoke"],
 )
 def test_verb_about_what_is_no_id_does_nothing(verb: str, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with odd(b"") as (client, server):
