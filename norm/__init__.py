@@ -31,7 +31,14 @@ __all__ = sorted(_DEFINED_IN)  # noqa: PLE0605
 def __getattr__(name: str) -> Any:
     if name not in _DEFINED_IN:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_DEFINED_IN[name]), name)
+    try:
+        return getattr(import_module(_DEFINED_IN[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ModuleNotFoundError(
+            f"syncnorm.norm.{name} needs torch, which is not installed: pip install 'syncnorm[norm]'", name="torch"
+        ) from error
 
 
 def __dir__() -> list[str]:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from syncnorm import __version__
 from syncnorm.service.cli.commands import audit, catalog, exports, host, jobs, listing, records
 from syncnorm.service.cli.commands import job_verbs as verbs
 from syncnorm.service.cli.commands.studies import study_app
@@ -67,9 +68,7 @@ def _tell(error: Exception) -> int:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from syncnorm.service.api.app import VERSION
-
-        print(VERSION)
+        print(__version__)
         raise typer.Exit
 
 

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.deploy, pytest.mark.timeout(2400)]
 FILES = ("docker-compose.yml", "deploy/bucket.yml", "tests/deploy/s3/compose.yml")
 SETTINGS = {
     "COMPOSE_FILE": ":".join(FILES),
-    "SYNCNORM_EXTRAS": "server,s3",
+    "SYNCNORM_EXTRAS": "s3",
     "SYNCNORM_IMAGE": "syncnorm:bucket",
     "SYNCNORM_STORAGE": "s3://jobs/syncnorm",
     "AWS_ENDPOINT_URL": "http://s3:9000",

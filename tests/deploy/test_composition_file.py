@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,31 @@ def test_dashboard_asks_only_for_metrics_that_exist() -> None:
 
     assert ours
     assert not [name for name in ours if f'"{name}"' not in source]
+
+
+def test_everything_that_the_image_copies_is_let_through_to_the_build() -> None:
+    let_through = set(re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
+    copies = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)
+
+    assert {name.rstrip("*") for copy in copies for name in copy.split()} == let_through
+
+
+@pytest.mark.parametrize("extras", ["", "s3,vision", "server,s3"])
+def test_image_is_built_with_what_its_services_and_workers_need_and_the_extras_asked_for(extras: str) -> None:
+    made = [sys.executable, str(ROOT / "deploy" / "requirements.py"), f"server,worker,{extras}"]
+    done = subprocess.run(made, cwd=ROOT, capture_output=True, text=True, check=True)
+    names = [re.split(r"[<>=]", line)[0] for line in done.stdout.split()]
+
+    assert {"httpx", "fastapi", "psycopg[binary]", "mlflow[auth]", "torch", "ray[default,train]"} <= set(names)
+    assert ("s3fs" in names, "timm" in names) == ("s3" in extras, "vision" in extras)
+    assert not any(name.startswith("syncnorm") for name in names)
+
+
+def test_extra_that_there_is_not_is_refused_by_name() -> None:
+    made = [sys.executable, str(ROOT / "deploy" / "requirements.py"), "server,postgres"]
+
+    done = subprocess.run(made, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert "must name extras of syncnorm (norm, worker, server, " in done.stderr
+    assert done.stderr.endswith("got 'postgres'.\n")

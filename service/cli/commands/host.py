@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
+from importlib.util import find_spec
 from typing import Any
 
 import typer
 
+from syncnorm import __version__
 from syncnorm.service.cli.arguments import AsJson
 from syncnorm.service.cli.terminal import JOB_FAILED, WRONG_USE, fail, out, show_value
 
 app = typer.Typer()
+_ONLY_IN = {"server": "fastapi_offline", "worker": "lightning"}
+"""Extra -> a library that no other extra brings."""
 
 
 @app.command()
 def serve() -> None:
     """Run the service until Ctrl-C. What no SYNCNORM_ variable names, it starts for itself."""
+    _require("serve", "server", *(() if os.environ.get("SYNCNORM_RAY_ADDRESS") else ("worker",)))
     from syncnorm.service.api.auth import admin_file
     from syncnorm.service.confinement import notes
     from syncnorm.service.port_errors import DatabaseUnavailableError
@@ -48,6 +54,7 @@ def serve() -> None:
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Check a running service: database, MLflow, Ray, storage, workers. Exit code 1 if something is wrong."""
+    _require("doctor", "server")
     from syncnorm.service.cli.doctor import examine
     from syncnorm.service.settings import Settings
 
@@ -65,6 +72,13 @@ def doctor(as_json: AsJson = False) -> None:
 @app.command()
 def version(as_json: AsJson = False) -> None:
     """Print the version."""
-    from syncnorm.service.api.app import VERSION
+    show_value({"version": __version__}, as_json, lambda found: found["version"])
 
-    show_value({"version": VERSION}, as_json, lambda found: found["version"])
+
+def _require(command: str, *extras: str) -> None:
+    """End the command as wrong use, saying what to install, unless these extras of the package are."""
+    missing = [extra for extra in extras if find_spec(_ONLY_IN[extra]) is None]
+    if missing:
+        noun = "extra" if len(missing) == 1 else "extras"
+        install = f"pip install 'syncnorm[{','.join(missing)}]'"
+        fail(f"`syncnorm {command}` needs the {noun} {' and '.join(missing)}: {install}", WRONG_USE)
