@@ -4,7 +4,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
-export PYTHONPATH := $(CURDIR)
 
 .PHONY: help install demo serve test deploy-test check bench chaos clean
 

@@ -178,7 +178,8 @@ def _has_nodes(ray: LocalRay) -> bool:
 def cluster(home: Path) -> Iterator[Cluster]:
     """A Ray of our own, and the service in front of it."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # Ray starts drivers as `python`
-    with ExitStack() as stack, mock.patch.dict(os.environ, {"PATH": path}):
+    root = str(Path(__file__).resolve().parents[1])  # jobs name classes of this module
+    with ExitStack() as stack, mock.patch.dict(os.environ, {"PATH": path, "PYTHONPATH": root}):
         _, ray = stack.enter_context(local_ray(home))
         _, mlflow_uri = stack.enter_context(local_mlflow(home))
         environment = os.environ | {

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.helpers.paths import ROOT
+
 if TYPE_CHECKING:
     from tests.helpers.az import Az
     from tests.helpers.bucket_server import BucketServer
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 # Before torch is loaded. The ranks of a test and the other test process fill two cores; threads would wait in loops.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What a test starts finds the tests' helpers, and so do jobs that name a class of theirs.
+os.environ.setdefault("PYTHONPATH", str(ROOT))
 
 STACK = "tests/stack"
 

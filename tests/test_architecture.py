@@ -21,8 +21,8 @@ CONTRACT = ("syncnorm.trainer.contract", "syncnorm.trainer.storage")
 """What the service may see of the trainer. It knows neither torch nor Lightning."""
 ALLOWED: dict[str, tuple[str, ...]] = {
     "norm": ("syncnorm.norm",),
-    "trainer": ("syncnorm.norm", "syncnorm.trainer"),
-    "service": ("syncnorm.service", "syncnorm.norm.kind", "syncnorm", *CONTRACT),
+    "trainer": ("syncnorm.norm", "syncnorm.trainer", "syncnorm.import_path"),
+    "service": ("syncnorm.service", "syncnorm.norm.kind", "syncnorm.import_path", *CONTRACT),
     "trainer/contract": ("syncnorm.norm.kind", *CONTRACT),
     "trainer/storage": CONTRACT,
 }

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import syncnorm
+from syncnorm.import_path import EXAMPLES, python_path
 from syncnorm.service.cli import progress as screen
 from syncnorm.service.cli.job_file import load
 from syncnorm.service.cli.terminal import Screen, fit, show_value
 from syncnorm.service.client.client import Client, ClientError, ServiceUnreachableError
 
-_EXAMPLE = Path(syncnorm.__file__).parent / "examples" / "digits-sync-batch.yaml"
+_EXAMPLE = EXAMPLES / "digits-sync-batch.yaml"
 _READY_S = 120.0
 _STOP_S = 60.0
 
@@ -51,7 +51,7 @@ def _service(home: Path, console: Screen) -> Iterator[Client]:
     """The service as a process of its own, ready for jobs; stopped in the end, with all it started."""
     home.mkdir(parents=True, exist_ok=True)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SYNCNORM_")}
-    environment |= {"SYNCNORM_HOME": str(home), "PYTHONPATH": str(Path(syncnorm.__file__).resolve().parent.parent)}
+    environment = python_path(environment) | {"SYNCNORM_HOME": str(home)}
     with tempfile.TemporaryFile() as log:
         service = subprocess.Popen(
             [sys.executable, "-m", "syncnorm.service.cli.main", "serve"],
@@ -83,6 +83,8 @@ def _wait_until_ready(service: subprocess.Popen[bytes], home: Path) -> Client:
                 return client
             client.close()
         time.sleep(0.3)
+    if service.poll() is not None:
+        raise ServiceUnreachableError("The service ended before it was ready. Above is what it said.")
     raise ServiceUnreachableError(f"The service did not become ready within {_READY_S:.0f} s.")
 
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 
+from syncnorm.import_path import python_path
 from syncnorm.service.confinement import environment_of_jobs
 from syncnorm.service.storage.code_packages import Packages
 from syncnorm.trainer.contract.plan import Inspection
@@ -21,14 +22,12 @@ TIMEOUT_S = 120.0
 
 def inspect(spec: JobSpec, packages: Packages) -> Inspection | None:
     """Conversion and findings for `spec`; None where the process does not answer, e.g. without torch on this host."""
-    environment = environment_of_jobs(os.environ, own_mlflow=True)
+    environment = python_path(environment_of_jobs(os.environ, own_mlflow=True))
     command = [sys.executable, "-m", "syncnorm.trainer.worker.model_inspection"]
     try:
         with contextlib.ExitStack() as stack:
             if spec.code is not None:
-                # Python imports from a zip as it is.
-                archive = str(stack.enter_context(local_copy(packages.path(spec.code.package))))
-                environment["PYTHONPATH"] = os.pathsep.join(filter(None, (archive, environment.get("PYTHONPATH"))))
+                command.append(str(stack.enter_context(local_copy(packages.path(spec.code.package)))))
             done = subprocess.run(
                 command,
                 input=spec.model_dump_json().encode(),

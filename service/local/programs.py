@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import syncnorm
+from syncnorm.import_path import python_path
 from syncnorm.service.confinement import PRIVATE_UMASK, environment_of_jobs, environment_of_mlflow
 from syncnorm.service.integrations.ray_jobs import ENTRYPOINTS, Entrypoints
 from syncnorm.service.local.free_ports import claimed_port, free_port
@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 _MAX_DRIVERS = 64
 _STOP_S = 20.0
-_ROOT = Path(syncnorm.__file__).resolve().parent.parent
 _RAY_WITHOUT_CLIENT = (
     "from ray.scripts import scripts; "
     "scripts.get_ray_client_dependency_error = lambda: ImportError('not wanted'); scripts.main()"
@@ -173,7 +172,7 @@ def local_mlflow(
             "MLFLOW_SERVER_ALLOWED_HOSTS": f"127.0.0.1:{port},localhost:{port}",
             "SYNCNORM_MLFLOW_PUBLIC_URL": public_url or "",
         }
-        return Command(arguments, _with_our_code(environment_of_mlflow(os.environ), extra))
+        return Command(arguments, python_path(environment_of_mlflow(os.environ)) | extra)
 
     program = Program("mlflow", home, command)
     with claimed_port(preferred_port) as port:
@@ -224,26 +223,18 @@ def _ray_arguments(folder: Path, dashboard: int) -> list[str]:
 
 
 def _ray_environment(token_file: Path, own_mlflow: bool) -> dict[str, str]:
-    return _with_our_code(
-        environment_of_jobs(os.environ, own_mlflow=own_mlflow),
-        {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token_file),
-            # Else Ray takes the address of an interface for 127.0.0.1, and its servers listen on all (ray 2.60).
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-            # How old Ray's report of free room may be; 5 s else, in which the next job could have started.
-            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-            # Else Ray shows its metrics to everybody, without the token. Two servers have no switch (ray 2.60).
-            "RAY_enable_metrics_collection": "0",
-            "AUTOSCALER_METRIC_PORT": "-1",
-            "DASHBOARD_METRIC_PORT": "-1",
-        },
-    )
-
-
-def _with_our_code(base: Mapping[str, str], extra: Mapping[str, str]) -> dict[str, str]:
-    paths = [str(_ROOT), *filter(None, [base.get("PYTHONPATH")])]
-    return {**base, "PYTHONPATH": os.pathsep.join(paths), **extra}
+    return python_path(environment_of_jobs(os.environ, own_mlflow=own_mlflow)) | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_file),
+        # Else Ray takes the address of an interface for 127.0.0.1, and its servers listen on all (ray 2.60).
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # How old Ray's report of free room may be; 5 s else, in which the next job could have started.
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        # Else Ray shows its metrics to everybody, without the token. Two servers have no switch (ray 2.60).
+        "RAY_enable_metrics_collection": "0",
+        "AUTOSCALER_METRIC_PORT": "-1",
+        "DASHBOARD_METRIC_PORT": "-1",
+    }
 
 
 def _write_token(path: Path) -> str:

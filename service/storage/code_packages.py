@@ -6,6 +6,7 @@ An archive is looked through before it is kept, so that unpacking it can neither
 from __future__ import annotations
 
 import os
+import re
 import stat
 import zipfile
 from collections.abc import Callable
@@ -19,6 +20,8 @@ MAX_BYTES = 128 * 2**20
 """Of all files together, unpacked."""
 MAX_RATIO = 100
 """Of unpacked to packed size, for archives of more than a mebibyte."""
+_HIDES_US = re.compile(r"syncnorm(/__init__)?\.(py|pyc|so|[\w-]+\.so)")
+"""A file that `import syncnorm` of a worker would find before ours."""
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -95,6 +98,11 @@ def _check_entry(entry: zipfile.ZipInfo) -> None:
         raise PackageError(f"names must be plain relative paths inside the archive, got {name[:100]!r}")
     if not name.isprintable():
         raise PackageError(f"names must not hold control characters, got {name[:100]!r}")
+    if _HIDES_US.fullmatch(str(PurePosixPath(name))):
+        raise PackageError(
+            f"it must not hold a module named syncnorm, got {name!r}. Workers import your code before all else, so it "
+            "would take the place of the library that runs your job. Rename it"
+        )
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise PackageError(f"it must hold files and folders only, no links; {name[:100]!r} is something else")

@@ -16,11 +16,12 @@ import psutil
 import pytest
 
 from syncnorm.service.client.client import Client
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import ROOT, SOURCE
 
 T = TypeVar("T")
 _MARK = "TESTS_OF_HOME"
 """A variable that all processes of a service inherit; the state folder is hidden from most of them."""
+_PATH = os.pathsep.join(map(str, (SOURCE, ROOT / "tests" / "helpers" / "stack")))
 
 
 def eventually(look: Callable[[], T | None], timeout_s: float) -> T:
@@ -34,16 +35,24 @@ def eventually(look: Callable[[], T | None], timeout_s: float) -> T:
 
 
 class Serving:
-    """One `syncnorm serve` on a state folder of its own. settings: its environment; program: in place of syncnorm."""
+    """One `syncnorm serve` on a state folder of its own.
 
-    def __init__(self, home: Path, program: str = "syncnorm.service.cli.main", **settings: str) -> None:
+    program: a module in place of syncnorm. python: of another installation, which starts outside the checkout.
+    settings: its environment.
+    """
+
+    def __init__(
+        self, home: Path, program: str = "syncnorm.service.cli.main", *, python: Path | None = None, **settings: str
+    ) -> None:
         self.home = home
         self._out = home / "out"
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SYNCNORM_")}
-        environment |= {"SYNCNORM_HOME": str(home), _MARK: str(home), "PYTHONPATH": str(ROOT), **settings}
+        environment |= {"SYNCNORM_HOME": str(home), _MARK: str(home), "PYTHONPATH": _PATH, **settings}
         with self._out.open("ab") as out:
-            command = [sys.executable, "-m", program, "serve"]
-            self.process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+            command, folder = [python or sys.executable, "-m", program, "serve"], home if python else None
+            self.process = subprocess.Popen(
+                command, env=environment, cwd=folder, stdout=out, stderr=out, start_new_session=True
+            )
 
     def url(self) -> str | None:
         address = self.home / "service.json"

@@ -303,7 +303,7 @@ def test_cancelled_job_leaves_a_checkpoint_and_a_killed_run(
 
 def test_model_that_raises_fails_as_the_users_error_with_its_traceback(client: Client, rest: httpx.Client) -> None:
     document = yaml.safe_load(EXAMPLE.read_text()) | {"name": "broken", "norm": {"kind": "none"}}
-    document["model"] = {"class_path": "tests.helpers.stack.broken_model.Broken"}
+    document["model"] = {"class_path": "broken_model.Broken"}
     document["resources"] = {"workers": 1}
 
     job = finished(client, client.submit(document)["id"])

@@ -230,4 +230,5 @@ def _failed(launch: Launch, failure: Failure) -> Result:
 
 
 if __name__ == "__main__":
+    user_code.hide_checkout()
     sys.exit(main(sys.argv[1]))

@@ -115,5 +115,6 @@ def _trained(request: ExportRequest, source: Path) -> Trained:
 
 
 if __name__ == "__main__":
+    user_code.hide_checkout()
     logging.basicConfig(level=logging.INFO)
     sys.exit(main(sys.argv[1]))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import sys
 import zipfile
 from pathlib import Path
 
+from syncnorm.import_path import without_checkout
 from syncnorm.trainer.storage.storage import local_copy
 from syncnorm.trainer.storage.sync import PATIENCE_S
 
@@ -27,7 +29,18 @@ def unpack(package: str, digest: str, into: Path) -> None:
             archive.extractall(into)
 
 
-def put_on_path(folder: Path) -> None:
-    """Let this process, and those it starts, import what was unpacked."""
-    if folder.is_dir() and str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+def put_on_path(package: Path) -> None:
+    """Let this process, and those it forks or spawns, import from `package` before all else.
+
+    package: the folder it was unpacked into, or the archive itself, which Python imports from as it is.
+    """
+    if package.exists() and str(package) not in sys.path:
+        sys.path.insert(0, str(package))
+
+
+def hide_checkout() -> None:
+    """Keep this process from importing our folders by the names they have in a checkout, as `trainer`.
+
+    For processes of ours only that run a user's code: it changes `sys.path`.
+    """
+    sys.path[:] = without_checkout(sys.path, os.environ)

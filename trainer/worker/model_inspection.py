@@ -1,17 +1,19 @@
 """What only a process that knows torch can say of a spec: which layers are converted, and what the audit finds.
 
-`python -m syncnorm.trainer.worker.model_inspection` reads a job spec (JSON) from standard input and prints an
-Inspection (JSON). Nothing is trained. The service runs it as a process of its own for a dry run; an attempt audits its
-own network the same way.
+`python -m syncnorm.trainer.worker.model_inspection [PACKAGE]` reads a job spec (JSON) from standard input and prints an
+Inspection (JSON). PACKAGE is the archive of the user's code. Nothing is trained. The service runs it as a process of
+its own for a dry run; an attempt audits its own network the same way.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Sequence, Sized
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +37,7 @@ from syncnorm.trainer.data import Data, build_data
 from syncnorm.trainer.models import build_model
 from syncnorm.trainer.training.conversion import convert
 from syncnorm.trainer.training.optim import build_optimizer
+from syncnorm.trainer.user_code import package as user_code
 from syncnorm.trainer.worker.fit import total_steps
 from syncnorm.trainer.worker.smoke_forward import SAMPLES, try_out
 
@@ -121,10 +124,15 @@ def _uneven_shares(rest: int, workers: int) -> Finding:
     )
 
 
-def main() -> None:
+def main(*packages: str) -> None:
+    user_code.hide_checkout()
+    for package in packages:
+        user_code.put_on_path(Path(package))
     document: Any = json.load(sys.stdin)
-    print(inspect(read_spec(document)).model_dump_json())
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answer:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a user's code prints is no part of the answer
+        print(inspect(read_spec(document)).model_dump_json(), file=answer)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -49,6 +49,7 @@ MLFLOW_PATIENCE_S = 60.0
 
 def train(config: dict[str, Any]) -> dict[str, Any] | None:
     """The train loop that Ray Train runs on each worker: `train_at` its place."""
+    user_code.hide_checkout()
     return train_at(place_on_ray(), config)
 
 
