@@ -128,7 +128,7 @@ def test_traceback_and_message_travel() -> None:
     except KeyError as error:
         failure = classify(error, rank=0)
 
-    assert "test_classify.py" in failure.traceback
+    assert "test_failure_classifier.py" in failure.traceback
     assert failure.message == "KeyError: 'wavelets'"
 
 

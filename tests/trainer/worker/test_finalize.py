@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from syncnorm import norm
+from syncnorm.norm.folding.fold import fold
 from syncnorm.trainer.contract.protocol import ModelRecord
 from syncnorm.trainer.contract.spec import ExportSpec
 from syncnorm.trainer.export.certification import Trained, certify_and_publish
@@ -156,7 +157,7 @@ def test_corrupted_running_var_fails_the_certificate_and_nothing_is_published(
     def corrupt(network: nn.Module) -> Any:
         damaged = copy.deepcopy(network)
         damaged[1].running_var[3] *= 4  # one channel of one layer, as a flipped exponent bit would
-        return norm.folding.fold(damaged)
+        return fold(damaged)
 
     monkeypatch.setattr(norm, "fold", corrupt)
 
