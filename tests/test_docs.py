@@ -84,7 +84,7 @@ def missing_targets(page: Path, text: str) -> Iterator[str]:
 
 def unknown_commands(page: Path, text: str) -> Iterator[str]:
     """Verbs and options of `syncnorm` that the command line doesn't have."""
-    for line in re.findall(r"(?<!from )(?<!srv/)\bsyncnorm ([a-z-][^`\n#|]*)", _code(text)):
+    for line in re.findall(r"(?:(?<=/bin/)|(?<!/)(?<!from ))\bsyncnorm ([a-z-][^`\n#|]*)", _code(text)):
         verb, options = _command(line.split())
         wanted = [word.partition("=")[0] for word in line.split() if re.match(r"--?[a-z]", word)]
         yield from ([f"syncnorm {line}"] if verb is None else [])
@@ -137,6 +137,14 @@ RULES = (missing_links, missing_files, missing_modules, missing_targets, unknown
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_page_names_only_what_exists(page: Path, rule: Callable[[Path, str], Iterator[str]]) -> None:
     assert list(rule(page, (ROOT / page).read_text())) == []
+
+
+def test_index_names_every_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    pages = [str(page.relative_to("docs")) for page in PAGES if page.parent.parent == Path("docs")]
+
+    assert pages
+    assert [page for page in pages if f"]({page})" not in index] == []
 
 
 @pytest.mark.parametrize(
