@@ -67,9 +67,14 @@ _IN_OUR_WORDS = {
     ),
 }
 
+_LONGEST_LINE, _MOST_OF_AN_END = 1000, 8000
+"""Characters of a traceback."""
+
 
 def classify(error: BaseException, rank: int) -> Failure:
     """The failure that `error` on `rank` is."""
+    if isinstance(error.__context__, KeyboardInterrupt):
+        error = error.__context__  # Lightning sets a signal handler on it, which Ray's threads can't have
     reason, secondary = _reason(error)
     text = text_of(error)
     said = next((ours for sign, ours in _IN_OUR_WORDS.items() if sign in text), text)
@@ -78,9 +83,18 @@ def classify(error: BaseException, rank: int) -> Failure:
         reason=reason,
         secondary=secondary,
         outage=isinstance(error, StorageAwayError),
-        message=storable(f"{type(error).__name__}: {said}", 4000),
-        traceback=storable("".join(traceback.format_exception(error))[-16000:]),
+        message=storable(f"{type(error).__name__}{said and ': '}{said}", 4000),
+        traceback=_traceback(error),
     )
+
+
+def _traceback(error: BaseException) -> str:
+    """Bounded so that a long message leaves the places in the code readable: long lines are cut, and then the middle."""
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    text = "\n".join(storable(line, _LONGEST_LINE) for line in lines)
+    if len(text) <= 2 * _MOST_OF_AN_END:
+        return text
+    return f"{text[:_MOST_OF_AN_END]}\n… [left out]\n{text[-_MOST_OF_AN_END:]}"
 
 
 def first_cause(failures: list[Failure], world_size: int) -> Failure | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
 import torch
 
 from syncnorm import norm
+from syncnorm.trainer.contract.bounds import LONGEST_TEXT
 from syncnorm.trainer.contract.failure import ADVICE, FailureReason
 from syncnorm.trainer.failure_classifier import (
     ExportMismatchError,
@@ -128,8 +130,34 @@ def test_traceback_and_message_travel() -> None:
     except KeyError as error:
         failure = classify(error, rank=0)
 
-    assert "test_failure_classifier.py" in failure.traceback
+    assert Path(__file__).name in failure.traceback
     assert failure.message == "KeyError: 'wavelets'"
+
+
+@pytest.mark.parametrize("text", ["x" * 10**7, "many lines\n" * 10**5, "wide\x00 \udcff" * 10**5])
+def test_long_message_leaves_the_place_in_the_code_readable(text: str) -> None:
+    try:
+        raise ValueError(text)
+    except ValueError as error:
+        failure = classify(error, rank=0)
+
+    assert f'{Path(__file__).name}", line' in failure.traceback
+    assert "in test_long_message_leaves_the_place_in_the_code_readable" in failure.traceback
+    assert len(failure.traceback) <= LONGEST_TEXT
+    assert set(failure.traceback).isdisjoint("\x00\udcff")
+
+
+def test_interrupt_is_told_as_one_and_not_as_what_lightning_makes_of_it() -> None:
+    try:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise ValueError("signal only works in main thread of the main interpreter")
+    except ValueError as error:
+        failure = classify(error, rank=0)
+
+    assert failure.message == "KeyboardInterrupt"
+    assert failure.reason is FailureReason.USER_ERROR
 
 
 def test_parameters_without_a_part_in_the_loss_get_a_remedy_that_a_job_has() -> None:

@@ -56,10 +56,10 @@ ADVICE: dict[FailureReason, Advice] = {
     FailureReason.WORKER_LOST: Advice(
         "nobody",
         True,
-        "A worker process died. It goes on from the last checkpoint while limits.max_failures allows.",
+        "A worker process died. Attempts continue from the last checkpoint until limits.max_failures is used up.",
     ),
     FailureReason.NODE_LOST: Advice(
-        "nobody", True, "A host left the cluster. The job goes on elsewhere while limits.max_failures allows."
+        "nobody", True, "A host left the cluster. Attempts continue elsewhere until limits.max_failures is used up."
     ),
     FailureReason.COLLECTIVE_TIMEOUT: Advice(
         "operator",
