@@ -89,7 +89,7 @@ def classify(error: BaseException, rank: int) -> Failure:
 
 
 def _traceback(error: BaseException) -> str:
-    """Bounded so that a long message leaves the places in the code readable: long lines are cut, and then the middle."""
+    """Bounded so that a long message leaves the places in the code readable: long lines are cut, then the middle."""
     lines = "".join(traceback.format_exception(error)).splitlines()
     text = "\n".join(storable(line, _LONGEST_LINE) for line in lines)
     if len(text) <= 2 * _MOST_OF_AN_END:

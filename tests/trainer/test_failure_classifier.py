@@ -148,13 +148,10 @@ def test_long_message_leaves_the_place_in_the_code_readable(text: str) -> None:
 
 
 def test_interrupt_is_told_as_one_and_not_as_what_lightning_makes_of_it() -> None:
-    try:
-        try:
-            raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            raise ValueError("signal only works in main thread of the main interpreter")
-    except ValueError as error:
-        failure = classify(error, rank=0)
+    told = ValueError("signal only works in main thread of the main interpreter")
+    told.__context__ = KeyboardInterrupt()
+
+    failure = classify(told, rank=0)
 
     assert failure.message == "KeyboardInterrupt"
     assert failure.reason is FailureReason.USER_ERROR

@@ -30,6 +30,7 @@ def instantiate(where: str, class_path: str, init_args: Mapping[str, Any], *, fi
         else:
             parser.add_function_arguments(target, "init", fail_untyped=False)
         known = parser.get_defaults().get("init") or {}
+        _require_known(init_args, known)
         arguments["init"] = {name: value for name, value in fill.items() if name in known} | arguments["init"]
         parsed = parser.parse_object(arguments)
         _require_reachable(target, arguments["init"])
@@ -39,6 +40,13 @@ def instantiate(where: str, class_path: str, init_args: Mapping[str, Any], *, fi
         raise ValueError(f"{where}.init_args must fit {class_path}{_signature(target)}: {message}") from error
     built = parser.instantiate(parsed).get("init")
     return built if inspect.isclass(target) else target(**(built or {}))
+
+
+def _require_known(init_args: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Else jsonargparse complains of what is inside of their values. Raises: ValueError."""
+    for name in init_args:
+        if name not in known:
+            raise ValueError(f"there is no argument {name!r}")
 
 
 def _require_reachable(target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:

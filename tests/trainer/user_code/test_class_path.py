@@ -162,6 +162,32 @@ def test_own_code_does_not_draw_on_the_global_generator_when_read() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+NAMES = {
+    "person (adult)": 3,
+    "a.b": 1,
+    "a": {"b": {"c d": [{"e f": 1}]}},
+    "日本": 4,
+    "init_args": 5,
+    "x:y/z\\%": 6,
+    "-": 7,
+}
+
+
+@pytest.mark.parametrize(
+    "parameter", ["names", "names=None", "names: dict = {}", "names: 'dict[str, object] | None' = None"]
+)
+def test_map_of_any_names_arrives_as_it_was_given(
+    parameter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"named_{abs(hash(parameter))}"
+    body = "        super().__init__()\n        self.names = names\n"
+    code = f"from torch import nn\nclass Made(nn.Module):\n    def __init__(self, {parameter}):\n{body}"
+    (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    assert _model(f"{name}.Made", names=NAMES).names == NAMES
+
+
 @pytest.mark.parametrize(
     ("code", "init_args", "message"),
     [
@@ -173,6 +199,11 @@ def test_own_code_does_not_draw_on_the_global_generator_when_read() -> None:
             "@hide\ndef Made(width: int = 1): return nn.Linear(width, 1)",
             {"width": 2},
             r"no argument 'width'. What it does with its \*\*kwargs can't be seen .* functools.wraps",
+        ),
+        (
+            "class Made(nn.Module):\n    def __init__(self, **rest): ...",
+            {"a": {"b c": 1}},
+            "there is no argument 'a'. What",
         ),
     ],
 )
