@@ -124,11 +124,18 @@ def _one_place(axes: Axes, outcomes: Sequence[Outcome], metric: str, colour: Col
     at: dict[int, list[float]] = defaultdict(list)
     for outcome in outcomes:
         points = curve(outcome, metric)
-        axes.plot([step for step, _ in points], [value for _, value in points], color=colour, alpha=0.3, linewidth=0.7)
+        shown = [step for step, _ in points], [value for _, value in points]
+        axes.plot(*shown, _dot(points), color=colour, alpha=0.3, linewidth=0.7)
         for step, value in points:
             at[step].append(value)
     steps = sorted(at)
-    axes.plot(steps, [statistics.fmean(at[step]) for step in steps], color=colour, linewidth=1.6, label=name)
+    means = [statistics.fmean(at[step]) for step in steps]
+    axes.plot(steps, means, _dot(steps), color=colour, linewidth=1.6, label=name)
+
+
+def _dot(points: Sequence[object]) -> str:
+    """How to draw a curve: a line through one point alone would not be seen."""
+    return "o-" if len(points) == 1 else "-"
 
 
 def _heat_map(study: StudySpec, rows: Sequence[Row], x_axis: str | None) -> bytes | None:

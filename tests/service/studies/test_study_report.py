@@ -193,6 +193,17 @@ def test_pictures_of_places_without_numbers_and_of_nothing() -> None:
     assert "not" not in as_json(nothing)["state"]
 
 
+def test_curve_of_one_point_is_seen() -> None:
+    spec = study(grid={"norm.kind": ["batch"], "data.batch_size": [2]}, claims=[], curves=["train/loss"], seeds=[0])
+    point = report(spec, child_1={"series": {"train/loss": [(10, 2.0)]}})
+
+    picture = np.asarray(Image.open(io.BytesIO(draw(spec, point.rows)["curves"])).convert("RGB"))
+
+    height, width = picture.shape[:2]
+    middle = picture[height // 3 : 2 * height // 3, width // 3 : 2 * width // 3]  # the legend is in a corner
+    assert count(middle, BLUE) > 20
+
+
 # In a real browser
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

@@ -81,6 +81,12 @@ def series(*roots: Path) -> dict[tuple[str, int], float]:
     return points
 
 
+def rates(*roots: Path) -> list[float]:
+    """The throughput of every epoch, or part of one, that these attempts told."""
+    points = [json.loads(line) for root in roots for line in (root / "metrics.jsonl").read_text().splitlines()]
+    return [point["value"] for point in points if point["key"] == tracking.THROUGHPUT]
+
+
 def newest(*roots: Path) -> str:
     found = checkpoints.newest([root / "checkpoints" for root in roots])
     assert found is not None
@@ -128,6 +134,7 @@ def test_paused_anywhere(ranks: Pool, undisturbed: Whole, tmp_path: Path, length
     resumed = ranks.run(train, 2, str(second), document, newest(first))[0]
 
     assert_same(undisturbed(document), resumed, first, second)
+    assert min(rates(first, second)) > 0
 
 
 def test_paused_while_gradients_accumulate(ranks: Pool, undisturbed: Whole, tmp_path: Path) -> None:
