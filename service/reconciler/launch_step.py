@@ -13,7 +13,7 @@ from syncnorm.service.jobs.job import Attempt, Job, JobState, NewEvent, new_fenc
 from syncnorm.service.reconciler.environment import Look, Ports
 from syncnorm.service.reconciler.isolation import Isolation
 from syncnorm.service.reconciler.job_step import LAUNCH_LEASE_S, JobStep
-from syncnorm.service.scheduling.elastic import Growth, Settling
+from syncnorm.service.scheduling.growth import Growth, Settling
 from syncnorm.service.scheduling.plan import Held, Policy, Schedule
 from syncnorm.service.scheduling.queue import Waiting
 from syncnorm.service.scheduling.scheduler import schedule

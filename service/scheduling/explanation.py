@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from syncnorm.service.jobs.job import ACTIVE, Attempt, Job, JobState
-from syncnorm.service.scheduling.elastic import LEAST_SAVED_S, LEAST_TRAINED_S, SETTLED_S
+from syncnorm.service.scheduling.growth import LEAST_SAVED_S, LEAST_TRAINED_S, SETTLED_S
 from syncnorm.service.scheduling.plan import Schedule
 from syncnorm.trainer.contract.failure import advised
 

@@ -15,7 +15,7 @@ from datetime import datetime
 from syncnorm.service.jobs.instants import NEVER
 from syncnorm.service.jobs.job import Job, JobState
 from syncnorm.service.scheduling.capacity import Gang, Rooms, gang
-from syncnorm.service.scheduling.elastic import can_grow
+from syncnorm.service.scheduling.growth import can_grow
 from syncnorm.service.scheduling.ordering import Lines, in_order
 from syncnorm.service.scheduling.plan import Held, Policy, Schedule, Wait
 from syncnorm.service.scheduling.preemption import Books, blockers, ends_at, victims

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from syncnorm.service.cli import main as cli
-from syncnorm.service.scheduling import elastic as growth
+from syncnorm.service.scheduling import growth
 
 growth.SETTLED_S, growth.LEAST_TRAINED_S, growth.LEAST_SAVED_S = 3.0, 10.0, 1.0
 

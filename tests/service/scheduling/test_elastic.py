@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from syncnorm.service.jobs.job import Job
-from syncnorm.service.scheduling import elastic as growth
+from syncnorm.service.scheduling import growth
 from syncnorm.trainer.contract.plan import NodeCapacity, findings, fits
 from syncnorm.trainer.contract.spec_reader import SpecError, read_spec
 from tests.helpers.service.api import SPEC, api

@@ -14,8 +14,8 @@ import pytest
 
 from syncnorm.service.jobs.admission import new_job
 from syncnorm.service.jobs.job import Job, JobState
-from syncnorm.service.scheduling import elastic as growth
-from syncnorm.service.scheduling.elastic import Growth, Settling
+from syncnorm.service.scheduling import growth
+from syncnorm.service.scheduling.growth import Growth, Settling
 from syncnorm.service.scheduling.ordering import in_lines
 from syncnorm.service.scheduling.plan import Held, Policy, Schedule
 from syncnorm.service.scheduling.scheduler import schedule
