@@ -84,7 +84,7 @@ def missing_targets(page: Path, text: str) -> Iterator[str]:
 
 def unknown_commands(page: Path, text: str) -> Iterator[str]:
     """Verbs and options of `syncnorm` that the command line doesn't have."""
-    for line in re.findall(r"(?:(?<=/bin/)|(?<!/)(?<!from ))\bsyncnorm ([a-z-][^`\n#|]*)", _code(text)):
+    for line in re.findall(r"(?:(?<=/bin/)|(?<!/)(?<!from ))\bsyncnorm ([a-z-][^`\n#|&]*)", _code(text)):
         verb, options = _command(line.split())
         wanted = [word.partition("=")[0] for word in line.split() if re.match(r"--?[a-z]", word)]
         yield from ([f"syncnorm {line}"] if verb is None else [])
