@@ -1,4 +1,7 @@
-"""Asking jobs to cancel, pause, resume or retry: the one that an address names, or many by ids or filter."""
+"""Asking jobs to cancel, pause, resume or retry: the one that an address names, or many by ids or filter.
+
+Who may: `Submitter` asks for the scope (dependencies.py), and `Store.ask_jobs` leaves the jobs of other owners alone.
+"""
 
 from __future__ import annotations
 
