@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from enum import Enum
 from http import HTTPStatus
@@ -21,6 +22,8 @@ MAX_HEAD = 64 * 2**10
 """Bytes of request line and headers."""
 UNREAD_S = 300
 """A client that reads nothing of an answer for so long is given up, as one that is gone."""
+_UPGRADE = re.compile(rb"^upgrade(?=[ \t]*:)", re.IGNORECASE | re.MULTILINE)
+_EMPTY_LINE = re.compile(rb"^\r?\n", re.MULTILINE)
 
 
 class Part(Enum):
@@ -37,6 +40,8 @@ class BoundedHttp(HttpToolsProtocol):
     _part = Part.NOTHING
     _began_at = _last_at = 0.0
     _received = 0
+    _begun_line = b""
+    _is_in_headers = False
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -53,12 +58,25 @@ class BoundedHttp(HttpToolsProtocol):
             self._wait_for(Part.HEAD)
         self._last_at = self.loop.time()
         self._received += len(data)
-        super().data_received(data)
+        super().data_received(self._without_upgrade(data) if self._part is Part.HEAD else data)
         if self._part is Part.HEAD and self._received > MAX_HEAD:
             self._end(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """Nothing here speaks WebSocket, and no operator should install anything because a page asked."""
+    def _without_upgrade(self, data: bytes) -> bytes:
+        """A head in which no upgrade is offered, for nothing here speaks HTTP/2 or WebSocket.
+
+        Java's HttpClient and `curl --http2` offer one with each request. A server may pass it over, but httptools drops
+        the body of such a request, and all that follows on the connection (0.9).
+        """
+        data, self._begun_line = self._begun_line + data, b""
+        self._is_in_headers = self._is_in_headers or b"\n" in data
+        if not self._is_in_headers:
+            return data  # what is no HTTP, such as a greeting of TLS, is refused at once
+        end = _EMPTY_LINE.search(data)
+        headers = end.start() if end else data.rfind(b"\n") + 1
+        if not end:
+            data, self._begun_line = data[:headers], data[headers:]
+        return _UPGRADE.sub(b"upgrade-passed-over", data[:headers]) + data[headers:]
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -74,7 +92,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._part = Part.NOTHING
 
     def _wait_for(self, part: Part) -> None:
-        self._part, self._received = part, 0
+        self._part, self._received, self._is_in_headers = part, 0, False
         self._began_at = self._last_at = self.loop.time()
         if self._timer is None:
             self._timer = self.loop.call_at(self._due_at(), self._look)

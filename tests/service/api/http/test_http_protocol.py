@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import socket
 import threading
 import time
@@ -191,3 +192,47 @@ def is_open(port: int, peer: int) -> bool:
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     ends = {(int(line[1].split(":")[1], 16), int(line[2].split(":")[1], 16)) for line in lines if line[3] == "01"}
     return (port, peer) in ends
+
+
+OFFER = "Connection: Upgrade, HTTP2-Settings\nUPGRADE: {what}\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\n"
+
+
+def status(file: io.BufferedReader) -> int:
+    """That of the next answer."""
+    found = int(file.readline().split()[1])
+    length = 0
+    while (line := file.readline().strip().lower()) != b"":
+        if line.startswith(b"content-length:"):
+            length = int(line.split(b":")[1])
+    file.read(length)
+    return found
+
+
+@pytest.mark.parametrize("what", ["h2c", "websocket"])
+@pytest.mark.parametrize("pieces", [1, 3, 0], ids=["at once", "in pieces", "byte by byte"])
+def test_an_offer_of_another_protocol_is_passed_over(served: tuple[int, World], what: str, pieces: int) -> None:
+    # Java's HttpClient makes one with every request; the body must arrive, and the connection go on.
+    body = json.dumps(SPEC)
+    head = f"{POST}{OFFER.format(what=what)}Content-Length: {len(body)}\n\n".replace("\n", "\r\n")
+    request = (head + body).encode()
+    size = len(request) // pieces + 1 if pieces else 1
+
+    with connect(served[0]) as connection, connection.makefile("rb") as answers:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(2):
+            for start in range(0, len(request), size):
+                connection.sendall(request[start : start + size])
+
+            assert status(answers) == 201
+
+
+def test_what_is_no_http_is_refused_at_once(served: tuple[int, World], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_S", WAIT_S)
+    began = time.monotonic()
+    connection = connect(served[0])
+    connection.sendall(bytes.fromhex("1603010200010001fc0303"))  # TLS, as https:// of the same address would begin
+
+    elapsed_s, said = ended_after(connection, began)
+
+    assert said.startswith(b"HTTP/1.1 400")
+    assert elapsed_s < WAIT_S / 2
