@@ -14,7 +14,7 @@ from rich.text import Text
 
 from syncnorm.service.cli.formatting import duration, local_time, number, took
 from syncnorm.service.cli.tables import jobs_table, state_text
-from syncnorm.service.cli.terminal import fit
+from syncnorm.service.cli.terminal import fit, visible
 from syncnorm.service.client.client import TERMINAL, Client
 from syncnorm.service.integrations.mlflow_note import certificate_line
 
@@ -36,7 +36,7 @@ def follow(client: Client, job_id: str, console: Console) -> Json:
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=100, state="queued", text="")
-        client.connection.on_lost = lambda message: console.print(message, style="yellow", markup=False)
+        client.connection.on_lost = lambda message: console.print(visible(message), style="yellow", markup=False)
         for event in (fit(one, console) for one in client.follow_events(job_id)):
             if event["kind"] == "progress":
                 bar.update(task, completed=event["data"].get("percent") or 0, text=progress_text(event["data"]))

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from syncnorm.service.cli.arguments import AsJson
-from syncnorm.service.cli.terminal import connect
+from syncnorm.service.cli.terminal import connect, fit
 
 app = typer.Typer()
 
@@ -30,7 +30,7 @@ def audit(
     with connect() as client:
         found = client.audit(actor=actor, action=action, object=obj, since=since, until=until)
         for entry in islice(found, limit):
-            print(json.dumps(entry) if as_json else as_text(entry), flush=True)
+            print(json.dumps(entry) if as_json else as_text(fit(entry)), flush=True)
 
 
 def as_text(entry: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ import typer
 
 from syncnorm import __version__
 from syncnorm.service.cli.arguments import AsJson
-from syncnorm.service.cli.terminal import JOB_FAILED, WRONG_USE, fail, out, show_value
+from syncnorm.service.cli.terminal import JOB_FAILED, WRONG_USE, fail, fit, out, show_value
 
 app = typer.Typer()
 _ONLY_IN = {"server": "fastapi_offline", "worker": "lightning"}
@@ -63,7 +63,7 @@ def doctor(as_json: AsJson = False) -> None:
         for check in examine(Settings.from_environment()):
             failed = failed or check.problem is not None
             text = f"{'wrong' if check.problem else 'fine ':5}  {check.name}: {check.problem or check.detail}"
-            print(json.dumps(asdict(check)) if as_json else text, flush=True)
+            print(json.dumps(asdict(check)) if as_json else fit(text), flush=True)
     except ValueError as error:
         fail(str(error), WRONG_USE)
     raise typer.Exit(JOB_FAILED if failed else 0)

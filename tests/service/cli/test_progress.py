@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from syncnorm.service.cli.progress import follow, summary, watch
 from syncnorm.service.cli.selection import by_short_id
 from syncnorm.service.cli.tables import jobs_table
 from syncnorm.service.client.client import TERMINAL, Client
+from syncnorm.service.client.connection import Connection
 from syncnorm.service.jobs.job import new_job_id
 from tests.helpers.service.api import SPEC, api
 
@@ -263,6 +265,44 @@ def test_log_lines_are_shown_and_not_obeyed_unless_asked_for(
         printed = CliRunner().invoke(cli.app, ["logs", one.id, *words]).stdout
 
     assert ("\x1b" in printed) is raw
+
+
+PHASES = "preparing|starting_workers|training|finalizing|done"
+STRUCTURE = re.compile(f"id|.*_id|state|kind|at|.*_at|outcome|reason|severity|.*_start|metrics|{PHASES}")
+READING = ["ls", "show last", "explain last", "attempts last", "events last", "checkpoints last", "audit"]
+READING += ["exports last", "statistics last", "cluster", "norms", "models", "datasets", "token ls", "secret ls"]
+READING += ["study ls", "study show STUDY"]
+
+
+def hostile(value: Any, key: str = "id") -> Any:
+    """`value` with every text in it that is free, as far as its name tells."""
+    if isinstance(value, dict):
+        return {name: hostile(item, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [hostile(item, key) for item in value]
+    return HOSTILE if isinstance(value, str) and not STRUCTURE.fullmatch(key) else value
+
+
+@pytest.mark.parametrize("words", READING)
+def test_no_answer_of_the_service_commands_the_terminal(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with api(tmp_path) as (http, world):
+        job = world.succeed(labels={"team": "a"}).id
+        http.put("/v1/secrets/ONE", json={"value": "v"})
+        http.post("/v1/tokens", json={"owner": "ann"})
+        base = {"model": {"name": "mlp"}, "data": {"name": "digits", "batch_size": 8}}
+        study = http.post("/v1/studies", json={"name": "s", "base": base, "grid": {"optimizer.lr": [0.1]}}).json()["id"]
+        monkeypatch.setattr(terminal, "Client", lambda: client_of(http))
+        monkeypatch.setattr(terminal.out, "_force_terminal", True)
+        ask = Connection.json
+        monkeypatch.setattr(Connection, "json", lambda *of, **options: hostile(ask(*of, **options)))
+
+        shown = CliRunner().invoke(cli.app, words.replace("STUDY", study).replace("last", job).split())
+
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout
+    assert not re.search("\x1b\\[2J|\x1b\\]|\x9b|\u202e", shown.output)
 
 
 def test_events_go_to_a_terminal_on_standard_error_as_shown_text(monkeypatch: pytest.MonkeyPatch) -> None:
