@@ -20,7 +20,8 @@ from syncnorm.service.cli.commands import job_verbs as verbs
 from syncnorm.service.cli.commands.studies import study_app
 from syncnorm.service.cli.commands.tokens import token_app
 from syncnorm.service.cli.commands.uploads import package_app, secret_app
-from syncnorm.service.cli.terminal import CRASHED, INTERRUPTED, PIPE_CLOSED, WRONG_USE, err, visible
+from syncnorm.service.cli.terminal import CRASHED, INTERRUPTED, PIPE_CLOSED, WRONG_USE, err
+from syncnorm.trainer.contract.text import visible
 
 
 class Commands(TyperGroup):

@@ -14,9 +14,10 @@ from rich.text import Text
 
 from syncnorm.service.cli.formatting import duration, local_time, number, took
 from syncnorm.service.cli.tables import jobs_table, state_text
-from syncnorm.service.cli.terminal import fit, visible
+from syncnorm.service.cli.terminal import fit
 from syncnorm.service.client.client import TERMINAL, Client
 from syncnorm.service.integrations.mlflow_note import certificate_line
+from syncnorm.trainer.contract.text import visible
 
 Json = dict[str, Any]
 STATES = ("queued", "starting", "running", "stopping", "paused", "finalizing", "succeeded", "failed", "cancelled")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,14 +21,13 @@ from syncnorm.service.client.client import (
     ServiceTimeoutError,
     ServiceUnreachableError,
 )
+from syncnorm.trainer.contract.text import visible
 
 T = TypeVar("T")
 FINE, JOB_FAILED, WRONG_USE, UNREACHABLE, NOT_ALLOWED, TIMED_OUT = range(6)
 CRASHED, INTERRUPTED, PIPE_CLOSED = 70, 130, 141
 _PIPED_COLUMNS = 1000
 """Wide enough for any row: what another program reads has a line a row."""
-_COMMANDS_OF_A_TERMINAL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Control characters but tab and newline, and those that turn the direction of text around."""
 
 
 class Screen(Console):
@@ -106,15 +104,6 @@ def show_value(value: T, as_json: bool, show: Callable[[T], RenderableType]) -> 
         return
     shown = show(fit(value))
     out.print(shown, soft_wrap=not isinstance(shown, Table))
-
-
-def visible(text: str) -> str:
-    """`text` with what a terminal would obey instead of showing written out, as \\x1b for ESC.
-
-    >>> visible("\\x1b[2J evil \\u202e txt.exe")
-    '\\\\x1b[2J evil \\\\u202e txt.exe'
-    """
-    return _COMMANDS_OF_A_TERMINAL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def fit(value: T, console: Console | None = None) -> T:

@@ -8,6 +8,8 @@ import time
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from syncnorm.trainer.contract.text import visible
+
 _OURS = "syncnorm"
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -39,13 +41,13 @@ class JsonLines(logging.Formatter):
 
 
 class Lines(logging.Formatter):
-    """`12:00:00 WARNING  the cluster can't be asked  error=…`"""
+    """`12:00:00 WARNING  the cluster can't be asked  error=…`, with nothing in it that a terminal would obey."""
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        fields = "".join(f"  {name}={value}" for name, value in _fields(record).items())
+        fields = "".join(f"  {name}={value}" for name, value in _fields(record).items()).replace("\n", "\\n")
         text = f"{clock} {record.levelname:<8} {record.getMessage()}{fields}"
-        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+        return visible(f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

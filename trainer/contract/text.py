@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _CUT = " … [cut: {} characters in all]"
 _DEEPEST = 32
+_COMMANDS_OF_A_TERMINAL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Control characters but tab and newline, and those that turn the direction of text around."""
 
 
 def storable(text: str, limit: int | None = None) -> str:
@@ -28,6 +31,15 @@ def storable(text: str, limit: int | None = None) -> str:
         return clean
     marker = _CUT.format(len(clean))
     return (clean[: max(0, limit - len(marker))] + marker)[:limit]
+
+
+def visible(text: str) -> str:
+    """`text` with what a terminal would obey instead of showing written out, as \\x1b for ESC.
+
+    >>> visible("\\x1b[2J evil \\u202e txt.exe")
+    '\\\\x1b[2J evil \\\\u202e txt.exe'
+    """
+    return _COMMANDS_OF_A_TERMINAL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def storable_json(value: Any, *, depth: int = _DEEPEST) -> Any:

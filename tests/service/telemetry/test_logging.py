@@ -83,3 +83,15 @@ def test_on_a_terminal_people_read_it() -> None:
     assert first[8:] == " INFO     job moved  job=job_1  from=queued  to=starting"
     assert second[8:] == " ERROR    failed"
     assert rest[-2:] == ["ValueError: boom", "with a second line"]
+
+
+def test_what_a_request_brings_commands_no_terminal_and_makes_no_line_of_its_own() -> None:
+    stream = Terminal()
+    logs.configure(stream)
+
+    logging.getLogger("syncnorm.x").info(
+        "refused", extra={"path": "/v1/jobs/\x1b[2J\n12:00:00 INFO  all is well\u202e"}
+    )
+
+    (line,) = stream.getvalue().splitlines()
+    assert line.endswith(r"refused  path=/v1/jobs/\x1b[2J\n12:00:00 INFO  all is well\u202e")
