@@ -126,9 +126,9 @@ def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, s
     store = Store(database)
     dispatcher = stack.enter_context(contextlib.closing(_dispatcher(settings, ray, store)))
     tracker = stack.enter_context(contextlib.closing(MlflowTracker(mlflow_uri)))
-    hub, metrics = Hub(store.news), Metrics()
+    hub, metrics = Hub(store.history.news), Metrics()
     places = Places(settings.storage_root, settings.worker_url or url, mlflow_uri, settings.public_url or url)
-    marker = StorageMarker(store, settings.storage_root)
+    marker = StorageMarker(store.installation, settings.storage_root)
     gate = StorageGate(check=marker.check)
     gate.is_usable()  # marks a new storage, before anything is launched that could be missing from it
     ports = Ports(store, dispatcher, tracker, places, hub.changed, metrics, gate)
@@ -146,17 +146,19 @@ def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, s
         wake=threading.Event(),
         mlflow_uri=links,
         local_paths=_is_embedded(settings),
-        door=Doorkeeper(store, admin),
+        door=Doorkeeper(store.tokens, store.now, admin),
         rate=RateLimit(settings.rate_limit),
         metrics=metrics,
-        trail=Trail(store),
+        trail=Trail(store.audit),
         inspect=lambda spec: None if _must_not_run_here(spec, settings) else inspect(spec, packages),
         packages=packages,
         webhooks=_webhooks(settings, store, metrics, stack),
-        secrets=Secrets(store, secrets_key(settings.secrets_key_file, settings.home)),
-        intake=Intake(store, settings.max_queued, lambda job: job_view(job, links).model_dump(mode="json")),
-        retention=Retention(store, settings, metrics),
-        studies=StudyPublisher(store, MlflowStudyRuns(tracker), settings.storage_root, links, marker.check),
+        secrets=Secrets(store.secrets, secrets_key(settings.secrets_key_file, settings.home)),
+        intake=Intake(
+            store.jobs, store.now, settings.max_queued, lambda job: job_view(job, links).model_dump(mode="json")
+        ),
+        retention=Retention(store.retention, store.now, settings, metrics),
+        studies=_study_publisher(settings, store, tracker, links, marker),
         background=(ClusterSweep(dispatcher, store.unreleased_submissions), RunDescriber(store, tracker)),
     )
 
@@ -185,6 +187,13 @@ def _must_not_run_here(spec: JobSpec, settings: Settings) -> bool:
 
 def _is_embedded(settings: Settings) -> bool:
     return settings.ray_address is None
+
+
+def _study_publisher(
+    settings: Settings, store: Store, tracker: MlflowTracker, links: str, marker: StorageMarker
+) -> StudyPublisher:
+    runs = MlflowStudyRuns(tracker)
+    return StudyPublisher(store.studies, store.leases, store.now, runs, settings.storage_root, links, marker.check)
 
 
 def _webhooks(settings: Settings, store: Store, metrics: Metrics, stack: contextlib.ExitStack) -> Webhooks:

@@ -15,7 +15,7 @@ from typing import Any
 
 from syncnorm.service.api.auth import Principal, UnauthorizedError
 from syncnorm.service.jobs.actors import Actor, Deed, Outcome, action_of
-from syncnorm.service.store import Store
+from syncnorm.service.store.administration.audit import AuditTable
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _STOP_S = 2.0
 class Trail:
     """The first refusal of a kind is written at once, its repetitions as one line with their number a minute later."""
 
-    store: Store
+    audit: AuditTable
     every_s: float = 0.3
     window_s: float = 60.0
     clock: Callable[[], float] = time.monotonic
@@ -79,7 +79,7 @@ class Trail:
         if not deeds:
             return
         try:
-            self.store.add_audit(deeds)
+            self.audit.add(deeds)
         except Exception:
             logger.exception("audit lines could not be written; trying again")
             with self._lock:

@@ -23,7 +23,8 @@ from syncnorm.service.api.http.errors import ApiError
 from syncnorm.service.jobs.actors import Actor
 from syncnorm.service.jobs.job import Job
 from syncnorm.service.jobs.study import Study
-from syncnorm.service.store import Store, StoredToken
+from syncnorm.service.store import StoredToken
+from syncnorm.service.store.administration.tokens import TokenTable
 
 SCOPES = ("read", "submit", "admin")
 ADMIN_FILE = "admin.token"
@@ -85,14 +86,16 @@ class Doorkeeper:
 
     def __init__(
         self,
-        store: Store,
+        tokens: TokenTable,
+        now: Callable[[], datetime],
         admin_token: str | None,
         *,
         memory_s: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """admin_token: None turns authentication off."""
-        self._store = store
+        """now: the time of the database, by which tokens expire. admin_token: None turns authentication off."""
+        self._tokens = tokens
+        self._now = now
         self._clock = clock
         self._admin = None if admin_token is None else digest(admin_token)
         self._memory_s = memory_s
@@ -117,11 +120,11 @@ class Doorkeeper:
         given = digest(token)
         if hmac.compare_digest(given, self._admin):
             return self._remember(authorization, Principal("admin", frozenset(SCOPES), ADMIN_ID))
-        stored = self._store.token(_token_id(token))
+        stored = self._tokens.get(_token_id(token))
         expected = stored.digest if stored else self._admin
         if not hmac.compare_digest(given, expected) or stored is None:
             raise UnauthorizedError(f"This token is not known here. {_WHERE_FROM}", "unknown token or wrong secret")
-        now = self._store.now()
+        now = self._now()
         _require_standing(stored, now)
         left_s = math.inf if stored.expires_at is None else (stored.expires_at - now).total_seconds()
         principal = Principal(stored.owner, frozenset(stored.scopes), stored.id)

@@ -133,7 +133,7 @@ Admin = Annotated[Principal, Depends(_admin)]
 
 def visible_job(ctx: Context, who: Principal, job_id: str) -> Job:
     """Raises: ApiError 404, the same for a job that is not there and for one of somebody else."""
-    job = ctx.store.job(job_id) if _ID.fullmatch(job_id) else None
+    job = ctx.store.jobs.get(job_id) if _ID.fullmatch(job_id) else None
     if job is None or not who.may_see(job):
         raise not_found("job", job_id)
     return job
@@ -141,7 +141,7 @@ def visible_job(ctx: Context, who: Principal, job_id: str) -> Job:
 
 def visible_study(ctx: Context, who: Principal, study_id: str) -> Study:
     """Raises: ApiError 404, the same for a study that is not there and for one of somebody else."""
-    study = ctx.store.study(study_id) if _ID.fullmatch(study_id) else None
+    study = ctx.store.studies.get(study_id) if _ID.fullmatch(study_id) else None
     if study is None or not who.may_see(study):
         raise not_found("study", study_id)
     return study

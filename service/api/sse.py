@@ -59,7 +59,7 @@ async def _entries(ctx: Context, job_id: str, read: Read, after: int, form: Form
         while not ctx.hub.is_closed:
             changed.clear()
             # The state first: what was written before it became final is then in the page.
-            job = await run_in_threadpool(ctx.store.job, job_id)
+            job = await run_in_threadpool(ctx.store.jobs.get, job_id)
             page = await run_in_threadpool(read, after, _PAGE)
             for position, view in page:
                 yield form.write(position, view)

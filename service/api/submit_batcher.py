@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -17,7 +18,8 @@ from syncnorm.service.jobs.actors import SERVICE, Actor
 from syncnorm.service.jobs.admission import new_job
 from syncnorm.service.jobs.job import Job, JobState, NewEvent
 from syncnorm.service.port_errors import DatabaseUnavailableError
-from syncnorm.service.store import Added, Answer, NewJob, Store
+from syncnorm.service.store import Added, Answer, NewJob
+from syncnorm.service.store.tables.jobs import JobTable
 from syncnorm.trainer.contract.spec import JobSpec
 
 _MOST = 200
@@ -46,9 +48,16 @@ class Taken:
 class Intake:
     """Belongs to one event loop."""
 
-    def __init__(self, store: Store, most_unfinished: int, describe: Callable[[Job], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        jobs: JobTable,
+        now: Callable[[], datetime],
+        most_unfinished: int,
+        describe: Callable[[Job], dict[str, Any]],
+    ) -> None:
         """most_unfinished: jobs of one owner. describe: what a submit is answered about its job."""
-        self._store = store
+        self._jobs = jobs
+        self._now = now
         self._most_unfinished = most_unfinished
         self._describe = describe
         self._waiting: list[tuple[Submit, asyncio.Future[Taken | None]]] = []
@@ -89,7 +98,7 @@ class Intake:
                 done.set_result(result)
 
     def _keep(self, submits: Sequence[Submit]) -> list[Taken | None]:
-        now = self._store.now()
+        now = self._now()
         new, answers = [], []
         for one in submits:
             job = new_job(one.spec, one.owner, now)
@@ -97,7 +106,7 @@ class Intake:
             event = NewEvent(JobState.QUEUED, "Submitted.", {"owner": one.owner}, one.by)
             new.append(NewJob(job, event, one.key, answer))
             answers.append(answer)
-        results = self._store.add_jobs(new, self._most_unfinished)
+        results = self._jobs.add_all(new, self._most_unfinished)
         return [_taken(answer, result) for answer, result in zip(answers, results, strict=True)]
 
 

@@ -6,12 +6,11 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from syncnorm.service.settings import Settings
-from syncnorm.service.store import Store
-from syncnorm.service.store.tables.retention import BATCH
+from syncnorm.service.store.administration.retention import BATCH, RetentionTable
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +31,8 @@ class Observer(Protocol):
 class Retention:
     """Any number of processes may do this at the same time: what is gone for one is gone for all."""
 
-    store: Store
+    kept: RetentionTable
+    now: Callable[[], datetime]
     settings: Settings
     metrics: Observer
 
@@ -48,8 +48,8 @@ class Retention:
         parts: dict[str, Callable[[], Iterator[int]]] = {
             "log_lines": self._lines,
             "events": self._events,
-            "audit": lambda: self._all(self.store.forget_audit, self.settings.audit_retention_days),
-            "idempotency": lambda: self._all(self.store.forget_answers, self.settings.idempotency_retention_days),
+            "audit": lambda: self._all(self.kept.forget_audit, self.settings.audit_retention_days),
+            "idempotency": lambda: self._all(self.kept.forget_answers, self.settings.idempotency_retention_days),
             "free_pages": self._space,
         }
         for table, batches in parts.items():
@@ -67,31 +67,31 @@ class Retention:
 
     def _lines(self) -> Iterator[int]:
         """Those of jobs that ended long ago; then, while there are too many, of those that ended first."""
-        before = self.store.now() - timedelta(days=self.settings.log_retention_days)
-        while jobs := self.store.ended_with_lines(before):
+        before = self.now() - timedelta(days=self.settings.log_retention_days)
+        while jobs := self.kept.ended_with_lines(before):
             for job_id in jobs:
-                yield from self._until_less(lambda job_id=job_id: self.store.forget_lines(job_id))  # type: ignore[misc]
+                yield from self._until_less(lambda job_id=job_id: self.kept.forget_lines(job_id))  # type: ignore[misc]
         while self._too_many():
-            jobs = self.store.ended_with_lines(None, limit=1) or self.store.largest_logs(limit=1)
+            jobs = self.kept.ended_with_lines(None, limit=1) or self.kept.largest_logs(limit=1)
             if not jobs:
                 return
-            yield self.store.forget_lines(jobs[0])
+            yield self.kept.forget_lines(jobs[0])
 
     def _too_many(self) -> bool:
-        return self.store.kept_lines()[1] > self.settings.log_mb_total * MIB
+        return self.kept.kept_lines()[1] > self.settings.log_mb_total * MIB
 
     def _events(self) -> Iterator[int]:
-        before = self.store.now() - timedelta(days=self.settings.event_retention_days)
-        while jobs := self.store.ended_with_events(before):
+        before = self.now() - timedelta(days=self.settings.event_retention_days)
+        while jobs := self.kept.ended_with_events(before):
             for job_id in jobs:
-                yield from self._until_less(lambda job_id=job_id: self.store.forget_reported_events(job_id))  # type: ignore[misc]
+                yield from self._until_less(lambda job_id=job_id: self.kept.forget_reported_events(job_id))  # type: ignore[misc]
 
     def _all(self, forget: Callable[..., int], days: int) -> Iterator[int]:
-        before = self.store.now() - timedelta(days=days)
+        before = self.now() - timedelta(days=days)
         yield from self._until_less(lambda: forget(before))
 
     def _space(self) -> Iterator[int]:
-        while self.store.give_space_back():
+        while self.kept.give_space_back():
             yield 0
 
     @staticmethod

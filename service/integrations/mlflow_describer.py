@@ -63,12 +63,12 @@ class RunDescriber:
     def tick(self, stop: threading.Event | None = None) -> None:
         """Describe some runs. What can't be described now waits, and holds up no other."""
         silences = 0
-        for job, attempt in self._store.undescribed(_MOST_A_TICK + len(self._not_before)):
+        for job, attempt in self._store.descriptions.pending(_MOST_A_TICK + len(self._not_before)):
             if self._clock() < self._not_before.get(job.id, 0.0):
                 continue
             if silences >= _MOST_SILENCES or (stop is not None and stop.is_set()):
                 return
-            if self._store.take_lease(self._holder, _LEASE_S, LEASE) is None:
+            if self._store.leases.take(self._holder, _LEASE_S, LEASE) is None:
                 return
             silences = 0 if self._describe(job, attempt) else silences + 1
 
@@ -76,7 +76,7 @@ class RunDescriber:
         """Whether MLflow answered."""
         assert job.run_id is not None
         try:
-            lost = self._tracker.describe(job.run_id, job, self._store.attempts(job.id))
+            lost = self._tracker.describe(job.run_id, job, self._store.attempts.of_job(job.id))
             problem = _refused(lost) if lost else ""
         except RefusedError as error:
             problem = f"MLflow refused to describe the run of this job, so it has no params there: {error}"
@@ -98,8 +98,10 @@ class RunDescriber:
 
     def _settle(self, job: Job, attempt: int, problem: str) -> None:
         if problem:
-            self._store.add_event(job.id, NewEvent("run_incomplete", storable(problem, 2000), {"attempt": attempt}))
-        self._store.note_described(job.id, attempt)
+            self._store.history.add_event(
+                job.id, NewEvent("run_incomplete", storable(problem, 2000), {"attempt": attempt})
+            )
+        self._store.descriptions.done(job.id, attempt)
         self._outages.over(job.id)
         self._not_before.pop(job.id, None)
         self._tries.pop(job.id, None)

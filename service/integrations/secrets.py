@@ -9,12 +9,13 @@ import base64
 import hashlib
 import os
 import secrets
+from datetime import datetime
 from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken
 
 from syncnorm.service.jobs.actors import SERVICE, Actor
-from syncnorm.service.store import Store
+from syncnorm.service.store.administration.secrets import SecretTable
 
 KEY_FILE = "secrets.key"
 
@@ -24,16 +25,24 @@ class SecretUnreadableError(Exception):
 
 
 class Secrets:
-    def __init__(self, store: Store, key: bytes) -> None:
-        self._store = store
+    def __init__(self, sealed: SecretTable, key: bytes) -> None:
+        self._sealed = sealed
         self._fernet = Fernet(key)
 
     def put(self, owner: str, name: str, value: str, by: Actor = SERVICE) -> None:
         """Keep a value; one of the same name is replaced."""
-        self._store.put_secret(owner, name, self._fernet.encrypt(value.encode()).decode(), by)
+        self._sealed.put(owner, name, self._fernet.encrypt(value.encode()).decode(), by)
+
+    def delete(self, owner: str, name: str, by: Actor = SERVICE) -> bool:
+        """False if there is no such secret."""
+        return self._sealed.delete(owner, name, by)
+
+    def find(self, owner: str) -> list[tuple[str, datetime]]:
+        """(name, last change) of an owner's secrets, by name."""
+        return self._sealed.find(owner)
 
     def missing(self, owner: str, names: set[str]) -> set[str]:
-        return names - self._store.secret_names(owner)
+        return names - self._sealed.names(owner)
 
     def values(self, owner: str, names: set[str]) -> dict[str, str]:
         """Those that are there, in clear: for the workers of a job, and nobody else.
@@ -43,7 +52,7 @@ class Secrets:
         try:
             return {
                 name: self._fernet.decrypt(sealed).decode()
-                for name, sealed in self._store.secrets(owner, names).items()
+                for name, sealed in self._sealed.sealed(owner, names).items()
             }
         except InvalidToken as error:
             raise SecretUnreadableError("a secret was kept under another key; put it again") from error

@@ -74,19 +74,19 @@ class _Receiver:
 
     def _may_act(self) -> bool:
         """Whether this replica is the one that tells it."""
-        return self._store.take_lease(self._holder, _LEASE_S, self._lease) is not None
+        return self._store.leases.take(self._holder, _LEASE_S, self._lease) is not None
 
     def _catch_up(self) -> None:
-        after = self._store.webhook_position(self.key)
+        after = self._store.webhooks.position(self.key)
         until = self._store.now() - timedelta(seconds=_SETTLED_S)
-        for event in self._store.events_of_kinds(KINDS, after, until, _PAGE):
+        for event in self._store.history.events_of_kinds(KINDS, after, until, _PAGE):
             if not self._may_act() or not self._tell(event):
                 return
-            self._store.set_webhook_position(self.key, event.seq)
+            self._store.webhooks.set_position(self.key, event.seq)
 
     def _tell(self, event: StoredEvent) -> bool:
         """Whether to go on with the next one."""
-        job = self._store.job(event.job_id)
+        job = self._store.jobs.get(event.job_id)
         if job is None:  # deleted since
             return True
         now = self._store.now()

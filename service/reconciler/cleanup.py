@@ -50,14 +50,14 @@ def release(ports: Ports, items: Isolation, look: Look, view: View, attempts: Se
 
 def _release_one(ports: Ports, items: Isolation, look: Look, attempt: Attempt) -> None:
     def act() -> None:
-        if ports.store.release(attempt.id, look.token) is None:
+        if ports.store.attempts.release(attempt.id, look.token) is None:
             return
         ports.dispatcher.forget(attempt.id)
         if ports.metrics is not None:
             ports.metrics.attempt_ended(attempt.outcome or "", attempt.reason or "")
 
     items.attempt(
-        "release", attempt.id, act, lambda _why, _trace: ports.store.release_uncounted(attempt.id, look.token)
+        "release", attempt.id, act, lambda _why, _trace: ports.store.set_aside.release_uncounted(attempt.id, look.token)
     )
 
 

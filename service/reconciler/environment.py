@@ -87,7 +87,7 @@ class Ports:
         """Ends a job that can't be handled. Its processes are ended and its capacity is released as of any other."""
 
         def give_up(why: str, trace: str) -> None:
-            state = self.store.set_job_aside(job_id, why, trace, look.token)
+            state = self.store.set_aside.job(job_id, why, trace, look.token)
             logger.error("job set aside", extra={"job": job_id, "to": str(state), "why": why})
             self.on_change(job_id)
 

@@ -45,9 +45,9 @@ class ExportStep:
         """Do what can be done now; the submissions that belong to exports which may still run."""
         known: set[str] = set()
         faults: Faults = {}
-        exports = self._ports.store.unreleased_exports(faults)
+        exports = self._ports.store.exports.unreleased(faults)
         busy = sum(export.state is not ExportState.QUEUED for export in exports)
-        jobs = {job.id: job for job in self._ports.store.jobs_by_id({export.job_id for export in exports})}
+        jobs = {job.id: job for job in self._ports.store.workload.jobs({export.job_id for export in exports})}
         for export in _oldest_first(exports):
             look.check()
             job, room = jobs.get(export.job_id), busy < MOST_AT_ONCE
@@ -68,7 +68,7 @@ class ExportStep:
             "export",
             export.submission_id,
             act,
-            lambda why, _: self._ports.store.set_export_aside(export.job_id, export.number, why, look.token),
+            lambda why, _: self._ports.store.set_aside.export(export.job_id, export.number, why, look.token),
         )
         waited = export.state is ExportState.QUEUED
         return waited and after is not None and after.state is not ExportState.QUEUED
@@ -118,7 +118,7 @@ class ExportStep:
             self._ports.outages.goes_on(what, "export postponed; retrying", what=what, error=str(error))
             return None
         self._ports.outages.over(f"export {export.submission_id}")
-        after = self._ports.store.change_export(export, decision.changes, event=decision.event, lease=look.token)
+        after = self._ports.store.exports.change(export, decision.changes, event=decision.event, lease=look.token)
         if after is not None and decision.event is not None:
             logger.info("export moved", extra={"export": after.submission_id, "to": after.state.value})
             self._ports.on_change(job.id)

@@ -18,7 +18,9 @@ _MOST_KNOWN = 1000
 
 def remove_files(ports: Ports, items: Isolation, look: Look) -> None:
     """Files that can't be removed are tried again later, after those of other jobs."""
-    waiting = (job_id for job_id in ports.store.removals(_MOST_KNOWN) if not items.is_resting("removal", job_id))
+    waiting = (
+        job_id for job_id in ports.store.removals.pending(_MOST_KNOWN) if not items.is_resting("removal", job_id)
+    )
     for job_id in islice(waiting, _MOST_A_TICK):
         look.check()
         items.attempt("removal", job_id, lambda job_id=job_id: _remove(ports, job_id))  # type: ignore[misc]
@@ -27,5 +29,5 @@ def remove_files(ports: Ports, items: Isolation, look: Look) -> None:
 def _remove(ports: Ports, job_id: str) -> None:
     root, _, name = job_folder(ports.places.storage, job_id).rpartition("/")
     ports.storage.ask(lambda: storage_at(root).remove(name))
-    ports.store.note_removed(job_id)
+    ports.store.removals.done(job_id)
     logger.info("files removed", extra={"job": job_id})

@@ -152,7 +152,7 @@ class JobStep:
         self._outages.over(what)
         store = self._ports.store
         noted = {"stop_sent_at": store.now(), "reason": decision.reason, "message": decision.message}
-        store.note_attempt(attempt.id, noted, look.token)
+        store.attempts.note(attempt.id, noted, look.token)
         return None
 
     def _move(self, job: Job, attempt: Attempt | None, move: Move, look: Look) -> tuple[Job, Attempt | None] | None:
@@ -160,7 +160,7 @@ class JobStep:
         if move.to in TERMINAL and self._tell_run(replace(job, state=move.to, **changes)):
             changes["run_status"] = RUN_STATUS[move.to]
         event = NewEvent(move.to.value, move.message, _event_data(job, changes))
-        moved = self._ports.store.move(
+        moved = self._ports.store.jobs.move(
             job, move.to, changes, event=event, attempt_changes=move.attempt_changes, lease=look.token
         )
         if moved is None:
@@ -173,12 +173,12 @@ class JobStep:
     def _launch(self, job: Job, attempt: Attempt, look: Look) -> tuple[Job, Attempt] | None:
         assert look.view is not None
         store, places, circuit = self._ports.store, self._ports.places, self._ports.circuit
-        known, note = store.attempts(job.id), self._note(job)
+        known, note = store.attempts.of_job(job.id), self._note(job)
         run = circuit.ask("mlflow", lambda: self._ports.tracker.run_for(job, known, note))
-        store.note_job(job, {"experiment_id": run.experiment_id, "run_id": run.run_id})
+        store.jobs.note(job, {"experiment_id": run.experiment_id, "run_id": run.run_id})
         if attempt.session is None:
             attempt = replace(attempt, session=look.view.session)
-            if not store.note_attempt(attempt.id, {"session": attempt.session}, look.token):
+            if not store.attempts.note(attempt.id, {"session": attempt.session}, look.token):
                 return None
         folder, launch = places.folder(attempt), self._launch_file(job, attempt, run.run_id)
         self._ports.storage.ask(lambda: files.write_launch(folder, launch))
@@ -189,7 +189,7 @@ class JobStep:
             "submitted_at": now,
             "lease_expires_at": max(attempt.lease_expires_at, after(now, LAUNCH_LEASE_S)),
         }
-        if not store.note_attempt(attempt.id, noted, look.token):
+        if not store.attempts.note(attempt.id, noted, look.token):
             return None
         self._launched_at = now
         self._ports.on_change(job.id)
@@ -219,7 +219,7 @@ class JobStep:
     def _settle_run(self, job: Job) -> None:
         wanted = RUN_STATUS[job.state]
         if job.run_status != wanted and self._tell_run(job):
-            self._ports.store.note_job(job, {"run_status": wanted})
+            self._ports.store.jobs.note(job, {"run_status": wanted})
 
     def _tell_run(self, job: Job) -> bool:
         """The state of the job, and its page; whether MLflow heard."""

@@ -69,7 +69,9 @@ class Starts:
 
     def _preempt(self, job: Job, now: datetime, look: Look) -> None:
         event = NewEvent("preempt_requested", "A job of higher priority needs the room.")
-        if self._ports.store.move(job, job.state, {"stop": "preempt", "stop_at": now}, event=event, lease=look.token):
+        if self._ports.store.jobs.move(
+            job, job.state, {"stop": "preempt", "stop_at": now}, event=event, lease=look.token
+        ):
             self._ports.on_change(job.id)
 
     def _grow(self, growth: Growth, now: datetime, look: Look) -> None:
@@ -80,11 +82,13 @@ class Starts:
             "it stops for a moment and goes on with them."
         )
         event = NewEvent("resize_requested", message, growth.numbers)
-        if self._ports.store.move(job, job.state, {"stop": "resize", "stop_at": now}, event=event, lease=look.token):
+        if self._ports.store.jobs.move(
+            job, job.state, {"stop": "resize", "stop_at": now}, event=event, lease=look.token
+        ):
             self._ports.on_change(job.id)
 
     def _held(self, attempts: Sequence[Attempt], now: datetime) -> list[Held]:
-        jobs = {job.id: job for job in self._ports.store.jobs_by_id([attempt.job_id for attempt in attempts])}
+        jobs = {job.id: job for job in self._ports.store.workload.jobs([attempt.job_id for attempt in attempts])}
         return [_held_by(attempt, job, now) for attempt in attempts if (job := jobs.get(attempt.job_id))]
 
     def _begin_alone(self, job: Job, workers: int, now: datetime, look: Look) -> bool:
@@ -100,7 +104,7 @@ class Starts:
     def _begin(self, job: Job, workers: int, now: datetime, look: Look) -> tuple[Job, Attempt] | None:
         """Write the next attempt down; None: the job changed at the same moment."""
         store = self._ports.store
-        checkpoint = next(iter(store.checkpoints(job.id)), None)
+        checkpoint = next(iter(store.history.checkpoints(job.id)), None)
         number = job.attempt + 1
         attempt = Attempt(
             id=protocol.attempt_id(job.id, number),
@@ -117,7 +121,7 @@ class Starts:
         event = NewEvent(JobState.STARTING, f"Attempt {number} starts.", {"attempt": number, "workers": workers})
         changes = {"attempt": number, "not_before": None, "world_size": workers}
         also = _workers_changed(job, attempt)
-        moved = store.move(
+        moved = store.jobs.move(
             job, JobState.STARTING, changes, event=event, also=also, new_attempt=attempt, lease=look.token
         )
         if moved is None:

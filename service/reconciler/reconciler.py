@@ -115,12 +115,12 @@ class Reconciler:
 
     def leave(self) -> None:
         """Another replica may act at once."""
-        self.ports.store.give_lease_back(self._holder)
+        self.ports.store.leases.give_back(self._holder)
 
     def tick(self) -> None:
         """One look and all that follows from it. Raises what is not the fault of one item."""
         with self.health.tick():
-            token = self.ports.store.take_lease(self._holder, LEASE_S)
+            token = self.ports.store.leases.take(self._holder, LEASE_S)
             if token is None:
                 self._stand_by()
                 return
@@ -129,7 +129,7 @@ class Reconciler:
                 self._act(token, lease)
 
     def _renew(self, token: int) -> bool:
-        return self.ports.store.renew_lease(self._holder, token, LEASE_S)
+        return self.ports.store.leases.renew(self._holder, token, LEASE_S)
 
     def _can_write(self) -> bool:
         try:
@@ -164,17 +164,19 @@ class Reconciler:
 
     def _advance_jobs(self, look: Look) -> None:
         store = self.ports.store
-        self._waiting.refresh(store)
+        self._waiting.refresh(store.workload)
         faults: Faults = {}
         attempts = {
             attempt.job_id: self._redated(attempt, look.token)
-            for attempt in store.unreleased_attempts(faults)
+            for attempt in store.attempts.unreleased(faults)
             if not attempt.ended_at
         }
         of_attempts = {job_id: faults[attempt.id] for job_id, attempt in attempts.items() if attempt.id in faults}
-        wanted = attempts.keys() | store.unsettled() | store.strays() | self._waiting.unreadable.keys()
+        wanted = (
+            attempts.keys() | store.workload.unsettled() | store.workload.strays() | self._waiting.unreadable.keys()
+        )
         bad: Faults = {}
-        jobs = store.jobs_by_id(wanted, bad)
+        jobs = store.workload.jobs(wanted, bad)
         self._set_aside_unreadable(jobs, bad | of_attempts, look)
         self._jobs.advance_all([job for job in jobs if job.id not in bad | of_attempts], attempts, look)
 
@@ -187,7 +189,7 @@ class Reconciler:
             self.items.fail("row", job.id, error, self.ports.giving_up(job.id, look))
 
     def _release(self, look: Look, view: View) -> list[Attempt]:
-        unreleased = self.ports.store.unreleased_attempts()
+        unreleased = self.ports.store.attempts.unreleased()
         self._pace.saw(attempt.id for attempt in unreleased if attempt.ended_at)
         return release(self.ports, self.items, look, view, unreleased)
 
@@ -207,9 +209,9 @@ class Reconciler:
         if self.view is None:
             self.plan = None
             return
-        self._waiting.refresh(self.ports.store)
+        self._waiting.refresh(self.ports.store.workload)
         now_there, view = self.ports.store.now(), self.view
-        left = [one for one in self.ports.store.unreleased_attempts() if not has_left(one, view, now_there)]
+        left = [one for one in self.ports.store.attempts.unreleased() if not has_left(one, view, now_there)]
         self.plan = self._starts.prepare(view, left).schedule
         self._completed_at = now
 
@@ -222,7 +224,7 @@ class Reconciler:
         if (attempt.lease_expires_at - now).total_seconds() <= 2 * longest_s:
             return attempt
         expires_at = after(now, longest_s)
-        self.ports.store.note_attempt(attempt.id, {"lease_expires_at": expires_at}, token)
+        self.ports.store.attempts.note(attempt.id, {"lease_expires_at": expires_at}, token)
         return replace(attempt, lease_expires_at=expires_at)
 
     def _look(self) -> View | None:

@@ -22,7 +22,7 @@ class Source(Protocol):
 
     def versions(self, state: JobState) -> Mapping[str, int]: ...
 
-    def jobs_by_id(self, ids: Collection[str], faults: Faults | None = None) -> list[Job]: ...
+    def jobs(self, ids: Collection[str], faults: Faults | None = None) -> list[Job]: ...
 
 
 class Waiting:
@@ -44,7 +44,7 @@ class Waiting:
             self._remove(job_id)
         changed = [job_id for job_id, version in versions.items() if known.get(job_id) != version]
         self.unreadable = {}
-        for job in source.jobs_by_id(changed, self.unreadable):
+        for job in source.jobs(changed, self.unreadable):
             self.note(job)
 
     def note(self, job: Job) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from syncnorm.service.store import Store
+from syncnorm.service.store.administration.installation import InstallationTable
 from syncnorm.trainer.storage.atomic_files import StorageError
 from syncnorm.trainer.storage.storage import is_url, storage_at
 
@@ -25,8 +25,8 @@ class StorageMarker:
     """The marker is written once: at the first start, and where a storage in use has none yet. From then on a storage
     without it is away: nothing is created there, and nothing is concluded from what is missing."""
 
-    def __init__(self, store: Store, root: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._store = store
+    def __init__(self, installation: InstallationTable, root: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._facts = installation
         self._root = root
         self._clock = clock
         self._installation: str | None = None
@@ -38,7 +38,7 @@ class StorageMarker:
         if is_url(self._root) and self._clock() < self._good_until:
             return
         if self._installation is None:
-            self._installation = self._store.installation()
+            self._installation = self._facts.id()
         found = self._read()
         if found is None:
             self._mark_if_new(self._installation)
@@ -48,7 +48,7 @@ class StorageMarker:
                 f"{self._installation}). Mount the right one, or remove its {MARKER} to use it with this database."
             )
         elif not self._is_marked:
-            self._store.note_storage(self._root)
+            self._facts.note_storage(self._root)
         self._is_marked, self._good_until = True, self._clock() + _REST_S
 
     def _read(self) -> str | None:
@@ -63,7 +63,7 @@ class StorageMarker:
             return "unreadable marker"
 
     def _mark_if_new(self, installation: str) -> None:
-        if self._is_marked or self._store.has_storage(self._root) or not self._is_ours_or_new():
+        if self._is_marked or self._facts.has_storage(self._root) or not self._is_ours_or_new():
             marker = json.dumps({"installation": installation})
             raise StorageError(
                 f"the storage {self._root} is not mounted: it has no {MARKER}. Mount it. If it is the right one and "
@@ -71,12 +71,12 @@ class StorageMarker:
             )
         content = json.dumps({"installation": installation, "about": _ABOUT}, indent=1)
         storage_at(self._root).write(MARKER, content.encode())
-        self._store.note_storage(self._root)
+        self._facts.note_storage(self._root)
         logger.info("marked the storage", extra={"storage": self._root})
 
     def _is_ours_or_new(self) -> bool:
         """A folder without a marker is taken where nothing of ours can be missing from it, or is seen to be there."""
-        if is_url(self._root) or not self._store.has_attempts() or self._store.has_other_storage(self._root):
+        if is_url(self._root) or not self._facts.has_attempts() or self._facts.has_other_storage(self._root):
             return True
         try:
             with os.scandir(Path(self._root) / "jobs") as jobs:

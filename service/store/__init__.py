@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import datetime
+
 import sqlalchemy as sa
 
 from syncnorm.service.jobs.export import submission_id
-from syncnorm.service.port_errors import DatabaseUnavailableError
 from syncnorm.service.store import schema as t
-from syncnorm.service.store.base import RECONCILER
+from syncnorm.service.store.administration.audit import AuditTable
+from syncnorm.service.store.administration.installation import InstallationTable
+from syncnorm.service.store.administration.leases import LeaseTable
+from syncnorm.service.store.administration.retention import RetentionTable
+from syncnorm.service.store.administration.secrets import SecretTable
+from syncnorm.service.store.administration.tokens import TokenTable
+from syncnorm.service.store.database import Database
 from syncnorm.service.store.job_query import sort_value
-from syncnorm.service.store.tables.access import AccessTable
+from syncnorm.service.store.statements import RECONCILER
 from syncnorm.service.store.tables.attempts import AttemptTable
 from syncnorm.service.store.tables.exports import ExportTable
-from syncnorm.service.store.tables.history import History
-from syncnorm.service.store.tables.installation import InstallationTable
-from syncnorm.service.store.tables.leases import LeaseTable
-from syncnorm.service.store.tables.removals import RemovalTable
+from syncnorm.service.store.tables.history import HistoryTable
+from syncnorm.service.store.tables.idempotency import IdempotencyTable
+from syncnorm.service.store.tables.jobs import JobTable
+from syncnorm.service.store.tables.outbox import DescriptionTable, RemovalTable, WebhookTable
 from syncnorm.service.store.tables.reports import ReportTable
-from syncnorm.service.store.tables.retention import RetentionTable
-from syncnorm.service.store.tables.secrets import SecretTable
 from syncnorm.service.store.tables.set_aside import SetAsideTable
 from syncnorm.service.store.tables.studies import StudyTable
+from syncnorm.service.store.tables.workload import WorkloadTable
 from syncnorm.service.store.values import (
     Added,
     Answer,
@@ -59,29 +66,31 @@ __all__ = [
 ]
 
 
-class Store(
-    StudyTable,
-    ExportTable,
-    AttemptTable,
-    SetAsideTable,
-    ReportTable,
-    History,
-    RetentionTable,
-    AccessTable,
-    SecretTable,
-    RemovalTable,
-    LeaseTable,
-    InstallationTable,
-):
-    """Jobs, attempts, exports, studies, events, logs and checkpoints in one database."""
+class Store:
+    """The tables of one database, each a part of its own. Hand a consumer the parts that it needs."""
 
-    def is_answering(self) -> bool:
-        try:
-            with self._db.read() as c:
-                c.execute(sa.select(sa.literal(1)))
-        except (sa.exc.SQLAlchemyError, DatabaseUnavailableError):
-            return False
-        return True
+    def __init__(self, database: Database, clock: Callable[[], datetime] | None = None) -> None:
+        """clock: for tests; None takes the time of the database."""
+        self._db = db = database if clock is None else database.timed_by(clock)
+        self.now = db.now
+        self.idempotency = IdempotencyTable(db)
+        self.jobs = JobTable(db, self.idempotency)
+        self.workload = WorkloadTable(db)
+        self.attempts = AttemptTable(db)
+        self.exports = ExportTable(db, self.idempotency)
+        self.studies = StudyTable(db, self.jobs, self.idempotency)
+        self.reports = ReportTable(db)
+        self.history = HistoryTable(db)
+        self.set_aside = SetAsideTable(db)
+        self.descriptions = DescriptionTable(db)
+        self.removals = RemovalTable(db)
+        self.webhooks = WebhookTable(db)
+        self.tokens = TokenTable(db)
+        self.secrets = SecretTable(db)
+        self.audit = AuditTable(db)
+        self.leases = LeaseTable(db)
+        self.installation = InstallationTable(db)
+        self.retention = RetentionTable(db)
 
     def unreleased_submissions(self) -> set[str]:
         """Names under which Ray may know something that we still need: of attempts and exports not released yet."""

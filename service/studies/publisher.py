@@ -11,6 +11,7 @@ import math
 import os
 import socket
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 
 from syncnorm.service.background.loop import Loop
@@ -19,8 +20,8 @@ from syncnorm.service.jobs.job import new_fence
 from syncnorm.service.jobs.study import Study, StudyState, count_states, state_of
 from syncnorm.service.jobs.study_spec import StudySpec
 from syncnorm.service.port_errors import DatabaseUnavailableError, OddAnswerError, UnreachableError
-from syncnorm.service.store import Store
-from syncnorm.service.store.tables.studies import MOST_FAILURES, Family
+from syncnorm.service.store.administration.leases import LeaseTable
+from syncnorm.service.store.tables.studies import MOST_FAILURES, Family, StudyTable
 from syncnorm.service.studies.collect import outcomes
 from syncnorm.service.studies.measures import Outcome
 from syncnorm.service.studies.report import Report, as_html, as_json, finding, make_report
@@ -57,14 +58,18 @@ class StudyPublisher:
 
     def __init__(
         self,
-        store: Store,
+        studies: StudyTable,
+        leases: LeaseTable,
+        now: Callable[[], datetime],
         runs: StudyRuns,
         storage: str,
         mlflow_uri: str,
         check_storage: Callable[[], None] = lambda: None,
     ) -> None:
         """mlflow_uri: for links, as a browser reaches it. check_storage: raises StorageError where it isn't mounted."""
-        self._store = store
+        self._studies = studies
+        self._leases = leases
+        self._now = now
         self._check_storage = check_storage
         self._outages = Outages(logger)
         self._runs = runs
@@ -74,13 +79,13 @@ class StudyPublisher:
 
     def loop(self, every_s: float) -> Loop:
         """Publishes on a thread of its own; an error in one tick does not end it."""
-        leave = partial(self._store.give_lease_back, self._holder, LEASE)
+        leave = partial(self._leases.give_back, self._holder, LEASE)
         return Loop("studies", self.tick, lambda: every_s, leave=leave)
 
     def tick(self) -> None:
         """Raises: UnreachableError while MLflow is away; what is not done yet is done by a later tick."""
-        for study in self._store.unreported_studies():
-            if self._store.take_lease(self._holder, _LEASE_S, LEASE) is None:
+        for study in self._studies.unreported():
+            if self._leases.take(self._holder, _LEASE_S, LEASE) is None:
                 return
             self._try_to_publish(study)
         self._outages.over("mlflow")
@@ -98,14 +103,14 @@ class StudyPublisher:
             return
         self._outages.over(study.id)
         if study.problem is not None:
-            self._store.note_study(study.id, {"failures": 0, "problem": None})
+            self._studies.note(study.id, {"failures": 0, "problem": None})
 
     def _set_back(self, study: Study, error: Exception) -> None:
         failures, why = study.failures + 1, f"{type(error).__name__}: {error}"
         what = "given up" if failures >= MOST_FAILURES else "tried again"
         logger.error(f"publishing a study failed; {what}", exc_info=error, extra={"study": study.id})
         problem = f"The report could not be brought into MLflow, {counted(failures, 'time')} in a row. {why}"
-        self._store.note_study(study.id, {"failures": failures, "problem": storable(problem, 2000)})
+        self._studies.note(study.id, {"failures": failures, "problem": storable(problem, 2000)})
 
     def report(self, study: Study, family: Family) -> Report:
         """The report on a study as it stands now. Raises: StorageError."""
@@ -113,20 +118,20 @@ class StudyPublisher:
         return report_of(study, family, self._storage, self._mlflow_uri)
 
     def _publish(self, study: Study) -> None:
-        now = self._store.now()  # before looking: what changes from here on makes another report
-        family = self._store.family(study.id)
+        now = self._now()  # before looking: what changes from here on makes another report
+        family = self._studies.family(study.id)
         run = self._runs.run_for_study(study)
         if study.run_id is None:
-            self._store.note_study(study.id, {"experiment_id": run.experiment_id, "run_id": run.run_id})
+            self._studies.note(study.id, {"experiment_id": run.experiment_id, "run_id": run.run_id})
         for child, job in family:
             if job is not None and job.run_id is not None and job.run_id != child.grouped_run:
                 self._runs.group(job.run_id, run.run_id)
-                self._store.note_grouped(child, job.run_id)
+                self._studies.note_grouped(child, job.run_id)
         if state_of(count_states(job for _, job in family)) is StudyState.FINISHED:
             report = self.report(study, family)
             self._runs.upload(run.run_id, report_files(report))
             self._runs.finish(run.run_id, run_status(report.outcomes), _note(report), _metrics(report))
-            self._store.note_study(study.id, {"reported_at": now})
+            self._studies.note(study.id, {"reported_at": now})
             logger.info("study reported", extra={"study": study.id})
 
 

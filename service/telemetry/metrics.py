@@ -89,20 +89,20 @@ class _Collector(Collector):
 
     def _of_the_store(self) -> Iterator[Metric]:
         jobs = GaugeMetricFamily("syncnorm_jobs", "Jobs by state", labels=["state"])
-        for state, count in self._store.count_by_state().items():
+        for state, count in self._store.jobs.count_by_state().items():
             jobs.add_metric([JobState(state).value], count)
         yield jobs
         # From the store, so that they go on where they were after a restart. Together they are what was allocated.
         cpu = CounterMetricFamily("syncnorm_cpu_seconds", "CPU time held by attempts", labels=["owner"])
         gpu = CounterMetricFamily("syncnorm_gpu_seconds", "GPU time held by attempts", labels=["owner"])
-        for owner, (cpu_s, gpu_s) in self._store.usage().items():
+        for owner, (cpu_s, gpu_s) in self._store.attempts.usage().items():
             cpu.add_metric([owner], cpu_s)
             gpu.add_metric([owner], gpu_s)
         yield from (cpu, gpu)
-        lines, characters = self._store.kept_lines()
+        lines, characters = self._store.retention.kept_lines()
         yield GaugeMetricFamily("syncnorm_log_lines", "Log lines kept of all jobs", lines)
         yield GaugeMetricFamily("syncnorm_log_characters", "Characters of the log lines kept of all jobs", characters)
-        yield GaugeMetricFamily("syncnorm_database_bytes", "Size of the database", self._store.size_bytes())
+        yield GaugeMetricFamily("syncnorm_database_bytes", "Size of the database", self._store.retention.size_bytes())
 
     def _of_the_cluster(self) -> Iterator[Metric]:
         nodes = self._reconciler.capacity or ()

@@ -169,7 +169,7 @@ class FakeCluster:
         phase = driver.phases[driver.phase] if driver.phase < len(driver.phases) else None
         fence, step = driver.launch.fence, driver.works
         if phase is not None or driver.works < int(driver.label("works", "1")):
-            job = self.store.heard(attempt_id, fence, self.lease_s, phase, step)
+            job = self.store.reports.heartbeat(attempt_id, fence, self.lease_s, phase, step)
             if job is None:
                 self.kill(attempt_id)  # another attempt has taken over
                 return
@@ -185,7 +185,7 @@ class FakeCluster:
         path = str(driver.folder / "checkpoint")
         fence, step = driver.launch.fence, driver.works
         fact = CheckpointFact(fence=fence, path=path, step=step, epoch=0, digest="0", size_bytes=1)
-        self.store.add_checkpoint(attempt_id, fact)
+        self.store.reports.add_checkpoint(attempt_id, fact)
         self._leave(attempt_id, driver, Result(fence=fence, outcome="stopped", step=step, checkpoint=path))
 
     def _finish(self, attempt_id: str, driver: FakeDriver) -> None:

@@ -37,19 +37,21 @@ def heartbeat(
     # Ranks renew the lease and count steps; the phase is what the driver and rank 0 say.
     phase = message.phase if message.source in ("driver", "rank-0") else None
     return _reply(
-        ctx, ctx.store.heard(attempt_id, message.fence, ctx.settings.lease_s, phase, message.step), new_phase=phase
+        ctx,
+        ctx.store.reports.heartbeat(attempt_id, message.fence, ctx.settings.lease_s, phase, message.step),
+        new_phase=phase,
     )
 
 
 @router.post("/progress")
 def progress(attempt_id: AttemptId, message: protocol.Progress, ctx: Ctx, authorization: Bearer = "") -> protocol.Reply:
     _admit(ctx, message.fence, authorization, "progress")
-    attempt = ctx.store.attempt(attempt_id)
-    job = ctx.store.job(attempt.job_id) if attempt else None
+    attempt = ctx.store.attempts.get(attempt_id)
+    job = ctx.store.jobs.get(attempt.job_id) if attempt else None
     if attempt is None or job is None:
         raise _stale(attempt_id)
     value = progress_of(job, attempt, message, datetime.now(UTC))
-    return _reply(ctx, ctx.store.progress(attempt_id, message.fence, ctx.settings.lease_s, message.step, value))
+    return _reply(ctx, ctx.store.reports.progress(attempt_id, message.fence, ctx.settings.lease_s, message.step, value))
 
 
 @router.post("/logs")
@@ -63,7 +65,7 @@ async def logs(
 def _keep_lines(attempt_id: str, message: protocol.LogLines, ctx: Context) -> protocol.Reply:
     lines = ctx.limits.lines(message.fence, message.lines)
     most = ctx.settings.log_mb_per_job * 2**20
-    return _reply(ctx, ctx.store.add_lines(attempt_id, message.fence, lines, most))
+    return _reply(ctx, ctx.store.reports.add_lines(attempt_id, message.fence, lines, most))
 
 
 @router.post("/checkpoints")
@@ -71,7 +73,7 @@ def checkpoints(
     attempt_id: AttemptId, message: protocol.CheckpointFact, ctx: Ctx, authorization: Bearer = ""
 ) -> protocol.Reply:
     _admit(ctx, message.fence, authorization, "checkpoints")
-    return _reply(ctx, ctx.store.add_checkpoint(attempt_id, message))
+    return _reply(ctx, ctx.store.reports.add_checkpoint(attempt_id, message))
 
 
 @router.post("/placement")
@@ -79,7 +81,7 @@ def placement(
     attempt_id: AttemptId, message: protocol.Placement, ctx: Ctx, authorization: Bearer = ""
 ) -> protocol.Reply:
     _admit(ctx, message.fence, authorization, "placement")
-    return _reply(ctx, ctx.store.placed(attempt_id, message))
+    return _reply(ctx, ctx.store.reports.placement(attempt_id, message))
 
 
 @router.post("/events")
@@ -89,7 +91,7 @@ def events(attempt_id: AttemptId, message: protocol.Event, ctx: Ctx, authorizati
         detail = "The workers of an attempt may tell 50 events a second; try again in 1 s."
         raise ApiError(429, "rate_limited", detail, headers={"Retry-After": "1"})
     event = NewEvent(_kind_of(message), message.message, message.data, WORKER)
-    return _reply(ctx, ctx.store.add_worker_event(attempt_id, message.fence, event))
+    return _reply(ctx, ctx.store.reports.add_event(attempt_id, message.fence, event))
 
 
 def _kind_of(message: protocol.Event) -> str:
@@ -105,7 +107,7 @@ def leave(attempt_id: AttemptId, message: protocol.Exit, ctx: Ctx, authorization
     if message.result.fence != message.fence:
         raise _stale(attempt_id)
     result = message.result.model_dump(mode="json")
-    return _reply(ctx, ctx.store.exited(attempt_id, message.fence, result), new_phase="done")
+    return _reply(ctx, ctx.store.reports.exit(attempt_id, message.fence, result), new_phase="done")
 
 
 @router.post("/secrets")
@@ -114,8 +116,8 @@ def secrets(
 ) -> protocol.SecretValues:
     """The secrets that the spec of the job names, for the ranks of its live attempt only."""
     _check(message.fence, authorization)
-    attempt = ctx.store.attempt(attempt_id)
-    job = ctx.store.job(attempt.job_id) if attempt else None
+    attempt = ctx.store.attempts.get(attempt_id)
+    job = ctx.store.jobs.get(attempt.job_id) if attempt else None
     if attempt is None or job is None or attempt.ended_at is not None or attempt.fence != message.fence:
         raise _stale(attempt_id)
     return _named_secrets(ctx, job)
@@ -141,7 +143,7 @@ def heartbeat_of_export(
 def _standing(ctx: Context, job_id: str, name: str, fence: str, authorization: str) -> Job:
     """The job of an export whose latest start has this fence."""
     _check(fence, authorization)
-    export, job = ctx.store.export(job_id, name), ctx.store.job(job_id)
+    export, job = ctx.store.exports.get(job_id, name), ctx.store.jobs.get(job_id)
     if export is None or job is None or export.state is not ExportState.RUNNING or export.fence != fence:
         raise ApiError(409, "stale_fence", f"Export {name} of {job_id} is over or was started again.")
     return job

@@ -60,7 +60,7 @@ def list_audit(
     secrets, packages, what was refused, and failed authentication."""
     listing = list_id("audit", actor=actor, action=action, object=object, since=since, until=until)
     before = decode(listing, cursor, int)[0] if cursor is not None else None
-    found = ctx.store.audit(AuditQuery(actor, action, object, since, until, before, limit))
+    found = ctx.store.audit.find(AuditQuery(actor, action, object, since, until, before, limit))
     following = encode(listing, found[-1].seq) if len(found) == limit else None
     return AuditPage(items=[_view(entry) for entry in found], next_cursor=following)
 

@@ -84,7 +84,7 @@ def cluster(ctx: Ctx, _: Reader) -> ClusterView:
     view = ctx.reconciler.view
     nodes = [NodeView(**vars(node)) for node in view.nodes] if view else []
     session = view.session if view else None
-    return ClusterView(reachable=view is not None, session=session, nodes=nodes, jobs=ctx.store.count_by_state())
+    return ClusterView(reachable=view is not None, session=session, nodes=nodes, jobs=ctx.store.jobs.count_by_state())
 
 
 def _norm(kind: Kind) -> NormView:

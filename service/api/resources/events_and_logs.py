@@ -61,7 +61,7 @@ def events(
     after = _after(cursor, listing)
 
     def read(position: int, most: int) -> list[Entry]:
-        return [(event.seq, event_view(event)) for event in ctx.store.events(job_id, position, most)]
+        return [(event.seq, event_view(event)) for event in ctx.store.history.events(job_id, position, most)]
 
     if follow or form == SSE:
         return stream(ctx, job_id, read, int(last_event_id or after), _form(form, "event"))
@@ -98,7 +98,7 @@ def logs(
     after = _after(cursor, listing)
 
     def read(position: int, most: int, from_end: bool = False) -> list[Entry]:
-        found = ctx.store.lines(job_id, after=position, limit=most, tail=from_end, **chosen)
+        found = ctx.store.history.lines(job_id, after=position, limit=most, tail=from_end, **chosen)
         return [(line.id, line_view(line)) for line in found]
 
     if follow or form == SSE:

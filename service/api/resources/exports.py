@@ -67,7 +67,7 @@ def export_again(job_id: str, body: Json, ctx: Ctx, who: Submitter, key: Key = N
         detail = f"Job {job.id} is {job.state}; only what has succeeded can be exported again."
         raise ApiError(409, "state_conflict", detail, extra={"state": job.state, "allowed": [JobState.SUCCEEDED]})
     digest = hashlib.sha256(f"{job.id} {body.digest}".encode()).hexdigest()
-    found = ctx.store.add_export(
+    found = ctx.store.exports.add(
         job,
         section,
         lambda export: Answer(digest, later_view(export).model_dump(mode="json")),
@@ -105,7 +105,7 @@ def list_exports(job_id: str, ctx: Ctx, who: Reader) -> ExportPage:
     """In order; nothing before the job has succeeded."""
     job = visible_job(ctx, who, job_id)
     first = [first_view(job)] if job.model else []
-    return ExportPage(items=first + [later_view(export) for export in ctx.store.exports(job_id)])
+    return ExportPage(items=first + [later_view(export) for export in ctx.store.exports.of_job(job_id)])
 
 
 @router.get("/{name}")
@@ -113,7 +113,7 @@ def get_export(job_id: str, name: str, ctx: Ctx, who: Reader) -> ExportView:
     job = visible_job(ctx, who, job_id)
     if name == "1" and job.model:
         return first_view(job)
-    export = ctx.store.export(job_id, name)
+    export = ctx.store.exports.get(job_id, name)
     if export is None:
         raise not_found("export", name)
     return later_view(export)

@@ -43,7 +43,7 @@ async def healthz() -> Health:
 @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
 def readyz(ctx: Ctx) -> JSONResponse:
     parts = {
-        "database": ctx.store.can_write(),
+        "database": ctx.store.installation.can_write(),
         "cluster": ctx.reconciler.view is not None,
         "mlflow": ctx.tracker.is_answering(),
         "storage": ctx.reconciler.ports.storage.is_usable(),

@@ -104,16 +104,18 @@ class JobPatch(BaseModel):
 @router.get("/attempts")
 def get_attempts(job_id: str, ctx: Ctx, who: Reader) -> AttemptPage:
     visible_job(ctx, who, job_id)
-    return AttemptPage(items=attempt_views(ctx.store.attempts(job_id)))
+    return AttemptPage(items=attempt_views(ctx.store.attempts.of_job(job_id)))
 
 
 @router.get("/explain")
 def get_explanation(job_id: str, ctx: Ctx, who: Reader) -> ExplanationView:
     job = visible_job(ctx, who, job_id)
-    attempt = ctx.store.attempt(attempt_id(job.id, job.attempt)) if job.attempt else None
+    attempt = ctx.store.attempts.get(attempt_id(job.id, job.attempt)) if job.attempt else None
     policy = ctx.reconciler.policy
     mine = (rank(job.priority, job.queued_at, policy), job.id)
-    ahead = sum((rank(priority, at, policy), name) < mine for name, priority, at in ctx.store.places())
+    ahead = sum(
+        (rank(priority, at, policy), name) < mine for name, priority, at in ctx.store.workload.queue_positions()
+    )
     reconciler = ctx.reconciler
     plan = reconciler.plan if reconciler.view else None
     problem = reconciler.ports.storage.problem
@@ -125,7 +127,7 @@ def get_checkpoints(job_id: str, ctx: Ctx, who: Reader) -> CheckpointPage:
     """Complete checkpoints, the furthest first."""
     visible_job(ctx, who, job_id)
     names = CheckpointView.model_fields
-    found = ctx.store.checkpoints(job_id)
+    found = ctx.store.history.checkpoints(job_id)
     return CheckpointPage(items=[CheckpointView(**{name: getattr(one, name) for name in names}) for one in found])
 
 
@@ -172,7 +174,7 @@ def patch_job(
     if not if_match:
         raise ApiError(428, "precondition_required", "Send If-Match with the ETag of the job as you know it.")
     check_match(request, job)
-    moved = ctx.store.change_job(job, _changes(job, body), who.actor)
+    moved = ctx.store.jobs.change(job, _changes(job, body), who.actor)
     if moved is None:
         raise ApiError(412, "precondition_failed", "The job changed at the same moment; look again.")
     ctx.changed(job.id)
@@ -203,13 +205,13 @@ def delete_job(job_id: str, request: Request, ctx: Ctx, who: Submitter, if_match
     check_match(request, job)
     if not job.is_terminal:
         raise conflict(job, "delete")
-    if not ctx.store.delete_job(job, who.actor):
+    if not ctx.store.jobs.delete(job, who.actor):
         raise _still_busy(ctx, job)
 
 
 def _still_busy(ctx: Context, job: Job) -> ApiError:
-    exports = [f"export {one.name}" for one in ctx.store.exports(job.id) if one.released_at is None]
-    attempts = [f"attempt {one.number}" for one in ctx.store.attempts(job.id) if one.released_at is None]
+    exports = [f"export {one.name}" for one in ctx.store.exports.of_job(job.id) if one.released_at is None]
+    attempts = [f"attempt {one.number}" for one in ctx.store.attempts.of_job(job.id) if one.released_at is None]
     busy = " and ".join([*attempts, *exports]) or "something"
     detail = f"Job {job.id} is {job.state}, but {busy} of it has not left the cluster yet. Delete it afterwards."
     return ApiError(409, "state_conflict", detail, extra={"state": job.state, "allowed": []})

@@ -139,7 +139,7 @@ def _place(cursor: str, query: JobQuery) -> tuple[Any, str]:
 
 
 def _listed(ctx: Context, query: JobQuery) -> Response:
-    found = ctx.store.listed(query)
+    found = ctx.store.jobs.find(query)
     following = None
     if len(found) == query.limit:
         value = sort_value(found[-1], query.sort)

@@ -54,7 +54,11 @@ async def submit(body: Json, ctx: Ctx, who: Submitter, key: Key = None, dry_run:
         spec = await _read(body, ctx, who, dry_run=dry_run)
     except ApiError:
         # What was taken once is answered as it was, whatever is allowed by now.
-        if key is None or dry_run or (before := await run_in_threadpool(ctx.store.answer, who.name, key)) is None:
+        if (
+            key is None
+            or dry_run
+            or (before := await run_in_threadpool(ctx.store.idempotency.answer, who.name, key)) is None
+        ):
             raise
         return await _again(before, body, ctx)
     if dry_run:
@@ -72,7 +76,7 @@ async def _again(before: Answer, body: JsonBody, ctx: Context) -> Response:
     """Raises: ApiError 422 if the body is another; 410 if the job was deleted since."""
     answer = again(before, body)
     job_id = before.answer["id"]
-    if await run_in_threadpool(ctx.store.job, job_id) is None:
+    if await run_in_threadpool(ctx.store.jobs.get, job_id) is None:
         detail = f"This Idempotency-Key stands for job {job_id}, which was deleted. Use a new key to submit it again."
         raise ApiError(410, "job_deleted", detail)
     return answer

@@ -67,5 +67,5 @@ def _keep(ctx: Context, package: str, archive: IO[bytes], by: Actor) -> tuple[in
     is_new = not ctx.packages.has(package)
     if is_new:
         ctx.packages.put(package, archive)
-        ctx.store.add_audit([Deed(by, "package.put", package, after={"files": files})])
+        ctx.store.audit.add([Deed(by, "package.put", package, after={"files": files})])
     return files, is_new

@@ -43,12 +43,12 @@ def put_secret(name: SecretName, body: SecretValue, ctx: Ctx, who: Submitter) ->
 @router.get("")
 def list_secrets(ctx: Ctx, who: Reader) -> SecretPage:
     """The names of one's own secrets."""
-    found = ctx.store.list_secrets(who.name)
+    found = ctx.secrets.find(who.name)
     return SecretPage(items=[SecretView(name=name, updated_at=at) for name, at in found])
 
 
 @router.delete("/{name}", status_code=204)
 def delete_secret(name: SecretName, ctx: Ctx, who: Submitter) -> None:
     """Jobs that name it fail at their next attempt."""
-    if not ctx.store.delete_secret(who.name, name, who.actor):
+    if not ctx.secrets.delete(who.name, name, who.actor):
         raise not_found("secret", name)

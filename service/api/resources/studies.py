@@ -99,13 +99,13 @@ def submit(body: Json, ctx: Ctx, who: Submitter, key: Key = None) -> Response:
         spec, children = _read(body.value, ctx, who)
     except ApiError:
         # What was taken once is answered as it was, whatever is allowed by now.
-        if key is None or (before := ctx.store.answer(who.name, key)) is None:
+        if key is None or (before := ctx.store.idempotency.answer(who.name, key)) is None:
             raise
         return again(before, _keyed(body), "studies")
     study, rows, jobs = new_study(spec, children, who.name, ctx.store.now())
     content = study_view(ctx, study, count_states(jobs)).model_dump(mode="json")
     idempotency = None if key is None else (key, Answer(_keyed(body).digest, content))
-    result = ctx.store.add_study(study, rows, jobs, idempotency, ctx.settings.max_queued, who.actor)
+    result = ctx.store.studies.add(study, rows, jobs, idempotency, ctx.settings.max_queued, who.actor)
     if isinstance(result, Answer):
         return again(result, _keyed(body), "studies")
     if result is Added.TOO_MANY:
@@ -142,8 +142,8 @@ def list_studies(
     """Studies, newest first."""
     owner = None if who.is_admin else who.name
     listing = list_id("studies", owner=owner)
-    found = ctx.store.studies(owner, decode(listing, cursor, str)[0] if cursor is not None else None, limit)
-    counts = ctx.store.count_children([study.id for study in found])
+    found = ctx.store.studies.find(owner, decode(listing, cursor, str)[0] if cursor is not None else None, limit)
+    counts = ctx.store.studies.count_children([study.id for study in found])
     items = [study_view(ctx, study, counts[study.id]) for study in found]
     return StudyPage(items=items, next_cursor=encode(listing, found[-1].id) if len(found) == limit else None)
 
@@ -152,7 +152,7 @@ def list_studies(
 def get_study(study_id: str, ctx: Ctx, who: Reader) -> StudyDetail:
     """A study with its children and the comparison table as it stands."""
     study = visible_study(ctx, who, study_id)
-    family = ctx.store.family(study_id)
+    family = ctx.store.studies.family(study_id)
     report = ctx.studies.report(study, family)
     document = as_json(report)
     return StudyDetail(
@@ -179,7 +179,7 @@ def get_report(
     """The report as it stands: an HTML page that needs nothing else, one of its pictures, or JSON."""
     study = visible_study(ctx, who, study_id)
     form = _FORMATS[format] if format else wanted(request, list(_FORMATS.values()))
-    report = ctx.studies.report(study, ctx.store.family(study_id))
+    report = ctx.studies.report(study, ctx.store.studies.family(study_id))
     vary = {"Vary": "Accept"}
     if form == JSON:
         return Response(to_json(as_json(report), inf_nan_mode="strings"), headers=vary, media_type=JSON)
@@ -216,9 +216,9 @@ def retry(study_id: str, ctx: Ctx, who: Submitter) -> StudyView:
 
 
 def _ask(ctx: Context, who: Principal, study: Study, verb: Verb) -> StudyView:
-    for job_id in ctx.store.ask_family(study.id, verb, ctx.store.now(), who.actor):
+    for job_id in ctx.store.studies.apply(study.id, verb, ctx.store.now(), who.actor):
         ctx.changed(job_id)
-    return study_view(ctx, study, ctx.store.count_children([study.id])[study.id])
+    return study_view(ctx, study, ctx.store.studies.count_children([study.id])[study.id])
 
 
 def study_view(ctx: Context, study: Study, counts: Counts) -> StudyView:

@@ -62,19 +62,19 @@ def create_token(body: TokenRequest, ctx: Ctx, who: Admin) -> NewTokenView:
     now = ctx.store.now()
     expires_at = None if body.expires_at is None else _within_bounds(body.expires_at, now)
     token, stored = new_token(body.owner, list(dict.fromkeys(body.scopes)), now, expires_at)
-    ctx.store.add_token(stored, who.actor)
+    ctx.store.tokens.add(stored, who.actor)
     return NewTokenView(**_view(stored).model_dump(), token=token)
 
 
 @router.get("")
 def list_tokens(ctx: Ctx, _: Admin) -> TokenPage:
-    return TokenPage(items=[_view(token) for token in ctx.store.tokens()])
+    return TokenPage(items=[_view(token) for token in ctx.store.tokens.all()])
 
 
 @router.delete("/{token_id}", status_code=204)
 def revoke_token(token_id: TokenId, ctx: Ctx, who: Admin) -> None:
     """The token stops working at once."""
-    if not ctx.store.revoke_token(token_id, who.actor):
+    if not ctx.store.tokens.revoke(token_id, who.actor):
         raise not_found("token", token_id)
     ctx.door.forget(token_id)
 

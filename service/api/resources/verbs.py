@@ -187,14 +187,14 @@ def _matching(
         after=(None, decode(listing, cursor, str)[0]) if cursor is not None else None,
         limit=MOST,
     )
-    ids = ctx.store.job_ids(query)
+    ids = ctx.store.jobs.find_ids(query)
     return ids, encode(listing, ids[-1]) if len(ids) == MOST else None
 
 
 def _ask(ctx: Context, who: Principal, ids: Sequence[str], verb: Verb) -> list[tuple[int, Job] | ApiError]:
     """Of each job: (200 where it was so already, else 202; the job), or why not."""
     owner = None if who.is_admin else who.name
-    asked = ctx.store.ask_jobs(ids, verb, ctx.store.now(), who.actor, owner)
+    asked = ctx.store.jobs.apply(ids, verb, ctx.store.now(), who.actor, owner)
     return [_answer(ctx, who, job_id, asked.get(job_id), verb) for job_id in ids]
 
 

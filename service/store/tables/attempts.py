@@ -11,34 +11,38 @@ import sqlalchemy as sa
 
 from syncnorm.service.jobs.job import Attempt, Job
 from syncnorm.service.store import schema as t
-from syncnorm.service.store.base import ATTEMPTS, Tables
+from syncnorm.service.store.database import Database
 from syncnorm.service.store.rows import Faults, attempt_of
+from syncnorm.service.store.statements import ATTEMPTS, insert_new, job_of_attempt, lease_stands
 
 
-class AttemptTable(Tables):
+class AttemptTable:
     """Attempts, and what they have used."""
 
-    def attempt(self, attempt_id: str) -> Attempt | None:
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def get(self, attempt_id: str) -> Attempt | None:
         with self._db.read() as c:
             row = c.execute(ATTEMPTS.where(t.attempts.c.id == attempt_id)).one_or_none()
         return None if row is None else attempt_of(row)
 
-    def attempts(self, job_id: str) -> list[Attempt]:
+    def of_job(self, job_id: str) -> list[Attempt]:
         a = t.attempts.c
         with self._db.read() as c:
             rows = c.execute(ATTEMPTS.where(a.job_id == job_id).order_by(a.number))
             return [attempt_of(row) for row in rows]
 
-    def unreleased_attempts(self, faults: Faults | None = None) -> list[Attempt]:
+    def unreleased(self, faults: Faults | None = None) -> list[Attempt]:
         """Attempts that may still take up room on the cluster. faults: is told of rows that can't be read."""
         with self._db.read() as c:
             rows = c.execute(ATTEMPTS.where(t.attempts.c.released_at.is_(None)))
             return [attempt_of(row, faults) for row in rows]
 
-    def note_attempt(self, attempt_id: str, changes: Mapping[str, Any], lease: int | None = None) -> bool:
+    def note(self, attempt_id: str, changes: Mapping[str, Any], lease: int | None = None) -> bool:
         """Record what was done or seen; False if the reconciler's lease no longer stands."""
         with self._db.write() as c:
-            if lease is not None and not self._lease_stands(c, lease):
+            if not lease_stands(c, lease):
                 return False
             c.execute(sa.update(t.attempts).where(t.attempts.c.id == attempt_id).values(**changes))
         return True
@@ -50,14 +54,14 @@ class AttemptTable(Tables):
         """
         a = t.attempts.c
         with self._db.write() as c:
-            if lease is not None and not self._lease_stands(c, lease):
+            if not lease_stands(c, lease):
                 return None
-            now = self._now(c)
+            now = self._db.now(c)
             guard = (a.id == attempt_id, a.released_at.is_(None))
             if c.execute(sa.update(t.attempts).where(*guard).values(released_at=now)).rowcount != 1:
                 return None
             attempt = attempt_of(c.execute(ATTEMPTS.where(a.id == attempt_id)).one())
-            job = self._job_of(c, attempt)
+            job = job_of_attempt(c, attempt)
             held_s = (now - attempt.created_at).total_seconds()
             self._add_usage(c, job, attempt, held_s)
         return held_s
@@ -66,7 +70,7 @@ class AttemptTable(Tables):
         u = t.usage.c
         worker_s = attempt.workers * held_s
         used = {"cpu_seconds": job.cpus_per_worker * worker_s, "gpu_seconds": job.gpus_per_worker * worker_s}
-        if not self._insert_new(c, t.usage, {"owner": job.owner, **used}):
+        if not insert_new(c, t.usage, {"owner": job.owner, **used}):
             more = {name: t.usage.c[name] + value for name, value in used.items()}
             c.execute(sa.update(t.usage).where(u.owner == job.owner).values(more))
 
@@ -76,7 +80,7 @@ class AttemptTable(Tables):
         a, j = t.attempts.c, t.jobs.c
         live = sa.select(j.owner, a.workers * j.cpus_per_worker, a.workers * j.gpus_per_worker, a.created_at)
         with self._db.read() as c:
-            now = self._now(c)
+            now = self._db.now(c)
             rows = [(owner, cpu_s, gpu_s) for owner, cpu_s, gpu_s in c.execute(sa.select(t.usage))]
             for owner, cpus, gpus, since in c.execute(
                 live.join_from(t.attempts, t.jobs, a.job_id == j.id).where(a.released_at.is_(None))

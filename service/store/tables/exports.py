@@ -11,15 +11,21 @@ from syncnorm.service.jobs.actors import SERVICE, Actor, Deed
 from syncnorm.service.jobs.export import OVER, Export, ExportState
 from syncnorm.service.jobs.job import Job, NewEvent
 from syncnorm.service.store import schema as t
+from syncnorm.service.store.database import Database
 from syncnorm.service.store.rows import EXPORT, Faults, export_of
-from syncnorm.service.store.tables.jobs import JobTable
+from syncnorm.service.store.statements import add_audit, add_event, lease_stands, lock_job
+from syncnorm.service.store.tables.idempotency import IdempotencyTable
 from syncnorm.service.store.values import Added, Answer
 
 
-class ExportTable(JobTable):
+class ExportTable:
     """Later exports of succeeded jobs."""
 
-    def add_export(
+    def __init__(self, database: Database, idempotency: IdempotencyTable) -> None:
+        self._db = database
+        self._idempotency = idempotency
+
+    def add(
         self,
         job: Job,
         section: Mapping[str, Any],
@@ -36,23 +42,22 @@ class ExportTable(JobTable):
         """
         e = t.exports.c
         with self._db.write() as c:
-            self._lock_job(c, t.jobs.c.id == job.id)
+            lock_job(c, t.jobs.c.id == job.id)
             if c.execute(sa.select(t.jobs.c.id).where(t.jobs.c.id == job.id)).first() is None:
                 return None
             last = c.execute(sa.select(sa.func.max(e.number)).where(e.job_id == job.id)).scalar() or 1
-            export = Export(job.id, last + 1, dict(section), ExportState.QUEUED, self._now(c))
-            if key is not None and (before := self._answer(c, *key)) is not None:
+            now = self._db.now(c)
+            export = Export(job.id, last + 1, dict(section), ExportState.QUEUED, now)
+            if key is not None and (before := self._idempotency.find(c, *key)) is not None:
                 return before
             if most_unfinished is not None and self._unfinished_exports(c, job.owner) >= most_unfinished:
                 return Added.TOO_MANY
-            if key is not None:
-                row = {"owner": key[0], "key": key[1], "at": export.created_at, **vars(describe(export))}
-                if not self._insert_new(c, t.idempotency, row):  # somebody was faster, with another job
-                    return self._answer(c, *key)
+            if key is not None and (before := self._idempotency.take(c, *key, now, describe(export))) is not None:
+                return before  # somebody was faster, with another job
             c.execute(sa.insert(t.exports).values(**vars(export)))
             about = {"export": export.name, **section}
-            self._add_event(c, job.id, NewEvent("export_queued", f"Export {export.name} was asked for.", about, by))
-            self._audit(c, [Deed(by, "job.export", job.id, after=about)])
+            add_event(c, job.id, now, NewEvent("export_queued", f"Export {export.name} was asked for.", about, by))
+            add_audit(c, now, [Deed(by, "job.export", job.id, after=about)])
         return export
 
     def _unfinished_exports(self, c: sa.Connection, owner: str) -> int:
@@ -60,19 +65,19 @@ class ExportTable(JobTable):
         mine = sa.select(sa.func.count()).join_from(t.exports, t.jobs, e.job_id == j.id)
         return int(c.execute(mine.where(j.owner == owner, e.state.not_in(OVER))).scalar_one())
 
-    def exports(self, job_id: str) -> list[Export]:
+    def of_job(self, job_id: str) -> list[Export]:
         """In the order in which they were asked for."""
         e = t.exports.c
         return self._exports(EXPORT.query.where(e.job_id == job_id).order_by(e.number))
 
-    def unreleased_exports(self, faults: Faults | None = None) -> list[Export]:
+    def unreleased(self, faults: Faults | None = None) -> list[Export]:
         """Those with something left to do."""
         return self._exports(EXPORT.query.where(t.exports.c.released_at.is_(None)), faults)
 
-    def export(self, job_id: str, name: str) -> Export | None:
-        return next((export for export in self.exports(job_id) if export.name == name), None)
+    def get(self, job_id: str, name: str) -> Export | None:
+        return next((export for export in self.of_job(job_id) if export.name == name), None)
 
-    def change_export(
+    def change(
         self, export: Export, changes: Mapping[str, Any], *, event: NewEvent | None = None, lease: int | None = None
     ) -> Export | None:
         """Change an export if it still is as it was read; None: nothing changed.
@@ -82,14 +87,14 @@ class ExportTable(JobTable):
         e = t.exports.c
         guard = (e.job_id == export.job_id, e.number == export.number, e.version == export.version)
         with self._db.write() as c:
-            if lease is not None and not self._lease_stands(c, lease):
+            if not lease_stands(c, lease):
                 return None
-            self._lock_job(c, t.jobs.c.id == export.job_id)
+            lock_job(c, t.jobs.c.id == export.job_id)
             values = {**changes, "version": export.version + 1}
             if c.execute(sa.update(t.exports).where(*guard).values(**values)).rowcount != 1:
                 return None
             if event is not None:
-                self._add_event(c, export.job_id, event)
+                add_event(c, export.job_id, self._db.now(c), event)
             key = (e.job_id == export.job_id, e.number == export.number)
             return export_of(c.execute(EXPORT.query.where(*key)).one())
 

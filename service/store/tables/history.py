@@ -9,17 +9,21 @@ import sqlalchemy as sa
 
 from syncnorm.service.jobs.job import NewEvent
 from syncnorm.service.store import schema as t
-from syncnorm.service.store.base import Tables
+from syncnorm.service.store.database import Database
+from syncnorm.service.store.statements import add_event, lock_job
 from syncnorm.service.store.values import Heads, News, StoredCheckpoint, StoredEvent, StoredLine
 
 
-class History(Tables):
+class HistoryTable:
     """Everything that is only ever added to."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
 
     def add_event(self, job_id: str, event: NewEvent) -> None:
         with self._db.write() as c:
-            self._lock_job(c, t.jobs.c.id == job_id)
-            self._add_event(c, job_id, event)
+            lock_job(c, t.jobs.c.id == job_id)
+            add_event(c, job_id, self._db.now(c), event)
 
     def events(self, job_id: str, after: int = 0, limit: int = 200) -> list[StoredEvent]:
         e = t.events.c
@@ -89,18 +93,6 @@ class History(Tables):
         query = sa.select(t.events).where(*wanted).order_by(e.seq).limit(limit)
         with self._db.read() as c:
             return [StoredEvent(**row) for row in c.execute(query).mappings()]
-
-    def webhook_position(self, receiver: str) -> int:
-        """The last event told; a new receiver begins with what happens from now on."""
-        w = t.webhooks.c
-        with self._db.write() as c:
-            newest = c.execute(sa.select(sa.func.max(t.events.c.seq))).scalar() or 0
-            self._insert_new(c, t.webhooks, {"receiver": receiver, "position": newest})
-            return int(c.execute(sa.select(w.position).where(w.receiver == receiver)).scalar_one())
-
-    def set_webhook_position(self, receiver: str, position: int) -> None:
-        with self._db.write() as c:
-            c.execute(sa.update(t.webhooks).where(t.webhooks.c.receiver == receiver).values(position=position))
 
 
 def _stand_in(count: int, last: int) -> StoredLine:

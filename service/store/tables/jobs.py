@@ -5,38 +5,43 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from itertools import pairwise
 from typing import Any
 
 import sqlalchemy as sa
 
 from syncnorm.service.jobs.actions import Verb, ask, differences
 from syncnorm.service.jobs.actors import SERVICE, Actor, Deed
-from syncnorm.service.jobs.job import ACTIVE, ARROWS, TERMINAL, Attempt, Job, JobState, NewEvent
+from syncnorm.service.jobs.job import ARROWS, TERMINAL, Attempt, Job, JobState, NewEvent
 from syncnorm.service.store import rows
 from syncnorm.service.store import schema as t
-from syncnorm.service.store.base import INSERT_EVENT, JOBS, event_row, row_of
+from syncnorm.service.store.database import Database
 from syncnorm.service.store.job_query import select_jobs
-from syncnorm.service.store.rows import Faults, job_of, listed_of, without_eta
-from syncnorm.service.store.tables.descriptions import DescriptionTable
+from syncnorm.service.store.rows import job_of, listed_of, without_eta
+from syncnorm.service.store.statements import INSERT_EVENT, JOBS, add_audit, add_event, event_row, lease_stands, row_of
+from syncnorm.service.store.tables.idempotency import IdempotencyTable
+from syncnorm.service.store.tables.outbox import request_description
 from syncnorm.service.store.values import Added, Answer, Asked, JobQuery, Listed, NewJob
 
 
-class JobTable(DescriptionTable):
-    """Jobs, their labels, and the answers given under idempotency keys."""
+class JobTable:
+    """Jobs and their labels."""
 
-    def add_job(self, job: Job, event: NewEvent) -> None:
+    def __init__(self, database: Database, idempotency: IdempotencyTable) -> None:
+        self._db = database
+        self._idempotency = idempotency
+
+    def add(self, job: Job, event: NewEvent) -> None:
         """Store a job with its first event."""
-        self.add_jobs([NewJob(job, event)])
+        self.add_all([NewJob(job, event)])
 
-    def add_jobs(self, new: Sequence[NewJob], most_unfinished: int | None = None) -> list[Answer | Added]:
+    def add_all(self, new: Sequence[NewJob], most_unfinished: int | None = None) -> list[Answer | Added]:
         """Store jobs in one transaction. For each: stored, too many, or the answer given before under its key.
 
         most_unfinished: of one owner, counting those that are stored here; None: no limit.
         """
         with self._db.write() as c:
-            answers = self._take_keys(c, new)
-            room = None if most_unfinished is None else self._room(c, {one.job.owner for one in new}, most_unfinished)
+            answers = self._idempotency.take_all(c, new)
+            room = None if most_unfinished is None else self.room(c, {one.job.owner for one in new}, most_unfinished)
             results: list[Answer | Added] = []
             stored: list[NewJob] = []
             for one in new:
@@ -45,7 +50,7 @@ class JobTable(DescriptionTable):
                     results.append(before)
                 elif room is not None and room[owner] <= 0:
                     results.append(Added.TOO_MANY)
-                    self._forget_key(c, owner, one.key)
+                    self._idempotency.forget(c, owner, one.key)
                 else:
                     results.append(Added.STORED)
                     stored.append(one)
@@ -53,38 +58,19 @@ class JobTable(DescriptionTable):
                         room[owner] -= 1
                     if one.answer is not None:
                         answers[owner, one.key] = one.answer  # for the same key once more in this batch
-            self._insert_jobs(c, stored)
+            self.insert(c, stored)
         return results
 
-    def _take_keys(self, c: sa.Connection, new: Sequence[NewJob]) -> dict[tuple[str, str | None], Answer]:
-        """Keep the keys and answers that are new; the answers under keys that were taken before."""
-        now = self._now(c)
-        rows: dict[tuple[str, str], dict[str, Any]] = {}
-        for one in new:
-            if one.key is not None and one.answer is not None:
-                name = (one.job.owner, one.key)
-                rows.setdefault(name, {"owner": name[0], "key": name[1], "at": now, **vars(one.answer)})
-        if not rows:
-            return {}
-        # In one order everywhere, so that two replicas never wait for each other's keys.
-        ours = {tuple(row) for row in c.execute(self._take_key, [rows[name] for name in sorted(rows)])}
-        found = {name: self._answer(c, *name) for name in rows if name not in ours}
-        return {name: answer for name, answer in found.items() if answer is not None}
-
-    def _forget_key(self, c: sa.Connection, owner: str, key: str | None) -> None:
-        i = t.idempotency.c
-        c.execute(sa.delete(t.idempotency).where(i.owner == owner, i.key == key))
-
-    def _room(self, c: sa.Connection, owners: Collection[str], most: int) -> dict[str, int]:
+    def room(self, c: sa.Connection, owners: Collection[str], most: int) -> dict[str, int]:
         """How many more unfinished jobs each owner may have."""
         found: dict[str, int] = {row[0]: row[1] for row in c.execute(_COUNT_UNFINISHED, {"owners": list(owners)})}
         return {owner: most - found.get(owner, 0) for owner in owners}
 
-    def _insert_jobs(self, c: sa.Connection, new: Sequence[NewJob], deeds: Sequence[Deed] = ()) -> None:
+    def insert(self, c: sa.Connection, new: Sequence[NewJob], deeds: Sequence[Deed] = ()) -> None:
         """deeds: what more is told of it in the audit."""
         if not new:
             return
-        now = self._now(c)
+        now = self._db.now(c)
         c.execute(_INSERT_JOB, [row_of(one.job) for one in new])
         if labels := [
             {"job_id": one.job.id, "name": name, "value": value}
@@ -93,9 +79,9 @@ class JobTable(DescriptionTable):
         ]:
             c.execute(_INSERT_LABEL, labels)
         c.execute(INSERT_EVENT, [event_row(one.job.id, now, one.event) for one in new])
-        self._audit(c, [*deeds, *(_submitted(one) for one in new if one.event.by.kind == "user")])
+        add_audit(c, now, [*deeds, *(_submitted(one) for one in new if one.event.by.kind == "user")])
 
-    def delete_job(self, job: Job, by: Actor = SERVICE) -> bool:
+    def delete(self, job: Job, by: Actor = SERVICE) -> bool:
         """Remove a job with everything kept of it; False if it changed since it was read, or something of it runs.
 
         Its files are noted to be removed.
@@ -111,12 +97,13 @@ class JobTable(DescriptionTable):
             guard = (j.id == job.id, j.version == job.version, j.state.in_(TERMINAL))
             deleted = c.execute(sa.delete(t.jobs).where(*guard)).rowcount == 1
             if deleted:
-                c.execute(sa.insert(t.removals).values(job_id=job.id, deleted_at=self._now(c)))
+                now = self._db.now(c)
+                c.execute(sa.insert(t.removals).values(job_id=job.id, deleted_at=now))
                 was = {"name": job.name, "owner": job.owner, "state": job.state.value}
-                self._audit(c, [Deed(by, "job.delete", job.id, before=was)])
+                add_audit(c, now, [Deed(by, "job.delete", job.id, before=was)])
             return deleted
 
-    def change_job(self, job: Job, changes: Mapping[str, Any], by: Actor = SERVICE) -> Job | None:
+    def change(self, job: Job, changes: Mapping[str, Any], by: Actor = SERVICE) -> Job | None:
         """Change priority, labels or limits; None if the job changed since it was read, and nothing is changed."""
         was, is_now = differences({**vars(job), "limits": job.spec["limits"]}, changes)
         if not is_now:
@@ -130,11 +117,11 @@ class JobTable(DescriptionTable):
                 rows = [{"job_id": job.id, "name": k, "value": v} for k, v in is_now["labels"].items()]
                 if rows:
                     c.execute(_INSERT_LABEL, rows)
-            self._add_event(c, job.id, event)
-            self._audit(c, [Deed(by, "job.change", job.id, was, is_now)])
+            add_event(c, job.id, self._db.now(c), event)
+            add_audit(c, self._db.now(c), [Deed(by, "job.change", job.id, was, is_now)])
             return job_of(c.execute(JOBS.where(t.jobs.c.id == job.id)).one())
 
-    def ask_jobs(
+    def apply(
         self, ids: Collection[str], verb: Verb, now: datetime, by: Actor = SERVICE, owner: str | None = None
     ) -> dict[str, Asked]:
         """Ask jobs for what each one's state allows, in one transaction; what became of those that are there, by id.
@@ -145,9 +132,9 @@ class JobTable(DescriptionTable):
             # In the order of ids, so that two who lock the same jobs wait for, and not on, each other.
             theirs = JOBS.where(t.jobs.c.id.in_(sorted(ids))).order_by(t.jobs.c.id)
             jobs = [job_of(row) for row in c.execute(theirs.with_for_update()).all()]
-            return {job.id: self._ask(c, job, verb, now, by) for job in jobs if owner in (None, job.owner)}
+            return {job.id: self.apply_one(c, job, verb, now, by) for job in jobs if owner in (None, job.owner)}
 
-    def _ask(self, c: sa.Connection, job: Job, verb: Verb, now: datetime, by: Actor) -> Asked:
+    def apply_one(self, c: sa.Connection, job: Job, verb: Verb, now: datetime, by: Actor) -> Asked:
         try:
             change = ask(job, verb, now, by)
         except ValueError:
@@ -157,9 +144,9 @@ class JobTable(DescriptionTable):
         values = {"state": change.to, **change.changes}
         c.execute(sa.update(t.jobs).where(t.jobs.c.id == job.id).values(**values, version=job.version + 1))
         data = None if change.to is job.state else {"from": job.state.value}
-        self._add_event(c, job.id, replace(change.event, data=data))
+        add_event(c, job.id, self._db.now(c), replace(change.event, data=data))
         was, is_now = differences(vars(job), {name: values[name] for name in ("state", "stop") if name in values})
-        self._audit(c, [Deed(by, f"job.{verb}", job.id, was, is_now)])
+        add_audit(c, self._db.now(c), [Deed(by, f"job.{verb}", job.id, was, is_now)])
         return Asked(job_of(c.execute(JOBS.where(t.jobs.c.id == job.id)).one()), "done")
 
     def count_by_state(self) -> dict[JobState, int]:
@@ -168,21 +155,12 @@ class JobTable(DescriptionTable):
             found: dict[str, int] = {row[0]: row[1] for row in c.execute(query)}
         return {state: found.get(state, 0) for state in JobState}
 
-    def answer(self, owner: str, key: str) -> Answer | None:
-        with self._db.read() as c:
-            return self._answer(c, owner, key)
-
-    def _answer(self, c: sa.Connection, owner: str, key: str) -> Answer | None:
-        i = t.idempotency.c
-        row = c.execute(sa.select(i.request_hash, i.answer).where(i.owner == owner, i.key == key)).one_or_none()
-        return None if row is None else Answer(*row)
-
-    def job(self, job_id: str) -> Job | None:
+    def get(self, job_id: str) -> Job | None:
         with self._db.read() as c:
             row = c.execute(JOBS.where(t.jobs.c.id == job_id)).one_or_none()
         return None if row is None else job_of(row)
 
-    def listed(self, query: JobQuery) -> list[Listed]:
+    def find(self, query: JobQuery) -> list[Listed]:
         with self._db.read() as c:
             return [self._listed(c, row) for row in c.execute(select_jobs(query)).all()]
 
@@ -193,48 +171,10 @@ class JobTable(DescriptionTable):
             job = job_of(c.execute(JOBS.where(t.jobs.c.id == row.id)).one())
             return listed_of(job, full=row.spec is not None)
 
-    def job_ids(self, query: JobQuery) -> list[str]:
+    def find_ids(self, query: JobQuery) -> list[str]:
         """Ids of what the list would show."""
         with self._db.read() as c:
             return list(c.execute(select_jobs(query).with_only_columns(t.jobs.c.id)).scalars())
-
-    def versions(self, state: JobState) -> dict[str, int]:
-        """Version by id of all jobs in a state."""
-        j = t.jobs.c
-        with self._db.read() as c:
-            return {row[0]: row[1] for row in c.execute(sa.select(j.id, j.version).where(j.state == state))}
-
-    def unsettled(self) -> set[str]:
-        """Ids of jobs with something to do that is not waiting for room, see schema.UNSETTLED."""
-        with self._db.read() as c:
-            return set(c.execute(sa.select(t.jobs.c.id).where(t.UNSETTLED)).scalars())
-
-    def jobs_by_id(self, ids: Collection[str], faults: Faults | None = None) -> list[Job]:
-        """Those that are there, oldest first. faults: is told of rows that can't be read."""
-        wanted = sorted(ids)
-        j = t.jobs.c
-        parts = [wanted[start : start + _CHUNK] for start in range(0, len(wanted), _CHUNK)]
-        return [job for part in parts for job in self._jobs(JOBS.where(j.id.in_(part)).order_by(j.id), faults)]
-
-    def strays(self) -> set[str]:
-        """Ids of jobs that no step would ever come to: in a state nobody knows, or under way without an attempt."""
-        with self._db.read() as c:
-            return set(c.execute(_STRAYS).scalars())
-
-    def places(self) -> list[tuple[str, int, datetime]]:
-        """(id, priority, queued_at) of every waiting job."""
-        j = t.jobs.c
-        with self._db.read() as c:
-            query = sa.select(j.id, j.priority, j.queued_at).where(j.state == JobState.QUEUED)
-            return [
-                (job_id, priority, queued_at)
-                for job_id, priority, queued_at in c.execute(query)
-                if isinstance(priority, int) and isinstance(queued_at, datetime)
-            ]
-
-    def _jobs(self, query: sa.Select[Any], faults: Faults | None = None) -> list[Job]:
-        with self._db.read() as c:
-            return [job_of(row, faults) for row in c.execute(query)]
 
     def move(
         self,
@@ -256,14 +196,14 @@ class JobTable(DescriptionTable):
         if to is not job.state and (job.state, to) not in ARROWS:
             raise ValueError(f"a job can't go from {job.state} to {to}")
         with self._db.write() as c:
-            if lease is not None and not self._lease_stands(c, lease):
+            if not lease_stands(c, lease):
                 return None
             values = {"state": to, "version": job.version + 1, **(changes or {})}
             if not self._update_job(c, job, values):
                 return None
             if new_attempt is not None:
                 c.execute(sa.insert(t.attempts).values(**row_of(new_attempt)))
-                self._ask_for_description(c, job.id, new_attempt.number)
+                request_description(c, job.id, new_attempt.number)
             if attempt_changes:
                 a = t.attempts.c
                 c.execute(
@@ -272,7 +212,7 @@ class JobTable(DescriptionTable):
             if to is not job.state:
                 event = replace(event, data={**(event.data or {}), "from": job.state.value})
             for one in (event, *also):
-                self._add_event(c, job.id, one)
+                add_event(c, job.id, self._db.now(c), one)
             if to in TERMINAL:
                 self._clear_eta(c, job.id)
             row = c.execute(JOBS.where(t.jobs.c.id == job.id)).one()
@@ -289,7 +229,7 @@ class JobTable(DescriptionTable):
         guard = (j.id == job.id, j.state == job.state, j.version == job.version)
         return c.execute(sa.update(t.jobs).where(*guard).values(**values)).rowcount == 1
 
-    def note_job(self, job: Job, changes: Mapping[str, Any]) -> None:
+    def note(self, job: Job, changes: Mapping[str, Any]) -> None:
         """Set bookkeeping fields that carry no version: run id and status."""
         assert set(changes) <= {"experiment_id", "run_id", "run_status"}, changes
         with self._db.write() as c:
@@ -317,7 +257,6 @@ def _columns(job: Job, changes: Mapping[str, Any]) -> dict[str, Any]:
     return rest | own | {"spec": {**job.spec, "limits": dict(limits)}}
 
 
-_CHUNK = 500
 _UNFINISHED = tuple(state for state in JobState if state not in TERMINAL)
 _COUNT_UNFINISHED = (
     sa.select(t.jobs.c.owner, sa.func.count())
@@ -325,17 +264,3 @@ _COUNT_UNFINISHED = (
     .group_by(t.jobs.c.owner)
 )
 _INSERT_JOB, _INSERT_LABEL = sa.insert(t.jobs), sa.insert(t.labels)
-
-
-def _unknown_state() -> sa.ColumnElement[bool]:
-    """In the ranges between the states there are: each is one look at the index, unlike NOT IN."""
-    state, known = t.jobs.c.state, sorted(JobState)
-    between = [sa.and_(state > one, state < other) for one, other in pairwise(known)]
-    return sa.or_(state < known[0], *between, state > known[-1])
-
-
-_LIVE = sa.select(t.attempts.c.id).where(t.attempts.c.job_id == t.jobs.c.id, t.attempts.c.ended_at.is_(None)).exists()
-_STRAYS = sa.union_all(
-    sa.select(t.jobs.c.id).where(_unknown_state()),
-    sa.select(t.jobs.c.id).where(t.jobs.c.state.in_(ACTIVE), ~_LIVE),
-)

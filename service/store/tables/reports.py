@@ -12,8 +12,18 @@ from syncnorm.service.jobs.actors import WORKER
 from syncnorm.service.jobs.instants import after
 from syncnorm.service.jobs.job import Attempt, Job, NewEvent
 from syncnorm.service.store import schema as t
-from syncnorm.service.store.base import ATTEMPTS, Tables, event_row
+from syncnorm.service.store.database import Database
+from syncnorm.service.store.report_counts import delete_oldest_lines, report_counts, set_report_counts
 from syncnorm.service.store.rows import PHASES, attempt_of
+from syncnorm.service.store.statements import (
+    ATTEMPTS,
+    add_event,
+    event_row,
+    insert_new,
+    insert_or_ignore,
+    job_of_attempt,
+    lock_job,
+)
 from syncnorm.trainer.contract.protocol import CheckpointFact, LogLine, Placement
 
 MOST_EVENTS = 2000
@@ -25,17 +35,23 @@ _SPARE = 1 / 16
 """Of a full log, which goes with what is too much, so that not every message removes some."""
 
 
-class ReportTable(Tables):
+class ReportTable:
     """Each report takes effect only while its attempt is under way; log lines also for a while after."""
 
-    def heard(self, attempt_id: str, fence: str, lease_s: float, phase: str | None, step: int | None) -> Job | None:
+    def __init__(self, database: Database) -> None:
+        self._db = database
+        lines = t.log_lines
+        insert = insert_or_ignore(lines, is_sqlite=database.is_sqlite)
+        self._add_line = insert.returning(sa.func.length(lines.c.text))
+
+    def heartbeat(self, attempt_id: str, fence: str, lease_s: float, phase: str | None, step: int | None) -> Job | None:
         """Renew the lease of an attempt. Its job; None if the fence is stale."""
         with self._db.write() as c:
             attempt = self._live(c, attempt_id, fence)
             if attempt is None:
                 return None
             self._renew(c, attempt, lease_s, phase, step)
-            return self._job_of(c, attempt)
+            return job_of_attempt(c, attempt)
 
     def progress(self, attempt_id: str, fence: str, lease_s: float, step: int, progress: dict[str, Any]) -> Job | None:
         with self._db.write() as c:
@@ -45,16 +61,16 @@ class ReportTable(Tables):
             self._renew(c, attempt, lease_s, None, step)
             c.execute(sa.update(t.jobs).where(t.jobs.c.id == attempt.job_id).values(progress=progress))
             self._replace_progress(c, attempt.job_id, NewEvent("progress", f"Step {step}.", progress, WORKER))
-            return self._job_of(c, attempt)
+            return job_of_attempt(c, attempt)
 
     def _replace_progress(self, c: sa.Connection, job_id: str, event: NewEvent) -> None:
         """A new event for those who follow, in the place of the one before: the course of training is in MLflow."""
-        before = self._reported(c, job_id).progress_seq
+        before = report_counts(c, job_id).progress_seq
         if before is not None:
             c.execute(sa.delete(t.events).where(t.events.c.seq == before))
-        row = event_row(job_id, self._now(c), event)
+        row = event_row(job_id, self._db.now(c), event)
         seq = c.execute(sa.insert(t.events).returning(t.events.c.seq), row).scalar_one()
-        self._note_reported(c, job_id, progress_seq=seq)
+        set_report_counts(c, job_id, progress_seq=seq)
 
     def add_lines(
         self, attempt_id: str, fence: str, lines: Sequence[LogLine], most_characters: int | None = None
@@ -70,20 +86,20 @@ class ReportTable(Tables):
             rows = [{"job_id": attempt.job_id, "attempt": attempt.number, **vars(line)} for line in lines]
             new = list(c.execute(self._add_line, rows).scalars()) if rows else []
             if new:
-                before = self._reported(c, attempt.job_id)
+                before = report_counts(c, attempt.job_id)
                 count, characters = before.lines + len(new), before.characters + sum(new)
-                self._note_reported(c, attempt.job_id, lines=count, characters=characters)
+                set_report_counts(c, attempt.job_id, lines=count, characters=characters)
                 if most_characters is not None and characters > most_characters:
                     share = 1 - most_characters / characters + _SPARE
-                    self._forget_lines(c, attempt.job_id, min(math.ceil(share * count), _PRUNED_AT_ONCE))
-            return None if attempt.ended_at else self._job_of(c, attempt)
+                    delete_oldest_lines(c, attempt.job_id, min(math.ceil(share * count), _PRUNED_AT_ONCE))
+            return None if attempt.ended_at else job_of_attempt(c, attempt)
 
-    def placed(self, attempt_id: str, placement: Placement) -> Job | None:
+    def placement(self, attempt_id: str, placement: Placement) -> Job | None:
         with self._db.write() as c:
             attempt = self._live(c, attempt_id, placement.fence)
             if attempt is None:
                 return None
-            job = self._job_of(c, attempt)
+            job = job_of_attempt(c, attempt)
             most = max(attempt.workers, job.workers)
             theirs = {place.rank: place for place in placement.ranks if place.rank < most}
             ranks = [place.model_dump(mode="json") for _, place in sorted(theirs.items())]
@@ -97,33 +113,33 @@ class ReportTable(Tables):
             if attempt is None:
                 return None
             row = fact.model_dump(exclude={"fence", "kept"}) | {"job_id": attempt.job_id, "attempt": attempt.number}
-            if self._insert_new(c, t.checkpoints, row | {"at": self._now(c)}):
+            if insert_new(c, t.checkpoints, row | {"at": self._db.now(c)}):
                 event = NewEvent("checkpoint", f"Checkpoint at step {fact.step}.", {"step": fact.step}, WORKER)
-                self._add_event(c, attempt.job_id, event)
+                add_event(c, attempt.job_id, self._db.now(c), event)
             k = t.checkpoints.c
             ours = (k.job_id == attempt.job_id, k.attempt == attempt.number)
             if fact.kept is not None:
                 c.execute(sa.delete(t.checkpoints).where(*ours, k.step < fact.step, k.step.not_in(fact.kept)))
             newest = sa.select(k.step).where(*ours).order_by(k.step.desc()).offset(_MOST_CHECKPOINTS).limit(1)
             c.execute(sa.delete(t.checkpoints).where(*ours, k.step <= newest.scalar_subquery()))
-            return self._job_of(c, attempt)
+            return job_of_attempt(c, attempt)
 
-    def add_worker_event(self, attempt_id: str, fence: str, event: NewEvent) -> Job | None:
+    def add_event(self, attempt_id: str, fence: str, event: NewEvent) -> Job | None:
         """Keep an event; of a job that tells too many, one that says that no more are kept."""
         with self._db.write() as c:
             attempt = self._live(c, attempt_id, fence)
             if attempt is None:
                 return None
-            count = self._reported(c, attempt.job_id).events
+            count = report_counts(c, attempt.job_id).events
             if count == MOST_EVENTS:
                 text = f"The workers of this job have told {MOST_EVENTS} events; later ones are not kept."
                 event = NewEvent("events_left_out", text)
             if count <= MOST_EVENTS:
-                self._add_event(c, attempt.job_id, event)
-                self._note_reported(c, attempt.job_id, events=count + 1)
-            return self._job_of(c, attempt)
+                add_event(c, attempt.job_id, self._db.now(c), event)
+                set_report_counts(c, attempt.job_id, events=count + 1)
+            return job_of_attempt(c, attempt)
 
-    def exited(self, attempt_id: str, fence: str, result: dict[str, Any]) -> Job | None:
+    def exit(self, attempt_id: str, fence: str, result: dict[str, Any]) -> Job | None:
         """Keep the result an attempt sent; the reconciler settles the job by it."""
         with self._db.write() as c:
             attempt = self._live(c, attempt_id, fence)
@@ -131,7 +147,7 @@ class ReportTable(Tables):
                 return None
             if attempt.result is None:
                 c.execute(sa.update(t.attempts).where(t.attempts.c.id == attempt_id).values(result=result))
-            return self._job_of(c, attempt)
+            return job_of_attempt(c, attempt)
 
     def _live(self, c: sa.Connection, attempt_id: str, fence: str) -> Attempt | None:
         attempt = self._fenced(c, attempt_id, fence)
@@ -140,12 +156,12 @@ class ReportTable(Tables):
     def _fenced(self, c: sa.Connection, attempt_id: str, fence: str) -> Attempt | None:
         a = t.attempts.c
         guard = (a.id == attempt_id, a.fence == fence)
-        self._lock_job(c, t.jobs.c.id == sa.select(a.job_id).where(a.id == attempt_id).scalar_subquery())
+        lock_job(c, t.jobs.c.id == sa.select(a.job_id).where(a.id == attempt_id).scalar_subquery())
         row = c.execute(ATTEMPTS.where(*guard)).one_or_none()
         return None if row is None else attempt_of(row)
 
     def _renew(self, c: sa.Connection, attempt: Attempt, lease_s: float, phase: str | None, step: int | None) -> None:
-        now = self._now(c)
+        now = self._db.now(c)
         values: dict[str, Any] = {"heartbeat_at": now, "lease_expires_at": after(now, lease_s)}
         if phase is not None and phase not in (attempt.phases or {}):
             values["phases"] = {**(attempt.phases or {}), phase: t.format_instant(now)}

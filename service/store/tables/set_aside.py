@@ -13,8 +13,9 @@ import sqlalchemy as sa
 from syncnorm.service.jobs.export import ExportState
 from syncnorm.service.jobs.job import TERMINAL, JobState, NewEvent
 from syncnorm.service.store import schema as t
-from syncnorm.service.store.base import Tables
+from syncnorm.service.store.database import Database
 from syncnorm.service.store.rows import ATTEMPT, EXPORT, JOB, without_eta
+from syncnorm.service.store.statements import add_event, lease_stands, lock_job
 from syncnorm.trainer.contract.failure import FailureReason
 from syncnorm.trainer.contract.text import storable
 
@@ -22,23 +23,26 @@ _LONGEST_SENTENCE = 1000
 _LONGEST_TRACE = 8000
 
 
-class SetAsideTable(Tables):
+class SetAsideTable:
     """The end of what the service could not handle. `why`: a sentence; `trace`: where it was raised."""
 
-    def set_job_aside(self, job_id: str, why: str, trace: str = "", lease: int | None = None) -> JobState | None:
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def job(self, job_id: str, why: str, trace: str = "", lease: int | None = None) -> JobState | None:
         """End a job and its attempts: cancelled where that was asked for, else failed; one that is over stays so.
 
         The state it has now; None if there is no such job or the reconciler's lease no longer stands.
         """
         j = t.jobs.c
         with self._db.write() as c:
-            if lease is not None and not self._lease_stands(c, lease):
+            if not lease_stands(c, lease):
                 return None
-            self._lock_job(c, j.id == job_id)
+            lock_job(c, j.id == job_id)
             row = c.execute(JOB.query.where(j.id == job_id)).one_or_none()
             if row is None:
                 return None
-            now = self._now(c)
+            now = self._db.now(c)
             job, mended, _ = JOB.salvage(row, now)
             is_over = row.state in TERMINAL
             to = JobState(row.state) if is_over else _end(row.stop)
@@ -48,12 +52,12 @@ class SetAsideTable(Tables):
             c.execute(sa.update(t.jobs).where(j.id == job_id).values(**values))
             self._end_attempts(c, job_id, why, trace)
             if not is_over:
-                self._add_event(c, job_id, NewEvent(to, _sentence(why), _event_data(row, to, trace)))
+                add_event(c, job_id, self._db.now(c), NewEvent(to, _sentence(why), _event_data(row, to, trace)))
         return to
 
     def _end_attempts(self, c: sa.Connection, job_id: str, why: str, trace: str) -> None:
         """Their processes are ended, and their capacity is released, as of any attempt that has ended."""
-        a, now = t.attempts.c, self._now(c)
+        a, now = t.attempts.c, self._db.now(c)
         closing = {"outcome": "failed", "reason": FailureReason.INTERNAL, "message": _text(why, trace), "ended_at": now}
         for row in c.execute(ATTEMPT.query.where(a.job_id == job_id, a.released_at.is_(None))).all():
             _, mended, _ = ATTEMPT.salvage(row, now)
@@ -61,18 +65,18 @@ class SetAsideTable(Tables):
             if values:
                 c.execute(sa.update(t.attempts).where(a.id == row.id).values(**values))
 
-    def set_export_aside(self, job_id: str, number: int, why: str, lease: int | None = None) -> None:
+    def export(self, job_id: str, number: int, why: str, lease: int | None = None) -> None:
         """Fail an export; one that has ended and can't be released is released."""
         e = t.exports.c
         key = (e.job_id == job_id, e.number == number)
         with self._db.write() as c:
-            if lease is not None and not self._lease_stands(c, lease):
+            if not lease_stands(c, lease):
                 return
-            self._lock_job(c, t.jobs.c.id == job_id)
+            lock_job(c, t.jobs.c.id == job_id)
             row = c.execute(EXPORT.query.where(*key)).one_or_none()
             if row is None:
                 return
-            now = self._now(c)
+            now = self._db.now(c)
             export, mended, _ = EXPORT.salvage(row, now)
             values: dict[str, Any] = {**mended, "version": export.version + 1}
             if row.finished_at is not None and "finished_at" not in mended:
@@ -81,19 +85,18 @@ class SetAsideTable(Tables):
                 failed = {"state": ExportState.FAILED, "reason": FailureReason.INTERNAL, "message": _sentence(why)}
                 values |= {**failed, "finished_at": now}
                 about = {"export": export.name, "reason": FailureReason.INTERNAL.value}
-                self._add_event(
-                    c, job_id, NewEvent("export_failed", _sentence(f"Export {export.name} failed: {why}"), about)
-                )
+                text = _sentence(f"Export {export.name} failed: {why}")
+                add_event(c, job_id, now, NewEvent("export_failed", text, about))
             c.execute(sa.update(t.exports).where(*key).values(**values))
 
     def release_uncounted(self, attempt_id: str, lease: int | None = None) -> None:
         """Free the capacity of an ended attempt whose use can't be added up."""
         a = t.attempts.c
         with self._db.write() as c:
-            if lease is not None and not self._lease_stands(c, lease):
+            if not lease_stands(c, lease):
                 return
             guard = (a.id == attempt_id, a.released_at.is_(None), a.ended_at.is_not(None))
-            c.execute(sa.update(t.attempts).where(*guard).values(released_at=self._now(c)))
+            c.execute(sa.update(t.attempts).where(*guard).values(released_at=self._db.now(c)))
 
 
 def _end(stop: Any) -> JobState:

@@ -13,8 +13,10 @@ from syncnorm.service.jobs.actors import SERVICE, Actor, Deed
 from syncnorm.service.jobs.job import TERMINAL, Job, JobState, NewEvent
 from syncnorm.service.jobs.study import DELETED, Counts, Study, StudyChild
 from syncnorm.service.store import schema as t
-from syncnorm.service.store.base import JOBS
+from syncnorm.service.store.database import Database
 from syncnorm.service.store.rows import job_of
+from syncnorm.service.store.statements import JOBS, add_audit
+from syncnorm.service.store.tables.idempotency import IdempotencyTable
 from syncnorm.service.store.tables.jobs import JobTable
 from syncnorm.service.store.values import Added, Answer, NewJob
 
@@ -24,10 +26,15 @@ Family = list[tuple[StudyChild, Job | None]]
 """Children with their jobs; None: the job was deleted."""
 
 
-class StudyTable(JobTable):
+class StudyTable:
     """Studies and their children."""
 
-    def add_study(
+    def __init__(self, database: Database, jobs: JobTable, idempotency: IdempotencyTable) -> None:
+        self._db = database
+        self._jobs = jobs
+        self._idempotency = idempotency
+
+    def add(
         self,
         study: Study,
         children: Sequence[StudyChild],
@@ -41,31 +48,29 @@ class StudyTable(JobTable):
         most_unfinished: jobs of one owner, counting these; None: no limit.
         """
         with self._db.write() as c:
-            room = None if most_unfinished is None else self._room(c, {study.owner}, most_unfinished)[study.owner]
+            room = None if most_unfinished is None else self._jobs.room(c, {study.owner}, most_unfinished)[study.owner]
             if idempotency is not None:
                 key, answer = idempotency
-                row = {"owner": study.owner, "key": key, "at": self._now(c), **vars(answer)}
-                if not self._insert_new(c, t.idempotency, row):
-                    before = self._answer(c, study.owner, key)
-                    assert before is not None
+                before = self._idempotency.take(c, study.owner, key, self._db.now(c), answer)
+                if before is not None:
                     return before
             if room is not None and room < len(jobs):
                 if idempotency is not None:
-                    self._forget_key(c, study.owner, idempotency[0])
+                    self._idempotency.forget(c, study.owner, idempotency[0])
                 return Added.TOO_MANY
             c.execute(sa.insert(t.studies).values(**vars(study)))
             c.execute(sa.insert(t.study_children), [vars(child) for child in children])
             event = NewEvent(JobState.QUEUED, "Submitted.", {"owner": study.owner, "study": study.id}, by)
             deed = Deed(by, "study.submit", study.id, after={"name": study.name, "jobs": len(jobs)})
-            self._insert_jobs(c, [NewJob(job, event) for job in jobs], [deed] if by.kind == "user" else ())
+            self._jobs.insert(c, [NewJob(job, event) for job in jobs], [deed] if by.kind == "user" else ())
         return Added.STORED
 
-    def study(self, study_id: str) -> Study | None:
+    def get(self, study_id: str) -> Study | None:
         with self._db.read() as c:
             row = c.execute(sa.select(t.studies).where(t.studies.c.id == study_id)).mappings().one_or_none()
         return None if row is None else Study(**row)
 
-    def studies(self, owner: str | None, after: str | None, limit: int) -> list[Study]:
+    def find(self, owner: str | None, after: str | None, limit: int) -> list[Study]:
         """Newest first, behind the one with the id `after`."""
         s = t.studies.c
         wanted = [] if owner is None else [s.owner == owner]
@@ -102,19 +107,20 @@ class StudyTable(JobTable):
                 counts[study_id][name] = count
         return counts
 
-    def ask_family(self, study_id: str, verb: Verb, now: datetime, by: Actor = SERVICE) -> list[str]:
+    def apply(self, study_id: str, verb: Verb, now: datetime, by: Actor = SERVICE) -> list[str]:
         """Ask all children at once for what each one's state allows; ids of the jobs that it changed."""
         with self._db.write() as c:
             if verb == "retry":  # its report is worth another try, too
                 c.execute(sa.update(t.studies).where(t.studies.c.id == study_id).values(failures=0))
             family = self._family(c, study_id, lock=True)
-            asked = [self._ask(c, job, verb, now, by) for _, job in family if job is not None]
+            asked = [self._jobs.apply_one(c, job, verb, now, by) for _, job in family if job is not None]
             changed = [job.id for job, outcome in asked if outcome == "done"]
             if changed:
-                self._audit(c, [Deed(by, f"study.{verb}", study_id, after={"jobs_changed": len(changed)})])
+                deed = Deed(by, f"study.{verb}", study_id, after={"jobs_changed": len(changed)})
+                add_audit(c, self._db.now(c), [deed])
         return changed
 
-    def note_study(self, study_id: str, changes: Mapping[str, Any]) -> None:
+    def note(self, study_id: str, changes: Mapping[str, Any]) -> None:
         """Set bookkeeping of the run in MLflow."""
         assert set(changes) <= {"experiment_id", "run_id", "reported_at", "failures", "problem"}, changes
         with self._db.write() as c:
@@ -127,7 +133,7 @@ class StudyTable(JobTable):
             mine = (k.study_id == child.study_id, k.number == child.number)
             c.execute(sa.update(t.study_children).where(*mine).values(grouped_run=run_id))
 
-    def unreported_studies(self) -> list[Study]:
+    def unreported(self) -> list[Study]:
         """Those whose run in MLflow does not show yet what became of every child, and that are not set aside."""
         k, j = t.study_children.c, t.jobs.c
         moved_on = sa.or_(j.state.not_in(TERMINAL), j.finished_at > t.studies.c.reported_at)

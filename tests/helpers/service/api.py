@@ -63,7 +63,7 @@ def api_of(world: World, *, auth: bool = False, **settings: Any) -> Iterator[tup
 def context_of(world: World, folder: Path, auth: bool, settings: dict[str, Any]) -> Context:
     metrics = Metrics()
     metrics.watch(world.store, world.reconciler)
-    hub = Hub(world.store.news)
+    hub = Hub(world.store.history.news)
     names = Settings(home=folder, worker_url="http://nobody", allowed_hosts=("testserver",))
     chosen = replace(names, auth=auth, **settings)
     return Context(
@@ -75,18 +75,30 @@ def context_of(world: World, folder: Path, auth: bool, settings: dict[str, Any])
         wake=threading.Event(),
         mlflow_uri="http://mlflow",
         local_paths=True,
-        door=Doorkeeper(world.store, ADMIN if auth else None, clock=lambda: world.clock().timestamp()),
+        door=Doorkeeper(
+            world.store.tokens, world.store.now, ADMIN if auth else None, clock=lambda: world.clock().timestamp()
+        ),
         rate=RateLimit(settings.get("rate_limit", 0.0)),
         metrics=metrics,
-        trail=Trail(world.store),
-        retention=Retention(world.store, chosen, metrics),
-        studies=StudyPublisher(world.store, world.study_runs, str(folder / "storage"), "http://mlflow"),
+        trail=Trail(world.store.audit),
+        retention=Retention(world.store.retention, world.store.now, chosen, metrics),
+        studies=StudyPublisher(
+            world.store.studies,
+            world.store.leases,
+            world.store.now,
+            world.study_runs,
+            str(folder / "storage"),
+            "http://mlflow",
+        ),
         inspect=lambda _spec: None,  # a service on a host without torch; tests/stack asks the real one
         webhooks=Webhooks(world.store, (), b"", HttpPort("nobody"), "tests"),
         packages=Packages(str(folder)),
-        secrets=Secrets(world.store, secrets_key(None, folder)),
+        secrets=Secrets(world.store.secrets, secrets_key(None, folder)),
         intake=Intake(
-            world.store, chosen.max_queued, lambda job: job_view(job, "http://mlflow").model_dump(mode="json")
+            world.store.jobs,
+            world.store.now,
+            chosen.max_queued,
+            lambda job: job_view(job, "http://mlflow").model_dump(mode="json"),
         ),
     )
 

@@ -11,7 +11,7 @@ from tests.helpers.service.databases import fresh_sqlite
 from tests.helpers.service.world import World
 
 EFFECTS = {
-    "store": ("take_lease", "move", "note_attempt", "note_job", "change_export"),
+    "store": ("leases.take", "jobs.move", "attempts.note", "jobs.note", "exports.change"),
     "cluster": ("start", "end"),
     "tracker": ("run_for", "set_status"),
 }
@@ -55,9 +55,11 @@ class _Port:
 
     def __getattr__(self, method: str) -> Any:
         real = getattr(self._port, method)
-        if method not in EFFECTS[self._name]:
-            return real
-        return self._dying.around(f"{self._name}.{method}", real)
+        port, _, part = self._name.partition(".")
+        effect = f"{part}.{method}" if part else method
+        if any(one.startswith(f"{effect}.") for one in EFFECTS[port]):
+            return _Port(self._dying, real, f"{port}.{effect}")
+        return self._dying.around(f"{port}.{effect}", real) if effect in EFFECTS[port] else real
 
 
 @contextmanager

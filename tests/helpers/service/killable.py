@@ -27,14 +27,14 @@ from syncnorm.service.server import listen, make_context
 from syncnorm.service.settings import Settings
 
 _EFFECTS = {
-    "store": ("move", "note_attempt", "note_job", "release", "change_export"),
+    "store": ("jobs.move", "attempts.note", "jobs.note", "attempts.release", "exports.change"),
     "dispatcher": ("start", "end"),
     "tracker": ("run_for", "set_status"),
 }
 
 
 class Mortal:
-    """A port after whose effects this process may be gone."""
+    """A port after whose effects this process may be gone. methods: of the port, or of its parts (`part.method`)."""
 
     def __init__(self, port: Any, methods: tuple[str, ...], death_chance: float) -> None:
         self._port, self._methods, self._death_chance = port, methods, death_chance
@@ -42,6 +42,8 @@ class Mortal:
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(self._port, name)
+        if of_part := tuple(one.partition(".")[2] for one in self._methods if one.startswith(f"{name}.")):
+            return Mortal(real, of_part, self._death_chance)
         if name not in self._methods:
             return real
 

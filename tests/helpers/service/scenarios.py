@@ -74,7 +74,7 @@ class Teller:
         jobs = [self._world.job(job.id) for job in self.jobs]
         if not all(job.is_terminal for job in jobs) or any(state is jobs[0].state for state, _ in self._asks):
             return False
-        return not self._world.store.unsettled() and not self._world.store.unreleased_attempts()
+        return not self._world.store.workload.unsettled() and not self._world.store.attempts.unreleased()
 
     def prompt(self) -> None:
         """What users do now."""

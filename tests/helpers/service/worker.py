@@ -38,7 +38,7 @@ class Worker:
 
     @property
     def attempt(self) -> Attempt:
-        return self.world.store.attempts(self.job_id)[0]
+        return self.world.store.attempts.of_job(self.job_id)[0]
 
     @property
     def job(self) -> Job:

@@ -60,17 +60,17 @@ class World:
             "limits": limits,
         }
         job = new_job(read_spec(data | spec), "ann", self.clock())
-        self.store.add_job(job, NewEvent("queued", "Submitted."))
+        self.store.jobs.add(job, NewEvent("queued", "Submitted."))
         return job
 
     def ask(self, job_id: str, verb: Verb) -> None:
         job = self.job(job_id)
         change = ask(job, verb, self.clock())
         assert change is not None
-        assert self.store.move(job, change.to, change.changes, event=change.event)
+        assert self.store.jobs.move(job, change.to, change.changes, event=change.event)
 
     def job(self, job_id: str) -> Job:
-        job = self.store.job(job_id)
+        job = self.store.jobs.get(job_id)
         assert job is not None
         return job
 
@@ -82,27 +82,27 @@ class World:
     def succeed(self, **spec: Any) -> Job:
         """A job that has succeeded, and nothing of which is left."""
         job = self.submit(**spec)
-        while not self.job(job.id).is_terminal or self.store.unreleased_attempts():
+        while not self.job(job.id).is_terminal or self.store.attempts.unreleased():
             self.step()
         return self.job(job.id)
 
     def export(self, job: Job, **section: Any) -> Export:
         """The wish for a later export, as the API stores it."""
         section = ExportSpec(**section).model_dump(mode="json")
-        stored = self.store.add_export(job, section, lambda _: Answer("", {}))
+        stored = self.store.exports.add(job, section, lambda _: Answer("", {}))
         assert isinstance(stored, Export)
         return stored
 
     def arrows(self, job_id: str) -> list[tuple[JobState, JobState]]:
         """The moves of a job, from its events."""
-        moves = [event for event in self.store.events(job_id, limit=1000) if "from" in (event.data or {})]
+        moves = [event for event in self.store.history.events(job_id, limit=1000) if "from" in (event.data or {})]
         return [(JobState(str((event.data or {})["from"])), JobState(event.kind)) for event in moves]
 
     def check_settled(self, job: Job) -> None:
         """Nothing of a finished job is left anywhere, and everything says the same."""
         assert job.is_terminal
         assert (job.finished_at is not None, job.stop) == (True, None)
-        attempts = self.store.attempts(job.id)
+        attempts = self.store.attempts.of_job(job.id)
         assert [attempt.number for attempt in attempts] == list(range(1, job.attempt + 1))
         assert all(attempt.ended_at and attempt.released_at for attempt in attempts)
         assert all(self.cluster.starts[attempt.id] <= 1 for attempt in attempts)

@@ -46,7 +46,7 @@ def problem(answer: Any, status: int, code: str) -> dict[str, Any]:
 def finish(world: World, job_id: str) -> None:
     for _ in range(40):
         world.step()
-        if world.job(job_id).is_terminal and not world.store.unreleased_attempts():
+        if world.job(job_id).is_terminal and not world.store.attempts.unreleased():
             return
     pytest.fail("not finished")
 
@@ -339,10 +339,10 @@ def test_population_statistics_of_a_layer(running: Running, facts: Any, shown: A
     job = world.submit(labels={"works": "9"})
     for _ in range(3):
         world.step()
-    now = world.store.job(job.id)
+    now = world.store.jobs.get(job.id)
     assert now is not None
     model = {"uri": "models:/m-1", "registered": None, "certificate": {"passed": True, "population": facts}}
-    assert world.store.move(now, JobState.SUCCEEDED, {"model": model}, event=NewEvent("succeeded", ""))
+    assert world.store.jobs.move(now, JobState.SUCCEEDED, {"model": model}, event=NewEvent("succeeded", ""))
 
     (layer,) = client.get(f"/v1/jobs/{job.id}/statistics").json()["items"]
 
@@ -355,9 +355,9 @@ def test_exports_of_a_job_are_listed_with_their_digests(running: Running) -> Non
     before = client.get(f"/v1/jobs/{job.id}/exports").json()["items"]
     proof = {"passed": True, "files": {"model.pt2": "0" * 64}, "checks": []}
     model = {"uri": "models:/m-1", "registered": None, "certificate": proof}
-    started = world.store.move(job, JobState.STARTING, event=NewEvent("starting", ""))
+    started = world.store.jobs.move(job, JobState.STARTING, event=NewEvent("starting", ""))
     assert started is not None
-    assert world.store.move(started, JobState.SUCCEEDED, {"model": model}, event=NewEvent("succeeded", ""))
+    assert world.store.jobs.move(started, JobState.SUCCEEDED, {"model": model}, event=NewEvent("succeeded", ""))
 
     after = client.get(f"/v1/jobs/{job.id}/exports").json()["items"]
 
@@ -443,7 +443,7 @@ def test_unexpected_error_is_a_problem_that_tells_no_secrets(
     running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     client, world = running
-    monkeypatch.setattr(world.store, "job", lambda _: 1 / 0)
+    monkeypatch.setattr(world.store.jobs, "get", lambda _: 1 / 0)
 
     answer = client.get("/v1/jobs/job_1")
 
@@ -538,7 +538,7 @@ def test_changes_leave_an_audit_line(guarded: Running) -> None:
     denied = client.post("/v1/tokens", json={"owner": "eve"}, headers=submitter)
     client.app.state.context.trail.flush()  # type: ignore[attr-defined]
 
-    kept = [(one.owner, one.action, one.outcome, one.request_id) for one in world.store.audit()]
+    kept = [(one.owner, one.action, one.outcome, one.request_id) for one in world.store.audit.find()]
     assert ("ann", "job.submit", "done", answer.headers["x-request-id"]) in kept
     assert ("ann", "token.create", "refused", denied.headers["x-request-id"]) in kept
 

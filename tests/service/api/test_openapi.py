@@ -106,7 +106,7 @@ def test_answers_are_as_documented_long(tmp_path: Path) -> None:
 
 
 def test_undocumented_answer_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("syncnorm.service.store.Store.count_by_state", lambda _: 1 / 0)
+    monkeypatch.setattr("syncnorm.service.store.tables.jobs.JobTable.count_by_state", lambda _: 1 / 0)
 
     done = send_anything(tmp_path, "--max-examples", "1", "--phases", "fuzzing", "--include-path", "/v1/cluster")
 

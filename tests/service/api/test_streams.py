@@ -95,10 +95,10 @@ def test_follower_cut_off_a_hundred_times_misses_nothing_and_sees_nothing_twice(
     expected = ["Submitted."]
     for number in range(1500):
         message = f"{number} {'x' * (number % 97)}"
-        world.store.add_event(job_id, NewEvent("note", message))
+        world.store.history.add_event(job_id, NewEvent("note", message))
         expected.append(message)
     job = world.job(job_id)
-    assert world.store.move(job, JobState.CANCELLED, event=NewEvent("cancelled", "Over."))
+    assert world.store.jobs.move(job, JobState.CANCELLED, event=NewEvent("cancelled", "Over."))
     follower.join(120)
     cutter.close()
 
@@ -111,9 +111,9 @@ def test_stream_goes_on_behind_the_last_event_id(served: tuple[int, World]) -> N
     with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
         job_id = client.post("/v1/jobs", json=SPEC).json()["id"]
         for number in range(5):
-            world.store.add_event(job_id, NewEvent("note", str(number)))
-        world.store.move(world.job(job_id), JobState.CANCELLED, event=NewEvent("cancelled", "Over."))
-        third = world.store.events(job_id)[2].seq
+            world.store.history.add_event(job_id, NewEvent("note", str(number)))
+        world.store.jobs.move(world.job(job_id), JobState.CANCELLED, event=NewEvent("cancelled", "Over."))
+        third = world.store.history.events(job_id)[2].seq
         headers = {"Accept": "text/event-stream", "Last-Event-ID": str(third)}
 
         answer = client.get(f"/v1/jobs/{job_id}/events", headers=headers)
@@ -145,12 +145,12 @@ def job_with_lines(port: int, world: World) -> str:
     with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
         job_id = str(client.post("/v1/jobs", json=SPEC | {"labels": {"works": "99"}}).json()["id"])
     world.step()
-    (attempt,) = world.store.unreleased_attempts()
+    (attempt,) = world.store.attempts.unreleased()
     lines = [
         LogLine(rank=0, seq=seq, at="2026-01-01T00:00:00Z", level="INFO", text=f"line {seq} \x1b[31m")
         for seq in (1, 2, 3)
     ]
-    world.store.add_lines(attempt.id, attempt.fence, lines)
+    world.store.reports.add_lines(attempt.id, attempt.fence, lines)
     return job_id
 
 
@@ -174,9 +174,9 @@ def test_logs_are_followed_in_the_form_that_accept_names(
     with httpx.stream("GET", url, headers={"Accept": accept}, timeout=20) as answer:
         pieces = answer.iter_text()
         text = next(pieces)
-        (attempt,) = world.store.unreleased_attempts()
+        (attempt,) = world.store.attempts.unreleased()
         late = LogLine(rank=-1, seq=9, at="2026-01-01T00:00:01Z", level="INFO", text="late")
-        world.store.add_lines(attempt.id, attempt.fence, [late])
+        world.store.reports.add_lines(attempt.id, attempt.fence, [late])
         httpx.post(f"http://127.0.0.1:{port}/v1/jobs/{job_id}/cancel")
         for _ in range(4):
             world.step()

@@ -96,7 +96,7 @@ def test_same_key_gives_the_same_study(running: Running) -> None:
 
     assert again.json() == first.json()
     assert again.headers["idempotency-replayed"] == "true"
-    assert len(world.store.listed(JobQuery())) == 4
+    assert len(world.store.jobs.find(JobQuery())) == 4
     problem(client.post("/v1/studies", json=STUDY | {"seeds": [9]}, headers=headers), 422, "idempotency_key_reused")
 
 
@@ -109,7 +109,7 @@ def test_study_with_a_bad_value_names_it_and_stores_nothing(running: Running) ->
 
     found = problem(answer, 422, "invalid_spec")["errors"]
     assert [one["pointer"] for one in found] == ["/grid/norm.kind/1"]
-    assert world.store.studies(None, None, 10) == []
+    assert world.store.studies.find(None, None, 10) == []
 
 
 def test_study_that_never_fits_the_cluster_is_refused(running: Running) -> None:
@@ -342,7 +342,7 @@ def test_service_killed_while_it_creates_children_neither_loses_nor_doubles_any(
     assert codes[-1] == 0
     with closing(Database(url)) as database:
         store = Store(database)
-        (study,) = store.studies(None, None, 10)
-        jobs = {one.id for one in store.listed(JobQuery())}
-        assert jobs == {child.job_id for child, job in store.family(study.id) if job is not None}
+        (study,) = store.studies.find(None, None, 10)
+        jobs = {one.id for one in store.jobs.find(JobQuery())}
+        assert jobs == {child.job_id for child, job in store.studies.family(study.id) if job is not None}
         assert len(jobs) == 4

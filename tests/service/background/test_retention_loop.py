@@ -36,7 +36,7 @@ class Counted:
 
 def sweep(worker: Worker, **settings: int) -> Counted:
     counted, chosen = Counted(), replace(Settings(home=Path()), **settings)
-    Retention(worker.world.store, chosen, counted).sweep(threading.Event(), rest_s=0)
+    Retention(worker.world.store.retention, worker.world.store.now, chosen, counted).sweep(threading.Event(), rest_s=0)
     return counted
 
 
@@ -49,7 +49,7 @@ def end(worker: Worker) -> None:
 def fill(worker: Worker, count: int) -> None:
     store, attempt = worker.world.store, worker.attempt
     for first in range(1, count, 1000):
-        store.add_lines(attempt.id, attempt.fence, lines(first, 1000, "x" * 1000))
+        store.reports.add_lines(attempt.id, attempt.fence, lines(first, 1000, "x" * 1000))
 
 
 def test_log_lines_go_some_time_after_the_end_of_their_job(worker: Worker) -> None:
@@ -65,7 +65,7 @@ def test_log_lines_go_some_time_after_the_end_of_their_job(worker: Worker) -> No
     assert (early.rows.get("log_lines"), still.rows.get("log_lines")) == (None, None)
     assert late.rows["log_lines"] == 3000
     assert [line["text"].split(" earlier")[0] for line in page] == ["… 3,000"]
-    assert worker.world.store.kept_lines() == (0, 0)
+    assert worker.world.store.retention.kept_lines() == (0, 0)
 
 
 def test_all_logs_together_have_a_size(worker: Worker) -> None:
@@ -74,7 +74,7 @@ def test_all_logs_together_have_a_size(worker: Worker) -> None:
 
     sweep(worker, log_mb_total=2)
 
-    _, characters = worker.world.store.kept_lines()
+    _, characters = worker.world.store.retention.kept_lines()
     assert 1_000_000 < characters <= 2 * 2**20
 
 
@@ -83,7 +83,7 @@ def test_a_job_that_runs_gives_lines_too_when_nothing_else_is_left(worker: Worke
 
     sweep(worker, log_mb_total=2)
 
-    assert worker.world.store.kept_lines()[1] <= 2 * 2**20
+    assert worker.world.store.retention.kept_lines()[1] <= 2 * 2**20
     assert "earlier lines" in worker.get("/logs")["items"][0]["text"]
 
 
@@ -124,8 +124,8 @@ def test_job_that_was_retried_is_looked_through_again(worker: Worker) -> None:
     end(worker)
     worker.world.clock.advance(91 * 86_400)
     sweep(worker)
-    worker.world.store.add_event(worker.job_id, NewEvent("phase", "of another attempt"))
-    with worker.world.store._db.write() as c:
+    worker.world.store.history.add_event(worker.job_id, NewEvent("phase", "of another attempt"))
+    with worker.world.database.write() as c:
         later = worker.world.clock() + timedelta(days=1)
         c.execute(sa.update(t.jobs).where(t.jobs.c.id == worker.job_id).values(finished_at=later))
     worker.world.clock.advance(100 * 86_400)
@@ -136,7 +136,7 @@ def test_job_that_was_retried_is_looked_through_again(worker: Worker) -> None:
 def test_audit_and_idempotency_keys_go_by_age(worker: Worker) -> None:
     store, clock = worker.world.store, worker.world.clock
     entries = [Deed(Actor("user", "ann"), "job.submit", f"job_{n}") for n in range(2500)]
-    store.add_audit(entries)
+    store.audit.add(entries)
     with store._db.write() as c:
         rows = [{"owner": "ann", "key": str(n), "request_hash": "0", "answer": {}, "at": clock()} for n in range(1500)]
         c.execute(sa.insert(t.idempotency), rows)
@@ -152,7 +152,7 @@ def test_audit_and_idempotency_keys_go_by_age(worker: Worker) -> None:
 
 
 def test_one_part_that_fails_does_not_keep_the_others(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker.world.store.add_audit([Deed(Actor("user", "ann"), "job.submit", "job_1")])
+    worker.world.store.audit.add([Deed(Actor("user", "ann"), "job.submit", "job_1")])
     worker.world.clock.advance(400 * 86_400)
 
     def failing(*_: object) -> Iterator[int]:
@@ -169,11 +169,11 @@ def test_file_of_the_database_shrinks(tmp_path: Path) -> None:
         worker = Worker(made, tmp_path)
         fill(worker, 20_000)
         end(worker)
-        full = worker.world.store.size_bytes()
+        full = worker.world.store.retention.size_bytes()
         worker.world.clock.advance(31 * 86_400)
         sweep(worker)
 
-        assert worker.world.store.size_bytes() < full / 4
+        assert worker.world.store.retention.size_bytes() < full / 4
     with closing(sqlite3.connect(tmp_path / "service.db")) as file:
         assert file.execute("PRAGMA auto_vacuum").fetchone() == (2,)
 

@@ -189,7 +189,7 @@ def test_all_finished_jobs_are_deleted_and_no_other(served: tuple[Sn, World]) ->
     removed = sn("rm", "--all", "--json")
 
     assert json.loads(removed.stdout) == [{"id": done.id, "state": "deleted"}]
-    assert world.store.job(waiting.id) is not None
+    assert world.store.jobs.get(waiting.id) is not None
     assert sn("show", done.id).exit_code == 2
 
 

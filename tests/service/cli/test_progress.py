@@ -124,7 +124,7 @@ def test_export_command_follows_to_the_certificate(tmp_path: Path, monkeypatch: 
     assert (done.exit_code, asked.exit_code, refused.exit_code) == (0, 0, 2), done.output
     assert "export 2 succeeded" in done.output
     assert "Model        models:/m-1" in done.output
-    section = world.store.exports(job.id)[0].section
+    section = world.store.exports.of_job(job.id)[0].section
     assert section == {"formats": ["onnx"], "fold": False, "register_as": None}
     assert json.loads(asked.stdout)["export"] == {"formats": ["pt2", "onnx"], "fold": True, "register_as": "mine"}
 

@@ -96,7 +96,7 @@ class Machine(RuleBasedStateMachine):
         return [job_id for job_id in self.ids if self.world.job(job_id).state is state]
 
     def exports(self) -> list[Export]:
-        return [export for job_id in self.ids for export in self.world.store.exports(job_id)]
+        return [export for job_id in self.ids for export in self.world.store.exports.of_job(job_id)]
 
     @precondition(lambda self: self.ids)
     @rule(data=st.data())
@@ -154,16 +154,16 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def given_up_attempt_speaks(self, data: st.DataObject) -> None:
         name, fence = data.draw(st.sampled_from(self.zombies))
-        attempt = self.world.store.attempt(name)
+        attempt = self.world.store.attempts.get(name)
         assert attempt is not None
-        answer = self.world.store.progress(name, fence, 30, 99, {"step": 99})
+        answer = self.world.store.reports.progress(name, fence, 30, 99, {"step": 99})
         assert (answer is None) == (attempt.ended_at is not None)
 
     @invariant()
     def one_live_attempt_a_job_and_only_in_active_states(self) -> None:
         for job_id in self.ids:
             job = self.world.job(job_id)
-            live = [one for one in self.world.store.attempts(job_id) if one.ended_at is None]
+            live = [one for one in self.world.store.attempts.of_job(job_id) if one.ended_at is None]
             assert len(live) == (1 if job.state in ACTIVE else 0)
             assert all(one.number == job.attempt for one in live)
 
@@ -173,14 +173,14 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def never_more_than_the_cluster_has(self) -> None:
-        held = [one.workers for one in self.world.store.unreleased_attempts()]
+        held = [one.workers for one in self.world.store.attempts.unreleased()]
         assert sum(held) <= 4
 
     @invariant()
     def every_attempt_has_as_many_workers_as_its_job_may_have(self) -> None:
         for job_id in self.ids:
             job = self.world.job(job_id)
-            sizes = [attempt.workers for attempt in self.world.store.attempts(job_id)]
+            sizes = [attempt.workers for attempt in self.world.store.attempts.of_job(job_id)]
             assert all(job.least_workers <= size <= job.workers for size in sizes)
 
     @invariant()
@@ -188,7 +188,7 @@ class Machine(RuleBasedStateMachine):
         for export in self.exports():
             kinds = [
                 event.kind
-                for event in self.world.store.events(export.job_id, limit=1000)
+                for event in self.world.store.history.events(export.job_id, limit=1000)
                 if event.kind.startswith("export_") and (event.data or {})["export"] == export.name
             ]
             assert kinds.count("export_queued") == 1

@@ -51,12 +51,14 @@ class CutOff:
         result = Result(fence=fence, outcome="succeeded", step=10**6)
         (self.driver.folder / RESULT_FILE).write_text(result.model_dump_json())
         answers = [
-            store.heard(self.id, fence, LEASE_S, "finalizing", 10**6),
-            store.progress(self.id, fence, LEASE_S, 10**6, {"step": 10**6}),
-            store.add_checkpoint(self.id, fact),
-            store.add_worker_event(self.id, fence, NewEvent("note", "zombie")),
-            store.exited(self.id, fence, result.model_dump(mode="json")),
-            store.add_lines(self.id, fence, [LogLine(rank=0, seq=9, at="now", level="INFO", text="last words")]),
+            store.reports.heartbeat(self.id, fence, LEASE_S, "finalizing", 10**6),
+            store.reports.progress(self.id, fence, LEASE_S, 10**6, {"step": 10**6}),
+            store.reports.add_checkpoint(self.id, fact),
+            store.reports.add_event(self.id, fence, NewEvent("note", "zombie")),
+            store.reports.exit(self.id, fence, result.model_dump(mode="json")),
+            store.reports.add_lines(
+                self.id, fence, [LogLine(rank=0, seq=9, at="now", level="INFO", text="last words")]
+            ),
         ]
         self.accepted += sum(answer is not None for answer in answers)
 
@@ -80,7 +82,7 @@ def cut(world: World, cut_s: float) -> tuple[JobState, int, int]:
     for _ in range(60):
         world.step()
     world.check_settled(world.job(job.id))
-    assert "zombie" not in [fact.path for fact in world.store.checkpoints(job.id)]
+    assert "zombie" not in [fact.path for fact in world.store.history.checkpoints(job.id)]
     return world.job(job.id).state, zombie.accepted, world.job(job.id).attempt
 
 
@@ -160,9 +162,9 @@ def test_dead_attempt_is_found_soon_after_the_clock_was_set_back(world: World) -
 
 
 def test_lease_from_before_the_clock_was_set_back_holds_nobody_up(world: World) -> None:
-    assert world.store.take_lease("a", 15) is not None
-    assert world.store.take_lease("b", 15) is None
+    assert world.store.leases.take("a", 15) is not None
+    assert world.store.leases.take("b", 15) is None
 
     world.clock.advance(-3600)
 
-    assert world.store.take_lease("b", 15) is not None
+    assert world.store.leases.take("b", 15) is not None

@@ -108,26 +108,26 @@ def test_export_is_not_lost_while_its_result_can_not_be_read(world: World) -> No
     with away(world.folder / "jobs"):
         for _ in range(10):
             world.step()
-        (meanwhile,) = world.store.exports(done.id)
+        (meanwhile,) = world.store.exports.of_job(done.id)
     for _ in range(4):
         world.step()
 
     assert (meanwhile.state, meanwhile.starts) == ("running", 1)
-    assert [(one.number, one.state) for one in world.store.exports(done.id)] == [(export.number, "succeeded")]
+    assert [(one.number, one.state) for one in world.store.exports.of_job(done.id)] == [(export.number, "succeeded")]
 
 
 def test_files_of_a_deleted_job_wait_for_the_storage(world: World) -> None:
     done = world.succeed()
-    world.store.delete_job(world.job(done.id))
+    world.store.jobs.delete(world.job(done.id))
 
     with away(world.folder / "jobs"):
         world.step()
-        waiting = world.store.removals(9)
+        waiting = world.store.removals.pending(9)
     for _ in range(4):
         world.step()
 
     assert waiting == [done.id]
-    assert world.store.removals(9) == []
+    assert world.store.removals.pending(9) == []
     assert list((world.folder / "jobs").iterdir()) == []
 
 
@@ -138,7 +138,7 @@ def test_files_of_a_deleted_job_go_from_a_bucket(world: World, bucket: str) -> N
     storage_at(f"{bucket}/x").write("jobs/other/attempts/1/result.json", b"1")
     world.reconciler.ports.places = Places(f"{bucket}/x", "http://nobody", "http://nobody")
 
-    world.store.delete_job(world.job(done.id))
+    world.store.jobs.delete(world.job(done.id))
     world.step()
 
     assert storage_at(f"{bucket}/x").names() == ["jobs/other/attempts/1/result.json"]

@@ -178,7 +178,7 @@ def test_run_is_described_beside_the_tick_and_again_for_the_next_attempt(world: 
     describer.tick()
 
     assert (before, first, world.tracker.described) == ({}, {run_id: 1}, {run_id: 2})
-    assert world.store.undescribed(9) == []
+    assert world.store.descriptions.pending(9) == []
 
 
 def test_run_that_can_not_be_described_now_holds_up_no_other(world: World) -> None:
@@ -195,7 +195,7 @@ def test_run_that_can_not_be_described_now_holds_up_no_other(world: World) -> No
         describer.tick()
 
     assert asked == len(jobs)
-    assert world.store.undescribed(9) == []
+    assert world.store.descriptions.pending(9) == []
 
 
 def test_mlflow_that_is_away_is_not_asked_for_every_run(world: World) -> None:
@@ -207,7 +207,7 @@ def test_mlflow_that_is_away_is_not_asked_for_every_run(world: World) -> None:
         RunDescriber(world.store, port).tick()
 
     assert mlflow.asked.count("POST runs/log-batch") == 2
-    assert len(world.store.undescribed(9)) == 4
+    assert len(world.store.descriptions.pending(9)) == 4
 
 
 @pytest.mark.parametrize("refusal", ["params", "run deleted"])
@@ -219,9 +219,9 @@ def test_what_mlflow_refused_is_an_event_of_the_job(world: World, refusal: str) 
     with tracker(Mlflow(bent=bent, refuses={"seed"})) as port:
         RunDescriber(world.store, port).tick()
 
-    (told,) = [event for event in world.store.events(job.id) if event.kind == "run_incomplete"]
+    (told,) = [event for event in world.store.history.events(job.id) if event.kind == "run_incomplete"]
     assert ("seed" if refusal == "params" else "No run r1") in told.message
-    assert world.store.undescribed(9) == []
+    assert world.store.descriptions.pending(9) == []
 
 
 def test_description_that_raises_is_given_up_and_said(world: World) -> None:
@@ -231,8 +231,8 @@ def test_description_that_raises_is_given_up_and_said(world: World) -> None:
         describer.tick()
         clock.advance(60)
 
-    assert world.store.events(job.id)[-1].kind == "run_incomplete"
-    assert world.store.undescribed(9) == []
+    assert world.store.history.events(job.id)[-1].kind == "run_incomplete"
+    assert world.store.descriptions.pending(9) == []
 
 
 @pytest.mark.parametrize("what", ["GET runs/get", "GET metrics/get-history"])

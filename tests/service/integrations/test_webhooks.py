@@ -198,18 +198,18 @@ def test_receiver_hears_what_the_statistics_of_a_job_give_cause_to_tell(world: W
     sender.tick()
     job = world.submit(labels={"works": "9"})
     world.step()
-    (attempt,) = world.store.attempts(job.id)
+    (attempt,) = world.store.attempts.of_job(job.id)
     about = {"cause": "drift", "step": 40, "layers": {"bn1": 1.5}}
 
-    assert world.store.add_worker_event(attempt.id, attempt.fence, NewEvent("statistics_alert", "bn1: …", about))
-    assert world.store.add_worker_event(attempt.id, attempt.fence, NewEvent("statistics_recovered", "bn1: …", about))
+    assert world.store.reports.add_event(attempt.id, attempt.fence, NewEvent("statistics_alert", "bn1: …", about))
+    assert world.store.reports.add_event(attempt.id, attempt.fence, NewEvent("statistics_recovered", "bn1: …", about))
     world.clock.advance(5)
     sender.tick()
 
     told = json.loads(receiver.heard[-1].content)
     assert told["type"] == "job.statistics_alert"
     assert told["data"]["details"] == about
-    assert "statistics_alert" in [event.kind for event in world.store.events(job.id)]
+    assert "statistics_alert" in [event.kind for event in world.store.history.events(job.id)]
 
 
 def test_webhooks_without_a_key_are_refused_at_start() -> None:

@@ -75,7 +75,7 @@ def test_error_of_a_plan_is_refused_at_submit(running: Running, name: str) -> No
     assert body["detail"].endswith("nothing was stored.")
     problem(study, 422, "invalid_spec")
     assert client.get("/v1/jobs").json()["items"] == []
-    assert world.store.events_of_kinds(["queued"], 0, world.clock(), 10) == []
+    assert world.store.history.events_of_kinds(["queued"], 0, world.clock(), 10) == []
 
 
 @pytest.mark.parametrize(

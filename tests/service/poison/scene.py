@@ -257,13 +257,13 @@ class Patient:
 
     def heard(self, *report: Any) -> Job | Unheard | None:
         try:
-            return self._store.heard(*report)
+            return self._store.reports.heartbeat(*report)
         except Exception:
             return Unheard()
 
     def add_checkpoint(self, attempt_id: str, fact: CheckpointFact) -> None:
         with suppress(Exception):
-            self._store.add_checkpoint(attempt_id, fact)
+            self._store.reports.add_checkpoint(attempt_id, fact)
 
 
 class Joint:

@@ -82,7 +82,7 @@ def live_through_study(scene: Scene, studies: Sequence[str]) -> list[str]:
 
 
 def latest(scene: Scene, job_id: str) -> Attempt | None:
-    attempts = scene.world.store.attempts(job_id)
+    attempts = scene.world.store.attempts.of_job(job_id)
     return attempts[-1] if attempts else None
 
 
@@ -91,7 +91,7 @@ def report_progress(scene: Scene, job_id: str) -> None:
     attempt = latest(scene, job_id)
     if attempt is None or attempt.ended_at is not None:
         return
-    job = scene.world.store.job(job_id)
+    job = scene.world.store.jobs.get(job_id)
     assert job is not None
     train = job.spec["train"]
     message = {"fence": attempt.fence, "epoch": 0, "epochs": train["epochs"], "step": 1, "steps": train["steps"]}

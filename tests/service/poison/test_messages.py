@@ -177,7 +177,7 @@ def report_on(scene: Scene, lines: Sequence[Poison]) -> list[str]:
     scene.step(2)
     for study_id, line in zip([*theirs, victim], [*lines, None], strict=True):
         odd = [line.content] if line else []
-        for child, _ in scene.world.store.family(str(study_id)):
+        for child, _ in scene.world.store.studies.family(str(study_id)):
             good = [messages.good_line(step) for step in (1, 2, 3)]
             write(scene, child.job_id, protocol.METRICS_FILE, b"\n".join([*good[:2], *odd, *good[2:], b""]))
     scene.step(6)

@@ -37,7 +37,7 @@ def running(scene: Scene, count: int) -> list[str]:
     jobs = submit(scene, count)
     scene.step(3)
     for job_id in jobs:
-        fence = scene.world.store.attempts(job_id)[0].fence
+        fence = scene.world.store.attempts.of_job(job_id)[0].fence
         line = {"rank": 0, "seq": 1, "at": "2026-01-01T00:00:00Z", "level": "INFO", "text": "hello"}
         checkpoint = {"path": "/c", "step": 1, "epoch": 0, "digest": "0", "size_bytes": 1}
         progress = {"epoch": 0, "epochs": 1, "step": 1, "steps": 100, "metrics": {"train/loss": 1.0}}

@@ -22,7 +22,7 @@ def nothing_starts(scene: Scene, _: pytest.MonkeyPatch) -> None:
 
 
 def answer_is_500(scene: Scene, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(scene.context.store, "count_by_state", lambda: 1 / 0)
+    patch.setattr(scene.context.store.jobs, "count_by_state", lambda: 1 / 0)
 
 
 def error_is_logged(scene: Scene, _: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,7 @@ def has_ended(world: World, job: Job) -> bool:
     """In the database, whatever the reader of the API is shown meanwhile; with its capacity given back."""
     with world.database.read() as c:
         state = c.execute(sa.text("SELECT state FROM jobs WHERE id = :id"), {"id": job.id}).scalar_one()
-    return state in ("failed", "cancelled") and all(one.job_id != job.id for one in world.store.unreleased_attempts())
+    return state in ("failed", "cancelled") and all(one.job_id != job.id for one in world.store.attempts.unreleased())
 
 
 def has_succeeded(world: World, job: Job) -> bool:
@@ -160,7 +160,7 @@ def test_job_of_an_unreadable_attempt_ends_and_its_capacity_is_free(any_world: W
 
     ended = world.job(poison.id)
     assert (ended.state, ended.reason) == (JobState.FAILED, FailureReason.INTERNAL)
-    assert world.store.attempts(poison.id)[0].reason is FailureReason.INTERNAL
+    assert world.store.attempts.of_job(poison.id)[0].reason is FailureReason.INTERNAL
     assert world.cluster.submissions[f"{poison.id}-1"].status is RayStatus.ENDED
     assert world.reconciler.health.failed == 0
     check_everything_is_shown(world, poison)
@@ -223,7 +223,7 @@ def test_spec_that_todays_version_refuses_fails_its_job_with_the_traceback(any_w
     ended = world.job(poison.id)
     assert "of_version_9: Extra inputs are not permitted" in ended.message
     assert "Traceback (most recent call last)" in ended.message and len(ended.message) < 6000
-    event = next(one for one in world.store.events(poison.id) if one.kind == "failed")
+    event = next(one for one in world.store.history.events(poison.id) if one.kind == "failed")
     assert (event.data or {})["from"] == "starting"
     check_everything_is_shown(world, poison)
 
@@ -321,7 +321,7 @@ def test_refused_launch_fails_its_job_with_the_sentence(world: World, port: str,
 
     ended = world.job(poison.id)
     assert (ended.reason, ended.message) == (FailureReason.INTERNAL, "MLflow refused the key 'a(b)' of this run.")
-    assert world.store.attempts(poison.id)[0].outcome == "failed"
+    assert world.store.attempts.of_job(poison.id)[0].outcome == "failed"
 
 
 @pytest.mark.parametrize(
@@ -484,7 +484,7 @@ def test_tick_that_starts_nothing_though_it_should_is_a_failed_one(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.submit()
-    monkeypatch.setattr(type(world.store), "move", lambda *_, **__: None)
+    monkeypatch.setattr(type(world.store.jobs), "move", lambda *_, **__: None)
 
     with pytest.raises(Exception, match="none could be started"):
         world.reconciler.tick()
@@ -498,9 +498,9 @@ def test_export_that_raises_is_given_up_and_the_others_go_on(world: World) -> No
     with world.database.write() as c:
         c.execute(sa.update(t.exports).where(t.exports.c.job_id == one.id).values(section={"formats": 5}))
 
-    run_until(world, lambda: not world.store.unreleased_exports())
+    run_until(world, lambda: not world.store.exports.unreleased())
 
-    states = {job.id: world.store.exports(job.id)[0].state.value for job in (one, two)}
+    states = {job.id: world.store.exports.of_job(job.id)[0].state.value for job in (one, two)}
     assert states == {poison.job_id: "failed", fine.job_id: "succeeded"}
     assert world.reconciler.health.failed == 0
 
@@ -511,7 +511,7 @@ def test_release_of_an_attempt_whose_use_can_not_be_added_up_frees_its_capacity(
     job = world.submit()
     monkeypatch.setattr(Store, "_add_usage", lambda *_: 1 / 0)
 
-    run_until(world, lambda: has_succeeded(world, job) and not world.store.unreleased_attempts())
+    run_until(world, lambda: has_succeeded(world, job) and not world.store.attempts.unreleased())
 
     assert world.reconciler.health.failed == 0
 
@@ -519,7 +519,7 @@ def test_release_of_an_attempt_whose_use_can_not_be_added_up_frees_its_capacity(
 def test_files_that_can_not_be_removed_keep_no_others_from_going(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = [world.succeed() for _ in range(6)]
     for job in jobs:
-        world.store.delete_job(world.job(job.id))
+        world.store.jobs.delete(world.job(job.id))
         world.clock.advance(1)
     bad = {job.id for job in jobs[:5]}
     real = world.reconciler.ports.storage.ask
@@ -532,8 +532,8 @@ def test_files_that_can_not_be_removed_keep_no_others_from_going(world: World, m
         return real(act)
 
     monkeypatch.setattr(world.reconciler.ports.storage, "ask", ask)
-    run_until(world, lambda: set(world.store.removals(9)) <= bad, 20)
-    assert set(world.store.removals(9)) == bad
+    run_until(world, lambda: set(world.store.removals.pending(9)) <= bad, 20)
+    assert set(world.store.removals.pending(9)) == bad
 
 
 def test_ended_and_waiting_jobs_show_no_time_that_is_left(world: World) -> None:

@@ -39,13 +39,13 @@ def world(tmp_path: Path) -> Iterator[World]:
 def finish(world: World, job_id: str) -> list[Export]:
     """Step until nothing of any export is left; a service that dies is started again."""
     for _ in range(MAX_STEPS):
-        if not world.store.unreleased_exports():
-            return world.store.exports(job_id)
+        if not world.store.exports.unreleased():
+            return world.store.exports.of_job(job_id)
         try:
             world.step()
         except Died:
             world.boot()
-    pytest.fail(f"not over after {MAX_STEPS} steps: {world.store.exports(job_id)}")
+    pytest.fail(f"not over after {MAX_STEPS} steps: {world.store.exports.of_job(job_id)}")
 
 
 def check_settled(world: World, export: Export) -> None:
@@ -54,7 +54,7 @@ def check_settled(world: World, export: Export) -> None:
     assert [world.cluster.starts[name] for name in ids] == [1] * export.starts
     assert not set(ids) & set(world.cluster.ended)
     assert not world.cluster.exporters
-    kinds = [event.kind for event in world.store.events(export.job_id) if event.kind.startswith("export_")]
+    kinds = [event.kind for event in world.store.history.events(export.job_id) if event.kind.startswith("export_")]
     assert kinds.count("export_queued") == 1
     assert kinds.count("export_started") == export.starts
     assert kinds.count(f"export_{export.state}") == 1
@@ -86,10 +86,10 @@ def tell(world: World, story: Story, dying: Dying, point: int | None) -> Export:
     job = world.succeed(labels={"exports": story.exports} | story.labels)
     world.export(job, formats=["onnx"])
     dying.seen, dying.at, dying.places = 0, point, []
-    dying.state = lambda: _place(world.store.exports(job.id)[0])
+    dying.state = lambda: _place(world.store.exports.of_job(job.id)[0])
     restart = story.restart
     for _ in range(MAX_STEPS):
-        left = world.store.unreleased_exports()
+        left = world.store.exports.unreleased()
         if not left:
             break
         if restart and world.cluster.exporters:
@@ -99,7 +99,7 @@ def tell(world: World, story: Story, dying: Dying, point: int | None) -> Export:
             world.step()
         except Died:
             world.boot()
-    (export,) = world.store.exports(job.id)
+    (export,) = world.store.exports.of_job(job.id)
     assert export.released_at is not None, export
     return export
 
@@ -116,8 +116,8 @@ def test_export_ends_well_wherever_the_service_dies(name: str, tmp_path: Path, m
     with new_world(tmp_path / "quiet", dying) as world:
         tell(world, story, dying, None)
     places = dying.places
-    assert {"store.change_export", "cluster.start", "files.write_export"} <= {effect for effect, _ in places}
-    points = [places.index(place) for place in dict.fromkeys(places) if place[0] != "store.take_lease"]
+    assert {"store.exports.change", "cluster.start", "files.write_export"} <= {effect for effect, _ in places}
+    points = [places.index(place) for place in dict.fromkeys(places) if place[0] != "store.leases.take"]
 
     for point in points:
         with new_world(tmp_path / str(point), dying) as world:
@@ -148,7 +148,7 @@ def test_result_of_a_start_that_was_given_up_counts_for_nothing(world: World) ->
     (zombie,) = world.cluster.exporters.values()
     fence = zombie.request.fence
     world.cluster.restart()
-    while world.store.exports(job.id)[0].starts < 2:
+    while world.store.exports.of_job(job.id)[0].starts < 2:
         world.step()
     late = Result(fence=fence, outcome="succeeded").model_dump_json()
     (zombie.folder / "result.json").write_text(late)
@@ -165,12 +165,12 @@ def test_few_exports_run_at_once_and_all_get_their_turn(world: World) -> None:
         world.export(job)
     most = 0
 
-    while world.store.unreleased_exports():
+    while world.store.exports.unreleased():
         world.step()
         most = max(most, len(world.cluster.exporters))
 
     assert most == MOST_AT_ONCE
-    assert {export.state for export in world.store.exports(job.id)} == {ExportState.SUCCEEDED}
+    assert {export.state for export in world.store.exports.of_job(job.id)} == {ExportState.SUCCEEDED}
 
 
 def test_nothing_is_concluded_while_ray_is_away_but_a_result_counts(world: World) -> None:
@@ -182,7 +182,7 @@ def test_nothing_is_concluded_while_ray_is_away_but_a_result_counts(world: World
     for _ in range(9):
         world.reconciler.tick()
         world.clock.advance(60)
-    silent = world.store.exports(job.id)[0]
+    silent = world.store.exports.of_job(job.id)[0]
     result = exporter.result()
     assert result is not None
     (exporter.folder / "result.json").write_text(result.model_dump_json())
@@ -190,7 +190,7 @@ def test_nothing_is_concluded_while_ray_is_away_but_a_result_counts(world: World
     world.reconciler.tick()
 
     assert silent.state is ExportState.RUNNING
-    assert world.store.exports(job.id)[0].state is ExportState.SUCCEEDED
+    assert world.store.exports.of_job(job.id)[0].state is ExportState.SUCCEEDED
 
 
 def running_export(**changes: Any) -> Export:
@@ -274,7 +274,7 @@ def test_same_key_asks_for_one_export(running: Running) -> None:
     assert again.json() == first.json()
     assert again.headers["idempotency-replayed"] == "true"
     assert again.headers["location"] == first.headers["location"]
-    assert len(world.store.exports(job.id)) == 1
+    assert len(world.store.exports.of_job(job.id)) == 1
     problem(client.post(url, json={"fold": False}, headers=headers), 422, "idempotency_key_reused")
     problem(client.post(f"/v1/jobs/{other.id}/exports", json={}, headers=headers), 422, "idempotency_key_reused")
 
@@ -286,7 +286,7 @@ def test_job_that_has_not_succeeded_is_not_exported(running: Running) -> None:
     body = problem(client.post(f"/v1/jobs/{job.id}/exports", json={}), 409, "state_conflict")
 
     assert (body["state"], body["allowed"]) == ("queued", ["succeeded"])
-    assert world.store.exports(job.id) == []
+    assert world.store.exports.of_job(job.id) == []
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_bad_section_is_refused_by_field(running: Running, body: Any, pointer: s
     refused = problem(client.post(f"/v1/jobs/{job.id}/exports", json=body), 422, "invalid_spec")
 
     assert [error["pointer"] for error in refused["errors"]] == [pointer]
-    assert world.store.exports(job.id) == []
+    assert world.store.exports.of_job(job.id) == []
 
 
 def test_exports_are_for_the_owner_with_the_scope(tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_job_stays_while_an_export_of_it_runs(running: Running) -> None:
     assert (refused["state"], refused["allowed"]) == ("succeeded", [])
 
     assert client.delete(f"/v1/jobs/{job.id}").status_code == 204
-    assert world.store.exports(job.id) == []
+    assert world.store.exports.of_job(job.id) == []
 
 
 def test_export_fetches_the_secrets_of_its_job_while_it_runs(running: Running) -> None:

@@ -43,7 +43,7 @@ def shrunk_then_whole(world: World) -> Job:
 def test_each_attempt_says_how_many_workers_it_has(world: World) -> None:
     job = shrunk_then_whole(world)
 
-    assert [attempt.workers for attempt in world.store.attempts(job.id)] == [1, 4]
+    assert [attempt.workers for attempt in world.store.attempts.of_job(job.id)] == [1, 4]
     assert (job.state, job.world_size, job.workers) == ("succeeded", 4, 4)
 
 
@@ -71,9 +71,9 @@ def test_launch_file_says_how_long_the_service_waits_for_the_first_step(world: W
 def test_change_of_the_workers_is_an_event_and_a_mark_in_mlflow(world: World) -> None:
     job = shrunk_then_whole(world)
 
-    events = [event for event in world.store.events(job.id, limit=1000) if event.kind == "workers_changed"]
+    events = [event for event in world.store.history.events(job.id, limit=1000) if event.kind == "workers_changed"]
 
-    step = world.store.attempts(job.id)[1].resume_step
+    step = world.store.attempts.of_job(job.id)[1].resume_step
     assert [event.data for event in events] == [
         {"attempt": 1, "workers": 1, "before": 4, "step": 0},
         {"attempt": 2, "workers": 4, "before": 1, "step": step},
@@ -86,7 +86,7 @@ def test_job_with_all_its_workers_has_no_such_event(world: World) -> None:
     job = world.succeed(resources=ELASTIC)
 
     assert world.job(job.id).world_size == 4
-    assert not [event for event in world.store.events(job.id) if event.kind == "workers_changed"]
+    assert not [event for event in world.store.history.events(job.id) if event.kind == "workers_changed"]
     assert world.tracker.sizes[job.id] == {"syncnorm.world_size": "4"}
 
 
@@ -95,8 +95,8 @@ def test_usage_counts_the_workers_there_were(world: World) -> None:
     job = world.submit(resources=ELASTIC, labels={"works": "99"})
     world.step()
 
-    (attempt,) = world.store.attempts(job.id)
-    cpu_s, _ = world.store.usage()["ann"]
+    (attempt,) = world.store.attempts.of_job(job.id)
+    cpu_s, _ = world.store.attempts.usage()["ann"]
 
     assert attempt.workers == 1
     assert cpu_s == 4 * (world.clock() - attempt.created_at).total_seconds()
@@ -167,11 +167,11 @@ def test_running_job_grows_once_room_has_lasted_and_goes_on_from_its_checkpoint(
     while not world.job(job.id).is_terminal:
         world.step()
 
-    first, second = world.store.attempts(job.id)
+    first, second = world.store.attempts.of_job(job.id)
     assert (first.workers, second.workers) == (1, 4)
     assert (first.outcome, second.outcome, world.job(job.id).failures) == ("stopped", "succeeded", 0)
     assert second.resume_step == first.step
-    (asked,) = [event for event in world.store.events(job.id, limit=1000) if event.kind == "resize_requested"]
+    (asked,) = [event for event in world.store.history.events(job.id, limit=1000) if event.kind == "resize_requested"]
     assert asked.data is not None
     assert (asked.data["workers"], asked.data["to"]) == (1, 4)
     assert asked.data["trained_s"] >= 120
@@ -194,7 +194,7 @@ def test_job_that_runs_on_fewer_workers_explains_what_it_waits_for(tmp_path: Pat
             return found
 
         crowded = explanation()
-        while len(world.store.unreleased_attempts()) > 1:
+        while len(world.store.attempts.unreleased()) > 1:
             world.step()
         world.step()
         alone = explanation()

@@ -32,7 +32,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def keep_in(world: World, root: Path) -> StorageMarker:
     """Have the service keep everything in `root`, as it does from its start on."""
-    marker = StorageMarker(world.store, str(root))
+    marker = StorageMarker(world.store.installation, str(root))
     ports = world.reconciler.ports
     ports.places = Places(str(root), "http://nobody", "http://nobody")
     ports.storage = StorageGate(lambda: world.clock().timestamp(), marker.check)
@@ -82,7 +82,7 @@ def test_new_storage_is_marked_once(world: World) -> None:
     first = (root / MARKER).read_text()
     keep_in(world, root)
 
-    assert json.loads(first)["installation"] == world.store.installation()
+    assert json.loads(first)["installation"] == world.store.installation.id()
     assert (root / MARKER).read_text() == first
 
 
@@ -134,14 +134,14 @@ def test_moved_storage_is_known_by_its_marker_and_a_new_one_is_marked(world: Wor
 
 
 def test_bucket_is_marked_and_known_again(world: World, bucket: str) -> None:
-    marker = StorageMarker(world.store, f"{bucket}/runs")
+    marker = StorageMarker(world.store.installation, f"{bucket}/runs")
     marker.check()
-    StorageMarker(world.store, f"{bucket}/runs").check()
+    StorageMarker(world.store.installation, f"{bucket}/runs").check()
     storage_at(f"{bucket}/runs").remove(MARKER)
     marker.check()  # believed for some seconds
 
     with pytest.raises(StorageError, match="is not mounted"):
-        StorageMarker(world.store, f"{bucket}/runs").check()
+        StorageMarker(world.store.installation, f"{bucket}/runs").check()
 
 
 def test_package_is_not_written_beside_a_storage_that_is_not_mounted(tmp_path: Path) -> None:

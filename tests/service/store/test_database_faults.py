@@ -151,10 +151,10 @@ def test_postgresql_that_is_away_is_503_and_recovers(tmp_path: Path) -> None:
     with postgres_server(programs) as url, closing(Database(url)) as database:
         database.migrate()
         store = Store(database)
-        assert store.can_write()
+        assert store.installation.can_write()
         server = database
     with closing(Database(url)) as database:
-        assert not Store(database).can_write()
+        assert not Store(database).installation.can_write()
         with pytest.raises(DatabaseUnavailableError, match="The database can't be reached"), database.write():
             pass
     assert server is not None
@@ -220,15 +220,15 @@ def test_full_disk_is_seen_by_writing(tmp_path: Path) -> None:
     try:
         with fresh_sqlite(disk) as database:
             store = Store(database)
-            before = store.can_write()
+            before = store.installation.can_write()
             filler = os.open(disk / "filler", os.O_WRONLY | os.O_CREAT)
             with pytest.raises(OSError, match="No space left"):
                 while os.write(filler, b"x" * 4096):
                     pass
             os.close(filler)
-            full = store.can_write()
+            full = store.installation.can_write()
             (disk / "filler").unlink()
 
-            assert (before, full, store.can_write()) == (True, False, True)
+            assert (before, full, store.installation.can_write()) == (True, False, True)
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)

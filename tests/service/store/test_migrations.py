@@ -54,9 +54,9 @@ def database(server: str) -> Iterator[Database]:
 def fill(store: Store, clock: Clock) -> Job:
     """A job that trains, with something in every table that there was from the beginning."""
     job = new_job(read_spec(SPEC), "ann", clock())
-    store.add_job(job, NewEvent("submitted", "Something."))
+    store.jobs.add(job, NewEvent("submitted", "Something."))
     attempt = Attempt(f"{job.id}-1", job.id, 1, new_fence(), clock(), clock())
-    moved = store.move(
+    moved = store.jobs.move(
         job,
         JobState.STARTING,
         {"attempt": 1, "world_size": 1},
@@ -64,11 +64,11 @@ def fill(store: Store, clock: Clock) -> Job:
         new_attempt=attempt,
     )
     assert moved is not None
-    store.add_lines(attempt.id, attempt.fence, [LogLine(rank=0, seq=1, at="now", level="INFO", text="a line")])
-    store.add_checkpoint(
+    store.reports.add_lines(attempt.id, attempt.fence, [LogLine(rank=0, seq=1, at="now", level="INFO", text="a line")])
+    store.reports.add_checkpoint(
         attempt.id, CheckpointFact(fence=attempt.fence, path="p", step=5, epoch=0, digest="d", size_bytes=1)
     )
-    store.take_lease("somebody", 30)
+    store.leases.take("somebody", 30)
     return moved
 
 
@@ -124,8 +124,8 @@ def test_every_row_is_there_after_the_upgrade(database: Database, form: str) -> 
     for name, old in stored.items():
         assert [{key: row[key] for key in old[0]} for row in after[name]] == old if old else not after[name], name
     store = Store(database, clock)
-    assert store.job(job.id) == job
-    assert len(store.attempts(job.id)) == len(store.checkpoints(job.id)) == 1
+    assert store.jobs.get(job.id) == job
+    assert len(store.attempts.of_job(job.id)) == len(store.history.checkpoints(job.id)) == 1
     assert database.revisions()[0] == FORMS[-1]
 
 
@@ -140,7 +140,7 @@ def test_audit_and_events_of_before_stay_readable(database: Database) -> None:
 
     database.migrate()
 
-    found = Store(database, clock).audit()
+    found = Store(database, clock).audit.find()
     assert [(one.owner, one.action, one.object, one.outcome) for one in found] == [
         ("ann", "POST", "/v1/jobs", "failed"),
         ("ann", "POST", "/v1/jobs", "refused"),

@@ -75,13 +75,13 @@ def store(database: Database, clock: Clock) -> Store:
 
 def submit(store: Store, clock: Clock) -> Job:
     job = new_job(read_spec(SPEC), "ann", clock())
-    store.add_job(job, HEARD)
+    store.jobs.add(job, HEARD)
     return job
 
 
 def begin(store: Store, clock: Clock, job: Job) -> tuple[Job, Attempt]:
     attempt = Attempt(f"{job.id}-1", job.id, 1, new_fence(), clock(), clock())
-    moved = store.move(job, JobState.STARTING, {"attempt": 1}, event=HEARD, new_attempt=attempt)
+    moved = store.jobs.move(job, JobState.STARTING, {"attempt": 1}, event=HEARD, new_attempt=attempt)
     assert moved is not None
     return moved, attempt
 
@@ -100,34 +100,34 @@ def test_migrations_make_exactly_the_tables_of_the_schema(database: Database) ->
 def test_job_comes_back_as_it_was_stored(store: Store, clock: Clock) -> None:
     job = submit(store, clock)
 
-    assert store.job(job.id) == job
-    assert store.job("job_unknown") is None
+    assert store.jobs.get(job.id) == job
+    assert store.jobs.get("job_unknown") is None
 
 
 def test_move_is_refused_when_somebody_was_faster(store: Store, clock: Clock) -> None:
     job = submit(store, clock)
 
-    first = store.move(job, JobState.CANCELLED, event=HEARD)
-    second = store.move(job, JobState.STARTING, event=HEARD)
+    first = store.jobs.move(job, JobState.CANCELLED, event=HEARD)
+    second = store.jobs.move(job, JobState.STARTING, event=HEARD)
 
     assert first is not None
     assert (first.state, first.version) == (JobState.CANCELLED, 2)
     assert second is None
-    assert store.job(job.id) == first
-    assert len(store.events(job.id)) == 2
+    assert store.jobs.get(job.id) == first
+    assert len(store.history.events(job.id)) == 2
 
 
 @pytest.mark.parametrize("source", list(JobState))
 @pytest.mark.parametrize("target", list(JobState))
 def test_only_moves_of_the_table_are_possible(store: Store, clock: Clock, source: JobState, target: JobState) -> None:
     job = replace(new_job(read_spec(SPEC), "ann", clock()), state=source)
-    store.add_job(job, HEARD)
+    store.jobs.add(job, HEARD)
 
     if source is target or (source, target) in ARROWS:
-        assert store.move(job, target, event=HEARD) is not None
+        assert store.jobs.move(job, target, event=HEARD) is not None
     else:
         with pytest.raises(ValueError, match=f"a job can't go from {source} to {target}"):
-            store.move(job, target, event=HEARD)
+            store.jobs.move(job, target, event=HEARD)
 
 
 def test_of_many_movers_exactly_one_wins(store: Store, clock: Clock) -> None:
@@ -137,7 +137,7 @@ def test_of_many_movers_exactly_one_wins(store: Store, clock: Clock) -> None:
 
     def mover() -> None:
         start.wait()
-        won.append(store.move(job, JobState.STARTING, event=HEARD))
+        won.append(store.jobs.move(job, JobState.STARTING, event=HEARD))
 
     threads = [threading.Thread(target=mover) for _ in range(8)]
     for thread in threads:
@@ -146,7 +146,7 @@ def test_of_many_movers_exactly_one_wins(store: Store, clock: Clock) -> None:
         thread.join()
 
     assert sum(one is not None for one in won) == 1
-    assert len(store.events(job.id)) == 2
+    assert len(store.history.events(job.id)) == 2
 
 
 def new(clock: Clock, owner: str, key: str | None = None) -> NewJob:
@@ -161,7 +161,7 @@ def test_same_key_is_kept_once_even_when_sent_at_once(store: Store, clock: Clock
     def submitter() -> None:
         mine = [new(clock, "ann", "key"), new(clock, "ann", "key")]
         start.wait()
-        results.extend(store.add_jobs(mine))
+        results.extend(store.jobs.add_all(mine))
 
     threads = [threading.Thread(target=submitter) for _ in range(8)]
     for thread in threads:
@@ -169,7 +169,7 @@ def test_same_key_is_kept_once_even_when_sent_at_once(store: Store, clock: Clock
     for thread in threads:
         thread.join()
 
-    kept = store.listed(JobQuery())
+    kept = store.jobs.find(JobQuery())
     assert len(kept) == 1
     assert results.count(Added.STORED) == 1
     assert [one for one in results if one is not Added.STORED] == 15 * [Answer("hash", {"id": kept[0].id})]
@@ -190,21 +190,21 @@ def at_once(actions: Sequence[Callable[[], T]]) -> list[T]:
 def test_exports_asked_for_at_once_get_numbers_of_their_own(store: Store, clock: Clock) -> None:
     job = submit(store, clock)
 
-    made = at_once([lambda: store.add_export(job, {}, lambda _: Answer("", {}))] * 8)
+    made = at_once([lambda: store.exports.add(job, {}, lambda _: Answer("", {}))] * 8)
 
     assert sorted(one.number for one in made if isinstance(one, Export)) == list(range(2, 10))
-    assert [one.number for one in store.exports(job.id)] == list(range(2, 10))
+    assert [one.number for one in store.exports.of_job(job.id)] == list(range(2, 10))
 
 
 def test_export_under_one_key_is_stored_once_even_for_two_jobs_at_once(store: Store, clock: Clock) -> None:
     jobs = [submit(store, clock), submit(store, clock)]
 
     def ask(job: Job) -> Answer | Export | Added | None:
-        return store.add_export(job, {}, lambda export: Answer(export.job_id, {}), ("ann", "key"))
+        return store.exports.add(job, {}, lambda export: Answer(export.job_id, {}), ("ann", "key"))
 
     results = at_once([partial(ask, job) for job in jobs * 4])
 
-    (kept,) = [one for job in jobs for one in store.exports(job.id)]
+    (kept,) = [one for job in jobs for one in store.exports.of_job(job.id)]
     assert [one for one in results if isinstance(one, Export)] == [kept]
     assert results.count(Answer(kept.job_id, {})) == 7
 
@@ -213,21 +213,21 @@ def test_owner_with_too_many_exports_is_refused_until_some_are_over(store: Store
     job = submit(store, clock)
 
     def ask(key: str) -> Answer | Export | Added | None:
-        return store.add_export(job, {}, lambda _: Answer("", {}), ("ann", key), most_unfinished=1)
+        return store.exports.add(job, {}, lambda _: Answer("", {}), ("ann", key), most_unfinished=1)
 
     first, refused = ask("a"), ask("b")
     assert isinstance(first, Export)
-    done = store.change_export(first, {"state": ExportState.FAILED})
+    done = store.exports.change(first, {"state": ExportState.FAILED})
     again = ask("b")
 
     assert refused is Added.TOO_MANY
     assert isinstance(again, Export)
     assert done is not None
-    assert store.change_export(first, {"state": ExportState.RUNNING}) is None  # it has changed since
+    assert store.exports.change(first, {"state": ExportState.RUNNING}) is None  # it has changed since
 
 
 def test_keys_of_two_owners_do_not_meet(store: Store, clock: Clock) -> None:
-    results = store.add_jobs([new(clock, "ann", "key"), new(clock, "bob", "key")])
+    results = store.jobs.add_all([new(clock, "ann", "key"), new(clock, "bob", "key")])
 
     assert results == [Added.STORED] * 2
 
@@ -241,8 +241,8 @@ def test_owner_with_too_many_jobs_is_refused_alone_and_the_key_stays_free(store:
         new(clock, "bob"),
     ]
 
-    first = store.add_jobs(batch, most_unfinished=2)
-    later = store.add_jobs([new(clock, "ann", "a"), new(clock, "ann", "b")], most_unfinished=3)
+    first = store.jobs.add_all(batch, most_unfinished=2)
+    later = store.jobs.add_all([new(clock, "ann", "a"), new(clock, "ann", "b")], most_unfinished=3)
 
     stored, many = Added.STORED, Added.TOO_MANY
     assert first == [stored, stored, many, many, stored]
@@ -252,16 +252,16 @@ def test_owner_with_too_many_jobs_is_refused_alone_and_the_key_stays_free(store:
 @pytest.mark.parametrize("state", list(JobState))
 def test_job_is_unsettled_until_its_run_was_told_the_state(store: Store, clock: Clock, state: JobState) -> None:
     job = replace(new_job(read_spec(SPEC), "ann", clock()), state=state)
-    store.add_job(job, HEARD)
+    store.jobs.add(job, HEARD)
     found = {}
 
     for told in (None, *RUN_STATUS.values()):
-        store.note_job(job, {"run_id": "run", "run_status": told})
-        found[told] = store.unsettled() == {job.id}
-    store.note_job(job, {"run_id": None})
+        store.jobs.note(job, {"run_id": "run", "run_status": told})
+        found[told] = store.workload.unsettled() == {job.id}
+    store.jobs.note(job, {"run_id": None})
 
     assert found == {told: told != RUN_STATUS[state] for told in found}
-    assert store.unsettled() == set()
+    assert store.workload.unsettled() == set()
 
 
 def test_follower_of_many_writers_misses_no_event(store: Store, clock: Clock) -> None:
@@ -271,16 +271,16 @@ def test_follower_of_many_writers_misses_no_event(store: Store, clock: Clock) ->
 
     def write(name: int) -> None:
         for number in range(each):
-            store.add_event(job.id, NewEvent("note", f"{name} {number}"))
-            store.add_worker_event(attempt.id, attempt.fence, NewEvent("note", f"w{name} {number}"))
+            store.history.add_event(job.id, NewEvent("note", f"{name} {number}"))
+            store.reports.add_event(attempt.id, attempt.fence, NewEvent("note", f"w{name} {number}"))
 
     def follow() -> None:
         after = 0
         while len(seen) < 2 * writers * each + 2:
-            for event in store.events(job.id, after):
+            for event in store.history.events(job.id, after):
                 seen.append(event.message)
                 after = event.seq
-            if not any(thread.is_alive() for thread in threads) and not store.events(job.id, after):
+            if not any(thread.is_alive() for thread in threads) and not store.history.events(job.id, after):
                 return
 
     threads = [threading.Thread(target=write, args=(name,)) for name in range(writers)]
@@ -299,37 +299,41 @@ def test_stale_fence_changes_nothing(store: Store, clock: Clock) -> None:
     fact = CheckpointFact(fence="0" * 32, path="p", step=1, epoch=0, digest="d", size_bytes=1)
 
     answers = [
-        store.heard(attempt.id, "0" * 32, 30, "training", 5),
-        store.progress(attempt.id, "0" * 32, 30, 5, {"step": 5}),
-        store.add_lines(attempt.id, "0" * 32, [line]),
-        store.add_checkpoint(attempt.id, fact),
-        store.add_worker_event(attempt.id, "0" * 32, HEARD),
-        store.placed(attempt.id, Placement(fence="0" * 32, ranks=RANKS)),
-        store.exited(attempt.id, "0" * 32, {}),
+        store.reports.heartbeat(attempt.id, "0" * 32, 30, "training", 5),
+        store.reports.progress(attempt.id, "0" * 32, 30, 5, {"step": 5}),
+        store.reports.add_lines(attempt.id, "0" * 32, [line]),
+        store.reports.add_checkpoint(attempt.id, fact),
+        store.reports.add_event(attempt.id, "0" * 32, HEARD),
+        store.reports.placement(attempt.id, Placement(fence="0" * 32, ranks=RANKS)),
+        store.reports.exit(attempt.id, "0" * 32, {}),
     ]
 
     assert answers == [None] * 7
-    assert store.attempt(attempt.id) == attempt
-    assert store.job(job.id) == job
-    assert (store.lines(job.id), store.checkpoints(job.id), len(store.events(job.id))) == ([], [], 2)
+    assert store.attempts.get(attempt.id) == attempt
+    assert store.jobs.get(job.id) == job
+    assert (store.history.lines(job.id), store.history.checkpoints(job.id), len(store.history.events(job.id))) == (
+        [],
+        [],
+        2,
+    )
 
 
 def test_ended_attempt_is_told_so_but_keeps_its_last_lines(store: Store, clock: Clock) -> None:
     job, attempt = begin(store, clock, submit(store, clock))
-    store.move(job, JobState.FAILED, event=HEARD, attempt_changes={"ended_at": clock()})
+    store.jobs.move(job, JobState.FAILED, event=HEARD, attempt_changes={"ended_at": clock()})
     line = LogLine(rank=0, seq=1, at="now", level="ERROR", text="why")
 
-    assert store.heard(attempt.id, attempt.fence, 30, None, None) is None
-    assert store.add_lines(attempt.id, attempt.fence, [line]) is None
-    assert [one.text for one in store.lines(job.id)] == ["why"]
+    assert store.reports.heartbeat(attempt.id, attempt.fence, 30, None, None) is None
+    assert store.reports.add_lines(attempt.id, attempt.fence, [line]) is None
+    assert [one.text for one in store.history.lines(job.id)] == ["why"]
 
 
 def test_ranks_are_kept_with_where_they_run(store: Store, clock: Clock) -> None:
     _, attempt = begin(store, clock, submit(store, clock))
 
-    store.placed(attempt.id, Placement(fence=attempt.fence, ranks=RANKS))
+    store.reports.placement(attempt.id, Placement(fence=attempt.fence, ranks=RANKS))
 
-    found = store.attempt(attempt.id)
+    found = store.attempts.get(attempt.id)
     assert found is not None
     assert found.placement == [rank.model_dump() for rank in RANKS]
     assert attempt_views([found])[0].placement == RANKS
@@ -340,9 +344,9 @@ def test_word_that_comes_late_does_not_set_the_phase_back(store: Store, clock: C
     _, attempt = begin(store, clock, submit(store, clock))
 
     for phase in ("preparing", "training", "starting_workers"):
-        store.heard(attempt.id, attempt.fence, 30, phase, None)
+        store.reports.heartbeat(attempt.id, attempt.fence, 30, phase, None)
 
-    kept = store.attempt(attempt.id)
+    kept = store.attempts.get(attempt.id)
     assert kept is not None
     assert kept.phase == "training"
     assert kept.phases is not None
@@ -352,11 +356,11 @@ def test_word_that_comes_late_does_not_set_the_phase_back(store: Store, clock: C
 def test_heartbeat_renews_the_lease_and_keeps_the_first_time_of_a_phase(store: Store, clock: Clock) -> None:
     _, attempt = begin(store, clock, submit(store, clock))
 
-    store.heard(attempt.id, attempt.fence, 30, "training", 5)
-    first = store.attempt(attempt.id)
+    store.reports.heartbeat(attempt.id, attempt.fence, 30, "training", 5)
+    first = store.attempts.get(attempt.id)
     clock.advance(10)
-    store.heard(attempt.id, attempt.fence, 30, "training", 3)
-    second = store.attempt(attempt.id)
+    store.reports.heartbeat(attempt.id, attempt.fence, 30, "training", 3)
+    second = store.attempts.get(attempt.id)
 
     assert first is not None
     assert second is not None
@@ -369,10 +373,10 @@ def test_checkpoints_that_were_deleted_are_not_listed(store: Store, clock: Clock
     about = {"fence": attempt.fence, "path": "p", "epoch": 0, "digest": "d", "size_bytes": 1}
 
     for step, kept in ((10, [10]), (20, [10, 20]), (30, [10, 30]), (40, None)):
-        store.add_checkpoint(attempt.id, CheckpointFact(step=step, kept=kept, **about))
-    store.add_checkpoint(attempt.id, CheckpointFact(step=30, kept=[30], **about))  # once more, and late
+        store.reports.add_checkpoint(attempt.id, CheckpointFact(step=step, kept=kept, **about))
+    store.reports.add_checkpoint(attempt.id, CheckpointFact(step=30, kept=[30], **about))  # once more, and late
 
-    assert [one.step for one in store.checkpoints(job.id)] == [40, 30]
+    assert [one.step for one in store.history.checkpoints(job.id)] == [40, 30]
 
 
 def test_lines_and_checkpoints_sent_twice_are_kept_once(store: Store, clock: Clock) -> None:
@@ -381,22 +385,22 @@ def test_lines_and_checkpoints_sent_twice_are_kept_once(store: Store, clock: Clo
     fact = CheckpointFact(fence=attempt.fence, path="p", step=1, epoch=0, digest="d", size_bytes=1)
 
     for _ in range(2):
-        store.add_lines(attempt.id, attempt.fence, lines)
-        store.add_checkpoint(attempt.id, fact)
+        store.reports.add_lines(attempt.id, attempt.fence, lines)
+        store.reports.add_checkpoint(attempt.id, fact)
 
-    assert [line.seq for line in store.lines(job.id)] == [1, 2]
-    assert [line.seq for line in store.lines(job.id, text="% 2_")] == [2]
-    assert store.lines(job.id, text="1_0") == []
-    assert len(store.checkpoints(job.id)) == 1
+    assert [line.seq for line in store.history.lines(job.id)] == [1, 2]
+    assert [line.seq for line in store.history.lines(job.id, text="% 2_")] == [2]
+    assert store.history.lines(job.id, text="1_0") == []
+    assert len(store.history.checkpoints(job.id)) == 1
 
 
 def test_one_holder_of_the_lease_at_a_time_and_a_new_token_for_each(store: Store, clock: Clock) -> None:
-    first = store.take_lease("a", 15)
-    assert store.take_lease("b", 15) is None
-    assert store.take_lease("a", 15) == first
+    first = store.leases.take("a", 15)
+    assert store.leases.take("b", 15) is None
+    assert store.leases.take("a", 15) == first
     clock.advance(16)
 
-    second = store.take_lease("b", 15)
+    second = store.leases.take("b", 15)
 
     assert first is not None
     assert second is not None
@@ -408,13 +412,13 @@ def test_lease_is_written_again_only_once_half_of_it_is_over(store: Store, clock
         with database.read() as c:
             return c.execute(sa.select(schema.leases.c.expires_at)).scalar_one()
 
-    store.take_lease("a", 15)
+    store.leases.take("a", 15)
     first = ends_at()
     clock.advance(7)
-    store.take_lease("a", 15)
+    store.leases.take("a", 15)
     early = ends_at()
     clock.advance(1)
-    store.take_lease("a", 15)
+    store.leases.take("a", 15)
 
     assert early == first
     assert ends_at() == clock() + timedelta(seconds=15)
@@ -434,9 +438,9 @@ def test_list_shows_jobs_in_every_state_as_they_are_shown_one_by_one(store: Stor
         reason = FailureReason.USER_ERROR if state is JobState.FAILED else None
         job = new_job(read_spec(SPEC | {"name": state.value, "labels": {"a": 'ü"'}}), "ann", clock())
         jobs.append(replace(job, state=state, reason=reason, **(whole if state is not JobState.QUEUED else {})))
-        store.add_job(jobs[-1], HEARD)
+        store.jobs.add(jobs[-1], HEARD)
 
-    shown = [json.loads(job_text(one, "http://mlflow")) for one in store.listed(JobQuery(sort="created_at"))]
+    shown = [json.loads(job_text(one, "http://mlflow")) for one in store.jobs.find(JobQuery(sort="created_at"))]
 
     assert shown == [
         job_view(job, "http://mlflow").model_dump(mode="json") for job in sorted(jobs, key=lambda job: job.id)
@@ -449,12 +453,12 @@ def test_pages_of_every_order_hold_every_job_once(store: Store, clock: Clock, so
         clock.advance(1)
         finished = {"state": JobState.FAILED, "finished_at": clock()} if number % 3 else {}
         about = {"name": f"Job {'aB'[number % 2]}-{number % 4}", "priority": number % 5 - 2}
-        store.add_job(replace(new_job(read_spec(SPEC), "ann", clock()), **about, **finished), HEARD)
-    whole = [one.id for one in store.listed(JobQuery(sort=sort))]
+        store.jobs.add(replace(new_job(read_spec(SPEC), "ann", clock()), **about, **finished), HEARD)
+    whole = [one.id for one in store.jobs.find(JobQuery(sort=sort))]
     seen: list[str] = []
     after = None
 
-    while page := store.listed(JobQuery(sort=sort, limit=4, after=after)):
+    while page := store.jobs.find(JobQuery(sort=sort, limit=4, after=after)):
         seen += [one.id for one in page]
         after = (sort_value(page[-1], sort), page[-1].id)
 
@@ -464,27 +468,27 @@ def test_pages_of_every_order_hold_every_job_once(store: Store, clock: Clock, so
 
 def test_results_of_a_reconciler_that_lost_its_lease_are_dropped(store: Store, clock: Clock) -> None:
     job = submit(store, clock)
-    token = store.take_lease("a", 15)
+    token = store.leases.take("a", 15)
     clock.advance(16)
-    store.take_lease("b", 15)
+    store.leases.take("b", 15)
 
-    assert store.move(job, JobState.STARTING, event=HEARD, lease=token) is None
-    assert store.note_attempt("any", {"step": 1}, token) is False
-    assert store.job(job.id) == job
+    assert store.jobs.move(job, JobState.STARTING, event=HEARD, lease=token) is None
+    assert store.attempts.note("any", {"step": 1}, token) is False
+    assert store.jobs.get(job.id) == job
 
 
 def test_deleting_a_job_takes_everything_along(store: Store, clock: Clock) -> None:
     job, attempt = begin(store, clock, submit(store, clock))
-    store.add_lines(attempt.id, attempt.fence, [LogLine(rank=0, seq=1, at="now", level="INFO", text="x")])
-    done = store.move(job, JobState.FAILED, event=HEARD, attempt_changes={"ended_at": clock()})
+    store.reports.add_lines(attempt.id, attempt.fence, [LogLine(rank=0, seq=1, at="now", level="INFO", text="x")])
+    done = store.jobs.move(job, JobState.FAILED, event=HEARD, attempt_changes={"ended_at": clock()})
     assert done is not None
 
-    early = store.delete_job(done)
-    store.note_attempt(attempt.id, {"released_at": clock()})
-    late = store.delete_job(done)
+    early = store.jobs.delete(done)
+    store.attempts.note(attempt.id, {"released_at": clock()})
+    late = store.jobs.delete(done)
 
     assert (early, late) == (False, True)
-    assert (store.events(job.id), store.lines(job.id), store.attempt(attempt.id)) == ([], [], None)
+    assert (store.history.events(job.id), store.history.lines(job.id), store.attempts.get(attempt.id)) == ([], [], None)
 
 
 # Studies
@@ -494,15 +498,15 @@ def add_study(store: Store, clock: Clock, key: str | None = None) -> tuple[Study
     spec = read_study({"name": "s", "base": SPEC, "grid": {"norm.kind": ["batch", "group"]}, "seeds": [0, 1]})
     study, children, jobs = new_study(spec, expand(spec), "ann", clock())
     answer = Answer("hash", {"id": study.id})
-    return study, store.add_study(study, children, jobs, None if key is None else (key, answer))
+    return study, store.studies.add(study, children, jobs, None if key is None else (key, answer))
 
 
 def test_study_comes_back_with_a_queued_job_for_every_child(store: Store, clock: Clock) -> None:
     study, _ = add_study(store, clock)
 
-    family = store.family(study.id)
+    family = store.studies.family(study.id)
 
-    assert store.study(study.id) == study
+    assert store.studies.get(study.id) == study
     assert [(child.number, child.point, child.seed) for child, _ in family] == [
         (number, {"norm.kind": kind}, seed)
         for number, (kind, seed) in enumerate([("batch", 0), ("batch", 1), ("group", 0), ("group", 1)], start=1)
@@ -510,8 +514,8 @@ def test_study_comes_back_with_a_queued_job_for_every_child(store: Store, clock:
     assert [job and (job.state, job.spec["seed"], job.norm) for _, job in family] == [
         (JobState.QUEUED, child.seed, child.point["norm.kind"]) for child, _ in family
     ]
-    assert all([event.kind for event in store.events(child.job_id)] == ["queued"] for child, _ in family)
-    assert len(store.listed(JobQuery(labels=(("study", study.id),)))) == 4
+    assert all([event.kind for event in store.history.events(child.job_id)] == ["queued"] for child, _ in family)
+    assert len(store.jobs.find(JobQuery(labels=(("study", study.id),)))) == 4
 
 
 def test_study_under_a_used_key_is_not_stored_again(store: Store, clock: Clock) -> None:
@@ -520,8 +524,8 @@ def test_study_under_a_used_key_is_not_stored_again(store: Store, clock: Clock) 
     _, before = add_study(store, clock, key="k")
 
     assert before == Answer("hash", {"id": first.id})
-    assert len(store.studies(None, None, 10)) == 1
-    assert len(store.listed(JobQuery())) == 4
+    assert len(store.studies.find(None, None, 10)) == 1
+    assert len(store.jobs.find(JobQuery())) == 4
 
 
 def test_study_that_can_not_be_written_whole_leaves_nothing(store: Store, clock: Clock) -> None:
@@ -529,27 +533,27 @@ def test_study_that_can_not_be_written_whole_leaves_nothing(store: Store, clock:
     study, children, jobs = new_study(spec, expand(spec), "ann", clock())
 
     with pytest.raises(sa.exc.IntegrityError):
-        store.add_study(study, children, [*jobs, jobs[0]], ("k", Answer("hash", {})))
+        store.studies.add(study, children, [*jobs, jobs[0]], ("k", Answer("hash", {})))
 
-    assert store.study(study.id) is None
-    assert store.listed(JobQuery()) == []
-    assert store.answer("ann", "k") is None
+    assert store.studies.get(study.id) is None
+    assert store.jobs.find(JobQuery()) == []
+    assert store.idempotency.answer("ann", "k") is None
 
 
 def test_family_is_asked_at_once_and_each_child_for_what_it_can_do(store: Store, clock: Clock) -> None:
     study, _ = add_study(store, clock)
-    (_, first), (_, second), *_ = store.family(study.id)
+    (_, first), (_, second), *_ = store.studies.family(study.id)
     assert first is not None
     assert second is not None
     begin(store, clock, first)
-    store.move(second, JobState.CANCELLED, event=HEARD)
+    store.jobs.move(second, JobState.CANCELLED, event=HEARD)
 
-    changed = store.ask_family(study.id, "pause", clock())
-    again = store.ask_family(study.id, "pause", clock())
+    changed = store.studies.apply(study.id, "pause", clock())
+    again = store.studies.apply(study.id, "pause", clock())
 
     assert len(changed) == 3
     assert again == []
-    stops = [job and (job.state, job.stop) for _, job in store.family(study.id)]
+    stops = [job and (job.state, job.stop) for _, job in store.studies.family(study.id)]
     assert stops == [
         (JobState.STARTING, "pause"),
         (JobState.CANCELLED, None),
@@ -560,31 +564,31 @@ def test_family_is_asked_at_once_and_each_child_for_what_it_can_do(store: Store,
 
 def test_study_is_unreported_until_it_is_and_again_when_a_child_moved_on(store: Store, clock: Clock) -> None:
     study, _ = add_study(store, clock)
-    for _, job in store.family(study.id):
+    for _, job in store.studies.family(study.id):
         assert job is not None
-        store.move(job, JobState.CANCELLED, {"finished_at": clock()}, event=HEARD)
-    unreported = [one.id for one in store.unreported_studies()]
+        store.jobs.move(job, JobState.CANCELLED, {"finished_at": clock()}, event=HEARD)
+    unreported = [one.id for one in store.studies.unreported()]
     clock.advance(1)
-    store.note_study(study.id, {"reported_at": clock()})
-    reported = store.unreported_studies()
-    store.ask_family(study.id, "retry", clock())
+    store.studies.note(study.id, {"reported_at": clock()})
+    reported = store.studies.unreported()
+    store.studies.apply(study.id, "retry", clock())
 
     assert unreported == [study.id]
     assert reported == []
-    assert [one.id for one in store.unreported_studies()] == [study.id]
+    assert [one.id for one in store.studies.unreported()] == [study.id]
 
 
 def test_children_are_counted_by_state_with_deleted_ones(store: Store, clock: Clock) -> None:
     study, _ = add_study(store, clock)
-    (_, first), (_, second), *_ = store.family(study.id)
+    (_, first), (_, second), *_ = store.studies.family(study.id)
     assert first is not None
     assert second is not None
-    cancelled = store.move(first, JobState.CANCELLED, event=HEARD)
+    cancelled = store.jobs.move(first, JobState.CANCELLED, event=HEARD)
     assert cancelled is not None
-    store.delete_job(cancelled)
-    store.move(second, JobState.PAUSED, event=HEARD)
+    store.jobs.delete(cancelled)
+    store.jobs.move(second, JobState.PAUSED, event=HEARD)
 
-    counts = store.count_children([study.id, "study_unknown"])
+    counts = store.studies.count_children([study.id, "study_unknown"])
 
     assert counts == {study.id: {"deleted": 1, "paused": 1, "queued": 2}, "study_unknown": {}}
 
@@ -596,17 +600,17 @@ def test_changes_and_their_audit_are_written_together(store: Store, clock: Clock
     ann, job = Actor("user", "ann", "0123456789abcdef", "req_1"), submit(store, clock)
     other = submit(store, clock)
 
-    changed = store.change_job(job, {"priority": 7, "limits": {**job.spec["limits"], "deadline_s": 60}}, ann)
-    asked = store.ask_jobs([job.id, other.id, "job_none"], "cancel", clock(), ann, owner="ann")
-    foreign = store.ask_jobs([job.id], "cancel", clock(), ann, owner="bob")
-    stale = store.change_job(job, {"priority": 8}, ann)
+    changed = store.jobs.change(job, {"priority": 7, "limits": {**job.spec["limits"], "deadline_s": 60}}, ann)
+    asked = store.jobs.apply([job.id, other.id, "job_none"], "cancel", clock(), ann, owner="ann")
+    foreign = store.jobs.apply([job.id], "cancel", clock(), ann, owner="bob")
+    stale = store.jobs.change(job, {"priority": 8}, ann)
 
     assert changed is not None
     assert (changed.priority, changed.deadline_s, changed.spec["limits"]["deadline_s"]) == (7, 60, 60)
     assert {name: one.outcome for name, one in asked.items()} == {job.id: "done", other.id: "done"}
     assert (asked[job.id].job.stop, asked[job.id].job.stop_by) == ("cancel", "ann (token 0123456789abcdef)")
     assert (foreign, stale) == ({}, None)
-    found = store.audit(AuditQuery(object=job.id))
+    found = store.audit.find(AuditQuery(object=job.id))
     assert [(one.action, one.owner, one.token_id, one.request_id) for one in found] == [
         ("job.cancel", "ann", "0123456789abcdef", "req_1"),
         ("job.change", "ann", "0123456789abcdef", "req_1"),
@@ -615,10 +619,10 @@ def test_changes_and_their_audit_are_written_together(store: Store, clock: Clock
         {"priority": 0, "limits": job.spec["limits"]},
         {"priority": 7, "limits": {**job.spec["limits"], "deadline_s": 60}},
     )
-    assert len(store.audit(AuditQuery(actor="0123456789abcdef", action="job", since=clock()))) == 3
-    assert store.audit(AuditQuery(until=clock())) == []
-    assert [one.seq for one in store.audit(AuditQuery(before=found[0].seq))] == [found[1].seq]
-    event = store.events(job.id)[-1]
+    assert len(store.audit.find(AuditQuery(actor="0123456789abcdef", action="job", since=clock()))) == 3
+    assert store.audit.find(AuditQuery(until=clock())) == []
+    assert [one.seq for one in store.audit.find(AuditQuery(before=found[0].seq))] == [found[1].seq]
+    event = store.history.events(job.id)[-1]
     assert (event.actor_kind, event.actor, event.token_id, event.request_id) == ("user", "ann", ann.token_id, "req_1")
 
 
@@ -626,23 +630,23 @@ def test_a_change_that_fails_leaves_neither_event_nor_audit(
     store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = submit(store, clock)
-    monkeypatch.setattr(store, "_audit", lambda *_: 1 / 0)
+    monkeypatch.setattr("syncnorm.service.store.tables.jobs.add_audit", lambda *_: 1 / 0)
 
     with pytest.raises(ZeroDivisionError):
-        store.ask_jobs([job.id], "cancel", clock(), Actor("user", "ann"))
+        store.jobs.apply([job.id], "cancel", clock(), Actor("user", "ann"))
 
-    assert store.job(job.id) == job
-    assert [event.kind for event in store.events(job.id)] == ["heard"]
+    assert store.jobs.get(job.id) == job
+    assert [event.kind for event in store.history.events(job.id)] == ["heard"]
 
 
 def test_ids_by_column_state_and_label(store: Store, clock: Clock) -> None:
     first, second = submit(store, clock), submit(store, clock)
     begin(store, clock, second)
 
-    assert store.job_ids(JobQuery(owner="ann", labels=(("a", "b"),))) == [second.id, first.id]
-    assert store.job_ids(JobQuery(states=("queued",))) == [first.id]
-    assert store.job_ids(JobQuery(after=(None, second.id))) == [first.id]
-    assert store.job_ids(JobQuery(owner="bob")) == store.job_ids(JobQuery(labels=(("a", "c"),))) == []
+    assert store.jobs.find_ids(JobQuery(owner="ann", labels=(("a", "b"),))) == [second.id, first.id]
+    assert store.jobs.find_ids(JobQuery(states=("queued",))) == [first.id]
+    assert store.jobs.find_ids(JobQuery(after=(None, second.id))) == [first.id]
+    assert store.jobs.find_ids(JobQuery(owner="bob")) == store.jobs.find_ids(JobQuery(labels=(("a", "c"),))) == []
 
 
 def break_row(store: Store, job: Job, **values: str) -> None:
@@ -657,51 +661,51 @@ def test_row_that_can_not_be_read_hides_no_other(store: Store, clock: Clock) -> 
     break_row(store, broken, state="archiving", queued_at="yesterday")
     faults: dict[str, str] = {}
 
-    found = {job.id: job for job in store.jobs_by_id([fine.id, broken.id], faults)}
-    listed = {one.id: one.state for one in store.listed(JobQuery())}
+    found = {job.id: job for job in store.workload.jobs([fine.id, broken.id], faults)}
+    listed = {one.id: one.state for one in store.jobs.find(JobQuery())}
 
     assert found[fine.id] == fine
     assert (found[broken.id].state, found[broken.id].name) == (JobState.FAILED, "job")
     assert set(faults) == {broken.id}
     assert "state 'archiving'" in faults[broken.id] and "queued_at must be a time, got 'yesterday'" in faults[broken.id]
     assert listed == {fine.id: "queued", broken.id: "failed"}
-    assert store.strays() == {broken.id}
+    assert store.workload.strays() == {broken.id}
 
 
 def test_job_that_is_set_aside_ends_with_its_attempt_and_can_be_retried(store: Store, clock: Clock) -> None:
     job, attempt = begin(store, clock, submit(store, clock))
     break_row(store, job, not_before="soon")
 
-    state = store.set_job_aside(job.id, "It broke.", "Traceback of it")
-    again = store.set_job_aside(job.id, "It broke again.")
+    state = store.set_aside.job(job.id, "It broke.", "Traceback of it")
+    again = store.set_aside.job(job.id, "It broke again.")
 
     faults: dict[str, str] = {}
-    ended = store.jobs_by_id([job.id], faults)[0]
+    ended = store.workload.jobs([job.id], faults)[0]
     assert (state, again, ended.state, ended.reason) == ("failed", "failed", "failed", FailureReason.INTERNAL)
     assert ended.message == "It broke.\n\nTraceback of it"
     assert (ended.not_before, faults) == (None, {})
-    assert store.attempts(job.id)[0].ended_at == clock()
-    assert store.attempts(job.id)[0].released_at is None
-    assert [event.kind for event in store.events(job.id)].count("failed") == 1
-    assert store.release(attempt.id) is not None
+    assert store.attempts.of_job(job.id)[0].ended_at == clock()
+    assert store.attempts.of_job(job.id)[0].released_at is None
+    assert [event.kind for event in store.history.events(job.id)].count("failed") == 1
+    assert store.attempts.release(attempt.id) is not None
 
 
 def test_job_that_is_set_aside_while_it_is_cancelled_ends_cancelled(store: Store, clock: Clock) -> None:
     job = submit(store, clock)
-    asked = store.move(job, job.state, {"stop": "cancel"}, event=HEARD)
+    asked = store.jobs.move(job, job.state, {"stop": "cancel"}, event=HEARD)
 
     assert asked is not None
-    assert store.set_job_aside(job.id, "It broke.") is JobState.CANCELLED
+    assert store.set_aside.job(job.id, "It broke.") is JobState.CANCELLED
 
 
 def test_lease_is_renewed_by_its_holder_alone(store: Store, clock: Clock) -> None:
-    token = store.take_lease("a", 15)
+    token = store.leases.take("a", 15)
     assert token is not None
     clock.advance(10)
-    renewed = store.renew_lease("a", token, 15)
+    renewed = store.leases.renew("a", token, 15)
     clock.advance(10)
 
-    assert (renewed, store.take_lease("b", 15)) == (True, None)
+    assert (renewed, store.leases.take("b", 15)) == (True, None)
     clock.advance(10)
-    assert store.take_lease("b", 15) == token + 1
-    assert not store.renew_lease("a", token, 15)
+    assert store.leases.take("b", 15) == token + 1
+    assert not store.leases.renew("a", token, 15)

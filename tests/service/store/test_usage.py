@@ -30,12 +30,12 @@ def test_usage_of_all_owners_together_is_what_was_allocated(world: World) -> Non
         labels = {"works": str(number % 4 + 1), "outcome": ("succeeded", "silent", "user_error")[number % 3]}
         spec = job.spec | {"labels": labels}
         job = replace(job, workers=1 + number % 2, gpus_per_worker=number % 3, labels=labels, spec=spec)
-        world.store.add_job(job, NewEvent("queued", ""))
+        world.store.jobs.add(job, NewEvent("queued", ""))
     allocated = 0.0
 
     for step in range(60):
         world.reconciler.tick()
-        attempts = world.store.unreleased_attempts()
+        attempts = world.store.attempts.unreleased()
         held = [one.workers * world.job(one.job_id).gpus_per_worker for one in attempts]
         world.cluster.work()
         world.clock.advance(5)
@@ -43,7 +43,7 @@ def test_usage_of_all_owners_together_is_what_was_allocated(world: World) -> Non
         if step % 7 == 0:
             world.boot()
 
-    used = world.store.usage()
+    used = world.store.attempts.usage()
     assert allocated > 100
     assert sum(gpu_s for _, gpu_s in used.values()) == pytest.approx(allocated)
     assert set(used) == {"o0", "o1", "o2"}
@@ -53,12 +53,12 @@ def test_usage_outlives_a_restart_and_the_job(world: World) -> None:
     job = world.submit()
     for _ in range(8):
         world.step()
-    before = world.store.usage()
+    before = world.store.attempts.usage()
 
-    assert world.store.delete_job(world.job(job.id))
+    assert world.store.jobs.delete(world.job(job.id))
     metrics = Metrics()  # a new process
     metrics.watch(world.store, world.reconciler)
 
     assert before["ann"][0] > 0
-    assert world.store.usage() == before
+    assert world.store.attempts.usage() == before
     assert f'syncnorm_cpu_seconds_total{{owner="ann"}} {before["ann"][0]}' in metrics.text().decode()

@@ -183,9 +183,9 @@ def test_progress_changes_the_tag_and_not_the_version(running: Running) -> None:
     path = f"/v1/jobs/{submitted(http, labels={'works': '99'})}"
     world.step()
     world.step()
-    (attempt,) = world.store.unreleased_attempts()
+    (attempt,) = world.store.attempts.unreleased()
     before = http.get(path)
-    world.store.progress(attempt.id, attempt.fence, 30, 7, {"step": 7, "metrics": {}})
+    world.store.reports.progress(attempt.id, attempt.fence, 30, 7, {"step": 7, "metrics": {}})
 
     after = http.get(path, headers={"If-None-Match": before.headers["etag"]})
 
@@ -235,7 +235,7 @@ def test_patch_that_changes_nothing_makes_no_new_version(running: Running, chang
     same = http.patch(f"/v1/jobs/{job_id}", json=change, headers={"If-Match": '"1"'})
 
     assert (same.status_code, same.json()["version"]) == (200, 1)
-    assert [event.kind for event in world.store.events(job_id)] == ["queued"]
+    assert [event.kind for event in world.store.history.events(job_id)] == ["queued"]
 
 
 # Accept
@@ -292,7 +292,7 @@ def test_page_in_text_or_ndjson_links_to_the_next_one(running: Running) -> None:
     http, world = running
     job_id = submitted(http)
     for number in range(4):
-        world.store.add_event(job_id, NewEvent("note", str(number)))
+        world.store.history.add_event(job_id, NewEvent("note", str(number)))
     seen: list[str] = []
     path = f"/v1/jobs/{job_id}/events?limit=2"
 

@@ -161,8 +161,8 @@ def test_follower_stays_for_as_long_as_nothing_happens(served: tuple[int, World]
         events = client.follow_events(job)
         assert next(events)["message"] == "Submitted."
         time.sleep(HEAD_S + IDLE_S + 1)
-        world.store.add_event(job, NewEvent("note", "after a long rest"))
-        world.store.move(world.job(job), JobState.CANCELLED, event=NewEvent("cancelled", "Over."))
+        world.store.history.add_event(job, NewEvent("note", "after a long rest"))
+        world.store.jobs.move(world.job(job), JobState.CANCELLED, event=NewEvent("cancelled", "Over."))
 
         assert [event["message"] for event in events] == ["after a long rest", "Over."]
 
@@ -177,7 +177,7 @@ def test_follower_that_never_reads_is_let_go(served: tuple[int, World]) -> None:
     request = f"GET /v1/jobs/{job}/events HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n"
     deaf.sendall(request.encode())
     for _ in range(400):
-        world.store.add_event(job, NewEvent("note", "x" * 20_000))
+        world.store.history.add_event(job, NewEvent("note", "x" * 20_000))
     own = deaf.getsockname()[1]
 
     with deaf:

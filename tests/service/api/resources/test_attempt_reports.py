@@ -15,6 +15,7 @@ from rich.console import Console
 from syncnorm.service.api.report_limits import ReportLimits
 from syncnorm.service.cli.progress import summary
 from syncnorm.service.reconciler.environment import attempt_token
+from syncnorm.service.store.report_counts import report_counts, set_report_counts
 from syncnorm.service.store.tables.reports import MOST_EVENTS
 from syncnorm.trainer.contract.protocol import Result
 from tests.helpers.service.worker import TIME, Worker, lines
@@ -163,9 +164,9 @@ def test_progress_is_one_event_however_often_it_comes(worker: Worker) -> None:
 
 def test_events_of_a_job_end_with_one_that_says_so(worker: Worker) -> None:
     worker.context.limits._take = lambda *_args: 1  # type: ignore[method-assign]
-    with worker.context.store._db.write() as c:
-        worker.context.store._reported(c, worker.job_id)
-        worker.context.store._note_reported(c, worker.job_id, events=MOST_EVENTS - 1)
+    with worker.world.database.write() as c:
+        report_counts(c, worker.job_id)
+        set_report_counts(c, worker.job_id, events=MOST_EVENTS - 1)
     for number in range(5):
         assert worker.send("events", **{**EVENT, "message": str(number)}) == 200
 
@@ -176,12 +177,14 @@ def test_events_of_a_job_end_with_one_that_says_so(worker: Worker) -> None:
 def test_log_of_a_job_keeps_its_newest_lines_and_says_how_many_are_gone(worker: Worker) -> None:
     store, attempt = worker.context.store, worker.attempt
     for part in range(20):
-        store.add_lines(attempt.id, attempt.fence, lines(500 * part + 1, 500, "x" * 100), most_characters=200_000)
+        store.reports.add_lines(
+            attempt.id, attempt.fence, lines(500 * part + 1, 500, "x" * 100), most_characters=200_000
+        )
 
     page = worker.get("/logs?limit=1000")["items"]
     text = worker.client.get(f"/v1/jobs/{worker.job_id}/logs?limit=2", headers={"Accept": "text/plain"}).text
     behind = worker.get("/logs?tail=3")["items"]
-    kept, characters = store.kept_lines()
+    kept, characters = store.retention.kept_lines()
 
     assert "earlier lines of this job are gone" in page[0]["text"]
     assert int(page[0]["text"].split()[1].replace(",", "")) + kept == 10_000
@@ -195,9 +198,9 @@ def test_log_of_a_job_keeps_its_newest_lines_and_says_how_many_are_gone(worker: 
 def test_lines_that_came_before_are_not_counted_again(worker: Worker) -> None:
     store, attempt = worker.context.store, worker.attempt
     for _ in range(3):
-        store.add_lines(attempt.id, attempt.fence, [*lines(1, 100), *lines(1, 5)])
+        store.reports.add_lines(attempt.id, attempt.fence, [*lines(1, 100), *lines(1, 5)])
 
-    assert store.kept_lines()[0] == 100
+    assert store.retention.kept_lines()[0] == 100
 
 
 def test_flood_of_a_worker_that_keeps_to_no_rate_is_cut_with_a_mark() -> None:

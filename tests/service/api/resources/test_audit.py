@@ -200,21 +200,21 @@ def test_failed_authentication_is_added_up(guarded: Running) -> None:
         ("auth.failed", "unknown token or wrong secret", 1),
     ]
     assert found[0]["actor"]["owner"] is None
-    assert len(world.store.audit()) == 2
+    assert len(world.store.audit.find()) == 2
 
 
 def test_a_flood_of_different_refusals_stays_small(tmp_path: Path) -> None:
     with api(tmp_path) as (_, world):
         now = [0.0]
-        trail = Trail(world.store, clock=lambda: now[0])
+        trail = Trail(world.store.audit, clock=lambda: now[0])
         for minute in range(3):
             now[0] = 61.0 * minute
             for number in range(2000):
                 trail.add(Deed(Actor("user", "eve"), "job.cancel", f"job_{number}", outcome="refused"))
         trail.flush(to_the_end=True)
 
-        total = sum(entry.count for entry in world.store.audit(AuditQuery(limit=10_000)))
-        lines = len(world.store.audit(AuditQuery(limit=10_000)))
+        total = sum(entry.count for entry in world.store.audit.find(AuditQuery(limit=10_000)))
+        lines = len(world.store.audit.find(AuditQuery(limit=10_000)))
 
     assert total == 6000
     assert lines < 3 * 210

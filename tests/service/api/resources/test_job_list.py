@@ -48,7 +48,7 @@ def end(world: World, job_id: str, state: JobState) -> None:
     steps = [JobState.STARTING, state] if state is JobState.SUCCEEDED else [state]
     for to in steps:
         changes = {"finished_at": world.clock()} if to is state else {}
-        moved = world.store.move(job, to, changes, event=NewEvent(to, ""))
+        moved = world.store.jobs.move(job, to, changes, event=NewEvent(to, ""))
         assert moved is not None
         job = moved
 
@@ -60,10 +60,10 @@ def test_list_leaves_spec_and_certificate_out_unless_asked(running: Running) -> 
     http, world = running
     job_id = submit(http)
     proof = {"passed": True, "checks": ["x" * 2000]}
-    started = world.store.move(world.job(job_id), JobState.STARTING, event=NewEvent("starting", ""))
+    started = world.store.jobs.move(world.job(job_id), JobState.STARTING, event=NewEvent("starting", ""))
     assert started is not None
     model = {"uri": "models:/m-1", "registered": None, "certificate": proof}
-    world.store.move(started, JobState.SUCCEEDED, {"model": model}, event=NewEvent("succeeded", ""))
+    world.store.jobs.move(started, JobState.SUCCEEDED, {"model": model}, event=NewEvent("succeeded", ""))
     single = http.get(f"/v1/jobs/{job_id}").json()
 
     (slim,) = http.get("/v1/jobs").json()["items"]
@@ -91,15 +91,15 @@ def test_remaining_time_is_shown_of_running_jobs_only(
     http, world = running
     job_id = submit(http)
     progress = {"step": 4, "steps": 10, "percent": 40.0, "eta_s": 75.0, "metrics": {}}
-    moved = world.store.move(world.job(job_id), JobState.STARTING, {"progress": progress}, event=NewEvent("a", ""))
+    moved = world.store.jobs.move(world.job(job_id), JobState.STARTING, {"progress": progress}, event=NewEvent("a", ""))
     assert moved is not None
     if state in (JobState.CANCELLED, JobState.QUEUED):
-        moved = world.store.move(moved, JobState.RUNNING, event=NewEvent("b", ""))
+        moved = world.store.jobs.move(moved, JobState.RUNNING, event=NewEvent("b", ""))
         assert moved is not None
     if state is JobState.CANCELLED:
-        moved = world.store.move(moved, JobState.STOPPING, event=NewEvent("c", ""))
+        moved = world.store.jobs.move(moved, JobState.STOPPING, event=NewEvent("c", ""))
         assert moved is not None
-    assert world.store.move(moved, state, event=NewEvent("d", ""))
+    assert world.store.jobs.move(moved, state, event=NewEvent("d", ""))
 
     (listed,), single = http.get("/v1/jobs").json()["items"], http.get(f"/v1/jobs/{job_id}").json()
 
@@ -112,13 +112,13 @@ def test_number_that_json_has_no_form_for_is_a_word_everywhere(running: Running)
     job_id = submit(http)
     metrics = {"val/dice": "NaN", "up": "Infinity", "down": "-Infinity", "loss": 0.5}
     certificate = {"worst": float("nan")}
-    started = world.store.move(world.job(job_id), JobState.STARTING, event=NewEvent("starting", ""))
+    started = world.store.jobs.move(world.job(job_id), JobState.STARTING, event=NewEvent("starting", ""))
     assert started is not None
     changes = {
         "progress": {"step": 1, "metrics": {**metrics, "val/dice": float("nan")}},
         "model": {"uri": "u", "registered": None, "certificate": certificate},
     }
-    world.store.move(started, JobState.SUCCEEDED, changes, event=NewEvent("end", "", {"drift": float("inf")}))
+    world.store.jobs.move(started, JobState.SUCCEEDED, changes, event=NewEvent("end", "", {"drift": float("inf")}))
 
     shown = [
         http.get(f"/v1/jobs/{job_id}"),
@@ -213,7 +213,7 @@ def test_cursor_of_one_record_is_none_of_another(running: Running) -> None:
     http, world = running
     first, second = submit(http), submit(http)
     for number in range(3):
-        world.store.add_event(first, NewEvent("note", str(number)))
+        world.store.history.add_event(first, NewEvent("note", str(number)))
     cursor = http.get(f"/v1/jobs/{first}/events?limit=2").json()["next_cursor"]
 
     assert http.get(f"/v1/jobs/{first}/events?cursor={cursor}").status_code == 200

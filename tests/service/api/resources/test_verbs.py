@@ -33,9 +33,9 @@ def failed(world: World, reason: FailureReason = FailureReason.DEADLINE) -> str:
     """A job that failed, of which nothing runs any more."""
     job = world.submit(limits={"deadline_s": 8})
     changes = {"reason": reason, "message": "It failed.", "started_at": world.clock(), "finished_at": world.clock()}
-    started = world.store.move(job, JobState.STARTING, event=NewEvent("starting", ""))
+    started = world.store.jobs.move(job, JobState.STARTING, event=NewEvent("starting", ""))
     assert started is not None
-    assert world.store.move(started, JobState.FAILED, changes, event=NewEvent("failed", ""))
+    assert world.store.jobs.move(started, JobState.FAILED, changes, event=NewEvent("failed", ""))
     world.clock.advance(60)
     return job.id
 
@@ -125,7 +125,7 @@ def test_many_by_ids_answer_for_each(tmp_path: Path) -> None:
         assert items[3]["problem"]["code"] == items[4]["problem"]["code"] == "not_found"
         assert world.job(theirs).stop is None
         client.app.state.context.trail.flush()  # type: ignore[attr-defined]
-        told = {(one.object, one.outcome) for one in world.store.audit() if one.action == "job.pause"}
+        told = {(one.object, one.outcome) for one in world.store.audit.find() if one.action == "job.pause"}
         assert {(mine[0], "refused"), (mine[2], "done"), (theirs, "refused")} <= told
 
 
@@ -166,7 +166,7 @@ def test_many_needs_ids_or_a_filter(running: Running, body: dict[str, Any]) -> N
     answer = client.post("/v1/jobs:cancel", json=body)
 
     assert answer.status_code == 422
-    assert all(job.stop is None for job in world.store.jobs_by_id(world.store.versions(JobState.QUEUED)))
+    assert all(job.stop is None for job in world.store.workload.jobs(world.store.workload.versions(JobState.QUEUED)))
 
 
 def test_a_filter_goes_on_behind_what_one_call_takes(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +268,7 @@ def test_a_change_to_what_is_so_makes_no_new_version(running: Running) -> None:
     same = client.patch(f"/v1/jobs/{job_id}", json={"priority": 0, "labels": {}}, headers={"If-Match": "*"})
 
     assert (same.status_code, same.json()["version"]) == (200, 1)
-    assert [event.kind for event in world.store.events(job_id)] == ["queued"]
+    assert [event.kind for event in world.store.history.events(job_id)] == ["queued"]
 
 
 # Answers under a key

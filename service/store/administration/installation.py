@@ -8,7 +8,8 @@ import sqlalchemy as sa
 
 from syncnorm.service.port_errors import DatabaseUnavailableError
 from syncnorm.service.store import schema as t
-from syncnorm.service.store.base import Tables
+from syncnorm.service.store.database import Database
+from syncnorm.service.store.statements import insert_new
 
 _ITSELF = ""
 """In the place of a root: the row that names the installation."""
@@ -17,23 +18,26 @@ _FILLER = "x" * 16_384
 """More than a page of either database: an update in place would go well on a full disk."""
 
 
-class InstallationTable(Tables):
+class InstallationTable:
     """Facts about the whole installation."""
 
-    def installation(self) -> str:
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def id(self) -> str:
         """Its id, made at the first call and the same for every replica."""
         s = t.storages.c
         with self._db.write() as c:
-            row = {"root": _ITSELF, "installation": f"inst_{secrets.token_hex(8)}", "marked_at": self._now(c)}
-            self._insert_new(c, t.storages, row)
+            row = {"root": _ITSELF, "installation": f"inst_{secrets.token_hex(8)}", "marked_at": self._db.now(c)}
+            insert_new(c, t.storages, row)
             return str(c.execute(sa.select(s.installation).where(s.root == _ITSELF)).scalar_one())
 
     def note_storage(self, root: str) -> None:
         """The storage carries our marker."""
-        installation = self.installation()
+        installation = self.id()
         with self._db.write() as c:
-            row = {"root": root[:_ROOT], "installation": installation, "marked_at": self._now(c)}
-            self._insert_new(c, t.storages, row)
+            row = {"root": root[:_ROOT], "installation": installation, "marked_at": self._db.now(c)}
+            insert_new(c, t.storages, row)
 
     def has_storage(self, root: str) -> bool:
         return self._any(t.storages.c.root == root[:_ROOT])

@@ -9,7 +9,9 @@ import sqlalchemy as sa
 
 from syncnorm.service.jobs.job import TERMINAL
 from syncnorm.service.store import schema as t
-from syncnorm.service.store.base import Tables
+from syncnorm.service.store.database import Database
+from syncnorm.service.store.report_counts import delete_oldest_lines, set_report_counts
+from syncnorm.service.store.statements import lock_job
 from syncnorm.trainer.contract.protocol import WORKER_EVENTS
 
 BATCH = 1000
@@ -17,8 +19,11 @@ _REPORTED_KINDS = (*sorted(WORKER_EVENTS), "progress", "checkpoint")
 _ENDED = t.jobs.c.state.in_(tuple(TERMINAL))
 
 
-class RetentionTable(Tables):
+class RetentionTable:
     """Each method that removes something removes at most BATCH rows, and says how many."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
 
     def ended_with_lines(self, before: datetime | None, limit: int = 200) -> list[str]:
         """Jobs whose log lines may go, the first that ended first. before: when they ended; None: whenever."""
@@ -47,8 +52,8 @@ class RetentionTable(Tables):
 
     def forget_lines(self, job_id: str) -> int:
         with self._db.write() as c:
-            self._lock_job(c, t.jobs.c.id == job_id)
-            return self._forget_lines(c, job_id, BATCH)
+            lock_job(c, t.jobs.c.id == job_id)
+            return delete_oldest_lines(c, job_id, BATCH)
 
     def forget_reported_events(self, job_id: str) -> int:
         """What workers told of a job. What the service and people did to it stays for as long as the job."""
@@ -56,10 +61,10 @@ class RetentionTable(Tables):
         told = sa.or_(e.kind.in_(_REPORTED_KINDS), e.kind.startswith("user.", autoescape=True))
         part = sa.select(e.seq).where(e.job_id == job_id, told).order_by(e.seq).limit(BATCH)
         with self._db.write() as c:
-            self._lock_job(c, t.jobs.c.id == job_id)
+            lock_job(c, t.jobs.c.id == job_id)
             count = c.execute(sa.delete(t.events).where(e.seq.in_(part))).rowcount
             if count < BATCH:
-                self._note_reported(c, job_id, events_pruned_at=self._now(c))
+                set_report_counts(c, job_id, events_pruned_at=self._db.now(c))
         return count
 
     def forget_audit(self, before: datetime) -> int:

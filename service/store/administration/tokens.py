@@ -1,0 +1,47 @@
+"""Tokens, of which only the digest is kept."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from syncnorm.service.jobs.actors import SERVICE, Actor, Deed
+from syncnorm.service.store import schema as t
+from syncnorm.service.store.database import Database
+from syncnorm.service.store.statements import add_audit
+from syncnorm.service.store.values import StoredToken
+
+
+class TokenTable:
+    """Tokens of users."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def add(self, token: StoredToken, by: Actor = SERVICE) -> None:
+        expires_at = token.expires_at.isoformat() if token.expires_at else None
+        after = {"owner": token.owner, "scopes": token.scopes, "expires_at": expires_at}
+        with self._db.write() as c:
+            c.execute(sa.insert(t.tokens).values(**vars(token)))
+            add_audit(c, self._db.now(c), [Deed(by, "token.create", token.id, after=after)])
+
+    def get(self, token_id: str) -> StoredToken | None:
+        with self._db.read() as c:
+            row = c.execute(sa.select(t.tokens).where(t.tokens.c.id == token_id)).mappings().one_or_none()
+        return None if row is None else StoredToken(**row)
+
+    def all(self) -> list[StoredToken]:
+        """Oldest first."""
+        with self._db.read() as c:
+            rows = c.execute(sa.select(t.tokens).order_by(t.tokens.c.created_at, t.tokens.c.id)).mappings()
+            return [StoredToken(**row) for row in rows]
+
+    def revoke(self, token_id: str, by: Actor = SERVICE) -> bool:
+        """False if there is no such token, or it was revoked before."""
+        k = t.tokens.c
+        with self._db.write() as c:
+            now = self._db.now(c)
+            revoke = sa.update(t.tokens).where(k.id == token_id, k.revoked_at.is_(None)).returning(k.owner)
+            owner = c.execute(revoke.values(revoked_at=now)).scalar_one_or_none()
+            if owner is not None:
+                add_audit(c, now, [Deed(by, "token.revoke", token_id, before={"owner": owner})])
+        return owner is not None

@@ -1,0 +1,96 @@
+"""Statements that several tables share, each part of its caller's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from syncnorm.service.jobs.actors import Deed
+from syncnorm.service.jobs.job import Attempt, Job, NewEvent
+from syncnorm.service.store import schema as t
+from syncnorm.service.store.rows import ATTEMPT, JOB, job_of
+
+RECONCILER = "reconciler"
+"""Name of the lease under which one process at a time decides."""
+
+
+def lock_job(c: sa.Connection, which: sa.ColumnElement[bool]) -> None:
+    """Taken before anything else of a job is locked or added, so that nobody waits in a circle, and events and
+    lines of a job become visible in the order of their numbers: a follower goes on behind the last one it saw.
+    """
+    if not _is_sqlite(c):  # which has one writer at a time anyway
+        c.execute(sa.select(t.jobs.c.id).where(which).with_for_update(key_share=True))
+
+
+def job_of_attempt(c: sa.Connection, attempt: Attempt) -> Job:
+    return job_of(c.execute(JOBS.where(t.jobs.c.id == attempt.job_id)).one())
+
+
+def lease_stands(c: sa.Connection, token: int | None) -> bool:
+    """Whether the reconciler's lease with this token still stands; None: nobody asks for it."""
+    if token is None:
+        return True
+    held = sa.select(t.leases.c.token).where(t.leases.c.name == RECONCILER, t.leases.c.token == token)
+    return c.execute(held).first() is not None
+
+
+def add_event(c: sa.Connection, job_id: str, at: datetime, event: NewEvent) -> None:
+    c.execute(INSERT_EVENT, [event_row(job_id, at, event)])
+
+
+def event_row(job_id: str, at: datetime, event: NewEvent) -> dict[str, Any]:
+    by = event.by
+    actor = {"actor_kind": by.kind, "actor": by.owner, "token_id": by.token_id, "request_id": by.request_id}
+    return {"job_id": job_id, "at": at, "kind": event.kind, "message": event.message, "data": event.data, **actor}
+
+
+def add_audit(c: sa.Connection, at: datetime, deeds: Sequence[Deed]) -> None:
+    """Written with the change they tell of, so that there is neither without the other."""
+    if deeds:
+        c.execute(_INSERT_DEED, [_deed_row(deed, at) for deed in deeds])
+
+
+def _deed_row(deed: Deed, at: datetime) -> dict[str, Any]:
+    by = deed.by
+    return {
+        **{name: value for name, value in vars(deed).items() if name != "by"},
+        "object": deed.object[:400],
+        "at": at,
+        "actor_kind": by.kind,
+        "owner": by.owner or "",
+        "token_id": by.token_id,
+        "request_id": by.request_id or "",
+    }
+
+
+def insert_new(c: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> bool:
+    """Insert unless the key is taken. Whether it was inserted."""
+    # Not rowcount: psycopg's is gone once the cursor is closed, which SQLAlchemy does for an insert.
+    statement = insert_or_ignore(table, is_sqlite=_is_sqlite(c)).values(**row).returning(sa.literal(1))
+    return c.execute(statement).first() is not None
+
+
+def insert_or_ignore(table: sa.Table, *, is_sqlite: bool) -> sqlite.Insert | postgresql.Insert:
+    """An insert that leaves rows alone whose key is taken."""
+    if is_sqlite:
+        return sqlite.insert(table).on_conflict_do_nothing()
+    return postgresql.insert(table).on_conflict_do_nothing()
+
+
+def _is_sqlite(c: sa.Connection) -> bool:
+    return c.dialect.name == "sqlite"
+
+
+def row_of(value: Job | Attempt) -> dict[str, Any]:
+    return dict(vars(value))
+
+
+_INSERT_DEED = sa.insert(t.audit)
+INSERT_EVENT = sa.insert(t.events)
+"""Not with .values(): a statement built anew costs more than running it."""
+JOBS = JOB.query
+ATTEMPTS = ATTEMPT.query

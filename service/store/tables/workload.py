@@ -1,0 +1,76 @@
+"""Which jobs the reconciler and the scheduler have to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+from itertools import pairwise
+
+import sqlalchemy as sa
+
+from syncnorm.service.jobs.job import ACTIVE, Job, JobState
+from syncnorm.service.store import schema as t
+from syncnorm.service.store.database import Database
+from syncnorm.service.store.rows import Faults, job_of
+from syncnorm.service.store.statements import JOBS
+
+_CHUNK = 500
+
+
+class WorkloadTable:
+    """Reads alone, each over many jobs."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def jobs(self, ids: Collection[str], faults: Faults | None = None) -> list[Job]:
+        """Those that are there, oldest first. faults: is told of rows that can't be read."""
+        wanted = sorted(ids)
+        j = t.jobs.c
+        parts = [wanted[start : start + _CHUNK] for start in range(0, len(wanted), _CHUNK)]
+        return [job for part in parts for job in self._jobs(JOBS.where(j.id.in_(part)).order_by(j.id), faults)]
+
+    def versions(self, state: JobState) -> dict[str, int]:
+        """Version by id of all jobs in a state."""
+        j = t.jobs.c
+        with self._db.read() as c:
+            return {row[0]: row[1] for row in c.execute(sa.select(j.id, j.version).where(j.state == state))}
+
+    def unsettled(self) -> set[str]:
+        """Ids of jobs with something to do that is not waiting for room, see schema.UNSETTLED."""
+        with self._db.read() as c:
+            return set(c.execute(sa.select(t.jobs.c.id).where(t.UNSETTLED)).scalars())
+
+    def strays(self) -> set[str]:
+        """Ids of jobs that no step would ever come to: in a state nobody knows, or under way without an attempt."""
+        with self._db.read() as c:
+            return set(c.execute(_STRAYS).scalars())
+
+    def queue_positions(self) -> list[tuple[str, int, datetime]]:
+        """(id, priority, queued_at) of every waiting job."""
+        j = t.jobs.c
+        with self._db.read() as c:
+            query = sa.select(j.id, j.priority, j.queued_at).where(j.state == JobState.QUEUED)
+            return [
+                (job_id, priority, queued_at)
+                for job_id, priority, queued_at in c.execute(query)
+                if isinstance(priority, int) and isinstance(queued_at, datetime)
+            ]
+
+    def _jobs(self, query: sa.Select[tuple[object, ...]], faults: Faults | None) -> list[Job]:
+        with self._db.read() as c:
+            return [job_of(row, faults) for row in c.execute(query)]
+
+
+def _unknown_state() -> sa.ColumnElement[bool]:
+    """In the ranges between the states there are: each is one look at the index, unlike NOT IN."""
+    state, known = t.jobs.c.state, sorted(JobState)
+    between = [sa.and_(state > one, state < other) for one, other in pairwise(known)]
+    return sa.or_(state < known[0], *between, state > known[-1])
+
+
+_LIVE = sa.select(t.attempts.c.id).where(t.attempts.c.job_id == t.jobs.c.id, t.attempts.c.ended_at.is_(None)).exists()
+_STRAYS = sa.union_all(
+    sa.select(t.jobs.c.id).where(_unknown_state()),
+    sa.select(t.jobs.c.id).where(t.jobs.c.state.in_(ACTIVE), ~_LIVE),
+)
