@@ -25,8 +25,8 @@ from benchmarks.load import Load, request, send
 from benchmarks.service_process import SPEC, Server, service_process
 from syncnorm.service.jobs.admission import new_job
 from syncnorm.service.jobs.job import Job
-from syncnorm.service.scheduling.ordering import in_lines
-from syncnorm.service.scheduling.plan import Policy
+from syncnorm.service.scheduling.ordering import queues_by_owner
+from syncnorm.service.scheduling.schedule import Policy
 from syncnorm.service.scheduling.scheduler import schedule
 from syncnorm.trainer.contract.plan import NodeCapacity
 from syncnorm.trainer.contract.spec_reader import read_spec
@@ -180,7 +180,7 @@ def _decide() -> float:
     template = new_job(read_spec(SPEC), "ann", datetime.now(UTC))
     queue: list[Job] = [replace(template, id=f"j{i}", owner=f"o{i % 50}", workers=1 + i % 4) for i in range(10_000)]
     nodes = [NodeCapacity(f"n{i}", 8.0, 0.0, 8.0, 0.0) for i in range(8)]
-    lines = in_lines(queue, Policy())
+    lines = queues_by_owner(queue, Policy())
     began = time.perf_counter()
     schedule(lines, [], nodes, datetime.now(UTC), Policy())
     return time.perf_counter() - began

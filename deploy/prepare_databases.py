@@ -65,7 +65,7 @@ def drop_database(connection: psycopg.Connection, database: str) -> None:
 
 
 def migrate_service() -> None:
-    from syncnorm.service.port_errors import DatabaseUnavailableError
+    from syncnorm.service.backend_errors import DatabaseUnavailableError
     from syncnorm.service.store.database import Database, UnusableDatabaseError
 
     try:

@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from syncnorm.service.api.app import create_app
-from syncnorm.service.api.audit_trail import Trail
-from syncnorm.service.api.auth import Doorkeeper, RateLimit, admin_token
-from syncnorm.service.api.change_notifier import Hub
+from syncnorm.service.api.audit_trail import AuditTrail
+from syncnorm.service.api.auth import Authenticator, RateLimit, admin_token
+from syncnorm.service.api.change_notifier import ChangeNotifier
 from syncnorm.service.api.dependencies import Context
 from syncnorm.service.api.http.http_protocol import bound_connections, make_server
-from syncnorm.service.api.submit_batcher import Intake
+from syncnorm.service.api.submit_batcher import SubmitBatcher
 from syncnorm.service.api.views import job_view
 from syncnorm.service.background.retention_loop import Retention
 from syncnorm.service.confinement import hide_memory, make_private
-from syncnorm.service.integrations.http_port import HttpPort
+from syncnorm.service.integrations.http_client import HttpClient
 from syncnorm.service.integrations.mlflow_describer import RunDescriber
 from syncnorm.service.integrations.mlflow_runs import MlflowTracker
 from syncnorm.service.integrations.model_inspection import inspect
@@ -40,12 +40,12 @@ from syncnorm.service.integrations.webhooks import Webhooks
 from syncnorm.service.jobs.admission import against_code
 from syncnorm.service.jobs.lifecycle import Rules
 from syncnorm.service.local.programs import LocalRay, Program, local_mlflow, local_ray, supervised
-from syncnorm.service.reconciler.environment import Places, Ports
+from syncnorm.service.reconciler.backends import AttemptEnvironment, Backends
 from syncnorm.service.reconciler.reconciler import Reconciler
-from syncnorm.service.scheduling.plan import Policy
+from syncnorm.service.scheduling.schedule import Policy
 from syncnorm.service.settings import DEFAULT_PORT, WILDCARDS, Settings
-from syncnorm.service.storage.circuit_breaker import StorageGate
-from syncnorm.service.storage.code_packages import Packages
+from syncnorm.service.storage.circuit_breaker import StorageCircuitBreaker
+from syncnorm.service.storage.code_packages import CodePackages
 from syncnorm.service.storage.storage_marker import StorageMarker
 from syncnorm.service.store import Store
 from syncnorm.service.store.database import Database
@@ -126,15 +126,17 @@ def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, s
     store = Store(database)
     dispatcher = stack.enter_context(contextlib.closing(_dispatcher(settings, ray, store)))
     tracker = stack.enter_context(contextlib.closing(MlflowTracker(mlflow_uri)))
-    hub, metrics = Hub(store.history.news), Metrics()
-    places = Places(settings.storage_root, settings.worker_url or url, mlflow_uri, settings.public_url or url)
+    notifier, metrics = ChangeNotifier(store.history.changes_since), Metrics()
+    environment = AttemptEnvironment(
+        settings.storage_root, settings.worker_url or url, mlflow_uri, settings.public_url or url
+    )
     marker = StorageMarker(store.installation, settings.storage_root)
-    gate = StorageGate(check=marker.check)
-    gate.is_usable()  # marks a new storage, before anything is launched that could be missing from it
-    ports = Ports(store, dispatcher, tracker, places, hub.changed, metrics, gate)
-    reconciler = _reconciler(settings, ports)
+    breaker = StorageCircuitBreaker(check=marker.check)
+    breaker.is_usable()  # marks a new storage, before anything is launched that could be missing from it
+    backends = Backends(store, dispatcher, tracker, environment, notifier.changed, metrics, breaker)
+    reconciler = _reconciler(settings, backends)
     metrics.watch(store, reconciler)
-    packages = Packages(settings.storage_root, marker.check)
+    packages = CodePackages(settings.storage_root, marker.check)
     links = settings.mlflow_public_url or mlflow_uri
     admin = admin_token(settings.admin_token_file, settings.home) if settings.auth else None
     return Context(
@@ -142,19 +144,19 @@ def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, s
         store=store,
         reconciler=reconciler,
         tracker=tracker,
-        hub=hub,
+        notifier=notifier,
         wake=threading.Event(),
         mlflow_uri=links,
         local_paths=_is_embedded(settings),
-        door=Doorkeeper(store.tokens, store.now, admin),
+        authenticator=Authenticator(store.tokens, store.now, admin),
         rate=RateLimit(settings.rate_limit),
         metrics=metrics,
-        trail=Trail(store.audit),
+        audit_trail=AuditTrail(store.audit),
         inspect=lambda spec: None if _must_not_run_here(spec, settings) else inspect(spec, packages),
         packages=packages,
         webhooks=_webhooks(settings, store, metrics, stack),
         secrets=Secrets(store.secrets, secrets_key(settings.secrets_key_file, settings.home)),
-        intake=Intake(
+        submits=SubmitBatcher(
             store.jobs, store.now, settings.max_queued, lambda job: job_view(job, links).model_dump(mode="json")
         ),
         retention=Retention(store.retention, store.now, settings, metrics),
@@ -168,11 +170,11 @@ def _dispatcher(settings: Settings, ray: LocalRay, store: Store) -> RayDispatche
     return RayDispatcher(ray.url, ray.token or None, ray.entrypoints, owner=owner, known=known)
 
 
-def _reconciler(settings: Settings, ports: Ports) -> Reconciler:
+def _reconciler(settings: Settings, backends: Backends) -> Reconciler:
     # The processes of an embedded Ray are swept before the next one starts: nothing lives on.
     orphan_life_s = None if _is_embedded(settings) else 60.0
     return Reconciler(
-        ports,
+        backends,
         rules=Rules(startup_timeout_s=settings.startup_timeout_s, orphan_life_s=orphan_life_s),
         policy=Policy(max_running=settings.max_running, max_gpus=settings.max_gpus),
         lease_s=settings.lease_s,
@@ -198,7 +200,7 @@ def _study_publisher(
 
 def _webhooks(settings: Settings, store: Store, metrics: Metrics, stack: contextlib.ExitStack) -> Webhooks:
     secret = settings.webhook_key_file.read_text().strip().encode() if settings.webhook_key_file else b""
-    http = stack.enter_context(contextlib.closing(HttpPort("A webhook receiver")))
+    http = stack.enter_context(contextlib.closing(HttpClient("A webhook receiver")))
     holder = f"{socket.gethostname()}-{os.getpid()}"
     return Webhooks(store, settings.webhook_urls, secret, http, holder, metrics.webhook)
 
@@ -211,8 +213,8 @@ def _installation(settings: Settings) -> str:
 def listen(settings: Settings) -> socket.socket:
     """Raises: OSError if the port asked for is taken. Without a wish a free one is found."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    ports = [settings.port] if settings.port is not None else [DEFAULT_PORT, 0]
-    for port in ports:
+    backends = [settings.port] if settings.port is not None else [DEFAULT_PORT, 0]
+    for port in backends:
         # With its protocol named: else asyncio leaves Nagle's algorithm on, and small answers wait 40 ms for an ACK.
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -117,8 +117,8 @@ def explain_silence(
     left: what the others noticed. hosts: `host, pid` by rank, as far as known. Ranks that all ran into the timeout
     waited for one that hangs; a connection that closed was that of one that died.
     """
-    heard = {failure.rank for failure in left}
-    names = [f"rank {rank} ({hosts.get(rank, 'host unknown')})" for rank in range(world_size) if rank not in heard]
+    known = {failure.rank for failure in left}
+    names = [f"rank {rank} ({hosts.get(rank, 'host unknown')})" for rank in range(world_size) if rank not in known]
     who = ", ".join(names)
     if left and all(failure.reason is FailureReason.COLLECTIVE_TIMEOUT for failure in left):
         waited = ", ".join(str(failure.rank) for failure in sorted(left, key=lambda failure: failure.rank))

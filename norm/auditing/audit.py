@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from syncnorm.norm.auditing.findings import Finding, Seen, Training
+from syncnorm.norm.auditing.findings import Finding, ObservedLayer, Training
 from syncnorm.norm.auditing.layer_checks import check_layer
 from syncnorm.norm.auditing.model_checks import (
     check_depth_of_box_cox,
@@ -80,7 +80,7 @@ def audit(
 
 def _run(
     model: nn.Module, example_input: Any, sources: dict[str, Source]
-) -> tuple[list[Seen], ValueError | RuntimeError | None]:
+) -> tuple[list[ObservedLayer], ValueError | RuntimeError | None]:
     """One forward in eval mode: the layers of `sources` with the shapes they saw, and why it stopped, if it did."""
     failure = None
     shapes: dict[str, list[torch.Size]] = {path: [] for path in sources}
@@ -97,7 +97,9 @@ def _run(
     finally:
         for handle in handles:
             handle.remove()
-    seen = [Seen(path, model.get_submodule(path), source, tuple(shapes[path])) for path, source in sources.items()]
+    seen = [
+        ObservedLayer(path, model.get_submodule(path), source, tuple(shapes[path])) for path, source in sources.items()
+    ]
     return seen, failure
 
 

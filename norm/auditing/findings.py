@@ -49,7 +49,7 @@ class Training:
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class ObservedLayer:
     """A normalization layer and the shapes (N, C, *) of the inputs it had in one forward."""
 
     path: str

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from syncnorm.norm.auditing.findings import Finding, Seen, Severity, Training
+from syncnorm.norm.auditing.findings import Finding, ObservedLayer, Severity, Training
 from syncnorm.norm.kind import smallest_share
 from syncnorm.norm.layers.batch_renorm import BatchRenorm, SyncBatchRenorm
 
@@ -18,17 +18,17 @@ FEW_VALUES = 32
 DEAD_VARIANCE = 1e-10
 
 
-def check_layer(seen: Seen, training: Training) -> Iterator[Finding]:
+def check_layer(seen: ObservedLayer, training: Training) -> Iterator[Finding]:
     """Everything there is to say about one layer."""
     for check in _CHECKS:
         yield from check(seen, training)
 
 
-def _finding(seen: Seen, code: str, severity: Severity, message: str, fix: str, **numbers: float) -> Finding:
+def _finding(seen: ObservedLayer, code: str, severity: Severity, message: str, fix: str, **numbers: float) -> Finding:
     return Finding(code, seen.path, message, fix, severity, numbers)
 
 
-def _batch_size(seen: Seen, training: Training) -> Iterator[Finding]:
+def _batch_size(seen: ObservedLayer, training: Training) -> Iterator[Finding]:
     if not seen.kind.batch_statistics or not seen.shapes:
         return
     values, name = seen.values(training), seen.source.kind
@@ -47,7 +47,7 @@ def _batch_size(seen: Seen, training: Training) -> Iterator[Finding]:
         yield _finding(seen, "batch_norm_on_one_position", "warning", message, fix, **numbers)
 
 
-def _workers(seen: Seen, training: Training) -> Iterator[Finding]:
+def _workers(seen: ObservedLayer, training: Training) -> Iterator[Finding]:
     name, workers = seen.source.kind, training.workers
     if seen.kind.synchronizes and workers == 1:
         message = f"{name} has nobody to synchronize with on 1 worker."
@@ -64,7 +64,7 @@ def _workers(seen: Seen, training: Training) -> Iterator[Finding]:
         yield _finding(seen, "torch_sync_batch_norm", "warning", message, fix)
 
 
-def _accumulation(seen: Seen, training: Training) -> Iterator[Finding]:
+def _accumulation(seen: ObservedLayer, training: Training) -> Iterator[Finding]:
     if seen.kind.batch_statistics and training.accumulate > 1:
         message = (
             f"Statistics are per micro-batch: {training.accumulate} micro-batches of {training.batch_size} do not "
@@ -74,7 +74,7 @@ def _accumulation(seen: Seen, training: Training) -> Iterator[Finding]:
         yield _finding(seen, "accumulation_splits_statistics", "warning", message, fix, accumulate=training.accumulate)
 
 
-def _last_batch(seen: Seen, training: Training) -> Iterator[Finding]:
+def _last_batch(seen: ObservedLayer, training: Training) -> Iterator[Finding]:
     if not seen.kind.batch_statistics or training.dataset_size is None or training.drop_last:
         return
     full = training.batch_size * training.workers
@@ -90,7 +90,7 @@ def _last_batch(seen: Seen, training: Training) -> Iterator[Finding]:
     yield _finding(seen, "uneven_last_batch", severity, message, fix, rest=rest, values=values)
 
 
-def _ghosts(seen: Seen, training: Training) -> Iterator[Finding]:
+def _ghosts(seen: ObservedLayer, training: Training) -> Iterator[Finding]:
     if seen.source.kind != "ghost_batch":
         return
     size = int(vars(seen.layer)["ghost_size"])
@@ -102,7 +102,7 @@ def _ghosts(seen: Seen, training: Training) -> Iterator[Finding]:
         )
 
 
-def _groups(seen: Seen, training: Training) -> Iterator[Finding]:  # noqa: ARG001
+def _groups(seen: ObservedLayer, training: Training) -> Iterator[Finding]:  # noqa: ARG001
     if seen.source.kind not in ("group", "layer", "instance", "evo_s0"):
         return
     groups = int(getattr(seen.layer, "num_groups", seen.source.num_features))
@@ -119,7 +119,7 @@ def _groups(seen: Seen, training: Training) -> Iterator[Finding]:  # noqa: ARG00
         yield _finding(seen, "group_of_one_value", "error", message, fix, num_groups=groups, channels=channels)
 
 
-def _calls(seen: Seen, training: Training) -> Iterator[Finding]:  # noqa: ARG001
+def _calls(seen: ObservedLayer, training: Training) -> Iterator[Finding]:  # noqa: ARG001
     if not seen.shapes:
         message = "The layer was not reached by the example input."
         fix = "Remove it, or make sure every worker reaches it in every step: those that wait for it would stop."
@@ -131,7 +131,7 @@ def _calls(seen: Seen, training: Training) -> Iterator[Finding]:  # noqa: ARG001
         yield _finding(seen, "layer_called_several_times", "warning", message, fix, calls=len(seen.shapes))
 
 
-def _arguments(seen: Seen, training: Training) -> Iterator[Finding]:
+def _arguments(seen: ObservedLayer, training: Training) -> Iterator[Finding]:
     layer: Any = seen.layer
     if seen.kind.batch_statistics and seen.kind.running_statistics:
         if layer.running_mean is None:
@@ -155,7 +155,7 @@ def _arguments(seen: Seen, training: Training) -> Iterator[Finding]:
             yield _finding(seen, "renorm_never_starts", "warning", message, fix, start=start, steps=training.steps)
 
 
-def _statistics(seen: Seen, training: Training) -> Iterator[Finding]:  # noqa: ARG001
+def _statistics(seen: ObservedLayer, training: Training) -> Iterator[Finding]:  # noqa: ARG001
     mean, var = (getattr(seen.layer, name, None) for name in ("running_mean", "running_var"))
     if not isinstance(mean, Tensor) or not isinstance(var, Tensor):
         return
@@ -176,7 +176,7 @@ def _statistics(seen: Seen, training: Training) -> Iterator[Finding]:  # noqa: A
         yield _finding(seen, "frozen_without_statistics", "warning", message, fix)
 
 
-_CHECKS: tuple[Callable[[Seen, Training], Iterator[Finding]], ...] = (
+_CHECKS: tuple[Callable[[ObservedLayer, Training], Iterator[Finding]], ...] = (
     _batch_size,
     _workers,
     _accumulation,

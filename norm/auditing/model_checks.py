@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from syncnorm.norm.auditing.findings import Finding, Seen
+from syncnorm.norm.auditing.findings import Finding, ObservedLayer
 from syncnorm.norm.conversion.activations import is_activation_node
 from syncnorm.norm.conversion.dataflow import Flow
 from syncnorm.norm.layers.box_cox import BoxCox
@@ -21,7 +21,7 @@ FEW_BOX_COX = 6
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
-def check_neighbours(seen: Seen, flow: Flow) -> Iterator[Finding]:
+def check_neighbours(seen: ObservedLayer, flow: Flow) -> Iterator[Finding]:
     """What the data flow says about one layer."""
     before = flow.before(seen.layer)
     if is_instance_norm(seen) and any(_is_global_pool(node, flow) for node in flow.readers(seen.layer)):
@@ -92,7 +92,7 @@ def check_depth_of_box_cox(model: nn.Module) -> Iterator[Finding]:
         )
 
 
-def check_weight_decay(seen: Sequence[Seen], optimizer: torch.optim.Optimizer) -> Iterator[Finding]:
+def check_weight_decay(seen: Sequence[ObservedLayer], optimizer: torch.optim.Optimizer) -> Iterator[Finding]:
     """Weight decay on scale and shift."""
     decay = {
         parameter: float(group.get("weight_decay", 0.0))
@@ -112,7 +112,7 @@ def check_weight_decay(seen: Sequence[Seen], optimizer: torch.optim.Optimizer) -
             )
 
 
-def is_instance_norm(seen: Seen) -> bool:
+def is_instance_norm(seen: ObservedLayer) -> bool:
     """Instance normalization, by name or as one channel a group."""
     is_one_channel = getattr(seen.layer, "num_groups", None) == seen.source.num_features
     return seen.source.kind == "instance" or (seen.source.kind == "group" and is_one_channel)

@@ -54,7 +54,7 @@ def is_activation_node(node: fx.Node, flow: Flow) -> bool:
     return node.target in _METHODS if node.op == "call_method" else is_activation(flow.modules.get(node))
 
 
-def activation_beside(flow: Flow, layer: nn.Module) -> nn.Module | None:
+def adjacent_activation(flow: Flow, layer: nn.Module) -> nn.Module | None:
     """The activation module behind `layer`, or else in front of it, that nothing but the two use."""
     for module in (flow.after(layer), flow.before(layer)):
         if is_activation(module):
@@ -62,7 +62,7 @@ def activation_beside(flow: Flow, layer: nn.Module) -> nn.Module | None:
     return None
 
 
-def has_activation_beside(flow: Flow, layer: nn.Module) -> bool:
+def has_adjacent_activation(flow: Flow, layer: nn.Module) -> bool:
     """Whether every output of `layer` goes into an activation, or every input comes from one."""
     readers = flow.readers(layer)
     inputs = [node.args[0] for node in flow.calls.get(layer, []) if node.args]

@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from syncnorm.norm.conversion.activations import activation_beside, has_activation_beside, is_activation
+from syncnorm.norm.conversion.activations import adjacent_activation, has_adjacent_activation, is_activation
 from syncnorm.norm.conversion.dataflow import Flow, trace
 from syncnorm.norm.conversion.edits import Step, apply, redo, undo
 from syncnorm.norm.conversion.fixup import ScalarBias, fixup_steps, residual_branch
@@ -210,12 +210,12 @@ class _Plan:
 
     def _activation(self, layer: nn.Module) -> tuple[nn.Module | None, str]:
         """The activation that the new layer replaces, or why it stays beside it; neither where there is none."""
-        beside = activation_beside(self.flow, layer)
-        if beside is not None and beside not in self.gone:
-            return beside, ""
+        neighbour = adjacent_activation(self.flow, layer)
+        if neighbour is not None and neighbour not in self.gone:
+            return neighbour, ""
         if layer not in self.flow.calls:
             return None, "what follows could not be traced; an activation behind it stays"
-        if has_activation_beside(self.flow, layer):
+        if has_adjacent_activation(self.flow, layer):
             return None, "the activation beside it is used elsewhere too, or is no module, and stays"
         return None, ""
 

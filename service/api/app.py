@@ -11,32 +11,24 @@ from syncnorm import __version__
 from syncnorm.service.api import docs, openapi
 from syncnorm.service.api.dependencies import Context
 from syncnorm.service.api.http import errors
-from syncnorm.service.api.http.methods import Methods
+from syncnorm.service.api.http.methods import MethodMiddleware
 from syncnorm.service.api.http.origin_guard import OriginGuard
-from syncnorm.service.api.middleware import Gate
+from syncnorm.service.api.middleware import RequestMiddleware
 from syncnorm.service.api.resources import (
-    attempt_reports as internal,
-)
-from syncnorm.service.api.resources import (
+    attempt_reports,
     audit,
     cluster,
+    events_and_logs,
     exports,
     health,
+    job_details,
     job_list,
     jobs,
     packages,
     secrets,
     studies,
     tokens,
-)
-from syncnorm.service.api.resources import (
-    events_and_logs as records,
-)
-from syncnorm.service.api.resources import (
-    job_details as details,
-)
-from syncnorm.service.api.resources import (
-    verbs as asking,
+    verbs,
 )
 from syncnorm.service.background.loop import loop_of, stop_all
 
@@ -58,13 +50,13 @@ def create_app(context: Context) -> FastAPI:
     app.state.context = context
     errors.install(app)
     openapi.install(app)
-    app.add_middleware(Methods)
+    app.add_middleware(MethodMiddleware)
     app.add_middleware(OriginGuard, trusted=context.settings.trusted)
-    app.add_middleware(Gate, observe=context.metrics.request, trail=context.trail)
-    of_jobs = (jobs, job_list, asking, details, exports, records)
-    for part in (*of_jobs, studies, tokens, packages, secrets, cluster, audit, internal, health):
+    app.add_middleware(RequestMiddleware, observe=context.metrics.request, audit_trail=context.audit_trail)
+    of_jobs = (jobs, job_list, verbs, job_details, exports, events_and_logs)
+    for part in (*of_jobs, studies, tokens, packages, secrets, cluster, audit, attempt_reports, health):
         app.include_router(part.router)
-    app.include_router(internal.router_of_exports)
+    app.include_router(attempt_reports.router_of_exports)
     docs.install(app)
     return app
 
@@ -84,10 +76,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context.metrics.watch_loops([loop.health for loop in loops])
     for loop in loops:
         loop.start()
-    context.trail.start()
+    context.audit_trail.start()
     try:
         yield
     finally:
-        context.hub.close()
+        context.notifier.close()
         stop_all(loops)
-        context.trail.stop()
+        context.audit_trail.stop()

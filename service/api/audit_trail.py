@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from syncnorm.service.api.auth import Principal, UnauthorizedError
-from syncnorm.service.jobs.actors import Actor, Deed, Outcome, action_of
+from syncnorm.service.jobs.actors import Actor, NewAuditEntry, Outcome, action_of
 from syncnorm.service.store.administration.audit import AuditTable
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ _STOP_S = 2.0
 
 
 @dataclass
-class Trail:
+class AuditTrail:
     """The first refusal of a kind is written at once, its repetitions as one line with their number a minute later."""
 
     audit: AuditTable
@@ -40,8 +40,8 @@ class Trail:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: deque[Deed] = deque(maxlen=_MOST_WAITING)
-        self._repeated: dict[tuple[Any, ...], tuple[Deed, int]] = {}
+        self._waiting: deque[NewAuditEntry] = deque(maxlen=_MOST_WAITING)
+        self._repeated: dict[tuple[Any, ...], tuple[NewAuditEntry, int]] = {}
         self._began = self.clock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
@@ -49,17 +49,17 @@ class Trail:
     def start(self) -> None:
         self._thread.start()
 
-    def add(self, deed: Deed) -> None:
+    def add(self, entry: NewAuditEntry) -> None:
         with self._lock:
             self._turn_over()
-            key = _kind(deed)
+            key = _kind(entry)
             if key not in self._repeated and len(self._repeated) >= _MOST_KINDS:
-                deed = replace(deed, by=Actor("user"), object="", detail="many different ones within a minute")
-                key = _kind(deed)
+                entry = replace(entry, by=Actor("user"), object="", detail="many different ones within a minute")
+                key = _kind(entry)
             known = self._repeated.get(key)
-            self._repeated[key] = (deed, known[1] + 1) if known else (deed, 0)
+            self._repeated[key] = (entry, known[1] + 1) if known else (entry, 0)
             if known is None:
-                self._waiting.append(deed)
+                self._waiting.append(entry)
 
     def stop(self) -> None:
         self._stop.set()
@@ -74,30 +74,30 @@ class Trail:
         """to_the_end: repetitions too, before their minute is over."""
         with self._lock:
             self._turn_over(at_once=to_the_end)
-            deeds = list(self._waiting)
+            entries = list(self._waiting)
             self._waiting.clear()
-        if not deeds:
+        if not entries:
             return
         try:
-            self.audit.add(deeds)
+            self.audit.add(entries)
         except Exception:
             logger.exception("audit lines could not be written; trying again")
             with self._lock:
-                self._waiting.extendleft(reversed(deeds))
+                self._waiting.extendleft(reversed(entries))
 
     def _turn_over(self, *, at_once: bool = False) -> None:
         if not at_once and self.clock() - self._began < self.window_s:
             return
-        self._waiting.extend(replace(deed, count=count) for deed, count in self._repeated.values() if count)
+        self._waiting.extend(replace(entry, count=count) for entry, count in self._repeated.values() if count)
         self._repeated.clear()
         self._began = self.clock()
 
 
-def _kind(deed: Deed) -> tuple[Any, ...]:
-    return (deed.by.owner, deed.by.token_id, deed.action, deed.object, deed.outcome, deed.detail)
+def _kind(entry: NewAuditEntry) -> tuple[Any, ...]:
+    return (entry.by.owner, entry.by.token_id, entry.action, entry.object, entry.outcome, entry.detail)
 
 
-def refusals(scope: MutableMapping[str, Any], status: int) -> Iterator[Deed]:
+def refusals(scope: MutableMapping[str, Any], status: int) -> Iterator[NewAuditEntry]:
     """What a request that was answered with `status` leaves in the audit besides what it did: one line or none."""
     state: Mapping[str, Any] = scope["state"]
     request_id = state["request_id"]
@@ -113,14 +113,14 @@ def refusals(scope: MutableMapping[str, Any], status: int) -> Iterator[Deed]:
     by = who.actor if who else Actor("user", request_id=request_id)
     outcome: Outcome = "refused" if status < 500 else "failed"
     detail = f"{status} {state.get('code', '')}".strip()
-    yield Deed(by, action_of(scope["method"], route), _object(scope, by), outcome=outcome, detail=detail)
+    yield NewAuditEntry(by, action_of(scope["method"], route), _object(scope, by), outcome=outcome, detail=detail)
 
 
-def _failed_authentication(denied: UnauthorizedError | None, client: str, request_id: str) -> Deed:
+def _failed_authentication(denied: UnauthorizedError | None, client: str, request_id: str) -> NewAuditEntry:
     token = denied.token if denied else None
     by = Actor("user", token.owner if token else None, token.id if token else None, request_id)
     detail = denied.reason if denied else "the token of an attempt does not fit"
-    return Deed(by, "auth.failed", client, outcome="refused", detail=detail)
+    return NewAuditEntry(by, "auth.failed", client, outcome="refused", detail=detail)
 
 
 def _object(scope: Mapping[str, Any], by: Actor) -> str:

@@ -78,7 +78,7 @@ LOCAL = Principal("local", frozenset(SCOPES))
 """Everybody, where authentication is off."""
 
 
-class Doorkeeper:
+class Authenticator:
     """Turns an Authorization header into a principal, and remembers it for a moment.
 
     A token that is revoked here is forgotten at once; one that another replica revokes, within `memory_s`.
@@ -101,14 +101,14 @@ class Doorkeeper:
         self._memory_s = memory_s
         self._known: dict[str, _Known] = {}
 
-    def recall(self, authorization: str) -> Principal | None:
+    def cached(self, authorization: str) -> Principal | None:
         """Who was admitted with this header a moment ago; None: ask `admit`. Never waits for the database."""
         if self._admin is None:
             return LOCAL
         known = self._known.get(digest(authorization))
         return known.principal if known is not None and self._clock() < known.until else None
 
-    def admit(self, authorization: str) -> Principal:
+    def authenticate(self, authorization: str) -> Principal:
         """Raises: ApiError 401."""
         if self._admin is None:
             return LOCAL

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from starlette.concurrency import run_in_threadpool
 
-from syncnorm.service.store import Heads, News
+from syncnorm.service.store import Changes, Heads
 
 logger = logging.getLogger(__name__)
 
@@ -19,16 +19,16 @@ _LOOK_S = 1.0
 """A change made by another process of the service is seen at the latest after this."""
 
 
-class Hub:
+class ChangeNotifier:
     """Changes come from any thread, followers wait in an event loop. A missed wake-up costs a short delay.
 
     While anybody follows, one look a second at the newest rows finds what other processes changed: however many
     followers there are, those whose job stands still cost nothing.
     """
 
-    def __init__(self, news: Callable[[Heads | None], News]) -> None:
-        """news: which jobs have new events or log lines since the last look."""
-        self._news = news
+    def __init__(self, changes: Callable[[Heads | None], Changes]) -> None:
+        """changes: which jobs have new events or log lines since the last look."""
+        self._changes_since = changes
         self._lock = threading.Lock()
         self._followers: dict[str, set[tuple[asyncio.AbstractEventLoop, asyncio.Event]]] = defaultdict(set)
         self._watch: asyncio.Task[None] | None = None
@@ -67,14 +67,14 @@ class Hub:
         heads: Heads | None = None
         while names := self._followed():
             try:
-                news = await run_in_threadpool(self._news, heads)
+                changes = await run_in_threadpool(self._changes_since, heads)
             except Exception:
                 logger.exception("news can't be read; trying again")
             else:
                 # The first look knows no before: everybody looks once more.
-                for name in names if heads is None else news.job_ids & names:
+                for name in names if heads is None else changes.job_ids & names:
                     self.changed(name)
-                heads = news.heads
+                heads = changes.heads
             await asyncio.sleep(_LOOK_S)
 
     def _followed(self) -> set[str]:

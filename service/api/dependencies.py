@@ -12,12 +12,12 @@ from anyio import CapacityLimiter
 from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 
-from syncnorm.service.api.audit_trail import Trail
-from syncnorm.service.api.auth import Doorkeeper, Principal, RateLimit, UnauthorizedError, require
-from syncnorm.service.api.change_notifier import Hub
+from syncnorm.service.api.audit_trail import AuditTrail
+from syncnorm.service.api.auth import Authenticator, Principal, RateLimit, UnauthorizedError, require
+from syncnorm.service.api.change_notifier import ChangeNotifier
 from syncnorm.service.api.http.errors import not_found
 from syncnorm.service.api.report_limits import ReportLimits
-from syncnorm.service.api.submit_batcher import Intake
+from syncnorm.service.api.submit_batcher import SubmitBatcher
 from syncnorm.service.background.retention_loop import Retention
 from syncnorm.service.integrations.mlflow_runs import Tracker
 from syncnorm.service.integrations.secrets import Secrets
@@ -26,7 +26,7 @@ from syncnorm.service.jobs.job import Job
 from syncnorm.service.jobs.study import Study
 from syncnorm.service.reconciler.reconciler import Reconciler
 from syncnorm.service.settings import Settings
-from syncnorm.service.storage.code_packages import Packages
+from syncnorm.service.storage.code_packages import CodePackages
 from syncnorm.service.store import Store
 from syncnorm.service.studies.publisher import StudyPublisher
 from syncnorm.service.telemetry.metrics import Metrics
@@ -60,17 +60,17 @@ class Context:
     store: Store
     reconciler: Reconciler
     tracker: Tracker
-    hub: Hub
+    notifier: ChangeNotifier
     wake: threading.Event
     mlflow_uri: str
     local_paths: bool
-    door: Doorkeeper
+    authenticator: Authenticator
     rate: RateLimit
     metrics: Metrics
-    trail: Trail
+    audit_trail: AuditTrail
     inspect: Callable[[JobSpec], Inspection | None]
-    intake: Intake
-    packages: Packages
+    submits: SubmitBatcher
+    packages: CodePackages
     secrets: Secrets
     webhooks: Webhooks
     studies: StudyPublisher
@@ -83,7 +83,7 @@ class Context:
     def changed(self, job_id: str) -> None:
         """Something about the job was written: look at it soon, and tell its followers."""
         self.wake.set()
-        self.hub.changed(job_id)
+        self.notifier.changed(job_id)
 
 
 async def get_context(request: Request) -> Context:
@@ -94,14 +94,14 @@ async def get_context(request: Request) -> Context:
 Ctx = Annotated[Context, Depends(get_context)]
 
 
-async def _admit(request: Request, scope: str) -> Principal:
+async def _authorize(request: Request, scope: str) -> Principal:
     """Raises: ApiError 401 without a valid token, 429 when it asks too often, 403 without the scope."""
     ctx: Context = request.app.state.context
     authorization = request.headers.get("authorization", "")
-    principal = ctx.door.recall(authorization)
+    principal = ctx.authenticator.cached(authorization)
     if principal is None:
         try:
-            principal = await run_in_threadpool(ctx.door.admit, authorization)
+            principal = await run_in_threadpool(ctx.authenticator.authenticate, authorization)
         except UnauthorizedError as error:
             request.state.denied = error
             raise
@@ -113,15 +113,15 @@ async def _admit(request: Request, scope: str) -> Principal:
 
 # One function each that asks for nothing but the request: every further dependency costs FastAPI 0.05 ms a request.
 async def _reader(request: Request) -> Principal:
-    return await _admit(request, "read")
+    return await _authorize(request, "read")
 
 
 async def _submitter(request: Request) -> Principal:
-    return await _admit(request, "submit")
+    return await _authorize(request, "submit")
 
 
 async def _admin(request: Request) -> Principal:
-    return await _admit(request, "admin")
+    return await _authorize(request, "admin")
 
 
 SCOPE_OF = {_reader: "read", _submitter: "submit", _admin: "admin"}

@@ -10,20 +10,20 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from syncnorm.service.api.audit_trail import Trail, refusals
+from syncnorm.service.api.audit_trail import AuditTrail, refusals
 
 MAX_BODY = 2**20
 MAX_PACKAGE = 64 * 2**20
 
 
-class Gate:
+class RequestMiddleware:
     """Plain ASGI, so that streams pass through untouched."""
 
-    def __init__(self, app: ASGIApp, observe: Callable[[str, str, int, float], None], trail: Trail) -> None:
+    def __init__(self, app: ASGIApp, observe: Callable[[str, str, int, float], None], audit_trail: AuditTrail) -> None:
         """observe: called with method, route, status and seconds."""
         self._app = app
         self._observe = observe
-        self._trail = trail
+        self._trail = audit_trail
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,8 +46,8 @@ class Gate:
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             self._observe(scope["method"], route, status, time.perf_counter() - began)
-            for deed in refusals(scope, status):
-                self._trail.add(deed)
+            for entry in refusals(scope, status):
+                self._trail.add(entry)
 
 
 def _limited(scope: Scope, receive: Receive) -> Receive:

@@ -26,7 +26,7 @@ Read = Callable[[int, int], Sequence[Entry]]
 
 
 @dataclass(frozen=True)
-class Form:
+class StreamFormat:
     """How a stream looks. write: one entry; end: what comes last; comment: keeps a quiet connection open."""
 
     media_type: str
@@ -35,9 +35,9 @@ class Form:
     comment: bytes = b""
 
 
-def sse_form(event: str) -> Form:
+def sse_format(event: str) -> StreamFormat:
     """Server-sent events, each with the id to go on from; then an event `end`."""
-    return Form(
+    return StreamFormat(
         SSE,
         lambda position, view: format_sse_event(data_str=view.model_dump_json(), event=event, id=str(position)),
         lambda position: format_sse_event(data_str="{}", event="end", id=str(position)),
@@ -45,18 +45,18 @@ def sse_form(event: str) -> Form:
     )
 
 
-NDJSON_FORM = Form(NDJSON, lambda _, view: view.model_dump_json().encode() + b"\n")
+NDJSON_FORMAT = StreamFormat(NDJSON, lambda _, view: view.model_dump_json().encode() + b"\n")
 
 
-def stream(ctx: Context, job_id: str, read: Read, after: int, form: Form) -> StreamingResponse:
+def stream(ctx: Context, job_id: str, read: Read, after: int, form: StreamFormat) -> StreamingResponse:
     """Follow until the job is finished and everything is sent."""
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Vary": "Accept"}
     return StreamingResponse(_entries(ctx, job_id, read, after, form), media_type=form.media_type, headers=headers)
 
 
-async def _entries(ctx: Context, job_id: str, read: Read, after: int, form: Form) -> AsyncIterator[bytes]:
-    with ctx.hub.following(job_id) as changed:
-        while not ctx.hub.is_closed:
+async def _entries(ctx: Context, job_id: str, read: Read, after: int, form: StreamFormat) -> AsyncIterator[bytes]:
+    with ctx.notifier.following(job_id) as changed:
+        while not ctx.notifier.is_closed:
             changed.clear()
             # The state first: what was written before it became final is then in the page.
             job = await run_in_threadpool(ctx.store.jobs.get, job_id)

@@ -14,11 +14,11 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
+from syncnorm.service.backend_errors import DatabaseUnavailableError
 from syncnorm.service.jobs.actors import SERVICE, Actor
 from syncnorm.service.jobs.admission import new_job
 from syncnorm.service.jobs.job import Job, JobState, NewEvent
-from syncnorm.service.port_errors import DatabaseUnavailableError
-from syncnorm.service.store import Added, Answer, NewJob
+from syncnorm.service.store import AddOutcome, NewJob, StoredResponse
 from syncnorm.service.store.tables.jobs import JobTable
 from syncnorm.trainer.contract.spec import JobSpec
 
@@ -27,7 +27,7 @@ _MOST = 200
 
 
 @dataclass(frozen=True)
-class Submit:
+class SubmitRequest:
     """A valid request. digest: of its body, to tell a repeated request from another one with the same key."""
 
     spec: JobSpec
@@ -38,14 +38,14 @@ class Submit:
 
 
 @dataclass(frozen=True)
-class Taken:
+class SubmitOutcome:
     """Stored: `answer` is about the new job. Otherwise the answer given before under the same key."""
 
-    answer: Answer
+    answer: StoredResponse
     is_new: bool
 
 
-class Intake:
+class SubmitBatcher:
     """Belongs to one event loop."""
 
     def __init__(
@@ -60,13 +60,13 @@ class Intake:
         self._now = now
         self._most_unfinished = most_unfinished
         self._describe = describe
-        self._waiting: list[tuple[Submit, asyncio.Future[Taken | None]]] = []
+        self._waiting: list[tuple[SubmitRequest, asyncio.Future[SubmitOutcome | None]]] = []
         self._task: asyncio.Task[None] | None = None
 
-    async def take(self, submit: Submit) -> Taken | None:
+    async def take(self, submit: SubmitRequest) -> SubmitOutcome | None:
         """Store a job; returns after the commit. None: its owner has too many unfinished jobs."""
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[Taken | None] = loop.create_future()
+        done: asyncio.Future[SubmitOutcome | None] = loop.create_future()
         self._waiting.append((submit, done))
         if self._task is None:
             self._task = loop.create_task(self._run())
@@ -80,7 +80,7 @@ class Intake:
         finally:
             self._task = None
 
-    async def _settle(self, batch: Sequence[tuple[Submit, asyncio.Future[Taken | None]]]) -> None:
+    async def _settle(self, batch: Sequence[tuple[SubmitRequest, asyncio.Future[SubmitOutcome | None]]]) -> None:
         try:
             results = await run_in_threadpool(self._keep, [submit for submit, _ in batch])
         except Exception as error:
@@ -97,12 +97,12 @@ class Intake:
             if not done.done():  # its client may have gone
                 done.set_result(result)
 
-    def _keep(self, submits: Sequence[Submit]) -> list[Taken | None]:
+    def _keep(self, submits: Sequence[SubmitRequest]) -> list[SubmitOutcome | None]:
         now = self._now()
         new, answers = [], []
         for one in submits:
             job = new_job(one.spec, one.owner, now)
-            answer = Answer(one.digest, self._describe(job))
+            answer = StoredResponse(one.digest, self._describe(job))
             event = NewEvent(JobState.QUEUED, "Submitted.", {"owner": one.owner}, one.by)
             new.append(NewJob(job, event, one.key, answer))
             answers.append(answer)
@@ -110,7 +110,7 @@ class Intake:
         return [_taken(answer, result) for answer, result in zip(answers, results, strict=True)]
 
 
-def _taken(answer: Answer, result: Answer | Added) -> Taken | None:
-    if isinstance(result, Answer):
-        return Taken(result, is_new=False)
-    return Taken(answer, is_new=True) if result is Added.STORED else None
+def _taken(answer: StoredResponse, result: StoredResponse | AddOutcome) -> SubmitOutcome | None:
+    if isinstance(result, StoredResponse):
+        return SubmitOutcome(result, is_new=False)
+    return SubmitOutcome(answer, is_new=True) if result is AddOutcome.STORED else None

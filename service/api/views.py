@@ -13,9 +13,9 @@ from pydantic_core import to_json
 from syncnorm.service.integrations.mlflow_runs import run_page
 from syncnorm.service.jobs.actors import ActorKind
 from syncnorm.service.jobs.job import Attempt, Job, JobState
-from syncnorm.service.store import Listed, StoredEvent, StoredLine
+from syncnorm.service.store import ListedJob, StoredEvent, StoredLine
 from syncnorm.trainer.contract.failure import FailureReason, advised
-from syncnorm.trainer.contract.protocol import RankPlace
+from syncnorm.trainer.contract.protocol import RankPlacement
 
 
 class View(BaseModel):
@@ -130,7 +130,7 @@ class AttemptView(View):
     phase: str | None
     phases: dict[str, datetime]
     resume_from: str | None
-    placement: list[RankPlace]
+    placement: list[RankPlacement]
     placed: int
     created_at: datetime
     submitted_at: datetime | None
@@ -193,7 +193,7 @@ def job_view(job: Job, mlflow_uri: str) -> JobView:
     return JobView(**_shown(job, mlflow_uri), labels=labels, spec=job.spec, model=model)
 
 
-def job_text(listed: Listed, mlflow_uri: str) -> str:
+def job_text(listed: ListedJob, mlflow_uri: str) -> str:
     """A ListedJobView as JSON. What is kept as JSON is put in as it is: reading and writing it is most of a list."""
     model = listed.model and {"certificate": None, **listed.model}
     if model and listed.spec is None:
@@ -202,7 +202,7 @@ def job_text(listed: Listed, mlflow_uri: str) -> str:
     return f'{to_json(shown).decode()[:-1]},"labels":{listed.labels},"spec":{listed.spec or "null"}}}'
 
 
-def _shown(job: Job | Listed, mlflow_uri: str) -> dict[str, Any]:
+def _shown(job: Job | ListedJob, mlflow_uri: str) -> dict[str, Any]:
     """The fields of a JobView, but for labels, spec and model."""
     return {
         "id": job.id,
@@ -226,7 +226,7 @@ def _shown(job: Job | Listed, mlflow_uri: str) -> dict[str, Any]:
     }
 
 
-def _progress(job: Job | Listed) -> ProgressView:
+def _progress(job: Job | ListedJob) -> ProgressView:
     """The last progress report; how long it will take is known of a running job only."""
     if not job.progress:
         return _NO_PROGRESS
@@ -250,7 +250,7 @@ def _read(kind: type[_View], stored: Any) -> _View | None:
         return None
 
 
-def _message(job: Job | Listed) -> str:
+def _message(job: Job | ListedJob) -> str:
     """What happened, and whose turn it is."""
     if not job.reason or job.state != JobState.FAILED:
         return job.message
@@ -270,7 +270,7 @@ def attempt_views(attempts: Sequence[Attempt]) -> list[AttemptView]:
 def _attempt_view(attempt: Attempt, places: Sequence[Any]) -> AttemptView:
     values = {name: getattr(attempt, name) for name in AttemptView.model_fields if name != "placed"}
     placed = len(attempt.placement or [])
-    shown = [place for item in places if (place := _read(RankPlace, item))]
+    shown = [place for item in places if (place := _read(RankPlacement, item))]
     return AttemptView(**values | {"phases": attempt.phases or {}, "placement": shown, "placed": placed})
 
 

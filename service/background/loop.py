@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from syncnorm.service.background.outage_log import Outages
-from syncnorm.service.port_errors import PortError
+from syncnorm.service.backend_errors import BackendError
+from syncnorm.service.background.outage_log import OutageLog
 from syncnorm.trainer.storage.atomic_files import StorageError
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class Loop:
         self._rest_s = rest_s
         self._wake = wake or threading.Event()
         self._leave = leave
-        self._outages = Outages(logger)
+        self._outage_log = OutageLog(logger)
         self._thread = threading.Thread(target=self.run, name=name, daemon=True)
         self.stopping = threading.Event()
 
@@ -129,7 +129,7 @@ class Loop:
             self._wake.clear()
         self.leave()
 
-    def _say(self) -> None:
+    def _log_failure(self) -> None:
         """The first failure in a row with its traceback, then the second, fourth, eighth, … in a line."""
         about = {"loop": self.health.name, "in_a_row": self.health.in_a_row}
         if self.health.in_a_row <= 1:
@@ -155,22 +155,22 @@ class Loop:
                 self._tick()
         except StoppedError:
             return
-        except (PortError, StorageError) as error:
-            self._outages.goes_on("tick", "tick failed; trying again", loop=self.health.name, error=str(error))
+        except (BackendError, StorageError) as error:
+            self._outage_log.failed("tick", "tick failed; trying again", loop=self.health.name, error=str(error))
         except BaseException:
             # Also SystemExit from a library, which would end the thread without a word.
-            self._say()
+            self._log_failure()
         else:
-            self._outages.over("tick")
+            self._outage_log.recovered("tick")
 
 
 def loop_of(name: str, run: Callable[[threading.Event], None]) -> Loop:
     """Of something that ticks by itself until the event is set. Should it end before, it is begun again."""
-    loop = Loop(name, lambda: run(loop.stopping), lambda: _AGAIN_S)
+    loop = Loop(name, lambda: run(loop.stopping), lambda: _RESTART_S)
     return loop
 
 
-_AGAIN_S = 1.0
+_RESTART_S = 1.0
 STOP_S = 2.0
 """How long loops may take to end, all together."""
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 
-class Outages:
+class OutageLog:
     """Of one thread. clock: seconds, for tests."""
 
     def __init__(self, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
@@ -15,13 +15,13 @@ class Outages:
         self._clock = clock
         self._since: dict[str, float] = {}
 
-    def goes_on(self, what: str, message: str, /, **about: str) -> None:
+    def failed(self, what: str, message: str, /, **about: str) -> None:
         """`what` failed. The first time in a row it is logged."""
         if what not in self._since:
             self._since[what] = self._clock()
             self._logger.warning(message, extra=about)
 
-    def over(self, what: str) -> None:
+    def recovered(self, what: str) -> None:
         """`what` works; logged if it failed the last time."""
         since = self._since.pop(what, None)
         if since is not None:

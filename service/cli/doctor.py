@@ -143,7 +143,7 @@ def _mlflow(uri: str) -> Check:
 
 def _ray(url: str) -> Check:
     with contextlib.closing(RayDispatcher(url, ray_token())) as dispatcher:
-        view = dispatcher.look()
+        view = dispatcher.observe()
     if httpx.get(f"{url}/api/jobs/", trust_env=False).is_success:
         return Check("ray", "", "it answers without a token. Set RAY_AUTH_MODE=token on every node.")
     workers = [node for node in view.nodes if node.cpus or node.gpus]

@@ -30,7 +30,7 @@ def translated(address: Address, method: str, limit_s: float, silent: str | None
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise NobodyAnswersError(_nobody(address, error)) from error
+        raise NobodyAnswersError(_unreachable(address, error)) from error
     except httpx.TimeoutException as error:
         raise ServiceTimeoutError(silent or _slow(address, method, limit_s)) from error
     except httpx.RemoteProtocolError as error:
@@ -73,7 +73,7 @@ def _foreign(address: Address, gave: str) -> NotSyncnormError:
     return NotSyncnormError(f"What answers at {address.url} isn't syncnorm: {gave}. Check {address.source}.")
 
 
-def _nobody(address: Address, error: httpx.TransportError) -> str:
+def _unreachable(address: Address, error: httpx.TransportError) -> str:
     here = running_here()
     if here is not None and here.url != address.url:
         advice = f"The service of {here.source} is at {here.url}: set SYNCNORM_URL to it, or unset it."

@@ -109,7 +109,7 @@ class Connection:
 
     def follow(self, path: str, params: Mapping[str, Any]) -> Iterator[StreamEvent]:
         """Every event of a stream up to its `end`, each once, across lost connections and restarts of the service."""
-        last, patience = "", Patience(self)
+        last, patience = "", RetryPeriod(self)
         while True:
             try:
                 for event in self._stream(path, params, last):
@@ -124,7 +124,7 @@ class Connection:
 
     def persist(self, look: Callable[[], T]) -> T:
         """What `look` returns, asked for again while the service is away."""
-        patience = Patience(self)
+        patience = RetryPeriod(self)
         patience.renew()
         while True:
             try:
@@ -159,7 +159,7 @@ class Connection:
                 answer.close()
 
 
-class Patience:
+class RetryPeriod:
     """How long a client goes on asking for what it already had."""
 
     def __init__(self, connection: Connection) -> None:

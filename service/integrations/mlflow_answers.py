@@ -7,8 +7,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 
-from syncnorm.service.integrations.http_port import Answer
-from syncnorm.service.port_errors import RefusedError, UnreachableError
+from syncnorm.service.backend_errors import RefusedError, UnreachableError
+from syncnorm.service.integrations.http_client import HttpResponse
 
 T = TypeVar("T")
 
@@ -86,7 +86,7 @@ RUN_FOUND, RUNS_FOUND, HISTORY = TypeAdapter(RunFound), TypeAdapter(RunsFound), 
 OBJECT = TypeAdapter(dict[str, Any])
 
 
-def read(answer: Answer, what: str, kind: TypeAdapter[T]) -> T:
+def read(answer: HttpResponse, what: str, kind: TypeAdapter[T]) -> T:
     """The content of an answer. what: was asked, for messages.
 
     Raises: RefusedError where MLflow itself says that this one request is wrong, UnreachableError for all else.
@@ -100,7 +100,7 @@ def read(answer: Answer, what: str, kind: TypeAdapter[T]) -> T:
     raise UnreachableError(f"{answer.source} answered {answer.status} to {what}: {message}")
 
 
-def _problem(answer: Answer) -> tuple[str, str]:
+def _problem(answer: HttpResponse) -> tuple[str, str]:
     """MLflow's own code, empty where it was not MLflow who answered, and what was said."""
     try:
         problem = _PROBLEM.validate_json(answer.content)

@@ -9,16 +9,16 @@ import threading
 import time
 from collections.abc import Callable
 
-from syncnorm.service.background.outage_log import Outages
-from syncnorm.service.integrations.mlflow_runs import Tracker
-from syncnorm.service.jobs.job import Job, NewEvent, new_fence
-from syncnorm.service.port_errors import (
+from syncnorm.service.backend_errors import (
+    BackendError,
     DatabaseUnavailableError,
     OddAnswerError,
-    PortError,
     RefusedError,
     UnreachableError,
 )
+from syncnorm.service.background.outage_log import OutageLog
+from syncnorm.service.integrations.mlflow_runs import Tracker
+from syncnorm.service.jobs.job import Job, NewEvent, new_fence
 from syncnorm.service.store import Store
 from syncnorm.trainer.contract.text import name_some, storable
 
@@ -45,7 +45,7 @@ class RunDescriber:
         self._tracker = tracker
         self._clock = clock
         self._holder = f"{socket.gethostname()}-{os.getpid()}-{new_fence()[:8]}"
-        self._outages = Outages(logger)
+        self._outage_log = OutageLog(logger)
         self._not_before: dict[str, float] = {}
         self._tries: dict[str, int] = {}
 
@@ -54,9 +54,9 @@ class RunDescriber:
         while not stop.wait(_LOOK_S):
             try:
                 self.tick(stop)
-                self._outages.over("tick")
-            except PortError as error:
-                self._outages.goes_on("tick", "could not describe runs; trying again", error=str(error))
+                self._outage_log.recovered("tick")
+            except BackendError as error:
+                self._outage_log.failed("tick", "could not describe runs; trying again", error=str(error))
             except Exception:
                 logger.exception("runs could not be described; trying again")
 
@@ -81,7 +81,7 @@ class RunDescriber:
         except RefusedError as error:
             problem = f"MLflow refused to describe the run of this job, so it has no params there: {error}"
         except UnreachableError as error:
-            self._outages.goes_on(job.id, "could not describe a run; retrying", job=job.id, error=str(error))
+            self._outage_log.failed(job.id, "could not describe a run; retrying", job=job.id, error=str(error))
             self._not_before[job.id] = self._clock() + _PAUSE_S
             return isinstance(error, OddAnswerError)
         except DatabaseUnavailableError:
@@ -102,7 +102,7 @@ class RunDescriber:
                 job.id, NewEvent("run_incomplete", storable(problem, 2000), {"attempt": attempt})
             )
         self._store.descriptions.done(job.id, attempt)
-        self._outages.over(job.id)
+        self._outage_log.recovered(job.id)
         self._not_before.pop(job.id, None)
         self._tries.pop(job.id, None)
 

@@ -12,7 +12,8 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import TypeAdapter
 
-from syncnorm.service.integrations.http_port import TOTAL_S, Call, HttpPort
+from syncnorm.service.backend_errors import RefusedError, UnreachableError
+from syncnorm.service.integrations.http_client import TOTAL_S, HttpClient, HttpRequest
 from syncnorm.service.integrations.mlflow_answers import (
     EXPERIMENT_FOUND,
     EXPERIMENT_MADE,
@@ -25,7 +26,6 @@ from syncnorm.service.integrations.mlflow_answers import (
 )
 from syncnorm.service.integrations.mlflow_run_facts import Pairs, run_params, run_tags, world_size_tags
 from syncnorm.service.jobs.job import Attempt, Job
-from syncnorm.service.port_errors import RefusedError, UnreachableError
 from syncnorm.trainer.contract.text import storable
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class MlflowTracker:
 
     def __init__(self, uri: str, timeout_s: float = TOTAL_S) -> None:
         self.uri = uri.rstrip("/")
-        self._http = HttpPort("MLflow", self.uri, auth=mlflow_account(), total_s=timeout_s)
+        self._http = HttpClient("MLflow", self.uri, auth=mlflow_account(), total_s=timeout_s)
 
     def run_for(self, job: Job, attempts: Sequence[Attempt], note: str) -> Run:
         if job.experiment_id is not None and (run_id := self._find(job.experiment_id, job)):
@@ -122,7 +122,7 @@ class MlflowTracker:
 
     def is_answering(self) -> bool:
         try:
-            return self._http.ask(Call("GET", "/health"), total_s=_HEALTH_S).is_success
+            return self._http.ask(HttpRequest("GET", "/health"), total_s=_HEALTH_S).is_success
         except UnreachableError:
             return False
 
@@ -193,15 +193,15 @@ class MlflowTracker:
 
     def put(self, path: str, content: bytes) -> None:
         """Store an artifact through the server; path: behind `mlflow-artifacts:/`."""
-        call = Call("PUT", f"/api/2.0/mlflow-artifacts/artifacts/{path}", content=content)
+        call = HttpRequest("PUT", f"/api/2.0/mlflow-artifacts/artifacts/{path}", content=content)
         answer = self._http.ask(call, total_s=TOTAL_S + len(content) / _BYTES_A_SECOND)
         if not answer.is_success:
             read(answer, path, OBJECT)
 
 
-def _call(method: str, path: str, body: Mapping[str, Any]) -> Call:
+def _call(method: str, path: str, body: Mapping[str, Any]) -> HttpRequest:
     url = f"/api/2.0/mlflow/{path}"
-    return Call(method, url, params=body) if method == "GET" else Call(method, url, json=body)
+    return HttpRequest(method, url, params=body) if method == "GET" else HttpRequest(method, url, json=body)
 
 
 def mlflow_account() -> tuple[str, str] | None:

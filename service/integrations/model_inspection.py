@@ -10,7 +10,7 @@ import sys
 
 from syncnorm.import_path import python_path
 from syncnorm.service.confinement import environment_of_jobs
-from syncnorm.service.storage.code_packages import Packages
+from syncnorm.service.storage.code_packages import CodePackages
 from syncnorm.trainer.contract.plan import Inspection
 from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.storage.storage import local_copy
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 TIMEOUT_S = 120.0
 
 
-def inspect(spec: JobSpec, packages: Packages) -> Inspection | None:
+def inspect(spec: JobSpec, packages: CodePackages) -> Inspection | None:
     """Conversion and findings for `spec`; None where the process does not answer, e.g. without torch on this host."""
     environment = python_path(environment_of_jobs(os.environ, own_mlflow=True))
     command = [sys.executable, "-m", "syncnorm.trainer.worker.model_inspection"]

@@ -14,11 +14,11 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import TypeAdapter
 
-from syncnorm.service.background.outage_log import Outages
-from syncnorm.service.integrations.http_port import Answer, Call, HttpPort
+from syncnorm.service.backend_errors import OddAnswerError, RefusedError, UnreachableError
+from syncnorm.service.background.outage_log import OutageLog
+from syncnorm.service.integrations.http_client import HttpClient, HttpRequest, HttpResponse
 from syncnorm.service.integrations.ray_answers import CLUSTER, RECORD, RECORDS, VERSION, Record, nodes_of, records_of
 from syncnorm.service.jobs.lifecycle import RayStatus
-from syncnorm.service.port_errors import OddAnswerError, RefusedError, UnreachableError
 from syncnorm.trainer.contract.plan import NodeCapacity
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class View:
+class ClusterState:
     """One look at the cluster. session: its identity; another session knows nothing of earlier submissions."""
 
     session: str
@@ -77,7 +77,7 @@ class View:
 class Dispatcher(Protocol):
     """Port to a cluster. Every method but `forget` raises UnreachableError when it can't be asked."""
 
-    def look(self) -> View: ...
+    def observe(self) -> ClusterState: ...
 
     def start(self, submission_id: str, folder: str, kind: Kind = "attempt") -> None:
         """Start the driver of an attempt, or a later export; an id that is known already is left alone.
@@ -115,23 +115,23 @@ class RayDispatcher:
         known: the submissions that `look` is about; None: all of ours, which takes a list.
         """
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = HttpPort("Ray", url, headers=headers, total_s=timeout_s)
+        self._http = HttpClient("Ray", url, headers=headers, total_s=timeout_s)
         self._entrypoints = entrypoints
         self._owner = owner
         self._known = known
-        self._odd = Outages(logger)
+        self._outage_log = OutageLog(logger)
         self.forgotten: queue.SimpleQueue[str] = queue.SimpleQueue()
         """What a sweep should delete next."""
         self.strays: frozenset[str] = frozenset()
         """Living submissions of ours that nobody knew at the last sweep."""
 
-    def look(self) -> View:
+    def observe(self) -> ClusterState:
         version, cluster = (_kept(one) for one in self._http.ask_all([_get("/api/version"), _CLUSTER_STATUS]))
         session = _parsed(version, VERSION).session_name
         nodes = nodes_of(_parsed(cluster, CLUSTER), self._note)
         if self._known is None:
-            return View(session, nodes, self.list_all())
-        return View(session, nodes, self._ask_for({*self._known(), *self.strays}))
+            return ClusterState(session, nodes, self.list_all())
+        return ClusterState(session, nodes, self._ask_for({*self._known(), *self.strays}))
 
     def list_all(self) -> dict[str, Submission]:
         """Every submission of ours that Ray has a record of. Takes seconds where there are thousands."""
@@ -150,7 +150,7 @@ class RayDispatcher:
             "entrypoint_resources": {DRIVER_RESOURCE: 1},
             "metadata": {"syncnorm": self._owner},
         }
-        answer = self._http.ask(Call("POST", "/api/jobs/", json=body))
+        answer = self._http.ask(HttpRequest("POST", "/api/jobs/", json=body))
         # Ray answers a repeated submission_id with 500 and a traceback (ray 2.60).
         if "already exists" in answer.excerpt:
             return
@@ -162,7 +162,7 @@ class RayDispatcher:
             raise OddAnswerError(f"Ray took {submission_id}, but does not know it: {answer.excerpt[:80]!r}")
 
     def end(self, submission_id: str) -> None:
-        answer = self._http.ask(Call("POST", f"/api/jobs/{submission_id}/stop"))
+        answer = self._http.ask(HttpRequest("POST", f"/api/jobs/{submission_id}/stop"))
         if not _is_missing(answer):
             _parsed(answer, _JSON_OBJECT)
 
@@ -171,7 +171,7 @@ class RayDispatcher:
 
     def delete(self, submission_id: str) -> bool:
         """Delete the record of an ended submission; whether it is gone. Ray refuses it for one that is not over."""
-        answer = self._http.ask(Call("DELETE", f"/api/jobs/{submission_id}"))
+        answer = self._http.ask(HttpRequest("DELETE", f"/api/jobs/{submission_id}"))
         if "non-terminal state" in answer.excerpt:
             return False
         if not _is_missing(answer):
@@ -194,7 +194,7 @@ class RayDispatcher:
         found = {name: self._read(name, answer) for name, answer in zip(ordered, answers, strict=True)}
         return {name: submission for name, submission in found.items() if submission is not None}
 
-    def _read(self, name: str, answer: Answer | UnreachableError) -> Submission | None:
+    def _read(self, name: str, answer: HttpResponse | UnreachableError) -> Submission | None:
         what = f"submission {name}"
         try:
             if _is_missing(kept := _kept(answer)):
@@ -203,34 +203,34 @@ class RayDispatcher:
         except UnreachableError as error:
             self._note(what, str(error))
             return Submission(RayStatus.UNREACHABLE)
-        self._odd.over(what)
+        self._outage_log.recovered(what)
         return submission
 
     def _note(self, what: str, why: str) -> None:
-        self._odd.goes_on(what, "Ray says something odd of one item, which is left out", what=what, error=why)
+        self._outage_log.failed(what, "Ray says something odd of one item, which is left out", what=what, error=why)
 
 
-def _get(path: str) -> Call:
-    return Call("GET", path)
+def _get(path: str) -> HttpRequest:
+    return HttpRequest("GET", path)
 
 
 _CLUSTER_STATUS = _get("/api/cluster_status")
 
 
-def _kept(answer: Answer | UnreachableError) -> Answer:
+def _kept(answer: HttpResponse | UnreachableError) -> HttpResponse:
     if isinstance(answer, UnreachableError):
         raise answer
     return answer
 
 
-def _parsed(answer: Answer, kind: TypeAdapter[T]) -> T:
+def _parsed(answer: HttpResponse, kind: TypeAdapter[T]) -> T:
     """Raises: UnreachableError for any status but 2xx; OddAnswerError for another content."""
     if not answer.is_success:
         raise UnreachableError(f"{answer.source} answered {answer.status}: {answer.excerpt}")
     return answer.parsed(kind)
 
 
-def _is_missing(answer: Answer) -> bool:
+def _is_missing(answer: HttpResponse) -> bool:
     """Whether Ray, and not a proxy in its place, says that it has no such submission."""
     return answer.status == _NOT_FOUND and not answer.is_page
 

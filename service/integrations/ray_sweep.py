@@ -8,10 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Collection
 
-from syncnorm.service.background.outage_log import Outages
+from syncnorm.service.backend_errors import BackendError
+from syncnorm.service.background.outage_log import OutageLog
 from syncnorm.service.integrations.ray_jobs import RayDispatcher
 from syncnorm.service.jobs.lifecycle import RayStatus
-from syncnorm.service.port_errors import PortError
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class ClusterSweep:
     def __init__(self, dispatcher: RayDispatcher, known: Callable[[], Collection[str]]) -> None:
         self._dispatcher = dispatcher
         self._known = known
-        self._outages = Outages(logger)
+        self._outage_log = OutageLog(logger)
         self._ended: list[str] = []
         self._next_list = 0.0
 
@@ -44,8 +44,8 @@ class ClusterSweep:
         while not stop.wait(_LOOK_S):
             try:
                 self.tick()
-            except PortError as error:
-                self._outages.goes_on("sweep", "could not tidy up Ray's records; trying again", error=str(error))
+            except BackendError as error:
+                self._outage_log.failed("sweep", "could not tidy up Ray's records; trying again", error=str(error))
                 self._next_list = time.monotonic() + EVERY_S
             except Exception:
                 logger.exception("could not tidy up Ray's records; trying again")
@@ -64,7 +64,7 @@ class ClusterSweep:
     def _list(self) -> None:
         began = time.monotonic()
         found = self._dispatcher.list_all()
-        self._outages.over("sweep")
+        self._outage_log.recovered("sweep")
         took_s = time.monotonic() - began
         self._next_list = time.monotonic() + max(EVERY_S, took_s / _LONGEST_SHARE)
         known = set(self._known())  # read after the list: whatever was launched since is in neither

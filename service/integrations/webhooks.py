@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 
-from syncnorm.service.background.outage_log import Outages
-from syncnorm.service.integrations.http_port import Answer, Call, HttpPort
+from syncnorm.service.backend_errors import BackendError
+from syncnorm.service.background.outage_log import OutageLog
+from syncnorm.service.integrations.http_client import HttpClient, HttpRequest, HttpResponse
 from syncnorm.service.jobs.job import Job, JobState
-from syncnorm.service.port_errors import PortError
 from syncnorm.service.store import Store, StoredEvent
 from syncnorm.trainer.contract.text import storable_json
 
@@ -50,7 +50,7 @@ Observe = Callable[[str], None]
 class _Receiver:
     """One address, told in order, at its own pace."""
 
-    def __init__(self, store: Store, url: str, secret: bytes, http: HttpPort, holder: str, observe: Observe) -> None:
+    def __init__(self, store: Store, url: str, secret: bytes, http: HttpClient, holder: str, observe: Observe) -> None:
         self._store = store
         self._url = url
         self._secret = secret
@@ -93,13 +93,13 @@ class _Receiver:
         content = json.dumps(storable_json(payload(job, event))).encode()
         headers = {"Content-Type": "application/json", **signature(self._secret, f"evt_{event.seq}", now, content)}
         try:
-            call = Call("POST", self._url, content=content, headers=headers)
+            call = HttpRequest("POST", self._url, content=content, headers=headers)
             answer = self._http.ask(call, total_s=_TOTAL_S, most_bytes=_MOST_BYTES)
-        except PortError as error:
+        except BackendError as error:
             return self._wait(event, type(error.__cause__ or error).__name__, None)
         return self._judge(event, answer)
 
-    def _judge(self, event: StoredEvent, answer: Answer) -> bool:
+    def _judge(self, event: StoredEvent, answer: HttpResponse) -> bool:
         if answer.is_success:
             self._pause_s, self._next_try = 0.0, None
             self._observe("delivered")
@@ -143,7 +143,7 @@ class Webhooks:
         store: Store,
         urls: Sequence[str],
         secret: bytes,
-        http: HttpPort,
+        http: HttpClient,
         holder: str,
         observe: Observe = lambda _what: None,
     ) -> None:
@@ -170,18 +170,18 @@ class Webhooks:
 
 def _run(receiver: _Receiver, stop: threading.Event) -> None:
     """An error in one round does not end the loop."""
-    outages = Outages(logger)
+    outage_log = OutageLog(logger)
     while not stop.wait(_LOOK_S):
         try:
             receiver.tick()
-            outages.over("webhooks")
-        except PortError as error:
-            outages.goes_on("webhooks", "could not send webhooks; trying again", error=str(error))
+            outage_log.recovered("webhooks")
+        except BackendError as error:
+            outage_log.failed("webhooks", "could not send webhooks; trying again", error=str(error))
         except Exception:
             logger.exception("webhooks could not be sent; trying again")
 
 
-def _retry_after(answer: Answer, now: datetime) -> float | None:
+def _retry_after(answer: HttpResponse, now: datetime) -> float | None:
     """Seconds, from either form of the header (RFC 9110)."""
     text = answer.headers.get("retry-after", "")
     if text.isdigit():

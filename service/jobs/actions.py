@@ -43,7 +43,7 @@ def allowed(job: Job) -> list[Verb]:
     return [verb for verb in ALLOWED[job.state] if not (ends and verb in ("pause", "resume"))]
 
 
-def ask(job: Job, verb: Verb, now: datetime, by: Actor = SERVICE) -> Change | None:
+def apply_verb(job: Job, verb: Verb, now: datetime, by: Actor = SERVICE) -> Change | None:
     """The change that carries `verb` out; None: the job is so already, or on its way, and nothing changes.
 
     Raises: ValueError if the job's state does not allow it.

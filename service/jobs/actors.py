@@ -32,7 +32,7 @@ SERVICE, WORKER = Actor("service"), Actor("worker")
 
 
 @dataclass(frozen=True)
-class Deed:
+class NewAuditEntry:
     """A line of the audit: who did what to which object. before, after: the values that changed, never a secret's.
 
     count: how often the same was refused within a minute; only refusals are counted together.

@@ -15,7 +15,7 @@ from typing import Any
 
 from syncnorm.service.jobs.instants import after
 from syncnorm.service.jobs.job import NewEvent
-from syncnorm.service.jobs.lifecycle import EndOnRay, Launch, RayStatus, Seen
+from syncnorm.service.jobs.lifecycle import Observation, RayStatus, StopOnRay, SubmitToRay
 from syncnorm.trainer.contract.failure import FailureReason, may_be_retried
 from syncnorm.trainer.contract.protocol import Result
 
@@ -95,16 +95,18 @@ class Update:
     event: NewEvent | None = None
 
 
-def decide_export(export: Export, seen: Seen) -> Begin | Launch | Update | EndOnRay | None:
+def decide_export(export: Export, observation: Observation) -> Begin | SubmitToRay | Update | StopOnRay | None:
     """The next step; None: nothing to do now."""
     if export.state is ExportState.QUEUED:
-        may_start = seen.session is not None and (export.not_before is None or export.not_before <= seen.now)
+        may_start = observation.session is not None and (
+            export.not_before is None or export.not_before <= observation.now
+        )
         return Begin() if may_start else None
     if export.state in OVER:
-        return _leave(export, seen)
-    if seen.result is not None:
-        return _settle(export, seen.result, seen.now)
-    return _watch(export, seen)
+        return _leave(export, observation)
+    if observation.result is not None:
+        return _settle(export, observation.result, observation.now)
+    return _watch(export, observation)
 
 
 def begin(export: Export, fence: str, session: str, now: datetime) -> Update:
@@ -124,16 +126,16 @@ def begin(export: Export, fence: str, session: str, now: datetime) -> Update:
     return Update(changes, _event(export, "export_started", f"Export {export.name} starts.", start=number))
 
 
-def _watch(export: Export, seen: Seen) -> Launch | Update | EndOnRay | None:
-    if seen.session is None or seen.storage_away:
+def _watch(export: Export, observation: Observation) -> SubmitToRay | Update | StopOnRay | None:
+    if observation.session is None or observation.storage_away:
         return None
-    if seen.session != export.session:
-        return _lost(export, "The cluster restarted.", FailureReason.NODE_LOST, seen.now)
+    if observation.session != export.session:
+        return _lost(export, "The cluster restarted.", FailureReason.NODE_LOST, observation.now)
     if export.submitted_at is None:
-        return Launch()
-    if seen.ray in (RayStatus.ENDED, RayStatus.UNKNOWN):
-        return _missing(export, seen.now)
-    return _overdue(export, seen.now) if export.gone_at is None else Update({"gone_at": None})
+        return SubmitToRay()
+    if observation.ray in (RayStatus.ENDED, RayStatus.UNKNOWN):
+        return _missing(export, observation.now)
+    return _overdue(export, observation.now) if export.gone_at is None else Update({"gone_at": None})
 
 
 def _missing(export: Export, now: datetime) -> Update | None:
@@ -144,10 +146,10 @@ def _missing(export: Export, now: datetime) -> Update | None:
     return _lost(export, "It ended without a result.", FailureReason.WORKER_LOST, now)
 
 
-def _overdue(export: Export, now: datetime) -> EndOnRay | None:
+def _overdue(export: Export, now: datetime) -> StopOnRay | None:
     assert export.begun_at is not None
     if export.stop_sent_at is None and (now - export.begun_at).total_seconds() > _LONGEST_S:
-        return EndOnRay(FailureReason.WORKER_LOST, f"It did not end within {_LONGEST_S:.0f} s.")
+        return StopOnRay(FailureReason.WORKER_LOST, f"It did not end within {_LONGEST_S:.0f} s.")
     return None
 
 
@@ -182,15 +184,15 @@ def _failed(export: Export, changes: dict[str, Any], message: str, reason: Failu
     return Update(changes, _event(export, "export_failed", text, reason=reason.value))
 
 
-def _leave(export: Export, seen: Seen) -> Update | EndOnRay | None:
+def _leave(export: Export, observation: Observation) -> Update | StopOnRay | None:
     """Until nothing of it runs any more; a process that lingers is ended."""
-    if seen.session is None:
+    if observation.session is None:
         return None
-    if seen.session != export.session or seen.ray in (RayStatus.ENDED, RayStatus.UNKNOWN):
-        return Update({"released_at": seen.now})
+    if observation.session != export.session or observation.ray in (RayStatus.ENDED, RayStatus.UNKNOWN):
+        return Update({"released_at": observation.now})
     assert export.finished_at is not None
-    if export.stop_sent_at is None and (seen.now - export.finished_at).total_seconds() > _GONE_S:
-        return EndOnRay(None, "It has left a result and does not end by itself.")
+    if export.stop_sent_at is None and (observation.now - export.finished_at).total_seconds() > _GONE_S:
+        return StopOnRay(None, "It has left a result and does not end by itself.")
     return None
 
 

@@ -143,13 +143,13 @@ class Job:
     def least_workers(self) -> int:
         return self.min_workers or self.workers
 
-    def size_within(self, room: int) -> int:
+    def size_within(self, free_workers: int) -> int:
         """How many workers an attempt has where `room` find a place: all, or, of an elastic job, as many whole groups
         of norm.group as fit, but at least min_workers; 0: it can't start."""
-        if room >= self.workers:
+        if free_workers >= self.workers:
             return self.workers
         group = self.spec["norm"]["group"]
-        size = room - room % group if isinstance(group, int) else room
+        size = free_workers - free_workers % group if isinstance(group, int) else free_workers
         return size if size >= self.least_workers else 0
 
 
@@ -183,7 +183,7 @@ class Attempt:
     reason: FailureReason | None = None
     message: str = ""
     placement: list[dict[str, Any]] | None = None
-    """Where each rank runs, as `syncnorm.trainer.contract.protocol.RankPlace`; None until all have come."""
+    """Where each rank runs, as `syncnorm.trainer.contract.protocol.RankPlacement`; None until all have come."""
     ended_at: datetime | None = None
     released_at: datetime | None = None
     """When Ray confirmed that nothing of it runs any more, so that its room is free."""

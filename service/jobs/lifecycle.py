@@ -34,7 +34,7 @@ class RayStatus(StrEnum):
 
 
 @dataclass(frozen=True)
-class Seen:
+class Observation:
     """What one look at the world showed about an attempt. now: database time."""
 
     now: datetime
@@ -73,12 +73,12 @@ class Move:
 
 
 @dataclass(frozen=True)
-class Launch:
+class SubmitToRay:
     """Submit the attempt to Ray, under its own id; harmless when repeated."""
 
 
 @dataclass(frozen=True)
-class EndOnRay:
+class StopOnRay:
     """Have Ray end the processes (SIGTERM, then SIGKILL): the last rung of the stop ladder."""
 
     reason: FailureReason | None
@@ -88,7 +88,7 @@ class EndOnRay:
 _DOUBLINGS = 30
 """Of the wait before another attempt; by then it is at its longest."""
 
-Decision = Move | Launch | EndOnRay | None
+Decision = Move | SubmitToRay | StopOnRay | None
 
 
 @dataclass(frozen=True)
@@ -103,37 +103,39 @@ class _Ending:
     """Of the reason storage: it did not answer, and may when asked again."""
 
 
-def decide(job: Job, attempt: Attempt | None, seen: Seen, rules: Rules) -> Decision:
+def decide(job: Job, attempt: Attempt | None, observation: Observation, rules: Rules) -> Decision:
     """The next step for a job; None: nothing to do now."""
     if job.state in ACTIVE:
         assert attempt is not None, f"job {job.id} is {job.state} without an attempt"
-        return _under_way(job, attempt, seen, rules)
+        return _under_way(job, attempt, observation, rules)
     if job.state is JobState.QUEUED:
-        return _waiting(job, seen)
+        return _waiting(job, observation)
     if job.state is JobState.PAUSED and job.stop == "cancel":
-        return _cancelled(f"Cancelled{_by(job)} while it was paused.", seen.now)
+        return _cancelled(f"Cancelled{_by_whom(job)} while it was paused.", observation.now)
     return None
 
 
-def _under_way(job: Job, attempt: Attempt, seen: Seen, rules: Rules) -> Decision:
+def _under_way(job: Job, attempt: Attempt, observation: Observation, rules: Rules) -> Decision:
     if job.stop is not None and job.state is not JobState.STOPPING:
         return Move(JobState.STOPPING, message=f"Stopping to {job.stop}.")
-    if ending := _ending(job, attempt, seen, rules):
-        return _settle(job, attempt, ending, seen.now, rules)
+    if ending := _ending_of(job, attempt, observation, rules):
+        return _settle(job, attempt, ending, observation.now, rules)
     if job.state is JobState.STOPPING:
-        return _press(job, attempt, seen)
-    if _deadline_passed(job, seen.now):
-        return Move(JobState.STOPPING, {"stop": "deadline", "stop_at": seen.now}, message="The deadline passed.")
-    return _forward(job, attempt, seen, rules)
+        return _escalate(job, attempt, observation)
+    if _deadline_passed(job, observation.now):
+        return Move(JobState.STOPPING, {"stop": "deadline", "stop_at": observation.now}, message="The deadline passed.")
+    return _forward(job, attempt, observation, rules)
 
 
-def _waiting(job: Job, seen: Seen) -> Decision:
+def _waiting(job: Job, observation: Observation) -> Decision:
     if job.stop == "cancel":
-        return _cancelled(f"Cancelled{_by(job)} before it started.", seen.now)
+        return _cancelled(f"Cancelled{_by_whom(job)} before it started.", observation.now)
     if job.stop == "pause":
-        return Move(JobState.PAUSED, {"stop": None, "stop_at": None}, message=f"Paused{_by(job)} before it started.")
-    if _deadline_passed(job, seen.now):
-        return _failed(FailureReason.DEADLINE, f"limits.deadline_s of {job.deadline_s:g} s ran out.", seen.now)
+        return Move(
+            JobState.PAUSED, {"stop": None, "stop_at": None}, message=f"Paused{_by_whom(job)} before it started."
+        )
+    if _deadline_passed(job, observation.now):
+        return _failed(FailureReason.DEADLINE, f"limits.deadline_s of {job.deadline_s:g} s ran out.", observation.now)
     return None
 
 
@@ -145,40 +147,40 @@ def refused(job: Job, why: str, now: datetime) -> Move:
     return Move(move.to, {"stop": None, "stop_at": None, **move.changes}, closing, move.message)
 
 
-def _forward(job: Job, attempt: Attempt, seen: Seen, rules: Rules) -> Decision:
+def _forward(job: Job, attempt: Attempt, observation: Observation, rules: Rules) -> Decision:
     if attempt.submitted_at is None:
-        if overdue := _overdue_start(job, attempt, seen, rules):
+        if overdue := _overdue_start(job, attempt, observation, rules):
             return overdue
-        may_launch = seen.session is not None and attempt.session in (None, seen.session)
-        return Launch() if may_launch and attempt.stop_sent_at is None else None
+        may_launch = observation.session is not None and attempt.session in (None, observation.session)
+        return SubmitToRay() if may_launch and attempt.stop_sent_at is None else None
     if attempt.phase in ("finalizing", "done") and job.state is not JobState.FINALIZING:
-        return Move(JobState.FINALIZING, _first_start(job, seen.now), message="Training is over; exporting.")
+        return Move(JobState.FINALIZING, _first_start(job, observation.now), message="Training is over; exporting.")
     if attempt.phase == "training" and job.state is JobState.STARTING:
-        return Move(JobState.RUNNING, _first_start(job, seen.now), message="The workers train.")
-    return _overdue_start(job, attempt, seen, rules)
+        return Move(JobState.RUNNING, _first_start(job, observation.now), message="The workers train.")
+    return _overdue_start(job, attempt, observation, rules)
 
 
-def _overdue_start(job: Job, attempt: Attempt, seen: Seen, rules: Rules) -> EndOnRay | None:
+def _overdue_start(job: Job, attempt: Attempt, observation: Observation, rules: Rules) -> StopOnRay | None:
     """Also of an attempt that can't be handed to MLflow and Ray: it must not hold its capacity for ever."""
-    waited = (seen.now - attempt.created_at).total_seconds()
+    waited = (observation.now - attempt.created_at).total_seconds()
     if job.state is not JobState.STARTING or waited <= rules.startup_timeout_s or attempt.stop_sent_at is not None:
         return None
-    if seen.session is None:
+    if observation.session is None:
         return None  # nobody else could use the capacity
     what = "could not be handed to MLflow and Ray" if attempt.submitted_at is None else "did not train"
-    return EndOnRay(FailureReason.STARTUP_TIMEOUT, f"The workers {what} within {waited:.0f} s.")
+    return StopOnRay(FailureReason.STARTUP_TIMEOUT, f"The workers {what} within {waited:.0f} s.")
 
 
-def _press(job: Job, attempt: Attempt, seen: Seen) -> Decision:
+def _escalate(job: Job, attempt: Attempt, observation: Observation) -> Decision:
     """After the grace for a last checkpoint, the processes are ended."""
-    grace_over = seen.now >= after(job.stop_at or attempt.created_at, job.grace_s)
+    grace_over = observation.now >= after(job.stop_at or attempt.created_at, job.grace_s)
     nobody_listens = attempt.heartbeat_at is None
-    if attempt.stop_sent_at is not None or seen.ray is RayStatus.UNREACHABLE:
+    if attempt.stop_sent_at is not None or observation.ray is RayStatus.UNREACHABLE:
         return None
     if nobody_listens:
-        return EndOnRay(_STOPPED.get(job.stop or ""), "Stopped before its workers had come up.")
+        return StopOnRay(_STOPPED.get(job.stop or ""), "Stopped before its workers had come up.")
     if grace_over:
-        return EndOnRay(_STOPPED.get(job.stop or ""), f"No checkpoint within the grace of {job.grace_s:g} s.")
+        return StopOnRay(_STOPPED.get(job.stop or ""), f"No checkpoint within the grace of {job.grace_s:g} s.")
     return None
 
 
@@ -190,56 +192,56 @@ _STOPPED = {
 """Why an attempt ended that had to be ended on Ray to stop its job."""
 
 
-def _ending(job: Job, attempt: Attempt, seen: Seen, rules: Rules) -> _Ending | None:
-    result = seen.result or stored_result(attempt)
+def _ending_of(job: Job, attempt: Attempt, observation: Observation, rules: Rules) -> _Ending | None:
+    result = observation.result or stored_result(attempt)
     if result is not None:
         return _Ending(result.outcome, result.reason, result.message, result, outage=result.outage)
-    if not _is_dead(attempt, seen, rules):
+    if not _is_dead(attempt, observation, rules):
         return None
-    if seen.storage_away and job.stop != "cancel":
+    if observation.storage_away and job.stop != "cancel":
         return None  # what looks dead may have succeeded
-    if _is_from_an_earlier_session(attempt, seen):
+    if _is_from_an_earlier_session(attempt, observation):
         return _Ending("lost", FailureReason.NODE_LOST, f"The cluster restarted at step {attempt.step}.", None, False)
     for begin in (CANNOT_BEGIN, CANNOT_BEGIN_NOW):
-        if begin in seen.ray_message:
-            why = seen.ray_message.rpartition(begin)[2].splitlines()[0]
+        if begin in observation.ray_message:
+            why = observation.ray_message.rpartition(begin)[2].splitlines()[0]
             return _Ending("failed", FailureReason.STORAGE, why, None, outage=begin == CANNOT_BEGIN_NOW)
-    return _lost(job, attempt, seen)
+    return _lost(job, attempt, observation)
 
 
-def _lost(job: Job, attempt: Attempt, seen: Seen) -> _Ending:
+def _lost(job: Job, attempt: Attempt, observation: Observation) -> _Ending:
     message = attempt.message or f"Attempt {attempt.number} ended without a result at step {attempt.step}."
     if attempt.stop_sent_at is not None and job.stop is not None:
         return _Ending("stopped" if attempt.heartbeat_at is None else "lost", attempt.reason, message, None)
-    reason = attempt.reason or (FailureReason.NODE_LOST if seen.node_gone else FailureReason.WORKER_LOST)
+    reason = attempt.reason or (FailureReason.NODE_LOST if observation.node_gone else FailureReason.WORKER_LOST)
     never_launched = reason is FailureReason.STARTUP_TIMEOUT and attempt.submitted_at is None
-    return _Ending("lost", reason, message, None, counts=seen.others_launch or not never_launched)
+    return _Ending("lost", reason, message, None, counts=observation.others_launch or not never_launched)
 
 
-def may_be_over(attempt: Attempt, seen: Seen) -> bool:
+def may_be_over(attempt: Attempt, observation: Observation) -> bool:
     """Whether anything says that the attempt may have ended, and it is time to look for a result."""
-    gone = seen.ray in (RayStatus.ENDED, RayStatus.UNKNOWN) or seen.node_gone
-    overdue = attempt.phase == "done" or attempt.lease_expires_at < seen.now
-    return gone or overdue or _is_from_an_earlier_session(attempt, seen)
+    gone = observation.ray in (RayStatus.ENDED, RayStatus.UNKNOWN) or observation.node_gone
+    overdue = attempt.phase == "done" or attempt.lease_expires_at < observation.now
+    return gone or overdue or _is_from_an_earlier_session(attempt, observation)
 
 
-def _is_dead(attempt: Attempt, seen: Seen, rules: Rules) -> bool:
-    overdue_s = (seen.now - attempt.lease_expires_at).total_seconds()
-    if seen.ray is RayStatus.UNREACHABLE and seen.session is not None and overdue_s > LONGEST_ODD_S:
+def _is_dead(attempt: Attempt, observation: Observation, rules: Rules) -> bool:
+    overdue_s = (observation.now - attempt.lease_expires_at).total_seconds()
+    if observation.ray is RayStatus.UNREACHABLE and observation.session is not None and overdue_s > LONGEST_ODD_S:
         return True
-    if _is_from_an_earlier_session(attempt, seen):
+    if _is_from_an_earlier_session(attempt, observation):
         return rules.orphan_life_s is None or overdue_s > rules.orphan_life_s
-    ray_gone = seen.ray is RayStatus.ENDED or (
-        seen.ray is RayStatus.UNKNOWN and (attempt.submitted_at is not None or attempt.stop_sent_at is not None)
+    ray_gone = observation.ray is RayStatus.ENDED or (
+        observation.ray is RayStatus.UNKNOWN and (attempt.submitted_at is not None or attempt.stop_sent_at is not None)
     )
     if attempt.stop_sent_at is not None and ray_gone:
         return True  # we had Ray end it, and Ray confirms
     # What Ray says of the submission and of its host comes from one head: a cut makes both wrong within a second.
-    return overdue_s > 0 and (ray_gone or seen.node_gone)
+    return overdue_s > 0 and (ray_gone or observation.node_gone)
 
 
-def _is_from_an_earlier_session(attempt: Attempt, seen: Seen) -> bool:
-    return seen.session is not None and attempt.session is not None and seen.session != attempt.session
+def _is_from_an_earlier_session(attempt: Attempt, observation: Observation) -> bool:
+    return observation.session is not None and attempt.session is not None and observation.session != attempt.session
 
 
 def _settle(job: Job, attempt: Attempt, ending: _Ending, now: datetime, rules: Rules) -> Move:
@@ -266,7 +268,7 @@ def _outcome(job: Job, attempt: Attempt, ending: _Ending, now: datetime, rules: 
         return _failed(FailureReason.DEADLINE, f"limits.deadline_s of {job.deadline_s or 0:g} s ran out.", now)
     if ending.outcome == "stopped" or (ending.outcome == "lost" and job.stop is not None):
         if job.stop == "pause":
-            return Move(JobState.PAUSED, message=f"Paused{_by(job)} at step {attempt.step}.")
+            return Move(JobState.PAUSED, message=f"Paused{_by_whom(job)} at step {attempt.step}.")
         why = "Stopped to go on with more workers" if job.stop == "resize" else "Gave way"
         return Move(JobState.QUEUED, message=f"{why}; goes on from its checkpoint.")
     return _after_failure(job, attempt, ending, now, rules)
@@ -276,7 +278,7 @@ def _after_failure(job: Job, attempt: Attempt, ending: _Ending, now: datetime, r
     reason = ending.reason or FailureReason.INTERNAL
     failures = job.failures + ending.counts
     if not may_be_retried(reason, outage=ending.outage) or failures > job.max_failures:
-        move = _failed(reason, ending.message + (_spent(job) if ending.outage else ""), now)
+        move = _failed(reason, ending.message + (_budget_spent(job) if ending.outage else ""), now)
         return Move(move.to, {**move.changes, "failures": failures}, message=move.message)
     stalled = 1 if attempt.step > attempt.resume_step else job.stalled + 1
     changes: dict[str, Any] = {"failures": failures, "stalled": stalled, "reason": reason, "message": ending.message}
@@ -287,7 +289,7 @@ def _after_failure(job: Job, attempt: Attempt, ending: _Ending, now: datetime, r
     return Move(JobState.QUEUED, changes, message=f"{ending.message} Another attempt in {wait_s:.0f} s.")
 
 
-def _spent(job: Job) -> str:
+def _budget_spent(job: Job) -> str:
     return (
         f" limits.max_failures of {job.max_failures} is spent: an operator must see that the storage answers the "
         "workers' hosts, then retry the job."
@@ -298,13 +300,13 @@ def _failed(reason: FailureReason, message: str, now: datetime) -> Move:
     return Move(JobState.FAILED, {"reason": reason, "message": message, "finished_at": now}, message=message)
 
 
-def _by(job: Job) -> str:
+def _by_whom(job: Job) -> str:
     return f" by {job.stop_by}" if job.stop_by else ""
 
 
 def _cancelled_at(job: Job, attempt: Attempt, ending: _Ending) -> str:
     step = max(attempt.step, ending.result.step if ending.result else 0)
-    message = f"Cancelled{_by(job)} at step {step}."
+    message = f"Cancelled{_by_whom(job)} at step {step}."
     return f"{message} The attempt had failed: {ending.message}" if ending.outcome == "failed" else message
 
 

@@ -52,12 +52,12 @@ class Program:
         self._record = folder / f"{name}.pids"
         self._log = folder / f"{name}.log"
         self._command = command
-        self._keeper: subprocess.Popen[bytes] | None = None
+        self._supervisor: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         sweep(self._record)
         command = self._command()
-        self._keeper = subprocess.Popen(
+        self._supervisor = subprocess.Popen(
             [
                 sys.executable,
                 "-m",
@@ -74,28 +74,28 @@ class Program:
 
     def ensure(self) -> None:
         """Start it again if it is gone."""
-        if self._keeper is not None and self._keeper.poll() is not None:
+        if self._supervisor is not None and self._supervisor.poll() is not None:
             logger.warning("a program died; starting it again", extra={"program": self.name, "log": str(self._log)})
             self.release()
             self.start()
 
     def release(self) -> None:
         """Have it end, without waiting."""
-        if self._keeper is not None and self._keeper.stdin is not None:
+        if self._supervisor is not None and self._supervisor.stdin is not None:
             with contextlib.suppress(OSError):
-                self._keeper.stdin.close()
+                self._supervisor.stdin.close()
 
     def stop(self) -> None:
         """Have it end, and wait until nothing of it is left."""
-        if self._keeper is None:
+        if self._supervisor is None:
             return
         self.release()
-        keeper, self._keeper = self._keeper, None
+        supervisor, self._supervisor = self._supervisor, None
         try:
-            keeper.wait(_STOP_S)
+            supervisor.wait(_STOP_S)
         except subprocess.TimeoutExpired:
-            keeper.kill()
-            keeper.wait()
+            supervisor.kill()
+            supervisor.wait()
             sweep(self._record)
 
 

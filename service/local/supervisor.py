@@ -86,9 +86,9 @@ def _write_record(record: Path) -> None:
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             entries.append((process.pid, process.create_time()))
-    beside = record.with_suffix(".new")
-    beside.write_text(json.dumps(entries))
-    beside.replace(record)
+    partial = record.with_suffix(".new")
+    partial.write_text(json.dumps(entries))
+    partial.replace(record)
 
 
 def _end_descendants() -> None:

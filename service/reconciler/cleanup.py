@@ -6,10 +6,10 @@ import logging
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
-from syncnorm.service.integrations.ray_jobs import View
+from syncnorm.service.integrations.ray_jobs import ClusterState
 from syncnorm.service.jobs.job import Attempt
 from syncnorm.service.jobs.lifecycle import LONGEST_ODD_S, RayStatus
-from syncnorm.service.reconciler.environment import Look, Ports
+from syncnorm.service.reconciler.backends import Backends, Tick
 from syncnorm.service.reconciler.isolation import Isolation
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ _EXIT_GRACE_S = 15.0
 """A driver that has sent its result gets this long to leave by itself."""
 
 
-def has_left(attempt: Attempt, view: View, now: datetime) -> bool:
+def has_left(attempt: Attempt, view: ClusterState, now: datetime) -> bool:
     """Whether an ended attempt has left the cluster, so that its capacity is free.
 
     Where Ray says nothing sensible of it for long, what Ray reports as free on each host has to do.
@@ -33,38 +33,43 @@ def has_left(attempt: Attempt, view: View, now: datetime) -> bool:
     return submission.status is RayStatus.ENDED
 
 
-def release(ports: Ports, items: Isolation, look: Look, view: View, attempts: Sequence[Attempt]) -> list[Attempt]:
+def release(
+    backends: Backends, items: Isolation, tick: Tick, view: ClusterState, attempts: Sequence[Attempt]
+) -> list[Attempt]:
     """Find out which ended attempts have left the cluster, and end those that linger; the ones still there."""
-    now = ports.store.now()
-    left = []
+    now = backends.store.now()
+    lingering = []
     for attempt in attempts:
-        look.check()
+        tick.check()
         if has_left(attempt, view, now):
-            _release_one(ports, items, look, attempt)
+            _release_one(backends, items, tick, attempt)
             continue
-        left.append(attempt)
+        lingering.append(attempt)
         if attempt.ended_at is not None and (now - attempt.ended_at).total_seconds() > _EXIT_GRACE_S:
-            ports.end_quietly(attempt.id)
-    return left
+            backends.end_quietly(attempt.id)
+    return lingering
 
 
-def _release_one(ports: Ports, items: Isolation, look: Look, attempt: Attempt) -> None:
+def _release_one(backends: Backends, items: Isolation, tick: Tick, attempt: Attempt) -> None:
     def act() -> None:
-        if ports.store.attempts.release(attempt.id, look.token) is None:
+        if backends.store.attempts.release(attempt.id, tick.token) is None:
             return
-        ports.dispatcher.forget(attempt.id)
-        if ports.metrics is not None:
-            ports.metrics.attempt_ended(attempt.outcome or "", attempt.reason or "")
+        backends.dispatcher.forget(attempt.id)
+        if backends.metrics is not None:
+            backends.metrics.attempt_ended(attempt.outcome or "", attempt.reason or "")
 
     items.attempt(
-        "release", attempt.id, act, lambda _why, _trace: ports.store.set_aside.release_uncounted(attempt.id, look.token)
+        "release",
+        attempt.id,
+        act,
+        lambda _why, _trace: backends.store.set_aside.release_uncounted(attempt.id, tick.token),
     )
 
 
-def stop_orphans(ports: Ports, look: Look, view: View, known: Collection[str]) -> None:
+def stop_orphans(backends: Backends, tick: Tick, view: ClusterState, known: Collection[str]) -> None:
     """End submissions of ours that no attempt and no export stands behind."""
     for submission_id, submission in view.submissions.items():
         if submission.status in (RayStatus.WAITING, RayStatus.RUNNING) and submission_id not in known:
-            look.check()
+            tick.check()
             logger.warning("ending an orphan", extra={"submission": submission_id})
-            ports.end_quietly(submission_id)
+            backends.end_quietly(submission_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from itertools import islice
 
-from syncnorm.service.reconciler.environment import Look, Ports
+from syncnorm.service.reconciler.backends import Backends, Tick
 from syncnorm.service.reconciler.isolation import Isolation
 from syncnorm.trainer.contract.protocol import job_folder
 from syncnorm.trainer.storage.storage import storage_at
@@ -16,18 +16,18 @@ _MOST_A_TICK = 4
 _MOST_KNOWN = 1000
 
 
-def remove_files(ports: Ports, items: Isolation, look: Look) -> None:
+def remove_files(backends: Backends, items: Isolation, tick: Tick) -> None:
     """Files that can't be removed are tried again later, after those of other jobs."""
     waiting = (
-        job_id for job_id in ports.store.removals.pending(_MOST_KNOWN) if not items.is_resting("removal", job_id)
+        job_id for job_id in backends.store.removals.pending(_MOST_KNOWN) if not items.is_resting("removal", job_id)
     )
     for job_id in islice(waiting, _MOST_A_TICK):
-        look.check()
-        items.attempt("removal", job_id, lambda job_id=job_id: _remove(ports, job_id))  # type: ignore[misc]
+        tick.check()
+        items.attempt("removal", job_id, lambda job_id=job_id: _remove(backends, job_id))  # type: ignore[misc]
 
 
-def _remove(ports: Ports, job_id: str) -> None:
-    root, _, name = job_folder(ports.places.storage, job_id).rpartition("/")
-    ports.storage.ask(lambda: storage_at(root).remove(name))
-    ports.store.removals.done(job_id)
+def _remove(backends: Backends, job_id: str) -> None:
+    root, _, name = job_folder(backends.environment.storage, job_id).rpartition("/")
+    backends.storage.ask(lambda: storage_at(root).remove(name))
+    backends.store.removals.done(job_id)
     logger.info("files removed", extra={"job": job_id})

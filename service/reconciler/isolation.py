@@ -16,8 +16,8 @@ from typing import Literal, TypeVar
 import sqlalchemy as sa
 from pydantic import ValidationError
 
+from syncnorm.service.backend_errors import DatabaseUnavailableError
 from syncnorm.service.jobs.instants import after
-from syncnorm.service.port_errors import DatabaseUnavailableError
 from syncnorm.trainer.contract.text import storable
 
 logger = logging.getLogger(__name__)

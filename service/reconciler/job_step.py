@@ -9,24 +9,24 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from syncnorm.service.backend_errors import RefusedError, UnreachableError
 from syncnorm.service.integrations.mlflow_note import run_note
 from syncnorm.service.jobs.instants import after
 from syncnorm.service.jobs.job import RUN_STATUS, TERMINAL, Attempt, Job, NewEvent
 from syncnorm.service.jobs.lifecycle import (
-    EndOnRay,
-    Launch,
     Move,
+    Observation,
     RayStatus,
     Rules,
-    Seen,
+    StopOnRay,
+    SubmitToRay,
     decide,
     may_be_over,
     refused,
 )
-from syncnorm.service.port_errors import RefusedError, UnreachableError
-from syncnorm.service.reconciler.environment import Look, Ports, attempt_token
+from syncnorm.service.reconciler.backends import Backends, Tick, attempt_token
 from syncnorm.service.reconciler.isolation import Isolation
-from syncnorm.service.scheduling.queue import Waiting
+from syncnorm.service.scheduling.queue import JobQueue
 from syncnorm.service.storage import attempt_files as files
 from syncnorm.trainer.contract import protocol
 from syncnorm.trainer.contract.spec_reader import read_stored
@@ -46,171 +46,173 @@ _SLOW_S = 1.0
 class JobStep:
     """Carries out what `decide` says, and tells the MLflow run."""
 
-    def __init__(self, ports: Ports, rules: Rules, waiting: Waiting, items: Isolation) -> None:
-        self._ports = ports
+    def __init__(self, backends: Backends, rules: Rules, queue: JobQueue, items: Isolation) -> None:
+        self._backends = backends
         self._rules = rules
-        self._waiting = waiting
+        self._queue = queue
         self._items = items
-        self._outages = ports.outages
+        self._outage_log = backends.outage_log
         self._slow_at: dict[str, float] = {}
         self._launched_at: datetime | None = None
 
-    def advance_all(self, jobs: Iterable[Job], attempts: Mapping[str, Attempt], look: Look) -> None:
+    def advance_all(self, jobs: Iterable[Job], attempts: Mapping[str, Attempt], tick: Tick) -> None:
         """Every job, until there is nothing to do for it now; those that took long lately last, and none twice as long
         as there is time for: what is left over is first in the next tick."""
         until = time.monotonic() + ALL_JOBS_S
         in_turn = sorted(jobs, key=lambda job: (self._slow_at.get(job.id, 0.0), job.id))
         self._slow_at = {job.id: self._slow_at[job.id] for job in in_turn if job.id in self._slow_at}
         for job in in_turn:
-            look.check()
+            tick.check()
             if time.monotonic() > until:
                 logger.warning("jobs took too long; the rest comes first in the next tick")
                 return
-            self.advance(job, attempts.get(job.id), look)
+            self.advance(job, attempts.get(job.id), tick)
 
-    def advance(self, job: Job, attempt: Attempt | None, look: Look) -> None:
+    def advance(self, job: Job, attempt: Attempt | None, tick: Tick) -> None:
         """Decide and apply until there is nothing to do now. A job that raises again and again is set aside."""
         began = time.monotonic()
         last = self._items.attempt(
             "job",
             job.id,
-            lambda: self._advance(job, attempt, look),
-            self._ports.giving_up(job.id, look),
+            lambda: self._advance(job, attempt, tick),
+            self._backends.giving_up(job.id, tick),
         )
         if last is not None:
             self._items.attempt("run_status", job.id, lambda: self._settle_run(last))
         if time.monotonic() - began > _SLOW_S:
             self._slow_at[job.id] = time.monotonic()
 
-    def _advance(self, job: Job, attempt: Attempt | None, look: Look) -> Job | None:
+    def _advance(self, job: Job, attempt: Attempt | None, tick: Tick) -> Job | None:
         """The job as it is now; None: something of it has to wait."""
         for _ in range(4):  # starting, running, finalizing, succeeded: no job has more to do at once
-            decision = decide(job, attempt, self._see(attempt, look), self._rules)
+            decision = decide(job, attempt, self._observe(attempt, tick), self._rules)
             if decision is None:
                 break
-            moved = self._apply(job, attempt, decision, look)
+            moved = self._apply(job, attempt, decision, tick)
             if moved is None:
                 return None
             job, attempt = moved
         return job
 
-    def _see(self, attempt: Attempt | None, look: Look) -> Seen:
-        seen = self._see_cluster(attempt, look)
+    def _observe(self, attempt: Attempt | None, tick: Tick) -> Observation:
+        observation = self._observe_cluster(attempt, tick)
         if attempt is None or self._launched_at is None:
-            return seen
-        return replace(seen, others_launch=self._launched_at >= attempt.created_at)
+            return observation
+        return replace(observation, others_launch=self._launched_at >= attempt.created_at)
 
-    def _see_cluster(self, attempt: Attempt | None, look: Look) -> Seen:
-        now, view = self._ports.store.now(), look.view
+    def _observe_cluster(self, attempt: Attempt | None, tick: Tick) -> Observation:
+        now, view = self._backends.store.now(), tick.view
         if attempt is None:
-            return Seen(now, session=view.session if view else None)
+            return Observation(now, session=view.session if view else None)
         if view is None:
-            return self._with_result(attempt, Seen(now))
+            return self._with_result(attempt, Observation(now))
         submission = view.submissions.get(attempt.id)
         node_id = submission.node_id if submission else None
-        seen = Seen(
+        observation = Observation(
             now,
             ray=submission.status if submission else RayStatus.UNKNOWN,
             ray_message=submission.message if submission else "",
             session=view.session,
             node_gone=node_id is not None and node_id not in {node.node_id for node in view.nodes},
         )
-        return self._with_result(attempt, seen)
+        return self._with_result(attempt, observation)
 
-    def _with_result(self, attempt: Attempt, seen: Seen) -> Seen:
-        if not may_be_over(attempt, seen):
-            return seen  # its exit message is on the way anyway, and each look at a bucket is paid for
-        folder = self._ports.places.folder(attempt)
+    def _with_result(self, attempt: Attempt, observation: Observation) -> Observation:
+        if not may_be_over(attempt, observation):
+            return observation  # its exit message is on the way anyway, and each look at a bucket is paid for
+        folder = self._backends.environment.folder(attempt)
         try:
-            return replace(seen, result=self._ports.storage.ask(lambda: files.read_result(folder, attempt.fence)))
+            return replace(
+                observation, result=self._backends.storage.ask(lambda: files.read_result(folder, attempt.fence))
+            )
         except StorageError:
-            return replace(seen, storage_away=True)
+            return replace(observation, storage_away=True)
 
     def _apply(
-        self, job: Job, attempt: Attempt | None, decision: Move | Launch | EndOnRay, look: Look
+        self, job: Job, attempt: Attempt | None, decision: Move | SubmitToRay | StopOnRay, tick: Tick
     ) -> tuple[Job, Attempt | None] | None:
         """Carry a decision out; None: not now, the next tick looks again."""
         if isinstance(decision, Move):
-            return self._move(job, attempt, decision, look)
+            return self._move(job, attempt, decision, tick)
         assert attempt is not None
-        what = f"{'launch' if isinstance(decision, Launch) else 'end'} of {attempt.id}"
+        what = f"{'launch' if isinstance(decision, SubmitToRay) else 'end'} of {attempt.id}"
         try:
-            if isinstance(decision, Launch):
-                launched = self._launch(job, attempt, look)
-                self._outages.over(what)
+            if isinstance(decision, SubmitToRay):
+                launched = self._launch(job, attempt, tick)
+                self._outage_log.recovered(what)
                 return launched
-            self._ports.circuit.ask("ray", lambda: self._ports.dispatcher.end(attempt.id))
+            self._backends.circuit.ask("ray", lambda: self._backends.dispatcher.end(attempt.id))
         except RefusedError as error:
-            if isinstance(decision, Launch):
-                return self._move(job, attempt, refused(job, str(error), self._ports.store.now()), look)
+            if isinstance(decision, SubmitToRay):
+                return self._move(job, attempt, refused(job, str(error), self._backends.store.now()), tick)
             logger.warning("Ray refused to end a submission", extra={"what": what, "error": str(error)})
         except (UnreachableError, StorageError) as error:
-            self._outages.goes_on(
+            self._outage_log.failed(
                 what, "postponed: Ray, MLflow or the storage is unavailable", what=what, error=str(error)
             )
             return None
-        self._outages.over(what)
-        store = self._ports.store
+        self._outage_log.recovered(what)
+        store = self._backends.store
         noted = {"stop_sent_at": store.now(), "reason": decision.reason, "message": decision.message}
-        store.attempts.note(attempt.id, noted, look.token)
+        store.attempts.note(attempt.id, noted, tick.token)
         return None
 
-    def _move(self, job: Job, attempt: Attempt | None, move: Move, look: Look) -> tuple[Job, Attempt | None] | None:
+    def _move(self, job: Job, attempt: Attempt | None, move: Move, tick: Tick) -> tuple[Job, Attempt | None] | None:
         changes = dict(move.changes)
-        if move.to in TERMINAL and self._tell_run(replace(job, state=move.to, **changes)):
+        if move.to in TERMINAL and self._update_run(replace(job, state=move.to, **changes)):
             changes["run_status"] = RUN_STATUS[move.to]
         event = NewEvent(move.to.value, move.message, _event_data(job, changes))
-        moved = self._ports.store.jobs.move(
-            job, move.to, changes, event=event, attempt_changes=move.attempt_changes, lease=look.token
+        moved = self._backends.store.jobs.move(
+            job, move.to, changes, event=event, attempt_changes=move.attempt_changes, lease=tick.token
         )
         if moved is None:
             return None
-        self._waiting.note(moved)
-        self._ports.tell(job, moved)
+        self._queue.note(moved)
+        self._backends.announce(job, moved)
         ended = attempt is None or move.attempt_changes.get("ended_at") is not None
         return moved, None if ended else attempt
 
-    def _launch(self, job: Job, attempt: Attempt, look: Look) -> tuple[Job, Attempt] | None:
-        assert look.view is not None
-        store, places, circuit = self._ports.store, self._ports.places, self._ports.circuit
+    def _launch(self, job: Job, attempt: Attempt, tick: Tick) -> tuple[Job, Attempt] | None:
+        assert tick.view is not None
+        store, environment, circuit = self._backends.store, self._backends.environment, self._backends.circuit
         known, note = store.attempts.of_job(job.id), self._note(job)
-        run = circuit.ask("mlflow", lambda: self._ports.tracker.run_for(job, known, note))
+        run = circuit.ask("mlflow", lambda: self._backends.tracker.run_for(job, known, note))
         store.jobs.note(job, {"experiment_id": run.experiment_id, "run_id": run.run_id})
         if attempt.session is None:
-            attempt = replace(attempt, session=look.view.session)
-            if not store.attempts.note(attempt.id, {"session": attempt.session}, look.token):
+            attempt = replace(attempt, session=tick.view.session)
+            if not store.attempts.note(attempt.id, {"session": attempt.session}, tick.token):
                 return None
-        folder, launch = places.folder(attempt), self._launch_file(job, attempt, run.run_id)
-        self._ports.storage.ask(lambda: files.write_launch(folder, launch))
+        folder, launch = environment.folder(attempt), self._launch_file(job, attempt, run.run_id)
+        self._backends.storage.ask(lambda: files.write_launch(folder, launch))
         submission = attempt.id
-        circuit.ask("ray", lambda: self._ports.dispatcher.start(submission, folder))
+        circuit.ask("ray", lambda: self._backends.dispatcher.start(submission, folder))
         now = store.now()
         noted: dict[str, Any] = {
             "submitted_at": now,
             "lease_expires_at": max(attempt.lease_expires_at, after(now, LAUNCH_LEASE_S)),
         }
-        if not store.attempts.note(attempt.id, noted, look.token):
+        if not store.attempts.note(attempt.id, noted, tick.token):
             return None
         self._launched_at = now
-        self._ports.on_change(job.id)
+        self._backends.on_change(job.id)
         job = replace(job, experiment_id=run.experiment_id, run_id=run.run_id)
         # With its new lease: else a launch that waited for longer than the first one looks dead at once.
         return job, replace(attempt, **noted)
 
     def _launch_file(self, job: Job, attempt: Attempt, run_id: str) -> protocol.Launch:
-        places = self._ports.places
+        environment = self._backends.environment
         return protocol.Launch(
             job_id=job.id,
             attempt=attempt.number,
             workers=attempt.workers,
             fence=attempt.fence,
             spec=read_stored(job.spec),
-            service_url=places.service_url,
+            service_url=environment.service_url,
             token=attempt_token(attempt.fence),
-            mlflow_uri=places.mlflow_uri,
+            mlflow_uri=environment.mlflow_uri,
             mlflow_run_id=run_id,
             resume_from=attempt.resume_from,
-            package=places.package(job),
+            package=environment.package(job),
             startup_timeout_s=self._rules.startup_timeout_s,
         )
 
@@ -218,31 +220,31 @@ class JobStep:
 
     def _settle_run(self, job: Job) -> None:
         wanted = RUN_STATUS[job.state]
-        if job.run_status != wanted and self._tell_run(job):
-            self._ports.store.jobs.note(job, {"run_status": wanted})
+        if job.run_status != wanted and self._update_run(job):
+            self._backends.store.jobs.note(job, {"run_status": wanted})
 
-    def _tell_run(self, job: Job) -> bool:
+    def _update_run(self, job: Job) -> bool:
         """The state of the job, and its page; whether MLflow heard."""
         if job.run_id is None:
             return False
         what = f"status of run {job.run_id}"
         run_id, note = job.run_id, self._note(job)
         try:
-            self._ports.circuit.ask(
-                "mlflow", lambda: self._ports.tracker.set_status(run_id, RUN_STATUS[job.state], note)
+            self._backends.circuit.ask(
+                "mlflow", lambda: self._backends.tracker.set_status(run_id, RUN_STATUS[job.state], note)
             )
         except UnreachableError as error:
-            self._outages.goes_on(what, "could not set the status of a run; retrying", run=run_id, error=str(error))
+            self._outage_log.failed(what, "could not set the status of a run; retrying", run=run_id, error=str(error))
             return False
         except RefusedError as error:
             logger.warning("MLflow refused the status of a run", extra={"run": run_id, "error": str(error)})
-        self._outages.over(what)
+        self._outage_log.recovered(what)
         return True
 
     def _note(self, job: Job) -> str:
         """Its page in MLflow. A spec of another version must not keep a job from starting or ending."""
         try:
-            return run_note(job, self._ports.places.page(job))
+            return run_note(job, self._backends.environment.page(job))
         except Exception:
             logger.exception("the page of a job could not be written", extra={"job": job.id})
             return f"**{job.id}** {job.state.value}"

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from math import isfinite
 
-from syncnorm.service.integrations.ray_jobs import View
+from syncnorm.service.integrations.ray_jobs import ClusterState
 from syncnorm.service.jobs.instants import after, duration_s
 from syncnorm.service.jobs.job import Attempt, Job, JobState, NewEvent, new_fence
-from syncnorm.service.reconciler.environment import Look, Ports
+from syncnorm.service.reconciler.backends import Backends, Tick
 from syncnorm.service.reconciler.isolation import Isolation
 from syncnorm.service.reconciler.job_step import LAUNCH_LEASE_S, JobStep
-from syncnorm.service.scheduling.growth import Growth, Settling
-from syncnorm.service.scheduling.plan import Held, Policy, Schedule
-from syncnorm.service.scheduling.queue import Waiting
+from syncnorm.service.scheduling.growth import Growth, GrowthTimer
+from syncnorm.service.scheduling.queue import JobQueue
+from syncnorm.service.scheduling.schedule import Allocation, Policy, Schedule
 from syncnorm.service.scheduling.scheduler import schedule
 from syncnorm.trainer.contract import protocol
 from syncnorm.trainer.contract.plan import NodeCapacity
@@ -26,55 +26,57 @@ class Prepared:
     """A plan, and what it was made of."""
 
     now: datetime
-    held: Sequence[Held]
+    allocations: Sequence[Allocation]
     schedule: Schedule
 
 
-class Starts:
+class LaunchStep:
     """Plans, and begins what the plan starts."""
 
     def __init__(
-        self, ports: Ports, policy: Policy, waiting: Waiting, jobs: JobStep, items: Isolation, lease_s: float
+        self, backends: Backends, policy: Policy, queue: JobQueue, jobs: JobStep, items: Isolation, lease_s: float
     ) -> None:
-        self._ports = ports
+        self._backends = backends
         self._policy = policy
-        self._waiting = waiting
+        self._queue = queue
         self._jobs = jobs
         self._items = items
         self._lease_s = lease_s
-        self._settling = Settling()
+        self._growth_timer = GrowthTimer()
 
-    def prepare(self, view: View, attempts: Sequence[Attempt]) -> Prepared:
+    def prepare(self, view: ClusterState, attempts: Sequence[Attempt]) -> Prepared:
         """The plan for this moment. attempts: those that still take up room."""
-        now = self._ports.store.now()
-        held = self._held(attempts, now)
-        return Prepared(now, held, schedule(self._waiting.lines(), held, _usable(view.nodes), now, self._policy))
+        now = self._backends.store.now()
+        allocations = self._allocations(attempts, now)
+        return Prepared(
+            now, allocations, schedule(self._queue.queues(), allocations, _usable(view.nodes), now, self._policy)
+        )
 
-    def start_what_fits(self, look: Look, view: View, attempts: Sequence[Attempt]) -> tuple[Schedule, int]:
+    def start_fitting(self, tick: Tick, view: ClusterState, attempts: Sequence[Attempt]) -> tuple[Schedule, int]:
         """The plan, and how many jobs were started by it."""
         prepared = self.prepare(view, attempts)
-        plan, now = prepared.schedule, prepared.now
-        for name, error in plan.faults.items():
-            self._items.fail("plan", name, error, self._ports.giving_up(name, look))
-        if plan.starts:
+        found, now = prepared.schedule, prepared.now
+        for name, error in found.faults.items():
+            self._items.fail("plan", name, error, self._backends.giving_up(name, tick))
+        if found.starts:
             self._items.worked("plan")
-        for job in plan.preempts:
-            look.check()
-            self._items.attempt("preempt", job.id, lambda job=job: self._preempt(job, now, look))  # type: ignore[misc]
-        started = sum(self._begin_alone(job, plan.sizes[job.id], now, look) for job in plan.starts)
-        self._settling = self._settling.after(plan.room, now)
-        if growth := self._settling.ripe(plan.room, prepared.held, now, self._policy):
-            self._items.attempt("grow", growth.job.id, lambda: self._grow(growth, now, look))
-        return plan, started
+        for job in found.preempts:
+            tick.check()
+            self._items.attempt("preempt", job.id, lambda job=job: self._preempt(job, now, tick))  # type: ignore[misc]
+        started = sum(self._begin_isolated(job, found.sizes[job.id], now, tick) for job in found.starts)
+        self._growth_timer = self._growth_timer.after(found.spare, now)
+        if growth := self._growth_timer.due(found.spare, prepared.allocations, now, self._policy):
+            self._items.attempt("grow", growth.job.id, lambda: self._grow(growth, now, tick))
+        return found, started
 
-    def _preempt(self, job: Job, now: datetime, look: Look) -> None:
+    def _preempt(self, job: Job, now: datetime, tick: Tick) -> None:
         event = NewEvent("preempt_requested", "A job of higher priority needs the room.")
-        if self._ports.store.jobs.move(
-            job, job.state, {"stop": "preempt", "stop_at": now}, event=event, lease=look.token
+        if self._backends.store.jobs.move(
+            job, job.state, {"stop": "preempt", "stop_at": now}, event=event, lease=tick.token
         ):
-            self._ports.on_change(job.id)
+            self._backends.on_change(job.id)
 
-    def _grow(self, growth: Growth, now: datetime, look: Look) -> None:
+    def _grow(self, growth: Growth, now: datetime, tick: Tick) -> None:
         """Have it stop with a checkpoint; it is first in its line, and starts again with what there is room for."""
         job = growth.job
         message = (
@@ -82,28 +84,28 @@ class Starts:
             "it stops for a moment and goes on with them."
         )
         event = NewEvent("resize_requested", message, growth.numbers)
-        if self._ports.store.jobs.move(
-            job, job.state, {"stop": "resize", "stop_at": now}, event=event, lease=look.token
+        if self._backends.store.jobs.move(
+            job, job.state, {"stop": "resize", "stop_at": now}, event=event, lease=tick.token
         ):
-            self._ports.on_change(job.id)
+            self._backends.on_change(job.id)
 
-    def _held(self, attempts: Sequence[Attempt], now: datetime) -> list[Held]:
-        jobs = {job.id: job for job in self._ports.store.workload.jobs([attempt.job_id for attempt in attempts])}
-        return [_held_by(attempt, job, now) for attempt in attempts if (job := jobs.get(attempt.job_id))]
+    def _allocations(self, attempts: Sequence[Attempt], now: datetime) -> list[Allocation]:
+        jobs = {job.id: job for job in self._backends.store.workload.jobs([attempt.job_id for attempt in attempts])}
+        return [_allocation_of(attempt, job, now) for attempt in attempts if (job := jobs.get(attempt.job_id))]
 
-    def _begin_alone(self, job: Job, workers: int, now: datetime, look: Look) -> bool:
+    def _begin_isolated(self, job: Job, workers: int, now: datetime, tick: Tick) -> bool:
         """Whether it was started. The launch is another item: that of the job, which is `starting` then."""
-        look.check()
-        give_up = self._ports.giving_up(job.id, look)
-        begun = self._items.attempt("start", job.id, lambda: self._begin(job, workers, now, look), give_up)
+        tick.check()
+        give_up = self._backends.giving_up(job.id, tick)
+        begun = self._items.attempt("start", job.id, lambda: self._begin(job, workers, now, tick), give_up)
         if begun is None:
             return False
-        self._jobs.advance(*begun, look)
+        self._jobs.advance(*begun, tick)
         return True
 
-    def _begin(self, job: Job, workers: int, now: datetime, look: Look) -> tuple[Job, Attempt] | None:
+    def _begin(self, job: Job, workers: int, now: datetime, tick: Tick) -> tuple[Job, Attempt] | None:
         """Write the next attempt down; None: the job changed at the same moment."""
-        store = self._ports.store
+        store = self._backends.store
         checkpoint = next(iter(store.history.checkpoints(job.id)), None)
         number = job.attempt + 1
         attempt = Attempt(
@@ -122,12 +124,12 @@ class Starts:
         changes = {"attempt": number, "not_before": None, "world_size": workers}
         also = _workers_changed(job, attempt)
         moved = store.jobs.move(
-            job, JobState.STARTING, changes, event=event, also=also, new_attempt=attempt, lease=look.token
+            job, JobState.STARTING, changes, event=event, also=also, new_attempt=attempt, lease=tick.token
         )
         if moved is None:
             return None
-        self._waiting.note(moved)
-        self._ports.tell(job, moved)
+        self._queue.note(moved)
+        self._backends.announce(job, moved)
         return moved, attempt
 
 
@@ -144,12 +146,12 @@ def _workers_changed(job: Job, attempt: Attempt) -> list[NewEvent]:
     return [NewEvent("workers_changed", message, {"attempt": attempt.number, **sizes})]
 
 
-def _held_by(attempt: Attempt, job: Job, now: datetime) -> Held:
+def _allocation_of(attempt: Attempt, job: Job, now: datetime) -> Allocation:
     # Once its workers train, what they use is part of what the cluster reports.
     placed = attempt.phase is not None and attempt.phase not in ("preparing", "starting_workers")
     began = (attempt.phases or {}).get("training")
     trains_since = datetime.fromisoformat(began) if began else None
-    return Held(job, attempt.created_at, placed, _ends_at(job, now), attempt.workers, trains_since)
+    return Allocation(job, attempt.created_at, placed, _ends_at(job, now), attempt.workers, trains_since)
 
 
 def _ends_at(job: Job, now: datetime) -> datetime | None:

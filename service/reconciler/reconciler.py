@@ -15,25 +15,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, TypeVar
 
+from syncnorm.service.backend_errors import BackendError
 from syncnorm.service.background.loop import Health, Loop, StoppedError
-from syncnorm.service.background.outage_log import Outages
-from syncnorm.service.integrations.ray_jobs import View
+from syncnorm.service.background.outage_log import OutageLog
+from syncnorm.service.integrations.ray_jobs import ClusterState
 from syncnorm.service.jobs.instants import after
 from syncnorm.service.jobs.job import Attempt, Job, new_fence
 from syncnorm.service.jobs.lifecycle import Rules
-from syncnorm.service.port_errors import PortError
+from syncnorm.service.reconciler.backends import Backends, Tick
 from syncnorm.service.reconciler.cleanup import has_left, release, stop_orphans
-from syncnorm.service.reconciler.environment import Look, Ports
 from syncnorm.service.reconciler.export_step import ExportStep
 from syncnorm.service.reconciler.file_removal import remove_files
 from syncnorm.service.reconciler.held_lease import LEASE_S, HeldLease, LeaseLostError
 from syncnorm.service.reconciler.isolation import GIVE_UP_TICKS, Isolation
 from syncnorm.service.reconciler.job_step import LAUNCH_LEASE_S, JobStep
-from syncnorm.service.reconciler.launch_step import Starts
-from syncnorm.service.reconciler.polling import Pace
-from syncnorm.service.scheduling.explanation import Troubles
-from syncnorm.service.scheduling.plan import Policy, Schedule
-from syncnorm.service.scheduling.queue import Waiting
+from syncnorm.service.reconciler.launch_step import LaunchStep
+from syncnorm.service.reconciler.polling import PollInterval
+from syncnorm.service.scheduling.explanation import ServiceProblems
+from syncnorm.service.scheduling.queue import JobQueue
+from syncnorm.service.scheduling.schedule import Policy, Schedule
 from syncnorm.service.store.rows import Faults, UnreadableError
 from syncnorm.trainer.contract.plan import NodeCapacity
 
@@ -43,7 +43,7 @@ Role = Literal["leader", "standby"]
 
 _REST_S = 0.1
 """Between two ticks at least, so that a stream of requests does not make one tick each."""
-STANDBY_LOOK_S = 10.0
+STANDBY_POLL_S = 10.0
 """Between two looks of a standby replica at the cluster: enough to answer users, and little load for Ray."""
 
 
@@ -57,7 +57,7 @@ class Reconciler:
 
     def __init__(
         self,
-        ports: Ports,
+        backends: Backends,
         *,
         rules: Rules = Rules(),  # noqa: B008
         policy: Policy = Policy(),  # noqa: B008
@@ -65,25 +65,25 @@ class Reconciler:
         holder: str | None = None,
     ) -> None:
         """holder: of the lease, where one process at most is alive, so that its successor need not wait for it."""
-        self.ports = ports
+        self.backends = backends
         self.policy = policy
         self.health = Health("reconciler")
         self.role: Role = "standby"
-        self._completed_at = self._looked_at = time.monotonic()
-        self._pace = Pace()
-        self._outages = Outages(logger)
-        self._waiting = Waiting(policy)
+        self._completed_at = self._observed_at = time.monotonic()
+        self._poll_interval = PollInterval()
+        self._outage_log = OutageLog(logger)
+        self._queue = JobQueue(policy)
         self._token = 0
-        self.items = Isolation(ports.store.now, self._can_write)
-        self._jobs = JobStep(self.ports, rules, self._waiting, self.items)
-        self._starts = Starts(self.ports, policy, self._waiting, self._jobs, self.items, lease_s)
-        self._exports = ExportStep(self.ports, self.items)
+        self.items = Isolation(backends.store.now, self._can_write)
+        self._jobs = JobStep(self.backends, rules, self._queue, self.items)
+        self._launches = LaunchStep(self.backends, policy, self._queue, self._jobs, self.items, lease_s)
+        self._exports = ExportStep(self.backends, self.items)
         self._lease_s = lease_s
         self._holder = holder or f"{socket.gethostname()}-{os.getpid()}-{new_fence()[:8]}"
         self._stopping = threading.Event()
-        self.view: View | None = None
+        self.view: ClusterState | None = None
         """The last look at the cluster; None while it can't be reached."""
-        self.plan: Schedule | None = None
+        self.schedule: Schedule | None = None
         """The last plan of what starts and why the others wait."""
 
     @property
@@ -95,11 +95,11 @@ class Reconciler:
         """Since the last complete tick: a look at jobs and cluster, and all that follows from it."""
         return time.monotonic() - self._completed_at
 
-    def troubles(self, job_id: str) -> Troubles:
+    def problems(self, job_id: str) -> ServiceProblems:
         """What `explain` has to say of this process, should it be in trouble."""
         culprits = tuple(name for (_, name), streak in self.items.failing() if streak.ticks >= GIVE_UP_TICKS)
         since = None if self.health.is_good else self.health.failing_since
-        return Troubles(self.items.problem(job_id), since, self.health.error, culprits)
+        return ServiceProblems(self.items.problem(job_id), since, self.health.error, culprits)
 
     def loop(self, wake: threading.Event, tick_s: float) -> Loop:
         """Ticks on a thread of its own; an error in one tick does not end it."""
@@ -111,16 +111,16 @@ class Reconciler:
 
     def _rest_s(self, tick_s: float) -> float:
         self._stopping.wait(_REST_S)
-        return self._pace.rest_s(tick_s)
+        return self._poll_interval.pause_s(tick_s)
 
     def leave(self) -> None:
         """Another replica may act at once."""
-        self.ports.store.leases.give_back(self._holder)
+        self.backends.store.leases.give_back(self._holder)
 
     def tick(self) -> None:
         """One look and all that follows from it. Raises what is not the fault of one item."""
         with self.health.tick():
-            token = self.ports.store.leases.take(self._holder, LEASE_S)
+            token = self.backends.store.leases.take(self._holder, LEASE_S)
             if token is None:
                 self._stand_by()
                 return
@@ -129,7 +129,7 @@ class Reconciler:
                 self._act(token, lease)
 
     def _renew(self, token: int) -> bool:
-        return self.ports.store.leases.renew(self._holder, token, LEASE_S)
+        return self.backends.store.leases.renew(self._holder, token, LEASE_S)
 
     def _can_write(self) -> bool:
         try:
@@ -141,99 +141,97 @@ class Reconciler:
     def _act(self, token: int, lease: HeldLease) -> None:
         """Steps that fail as a whole don't keep the others from what they can do without them."""
         self.items.begin_tick()
-        self.ports.circuit.begin_tick()
-        self.view = view = self._look()
-        look = Look(token, view, lease.check)
+        self.backends.circuit.begin_tick()
+        self.view = view = self._observe_cluster()
+        tick = Tick(token, view, lease.check)
         steps = _Steps()
-        steps.run(lambda: self._advance_jobs(look))
-        exporting = steps.run(lambda: self._exports.advance_all(look))
+        steps.run(lambda: self._advance_jobs(tick))
+        exporting = steps.run(lambda: self._exports.advance_all(tick))
         if view is None:
-            self.plan = None
+            self.schedule = None
         else:
-            left = steps.run(lambda: self._release(look, view))
+            left = steps.run(lambda: self._release(tick, view))
             if left is not None and exporting is not None:
                 known = {attempt.id for attempt in left} | exporting
-                steps.run(lambda: stop_orphans(self.ports, look, view, known))
+                steps.run(lambda: stop_orphans(self.backends, tick, view, known))
             if left is not None:
-                steps.run(lambda: self._start(look, view, left))
-            steps.run(lambda: remove_files(self.ports, self.items, look))
+                steps.run(lambda: self._start(tick, view, left))
+            steps.run(lambda: remove_files(self.backends, self.items, tick))
         steps.end()
         self.items.end_tick()
         if view is not None:
             self._completed_at = time.monotonic()
 
-    def _advance_jobs(self, look: Look) -> None:
-        store = self.ports.store
-        self._waiting.refresh(store.workload)
+    def _advance_jobs(self, tick: Tick) -> None:
+        store = self.backends.store
+        self._queue.refresh(store.workload)
         faults: Faults = {}
         attempts = {
-            attempt.job_id: self._redated(attempt, look.token)
+            attempt.job_id: self._with_sane_lease(attempt, tick.token)
             for attempt in store.attempts.unreleased(faults)
             if not attempt.ended_at
         }
         of_attempts = {job_id: faults[attempt.id] for job_id, attempt in attempts.items() if attempt.id in faults}
-        wanted = (
-            attempts.keys() | store.workload.unsettled() | store.workload.strays() | self._waiting.unreadable.keys()
-        )
+        wanted = attempts.keys() | store.workload.unsettled() | store.workload.strays() | self._queue.unreadable.keys()
         bad: Faults = {}
         jobs = store.workload.jobs(wanted, bad)
-        self._set_aside_unreadable(jobs, bad | of_attempts, look)
-        self._jobs.advance_all([job for job in jobs if job.id not in bad | of_attempts], attempts, look)
+        self._set_aside_unreadable(jobs, bad | of_attempts, tick)
+        self._jobs.advance_all([job for job in jobs if job.id not in bad | of_attempts], attempts, tick)
 
-    def _set_aside_unreadable(self, jobs: Sequence[Job], faults: Mapping[str, str], look: Look) -> None:
+    def _set_aside_unreadable(self, jobs: Sequence[Job], faults: Mapping[str, str], tick: Tick) -> None:
         for job in jobs:
             if (fault := faults.get(job.id)) is None:
                 self.items.worked("row")
                 continue
             error = UnreadableError(f"the stored job can't be read: {fault}")
-            self.items.fail("row", job.id, error, self.ports.giving_up(job.id, look))
+            self.items.fail("row", job.id, error, self.backends.giving_up(job.id, tick))
 
-    def _release(self, look: Look, view: View) -> list[Attempt]:
-        unreleased = self.ports.store.attempts.unreleased()
-        self._pace.saw(attempt.id for attempt in unreleased if attempt.ended_at)
-        return release(self.ports, self.items, look, view, unreleased)
+    def _release(self, tick: Tick, view: ClusterState) -> list[Attempt]:
+        unreleased = self.backends.store.attempts.unreleased()
+        self._poll_interval.note_ended(attempt.id for attempt in unreleased if attempt.ended_at)
+        return release(self.backends, self.items, tick, view, unreleased)
 
-    def _start(self, look: Look, view: View, left: Sequence[Attempt]) -> None:
-        self.plan, started = self._starts.start_what_fits(look, view, left)
-        if self.plan.starts and not started:
-            raise NothingStartedError(f"the plan starts {len(self.plan.starts)} jobs, and none could be started")
+    def _start(self, tick: Tick, view: ClusterState, left: Sequence[Attempt]) -> None:
+        self.schedule, started = self._launches.start_fitting(tick, view, left)
+        if self.schedule.starts and not started:
+            raise NothingStartedError(f"the plan starts {len(self.schedule.starts)} jobs, and none could be started")
 
     def _stand_by(self) -> None:
         """Look and plan as the leader does. A view of its own is simpler than one handed over in the database, and
         says what this replica could do if it had to take over."""
         self.role = "standby"
         now = time.monotonic()
-        if self.view is None or now - self._looked_at > STANDBY_LOOK_S:
-            self.ports.circuit.begin_tick()
-            self.view, self._looked_at = self._look(), now
+        if self.view is None or now - self._observed_at > STANDBY_POLL_S:
+            self.backends.circuit.begin_tick()
+            self.view, self._observed_at = self._observe_cluster(), now
         if self.view is None:
-            self.plan = None
+            self.schedule = None
             return
-        self._waiting.refresh(self.ports.store.workload)
-        now_there, view = self.ports.store.now(), self.view
-        left = [one for one in self.ports.store.attempts.unreleased() if not has_left(one, view, now_there)]
-        self.plan = self._starts.prepare(view, left).schedule
+        self._queue.refresh(self.backends.store.workload)
+        now_there, view = self.backends.store.now(), self.view
+        left = [one for one in self.backends.store.attempts.unreleased() if not has_left(one, view, now_there)]
+        self.schedule = self._launches.prepare(view, left).schedule
         self._completed_at = now
 
-    def _redated(self, attempt: Attempt, token: int) -> Attempt:
+    def _with_sane_lease(self, attempt: Attempt, token: int) -> Attempt:
         """With a lease that begins now, if it has more left than any lease lasts: the clock was set back since.
 
         A living attempt renews it within seconds; a dead one must not count as alive for all the time gone back.
         """
-        now, longest_s = self.ports.store.now(), max(self._lease_s, LAUNCH_LEASE_S)
+        now, longest_s = self.backends.store.now(), max(self._lease_s, LAUNCH_LEASE_S)
         if (attempt.lease_expires_at - now).total_seconds() <= 2 * longest_s:
             return attempt
         expires_at = after(now, longest_s)
-        self.ports.store.attempts.note(attempt.id, {"lease_expires_at": expires_at}, token)
+        self.backends.store.attempts.note(attempt.id, {"lease_expires_at": expires_at}, token)
         return replace(attempt, lease_expires_at=expires_at)
 
-    def _look(self) -> View | None:
+    def _observe_cluster(self) -> ClusterState | None:
         try:
-            view = self.ports.circuit.ask("ray", self.ports.dispatcher.look)
-        except PortError as error:
-            self._outages.goes_on("cluster", "the cluster can't be asked", error=str(error))
+            view = self.backends.circuit.ask("ray", self.backends.dispatcher.observe)
+        except BackendError as error:
+            self._outage_log.failed("cluster", "the cluster can't be asked", error=str(error))
             return None
-        self._outages.over("cluster")
+        self._outage_log.recovered("cluster")
         return view
 
 

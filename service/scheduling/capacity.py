@@ -28,39 +28,39 @@ Hosts = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
-class Rooms:
+class Capacity:
     """Room by our own books, and as the cluster reports it. A gang has to fit both.
 
     The books never forget an attempt whose processes may still run; the report knows what strangers use and on which
     host our workers really sit.
     """
 
-    books: Hosts
+    ledger: Hosts
     report: Hosts
 
     @staticmethod
-    def of(nodes: Sequence[NodeCapacity], *, whole: bool = False) -> Rooms:
+    def of(nodes: Sequence[NodeCapacity], *, whole: bool = False) -> Capacity:
         """whole: as if nothing ran anywhere."""
-        books = tuple((node.cpus, node.gpus) for node in nodes)
-        return Rooms(books, books if whole else tuple((node.free_cpus, node.free_gpus) for node in nodes))
+        ledger = tuple((node.cpus, node.gpus) for node in nodes)
+        return Capacity(ledger, ledger if whole else tuple((node.free_cpus, node.free_gpus) for node in nodes))
 
-    def holding(self, gangs: Iterable[tuple[Gang, bool]]) -> Rooms:
+    def holding(self, gangs: Iterable[tuple[Gang, bool]]) -> Capacity:
         """Less the gangs (with: are they part of the report already). One that finds no room takes what there is."""
-        books, report = self.books, self.report
+        ledger, report = self.ledger, self.report
         for shape, placed in sorted(gangs, key=lambda item: (-item[0].gpus, -item[0].cpus)):
-            books = _take(books, shape)[0]
+            ledger = _take(ledger, shape)[0]
             report = report if placed else _take(report, shape)[0]
-        return Rooms(books, report)
+        return Capacity(ledger, report)
 
-    def without(self, shape: Gang) -> Rooms | None:
+    def without(self, shape: Gang) -> Capacity | None:
         """What is left after the gang moved in; None if it does not fit whole."""
-        books, left = _take(self.books, shape)
+        ledger, left = _take(self.ledger, shape)
         report, left_over = _take(self.report, shape)
-        return None if left or left_over else Rooms(books, report)
+        return None if left or left_over else Capacity(ledger, report)
 
     def largest(self, shape: Gang) -> int:
         """How many workers of this kind fit now."""
-        return min(sum(_fits(host, shape) for host in hosts) for hosts in (self.books, self.report))
+        return min(sum(_fits(host, shape) for host in hosts) for hosts in (self.ledger, self.report))
 
 
 def _take(hosts: Hosts, shape: Gang) -> tuple[Hosts, int]:

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from syncnorm.service.jobs.job import ACTIVE, Attempt, Job, JobState
 from syncnorm.service.scheduling.growth import LEAST_SAVED_S, LEAST_TRAINED_S, SETTLED_S
-from syncnorm.service.scheduling.plan import Schedule
+from syncnorm.service.scheduling.schedule import Schedule
 from syncnorm.trainer.contract.failure import advised
 
 
@@ -24,7 +24,7 @@ class Explanation:
 
 
 @dataclass(frozen=True)
-class Troubles:
+class ServiceProblems:
     """What the service can't do just now. of_job: the error of this job's own step; failing_since, error: of ticks that
     fail as a whole; culprits: jobs whose steps fail."""
 
@@ -66,27 +66,27 @@ CODES = (
 def explain(
     job: Job,
     attempt: Attempt | None,
-    plan: Schedule | None,
+    schedule: Schedule | None,
     ahead: int,
     storage_problem: str | None = None,
-    troubles: Troubles = Troubles(),
+    problems: ServiceProblems = ServiceProblems(),
 ) -> Explanation:
-    """plan: the scheduler's last one; None while the cluster can't be reached. ahead: queued jobs that go first.
+    """schedule: the scheduler's last one; None while the cluster can't be reached. ahead: queued jobs that go first.
 
-    storage_problem: why the storage can't be used just now. troubles: of the service itself.
+    storage_problem: why the storage can't be used just now. problems: of the service itself.
     """
-    if not job.is_terminal and (said := troubles.explained(job)) is not None:
+    if not job.is_terminal and (said := problems.explained(job)) is not None:
         return said
     if storage_problem is not None and job.state in ACTIVE:
         return Explanation(
             "storage_unreachable", f"Its launch or its result waits, what runs goes on: {storage_problem}"
         )
     if job.state is JobState.QUEUED:
-        return _queued(job, attempt, plan, ahead)
+        return _queued(job, attempt, schedule, ahead)
     if job.state is JobState.STARTING:
         return _starting(attempt)
     if job.state is JobState.RUNNING:
-        return _running(job, attempt, plan)
+        return _running(job, attempt, schedule)
     return _by_its_state(job)
 
 
@@ -108,10 +108,10 @@ def _by_its_state(job: Job) -> Explanation:
     return Explanation("failed", f"{job.reason}: {said}")
 
 
-def _queued(job: Job, attempt: Attempt | None, plan: Schedule | None, ahead: int) -> Explanation:
-    if plan is None:
+def _queued(job: Job, attempt: Attempt | None, schedule: Schedule | None, ahead: int) -> Explanation:
+    if schedule is None:
         return Explanation("cluster_unreachable", "Ray can't be reached; the job is kept and starts when it can.")
-    if wait := plan.wait(job):
+    if wait := schedule.wait(job):
         return Explanation(wait.code, wait.message, wait.numbers, ahead, wait.blockers, wait.starts_at)
     if attempt is not None and attempt.released_at is None:
         return Explanation("previous_attempt_leaving", f"Attempt {attempt.number} still has to leave the cluster.")
@@ -120,16 +120,16 @@ def _queued(job: Job, attempt: Attempt | None, plan: Schedule | None, ahead: int
     return Explanation("starts_next", "There is room; it starts with the next look at the queue.")
 
 
-def _running(job: Job, attempt: Attempt | None, plan: Schedule | None) -> Explanation:
+def _running(job: Job, attempt: Attempt | None, schedule: Schedule | None) -> Explanation:
     if attempt is None or attempt.workers >= job.workers:
         return Explanation("training", "The job is training.")
     numbers = {"workers": float(attempt.workers), "asked_for": float(job.workers)}
     message = f"It trains on {attempt.workers} of {job.workers} workers; "
-    if plan is None or job.id not in plan.room:
+    if schedule is None or job.id not in schedule.spare:
         return Explanation("training", f"{message}there is no room for more that nobody waits for.", numbers)
-    numbers["room_for"] = float(plan.room[job.id])
+    numbers["room_for"] = float(schedule.spare[job.id])
     message += (
-        f"there is room for {plan.room[job.id]}. It stops for a moment and goes on with them once that has lasted "
+        f"there is room for {schedule.spare[job.id]}. It stops for a moment and goes on with them once that has lasted "
         f"{SETTLED_S:.0f} s and it has trained {LEAST_TRAINED_S:.0f} s, if it ends {LEAST_SAVED_S:.0f} s sooner."
     )
     return Explanation("training", message, numbers)

@@ -12,7 +12,7 @@ from datetime import datetime
 
 from syncnorm.service.jobs.job import Job, JobState
 from syncnorm.service.scheduling.ordering import rank
-from syncnorm.service.scheduling.plan import Held, Policy, Room
+from syncnorm.service.scheduling.schedule import Allocation, Policy, SpareWorkers
 
 SETTLED_S = 60.0
 """How long there must have been room: several starts of a job, so that a gap between two jobs is no room."""
@@ -41,22 +41,24 @@ class Growth:
 
 
 @dataclass(frozen=True)
-class Settling:
+class GrowthTimer:
     """Since when there has been room for each job that could grow. Forgotten when there is none, and at a restart."""
 
     since: Mapping[str, datetime] = field(default_factory=dict)
 
-    def after(self, room: Room, now: datetime) -> Settling:
-        """room: what the latest plan has found."""
-        return replace(self, since={name: self.since.get(name, now) for name in room})
+    def after(self, spare: SpareWorkers, now: datetime) -> GrowthTimer:
+        """spare: what the latest plan has found."""
+        return replace(self, since={name: self.since.get(name, now) for name in spare})
 
-    def ripe(self, room: Room, held: Sequence[Held], now: datetime, policy: Policy) -> Growth | None:
+    def due(
+        self, spare: SpareWorkers, allocations: Sequence[Allocation], now: datetime, policy: Policy
+    ) -> Growth | None:
         """The job to grow now, the one that goes first in the queue of those that may."""
-        found = [self._growth(item, room[item.job.id], now) for item in held if item.job.id in room]
+        found = [self._growth(item, spare[item.job.id], now) for item in allocations if item.job.id in spare]
         ready = [growth for growth in found if growth is not None]
         return min(ready, key=lambda one: rank(one.job.priority, one.job.queued_at, policy), default=None)
 
-    def _growth(self, item: Held, to: int, now: datetime) -> Growth | None:
+    def _growth(self, item: Allocation, to: int, now: datetime) -> Growth | None:
         workers = item.shape.workers
         if item.trains_since is None:
             return None
@@ -70,6 +72,6 @@ class Settling:
         return Growth(item.job, workers, to, settled_s, trained_s, saved_s)
 
 
-def can_grow(item: Held) -> bool:
+def can_grow(item: Allocation) -> bool:
     """Whether it trains on fewer workers than it asks for, and nobody has asked it to stop."""
     return item.job.state is JobState.RUNNING and item.job.stop is None and item.shape.workers < item.job.workers

@@ -11,25 +11,25 @@ from datetime import datetime
 from heapq import heapify, heappop, heappush
 
 from syncnorm.service.jobs.job import Job
-from syncnorm.service.scheduling.plan import Policy
+from syncnorm.service.scheduling.schedule import Policy
 
-Place = tuple[float, str, Job]
+QueueEntry = tuple[float, str, Job]
 """A waiting job behind what sorts it: rank, then id."""
-Lines = Mapping[str, Sequence[Place]]
+QueuesByOwner = Mapping[str, Sequence[QueueEntry]]
 """Waiting jobs by owner, each line in order. Sorted beforehand, so that a plan only looks at the front of each."""
 
 
-def place(job: Job, policy: Policy) -> Place:
+def queue_entry(job: Job, policy: Policy) -> QueueEntry:
     return rank(job.priority, job.queued_at, policy), job.id, job
 
 
-def in_lines(jobs: Iterable[Job], policy: Policy) -> Lines:
-    lines: dict[str, list[Place]] = defaultdict(list)
+def queues_by_owner(jobs: Iterable[Job], policy: Policy) -> QueuesByOwner:
+    queues: dict[str, list[QueueEntry]] = defaultdict(list)
     for job in jobs:
-        lines[job.owner].append(place(job, policy))
-    for line in lines.values():
-        line.sort()
-    return lines
+        queues[job.owner].append(queue_entry(job, policy))
+    for queue in queues.values():
+        queue.sort()
+    return queues
 
 
 def points(job: Job, at: datetime, policy: Policy) -> float:
@@ -42,24 +42,24 @@ def rank(priority: int, queued_at: datetime, policy: Policy) -> float:
     return queued_at.timestamp() - priority * policy.ageing_s
 
 
-def in_order(lines: Lines, penalty: Callable[[str], float], may_go: Callable[[str], bool]) -> Iterator[Job]:
+def in_order(queues: QueuesByOwner, penalty: Callable[[str], float], may_go: Callable[[str], bool]) -> Iterator[Job]:
     """Jobs of all lines, most points first.
 
     penalty: of an owner, in the unit of ranks; may grow with each job that is picked, and counts at once. may_go: of an
     owner, asked before each of their jobs; one who may not is out.
     """
-    next_of = dict.fromkeys(lines, 0)
-    owners = [(line[0][0] + penalty(owner), owner) for owner, line in lines.items() if line]
+    next_of = dict.fromkeys(queues, 0)
+    owners = [(queue[0][0] + penalty(owner), owner) for owner, queue in queues.items() if queue]
     heapify(owners)
     while owners:
         at, owner = heappop(owners)
-        line, index = lines[owner], next_of[owner]
-        if at != (now := line[index][0] + penalty(owner)):  # was served since: stands in line again
+        queue, index = queues[owner], next_of[owner]
+        if at != (now := queue[index][0] + penalty(owner)):  # was served since: stands in line again
             heappush(owners, (now, owner))
             continue
         if not may_go(owner):
             continue
-        yield line[index][2]
+        yield queue[index][2]
         next_of[owner] = index = index + 1
-        if index < len(line):
-            heappush(owners, (line[index][0] + penalty(owner), owner))
+        if index < len(queue):
+            heappush(owners, (queue[index][0] + penalty(owner), owner))

@@ -9,57 +9,57 @@ from datetime import datetime
 
 from syncnorm.service.jobs.instants import NEVER
 from syncnorm.service.jobs.job import Job, JobState
-from syncnorm.service.scheduling.capacity import Gang, Rooms
+from syncnorm.service.scheduling.capacity import Capacity, Gang
 from syncnorm.service.scheduling.ordering import points
-from syncnorm.service.scheduling.plan import Held, Policy
+from syncnorm.service.scheduling.schedule import Allocation, Policy
 
 _PREEMPTIBLE = frozenset({JobState.STARTING, JobState.RUNNING})
 
 
 @dataclass(frozen=True)
-class Books:
+class ClusterLedger:
     """Who has room, by our own books alone. empty: the whole cluster; started: what this pass has given room to."""
 
-    empty: Rooms
-    held: Sequence[Held]
+    empty: Capacity
+    allocations: Sequence[Allocation]
     started: Sequence[Gang]
 
-    def after(self, gone: Sequence[Held]) -> Rooms:
+    def after(self, gone: Sequence[Allocation]) -> Capacity:
         """Once these have left."""
         names = {item.job.id for item in gone}
-        stay = [item.shape for item in self.held if item.job.id not in names]
+        stay = [item.shape for item in self.allocations if item.job.id not in names]
         return self.empty.holding((shape, False) for shape in (*stay, *self.started))
 
-    def fits_after(self, shape: Gang, gone: Sequence[Held]) -> bool:
+    def fits_after(self, shape: Gang, gone: Sequence[Allocation]) -> bool:
         return self.after(gone).without(shape) is not None
 
 
-def blockers(shape: Gang, books: Books) -> list[Held]:
+def blockers(shape: Gang, ledger: ClusterLedger) -> list[Allocation]:
     """Those who end first, by their estimates, and whose room is enough; all of them if it never is."""
-    leaving = sorted(books.held, key=ends_at)
-    return leaving[: _fewest(len(leaving), lambda count: books.fits_after(shape, leaving[:count]))]
+    leaving = sorted(ledger.allocations, key=ends_at)
+    return leaving[: _fewest(len(leaving), lambda count: ledger.fits_after(shape, leaving[:count]))]
 
 
-def ends_at(item: Held) -> datetime:
+def ends_at(item: Allocation) -> datetime:
     return item.ends_at or NEVER
 
 
-def victims(head: Job, shape: Gang, books: Books, policy: Policy) -> list[Job]:
+def victims(head: Job, shape: Gang, ledger: ClusterLedger, policy: Policy) -> list[Job]:
     """The fewest, least important, youngest attempts whose room lets the head in; those leaving already count."""
     if not policy.preempt:
         return []
-    leaving = [item for item in books.held if item.job.stop is not None]
-    if books.fits_after(shape, leaving):
+    leaving = [item for item in ledger.allocations if item.job.stop is not None]
+    if ledger.fits_after(shape, leaving):
         return [item.job for item in leaving if item.job.stop == "preempt"]
-    weaker = [item for item in books.held if item not in leaving and _must_yield(item, head, policy)]
+    weaker = [item for item in ledger.allocations if item not in leaving and _must_yield(item, head, policy)]
     weaker.sort(key=lambda item: (item.job.priority, -item.since.timestamp()))
-    count = _fewest(len(weaker), lambda count: books.fits_after(shape, [*leaving, *weaker[:count]]))
+    count = _fewest(len(weaker), lambda count: ledger.fits_after(shape, [*leaving, *weaker[:count]]))
     if count > len(weaker):
         return []
     chosen = weaker[:count]
     for item in reversed(chosen[:-1]):  # let those stay without whose room the head fits as well
         rest = [other for other in chosen if other is not item]
-        chosen = rest if books.fits_after(shape, [*leaving, *rest]) else chosen
+        chosen = rest if ledger.fits_after(shape, [*leaving, *rest]) else chosen
     return [item.job for item in chosen]
 
 
@@ -68,5 +68,5 @@ def _fewest(most: int, is_enough: Callable[[int], bool]) -> int:
     return bisect_left(range(1, most + 1), True, key=is_enough) + 1
 
 
-def _must_yield(item: Held, head: Job, policy: Policy) -> bool:
+def _must_yield(item: Allocation, head: Job, policy: Policy) -> bool:
     return item.job.state in _PREEMPTIBLE and points(item.job, item.since, policy) < head.priority

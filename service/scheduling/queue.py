@@ -12,8 +12,8 @@ from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from syncnorm.service.jobs.job import Job, JobState
-from syncnorm.service.scheduling.ordering import Lines, Place, place
-from syncnorm.service.scheduling.plan import Policy
+from syncnorm.service.scheduling.ordering import QueueEntry, QueuesByOwner, queue_entry
+from syncnorm.service.scheduling.schedule import Policy
 from syncnorm.service.store.rows import Faults
 
 
@@ -25,14 +25,14 @@ class Source(Protocol):
     def jobs(self, ids: Collection[str], faults: Faults | None = None) -> list[Job]: ...
 
 
-class Waiting:
+class JobQueue:
     """A mirror of the queued jobs."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._jobs: dict[str, Job] = {}
         self._versions: dict[str, int] = {}
-        self._lines: dict[str, list[Place]] = defaultdict(list)
+        self._queues: dict[str, list[QueueEntry]] = defaultdict(list)
         self.unreadable: Faults = {}
         """Waiting jobs whose rows can't be read; they are in no line."""
 
@@ -54,18 +54,18 @@ class Waiting:
             return
         self._jobs[job.id] = job
         self._versions[job.id] = job.version
-        insort(self._lines[job.owner], place(job, self._policy))
+        insort(self._queues[job.owner], queue_entry(job, self._policy))
 
-    def lines(self) -> Lines:
+    def queues(self) -> QueuesByOwner:
         """Good until the next change."""
-        return self._lines
+        return self._queues
 
     def _remove(self, job_id: str) -> None:
         job = self._jobs.pop(job_id, None)
         if job is None:
             return
         del self._versions[job_id]
-        line = self._lines[job.owner]
-        del line[bisect_left(line, place(job, self._policy))]
-        if not line:
-            del self._lines[job.owner]
+        queue = self._queues[job.owner]
+        del queue[bisect_left(queue, queue_entry(job, self._policy))]
+        if not queue:
+            del self._queues[job.owner]

@@ -7,21 +7,21 @@ from collections.abc import Iterable, Sequence
 
 from syncnorm.service.jobs.job import Job
 from syncnorm.service.scheduling.capacity import Gang
-from syncnorm.service.scheduling.plan import Held, Policy, Wait
+from syncnorm.service.scheduling.schedule import Allocation, Policy, WaitReason
 from syncnorm.trainer.contract.plan import NodeCapacity
 
 
 class Quotas:
     """Grows with every job that is picked."""
 
-    def __init__(self, held: Iterable[Held], nodes: Sequence[NodeCapacity], policy: Policy) -> None:
+    def __init__(self, allocations: Iterable[Allocation], nodes: Sequence[NodeCapacity], policy: Policy) -> None:
         self._policy = policy
         self._cpus = sum(node.cpus for node in nodes) or 1.0
         self._gpus = sum(node.gpus for node in nodes) or 1.0
         self._share: dict[str, float] = defaultdict(float)
         self._running: dict[str, int] = defaultdict(int)
         self._gpus_of: dict[str, float] = defaultdict(float)
-        for item in held:
+        for item in allocations:
             self.charge(item.job, item.shape)
 
     def charge(self, job: Job, shape: Gang) -> None:
@@ -35,21 +35,21 @@ class Quotas:
         """What the owner's share costs, in the unit of ranks."""
         return self._share[owner] * self._policy.share_points * self._policy.ageing_s
 
-    def too_many_running(self, owner: str) -> Wait | None:
+    def too_many_running(self, owner: str) -> WaitReason | None:
         running, most = self._running[owner], self._policy.max_running
         if most is None or running < most:
             return None
         numbers = {"running": float(running), "limit": float(most)}
-        return Wait("quota_running", f"{owner} has {running} jobs under way; the limit is {most}.", numbers)
+        return WaitReason("quota_running", f"{owner} has {running} jobs under way; the limit is {most}.", numbers)
 
-    def too_many_gpus(self, job: Job) -> Wait | None:
+    def too_many_gpus(self, job: Job) -> WaitReason | None:
         gpus, limit = self._gpus_of[job.owner], self._policy.max_gpus
         if limit is None or job.size_within(self.workers_left(job)):
             return None
         wanted = float(job.least_workers * job.gpus_per_worker)
         numbers = {"in_use": gpus, "wanted": wanted, "limit": float(limit)}
         message = f"{job.owner} uses {gpus:g} GPUs and wants {wanted:g} more; the limit is {limit}."
-        return Wait("quota_gpus", message, numbers)
+        return WaitReason("quota_gpus", message, numbers)
 
     def workers_left(self, job: Job) -> int:
         """Workers of this job that its owner may still have."""

@@ -14,46 +14,52 @@ from datetime import datetime
 
 from syncnorm.service.jobs.instants import NEVER
 from syncnorm.service.jobs.job import Job, JobState
-from syncnorm.service.scheduling.capacity import Gang, Rooms, gang
+from syncnorm.service.scheduling.capacity import Capacity, Gang, gang
 from syncnorm.service.scheduling.growth import can_grow
-from syncnorm.service.scheduling.ordering import Lines, in_order
-from syncnorm.service.scheduling.plan import Held, Policy, Schedule, Wait
-from syncnorm.service.scheduling.preemption import Books, blockers, ends_at, victims
+from syncnorm.service.scheduling.ordering import QueuesByOwner, in_order
+from syncnorm.service.scheduling.preemption import ClusterLedger, blockers, ends_at, victims
 from syncnorm.service.scheduling.quotas import Quotas
+from syncnorm.service.scheduling.schedule import Allocation, Policy, Schedule, WaitReason
 from syncnorm.trainer.contract.plan import NodeCapacity
 
 
 def schedule(
-    lines: Lines, held: Sequence[Held], nodes: Sequence[NodeCapacity], now: datetime, policy: Policy
+    queues: QueuesByOwner,
+    allocations: Sequence[Allocation],
+    nodes: Sequence[NodeCapacity],
+    now: datetime,
+    policy: Policy,
 ) -> Schedule:
     """The plan for this moment."""
-    return _Pass(held, nodes, now, policy).run(lines)
+    return _SchedulingPass(allocations, nodes, now, policy).run(queues)
 
 
-class _Pass:
+class _SchedulingPass:
     """Room shrinks as jobs are picked."""
 
-    def __init__(self, held: Sequence[Held], nodes: Sequence[NodeCapacity], now: datetime, policy: Policy) -> None:
-        self._held = held
+    def __init__(
+        self, allocations: Sequence[Allocation], nodes: Sequence[NodeCapacity], now: datetime, policy: Policy
+    ) -> None:
+        self._allocations = allocations
         self._now = now
         self._policy = policy
-        self._quotas = Quotas(held, nodes, policy)
-        self._empty = Rooms.of(nodes, whole=True)
-        self._rooms = Rooms.of(nodes).holding((h.shape, h.placed) for h in held)
+        self._quotas = Quotas(allocations, nodes, policy)
+        self._empty = Capacity.of(nodes, whole=True)
+        self._capacity = Capacity.of(nodes).holding((h.shape, h.placed) for h in allocations)
         self._starts: dict[str, tuple[Job, Gang]] = {}
-        self._waits: dict[str, Wait] = {}
-        self._owners: dict[str, Wait] = {}
+        self._waits: dict[str, WaitReason] = {}
+        self._owners: dict[str, WaitReason] = {}
         self._held_back: set[str] = set()
-        self._leaving = {item.job.id for item in held}
+        self._leaving = {item.job.id for item in allocations}
         self._head: Job | None = None
-        self._after_head: Rooms | None = None
+        self._after_head: Capacity | None = None
         self._preempts: tuple[Job, ...] = ()
         self._too_big: set[Gang] = set()
         self._faults: dict[str, Exception] = {}
 
-    def run(self, lines: Lines) -> Schedule:
+    def run(self, queues: QueuesByOwner) -> Schedule:
         depth = 0
-        for job in in_order(lines, self._quotas.penalty, self._may_go):
+        for job in in_order(queues, self._quotas.penalty, self._may_go):
             if job.id in self._leaving:  # its last attempt still has to leave the cluster
                 continue
             try:
@@ -66,16 +72,16 @@ class _Pass:
                 break
         sizes = {name: shape.workers for name, (_, shape) in self._starts.items()}
         starts = tuple(job for job, _ in self._starts.values())
-        room = {} if self._head or starts or self._somebody_comes_soon() else self._room_to_grow()
-        return Schedule(starts, self._preempts, self._waits, self._owners, sizes, room, self._faults)
+        spare = {} if self._head or starts or self._somebody_comes_soon() else self._spare_workers()
+        return Schedule(starts, self._preempts, self._waits, self._owners, sizes, spare, self._faults)
 
     def _consider(self, job: Job) -> bool:
         """Start it or say why it waits; whether it could start if there were room."""
-        if wait := self._not_eligible(job):
+        if wait := self._ineligibility(job):
             self._waits[job.id] = wait
             return False
         least = gang(job, job.least_workers)
-        now = 0 if least in self._too_big else job.size_within(self._rooms.largest(gang(job)))
+        now = 0 if least in self._too_big else job.size_within(self._capacity.largest(gang(job)))
         if not now:
             self._too_big.add(least)
         size = self._size_behind(job, now, self._after_head)
@@ -93,20 +99,20 @@ class _Pass:
         """Whether a job that waits for something else, or is just leaving, will want its room."""
         if any(wait.code == "backoff" for wait in self._waits.values()):
             return True
-        return any(item.job.stop is not None or item.job.state is JobState.QUEUED for item in self._held)
+        return any(item.job.stop is not None or item.job.state is JobState.QUEUED for item in self._allocations)
 
-    def _room_to_grow(self) -> dict[str, int]:
+    def _spare_workers(self) -> dict[str, int]:
         """For each job by itself: beside its workers, where they really sit, and by the books once it has left.
 
         Not where its owner has jobs that wait for a quota only: they would start as soon as it stops.
         """
         found = {}
-        books = Books(self._empty, self._held, ())
-        for item in filter(can_grow, self._held):
+        ledger = ClusterLedger(self._empty, self._allocations, ())
+        for item in filter(can_grow, self._allocations):
             if item.job.owner in self._held_back:
                 continue
             try:
-                size = self._size_grown(item, books)
+                size = self._size_grown(item, ledger)
             except Exception as error:
                 self._faults[item.job.id] = error
                 continue
@@ -114,10 +120,10 @@ class _Pass:
                 found[item.job.id] = size
         return found
 
-    def _size_grown(self, item: Held, books: Books) -> int:
+    def _size_grown(self, item: Allocation, ledger: ClusterLedger) -> int:
         job, workers = item.job, item.shape.workers
-        more = min(self._rooms.largest(gang(job, job.workers - workers)), self._quotas.workers_left(job))
-        return job.size_within(min(workers + more, books.after([item]).largest(gang(job))) if more else 0)
+        more = min(self._capacity.largest(gang(job, job.workers - workers)), self._quotas.workers_left(job))
+        return job.size_within(min(workers + more, ledger.after([item]).largest(gang(job))) if more else 0)
 
     def _may_go(self, owner: str) -> bool:
         if wait := self._quotas.too_many_running(owner):
@@ -125,22 +131,22 @@ class _Pass:
             self._held_back.add(owner)
         return wait is None
 
-    def _size_behind(self, job: Job, now: int, after_head: Rooms | None) -> int:
+    def _size_behind(self, job: Job, now: int, after_head: Capacity | None) -> int:
         """Of the `now` workers there is room for, as many as the quota allows and delay nobody ahead."""
         size = now and job.size_within(min(now, self._quotas.workers_left(job)))
         if size and after_head is not None:
             size = job.size_within(min(size, after_head.largest(gang(job, size))))
         return size
 
-    def _not_eligible(self, job: Job) -> Wait | None:
+    def _ineligibility(self, job: Job) -> WaitReason | None:
         if job.stop is not None:
-            return Wait("stop_requested", f"Somebody asked to {job.stop} it.")
+            return WaitReason("stop_requested", f"Somebody asked to {job.stop} it.")
         if job.not_before is not None and job.not_before > self._now:
             left_s = (job.not_before - self._now).total_seconds()
             message = f"The last attempt failed; the next one may start in {left_s:.0f} s."
-            return Wait("backoff", message, {"seconds": left_s}, starts_at=job.not_before)
+            return WaitReason("backoff", message, {"seconds": left_s}, starts_at=job.not_before)
         if self._empty.without(gang(job, job.least_workers)) is None:
-            return Wait(
+            return WaitReason(
                 "never_fits",
                 "Even the empty cluster is too small for all its workers. Add hosts, or submit "
                 "it again with fewer workers.",
@@ -150,38 +156,38 @@ class _Pass:
         return wait
 
     def _start(self, job: Job, shape: Gang) -> None:
-        rooms = self._rooms.without(shape)
-        assert rooms is not None, f"{job.id} does not fit"
-        self._rooms = rooms
+        capacity = self._capacity.without(shape)
+        assert capacity is not None, f"{job.id} does not fit"
+        self._capacity = capacity
         self._quotas.charge(job, shape)
         self._starts[job.id] = job, shape
 
-    def _reserve(self, head: Job) -> tuple[Rooms | None, tuple[Job, ...]]:
+    def _reserve(self, head: Job) -> tuple[Capacity | None, tuple[Job, ...]]:
         """(what later jobs may use without delaying the head, who has to give way); records why the head waits."""
         shape = gang(head, head.least_workers)
-        missing = shape.workers - self._rooms.largest(shape)
+        missing = shape.workers - self._capacity.largest(shape)
         numbers = {"workers_missing": float(missing), "workers": float(shape.workers)}
-        books = Books(self._empty, self._held, [started for _, started in self._starts.values()])
-        in_the_way = blockers(shape, books)
-        rest = books.after(in_the_way).without(shape)
+        ledger = ClusterLedger(self._empty, self._allocations, [started for _, started in self._starts.values()])
+        in_the_way = blockers(shape, ledger)
+        rest = ledger.after(in_the_way).without(shape)
         at = max(map(ends_at, in_the_way), default=NEVER)
         starts_at = None if at == NEVER else max(at, self._now)
-        leave = victims(head, shape, books, self._policy)
+        leave = victims(head, shape, ledger, self._policy)
         if leave:
             message = f"{missing} of its workers have no room yet; {len(leave)} jobs of lower priority give way."
             names = tuple(job.id for job in leave)
-            self._waits[head.id] = Wait("waiting_for_preemption", message, numbers, names, starts_at)
+            self._waits[head.id] = WaitReason("waiting_for_preemption", message, numbers, names, starts_at)
             return rest, tuple(job for job in leave if job.stop is None)
         message = f"{missing} of {shape.workers} workers have no room; it is next in line."
         names = tuple(item.job.id for item in in_the_way)
-        self._waits[head.id] = Wait("no_room", message, numbers, names, starts_at)
+        self._waits[head.id] = WaitReason("no_room", message, numbers, names, starts_at)
         return rest, ()
 
-    def _behind(self, job: Job, head: Job, *, fits_now: bool) -> Wait:
+    def _behind(self, job: Job, head: Job, *, fits_now: bool) -> WaitReason:
         if fits_now:
             message = f"There is room, but taking it would delay {head.id}, which is ahead."
-            return Wait("held_for_job_ahead", message, blockers=(head.id,))
+            return WaitReason("held_for_job_ahead", message, blockers=(head.id,))
         shape = gang(job, job.least_workers)
-        missing = shape.workers - self._rooms.largest(shape)
+        missing = shape.workers - self._capacity.largest(shape)
         message = f"{missing} of {shape.workers} workers have no room; {head.id} and perhaps others are ahead."
-        return Wait("no_room_behind", message, {"workers_missing": float(missing)}, (head.id,))
+        return WaitReason("no_room_behind", message, {"workers_missing": float(missing)}, (head.id,))

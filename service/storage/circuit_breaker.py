@@ -16,7 +16,7 @@ REST_S = 10.0
 _REMEMBERED_S = 60.0
 
 
-class StorageGate:
+class StorageCircuitBreaker:
     """Closed for REST_S after an error, so that a tick waits once for a storage that is away, not once a job."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, check: Callable[[], None] = lambda: None) -> None:

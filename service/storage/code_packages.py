@@ -29,7 +29,7 @@ class PackageError(ValueError):
     """An archive that can't be taken."""
 
 
-class Packages:
+class CodePackages:
     """root: the storage of the service, a folder or an fsspec URL. Raises StorageError where that can't be asked."""
 
     def __init__(self, root: str, check: Callable[[], None] = lambda: None) -> None:

@@ -18,14 +18,14 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from pydantic_core import from_json, to_json
 
-from syncnorm.service.port_errors import DatabaseUnavailableError
+from syncnorm.service.backend_errors import DatabaseUnavailableError
 from syncnorm.service.store.database_faults import unavailability
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 
 
 @dataclass(frozen=True)
-class Unparsed:
+class InvalidJson:
     """What a JSON column holds that is not JSON: one such row must not hide the others of a list."""
 
     content: str
@@ -38,7 +38,7 @@ def _from_json(content: str | bytes) -> Any:
     try:
         return from_json(content)
     except ValueError:
-        return Unparsed(str(content))
+        return InvalidJson(str(content))
 
 
 _JSON: dict[str, Any] = {"json_serializer": lambda value: to_json(value).decode(), "json_deserializer": _from_json}

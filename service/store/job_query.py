@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from syncnorm.service.store import schema as t
-from syncnorm.service.store.values import JobQuery, Listed
+from syncnorm.service.store.values import JobQuery, ListedJob
 
 _J = t.jobs.c
 SORTS: dict[str, sa.Column[Any]] = {
@@ -21,7 +21,7 @@ SORTS: dict[str, sa.Column[Any]] = {
 """What a list may be sorted by; jobs that are equal in it, by id."""
 
 
-def sort_value(one: Listed, sort: str) -> Any:
+def sort_value(one: ListedJob, sort: str) -> Any:
     """What of a job the place in such a list is known by, besides its id."""
     return None if SORTS[sort.lstrip("-")] is _J.id else getattr(one, sort.lstrip("-"))
 
@@ -64,7 +64,7 @@ def _behind(by: sa.Column[Any], descending: bool, value: Any, job_id: str) -> sa
 
 
 def _columns(full: bool) -> Iterator[sa.ColumnElement[Any]]:
-    for name in Listed._fields:
+    for name in ListedJob._fields:
         column = _J[name]
         if name == "spec" and not full:
             yield sa.null().label(name)

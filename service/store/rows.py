@@ -20,7 +20,7 @@ from pydantic_core import from_json, to_json
 from syncnorm.service.jobs.export import Export, ExportState
 from syncnorm.service.jobs.job import Attempt, Job, JobState
 from syncnorm.service.store import schema as t
-from syncnorm.service.store.values import Listed
+from syncnorm.service.store.values import ListedJob
 from syncnorm.trainer.contract.failure import FailureReason
 from syncnorm.trainer.contract.protocol import Phase, StopRequest
 from syncnorm.trainer.contract.text import storable, storable_json
@@ -98,7 +98,7 @@ _WORDS |= {dict: "a JSON object", list: "a JSON array"}
 
 
 @dataclass(frozen=True)
-class Shape(Generic[T]):
+class RowReader(Generic[T]):
     """How rows of one table are read. columns: in the order of the value's fields, so that rows are read by position:
     by name takes three times as long."""
 
@@ -155,17 +155,17 @@ Special = Mapping[str, tuple[Callable[[Any], Any] | None, Any]]
 """(further check that makes the value, what stands for an unreadable one) of columns whose type does not say it."""
 
 
-def _shape(table: sa.Table, value: type[T], special: Special) -> Shape[T]:
+def _row_reader(table: sa.Table, value: type[T], special: Special) -> RowReader[T]:
     columns = (table.c[item.name] for item in fields(value))  # type: ignore[arg-type]
-    return Shape(table, value, tuple(_column(column, special) for column in columns))
+    return RowReader(table, value, tuple(_column(column, special) for column in columns))
 
 
-def _listed_shape() -> Shape[Listed]:
+def _listed_reader() -> RowReader[ListedJob]:
     """labels, spec: read as text, see Listed."""
-    columns = {name: _column(t.jobs.c[name], _JOB_SPECIAL) for name in Listed._fields}
+    columns = {name: _column(t.jobs.c[name], _JOB_SPECIAL) for name in ListedJob._fields}
     labels = Column("labels", frozenset({str}), _json_text, "{}")
     spec = Column("spec", frozenset({str, NoneType}), _json_text, None)
-    return Shape(t.jobs, Listed, tuple((columns | {"labels": labels, "spec": spec}).values()))
+    return RowReader(t.jobs, ListedJob, tuple((columns | {"labels": labels, "spec": spec}).values()))
 
 
 def _column(column: sa.Column[Any], special: Special) -> Column:
@@ -201,10 +201,10 @@ _ATTEMPT_SPECIAL: Special = {
     "phases": (_phases, None),
     "workers": (None, 1),
 }
-JOB = _shape(t.jobs, Job, _JOB_SPECIAL)
-ATTEMPT = _shape(t.attempts, Attempt, _ATTEMPT_SPECIAL)
-LISTED = _listed_shape()
-EXPORT = _shape(t.exports, Export, {"state": (ExportState, ExportState.FAILED), "reason": _REASON})
+JOB = _row_reader(t.jobs, Job, _JOB_SPECIAL)
+ATTEMPT = _row_reader(t.attempts, Attempt, _ATTEMPT_SPECIAL)
+LISTED = _listed_reader()
+EXPORT = _row_reader(t.exports, Export, {"state": (ExportState, ExportState.FAILED), "reason": _REASON})
 
 
 def job_of(row: Sequence[Any], faults: Faults | None = None) -> Job:
@@ -225,11 +225,11 @@ def unreadable_job(job: Job, wrong: str) -> Job:
     return replace(job, state=JobState.FAILED, reason=FailureReason.INTERNAL, message=said, stop=None)
 
 
-def listed_of(job: Job, *, full: bool) -> Listed:
+def listed_of(job: Job, *, full: bool) -> ListedJob:
     """A job as a list shows it, made of what could be read of it. full: with its spec."""
-    values = {name: getattr(job, name) for name in Listed._fields}
+    values = {name: getattr(job, name) for name in ListedJob._fields}
     text = {name: to_json(storable_json(values[name])).decode() for name in ("labels", "spec")}
-    return Listed(**values | text | ({} if full else {"spec": None}))
+    return ListedJob(**values | text | ({} if full else {"spec": None}))
 
 
 def attempt_of(row: Sequence[Any], faults: Faults | None = None) -> Attempt:

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from syncnorm.service.jobs.actors import Deed
+from syncnorm.service.jobs.actors import NewAuditEntry
 from syncnorm.service.jobs.job import Attempt, Job, NewEvent
 from syncnorm.service.store import schema as t
 from syncnorm.service.store.rows import ATTEMPT, JOB, job_of
@@ -48,17 +48,17 @@ def event_row(job_id: str, at: datetime, event: NewEvent) -> dict[str, Any]:
     return {"job_id": job_id, "at": at, "kind": event.kind, "message": event.message, "data": event.data, **actor}
 
 
-def add_audit(c: sa.Connection, at: datetime, deeds: Sequence[Deed]) -> None:
+def add_audit(c: sa.Connection, at: datetime, entries: Sequence[NewAuditEntry]) -> None:
     """Written with the change they tell of, so that there is neither without the other."""
-    if deeds:
-        c.execute(_INSERT_DEED, [_deed_row(deed, at) for deed in deeds])
+    if entries:
+        c.execute(_INSERT_AUDIT, [_audit_row(entry, at) for entry in entries])
 
 
-def _deed_row(deed: Deed, at: datetime) -> dict[str, Any]:
-    by = deed.by
+def _audit_row(entry: NewAuditEntry, at: datetime) -> dict[str, Any]:
+    by = entry.by
     return {
-        **{name: value for name, value in vars(deed).items() if name != "by"},
-        "object": deed.object[:400],
+        **{name: value for name, value in vars(entry).items() if name != "by"},
+        "object": entry.object[:400],
         "at": at,
         "actor_kind": by.kind,
         "owner": by.owner or "",
@@ -89,7 +89,7 @@ def row_of(value: Job | Attempt) -> dict[str, Any]:
     return dict(vars(value))
 
 
-_INSERT_DEED = sa.insert(t.audit)
+_INSERT_AUDIT = sa.insert(t.audit)
 INSERT_EVENT = sa.insert(t.events)
 """Not with .values(): a statement built anew costs more than running it."""
 JOBS = JOB.query

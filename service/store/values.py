@@ -71,7 +71,7 @@ class StoredToken:
 
 @dataclass(frozen=True)
 class AuditEntry:
-    """Who did what to which object, with the values that changed. See actors.Deed."""
+    """Who did what to which object, with the values that changed. See actors.NewAuditEntry."""
 
     seq: int
     at: datetime
@@ -105,7 +105,7 @@ class AuditQuery:
 
 
 @dataclass(frozen=True)
-class Answer:
+class StoredResponse:
     """What was answered to a request with an Idempotency-Key."""
 
     request_hash: str
@@ -119,23 +119,23 @@ class NewJob:
     job: Job
     event: NewEvent
     key: str | None = None
-    answer: Answer | None = None
+    answer: StoredResponse | None = None
 
 
-class Added(StrEnum):
+class AddOutcome(StrEnum):
     STORED = "stored"
     TOO_MANY = "too_many"
     """Its owner has as many unfinished jobs as allowed; nothing was stored."""
 
 
-class Asked(NamedTuple):
+class VerbResult(NamedTuple):
     """What became of a job that was asked for something: changed, so already, or refused because of its state."""
 
     job: Job
     outcome: Literal["done", "unchanged", "refused"]
 
 
-class Listed(NamedTuple):
+class ListedJob(NamedTuple):
     """What a list shows of a job. labels, spec: the JSON text they are kept as, for nobody looks into them.
 
     spec: None unless asked for.
@@ -170,7 +170,7 @@ Heads = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class News:
+class Changes:
     heads: Heads
     job_ids: set[str]
 

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 
+from syncnorm.service.backend_errors import DatabaseUnavailableError, OddAnswerError, UnreachableError
 from syncnorm.service.background.loop import Loop
-from syncnorm.service.background.outage_log import Outages
+from syncnorm.service.background.outage_log import OutageLog
 from syncnorm.service.jobs.job import new_fence
 from syncnorm.service.jobs.study import Study, StudyState, count_states, state_of
 from syncnorm.service.jobs.study_spec import StudySpec
-from syncnorm.service.port_errors import DatabaseUnavailableError, OddAnswerError, UnreachableError
 from syncnorm.service.store.administration.leases import LeaseTable
 from syncnorm.service.store.tables.studies import MOST_FAILURES, Family, StudyTable
 from syncnorm.service.studies.collect import outcomes
@@ -71,7 +71,7 @@ class StudyPublisher:
         self._leases = leases
         self._now = now
         self._check_storage = check_storage
-        self._outages = Outages(logger)
+        self._outage_log = OutageLog(logger)
         self._runs = runs
         self._storage = storage
         self._mlflow_uri = mlflow_uri
@@ -88,20 +88,20 @@ class StudyPublisher:
             if self._leases.take(self._holder, _LEASE_S, LEASE) is None:
                 return
             self._try_to_publish(study)
-        self._outages.over("mlflow")
+        self._outage_log.recovered("mlflow")
 
     def _try_to_publish(self, study: Study) -> None:
         try:
             self._publish(study)
         except (OddAnswerError, StorageError) as error:
-            self._outages.goes_on(study.id, "could not publish a study; retrying", study=study.id, error=str(error))
+            self._outage_log.failed(study.id, "could not publish a study; retrying", study=study.id, error=str(error))
             return
         except (UnreachableError, DatabaseUnavailableError):
             raise  # it would be the same for every other study
         except Exception as error:
             self._set_back(study, error)
             return
-        self._outages.over(study.id)
+        self._outage_log.recovered(study.id)
         if study.problem is not None:
             self._studies.note(study.id, {"failures": 0, "problem": None})
 

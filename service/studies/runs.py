@@ -10,10 +10,10 @@ from urllib.parse import quote, urlsplit
 
 import fsspec
 
+from syncnorm.service.backend_errors import RefusedError
 from syncnorm.service.integrations.mlflow_answers import RUN_FOUND, RUNS_FOUND
 from syncnorm.service.integrations.mlflow_runs import MlflowTracker, Run
 from syncnorm.service.jobs.study import Study
-from syncnorm.service.port_errors import RefusedError
 from syncnorm.trainer.contract.text import storable
 
 PARENT_TAG = "mlflow.parentRunId"

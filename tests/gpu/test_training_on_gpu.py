@@ -15,12 +15,12 @@ from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.data import build_data
 from syncnorm.trainer.export.population import population_statistics
 from syncnorm.trainer.models import build_model
-from syncnorm.trainer.ranks.rank_context import Place
+from syncnorm.trainer.ranks.rank_context import RankContext
 from syncnorm.trainer.ranks.replica_check import check_agreement
 from syncnorm.trainer.training import checkpoints
 from syncnorm.trainer.training.evaluation import evaluate
 from syncnorm.trainer.worker.fit import Loaders
-from tests.helpers.trainer.ranks import PoolEnvironment, Told, Trained, train
+from tests.helpers.trainer.ranks import PoolEnvironment, RecordingReporter, TrainedModel, train
 
 pytestmark = pytest.mark.usefixtures("nccl")
 
@@ -56,8 +56,8 @@ def document(kind: str = "sync_batch", **train_changes: Any) -> dict[str, Any]:
     }
 
 
-def run(root: Path, job: dict[str, Any], **how: Any) -> Trained:
-    return train(0, 1, str(root), job, where=Place(0, 1, OneGpu, PoolEnvironment(0, 1)), **how)
+def run(root: Path, job: dict[str, Any], **how: Any) -> TrainedModel:
+    return train(0, 1, str(root), job, where=RankContext(0, 1, OneGpu, PoolEnvironment(0, 1)), **how)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed", "64-true"])
@@ -83,7 +83,7 @@ def test_resumed_job_goes_on_bit_for_bit(tmp_path: Path, precision: str) -> None
     job = document(precision=precision)
     whole = run(tmp_path / "whole", job)
 
-    stopped = run(tmp_path / "cut", job, told=Told(stop_at=7))
+    stopped = run(tmp_path / "cut", job, told=RecordingReporter(stop_at=7))
     newest = checkpoints.newest([tmp_path / "cut" / "checkpoints"])
     assert newest is not None
     resumed = run(tmp_path / "resumed", job, resume_from=str(newest.path))

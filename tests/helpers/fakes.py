@@ -10,7 +10,7 @@ from pathlib import Path
 
 from syncnorm.service.integrations.mlflow_run_facts import world_size_tags
 from syncnorm.service.integrations.mlflow_runs import Run, TrackingUnreachableError
-from syncnorm.service.integrations.ray_jobs import ClusterUnreachableError, Kind, Submission, View
+from syncnorm.service.integrations.ray_jobs import ClusterState, ClusterUnreachableError, Kind, Submission
 from syncnorm.service.jobs.job import Attempt, Job
 from syncnorm.service.jobs.lifecycle import RayStatus
 from syncnorm.service.jobs.study import Study
@@ -113,10 +113,10 @@ class FakeCluster:
     """Ended submissions whose record the service needs no more."""
     lease_s: float = 30.0
 
-    def look(self) -> View:
+    def observe(self) -> ClusterState:
         self._require()
         nodes = tuple(NodeCapacity(name, cpus, gpus, cpus, gpus) for name, cpus, gpus in self.nodes)
-        return View(self.session, nodes, dict(self.submissions))
+        return ClusterState(self.session, nodes, dict(self.submissions))
 
     def start(self, attempt_id: str, folder: str, kind: Kind = "attempt") -> None:
         self._require()

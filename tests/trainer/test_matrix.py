@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from syncnorm import norm
-from syncnorm.trainer.export.certification import Trained, export_and_compare
+from syncnorm.trainer.export.certification import TrainedModel, export_and_compare
 from syncnorm.trainer.export.population import population_statistics
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.worker.fit import fit
 from tests.helpers.norm.pool import Pool
-from tests.helpers.trainer.ranks import Told, build, launch_of, place
+from tests.helpers.trainer.ranks import RecordingReporter, build, launch_of, rank_context
 from tests.trainer.models.test_models_with_kinds import MODELS, OPTIONS, REFUSED
 
 # Each kind with a model, each model with a few kinds; the long form takes all of them.
@@ -45,14 +45,14 @@ def document(name: str, kind: str, formats: list[str]) -> dict[str, Any]:
 def train_and_certify(rank: int, world_size: int, root: str, job: dict[str, Any]) -> list[dict[str, Any]]:
     """Two steps, population statistics, and on rank 0 the comparison of every runtime."""
     built = build(rank, world_size, launch_of(job))
-    folders, reporter = AttemptFolders(Path(root)), Told()
-    fit(built.module, built.loaders, built.launch, folders, reporter, place(rank, world_size), built.steps)  # type: ignore[arg-type]
+    folders, reporter = AttemptFolders(Path(root)), RecordingReporter()
+    fit(built.module, built.loaders, built.launch, folders, reporter, rank_context(rank, world_size), built.steps)  # type: ignore[arg-type]
     network = built.module.network
     population_statistics(network, built.loaders.train, "pooled", torch.device("cpu"))
     if rank:
         return []
     held_out = torch.stack([built.data.val[index][0] for index in range(8)]).numpy()
-    trained = Trained("j", network.eval(), held_out, {}, {}, seed=0)
+    trained = TrainedModel("j", network.eval(), held_out, {}, {}, seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters warn about their own internals
         return [asdict(check) for check in export_and_compare(trained, built.launch.spec.export, folders.export).checks]

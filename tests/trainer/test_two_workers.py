@@ -10,7 +10,7 @@ import torch
 
 from syncnorm.trainer.training import checkpoints
 from tests.helpers.norm.pool import Pool
-from tests.helpers.trainer.ranks import Told, train
+from tests.helpers.trainer.ranks import RecordingReporter, train
 
 
 def spec(workers: int, **changes: Any) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def test_batch_statistics_of_each_worker_alone_do_not_equal_the_large_batch(rank
 def test_one_worker_goes_on_with_what_two_began(ranks: Pool, tmp_path: Path) -> None:
     whole = ranks.run(train, 2, str(tmp_path / "whole"), spec(2))[0]
 
-    ranks.run(train, 2, str(tmp_path / "two"), spec(2), None, Told(stop_at=8))
+    ranks.run(train, 2, str(tmp_path / "two"), spec(2), None, RecordingReporter(stop_at=8))
     newest = checkpoints.newest([tmp_path / "two" / "checkpoints"])
     assert newest is not None
     alone = ranks.run(train, 1, str(tmp_path / "one"), spec(2), str(newest.path))[0]

@@ -20,7 +20,7 @@ from syncnorm.trainer.reporting.reporter import Reporter
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.storage.sync import Mirror
 from syncnorm.trainer.training import checkpoints
-from syncnorm.trainer.training.background import Beside
+from syncnorm.trainer.training.background import BackgroundTasks
 from syncnorm.trainer.training.module import TrainingModule
 
 RANKS = "ranks"
@@ -47,7 +47,7 @@ class CheckpointWriter(Callback):
         self._keep_best = keep_best
         self._best: tuple[float, int] | None = None
         self._saved_at = -1
-        self.publication = Beside(is_threaded=folders.mirror.longest_s > 0)
+        self.publication = BackgroundTasks(is_threaded=folders.mirror.longest_s > 0)
         """Of the last checkpoint; it counts once that is over."""
         self.newest: str | None = None
         """Where the last one that was published lies on the storage."""

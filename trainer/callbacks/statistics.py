@@ -73,7 +73,7 @@ class StatisticsRecorder(Callback):
         layers = snapshot(pl_module.network)
         if layers:
             self._spool.append(_metrics(layers), step)
-            self._alarm.look(layers, lambda path: getattr(pl_module.network.get_submodule(path), "eps", 1e-5), step)
+            self._alarm.check(layers, lambda path: getattr(pl_module.network.get_submodule(path), "eps", 1e-5), step)
             tensors = {
                 f"{path}.{name}": getattr(layer, name).contiguous()
                 for path, layer in layers.items()

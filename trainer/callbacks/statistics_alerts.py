@@ -45,7 +45,7 @@ class StatisticsAlarm:
         self._raised: set[tuple[str, Cause]] = set()
         self._undone: set[str] = set()
 
-    def look(self, layers: Mapping[str, NormSnapshot], eps: Callable[[str], float], step: int) -> None:
+    def check(self, layers: Mapping[str, NormSnapshot], eps: Callable[[str], float], step: int) -> None:
         """eps: of a layer by its path."""
         found: dict[Cause, dict[str, float]] = {"drift": {}, "collapsed": {}, "non_finite": {}}
         for path, layer in layers.items():
@@ -78,11 +78,13 @@ class StatisticsAlarm:
         self._reporter.event("statistics_alert", message, cause=cause, step=step, layers=shown)
 
     def _recover(self, cause: Cause, values: Mapping[str, float], step: int) -> None:
-        over = sorted(path for path, kind in self._raised if kind == cause and path not in values)
-        if over:
-            self._raised -= {(path, cause) for path in over}
-            message = f"{_names(over)}: no longer {cause.replace('_', '-')}."
-            self._reporter.event("statistics_recovered", message, cause=cause, step=step, layers=over[:_MOST_LAYERS])
+        recovered = sorted(path for path, kind in self._raised if kind == cause and path not in values)
+        if recovered:
+            self._raised -= {(path, cause) for path in recovered}
+            message = f"{_names(recovered)}: no longer {cause.replace('_', '-')}."
+            self._reporter.event(
+                "statistics_recovered", message, cause=cause, step=step, layers=recovered[:_MOST_LAYERS]
+            )
 
 
 def _causes(layer: NormSnapshot, eps: float, step: int, *, is_raised: bool) -> Iterator[tuple[Cause, float]]:

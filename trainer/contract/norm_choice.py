@@ -45,7 +45,7 @@ def choose_norm(spec: JobSpec) -> NormChoice:
     evidence = _numbers(spec)
     if per_worker >= STEADY_SAMPLES:
         why = f"{counted(per_worker, 'sample')} a worker give steady batch statistics by themselves"
-        return NormChoice(kind="batch", why=why, evidence=evidence, alternative=_beside_batch(spec))
+        return NormChoice(kind="batch", why=why, evidence=evidence, alternative=_alternative_to_batch(spec))
     if per_worker * group >= STEADY_SAMPLES:
         few = counted(per_worker, "sample")
         why = f"batch statistics are unsteady with {few} a worker, and steady with the {per_worker * group} together"
@@ -92,7 +92,7 @@ def _per_sample(spec: JobSpec) -> str:
     return "layer" if smallest_map(spec) == 1 and spec.model.name == "mlp" else "group"
 
 
-def _beside_batch(spec: JobSpec) -> Alternative:
+def _alternative_to_batch(spec: JobSpec) -> Alternative:
     if norm_group_size(spec) > 1:
         return Alternative(
             kind="sync_batch", why="computes what one device would with the whole batch, for an exchange"

@@ -24,9 +24,9 @@ from syncnorm.trainer.contract.bounds import (
     Metrics,
     Path,
     Pid,
-    Place,
     Rank,
     Sequence,
+    ShortName,
     Speaker,
     Step,
     Traceback,
@@ -99,7 +99,7 @@ class Launch(Message):
     """The service gives up an attempt that does not train after so long."""
 
     @property
-    def meeting_timeout_s(self) -> float:
+    def rendezvous_timeout_s(self) -> float:
         """How long ranks wait for each other before training: time is left to say who did not come."""
         return self.startup_timeout_s / 2
 
@@ -151,7 +151,7 @@ class ModelRecord(Message):
     """The exported model. certificate: the content of export/certificate.json."""
 
     uri: Path
-    registered: Place | None
+    registered: ShortName | None
     certificate: Annotated[dict[str, Any], fitting(4 * 2**20, depth=32)]
 
 
@@ -206,21 +206,21 @@ class LogLines(Message):
     lines: Annotated[list[LogLine], Field(max_length=MOST_LINES)]
 
 
-class RankPlace(Message):
+class RankPlacement(Message):
     """Where a rank runs. node_id: the host, as Ray and /v1/cluster name it. gpu: its model; None: on CPUs."""
 
     rank: Rank
-    host: Place
+    host: ShortName
     pid: Pid
-    node_id: Place | None = None
-    gpu: Place | None = None
+    node_id: ShortName | None = None
+    gpu: ShortName | None = None
 
 
 class Placement(Message):
     """All ranks of an attempt, once each has come."""
 
     fence: Fence
-    ranks: Annotated[list[RankPlace], Field(max_length=MOST_WORKERS)]
+    ranks: Annotated[list[RankPlacement], Field(max_length=MOST_WORKERS)]
 
 
 class CheckpointFact(Message):

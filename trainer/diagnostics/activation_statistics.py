@@ -23,9 +23,9 @@ def measure(probe: Probe) -> dict[str, Any]:
     A module that is called several times counts as one over its calls. Activations that are functions, not modules, are
     not seen. See: Glorot & Bengio 2010, sec. 3 (saturation); Lu et al. 2019, arXiv:1903.06733 (dead ReLU).
     """
-    seen = probe.observation
-    layers: dict[str, Any] = {path: _moments(each) for path, each in seen.outputs.items()}
-    for path, counts in seen.slopes.items():
+    observations = probe.observation
+    layers: dict[str, Any] = {path: _moments(each) for path, each in observations.outputs.items()}
+    for path, counts in observations.slopes.items():
         layers[path] |= saturation(counts)
     return {"layers": layers}
 

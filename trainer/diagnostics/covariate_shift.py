@@ -26,17 +26,17 @@ def measure(probe: Probe) -> dict[str, Any]:
     Costs one pass over the batch per layer.
     See: Santurkar et al. 2018, arXiv:1805.11604, definition 2.1.
     """
-    seen = probe.observation
+    observations = probe.observation
     layers: dict[str, Any] = {}
-    for path in [path for path in seen.order if path in probe.layers]:
-        before = _parameters_before(seen.order, path, list(seen.gradient))
+    for path in [path for path in observations.order if path in probe.layers]:
+        before = _parameters_before(observations.order, path, list(observations.gradient))
         updated = {name: probe.end.parameters[name] for name in before}
-        gradient = probe.evaluate(updated).gradient if before else seen.gradient
+        gradient = probe.evaluate(updated).gradient if before else observations.gradient
         names = probe.layers[path]
         layers[path] = shift(
-            torch.cat([seen.gradient[name].flatten() for name in names]),
+            torch.cat([observations.gradient[name].flatten() for name in names]),
             torch.cat([gradient[name].flatten() for name in names]),
-        ) | (overall(seen.outputs[path]) if path in seen.outputs else {})
+        ) | (overall(observations.outputs[path]) if path in observations.outputs else {})
     return {"layers": layers}
 
 

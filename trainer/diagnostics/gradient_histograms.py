@@ -27,11 +27,11 @@ def measure(probe: Probe) -> dict[str, Any]:
     Source: "Normalization from the gradient's point of view", which compares no normalization, BN, LN, IN and Box-Cox
     by these panels.
     """
-    seen = probe.observation
-    below = _below(seen.below)
+    observations = probe.observation
+    below = _below(observations.below)
     layers: dict[str, Any] = {}
     for path, names in probe.layers.items():
-        gradient = torch.cat([seen.gradient[name].flatten() for name in names])
+        gradient = torch.cat([observations.gradient[name].flatten() for name in names])
         weight = torch.cat([probe.start.parameters[name].flatten() for name in names])
         layers[path] = {
             "nonzero_share": nonzero_share(gradient),

@@ -40,7 +40,7 @@ def layer_of(parameter: str) -> str:
 
 
 @dataclass
-class Seen:
+class LayerObservations:
     """What one forward pass showed of a network on this worker.
 
     order: paths of all modules as they were first called. inputs: what a layer took, through views of its own, so that
@@ -55,20 +55,20 @@ class Seen:
 
 
 @contextmanager
-def watch(network: nn.Module) -> Iterator[Seen]:
+def watch(network: nn.Module) -> Iterator[LayerObservations]:
     """Within, a forward pass is noted down. A module that is called more than once is seen as one, over all calls."""
-    seen, weighted = Seen(), weights_of_layers(network)
+    observations, weighted = LayerObservations(), weights_of_layers(network)
     with ExitStack() as hooks:
         for path, module in network.named_modules():
-            hooks.callback(module.register_forward_pre_hook(partial(_note_call, seen, path)).remove)
+            hooks.callback(module.register_forward_pre_hook(partial(_note_call, observations, path)).remove)
             if path in weighted:
-                hooks.callback(module.register_forward_pre_hook(partial(_note_input, seen, path)).remove)
+                hooks.callback(module.register_forward_pre_hook(partial(_note_input, observations, path)).remove)
             if path in weighted or is_elementwise(module):
-                hooks.callback(module.register_forward_hook(partial(_note_output, seen, path)).remove)
+                hooks.callback(module.register_forward_hook(partial(_note_output, observations, path)).remove)
             if is_elementwise(module):
                 # Before the call, for it may work in place.
-                hooks.callback(module.register_forward_pre_hook(partial(_note_slope, seen, path)).remove)
-        yield seen
+                hooks.callback(module.register_forward_pre_hook(partial(_note_slope, observations, path)).remove)
+        yield observations
 
 
 def is_elementwise(module: nn.Module) -> bool:
@@ -86,36 +86,38 @@ def flat_values(activation: nn.Module, x: Tensor) -> Tensor:
     return flat
 
 
-def _note_call(seen: Seen, path: str, _module: nn.Module, _args: Any) -> None:
-    if path not in seen.order:
-        seen.order.append(path)
+def _note_call(observations: LayerObservations, path: str, _module: nn.Module, _args: Any) -> None:
+    if path not in observations.order:
+        observations.order.append(path)
 
 
-def _note_input(seen: Seen, path: str, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+def _note_input(
+    observations: LayerObservations, path: str, _module: nn.Module, args: tuple[Any, ...]
+) -> tuple[Any, ...] | None:
     if not args or not isinstance(args[0], Tensor) or not args[0].requires_grad:
         return None  # the first layer has none below it
     own = args[0].view_as(args[0])
-    seen.inputs.setdefault(path, []).append(own)
+    observations.inputs.setdefault(path, []).append(own)
     return (own, *args[1:])
 
 
-def _note_output(seen: Seen, path: str, module: nn.Module, _args: Any, output: Any) -> None:
+def _note_output(observations: LayerObservations, path: str, module: nn.Module, _args: Any, output: Any) -> None:
     first = output[0] if isinstance(output, tuple) else output
     if not isinstance(first, Tensor) or first.dim() < 2:
         return
     moments = measure(_channels_second(module, first.detach()))
-    key = _key(seen.outputs, path, len(moments.mean))
-    known = seen.outputs.get(key)
-    seen.outputs[key] = moments if known is None else _union(known, moments)
+    key = _key(observations.outputs, path, len(moments.mean))
+    known = observations.outputs.get(key)
+    observations.outputs[key] = moments if known is None else _union(known, moments)
 
 
-def _note_slope(seen: Seen, path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+def _note_slope(observations: LayerObservations, path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
     if args[0].dim() < 2:
         return
     flat = flat_values(module, args[0]).transpose(0, 1).flatten(1)
     counts = torch.stack([torch.full((len(flat),), flat.shape[1], device=flat.device), flat.sum(1)]).double()
-    key = _key(seen.slopes, path, len(flat))
-    seen.slopes[key] = seen.slopes[key] + counts if key in seen.slopes else counts
+    key = _key(observations.slopes, path, len(flat))
+    observations.slopes[key] = observations.slopes[key] + counts if key in observations.slopes else counts
 
 
 def _key(known: dict[str, Any], path: str, channels: int) -> str:

@@ -117,16 +117,16 @@ class Probe:
     @cached_property
     def observation(self) -> Observation:
         self._go_to({})
-        with watch(self._network) as seen:
-            loss, own, below = self._differentiate(self._batch, seen.inputs)
+        with watch(self._network) as observations:
+            loss, own, below = self._differentiate(self._batch, observations.inputs)
         of_all = self._of_all(loss, own)
         return Observation(
             loss=of_all.loss,
             gradient=of_all.gradient,
             below=below,
-            outputs=group.union(seen.outputs),
-            slopes={path: group.total(counts) for path, counts in seen.slopes.items()},
-            order=seen.order,
+            outputs=group.union(observations.outputs),
+            slopes={path: group.total(counts) for path, counts in observations.slopes.items()},
+            order=observations.order,
         )
 
     def _go_to(self, weights: Mapping[str, Tensor], *, dropout: bool = True) -> None:

@@ -27,10 +27,10 @@ PATIENCE_S = 60.0
 REQUEST_TIMEOUT_S = 5.0
 
 
-class Host:
+class HostProbe:
     """The process on one host."""
 
-    def look(self, folder: str, api_url: str, mlflow_url: str, gpus: int) -> HostReport:
+    def probe(self, folder: str, api_url: str, mlflow_url: str, gpus: int) -> HostReport:
         import torch
 
         api_error, ahead_s = _call(f"{api_url}/healthz")
@@ -70,14 +70,14 @@ def main(folder: str, api_url: str, mlflow_url: str) -> None:
     if len(nodes) == 1:
         nodes *= 2  # two processes of one host also need to find each other
     hosts = [_start(node["NodeID"]) for node in nodes]
-    looks = [
-        host.look.remote(folder, api_url, mlflow_url, int(node["Resources"].get("GPU", 0)))
+    probes = [
+        host.probe.remote(folder, api_url, mlflow_url, int(node["Resources"].get("GPU", 0)))
         for host, node in zip(hosts, nodes, strict=True)
     ]
     reports, missing = [], {}
-    for node, look in zip(nodes, looks, strict=True):
+    for node, pending in zip(nodes, probes, strict=True):
         try:
-            reports.append(ray.get(look, timeout=PATIENCE_S))
+            reports.append(ray.get(pending, timeout=PATIENCE_S))
         except Exception as error:
             missing[node["NodeManagerHostname"]] = _first_line(error)
     collective_error = _collective(hosts) if not missing else "not tried: a host did not answer"
@@ -88,8 +88,8 @@ def main(folder: str, api_url: str, mlflow_url: str) -> None:
 
 def _start(node_id: str) -> Any:
     # No CPU asked for, so that a full cluster can be looked at as well.
-    place = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    return ray.remote(Host).options(num_cpus=0, scheduling_strategy=place).remote()
+    affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return ray.remote(HostProbe).options(num_cpus=0, scheduling_strategy=affinity).remote()
 
 
 def _collective(hosts: list[Any]) -> str | None:

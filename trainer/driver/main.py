@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError
 
 from syncnorm.trainer.contract.failure import FailureReason, advised
 from syncnorm.trainer.contract.protocol import CANNOT_BEGIN, CANNOT_BEGIN_NOW, Launch, Result
-from syncnorm.trainer.driver import single_process as alone
+from syncnorm.trainer.driver import single_process
 from syncnorm.trainer.driver.resume_point import resume_point
 from syncnorm.trainer.failure_classifier import (
     Failure,
@@ -92,15 +92,15 @@ def run_attempt(launch: Launch, folders: AttemptFolders, reporter: Reporter) -> 
         "patience_s": min(PATIENCE_S, launch.spec.limits.collective_timeout_s / 2),
     }
     reporter.enter("starting_workers")
-    with alone.seat(launch.spec, launch.world_size) as is_seated:
-        if is_seated:
-            return _train_alone(launch, config)
+    with single_process.reserve_worker(launch.spec, launch.world_size) as is_reserved:
+        if is_reserved:
+            return _train_in_process(launch, config)
     return _train_on_workers(launch, folders, config)
 
 
-def _train_alone(launch: Launch, config: dict[str, Any]) -> Result:
+def _train_in_process(launch: Launch, config: dict[str, Any]) -> Result:
     try:
-        return Result.model_validate(alone.train(config))
+        return Result.model_validate(single_process.train(config))
     except RankFailedError as error:
         return _failed(launch, Failure.model_validate_json(error.failure))
 
@@ -138,7 +138,7 @@ def _trainer(launch: Launch, folders: AttemptFolders, config: dict[str, Any]) ->
     from ray.train.v2.api.config import RunConfig
 
     from syncnorm.trainer.driver.ray_trainer import PromptTrainer
-    from syncnorm.trainer.ranks.rendezvous import MeetingPoint
+    from syncnorm.trainer.ranks.rendezvous import Rendezvous
 
     res = launch.spec.resources
     return PromptTrainer(
@@ -146,9 +146,9 @@ def _trainer(launch: Launch, folders: AttemptFolders, config: dict[str, Any]) ->
         train_loop_config=config,
         # gloo beside NCCL: what the ranks agree on, such as digests and checkpoints, never lies on a GPU.
         # Until all have met; limits.collective_timeout_s holds from then on (preflight.begin).
-        torch_config=MeetingPoint(
+        torch_config=Rendezvous(
             backend="cpu:gloo,cuda:nccl" if res.gpus_per_worker else "gloo",
-            timeout_s=math.ceil(launch.meeting_timeout_s),
+            timeout_s=math.ceil(launch.rendezvous_timeout_s),
         ),
         scaling_config=ScalingConfig(
             num_workers=launch.world_size,
@@ -208,12 +208,12 @@ def _failures(folders: AttemptFolders, error: TrainingFailedError) -> list[Failu
     with suppress(StorageError):
         folders.mirror.fetch_all(folders.failures)
     found = [Failure.model_validate_json(path.read_bytes()) for path in sorted(folders.failures.glob("rank-*.json"))]
-    heard = {failure.rank for failure in found}
+    known = {failure.rank for failure in found}
     for raised in getattr(error, "worker_failures", {}).values():
         cause = getattr(raised, "_base_exc", raised)  # Ray's wrapper around what a worker raised (ray 2.60)
         if isinstance(cause, RankFailedError):
             brought = Failure.model_validate_json(cause.failure)
-            found += [brought] if brought.rank not in heard else []
+            found += [brought] if brought.rank not in known else []
     return found
 
 

@@ -21,13 +21,13 @@ from syncnorm.trainer.contract.failure import advised
 from syncnorm.trainer.contract.norm_choice import chosen_norm
 from syncnorm.trainer.contract.protocol import ExportRequest, Result
 from syncnorm.trainer.data import build_data
-from syncnorm.trainer.export.certification import CERTIFICATE_FILE, Trained, certify_and_publish
+from syncnorm.trainer.export.certification import CERTIFICATE_FILE, TrainedModel, certify_and_publish
 from syncnorm.trainer.export.formats import WEIGHTS_FILE
 from syncnorm.trainer.export.mlflow_publisher import Publisher
 from syncnorm.trainer.failure_classifier import Failure, classify
 from syncnorm.trainer.models import build_model
 from syncnorm.trainer.reporting import secrets as secret_values
-from syncnorm.trainer.reporting.fence_check import confirm
+from syncnorm.trainer.reporting.fence_check import require_current
 from syncnorm.trainer.reporting.redaction import redact, redacted_output
 from syncnorm.trainer.storage.atomic_files import sha256_of, write_atomic
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders, opened
@@ -57,7 +57,7 @@ def _export(request: ExportRequest, folders: AttemptFolders) -> Result:
         hidden = secret_values.fetch(request)
         os.environ.update(hidden)
         with redacted_output(hidden.values()):
-            return export_again(request, folders)
+            return reexport(request, folders)
     except Exception as error:
         told = redact(classify(error, rank=-1).model_dump_json(), hidden.values())
         failure = Failure.model_validate_json(told)
@@ -82,7 +82,7 @@ def _prepare(request: ExportRequest, folders: AttemptFolders) -> None:
     torch.set_num_threads(spec.resources.cpus_per_worker)
 
 
-def export_again(request: ExportRequest, folders: AttemptFolders) -> Result:
+def reexport(request: ExportRequest, folders: AttemptFolders) -> Result:
     """Export, prove and publish the network of an earlier export.
 
     Raises: CheckpointCorruptError where its weights are not those of its certificate; ExportMismatchError.
@@ -91,12 +91,12 @@ def export_again(request: ExportRequest, folders: AttemptFolders) -> Result:
     mirror.fetch(source / CERTIFICATE_FILE)
     mirror.fetch(source / WEIGHTS_FILE)
     trained = _trained(request, source)
-    publisher = Publisher(request.mlflow_uri, request.mlflow_run_id, partial(confirm, request))
+    publisher = Publisher(request.mlflow_uri, request.mlflow_run_id, partial(require_current, request))
     record = certify_and_publish(trained, request.spec.export, folders.export, publisher, request.name, mirror)
     return Result(fence=request.fence, outcome="succeeded", model=record)
 
 
-def _trained(request: ExportRequest, source: Path) -> Trained:
+def _trained(request: ExportRequest, source: Path) -> TrainedModel:
     proof, weights = json.loads((source / CERTIFICATE_FILE).read_bytes()), source / WEIGHTS_FILE
     if sha256_of(weights) != proof["files"][WEIGHTS_FILE]:
         raise CheckpointCorruptError(f"{weights} must have the digest that its certificate names, but it has another")
@@ -104,7 +104,7 @@ def _trained(request: ExportRequest, source: Path) -> Trained:
     data = build_data(spec.data, spec.seed)
     network, _ = convert(build_model(spec.model, chosen_norm(spec), data.info), spec, None)
     network.load_state_dict(load(weights.read_bytes()))
-    return Trained(
+    return TrainedModel(
         job_id=request.job_id,
         network=network.eval(),
         held_out=held_out_samples(data),

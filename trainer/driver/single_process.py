@@ -15,18 +15,18 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from torch._C._distributed_c10d import HashStore
 
 from syncnorm.trainer.contract.spec import JobSpec
-from syncnorm.trainer.ranks.rank_context import place_alone
+from syncnorm.trainer.ranks.rank_context import single_process_context
 from syncnorm.trainer.reporting.reporter import ReportingHandler
 from syncnorm.trainer.worker import worker
 
 logger = logging.getLogger(__name__)
 
-SEAT_S = 10.0
+RESERVE_S = 10.0
 """The service saw room a moment ago; if it is not on this host, Ray Train may start the worker on another."""
 
 
 @contextmanager
-def seat(spec: JobSpec, workers: int) -> Iterator[bool]:
+def reserve_worker(spec: JobSpec, workers: int) -> Iterator[bool]:
     """Room for the only worker on this driver's host, held while the block runs, so that Ray counts it as in use.
 
     workers: of this attempt. False: it needs workers in processes of their own (several, GPUs, variables that must
@@ -36,15 +36,15 @@ def seat(spec: JobSpec, workers: int) -> Iterator[bool]:
     if workers > 1 or res.gpus_per_worker or spec.env:
         yield False
         return
-    room = placement_group([{"CPU": res.cpus_per_worker, _this_node(): 0.001}])
+    reservation = placement_group([{"CPU": res.cpus_per_worker, _this_node(): 0.001}])
     try:
-        is_seated = room.wait(SEAT_S)
-        if not is_seated:
+        is_reserved = reservation.wait(RESERVE_S)
+        if not is_reserved:
             # Once there is room it would have it, and keep the worker, or the job's growth, from it.
-            remove_placement_group(room)
-        yield is_seated
+            remove_placement_group(reservation)
+        yield is_reserved
     finally:
-        remove_placement_group(room)  # once more does no harm
+        remove_placement_group(reservation)  # once more does no harm
 
 
 def _this_node() -> str:
@@ -72,7 +72,7 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="rank-0") as thread:
             return thread.submit(
-                worker.train_at, place_alone(_node_id() if ray.is_initialized() else None), config
+                worker.train_at, single_process_context(_node_id() if ray.is_initialized() else None), config
             ).result()
     finally:
         for handler in drivers:

@@ -20,7 +20,7 @@ from syncnorm.trainer.contract.text import storable_json
 from syncnorm.trainer.export import certificate
 from syncnorm.trainer.export import formats as export
 from syncnorm.trainer.export.mlflow_publisher import Publisher
-from syncnorm.trainer.export.mlflow_registry import Mark
+from syncnorm.trainer.export.mlflow_registry import ExportIdentity
 from syncnorm.trainer.failure_classifier import ExportMismatchError
 from syncnorm.trainer.storage.atomic_files import sha256_of, write_atomic
 from syncnorm.trainer.storage.sync import IN_PLACE, Mirror
@@ -35,7 +35,7 @@ Array = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """What training left: the network on the CPU in eval mode, samples it has not learned from, facts for the proof."""
 
     job_id: str
@@ -47,7 +47,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     """What was exported, and how it answers. references: inputs with the trained network's answers."""
 
     inference: nn.Module
@@ -57,7 +57,7 @@ class Compared:
     folded: list[dict[str, Any]]
 
 
-def export_and_compare(trained: Trained, spec: ExportSpec, folder: Path) -> Compared:
+def export_and_compare(trained: TrainedModel, spec: ExportSpec, folder: Path) -> Comparison:
     """Every format of `spec` as files in `folder`, and each runtime's answers held against the trained network's."""
     inference, folded = _inference_network(trained.network, spec)
     references = _references(trained)
@@ -71,11 +71,16 @@ def export_and_compare(trained: Trained, spec: ExportSpec, folder: Path) -> Comp
         for inputs, (samples, outputs) in references.items()
     ]
     files = {path.name: sha256_of(path) for path in [*written, *(exported.path for exported in exports)]}
-    return Compared(inference, references, checks, files, folded)
+    return Comparison(inference, references, checks, files, folded)
 
 
 def certify_and_publish(
-    trained: Trained, spec: ExportSpec, folder: Path, publisher: Publisher, name: str = "1", mirror: Mirror = IN_PLACE
+    trained: TrainedModel,
+    spec: ExportSpec,
+    folder: Path,
+    publisher: Publisher,
+    name: str = "1",
+    mirror: Mirror = IN_PLACE,
 ) -> ModelRecord:
     """Export, prove, and only then log and register the model, once for all starts of this export. Rank 0 only.
 
@@ -84,15 +89,15 @@ def certify_and_publish(
     Raises: ExportMismatchError with the worst check; the certificate is in the run all the same, the model is not.
         SupersededError where another start has taken over before the model was registered.
     """
-    compared = export_and_compare(trained, spec, folder)
-    mark = Mark(trained.job_id, name, compared.files[export.WEIGHTS_FILE])
-    checks, uri = list(compared.checks), None
+    comparison = export_and_compare(trained, spec, folder)
+    identity = ExportIdentity(trained.job_id, name, comparison.files[export.WEIGHTS_FILE])
+    checks, uri = list(comparison.checks), None
     if certificate.passed(checks):
-        example = compared.references["held_out"][0][:2]
-        uri = publisher.registry.logged(mark) or publisher.log_model(compared.inference, example, mark)
-        checks += _check_logged(publisher, uri, compared.references)
-    facts = trained.facts | {"folded": compared.folded}
-    proof = certificate.document(job_id=trained.job_id, checks=checks, files=compared.files, facts=facts)
+        example = comparison.references["held_out"][0][:2]
+        uri = publisher.registry.logged(identity) or publisher.log_model(comparison.inference, example, identity)
+        checks += _check_logged(publisher, uri, comparison.references)
+    facts = trained.facts | {"folded": comparison.folded}
+    proof = certificate.document(job_id=trained.job_id, checks=checks, files=comparison.files, facts=facts)
     write_atomic(folder / CERTIFICATE_FILE, json.dumps(storable_json(proof), indent=1).encode())
     mirror.publish_all(folder, last=CERTIFICATE_FILE)
     publisher.upload(folder, "export" if name == "1" else f"exports/{name}")
@@ -106,8 +111,8 @@ def certify_and_publish(
     registered = None
     if spec.register_as:
         digest = sha256_of(folder / CERTIFICATE_FILE)
-        registered, uri = publisher.registry.register(uri, spec.register_as, mark, digest)
-    publisher.registry.remove_others(uri, registered, mark)
+        registered, uri = publisher.registry.register(uri, spec.register_as, identity, digest)
+    publisher.registry.remove_others(uri, registered, identity)
     return ModelRecord(uri=uri, registered=registered, certificate=proof)
 
 
@@ -118,7 +123,7 @@ def _inference_network(network: nn.Module, spec: ExportSpec) -> tuple[nn.Module,
     return folded, [asdict(entry) for entry in report]
 
 
-def _references(trained: Trained) -> dict[str, tuple[Array, Array]]:
+def _references(trained: TrainedModel) -> dict[str, tuple[Array, Array]]:
     """Inputs with the trained network's answers: samples from validation, and noise of the same shape and spread."""
     run = export.run_eager(trained.network)
     held_out = trained.held_out[:HELD_OUT_SAMPLES]

@@ -27,7 +27,7 @@ DESCRIPTION_FILE = "model.json"
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedModel:
     """One file, and how to run it."""
 
     runtime: str
@@ -57,7 +57,7 @@ def write_weights(network: nn.Module, description: dict[str, Any], folder: Path)
     return [folder / WEIGHTS_FILE, folder / DESCRIPTION_FILE]
 
 
-def export(network: nn.Module, example: torch.Tensor, formats: list[str], folder: Path) -> list[Exported]:
+def export(network: nn.Module, example: torch.Tensor, formats: list[str], folder: Path) -> list[ExportedModel]:
     """`network` as each of `formats`, with a dynamic batch dimension; each is loaded back from its file.
 
     example: an input of at least two samples (a size of one would be taken as a constant).
@@ -83,7 +83,7 @@ def export(network: nn.Module, example: torch.Tensor, formats: list[str], folder
     return exported
 
 
-def _write_pt2(program: torch.export.ExportedProgram, path: Path) -> Exported:
+def _write_pt2(program: torch.export.ExportedProgram, path: Path) -> ExportedModel:
     write_with(path, lambda file: torch.export.save(program, file))
     # Our own file of a moment ago. A foreign pt2 is code: never load one whose digest is not in a certificate.
     module = torch.export.load(path).module()
@@ -93,10 +93,10 @@ def _write_pt2(program: torch.export.ExportedProgram, path: Path) -> Exported:
             output: Array = module(torch.from_numpy(x)).float().numpy()
         return output
 
-    return Exported("torch.export", path, run)
+    return ExportedModel("torch.export", path, run)
 
 
-def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> Exported:
+def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> ExportedModel:
     import onnxruntime
 
     with warnings.catch_warnings():
@@ -119,4 +119,4 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> Exported:
         output: Array = session.run(None, {name: x})[0]
         return output
 
-    return Exported("onnxruntime", path, run)
+    return ExportedModel("onnxruntime", path, run)

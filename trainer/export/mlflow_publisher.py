@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from syncnorm.trainer.export.mlflow_registry import Mark, Registry
+from syncnorm.trainer.export.mlflow_registry import ExportIdentity, Registry
 
 Array = NDArray[np.floating[Any]]
 
@@ -42,7 +42,7 @@ class Publisher:
     def upload_file(self, path: Path, artifact_path: str) -> None:
         self._client.log_artifact(self._run_id, str(path), artifact_path)
 
-    def log_model(self, network: nn.Module, example: Array, mark: Mark) -> str:
+    def log_model(self, network: nn.Module, example: Array, identity: ExportIdentity) -> str:
         """Log `network` as the model named `model` in pt2 form; its URI."""
         import mlflow
         from mlflow.models import Model, ModelSignature
@@ -64,7 +64,7 @@ class Publisher:
             pytorch_model=network,
             serialization_format="pt2",
             signature=signature,
-            tags=mark.tags,
+            tags=identity.tags,
             input_example=example,
             pip_requirements=[f"mlflow=={mlflow.__version__}", f"torch=={torch.__version__.split('+')[0]}", "numpy"],
         )

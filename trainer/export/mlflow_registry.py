@@ -22,7 +22,7 @@ _PAGE = 100
 
 
 @dataclass(frozen=True)
-class Mark:
+class ExportIdentity:
     """Of which export a model is, whichever start published it; export `1` is the job's own. weights: their SHA-256."""
 
     job_id: str
@@ -53,12 +53,14 @@ class Registry:
         self._run_id = run_id
         self._confirm = confirm
 
-    def logged(self, mark: Mark) -> str | None:
+    def logged(self, identity: ExportIdentity) -> str | None:
         """URI of the oldest model with this mark that is whole; None: no start has got so far."""
-        whole = (model for model in self._models(mark) if str(model.status) == "READY" and mark.is_on(model.tags))
+        whole = (
+            model for model in self._models(identity) if str(model.status) == "READY" and identity.is_on(model.tags)
+        )
         return next((_uri(model) for model in whole), None)
 
-    def register(self, uri: str, name: str, mark: Mark, certificate: str) -> tuple[str, str]:
+    def register(self, uri: str, name: str, identity: ExportIdentity, certificate: str) -> tuple[str, str]:
         """(`name/version`, URI of its model) of the oldest version with this mark; `uri` becomes it if there is none.
 
         certificate: its SHA-256. Raises: SupersededError, and nothing is registered.
@@ -66,20 +68,20 @@ class Registry:
         import mlflow
 
         self._confirm()
-        if not self._versions(name, mark):
+        if not self._versions(name, identity):
             with redirect_stderr(io.StringIO()):  # it tells the terminal of each of its steps
-                mlflow.register_model(uri, name, tags=mark.tags | {CERTIFICATE_TAG: certificate})
-        kept = self._versions(name, mark)[0]
+                mlflow.register_model(uri, name, tags=identity.tags | {CERTIFICATE_TAG: certificate})
+        kept = self._versions(name, identity)[0]
         if kept.tags.get(CERTIFICATE_TAG) != certificate:
             self._client.set_model_version_tag(name, kept.version, CERTIFICATE_TAG, certificate)
         logger.info("registered as version %s of %s", kept.version, name)
         return f"{name}/{kept.version}", kept.source
 
-    def remove_others(self, uri: str, registered: str | None, mark: Mark) -> None:
+    def remove_others(self, uri: str, registered: str | None, identity: ExportIdentity) -> None:
         """Remove what earlier starts of this export have left, all but this model and this version."""
         name, _, number = (registered or "").rpartition("/")
-        versions = [one for one in self._found(name, mark) if str(one.version) != number] if name else []
-        models = [model for model in self._models(mark) if _uri(model) != uri]
+        versions = [one for one in self._found(name, identity) if str(one.version) != number] if name else []
+        models = [model for model in self._models(identity) if _uri(model) != uri]
         if versions or models:
             self._confirm()
         for version in versions:
@@ -89,19 +91,19 @@ class Registry:
             with _gone_already():
                 self._client.delete_logged_model(model.model_id)
 
-    def _models(self, mark: Mark) -> list[Any]:
+    def _models(self, identity: ExportIdentity) -> list[Any]:
         """Of this run and export, oldest first."""
         experiment = self._client.get_run(self._run_id).info.experiment_id
-        wanted = f"source_run_id = '{self._run_id}' AND {mark.filter}"
+        wanted = f"source_run_id = '{self._run_id}' AND {identity.filter}"
         found = self._client.search_logged_models([experiment], wanted, max_results=_PAGE)
         return sorted(found, key=lambda model: (model.creation_timestamp, model.model_id))
 
-    def _versions(self, name: str, mark: Mark) -> list[Any]:
-        return [one for one in self._found(name, mark) if mark.is_on(one.tags)]
+    def _versions(self, name: str, identity: ExportIdentity) -> list[Any]:
+        return [one for one in self._found(name, identity) if identity.is_on(one.tags)]
 
-    def _found(self, name: str, mark: Mark) -> list[Any]:
+    def _found(self, name: str, identity: ExportIdentity) -> list[Any]:
         """Versions of this export, oldest first."""
-        found = self._client.search_model_versions(f"name = '{name}' AND {mark.filter}", max_results=_PAGE)
+        found = self._client.search_model_versions(f"name = '{name}' AND {identity.filter}", max_results=_PAGE)
         return sorted(found, key=lambda version: int(version.version))
 
 

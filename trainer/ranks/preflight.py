@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from syncnorm.trainer.contract.protocol import RankPlace
-from syncnorm.trainer.ranks.rank_context import Place
+from syncnorm.trainer.contract.protocol import RankPlacement
+from syncnorm.trainer.ranks.rank_context import RankContext
 from syncnorm.trainer.storage.atomic_files import StorageAwayError, StorageError, describe_space, write_atomic
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 
@@ -36,11 +36,11 @@ class UnreachableError(RuntimeError):
 class RankFact:
     """time: seconds since 1970 by the rank's clock, right after a barrier."""
 
-    where: RankPlace
+    where: RankPlacement
     time: float
 
 
-def check(folders: AttemptFolders, place: Place, fence: str, patience_s: float) -> list[RankPlace]:
+def check(folders: AttemptFolders, context: RankContext, fence: str, patience_s: float) -> list[RankPlacement]:
     """Exchange with all ranks, write to the storage and read it, compare clocks. Entered by every rank; where all run.
 
     Takes at most 20 s from when all have come, or as long as a storage under a URL is waited for; they have
@@ -50,38 +50,40 @@ def check(folders: AttemptFolders, place: Place, fence: str, patience_s: float) 
     write, or see another storage than rank 0.
     """
     group = None
-    if dist.is_initialized() and place.world_size > 1:
-        _arrive(place, "start", patience_s)
-        group = _reach(place, folders.mirror.longest_s)
-    here = RankPlace(rank=place.rank, host=socket.gethostname(), pid=os.getpid(), node_id=place.node_id, gpu=place.gpu)
+    if dist.is_initialized() and context.world_size > 1:
+        _wait_for_all(context, "start", patience_s)
+        group = _reach(context, folders.mirror.longest_s)
+    here = RankPlacement(
+        rank=context.rank, host=socket.gethostname(), pid=os.getpid(), node_id=context.node_id, gpu=context.gpu
+    )
     facts = _gather(RankFact(here, time.time()), group)
-    problems = _gather(_leave_word(folders, facts, fence) if place.rank == 0 else None, group)
+    problems = _gather(_publish_ranks(folders, facts, fence) if context.rank == 0 else None, group)
     if not any(problems):
-        problems = _gather(_storage_problem(folders, place.rank, fence), group)
+        problems = _gather(_storage_problem(folders, context.rank, fence), group)
     if group is not None:
         dist.destroy_process_group(group)
     if found := [problem for problem in problems if problem]:
         kind = StorageAwayError if all(problem.outage for problem in found) else StorageError
         texts = "; ".join(problem.text for problem in found)
         raise kind(f"every rank must see and write the job's storage: {texts}")
-    if place.rank == 0:
+    if context.rank == 0:
         _compare_clocks(facts)
     return [fact.where for fact in facts]
 
 
-def begin(place: Place, patience_s: float, timeout_s: float) -> None:
+def begin(context: RankContext, patience_s: float, timeout_s: float) -> None:
     """Wait for all ranks once more, now that each has its data and its model; from here on a collective of the default
     group fails after `timeout_s`, and that of a group made from it. Entered by every rank.
 
     They imported torch and user code at the pace of their hosts, for which `patience_s` is meant.
     Raises: UnreachableError naming the ranks that did not come.
     """
-    if dist.is_initialized() and place.world_size > 1:
-        _arrive(place, "have data and model", patience_s)
+    if dist.is_initialized() and context.world_size > 1:
+        _wait_for_all(context, "have data and model", patience_s)
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s))
 
 
-def require_room(network: nn.Module, folders: AttemptFolders) -> None:
+def require_disk_space(network: nn.Module, folders: AttemptFolders) -> None:
     """Raises: StorageError where not even two checkpoints of `network` would fit."""
     weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     needed, what = 2 * STATES * weights, folders.mirror.workplace
@@ -97,22 +99,22 @@ def require_room(network: nn.Module, folders: AttemptFolders) -> None:
 _TOKEN = "preflight"
 
 
-def _arrive(place: Place, step: str, patience_s: float) -> None:
+def _wait_for_all(context: RankContext, step: str, patience_s: float) -> None:
     """Wait for all ranks at the store that brought them together."""
     store = dist.distributed_c10d._get_default_store()
-    keys = {rank: f"syncnorm/{step}/{rank}" for rank in range(place.world_size)}
-    store.set(keys[place.rank], socket.gethostname())
+    keys = {rank: f"syncnorm/{step}/{rank}" for rank in range(context.world_size)}
+    store.set(keys[context.rank], socket.gethostname())
     try:
         store.wait(list(keys.values()), timedelta(seconds=patience_s))
     except RuntimeError as error:
         missing = ", ".join(str(rank) for rank, key in keys.items() if not store.check([key]))
         raise UnreachableError(
-            f"all {place.world_size} ranks must {step} within {patience_s:g} s, but rank {missing} did not. Check its "
-            "host's load and logs."
+            f"all {context.world_size} ranks must {step} within {patience_s:g} s, but rank {missing} did not. "
+            "Check its host's load and logs."
         ) from error
 
 
-def _reach(place: Place, storage_s: float) -> dist.ProcessGroup:
+def _reach(context: RankContext, storage_s: float) -> dist.ProcessGroup:
     """A group whose members answer within REACH_S: a barrier that names who does not, and a sum that must be right.
 
     storage_s: how much longer they may take for an answer of the storage.
@@ -121,15 +123,15 @@ def _reach(place: Place, storage_s: float) -> dist.ProcessGroup:
     try:
         group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timeout + timedelta(seconds=storage_s))
         dist.monitored_barrier(group, timeout=timeout, wait_all_ranks=True)
-        total = torch.tensor(place.rank)
+        total = torch.tensor(context.rank)
         dist.all_reduce(total, group=group)
     except RuntimeError as error:
         raise UnreachableError(
-            f"all {place.world_size} ranks must reach each other within {REACH_S:g} s, but rank {place.rank} on "
+            f"all {context.world_size} ranks must reach each other within {REACH_S:g} s, but rank {context.rank} on "
             f"{socket.gethostname()} found: {error}. Check the network between the hosts, and GLOO_SOCKET_IFNAME."
         ) from error
-    if int(total) != sum(range(place.world_size)):
-        raise UnreachableError(f"the ranks' numbers must add up to {sum(range(place.world_size))}, got {int(total)}")
+    if int(total) != sum(range(context.world_size)):
+        raise UnreachableError(f"the ranks' numbers must add up to {sum(range(context.world_size))}, got {int(total)}")
     return group
 
 
@@ -147,11 +149,11 @@ class _Problem:
     outage: bool = False
 
 
-def _leave_word(folders: AttemptFolders, facts: list[RankFact], fence: str) -> _Problem | None:
+def _publish_ranks(folders: AttemptFolders, facts: list[RankFact], fence: str) -> _Problem | None:
     """Rank 0 writes down who is there, and what all ranks should find; what keeps it from that."""
-    words = {folders.ranks: json.dumps([fact.where.model_dump() for fact in facts]), folders.root / _TOKEN: fence}
+    files = {folders.ranks: json.dumps([fact.where.model_dump() for fact in facts]), folders.root / _TOKEN: fence}
     try:
-        for path, content in words.items():
+        for path, content in files.items():
             write_atomic(path, content.encode())
             folders.mirror.publish(path)
     except OSError as error:

@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 
 @dataclass(frozen=True)
-class Place:
+class RankContext:
     """The process group is made before; `strategy` and `environment` only use it."""
 
     rank: int
@@ -26,14 +26,14 @@ class Place:
     """Model of the GPU it has; None: it computes on CPUs."""
 
 
-def place_on_ray() -> Place:
+def ray_context() -> RankContext:
     """This worker's place in its Ray Train worker group."""
     import ray.train.torch
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
 
     context: Any = ray.train.get_context()
     device = ray.train.torch.get_device()
-    return Place(
+    return RankContext(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         strategy=RayDDPStrategy,
@@ -43,7 +43,7 @@ def place_on_ray() -> Place:
     )
 
 
-class _Alone(LightningEnvironment):
+class _SingleProcessEnvironment(LightningEnvironment):
     """One process, started already."""
 
     @property
@@ -56,6 +56,8 @@ class _Alone(LightningEnvironment):
     def teardown(self) -> None: ...
 
 
-def place_alone(node_id: str | None = None) -> Place:
+def single_process_context(node_id: str | None = None) -> RankContext:
     """The place of the only worker, on CPUs, whose process group of one is made already."""
-    return Place(rank=0, world_size=1, strategy=DDPStrategy, environment=_Alone(), node_id=node_id)
+    return RankContext(
+        rank=0, world_size=1, strategy=DDPStrategy, environment=_SingleProcessEnvironment(), node_id=node_id
+    )

@@ -20,7 +20,7 @@ from torch._C._distributed_c10d import TCPStore
 _BACKLOG = 4096
 
 
-class MeetingPoint(TorchConfig):
+class Rendezvous(TorchConfig):
     """Ray's configuration of the process group, with a store that only the cluster's own network reaches."""
 
     @property

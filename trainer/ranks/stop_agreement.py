@@ -36,9 +36,9 @@ class StopAgreement:
     """
 
     def __init__(
-        self, heard: Callable[[], StopRequest | None], superseded: Callable[[], bool], *, timeout_s: float
+        self, requested: Callable[[], StopRequest | None], superseded: Callable[[], bool], *, timeout_s: float
     ) -> None:
-        self._heard = heard
+        self._requested = requested
         self._superseded = superseded
         timeout = timedelta(seconds=timeout_s)
         self._group = dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
@@ -66,5 +66,5 @@ class StopAgreement:
     def _own_code(self) -> int:
         if self._superseded():
             return _SUPERSEDED
-        heard = self._heard()
-        return _CODES[heard] if heard else 0
+        requested = self._requested()
+        return _CODES[requested] if requested else 0

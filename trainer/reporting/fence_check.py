@@ -16,17 +16,17 @@ class ServiceAwayError(RuntimeError):
     """The service could not be asked."""
 
 
-def counts(launch: Launch | ExportRequest, client: httpx.Client | None = None) -> bool | None:
+def is_current(launch: Launch | ExportRequest, client: httpx.Client | None = None) -> bool | None:
     """Whether the service knows of no later start; None: it does not answer now. One by hand always counts."""
-    return _ask(launch, (), client)
+    return _send_heartbeat(launch, (), client)
 
 
-def confirm(launch: Launch | ExportRequest, client: httpx.Client | None = None) -> None:
+def require_current(launch: Launch | ExportRequest, client: httpx.Client | None = None) -> None:
     """Return if this start still counts.
 
     Raises: SupersededError; ServiceAwayError after ten minutes without an answer: silence is no permission.
     """
-    answer = _ask(launch, _PAUSES_S, client)
+    answer = _send_heartbeat(launch, _PAUSES_S, client)
     if answer is None:
         raise ServiceAwayError(
             "the service must say that this start still counts before it publishes, but it did not answer for "
@@ -36,7 +36,9 @@ def confirm(launch: Launch | ExportRequest, client: httpx.Client | None = None) 
         raise SupersededError("another start of it has taken over")
 
 
-def _ask(launch: Launch | ExportRequest, pauses_s: tuple[float, ...], client: httpx.Client | None) -> bool | None:
+def _send_heartbeat(
+    launch: Launch | ExportRequest, pauses_s: tuple[float, ...], client: httpx.Client | None
+) -> bool | None:
     if launch.service_url is None:
         return True
     beat = Heartbeat(fence=launch.fence, source="asking", phase="finalizing")

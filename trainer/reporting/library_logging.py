@@ -17,7 +17,7 @@ _BETWEEN_LIBRARIES = (
 )
 
 
-def quiet_libraries() -> None:
+def lower_library_log_levels() -> None:
     """For the whole process; called before the libraries are first used."""
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -35,7 +35,7 @@ def cost_of(text: str) -> float:
     return max(1.0, min(len(text), LONGEST_LINE) / CHARACTERS_A_LINE)
 
 
-class Allowance:
+class TokenBucket:
     """A token bucket: `per_s` a second, and what is saved in BURST_S at once."""
 
     def __init__(self, per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -59,7 +59,7 @@ class LogBuffer:
         """processes: of the attempt, which share LINES_A_S."""
         self._rank = rank
         self._per_s = max(LEAST_A_S, LINES_A_S / processes)
-        self._allowances = {is_error: Allowance(self._per_s, clock) for is_error in (False, True)}
+        self._buckets = {is_error: TokenBucket(self._per_s, clock) for is_error in (False, True)}
         self._lock = threading.Lock()
         self._lines: deque[LogLine] = deque()
         self._characters = 0
@@ -70,7 +70,7 @@ class LogBuffer:
         level = level if level in _LEVELS else "INFO"
         with self._lock:
             for part in storable(text.rstrip("\n"), LONGEST_TEXT).split("\n"):
-                if self._allowances[level == "ERROR"].take(cost_of(part)):
+                if self._buckets[level == "ERROR"].take(cost_of(part)):
                     self._append(level, part)
                 else:
                     self._too_fast += 1
@@ -78,7 +78,7 @@ class LogBuffer:
     def batch(self) -> list[LogLine]:
         """The oldest lines, as many as go into one message; with a line for those that were left out."""
         with self._lock:
-            self._say_what_is_missing()
+            self._append_gaps()
             lines: list[LogLine] = []
             size = 0
             for line in self._lines:
@@ -107,7 +107,7 @@ class LogBuffer:
             self._characters -= len(self._lines.popleft().text)
             self._too_many += 1
 
-    def _say_what_is_missing(self) -> None:
+    def _append_gaps(self) -> None:
         too_fast, too_many, self._too_fast, self._too_many = self._too_fast, self._too_many, 0, 0
         if too_fast:
             why = f"this process may log {self._per_s:g} a second. Print less often; the host's Ray logs have them all"

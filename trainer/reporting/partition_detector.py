@@ -10,13 +10,13 @@ import socket
 import time
 from collections.abc import Callable
 
-ALONE_S = 600.0
+SILENT_S = 600.0
 """How long the service may be silent before anybody asks why."""
-_LOOK_S = 60.0
+_CHECK_S = 60.0
 _CONNECT_S = 2.0
 
 
-class Isolation:
+class PartitionDetector:
     """silent_s: since the service was last heard. reaches_head: whether a connection can be made; it may block a while.
 
     Asked at every batch; looks for the head once in a while, and only after a long silence.
@@ -31,12 +31,12 @@ class Isolation:
         self._silent_s = silent_s
         self._reaches_head = reaches_head
         self._clock = clock
-        self._next_look = 0.0
+        self._next_check = 0.0
 
-    def is_alone(self) -> bool:
-        if self._silent_s() < ALONE_S or self._clock() < self._next_look:
+    def is_partitioned(self) -> bool:
+        if self._silent_s() < SILENT_S or self._clock() < self._next_check:
             return False
-        self._next_look = self._clock() + _LOOK_S
+        self._next_check = self._clock() + _CHECK_S
         return not self._reaches_head()
 
 

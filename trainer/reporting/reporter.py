@@ -25,7 +25,7 @@ from syncnorm.trainer.contract.protocol import (
     Phase,
     Placement,
     Progress,
-    RankPlace,
+    RankPlacement,
     Reply,
     Result,
     StopRequest,
@@ -49,7 +49,7 @@ TRIES = 10
 EVENTS_KEPT = 1000
 
 
-class _Told(Enum):
+class _Delivery(Enum):
     """What became of a message."""
 
     TAKEN = auto()
@@ -92,7 +92,7 @@ class _Outgoing:
 
 
 @dataclass
-class _Waiting:
+class _Undelivered:
     """What is to be told, newest state and ordered messages."""
 
     ordered: deque[tuple[str, BaseModel]] = field(default_factory=deque)
@@ -118,7 +118,7 @@ class Reporter:
         self._wake = threading.Event()
         self._ending = threading.Event()
         self._end_by = 0.0
-        self._waiting = _Waiting()
+        self._undelivered = _Undelivered()
         self._lines = LogBuffer(rank, launch.world_size + 1)
         self._logs_s = max(LOGS_S, launch.world_size / LOG_MESSAGES_A_S)
         self._beat, self._progress, self._logs, self._ordered = map(_Lane, ("heartbeat", "progress", "logs", "ordered"))
@@ -127,7 +127,7 @@ class Reporter:
         self._step: int | None = None
         self._hidden: tuple[str, ...] = ()
         self._known_checkpoint: int | None = None
-        self._heard_at = time.monotonic()
+        self._answered_at = time.monotonic()
         self._taken_at = 0.0
         self._left_out: Counter[str] = Counter()
         self._failures = 0
@@ -158,7 +158,7 @@ class Reporter:
 
     def silent_s(self) -> float:
         """Since the service was last heard; 0 where there is none."""
-        return 0.0 if self._client is None else time.monotonic() - self._heard_at
+        return 0.0 if self._client is None else time.monotonic() - self._answered_at
 
     def enter(self, phase: Phase) -> None:
         """A phase begins; told at once with a heartbeat. Rank 0 and the driver also make an event of it."""
@@ -174,7 +174,7 @@ class Reporter:
         # As it is: a message of it is made once a second, not at every step.
         told = {"epoch": epoch, "epochs": epochs, "step": step, "steps": steps, "metrics": metrics}
         with self._lock:
-            self._waiting.progress, self._step = told, step
+            self._undelivered.progress, self._step = told, step
 
     def log(self, level: Level, text: str) -> None:
         self._lines.add(level, redact(text_of(text), self._hidden))  # before long ones are cut, perhaps within a secret
@@ -183,12 +183,12 @@ class Reporter:
         told = {name: _plain(value) for name, value in data.items()}
         body = Event(fence=self._fence, kind=text_of(kind), message=text_of(message), data=told)
         with self._lock:
-            if sum(path == "events" for path, _ in self._waiting.ordered) >= EVENTS_KEPT:
-                self._waiting.events_left_out += 1
+            if sum(path == "events" for path, _ in self._undelivered.ordered) >= EVENTS_KEPT:
+                self._undelivered.events_left_out += 1
                 return
         self._put("events", body)
 
-    def placed(self, ranks: list[RankPlace]) -> None:
+    def placement(self, ranks: list[RankPlacement]) -> None:
         self._put("placement", Placement(fence=self._fence, ranks=ranks))
 
     def checkpoint(self, *, path: str, step: int, epoch: int, digest: str, size_bytes: int, kept: list[int]) -> None:
@@ -201,7 +201,7 @@ class Reporter:
         """Steps from one of which the service would have another attempt go on, should it hear no more of this one:
         the last checkpoint it is known to have heard of, and the next, of which only its answer may be lost."""
         with self._lock:
-            facts = (body.step for _, body in self._waiting.ordered if isinstance(body, CheckpointFact))
+            facts = (body.step for _, body in self._undelivered.ordered if isinstance(body, CheckpointFact))
             return {step for step in (self._known_checkpoint, next(facts, None)) if step is not None}
 
     def exit(self, result: Result) -> None:
@@ -209,7 +209,7 @@ class Reporter:
 
     def _put(self, path: str, body: BaseModel) -> None:
         with self._lock:
-            self._waiting.ordered.append((path, body))
+            self._undelivered.ordered.append((path, body))
         self._wake.set()
 
     def _run(self) -> None:
@@ -221,13 +221,13 @@ class Reporter:
             except BaseException as error:
                 # Whatever it is: a silent thread would mean no progress, no checkpoints, and no stop that is heard.
                 is_done, pause_s = False, 1.0
-                self._say_it_failed(error)
+                self._report_own_failure(error)
             if self.superseded or (ending and (is_done or time.monotonic() > self._end_by)):
                 return
             self._wake.wait(pause_s)
             self._wake.clear()
 
-    def _say_it_failed(self, error: BaseException) -> None:
+    def _report_own_failure(self, error: BaseException) -> None:
         """Once, in logs and events: a defect that repeats would do so for ever."""
         self._failures += 1
         if self._failures > 1:
@@ -241,22 +241,22 @@ class Reporter:
         while (out := self._next()) is not None:
             told = self._send(out)
             now = time.monotonic()
-            if told is _Told.AWAY:
+            if told is _Delivery.AWAY:
                 self._away_pause_s = min(2 * self._away_pause_s, LONGEST_PAUSE_S)
                 return False
             self._away_pause_s = FIRST_PAUSE_S
-            if told is _Told.TAKEN:
+            if told is _Delivery.TAKEN:
                 self._taken_at = now
             with self._lock:
-                if told is _Told.LATER and not self._is_hopeless(out.lane):
+                if told is _Delivery.LATER and not self._is_hopeless(out.lane):
                     out.lane.postpone(now)
                     continue
                 out.done()
                 out.lane.settle(now + out.every_s)
-            if told is _Told.LATER:
+            if told is _Delivery.LATER:
                 self._note(out.path, f"the service failed {TRIES} times to take it, and took others")
         with self._lock:
-            return not (self._waiting.ordered or self._lines or self._waiting.progress)
+            return not (self._undelivered.ordered or self._lines or self._undelivered.progress)
 
     def _is_hopeless(self, lane: _Lane) -> bool:
         """Whether the service has taken other messages, and never this one."""
@@ -284,32 +284,34 @@ class Reporter:
         return _Outgoing(self._beat, "heartbeat", beat, lambda: None, HEARTBEAT_S)
 
     def _next_progress(self) -> _Outgoing | None:
-        if (current := self._waiting.progress) is None:
+        if (current := self._undelivered.progress) is None:
             return None
 
         def done() -> None:
-            if self._waiting.progress is current:
-                self._waiting.progress = None
+            if self._undelivered.progress is current:
+                self._undelivered.progress = None
 
         body = Progress.model_validate({**current, "fence": self._fence, "metrics": _numbers(current["metrics"])})
         return _Outgoing(self._progress, "progress", body, done, PROGRESS_S)
 
     def _next_ordered(self) -> _Outgoing | None:
-        if not self._waiting.ordered:
+        if not self._undelivered.ordered:
             return None
-        path, body = self._waiting.ordered[0]
+        path, body = self._undelivered.ordered[0]
         if isinstance(body, Exit) and self._lines and not self._logs.tries:
             return None  # once it has ended, no lines of it are taken
         return _Outgoing(self._ordered, path, body, self._ordered_done)
 
     def _ordered_done(self) -> None:
-        _, body = self._waiting.ordered.popleft()
+        _, body = self._undelivered.ordered.popleft()
         if isinstance(body, CheckpointFact) and not self.superseded:
             self._known_checkpoint = body.step
-        if left_out := self._waiting.events_left_out:
-            self._waiting.events_left_out = 0
+        if left_out := self._undelivered.events_left_out:
+            self._undelivered.events_left_out = 0
             message = f"{left_out} events of {self._source} were left out: they came faster than they can be told."
-            self._waiting.ordered.append(("events", Event(fence=self._fence, kind="events_left_out", message=message)))
+            self._undelivered.ordered.append(
+                ("events", Event(fence=self._fence, kind="events_left_out", message=message))
+            )
 
     def _next_lines(self) -> _Outgoing | None:
         if not (lines := self._lines.batch()):
@@ -317,19 +319,19 @@ class Reporter:
         body = LogLines(fence=self._fence, lines=lines)
         return _Outgoing(self._logs, "logs", body, lambda: self._lines.forget(lines), self._logs_s)
 
-    def _send(self, out: _Outgoing) -> _Told:
+    def _send(self, out: _Outgoing) -> _Delivery:
         if self._client is None:
-            return _Told.TAKEN
+            return _Delivery.TAKEN
         try:
             content = redact(out.body.model_dump_json(), self._hidden)
             answer = self._client.post(out.path, content=content)
         except httpx.HTTPError:
-            return _Told.AWAY
+            return _Delivery.AWAY
         except Exception as error:
             self._note(out.path, f"it can't be sent: {type(error).__name__}: {text_of(error)}")
-            return _Told.NEVER
-        self._heard_at = time.monotonic()
-        return self._understand(out, answer)
+            return _Delivery.NEVER
+        self._answered_at = time.monotonic()
+        return self._interpret(out, answer)
 
     def _note(self, path: str, why: str) -> None:
         """A message was left out. Said once, ten times, a hundred times: what is said is a message, too."""
@@ -338,20 +340,20 @@ class Reporter:
         if str(count).strip("0") == "1":
             logger.warning("left out %d messages of %s (%s), the last because %s", count, self._source, path, why)
 
-    def _understand(self, out: _Outgoing, answer: httpx.Response) -> _Told:
+    def _interpret(self, out: _Outgoing, answer: httpx.Response) -> _Delivery:
         if answer.status_code == httpx.codes.CONFLICT:
             self.superseded = True
-            return _Told.TAKEN
+            return _Delivery.TAKEN
         if answer.is_server_error or answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
-            return _Told.LATER
+            return _Delivery.LATER
         if not answer.is_success:
             self._note(out.path, f"the service answered {answer.status_code}: {storable(answer.text, 300)}")
-            return _Told.NEVER
+            return _Delivery.NEVER
         try:
             self.stop_request = Reply.model_validate_json(answer.content).stop
         except ValueError:
-            return _Told.LATER  # something between us and the service answered in its place
-        return _Told.TAKEN
+            return _Delivery.LATER  # something between us and the service answered in its place
+        return _Delivery.TAKEN
 
 
 def _client(launch: Launch) -> httpx.Client | None:

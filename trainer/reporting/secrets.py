@@ -23,13 +23,13 @@ def fetch(launch: Launch | ExportRequest, client: httpx.Client | None = None) ->
         raise ValueError(
             f"env: secrets come from a service; set {', '.join(sorted(wanted))} yourself for a job by hand."
         )
-    values = _ask(launch, client)
+    values = _request(launch, client)
     if missing := wanted - values.keys():
         raise ValueError(f"env.{min(missing)}: its secret is not there any more. Put it again: syncnorm secret put.")
     return values
 
 
-def _ask(launch: Launch | ExportRequest, client: httpx.Client | None) -> dict[str, str]:
+def _request(launch: Launch | ExportRequest, client: httpx.Client | None) -> dict[str, str]:
     answer = post(launch, launch.secrets_path, SecretsRequest(fence=launch.fence), _PAUSES_S, client)
     if answer is None:
         raise ValueError("env: the service could not be reached for the secrets of this job.")

@@ -28,18 +28,18 @@ def write_atomic(path: Path, content: bytes, *, private: bool = False) -> None:
     private: readable by its owner alone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
-    beside.unlink(missing_ok=True)  # of an earlier process with this number, perhaps with another mode
+    partial = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    partial.unlink(missing_ok=True)  # of an earlier process with this number, perhaps with another mode
     try:
         with os.fdopen(
-            os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if private else 0o666), "wb"
+            os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if private else 0o666), "wb"
         ) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        beside.rename(path)
+        partial.rename(path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 

@@ -81,12 +81,12 @@ class Bucket:
 
     def get(self, name: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(f"{TEMPORARY}{target.name}")
+        partial = target.with_name(f"{TEMPORARY}{target.name}")
         try:
-            self._tried(f"read {name}", lambda: self._fs.get_file(self._at(name), str(beside)), may_miss=True)
-            beside.replace(target)
+            self._tried(f"read {name}", lambda: self._fs.get_file(self._at(name), str(partial)), may_miss=True)
+            partial.replace(target)
         finally:
-            beside.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
 
     def has(self, name: str) -> bool:
         try:  # isfile() takes every error for a no

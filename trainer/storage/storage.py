@@ -138,12 +138,12 @@ def _raise_unless_gone(error: OSError) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f"{TEMPORARY}{target.name}-{os.getpid()}")
+    partial = target.with_name(f"{TEMPORARY}{target.name}-{os.getpid()}")
     try:
-        with source.open("rb") as original, beside.open("wb") as copy:
+        with source.open("rb") as original, partial.open("wb") as copy:
             shutil.copyfileobj(original, copy, 2**20)
             copy.flush()
             os.fsync(copy.fileno())
-        beside.replace(target)
+        partial.replace(target)
     finally:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from typing import Self
 logger = logging.getLogger(__name__)
 
 
-class Beside:
+class BackgroundTasks:
     """Does what it is given in order, one at a time. Behind its block nothing is under way any more.
 
     is_threaded: in a thread; else at once, in the caller's.

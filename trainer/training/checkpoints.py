@@ -57,18 +57,18 @@ def write(folder: Path, state: dict[str, Any], *, step: int, epoch: int, world_s
     Raises: StorageError where the storage is full or broken; nothing half-written is left behind then.
     """
     target = _path(folder, step)
-    beside = folder / f"{TEMPORARY}{target.name}"
-    shutil.rmtree(beside, ignore_errors=True)
+    partial = folder / f"{TEMPORARY}{target.name}"
+    shutil.rmtree(partial, ignore_errors=True)
     try:
         folder.mkdir(exist_ok=True)  # not its parents: without the attempt's folder, its storage is not mounted
-        beside.mkdir()
-        write_with(beside / STATE, lambda file: torch.save(state, file))
-        files = {STATE: {"sha256": sha256_of(beside / STATE), "bytes": (beside / STATE).stat().st_size}}
+        partial.mkdir()
+        write_with(partial / STATE, lambda file: torch.save(state, file))
+        files = {STATE: {"sha256": sha256_of(partial / STATE), "bytes": (partial / STATE).stat().st_size}}
         manifest = {"step": step, "epoch": epoch, "world_size": world_size, "fence": fence, "files": files}
         sealed = manifest | {"sha256": _digest(manifest)}
-        write_atomic(beside / MANIFEST, json.dumps(sealed, indent=1, sort_keys=True).encode())
+        write_atomic(partial / MANIFEST, json.dumps(sealed, indent=1, sort_keys=True).encode())
         _remove(target)
-        beside.rename(target)
+        partial.rename(target)
         sync_folder(folder)
     except OSError as error:
         raise StorageError(
@@ -76,7 +76,7 @@ def write(folder: Path, state: dict[str, Any], *, step: int, epoch: int, world_s
             "The one before it is kept."
         ) from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
     return verify(target)
 
 

@@ -19,7 +19,7 @@ from syncnorm.trainer.ranks.replica_check import local_statistics
 from syncnorm.trainer.training.optim import build_optimizer, build_schedule, clip_adaptive
 from syncnorm.trainer.training.tasks import Scores, task_loss
 from syncnorm.trainer.training.user_exchanges import refused
-from syncnorm.trainer.training.user_metrics import Logged, add_up
+from syncnorm.trainer.training.user_metrics import UserMetrics, add_up
 from syncnorm.trainer.training.user_module import (
     has_validation_step,
     own_optimizers,
@@ -63,7 +63,7 @@ class TrainingModule(LightningModule):
             "train": _persistent(Scores(info, "train", loss_only=self._own is not None)),
             "val": _persistent(Scores(info, "val")),
         }
-        self._logged = {"train": Logged(), "val": Logged()}
+        self._user_metrics = {"train": UserMetrics(), "val": UserMetrics()}
         self.train_metrics: dict[str, float] = {}
         self.val_metrics: dict[str, float] = {}
 
@@ -90,11 +90,11 @@ class TrainingModule(LightningModule):
 
     def on_fit_end(self) -> None:
         if self._own is not None:
-            self._logged["train"].leave(self._own)
+            self._user_metrics["train"].detach(self._own)
 
     def _listen(self, stage: str) -> None:
         if self._own is not None:
-            self._logged[stage].listen_to(self._own)
+            self._user_metrics[stage].attach(self._own)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self._own is not None:
@@ -112,7 +112,7 @@ class TrainingModule(LightningModule):
         return task_loss(self.info, self(batch.x), batch.y) * batch.weight
 
     def _own_step(self, own: LightningModule, batch: Batch, batch_idx: int) -> Tensor:
-        self._logged["train"].samples = len(batch.y)
+        self._user_metrics["train"].samples = len(batch.y)
         with refused(type(own).__name__, self._uneven_shares, len(batch.y)):
             loss = training_loss(own, batch, batch_idx)
         self._scores["train"].update_loss(loss, len(batch.y))
@@ -122,7 +122,7 @@ class TrainingModule(LightningModule):
         output = self(batch.x)
         self._scores["val"].update(output, batch.y, task_loss(self.info, output, batch.y))
         if self._own is not None and has_validation_step(self._own) and len(batch.y):
-            self._logged["val"].samples = len(batch.y)
+            self._user_metrics["val"].samples = len(batch.y)
             self._own.validation_step(batch.data, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
@@ -158,13 +158,13 @@ class TrainingModule(LightningModule):
         tensors = self.network.state_dict()
         return {
             "counted": {name: tensor.cpu() for name, tensor in self._scores["train"].state_dict().items()},
-            "logged": self._logged["train"].state(),
+            "logged": self._user_metrics["train"].state(),
             "statistics": {name: tensors[name].cpu() for name in sorted(local_statistics(self.network))},
         }
 
     def restore_own_state(self, state: dict[str, dict[str, Any]]) -> None:
         self._scores["train"].load_state_dict(state["counted"])
-        self._logged["train"].restore(state["logged"])
+        self._user_metrics["train"].restore(state["logged"])
         self.network.load_state_dict(state["statistics"], strict=False)
 
     def adopt_counted(self, states: list[dict[str, Any]]) -> None:
@@ -174,12 +174,12 @@ class TrainingModule(LightningModule):
             self._scores["train"].load_state_dict(
                 {name: torch.stack([each[name] for each in counted]).sum(0) for name in counted[0]}
             )
-            self._logged["train"].restore(add_up([state["logged"] for state in states]))
+            self._user_metrics["train"].restore(add_up([state["logged"] for state in states]))
 
     def _finish(self, stage: str) -> dict[str, float]:
         values = {name: float(value) for name, value in self._scores[stage].compute().items()}
         self._scores[stage].reset()
-        return {**self._logged[stage].finish(), **values}
+        return {**self._user_metrics[stage].finish(), **values}
 
 
 def _persistent(scores: Scores) -> Scores:

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from syncnorm.trainer.contract.mlflow_names import mlflow_name
 
 
-class Logged:
+class UserMetrics:
     """Stands in for `log` and `log_dict` of a user's module while it trains.
 
     Lightning's own would average over batches, and over ranks only where asked to, and forgets an epoch's first half
@@ -62,10 +62,10 @@ class Logged:
         self._sums.clear()
         self._sums.update({name: list(pair) for name, pair in state.items()})
 
-    def listen_to(self, own: LightningModule) -> None:
+    def attach(self, own: LightningModule) -> None:
         vars(own).update(log=self.log, log_dict=self.log_dict)
 
-    def leave(self, own: LightningModule) -> None:
+    def detach(self, own: LightningModule) -> None:
         for name in ("log", "log_dict"):
             vars(own).pop(name, None)
 

@@ -13,20 +13,20 @@ from syncnorm.trainer.contract.norm_choice import choose_norm
 from syncnorm.trainer.contract.protocol import Launch, Result
 from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.data import Data
-from syncnorm.trainer.export.certification import HELD_OUT_SAMPLES, Array, Trained, certify_and_publish
+from syncnorm.trainer.export.certification import HELD_OUT_SAMPLES, Array, TrainedModel, certify_and_publish
 from syncnorm.trainer.export.mlflow_publisher import Publisher
 from syncnorm.trainer.export.plots import draw_statistics
 from syncnorm.trainer.export.population import as_facts, keep, population_statistics
 from syncnorm.trainer.ranks.replica_check import check_agreement
-from syncnorm.trainer.reporting.fence_check import confirm
+from syncnorm.trainer.reporting.fence_check import require_current
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.training.evaluation import evaluate
 from syncnorm.trainer.training.module import TrainingModule
-from syncnorm.trainer.worker.fit import Fitted, Loaders
+from syncnorm.trainer.worker.fit import FitResult, Loaders
 
 
 def finalize(
-    module: TrainingModule, data: Data, loaders: Loaders, launch: Launch, folders: AttemptFolders, fitted: Fitted
+    module: TrainingModule, data: Data, loaders: Loaders, launch: Launch, folders: AttemptFolders, fitted: FitResult
 ) -> Result:
     """Population statistics and scores on every rank; export, proof and publication on rank 0.
 
@@ -41,7 +41,7 @@ def finalize(
     after = evaluate(network, data.info, loaders.val, device)
     model = None
     if _is_first():
-        trained = Trained(
+        trained = TrainedModel(
             job_id=launch.job_id,
             network=network.cpu().eval(),
             held_out=held_out_samples(data),
@@ -53,7 +53,7 @@ def finalize(
             },
             seed=launch.spec.seed,
         )
-        publisher = Publisher(launch.mlflow_uri, launch.mlflow_run_id, partial(confirm, launch))
+        publisher = Publisher(launch.mlflow_uri, launch.mlflow_run_id, partial(require_current, launch))
         if population:
             keep(population, folders.artifacts / "norm" / "statistics")
         draw_statistics(folders.spools(launch.attempt), folders.artifacts / "norm")

@@ -29,10 +29,10 @@ from syncnorm.trainer.contract.spec import JobSpec, TrainSpec
 from syncnorm.trainer.data import Data
 from syncnorm.trainer.data.loader import Loader, train_loader, val_loader
 from syncnorm.trainer.diagnostics import Diagnostics
-from syncnorm.trainer.ranks.rank_context import Place
+from syncnorm.trainer.ranks.rank_context import RankContext
 from syncnorm.trainer.ranks.stop_agreement import StopAgreement
 from syncnorm.trainer.reporting.metric_spool import Spool
-from syncnorm.trainer.reporting.partition_detector import Isolation, reaches_ray_head
+from syncnorm.trainer.reporting.partition_detector import PartitionDetector, reaches_ray_head
 from syncnorm.trainer.reporting.reporter import Reporter
 from syncnorm.trainer.storage.atomic_files import StorageError
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """Where training ended, with the metrics of the last epoch."""
 
     step: int
@@ -104,9 +104,9 @@ def fit(
     launch: Launch,
     folders: AttemptFolders,
     reporter: Reporter,
-    place: Place,
+    context: RankContext,
     steps: int,
-) -> Fitted:
+) -> FitResult:
     """Train to the end. Entered by every rank.
 
     Raises: StopRequested after a checkpoint, on every rank at the same step; SupersededError.
@@ -123,18 +123,18 @@ def fit(
     if train.compile:
         compile_in_place(module.network)
     try:
-        with _spool(folders, place) as spool, checkpoints.publication:
+        with _spool(folders, context) as spool, checkpoints.publication:
             callbacks = _callbacks(launch.spec, folders, spool, reporter, checkpoints, steps)
-            trainer = _trainer(launch, callbacks, place, folders.mirror)
+            trainer = _trainer(launch, callbacks, context, folders.mirror)
             exchange_no_signals(trainer)
             trainer.fit(module, loaders.train, loaders.val, ckpt_path=resume_from)
     finally:
         module.network._compiled_call_impl = None  # export needs the network as it is written
-    return Fitted(trainer.global_step, {**module.train_metrics, **module.val_metrics}, checkpoints.newest)
+    return FitResult(trainer.global_step, {**module.train_metrics, **module.val_metrics}, checkpoints.newest)
 
 
 @contextmanager
-def _spool(folders: AttemptFolders, place: Place) -> Iterator[Spool]:
+def _spool(folders: AttemptFolders, context: RankContext) -> Iterator[Spool]:
     """What was recorded is on the storage in the end, whatever becomes of the block, if only that takes it."""
     spool = Spool(folders.spool)
     try:
@@ -142,7 +142,7 @@ def _spool(folders: AttemptFolders, place: Place) -> Iterator[Spool]:
     finally:
         spool.close()
         try:
-            if place.rank == 0:
+            if context.rank == 0:
                 folders.mirror.publish(folders.spool)
         except StorageError as error:
             logger.warning("metrics since the last checkpoint are not kept: %s", error)
@@ -157,13 +157,13 @@ def _callbacks(
     steps: int,
 ) -> list[Callback]:
     """In the order they are called in; what keeps state that an epoch's end changes comes before the checkpoint."""
-    isolation = Isolation(reporter.silent_s, reaches_ray_head)
+    partition = PartitionDetector(reporter.silent_s, reaches_ray_head)
 
-    def heard() -> StopRequest | None:
-        return reporter.stop_request or ("preempt" if isolation.is_alone() else None)
+    def requested() -> StopRequest | None:
+        return reporter.stop_request or ("preempt" if partition.is_partitioned() else None)
 
     timeout_s = spec.limits.collective_timeout_s
-    agreement = StopAgreement(heard, lambda: reporter.superseded, timeout_s=timeout_s)
+    agreement = StopAgreement(requested, lambda: reporter.superseded, timeout_s=timeout_s)
     alarm = StatisticsAlarm(reporter)
     callbacks: list[Callback] = [
         EndAtStep(steps),
@@ -188,16 +188,16 @@ def _callbacks(
     return [*callbacks, checkpoints, StopOnRequest(agreement, checkpoints)]
 
 
-def _trainer(launch: Launch, callbacks: list[Callback], place: Place, mirror: Mirror) -> Trainer:
+def _trainer(launch: Launch, callbacks: list[Callback], context: RankContext, mirror: Mirror) -> Trainer:
     train, res = launch.spec.train, launch.spec.resources
     return Trainer(
         accelerator="gpu" if res.gpus_per_worker else "cpu",
         devices=1 if not res.gpus_per_worker else "auto",
         # Buffers are kept equal by what they are computed from; sending rank 0's would hide a difference.
-        strategy=place.strategy(broadcast_buffers=False),
+        strategy=context.strategy(broadcast_buffers=False),
         plugins=[
-            place.environment,
-            VerifiedCheckpointIO(world_size=place.world_size, fence=launch.fence, mirror=mirror),
+            context.environment,
+            VerifiedCheckpointIO(world_size=context.world_size, fence=launch.fence, mirror=mirror),
         ],
         precision=train.precision,
         max_epochs=train.epochs if train.epochs is not None else -1,

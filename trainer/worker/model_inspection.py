@@ -39,7 +39,7 @@ from syncnorm.trainer.training.conversion import convert
 from syncnorm.trainer.training.optim import build_optimizer
 from syncnorm.trainer.user_code import package as user_code
 from syncnorm.trainer.worker.fit import total_steps
-from syncnorm.trainer.worker.smoke_forward import SAMPLES, try_out
+from syncnorm.trainer.worker.smoke_forward import SAMPLES, check_forward
 
 
 def inspect(spec: JobSpec) -> Inspection:
@@ -63,7 +63,7 @@ def _inspect(spec: JobSpec) -> Inspection:
     torch.manual_seed(spec.seed)
     data = build_data(spec.data, spec.seed)
     network, conversion = convert(build_model(spec.model, chosen_norm(spec), data.info), spec, None)
-    try_out(network, data.info)
+    check_forward(network, data.info)
     return Inspection(conversion=conversion, findings=audit(network, data, spec, spec.resources.workers))
 
 

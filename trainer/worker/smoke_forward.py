@@ -13,7 +13,7 @@ from syncnorm.trainer.data import DataInfo
 SAMPLES = 2
 
 
-def try_out(network: nn.Module, info: DataInfo) -> None:
+def check_forward(network: nn.Module, info: DataInfo) -> None:
     """Run `network` in eval mode on zeros of the data's shape. Changes nothing, draws no random numbers.
 
     Raises: ValueError naming the layer that does not take what it is given, or the shape of the output where it is not

@@ -23,12 +23,11 @@ from syncnorm.trainer.data import build_data
 from syncnorm.trainer.failure_classifier import Failure, RankFailedError, classify
 from syncnorm.trainer.models import build_model
 from syncnorm.trainer.ranks import preflight
-from syncnorm.trainer.ranks.rank_context import Place, place_on_ray
+from syncnorm.trainer.ranks.rank_context import RankContext, ray_context
 from syncnorm.trainer.ranks.stop_agreement import StopRequested
-from syncnorm.trainer.reporting import fence_check as standing
-from syncnorm.trainer.reporting import metric_spool as tracking
+from syncnorm.trainer.reporting import fence_check, metric_spool
 from syncnorm.trainer.reporting import secrets as secret_values
-from syncnorm.trainer.reporting.library_logging import quiet_libraries
+from syncnorm.trainer.reporting.library_logging import lower_library_log_levels
 from syncnorm.trainer.reporting.redaction import redact, redacted_output
 from syncnorm.trainer.reporting.reporter import Reporter, ReportingHandler
 from syncnorm.trainer.reporting.stdout_capture import captured
@@ -40,7 +39,7 @@ from syncnorm.trainer.user_code import package as user_code
 from syncnorm.trainer.worker.finalize import finalize
 from syncnorm.trainer.worker.fit import Loaders, fit, total_steps
 from syncnorm.trainer.worker.model_inspection import audit, require_no_error
-from syncnorm.trainer.worker.smoke_forward import try_out
+from syncnorm.trainer.worker.smoke_forward import check_forward
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +49,10 @@ MLFLOW_PATIENCE_S = 60.0
 def train(config: dict[str, Any]) -> dict[str, Any] | None:
     """The train loop that Ray Train runs on each worker: `train_at` its place."""
     user_code.hide_checkout()
-    return train_at(place_on_ray(), config)
+    return train_at(ray_context(), config)
 
 
-def train_at(place: Place, config: dict[str, Any]) -> dict[str, Any] | None:
+def train_at(context: RankContext, config: dict[str, Any]) -> dict[str, Any] | None:
     """What the worker at `place` does; rank 0 returns the attempt's Result as plain values.
 
     A failure leaves `failures/rank-N.json` in the attempt's folder, for the driver to classify.
@@ -66,16 +65,16 @@ def train_at(place: Place, config: dict[str, Any]) -> dict[str, Any] | None:
             folders.mirror.fetch(folders.launch)
             launch = Launch.model_validate_json(folders.launch.read_bytes())
         except OSError as error:
-            raise RankFailedError(classify(error, place.rank).model_dump_json()) from error
-        return _work(launch.model_copy(update={"resume_from": config["resume_from"]}), folders, place)
+            raise RankFailedError(classify(error, context.rank).model_dump_json()) from error
+        return _work(launch.model_copy(update={"resume_from": config["resume_from"]}), folders, context)
 
 
-def _work(launch: Launch, folders: AttemptFolders, place: Place) -> dict[str, Any] | None:
-    reporter = Reporter(launch, place.rank).start()
+def _work(launch: Launch, folders: AttemptFolders, context: RankContext) -> dict[str, Any] | None:
+    reporter = Reporter(launch, context.rank).start()
     handler = ReportingHandler(reporter)
     logging.getLogger().addHandler(handler)
     logging.getLogger().setLevel(logging.INFO)
-    quiet_libraries()
+    lower_library_log_levels()
     hidden: dict[str, str] = {}
     at_the_end = ExitStack()
     try:
@@ -86,14 +85,14 @@ def _work(launch: Launch, folders: AttemptFolders, place: Place) -> dict[str, An
         os.environ.update(hidden)
         reporter.hide(hidden.values())
         with redacted_output(hidden.values()), captured(reporter):
-            result = run(launch, folders, reporter, place, at_the_end)
-        return result.model_dump(mode="json") if place.rank == 0 else None
+            result = run(launch, folders, reporter, context, at_the_end)
+        return result.model_dump(mode="json") if context.rank == 0 else None
     except BaseException as error:
-        failure = Failure.model_validate_json(redact(classify(error, place.rank).model_dump_json(), hidden.values()))
-        reporter.log("ERROR", f"rank {place.rank} failed: {failure.message}\n{failure.traceback}")
+        failure = Failure.model_validate_json(redact(classify(error, context.rank).model_dump_json(), hidden.values()))
+        reporter.log("ERROR", f"rank {context.rank} failed: {failure.message}\n{failure.traceback}")
         with suppress(OSError):
-            write_atomic(folders.failure(place.rank), failure.model_dump_json().encode())
-            folders.mirror.publish(folders.failure(place.rank))
+            write_atomic(folders.failure(context.rank), failure.model_dump_json().encode())
+            folders.mirror.publish(folders.failure(context.rank))
         # Ray logs the cause with its text, so one that may hold a secret is left out.
         raise RankFailedError(failure.model_dump_json()) from (None if hidden else error)
     finally:
@@ -102,37 +101,39 @@ def _work(launch: Launch, folders: AttemptFolders, place: Place) -> dict[str, An
         reporter.close()
 
 
-def run(launch: Launch, folders: AttemptFolders, reporter: Reporter, place: Place, at_the_end: ExitStack) -> Result:
+def run(
+    launch: Launch, folders: AttemptFolders, reporter: Reporter, context: RankContext, at_the_end: ExitStack
+) -> Result:
     """Build, train to the end or to a stop, finalize.
 
     at_the_end: closed once a failure is on file. Waiting for MLflow belongs there: the other ranks don't wait as long.
     """
     spec = launch.spec
     torch.set_num_threads(spec.resources.cpus_per_worker)
-    ranks = preflight.check(folders, place, launch.fence, launch.meeting_timeout_s)
-    if place.rank == 0:
-        reporter.placed(ranks)
+    ranks = preflight.check(folders, context, launch.fence, launch.rendezvous_timeout_s)
+    if context.rank == 0:
+        reporter.placement(ranks)
     L.seed_everything(spec.seed, verbose=False)
     data = build_data(spec.data, spec.seed)
     network = build_model(spec.model, chosen_norm(spec), data.info)
-    preflight.begin(place, launch.meeting_timeout_s, spec.limits.collective_timeout_s)
+    preflight.begin(context, launch.rendezvous_timeout_s, spec.limits.collective_timeout_s)
     network, conversion = convert(network, spec, norm.create_group(spec.norm.group))
-    try_out(network, data.info)
-    preflight.require_room(network, folders)
-    loaders = Loaders.build(data, spec, place.rank, place.world_size)
+    check_forward(network, data.info)
+    preflight.require_disk_space(network, folders)
+    loaders = Loaders.build(data, spec, context.rank, context.world_size)
     steps = total_steps(spec.train, len(loaders.train))
     uneven = loaders.train.sampler.uneven_shares() if reaches_last_batch(spec.train, len(loaders.train)) else None
     module = TrainingModule(network, data.info, spec, steps, uneven_shares=uneven)
     # From here on each rank draws its own dropout masks; the weights above were drawn alike everywhere.
-    L.seed_everything(spec.seed + 1 + place.rank, verbose=False)
-    if place.rank == 0:
-        findings = audit(network, data, spec, place.world_size)
+    L.seed_everything(spec.seed + 1 + context.rank, verbose=False)
+    if context.rank == 0:
+        findings = audit(network, data, spec, context.world_size)
         describe(launch, Inspection(conversion=conversion, findings=findings), folders)
         require_no_error(findings)
         at_the_end.callback(_sender(launch, folders).close, MLFLOW_PATIENCE_S)
     try:
         reporter.enter("training")
-        fitted = fit(module, loaders, launch, folders, reporter, place, steps)
+        fitted = fit(module, loaders, launch, folders, reporter, context, steps)
         reporter.enter("finalizing")
         return finalize(module, data, loaders, launch, folders, fitted)
     except StopRequested as stop:
@@ -164,9 +165,9 @@ def describe(launch: Launch, inspection: Inspection, folders: AttemptFolders) ->
     write_atomic(folders.artifacts / "norm" / "conversion.json", conversion.encode())
 
 
-def _sender(launch: Launch, folders: AttemptFolders) -> tracking.MetricSender:
+def _sender(launch: Launch, folders: AttemptFolders) -> metric_spool.MetricSender:
     for earlier in folders.earlier(launch.attempt):
         folders.mirror.fetch(earlier.spool)
-    client = tracking.rest_client(launch.mlflow_uri)
-    spools, counts = folders.spools(launch.attempt), partial(standing.counts, launch)
-    return tracking.MetricSender(client, launch.mlflow_run_id, spools, counts).start()
+    client = metric_spool.rest_client(launch.mlflow_uri)
+    spools, counts = folders.spools(launch.attempt), partial(fence_check.is_current, launch)
+    return metric_spool.MetricSender(client, launch.mlflow_run_id, spools, counts).start()

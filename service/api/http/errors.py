@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from syncnorm.service.api.http.methods import allowed
-from syncnorm.service.port_errors import DatabaseUnavailableError, PortError
+from syncnorm.service.backend_errors import BackendError, DatabaseUnavailableError
 from syncnorm.trainer.contract.spec_reader import Problem
 from syncnorm.trainer.storage.atomic_files import StorageError
 
@@ -109,7 +109,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _framework)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _validation)  # type: ignore[arg-type]
     app.add_exception_handler(StorageError, _storage)  # type: ignore[arg-type]
-    app.add_exception_handler(PortError, _outside)  # type: ignore[arg-type]
+    app.add_exception_handler(BackendError, _outside)  # type: ignore[arg-type]
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unexpected)
 
@@ -158,7 +158,7 @@ async def _storage(request: Request, error: StorageError) -> JSONResponse:
     return problem(request, ApiError(503, "storage_unreachable", str(error), headers={"Retry-After": "10"}))
 
 
-async def _outside(request: Request, error: PortError) -> JSONResponse:
+async def _outside(request: Request, error: BackendError) -> JSONResponse:
     code = "database_unavailable" if isinstance(error, DatabaseUnavailableError) else "unreachable"
     logger.warning("something that the service needs can't be used", extra={**_which(request), "error": str(error)})
     return problem(request, ApiError(503, code, str(error), headers={"Retry-After": "5"}))

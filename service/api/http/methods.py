@@ -21,7 +21,7 @@ def allowed(scope: Scope) -> list[str]:
     return sorted(found, key=_ORDER.index)
 
 
-class Methods:
+class MethodMiddleware:
     """Answers OPTIONS, and HEAD as GET without its body. Plain ASGI, so that streams pass through untouched."""
 
     def __init__(self, app: ASGIApp) -> None:

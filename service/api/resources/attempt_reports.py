@@ -15,7 +15,7 @@ from syncnorm.service.api.http.errors import ApiError
 from syncnorm.service.jobs.actors import WORKER
 from syncnorm.service.jobs.export import ExportState
 from syncnorm.service.jobs.job import Attempt, Job, NewEvent
-from syncnorm.service.reconciler.environment import attempt_token
+from syncnorm.service.reconciler.backends import attempt_token
 from syncnorm.trainer.contract import protocol
 from syncnorm.trainer.contract.bounds import LONGEST_S, MOST_METRICS
 
@@ -33,7 +33,7 @@ Bearer = Annotated[str, Header()]
 def heartbeat(
     attempt_id: AttemptId, message: protocol.Heartbeat, ctx: Ctx, authorization: Bearer = ""
 ) -> protocol.Reply:
-    _admit(ctx, message.fence, authorization, "heartbeat")
+    _authenticate(ctx, message.fence, authorization, "heartbeat")
     # Ranks renew the lease and count steps; the phase is what the driver and rank 0 say.
     phase = message.phase if message.source in ("driver", "rank-0") else None
     return _reply(
@@ -45,11 +45,11 @@ def heartbeat(
 
 @router.post("/progress")
 def progress(attempt_id: AttemptId, message: protocol.Progress, ctx: Ctx, authorization: Bearer = "") -> protocol.Reply:
-    _admit(ctx, message.fence, authorization, "progress")
+    _authenticate(ctx, message.fence, authorization, "progress")
     attempt = ctx.store.attempts.get(attempt_id)
     job = ctx.store.jobs.get(attempt.job_id) if attempt else None
     if attempt is None or job is None:
-        raise _stale(attempt_id)
+        raise _stale_fence(attempt_id)
     value = progress_of(job, attempt, message, datetime.now(UTC))
     return _reply(ctx, ctx.store.reports.progress(attempt_id, message.fence, ctx.settings.lease_s, message.step, value))
 
@@ -58,7 +58,7 @@ def progress(attempt_id: AttemptId, message: protocol.Progress, ctx: Ctx, author
 async def logs(
     attempt_id: AttemptId, message: protocol.LogLines, ctx: Ctx, authorization: Bearer = ""
 ) -> protocol.Reply:
-    _admit(ctx, message.fence, authorization, "logs")
+    _authenticate(ctx, message.fence, authorization, "logs")
     return await to_thread.run_sync(_keep_lines, attempt_id, message, ctx, limiter=ctx.reports)
 
 
@@ -72,7 +72,7 @@ def _keep_lines(attempt_id: str, message: protocol.LogLines, ctx: Context) -> pr
 def checkpoints(
     attempt_id: AttemptId, message: protocol.CheckpointFact, ctx: Ctx, authorization: Bearer = ""
 ) -> protocol.Reply:
-    _admit(ctx, message.fence, authorization, "checkpoints")
+    _authenticate(ctx, message.fence, authorization, "checkpoints")
     return _reply(ctx, ctx.store.reports.add_checkpoint(attempt_id, message))
 
 
@@ -80,13 +80,13 @@ def checkpoints(
 def placement(
     attempt_id: AttemptId, message: protocol.Placement, ctx: Ctx, authorization: Bearer = ""
 ) -> protocol.Reply:
-    _admit(ctx, message.fence, authorization, "placement")
+    _authenticate(ctx, message.fence, authorization, "placement")
     return _reply(ctx, ctx.store.reports.placement(attempt_id, message))
 
 
 @router.post("/events")
 def events(attempt_id: AttemptId, message: protocol.Event, ctx: Ctx, authorization: Bearer = "") -> protocol.Reply:
-    _admit(ctx, message.fence, authorization, "events")
+    _authenticate(ctx, message.fence, authorization, "events")
     if not ctx.limits.event(message.fence):
         detail = "The workers of an attempt may tell 50 events a second; try again in 1 s."
         raise ApiError(429, "rate_limited", detail, headers={"Retry-After": "1"})
@@ -105,7 +105,7 @@ def _kind_of(message: protocol.Event) -> str:
 def leave(attempt_id: AttemptId, message: protocol.Exit, ctx: Ctx, authorization: Bearer = "") -> protocol.Reply:
     _check(message.fence, authorization)
     if message.result.fence != message.fence:
-        raise _stale(attempt_id)
+        raise _stale_fence(attempt_id)
     result = message.result.model_dump(mode="json")
     return _reply(ctx, ctx.store.reports.exit(attempt_id, message.fence, result), new_phase="done")
 
@@ -119,7 +119,7 @@ def secrets(
     attempt = ctx.store.attempts.get(attempt_id)
     job = ctx.store.jobs.get(attempt.job_id) if attempt else None
     if attempt is None or job is None or attempt.ended_at is not None or attempt.fence != message.fence:
-        raise _stale(attempt_id)
+        raise _stale_fence(attempt_id)
     return _named_secrets(ctx, job)
 
 
@@ -128,7 +128,7 @@ def secrets_of_export(
     job_id: JobId, name: ExportName, message: protocol.SecretsRequest, ctx: Ctx, authorization: Bearer = ""
 ) -> protocol.SecretValues:
     """The same for a later export, which reads the job's data again."""
-    return _named_secrets(ctx, _standing(ctx, job_id, name, message.fence, authorization))
+    return _named_secrets(ctx, _running_export(ctx, job_id, name, message.fence, authorization))
 
 
 @router_of_exports.post("/heartbeat")
@@ -136,11 +136,11 @@ def heartbeat_of_export(
     job_id: JobId, name: ExportName, message: protocol.Heartbeat, ctx: Ctx, authorization: Bearer = ""
 ) -> protocol.Reply:
     """Whether this start of it still counts: asked before it registers a model. It renews nothing."""
-    _standing(ctx, job_id, name, message.fence, authorization)
+    _running_export(ctx, job_id, name, message.fence, authorization)
     return protocol.Reply()
 
 
-def _standing(ctx: Context, job_id: str, name: str, fence: str, authorization: str) -> Job:
+def _running_export(ctx: Context, job_id: str, name: str, fence: str, authorization: str) -> Job:
     """The job of an export whose latest start has this fence."""
     _check(fence, authorization)
     export, job = ctx.store.exports.get(job_id, name), ctx.store.jobs.get(job_id)
@@ -155,7 +155,7 @@ def _named_secrets(ctx: Context, job: Job) -> protocol.SecretValues:
     return protocol.SecretValues(values={variable: found[name] for variable, name in named.items() if name in found})
 
 
-def _admit(ctx: Context, fence: str, authorization: str, path: str) -> None:
+def _authenticate(ctx: Context, fence: str, authorization: str, path: str) -> None:
     """Raises: ApiError 401 for another's token, 429 for messages that come too fast."""
     _check(fence, authorization)
     ctx.limits.message(fence, path)
@@ -168,14 +168,14 @@ def _check(fence: str, authorization: str) -> None:
 
 def _reply(ctx: Context, job: Job | None, new_phase: str | None = None) -> protocol.Reply:
     if job is None:
-        raise _stale("this one")
+        raise _stale_fence("this one")
     if new_phase is not None:
         ctx.wake.set()
-    ctx.hub.changed(job.id)
+    ctx.notifier.changed(job.id)
     return protocol.Reply(stop=job.stop, lease_s=ctx.settings.lease_s)
 
 
-def _stale(attempt_id: str) -> ApiError:
+def _stale_fence(attempt_id: str) -> ApiError:
     return ApiError(409, "stale_fence", f"Attempt {attempt_id} is over or was replaced; stop and write nothing more.")
 
 
@@ -189,6 +189,6 @@ def progress_of(job: Job, attempt: Attempt, message: protocol.Progress, now: dat
         if began and done > 0:
             elapsed_s = max(0.0, (now - datetime.fromisoformat(began)).total_seconds())
             eta_s = round(min(LONGEST_S, max(0.0, elapsed_s / done * (message.steps - message.step))), 1)
-    told = message.model_dump(mode="json", exclude={"fence"})
-    metrics = {**(job.progress or {}).get("metrics", {}), **told["metrics"]}
-    return {**told, "metrics": dict(list(metrics.items())[-MOST_METRICS:]), "percent": percent, "eta_s": eta_s}
+    reported = message.model_dump(mode="json", exclude={"fence"})
+    metrics = {**(job.progress or {}).get("metrics", {}), **reported["metrics"]}
+    return {**reported, "metrics": dict(list(metrics.items())[-MOST_METRICS:]), "percent": percent, "eta_s": eta_s}

@@ -12,7 +12,7 @@ from syncnorm.service.api.dependencies import Ctx, Reader, visible_job
 from syncnorm.service.api.http.accept import wanted
 from syncnorm.service.api.http.pagination import LONGEST, decode, encode, list_id
 from syncnorm.service.api.http.route import JSON, Route
-from syncnorm.service.api.sse import NDJSON, NDJSON_FORM, SSE, TEXT, Entry, Form, sse_form, stream
+from syncnorm.service.api.sse import NDJSON, NDJSON_FORMAT, SSE, TEXT, Entry, StreamFormat, sse_format, stream
 from syncnorm.service.api.views import EventPage, EventView, LinePage, LineView, View, event_view, line_view
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], route_class=Route)
@@ -25,7 +25,7 @@ LastId = Annotated[
 Follow = Annotated[bool, Query(description="Stay connected until the job is finished, in any form but JSON.")]
 
 
-def _forms(view: type[View], *, text: bool) -> dict[int | str, dict[str, Any]]:
+def _formats(view: type[View], *, text: bool) -> dict[int | str, dict[str, Any]]:
     """What there is besides JSON pages, for the OpenAPI document."""
     shown = [{"$ref": f"#/components/schemas/{view.__name__}"}, {"type": "object", "maxProperties": 0}]
     one = {"contentMediaType": JSON, "contentSchema": {"anyOf": shown}}
@@ -39,7 +39,7 @@ def _forms(view: type[View], *, text: bool) -> dict[int | str, dict[str, Any]]:
     return {200: {"content": {NDJSON: {"schema": lines}, SSE: {"schema": event}} | (plain if text else {})}}
 
 
-@router.get("/events", response_model=EventPage, responses=_forms(EventView, text=False))
+@router.get("/events", response_model=EventPage, responses=_formats(EventView, text=False))
 def events(
     job_id: str,
     *,
@@ -64,13 +64,13 @@ def events(
         return [(event.seq, event_view(event)) for event in ctx.store.history.events(job_id, position, most)]
 
     if follow or form == SSE:
-        return stream(ctx, job_id, read, int(last_event_id or after), _form(form, "event"))
+        return stream(ctx, job_id, read, int(last_event_id or after), _format_of(form, "event"))
     found = read(after, limit)
     next_cursor = encode(listing, found[-1][0]) if len(found) == limit else None
     return _page(request, form, EventPage, found, next_cursor)
 
 
-@router.get("/logs", response_model=LinePage, responses=_forms(LineView, text=True))
+@router.get("/logs", response_model=LinePage, responses=_formats(LineView, text=True))
 def logs(
     job_id: str,
     *,
@@ -103,7 +103,7 @@ def logs(
 
     if follow or form == SSE:
         start = int(last_event_id or after)
-        return stream(ctx, job_id, read, start or _before_last(read, tail), _form(form, "line"))
+        return stream(ctx, job_id, read, start or _before_last(read, tail), _format_of(form, "line"))
     if tail is not None:
         return _page(request, form, LinePage, read(after, tail, True), None)
     found = read(after, limit)
@@ -117,8 +117,8 @@ def _before_last(read: Any, tail: int | None) -> int:
     return last[0][0] - 1 if last else 0
 
 
-def _form(media_type: str, event: str) -> Form:
-    return {SSE: sse_form(event), NDJSON: NDJSON_FORM, TEXT: TEXT_FORM}[media_type]
+def _format_of(media_type: str, event: str) -> StreamFormat:
+    return {SSE: sse_format(event), NDJSON: NDJSON_FORMAT, TEXT: TEXT_FORMAT}[media_type]
 
 
 def _page(
@@ -132,7 +132,7 @@ def _page(
     if next_cursor is not None:
         query = {**request.query_params, "cursor": next_cursor}
         headers["Link"] = f'<{request.scope["path"]}?{urlencode(query)}>; rel="next"'
-    write = _form(form, "").write
+    write = _format_of(form, "").write
     return Response(b"".join(write(position, view) for position, view in found), headers=headers, media_type=form)
 
 
@@ -146,7 +146,7 @@ def _line(_position: int, view: View) -> bytes:
     return f"{as_text(view)}\n".encode("utf-8", "replace")
 
 
-TEXT_FORM = Form(TEXT, _line)
+TEXT_FORMAT = StreamFormat(TEXT, _line)
 
 
 def _after(cursor: str | None, listing: str) -> int:

@@ -17,7 +17,7 @@ from syncnorm.service.api.resources.jobs import Key, reused_key
 from syncnorm.service.api.views import View
 from syncnorm.service.jobs.export import Export, ExportState
 from syncnorm.service.jobs.job import Job, JobState
-from syncnorm.service.store import Added, Answer
+from syncnorm.service.store import AddOutcome, StoredResponse
 from syncnorm.trainer.contract.failure import FailureReason, advised
 from syncnorm.trainer.contract.spec import ExportSpec
 from syncnorm.trainer.contract.spec_reader import SpecError, read_export
@@ -70,17 +70,17 @@ def export_again(job_id: str, body: Json, ctx: Ctx, who: Submitter, key: Key = N
     found = ctx.store.exports.add(
         job,
         section,
-        lambda export: Answer(digest, later_view(export).model_dump(mode="json")),
+        lambda export: StoredResponse(digest, later_view(export).model_dump(mode="json")),
         None if key is None else (who.name, key),
         ctx.settings.max_queued,
         who.actor,
     )
     if found is None:
         raise not_found("job", job_id)
-    if isinstance(found, Added):
+    if isinstance(found, AddOutcome):
         detail = f"{job.owner} may have {ctx.settings.max_queued} unfinished exports, no more; wait for some."
         raise ApiError(429, "too_many_exports", detail, headers={"Retry-After": "60"})
-    if isinstance(found, Answer):
+    if isinstance(found, StoredResponse):
         if found.request_hash != digest:
             raise reused_key("export")
         return _created(job, found.answer, {"Idempotency-Replayed": "true"})

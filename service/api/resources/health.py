@@ -46,7 +46,7 @@ def readyz(ctx: Ctx) -> JSONResponse:
         "database": ctx.store.installation.can_write(),
         "cluster": ctx.reconciler.view is not None,
         "mlflow": ctx.tracker.is_answering(),
-        "storage": ctx.reconciler.ports.storage.is_usable(),
+        "storage": ctx.reconciler.backends.storage.is_usable(),
         "reconciler": ctx.reconciler.health.is_good,
     }
     ready = all(parts.values())

@@ -117,9 +117,9 @@ def get_explanation(job_id: str, ctx: Ctx, who: Reader) -> ExplanationView:
         (rank(priority, at, policy), name) < mine for name, priority, at in ctx.store.workload.queue_positions()
     )
     reconciler = ctx.reconciler
-    plan = reconciler.plan if reconciler.view else None
-    problem = reconciler.ports.storage.problem
-    return ExplanationView(**vars(explain(job, attempt, plan, ahead, problem, reconciler.troubles(job.id))))
+    schedule = reconciler.schedule if reconciler.view else None
+    problem = reconciler.backends.storage.problem
+    return ExplanationView(**vars(explain(job, attempt, schedule, ahead, problem, reconciler.problems(job.id))))
 
 
 @router.get("/checkpoints")

@@ -15,7 +15,7 @@ from syncnorm.service.api.http.errors import ApiError, bad_spec, refused
 from syncnorm.service.api.http.etags import job_tag
 from syncnorm.service.api.http.json_body import Json, JsonBody
 from syncnorm.service.api.http.route import Route
-from syncnorm.service.api.submit_batcher import Submit
+from syncnorm.service.api.submit_batcher import SubmitRequest
 from syncnorm.service.api.views import JobView, job_view
 from syncnorm.service.jobs.admission import (
     against_code,
@@ -27,7 +27,7 @@ from syncnorm.service.jobs.admission import (
     needs_a_look,
 )
 from syncnorm.service.jobs.job import Job
-from syncnorm.service.store import Answer
+from syncnorm.service.store import StoredResponse
 from syncnorm.trainer.contract.plan import Plan, plan
 from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.contract.spec_reader import Problem, SpecError, read_spec
@@ -60,21 +60,21 @@ async def submit(body: Json, ctx: Ctx, who: Submitter, key: Key = None, dry_run:
             or (before := await run_in_threadpool(ctx.store.idempotency.answer, who.name, key)) is None
         ):
             raise
-        return await _again(before, body, ctx)
+        return await _replay(before, body, ctx)
     if dry_run:
         return JSONResponse(await run_in_threadpool(_plan, spec, ctx))
-    taken = await ctx.intake.take(Submit(spec, who.name, key, body.digest, who.actor))
+    taken = await ctx.submits.take(SubmitRequest(spec, who.name, key, body.digest, who.actor))
     if taken is None:
         raise too_many(ctx, who)
     if not taken.is_new:
-        return await _again(taken.answer, body, ctx)
+        return await _replay(taken.answer, body, ctx)
     ctx.changed(taken.answer.answer["id"])
     return created(taken.answer.answer)
 
 
-async def _again(before: Answer, body: JsonBody, ctx: Context) -> Response:
+async def _replay(before: StoredResponse, body: JsonBody, ctx: Context) -> Response:
     """Raises: ApiError 422 if the body is another; 410 if the job was deleted since."""
-    answer = again(before, body)
+    answer = replayed(before, body)
     job_id = before.answer["id"]
     if await run_in_threadpool(ctx.store.jobs.get, job_id) is None:
         detail = f"This Idempotency-Key stands for job {job_id}, which was deleted. Use a new key to submit it again."
@@ -121,7 +121,7 @@ def created(content: dict[str, Any], headers: dict[str, str] | None = None, what
     return Response(to_json(content, inf_nan_mode="strings"), 201, location | (headers or {}), "application/json")
 
 
-def again(before: Answer, body: JsonBody, what: str = "jobs") -> Response:
+def replayed(before: StoredResponse, body: JsonBody, what: str = "jobs") -> Response:
     """The answer given before under the same key.
 
     Raises: ApiError 422 if the body is another.

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from syncnorm.service.api.dependencies import Context, Ctx, Submitter
 from syncnorm.service.api.http.errors import ApiError
 from syncnorm.service.api.http.route import Route
-from syncnorm.service.jobs.actors import Actor, Deed
+from syncnorm.service.jobs.actors import Actor, NewAuditEntry
 from syncnorm.service.storage.code_packages import PackageError, check
 
 router = APIRouter(prefix="/v1/packages", tags=["packages"], route_class=Route)
@@ -53,7 +53,7 @@ async def put_package(sha256: Sha256, request: Request, response: Response, ctx:
             raise ApiError(422, "wrong_digest", detail)
         files, is_new = await run_in_threadpool(_keep, ctx, f"sha256:{sha256}", archive, who.actor)
     if not is_new:
-        ctx.trail.add(Deed(who.actor, "package.put", f"sha256:{sha256}", outcome="unchanged"))
+        ctx.audit_trail.add(NewAuditEntry(who.actor, "package.put", f"sha256:{sha256}", outcome="unchanged"))
     response.status_code = 201 if is_new else 200
     return PackageView(package=f"sha256:{sha256}", files=files, size_bytes=size)
 
@@ -67,5 +67,5 @@ def _keep(ctx: Context, package: str, archive: IO[bytes], by: Actor) -> tuple[in
     is_new = not ctx.packages.has(package)
     if is_new:
         ctx.packages.put(package, archive)
-        ctx.store.audit.add([Deed(by, "package.put", package, after={"files": files})])
+        ctx.store.audit.add([NewAuditEntry(by, "package.put", package, after={"files": files})])
     return files, is_new

@@ -18,13 +18,13 @@ from syncnorm.service.api.http.errors import ApiError, FieldProblem
 from syncnorm.service.api.http.json_body import Json, JsonBody
 from syncnorm.service.api.http.pagination import LONGEST, decode, encode, list_id
 from syncnorm.service.api.http.route import JSON, Route
-from syncnorm.service.api.resources.jobs import Key, again, created, refusals, too_many
+from syncnorm.service.api.resources.jobs import Key, created, refusals, replayed, too_many
 from syncnorm.service.api.views import MlflowView, View
 from syncnorm.service.integrations.mlflow_runs import run_page
 from syncnorm.service.jobs.actions import Verb
 from syncnorm.service.jobs.study import Counts, Study, StudyState, count_states, new_study, state_of
 from syncnorm.service.jobs.study_spec import Child, StudySpec, expand, read_study
-from syncnorm.service.store import Added, Answer
+from syncnorm.service.store import AddOutcome, StoredResponse
 from syncnorm.service.studies.publisher import draw_report
 from syncnorm.service.studies.report import as_html, as_json
 from syncnorm.trainer.contract.spec_reader import SpecError
@@ -101,14 +101,14 @@ def submit(body: Json, ctx: Ctx, who: Submitter, key: Key = None) -> Response:
         # What was taken once is answered as it was, whatever is allowed by now.
         if key is None or (before := ctx.store.idempotency.answer(who.name, key)) is None:
             raise
-        return again(before, _keyed(body), "studies")
+        return replayed(before, _keyed(body), "studies")
     study, rows, jobs = new_study(spec, children, who.name, ctx.store.now())
     content = study_view(ctx, study, count_states(jobs)).model_dump(mode="json")
-    idempotency = None if key is None else (key, Answer(_keyed(body).digest, content))
+    idempotency = None if key is None else (key, StoredResponse(_keyed(body).digest, content))
     result = ctx.store.studies.add(study, rows, jobs, idempotency, ctx.settings.max_queued, who.actor)
-    if isinstance(result, Answer):
-        return again(result, _keyed(body), "studies")
-    if result is Added.TOO_MANY:
+    if isinstance(result, StoredResponse):
+        return replayed(result, _keyed(body), "studies")
+    if result is AddOutcome.TOO_MANY:
         raise too_many(ctx, who)
     ctx.wake.set()
     return created(content, what="studies")
@@ -194,28 +194,28 @@ def get_report(
 @router.post("/{study_id}/cancel", status_code=202)
 def cancel(study_id: str, ctx: Ctx, who: Submitter) -> StudyView:
     """Ask every unfinished job of the study to end."""
-    return _ask(ctx, who, visible_study(ctx, who, study_id), "cancel")
+    return _apply_verb(ctx, who, visible_study(ctx, who, study_id), "cancel")
 
 
 @router.post("/{study_id}/pause", status_code=202)
 def pause(study_id: str, ctx: Ctx, who: Submitter) -> StudyView:
     """Ask every job that waits or trains to stop with a checkpoint; those that export already go on to their end."""
-    return _ask(ctx, who, visible_study(ctx, who, study_id), "pause")
+    return _apply_verb(ctx, who, visible_study(ctx, who, study_id), "pause")
 
 
 @router.post("/{study_id}/resume", status_code=202)
 def resume(study_id: str, ctx: Ctx, who: Submitter) -> StudyView:
     """Put every paused job back into the queue."""
-    return _ask(ctx, who, visible_study(ctx, who, study_id), "resume")
+    return _apply_verb(ctx, who, visible_study(ctx, who, study_id), "resume")
 
 
 @router.post("/{study_id}/retry", status_code=202)
 def retry(study_id: str, ctx: Ctx, who: Submitter) -> StudyView:
     """Put every failed or cancelled job back into the queue."""
-    return _ask(ctx, who, visible_study(ctx, who, study_id), "retry")
+    return _apply_verb(ctx, who, visible_study(ctx, who, study_id), "retry")
 
 
-def _ask(ctx: Context, who: Principal, study: Study, verb: Verb) -> StudyView:
+def _apply_verb(ctx: Context, who: Principal, study: Study, verb: Verb) -> StudyView:
     for job_id in ctx.store.studies.apply(study.id, verb, ctx.store.now(), who.actor):
         ctx.changed(job_id)
     return study_view(ctx, study, ctx.store.studies.count_children([study.id])[study.id])

@@ -76,7 +76,7 @@ def revoke_token(token_id: TokenId, ctx: Ctx, who: Admin) -> None:
     """The token stops working at once."""
     if not ctx.store.tokens.revoke(token_id, who.actor):
         raise not_found("token", token_id)
-    ctx.door.forget(token_id)
+    ctx.authenticator.forget(token_id)
 
 
 def _view(token: StoredToken) -> TokenView:

@@ -18,9 +18,9 @@ from syncnorm.service.api.http.pagination import LONGEST, decode, encode, list_i
 from syncnorm.service.api.http.route import Route
 from syncnorm.service.api.views import JobView, View, job_view
 from syncnorm.service.jobs.actions import ALLOWED, Verb, allowed
-from syncnorm.service.jobs.actors import Deed
+from syncnorm.service.jobs.actors import NewAuditEntry
 from syncnorm.service.jobs.job import Job, JobState
-from syncnorm.service.store import Asked, JobQuery
+from syncnorm.service.store import JobQuery, VerbResult
 from syncnorm.trainer.contract.spec import Label, LabelName
 
 router = APIRouter(prefix="/v1", tags=["jobs"], route_class=Route)
@@ -53,7 +53,7 @@ _ONE_WAY: dict[str, Any] = {
 """What `_one_way` checks, for the OpenAPI document. Generators of clients read no oneOf of objects."""
 
 
-class Many(BaseModel):
+class JobSelection(BaseModel):
     """Jobs to ask: by ids, or by filter. A filter takes up to 500 jobs at a time; cursor continues behind them."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra=_ONE_WAY)
@@ -63,7 +63,7 @@ class Many(BaseModel):
     cursor: Annotated[str, StringConstraints(max_length=LONGEST)] | None = None
 
     @model_validator(mode="after")
-    def _one_way(self) -> Many:
+    def _one_way(self) -> JobSelection:
         if (self.ids is None) == (self.filter is None):
             raise ValueError("exactly one of ids and filter must be given")
         if self.ids is not None and self.cursor is not None:
@@ -71,7 +71,7 @@ class Many(BaseModel):
         return self
 
 
-class AskedView(View):
+class VerbResultView(View):
     """ok: whether the job is now as asked for, or on its way. status, problem: as the job's own address would answer;
     200: it was so before. job: null where there is a problem."""
 
@@ -82,71 +82,73 @@ class AskedView(View):
     problem: dict[str, Any] | None = None
 
 
-class AskedPage(View):
+class VerbResultPage(View):
     """next_cursor: where a filter matches more jobs than one call takes, what to send as cursor next."""
 
-    items: list[AskedView]
+    items: list[VerbResultView]
     next_cursor: str | None = None
 
 
-_AGAIN: dict[int | str, dict[str, Any]] = {200: {"model": JobView, "description": "It is so already; nothing changed"}}
+_ALREADY: dict[int | str, dict[str, Any]] = {
+    200: {"model": JobView, "description": "It is so already; nothing changed"}
+}
 
 
 @router.post("/jobs:cancel")
-def cancel_many(body: Many, ctx: Ctx, who: Submitter) -> AskedPage:
+def cancel_many(body: JobSelection, ctx: Ctx, who: Submitter) -> VerbResultPage:
     """Ask jobs to end, each as POST /v1/jobs/{id}/cancel does."""
-    return _ask_many(ctx, who, body, "cancel")
+    return _apply_to_many(ctx, who, body, "cancel")
 
 
 @router.post("/jobs:pause")
-def pause_many(body: Many, ctx: Ctx, who: Submitter) -> AskedPage:
+def pause_many(body: JobSelection, ctx: Ctx, who: Submitter) -> VerbResultPage:
     """Ask jobs to stop with a checkpoint, each as POST /v1/jobs/{id}/pause does."""
-    return _ask_many(ctx, who, body, "pause")
+    return _apply_to_many(ctx, who, body, "pause")
 
 
 @router.post("/jobs:resume")
-def resume_many(body: Many, ctx: Ctx, who: Submitter) -> AskedPage:
+def resume_many(body: JobSelection, ctx: Ctx, who: Submitter) -> VerbResultPage:
     """Put paused jobs back into the queue, each as POST /v1/jobs/{id}/resume does."""
-    return _ask_many(ctx, who, body, "resume")
+    return _apply_to_many(ctx, who, body, "resume")
 
 
 @router.post("/jobs:retry")
-def retry_many(body: Many, ctx: Ctx, who: Submitter) -> AskedPage:
+def retry_many(body: JobSelection, ctx: Ctx, who: Submitter) -> VerbResultPage:
     """Put failed or cancelled jobs back into the queue, each as POST /v1/jobs/{id}/retry does."""
-    return _ask_many(ctx, who, body, "retry")
+    return _apply_to_many(ctx, who, body, "retry")
 
 
-@router.post("/jobs/{job_id}/cancel", status_code=202, responses=_AGAIN | refused(409))
+@router.post("/jobs/{job_id}/cancel", status_code=202, responses=_ALREADY | refused(409))
 def cancel(job_id: str, response: Response, ctx: Ctx, who: Submitter) -> JobView:
     """Ask for the job to end. It stops at the next batch, with a checkpoint. Asking again changes nothing: 200 for a
     job that is cancelled already."""
-    return _ask_one(ctx, who, job_id, "cancel", response)
+    return _apply_to_one(ctx, who, job_id, "cancel", response)
 
 
-@router.post("/jobs/{job_id}/pause", status_code=202, responses=_AGAIN | refused(409))
+@router.post("/jobs/{job_id}/pause", status_code=202, responses=_ALREADY | refused(409))
 def pause(job_id: str, response: Response, ctx: Ctx, who: Submitter) -> JobView:
     """Ask for the job to stop with a checkpoint and to give its resources back, until it is resumed. Asking again
     changes nothing: 200 for a job that is paused already."""
-    return _ask_one(ctx, who, job_id, "pause", response)
+    return _apply_to_one(ctx, who, job_id, "pause", response)
 
 
-@router.post("/jobs/{job_id}/resume", status_code=202, responses=_AGAIN | refused(409))
+@router.post("/jobs/{job_id}/resume", status_code=202, responses=_ALREADY | refused(409))
 def resume(job_id: str, response: Response, ctx: Ctx, who: Submitter) -> JobView:
     """Put a paused job back into the queue. It continues from the step it stopped at. Asking again changes nothing:
     200 for a job that was put back already."""
-    return _ask_one(ctx, who, job_id, "resume", response)
+    return _apply_to_one(ctx, who, job_id, "resume", response)
 
 
-@router.post("/jobs/{job_id}/retry", status_code=202, responses=_AGAIN | refused(409))
+@router.post("/jobs/{job_id}/retry", status_code=202, responses=_ALREADY | refused(409))
 def retry(job_id: str, response: Response, ctx: Ctx, who: Submitter) -> JobView:
     """Put a failed or cancelled job back into the queue. It continues from its last checkpoint, with its failures
     forgotten and limits.deadline_s counted anew. Asking again changes nothing: 200 for a job that was put back
     already. Where the deadline was too short, raise it first: PATCH the job's limits."""
-    return _ask_one(ctx, who, job_id, "retry", response)
+    return _apply_to_one(ctx, who, job_id, "retry", response)
 
 
-def _ask_one(ctx: Context, who: Principal, job_id: str, verb: Verb, response: Response) -> JobView:
-    (answer,) = _ask(ctx, who, [job_id], verb)
+def _apply_to_one(ctx: Context, who: Principal, job_id: str, verb: Verb, response: Response) -> JobView:
+    (answer,) = _apply_verb(ctx, who, [job_id], verb)
     if isinstance(answer, ApiError):
         raise answer
     status, job = answer
@@ -154,19 +156,19 @@ def _ask_one(ctx: Context, who: Principal, job_id: str, verb: Verb, response: Re
     return job_view(job, ctx.mlflow_uri)
 
 
-def _ask_many(ctx: Context, who: Principal, body: Many, verb: Verb) -> AskedPage:
+def _apply_to_many(ctx: Context, who: Principal, body: JobSelection, verb: Verb) -> VerbResultPage:
     if body.ids is not None:
         ids, following = list(dict.fromkeys(body.ids)), None
     else:
         assert body.filter is not None
         ids, following = _matching(ctx, who, body.filter, verb, body.cursor)
-    answers = _ask(ctx, who, ids, verb)
+    answers = _apply_verb(ctx, who, ids, verb)
     items = [_as_item(ctx, job_id, answer) for job_id, answer in zip(ids, answers, strict=True)]
     for item in items:
         if item.problem is not None:
             detail = f"{item.status} {item.problem['code']}"
-            ctx.trail.add(Deed(who.actor, f"job.{verb}", item.id, outcome="refused", detail=detail))
-    return AskedPage(items=items, next_cursor=following)
+            ctx.audit_trail.add(NewAuditEntry(who.actor, f"job.{verb}", item.id, outcome="refused", detail=detail))
+    return VerbResultPage(items=items, next_cursor=following)
 
 
 def _matching(
@@ -191,32 +193,34 @@ def _matching(
     return ids, encode(listing, ids[-1]) if len(ids) == MOST else None
 
 
-def _ask(ctx: Context, who: Principal, ids: Sequence[str], verb: Verb) -> list[tuple[int, Job] | ApiError]:
+def _apply_verb(ctx: Context, who: Principal, ids: Sequence[str], verb: Verb) -> list[tuple[int, Job] | ApiError]:
     """Of each job: (200 where it was so already, else 202; the job), or why not."""
     owner = None if who.is_admin else who.name
-    asked = ctx.store.jobs.apply(ids, verb, ctx.store.now(), who.actor, owner)
-    return [_answer(ctx, who, job_id, asked.get(job_id), verb) for job_id in ids]
+    results = ctx.store.jobs.apply(ids, verb, ctx.store.now(), who.actor, owner)
+    return [_answer(ctx, who, job_id, results.get(job_id), verb) for job_id in ids]
 
 
-def _answer(ctx: Context, who: Principal, job_id: str, asked: Asked | None, verb: Verb) -> tuple[int, Job] | ApiError:
-    if asked is None:
+def _answer(
+    ctx: Context, who: Principal, job_id: str, result: VerbResult | None, verb: Verb
+) -> tuple[int, Job] | ApiError:
+    if result is None:
         return not_found("job", job_id)
-    job = asked.job
-    if asked.outcome == "refused":
+    job = result.job
+    if result.outcome == "refused":
         return conflict(job, verb)
-    if asked.outcome == "done":
+    if result.outcome == "done":
         ctx.changed(job.id)
         return 202, job
-    ctx.trail.add(Deed(who.actor, f"job.{verb}", job.id, outcome="unchanged"))
+    ctx.audit_trail.add(NewAuditEntry(who.actor, f"job.{verb}", job.id, outcome="unchanged"))
     return (202 if job.stop == verb else 200), job
 
 
-def _as_item(ctx: Context, job_id: str, answer: tuple[int, Job] | ApiError) -> AskedView:
+def _as_item(ctx: Context, job_id: str, answer: tuple[int, Job] | ApiError) -> VerbResultView:
     if isinstance(answer, ApiError):
         problem = {"status": answer.status, "code": answer.code, "detail": answer.detail, **answer.extra}
-        return AskedView(id=job_id, ok=False, status=answer.status, problem=problem)
+        return VerbResultView(id=job_id, ok=False, status=answer.status, problem=problem)
     status, job = answer
-    return AskedView(id=job_id, ok=True, status=status, job=job_view(job, ctx.mlflow_uri))
+    return VerbResultView(id=job_id, ok=True, status=status, job=job_view(job, ctx.mlflow_uri))
 
 
 def conflict(job: Job, verb: str) -> ApiError:

@@ -25,8 +25,8 @@ def serve() -> None:
     """Run the service until Ctrl-C. What no SYNCNORM_ variable names, it starts for itself."""
     _require("serve", "server", *(() if os.environ.get("SYNCNORM_RAY_ADDRESS") else ("worker",)))
     from syncnorm.service.api.auth import admin_file
+    from syncnorm.service.backend_errors import DatabaseUnavailableError
     from syncnorm.service.confinement import notes
-    from syncnorm.service.port_errors import DatabaseUnavailableError
     from syncnorm.service.server import serve as run
     from syncnorm.service.settings import Settings
     from syncnorm.service.store.database import UnusableDatabaseError

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from syncnorm.service.jobs.actors import Deed
+from syncnorm.service.jobs.actors import NewAuditEntry
 from syncnorm.service.store import schema as t
 from syncnorm.service.store.database import Database
 from syncnorm.service.store.statements import add_audit
@@ -19,10 +19,10 @@ class AuditTable:
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    def add(self, deeds: Sequence[Deed]) -> None:
+    def add(self, entries: Sequence[NewAuditEntry]) -> None:
         """What stands in no transaction of its own: refusals, and files that were stored."""
         with self._db.write() as c:
-            add_audit(c, self._db.now(c), deeds)
+            add_audit(c, self._db.now(c), entries)
 
     def find(self, query: AuditQuery = AuditQuery()) -> list[AuditEntry]:  # noqa: B008
         """Newest first."""

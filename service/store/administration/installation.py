@@ -6,7 +6,7 @@ import secrets
 
 import sqlalchemy as sa
 
-from syncnorm.service.port_errors import DatabaseUnavailableError
+from syncnorm.service.backend_errors import DatabaseUnavailableError
 from syncnorm.service.store import schema as t
 from syncnorm.service.store.database import Database
 from syncnorm.service.store.statements import insert_new

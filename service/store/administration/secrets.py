@@ -7,7 +7,7 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from syncnorm.service.jobs.actors import SERVICE, Actor, Deed
+from syncnorm.service.jobs.actors import SERVICE, Actor, NewAuditEntry
 from syncnorm.service.store import schema as t
 from syncnorm.service.store.database import Database
 from syncnorm.service.store.statements import add_audit, insert_new
@@ -24,7 +24,7 @@ class SecretTable:
         with self._db.write() as c:
             now = self._db.now(c)
             is_new = insert_new(c, t.secrets, {"owner": owner, "name": name, "sealed": sealed, "updated_at": now})
-            add_audit(c, now, [Deed(by, "secret.put", f"{owner}/{name}", after={"replaced": not is_new})])
+            add_audit(c, now, [NewAuditEntry(by, "secret.put", f"{owner}/{name}", after={"replaced": not is_new})])
             if not is_new:
                 mine = sa.update(t.secrets).where(s.owner == owner, s.name == name)
                 c.execute(mine.values(sealed=sealed, updated_at=now))
@@ -52,5 +52,5 @@ class SecretTable:
         with self._db.write() as c:
             deleted = c.execute(sa.delete(t.secrets).where(s.owner == owner, s.name == name)).rowcount == 1
             if deleted:
-                add_audit(c, self._db.now(c), [Deed(by, "secret.delete", f"{owner}/{name}")])
+                add_audit(c, self._db.now(c), [NewAuditEntry(by, "secret.delete", f"{owner}/{name}")])
         return deleted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from syncnorm.service.jobs.actors import SERVICE, Actor, Deed
+from syncnorm.service.jobs.actors import SERVICE, Actor, NewAuditEntry
 from syncnorm.service.store import schema as t
 from syncnorm.service.store.database import Database
 from syncnorm.service.store.statements import add_audit
@@ -22,7 +22,7 @@ class TokenTable:
         after = {"owner": token.owner, "scopes": token.scopes, "expires_at": expires_at}
         with self._db.write() as c:
             c.execute(sa.insert(t.tokens).values(**vars(token)))
-            add_audit(c, self._db.now(c), [Deed(by, "token.create", token.id, after=after)])
+            add_audit(c, self._db.now(c), [NewAuditEntry(by, "token.create", token.id, after=after)])
 
     def get(self, token_id: str) -> StoredToken | None:
         with self._db.read() as c:
@@ -43,5 +43,5 @@ class TokenTable:
             revoke = sa.update(t.tokens).where(k.id == token_id, k.revoked_at.is_(None)).returning(k.owner)
             owner = c.execute(revoke.values(revoked_at=now)).scalar_one_or_none()
             if owner is not None:
-                add_audit(c, now, [Deed(by, "token.revoke", token_id, before={"owner": owner})])
+                add_audit(c, now, [NewAuditEntry(by, "token.revoke", token_id, before={"owner": owner})])
         return owner is not None

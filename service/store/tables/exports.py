@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from syncnorm.service.jobs.actors import SERVICE, Actor, Deed
+from syncnorm.service.jobs.actors import SERVICE, Actor, NewAuditEntry
 from syncnorm.service.jobs.export import OVER, Export, ExportState
 from syncnorm.service.jobs.job import Job, NewEvent
 from syncnorm.service.store import schema as t
@@ -15,7 +15,7 @@ from syncnorm.service.store.database import Database
 from syncnorm.service.store.rows import EXPORT, Faults, export_of
 from syncnorm.service.store.statements import add_audit, add_event, lease_stands, lock_job
 from syncnorm.service.store.tables.idempotency import IdempotencyTable
-from syncnorm.service.store.values import Added, Answer
+from syncnorm.service.store.values import AddOutcome, StoredResponse
 
 
 class ExportTable:
@@ -29,11 +29,11 @@ class ExportTable:
         self,
         job: Job,
         section: Mapping[str, Any],
-        describe: Callable[[Export], Answer],
+        describe: Callable[[Export], StoredResponse],
         key: tuple[str, str] | None = None,
         most_unfinished: int | None = None,
         by: Actor = SERVICE,
-    ) -> Answer | Export | Added | None:
+    ) -> StoredResponse | Export | AddOutcome | None:
         """Store the wish for one more export; otherwise nothing is stored: the answer given before under its key, too
         many, or None for a job that was deleted meanwhile.
 
@@ -51,13 +51,13 @@ class ExportTable:
             if key is not None and (before := self._idempotency.find(c, *key)) is not None:
                 return before
             if most_unfinished is not None and self._unfinished_exports(c, job.owner) >= most_unfinished:
-                return Added.TOO_MANY
+                return AddOutcome.TOO_MANY
             if key is not None and (before := self._idempotency.take(c, *key, now, describe(export))) is not None:
                 return before  # somebody was faster, with another job
             c.execute(sa.insert(t.exports).values(**vars(export)))
             about = {"export": export.name, **section}
             add_event(c, job.id, now, NewEvent("export_queued", f"Export {export.name} was asked for.", about, by))
-            add_audit(c, now, [Deed(by, "job.export", job.id, after=about)])
+            add_audit(c, now, [NewAuditEntry(by, "job.export", job.id, after=about)])
         return export
 
     def _unfinished_exports(self, c: sa.Connection, owner: str) -> int:

@@ -11,7 +11,7 @@ from syncnorm.service.jobs.job import NewEvent
 from syncnorm.service.store import schema as t
 from syncnorm.service.store.database import Database
 from syncnorm.service.store.statements import add_event, lock_job
-from syncnorm.service.store.values import Heads, News, StoredCheckpoint, StoredEvent, StoredLine
+from syncnorm.service.store.values import Changes, Heads, StoredCheckpoint, StoredEvent, StoredLine
 
 
 class HistoryTable:
@@ -71,7 +71,7 @@ class HistoryTable:
         with self._db.read() as c:
             return [StoredCheckpoint(**row) for row in c.execute(query).mappings()]
 
-    def news(self, since: Heads | None) -> News:
+    def changes_since(self, since: Heads | None) -> Changes:
         """Where events and log lines end, and which jobs have any behind `since`."""
         e, l = t.events.c, t.log_lines.c  # noqa: E741
         with self._db.read() as c:
@@ -81,10 +81,10 @@ class HistoryTable:
             seq, line = c.execute(ends).one()
             heads = (seq or 0, line or 0)
             if since is None or heads == since:
-                return News(heads, set())
+                return Changes(heads, set())
             events = sa.select(e.job_id).where(e.seq > since[0])
             lines = sa.select(l.job_id).where(l.id > since[1])
-            return News(heads, set(c.execute(events.union(lines)).scalars()))
+            return Changes(heads, set(c.execute(events.union(lines)).scalars()))
 
     def events_of_kinds(self, kinds: Collection[str], after: int, until: datetime, limit: int) -> list[StoredEvent]:
         """Of all jobs, oldest first. until: leaves transactions of different jobs time to become visible in order."""

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from syncnorm.service.store import schema as t
 from syncnorm.service.store.database import Database
 from syncnorm.service.store.statements import insert_new, insert_or_ignore
-from syncnorm.service.store.values import Answer, NewJob
+from syncnorm.service.store.values import NewJob, StoredResponse
 
 
 class IdempotencyTable:
@@ -22,16 +22,18 @@ class IdempotencyTable:
         insert = insert_or_ignore(t.idempotency, is_sqlite=database.is_sqlite)
         self._take_key = insert.returning(t.idempotency.c.owner, t.idempotency.c.key)
 
-    def answer(self, owner: str, key: str) -> Answer | None:
+    def answer(self, owner: str, key: str) -> StoredResponse | None:
         with self._db.read() as c:
             return self.find(c, owner, key)
 
-    def find(self, c: sa.Connection, owner: str, key: str) -> Answer | None:
+    def find(self, c: sa.Connection, owner: str, key: str) -> StoredResponse | None:
         i = t.idempotency.c
         row = c.execute(sa.select(i.request_hash, i.answer).where(i.owner == owner, i.key == key)).one_or_none()
-        return None if row is None else Answer(*row)
+        return None if row is None else StoredResponse(*row)
 
-    def take(self, c: sa.Connection, owner: str, key: str, at: datetime, answer: Answer) -> Answer | None:
+    def take(
+        self, c: sa.Connection, owner: str, key: str, at: datetime, answer: StoredResponse
+    ) -> StoredResponse | None:
         """Keep a key with its answer; the answer that stands under it already, if the key was taken before."""
         if insert_new(c, t.idempotency, {"owner": owner, "key": key, "at": at, **vars(answer)}):
             return None
@@ -39,7 +41,7 @@ class IdempotencyTable:
         assert before is not None
         return before
 
-    def take_all(self, c: sa.Connection, new: Sequence[NewJob]) -> dict[tuple[str, str | None], Answer]:
+    def take_all(self, c: sa.Connection, new: Sequence[NewJob]) -> dict[tuple[str, str | None], StoredResponse]:
         """Keep the keys and answers that are new; the answers under keys that were taken before."""
         now = self._db.now(c)
         rows: dict[tuple[str, str], dict[str, Any]] = {}

@@ -9,8 +9,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from syncnorm.service.jobs.actions import Verb, ask, differences
-from syncnorm.service.jobs.actors import SERVICE, Actor, Deed
+from syncnorm.service.jobs.actions import Verb, apply_verb, differences
+from syncnorm.service.jobs.actors import SERVICE, Actor, NewAuditEntry
 from syncnorm.service.jobs.job import ARROWS, TERMINAL, Attempt, Job, JobState, NewEvent
 from syncnorm.service.store import rows
 from syncnorm.service.store import schema as t
@@ -20,7 +20,7 @@ from syncnorm.service.store.rows import job_of, listed_of, without_eta
 from syncnorm.service.store.statements import INSERT_EVENT, JOBS, add_audit, add_event, event_row, lease_stands, row_of
 from syncnorm.service.store.tables.idempotency import IdempotencyTable
 from syncnorm.service.store.tables.outbox import request_description
-from syncnorm.service.store.values import Added, Answer, Asked, JobQuery, Listed, NewJob
+from syncnorm.service.store.values import AddOutcome, JobQuery, ListedJob, NewJob, StoredResponse, VerbResult
 
 
 class JobTable:
@@ -34,40 +34,42 @@ class JobTable:
         """Store a job with its first event."""
         self.add_all([NewJob(job, event)])
 
-    def add_all(self, new: Sequence[NewJob], most_unfinished: int | None = None) -> list[Answer | Added]:
+    def add_all(self, new: Sequence[NewJob], most_unfinished: int | None = None) -> list[StoredResponse | AddOutcome]:
         """Store jobs in one transaction. For each: stored, too many, or the answer given before under its key.
 
         most_unfinished: of one owner, counting those that are stored here; None: no limit.
         """
         with self._db.write() as c:
             answers = self._idempotency.take_all(c, new)
-            room = None if most_unfinished is None else self.room(c, {one.job.owner for one in new}, most_unfinished)
-            results: list[Answer | Added] = []
+            remaining = (
+                None if most_unfinished is None else self.remaining(c, {one.job.owner for one in new}, most_unfinished)
+            )
+            results: list[StoredResponse | AddOutcome] = []
             stored: list[NewJob] = []
             for one in new:
                 owner = one.job.owner
                 if before := answers.get((owner, one.key)):
                     results.append(before)
-                elif room is not None and room[owner] <= 0:
-                    results.append(Added.TOO_MANY)
+                elif remaining is not None and remaining[owner] <= 0:
+                    results.append(AddOutcome.TOO_MANY)
                     self._idempotency.forget(c, owner, one.key)
                 else:
-                    results.append(Added.STORED)
+                    results.append(AddOutcome.STORED)
                     stored.append(one)
-                    if room is not None:
-                        room[owner] -= 1
+                    if remaining is not None:
+                        remaining[owner] -= 1
                     if one.answer is not None:
                         answers[owner, one.key] = one.answer  # for the same key once more in this batch
             self.insert(c, stored)
         return results
 
-    def room(self, c: sa.Connection, owners: Collection[str], most: int) -> dict[str, int]:
+    def remaining(self, c: sa.Connection, owners: Collection[str], most: int) -> dict[str, int]:
         """How many more unfinished jobs each owner may have."""
         found: dict[str, int] = {row[0]: row[1] for row in c.execute(_COUNT_UNFINISHED, {"owners": list(owners)})}
         return {owner: most - found.get(owner, 0) for owner in owners}
 
-    def insert(self, c: sa.Connection, new: Sequence[NewJob], deeds: Sequence[Deed] = ()) -> None:
-        """deeds: what more is told of it in the audit."""
+    def insert(self, c: sa.Connection, new: Sequence[NewJob], entries: Sequence[NewAuditEntry] = ()) -> None:
+        """entries: what more is told of it in the audit."""
         if not new:
             return
         now = self._db.now(c)
@@ -79,7 +81,7 @@ class JobTable:
         ]:
             c.execute(_INSERT_LABEL, labels)
         c.execute(INSERT_EVENT, [event_row(one.job.id, now, one.event) for one in new])
-        add_audit(c, now, [*deeds, *(_submitted(one) for one in new if one.event.by.kind == "user")])
+        add_audit(c, now, [*entries, *(_submitted(one) for one in new if one.event.by.kind == "user")])
 
     def delete(self, job: Job, by: Actor = SERVICE) -> bool:
         """Remove a job with everything kept of it; False if it changed since it was read, or something of it runs.
@@ -100,7 +102,7 @@ class JobTable:
                 now = self._db.now(c)
                 c.execute(sa.insert(t.removals).values(job_id=job.id, deleted_at=now))
                 was = {"name": job.name, "owner": job.owner, "state": job.state.value}
-                add_audit(c, now, [Deed(by, "job.delete", job.id, before=was)])
+                add_audit(c, now, [NewAuditEntry(by, "job.delete", job.id, before=was)])
             return deleted
 
     def change(self, job: Job, changes: Mapping[str, Any], by: Actor = SERVICE) -> Job | None:
@@ -118,12 +120,12 @@ class JobTable:
                 if rows:
                     c.execute(_INSERT_LABEL, rows)
             add_event(c, job.id, self._db.now(c), event)
-            add_audit(c, self._db.now(c), [Deed(by, "job.change", job.id, was, is_now)])
+            add_audit(c, self._db.now(c), [NewAuditEntry(by, "job.change", job.id, was, is_now)])
             return job_of(c.execute(JOBS.where(t.jobs.c.id == job.id)).one())
 
     def apply(
         self, ids: Collection[str], verb: Verb, now: datetime, by: Actor = SERVICE, owner: str | None = None
-    ) -> dict[str, Asked]:
+    ) -> dict[str, VerbResult]:
         """Ask jobs for what each one's state allows, in one transaction; what became of those that are there, by id.
 
         owner: leaves jobs of others alone, as if they were not there; None: of anybody.
@@ -134,20 +136,20 @@ class JobTable:
             jobs = [job_of(row) for row in c.execute(theirs.with_for_update()).all()]
             return {job.id: self.apply_one(c, job, verb, now, by) for job in jobs if owner in (None, job.owner)}
 
-    def apply_one(self, c: sa.Connection, job: Job, verb: Verb, now: datetime, by: Actor) -> Asked:
+    def apply_one(self, c: sa.Connection, job: Job, verb: Verb, now: datetime, by: Actor) -> VerbResult:
         try:
-            change = ask(job, verb, now, by)
+            change = apply_verb(job, verb, now, by)
         except ValueError:
-            return Asked(job, "refused")
+            return VerbResult(job, "refused")
         if change is None:
-            return Asked(job, "unchanged")
+            return VerbResult(job, "unchanged")
         values = {"state": change.to, **change.changes}
         c.execute(sa.update(t.jobs).where(t.jobs.c.id == job.id).values(**values, version=job.version + 1))
         data = None if change.to is job.state else {"from": job.state.value}
         add_event(c, job.id, self._db.now(c), replace(change.event, data=data))
         was, is_now = differences(vars(job), {name: values[name] for name in ("state", "stop") if name in values})
-        add_audit(c, self._db.now(c), [Deed(by, f"job.{verb}", job.id, was, is_now)])
-        return Asked(job_of(c.execute(JOBS.where(t.jobs.c.id == job.id)).one()), "done")
+        add_audit(c, self._db.now(c), [NewAuditEntry(by, f"job.{verb}", job.id, was, is_now)])
+        return VerbResult(job_of(c.execute(JOBS.where(t.jobs.c.id == job.id)).one()), "done")
 
     def count_by_state(self) -> dict[JobState, int]:
         query = sa.select(t.jobs.c.state, sa.func.count()).group_by(t.jobs.c.state)
@@ -160,11 +162,11 @@ class JobTable:
             row = c.execute(JOBS.where(t.jobs.c.id == job_id)).one_or_none()
         return None if row is None else job_of(row)
 
-    def find(self, query: JobQuery) -> list[Listed]:
+    def find(self, query: JobQuery) -> list[ListedJob]:
         with self._db.read() as c:
             return [self._listed(c, row) for row in c.execute(select_jobs(query)).all()]
 
-    def _listed(self, c: sa.Connection, row: sa.Row[Any]) -> Listed:
+    def _listed(self, c: sa.Connection, row: sa.Row[Any]) -> ListedJob:
         try:
             return rows.LISTED.read(row)
         except Exception:  # of whatever kind: the others of the list are fine
@@ -236,11 +238,11 @@ class JobTable:
             c.execute(sa.update(t.jobs).where(t.jobs.c.id == job.id).values(**changes))
 
 
-def _submitted(one: NewJob) -> Deed:
+def _submitted(one: NewJob) -> NewAuditEntry:
     job = one.job
     after = {"name": job.name, "project": job.project, "priority": job.priority, "labels": job.labels}
     study = (one.event.data or {}).get("study")
-    return Deed(one.event.by, "job.submit", job.id, after=after | ({"study": study} if study else {}))
+    return NewAuditEntry(one.event.by, "job.submit", job.id, after=after | ({"study": study} if study else {}))
 
 
 def _listed(changes: Mapping[str, Any]) -> str:

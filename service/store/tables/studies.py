@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from syncnorm.service.jobs.actions import Verb
-from syncnorm.service.jobs.actors import SERVICE, Actor, Deed
+from syncnorm.service.jobs.actors import SERVICE, Actor, NewAuditEntry
 from syncnorm.service.jobs.job import TERMINAL, Job, JobState, NewEvent
 from syncnorm.service.jobs.study import DELETED, Counts, Study, StudyChild
 from syncnorm.service.store import schema as t
@@ -18,7 +18,7 @@ from syncnorm.service.store.rows import job_of
 from syncnorm.service.store.statements import JOBS, add_audit
 from syncnorm.service.store.tables.idempotency import IdempotencyTable
 from syncnorm.service.store.tables.jobs import JobTable
-from syncnorm.service.store.values import Added, Answer, NewJob
+from syncnorm.service.store.values import AddOutcome, NewJob, StoredResponse
 
 MOST_FAILURES = 5
 """Of making or handing over one report, after which it is set aside."""
@@ -39,31 +39,35 @@ class StudyTable:
         study: Study,
         children: Sequence[StudyChild],
         jobs: Sequence[Job],
-        idempotency: tuple[str, Answer] | None = None,
+        idempotency: tuple[str, StoredResponse] | None = None,
         most_unfinished: int | None = None,
         by: Actor = SERVICE,
-    ) -> Answer | Added:
+    ) -> StoredResponse | AddOutcome:
         """Store a study and queue all its jobs. Otherwise nothing is stored: too many, or the answer given before.
 
         most_unfinished: jobs of one owner, counting these; None: no limit.
         """
         with self._db.write() as c:
-            room = None if most_unfinished is None else self._jobs.room(c, {study.owner}, most_unfinished)[study.owner]
+            remaining = (
+                None
+                if most_unfinished is None
+                else self._jobs.remaining(c, {study.owner}, most_unfinished)[study.owner]
+            )
             if idempotency is not None:
                 key, answer = idempotency
                 before = self._idempotency.take(c, study.owner, key, self._db.now(c), answer)
                 if before is not None:
                     return before
-            if room is not None and room < len(jobs):
+            if remaining is not None and remaining < len(jobs):
                 if idempotency is not None:
                     self._idempotency.forget(c, study.owner, idempotency[0])
-                return Added.TOO_MANY
+                return AddOutcome.TOO_MANY
             c.execute(sa.insert(t.studies).values(**vars(study)))
             c.execute(sa.insert(t.study_children), [vars(child) for child in children])
             event = NewEvent(JobState.QUEUED, "Submitted.", {"owner": study.owner, "study": study.id}, by)
-            deed = Deed(by, "study.submit", study.id, after={"name": study.name, "jobs": len(jobs)})
-            self._jobs.insert(c, [NewJob(job, event) for job in jobs], [deed] if by.kind == "user" else ())
-        return Added.STORED
+            entry = NewAuditEntry(by, "study.submit", study.id, after={"name": study.name, "jobs": len(jobs)})
+            self._jobs.insert(c, [NewJob(job, event) for job in jobs], [entry] if by.kind == "user" else ())
+        return AddOutcome.STORED
 
     def get(self, study_id: str) -> Study | None:
         with self._db.read() as c:
@@ -116,8 +120,8 @@ class StudyTable:
             asked = [self._jobs.apply_one(c, job, verb, now, by) for _, job in family if job is not None]
             changed = [job.id for job, outcome in asked if outcome == "done"]
             if changed:
-                deed = Deed(by, f"study.{verb}", study_id, after={"jobs_changed": len(changed)})
-                add_audit(c, self._db.now(c), [deed])
+                entry = NewAuditEntry(by, f"study.{verb}", study_id, after={"jobs_changed": len(changed)})
+                add_audit(c, self._db.now(c), [entry])
         return changed
 
     def note(self, study_id: str, changes: Mapping[str, Any]) -> None:

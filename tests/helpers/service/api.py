@@ -13,19 +13,19 @@ from typing import Any
 from fastapi.testclient import TestClient
 
 from syncnorm.service.api.app import create_app
-from syncnorm.service.api.auth import Doorkeeper, RateLimit
-from syncnorm.service.api.change_notifier import Hub
+from syncnorm.service.api.auth import Authenticator, RateLimit
+from syncnorm.service.api.change_notifier import ChangeNotifier
 from syncnorm.service.api.dependencies import Context
 from syncnorm.service.api.http.http_protocol import bound_connections, make_server
-from syncnorm.service.api.middleware import Trail
-from syncnorm.service.api.submit_batcher import Intake
+from syncnorm.service.api.middleware import AuditTrail
+from syncnorm.service.api.submit_batcher import SubmitBatcher
 from syncnorm.service.api.views import job_view
 from syncnorm.service.background.retention_loop import Retention
-from syncnorm.service.integrations.http_port import HttpPort
+from syncnorm.service.integrations.http_client import HttpClient
 from syncnorm.service.integrations.secrets import Secrets, secrets_key
 from syncnorm.service.integrations.webhooks import Webhooks
 from syncnorm.service.settings import Settings
-from syncnorm.service.storage.code_packages import Packages
+from syncnorm.service.storage.code_packages import CodePackages
 from syncnorm.service.studies.publisher import StudyPublisher
 from syncnorm.service.telemetry.metrics import Metrics
 from tests.helpers.service.databases import fresh_sqlite
@@ -63,7 +63,7 @@ def api_of(world: World, *, auth: bool = False, **settings: Any) -> Iterator[tup
 def context_of(world: World, folder: Path, auth: bool, settings: dict[str, Any]) -> Context:
     metrics = Metrics()
     metrics.watch(world.store, world.reconciler)
-    hub = Hub(world.store.history.news)
+    notifier = ChangeNotifier(world.store.history.changes_since)
     names = Settings(home=folder, worker_url="http://nobody", allowed_hosts=("testserver",))
     chosen = replace(names, auth=auth, **settings)
     return Context(
@@ -71,16 +71,16 @@ def context_of(world: World, folder: Path, auth: bool, settings: dict[str, Any])
         store=world.store,
         reconciler=world.reconciler,
         tracker=world.tracker,
-        hub=hub,
+        notifier=notifier,
         wake=threading.Event(),
         mlflow_uri="http://mlflow",
         local_paths=True,
-        door=Doorkeeper(
+        authenticator=Authenticator(
             world.store.tokens, world.store.now, ADMIN if auth else None, clock=lambda: world.clock().timestamp()
         ),
         rate=RateLimit(settings.get("rate_limit", 0.0)),
         metrics=metrics,
-        trail=Trail(world.store.audit),
+        audit_trail=AuditTrail(world.store.audit),
         retention=Retention(world.store.retention, world.store.now, chosen, metrics),
         studies=StudyPublisher(
             world.store.studies,
@@ -91,10 +91,10 @@ def context_of(world: World, folder: Path, auth: bool, settings: dict[str, Any])
             "http://mlflow",
         ),
         inspect=lambda _spec: None,  # a service on a host without torch; tests/stack asks the real one
-        webhooks=Webhooks(world.store, (), b"", HttpPort("nobody"), "tests"),
-        packages=Packages(str(folder)),
+        webhooks=Webhooks(world.store, (), b"", HttpClient("nobody"), "tests"),
+        packages=CodePackages(str(folder)),
         secrets=Secrets(world.store.secrets, secrets_key(None, folder)),
-        intake=Intake(
+        submits=SubmitBatcher(
             world.store.jobs,
             world.store.now,
             chosen.max_queued,

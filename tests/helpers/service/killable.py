@@ -73,11 +73,11 @@ def run(home: Path, url: str, port: int, death_chance: float, bug: str) -> None:
     settings = replace(Settings(home=home), port=port, tick_s=0.2, max_queued=10**6)
     with ExitStack() as stack, listen(settings) as listener:
         context = make_context(settings, LocalRay(url, "", ENTRYPOINTS), url, f"http://127.0.0.1:{port}", stack)
-        ports: Any = context.reconciler.ports
+        backends: Any = context.reconciler.backends
         if bug == "new id each time":
-            ports.dispatcher = Mortal(NewIdEachTime(ports.dispatcher), ("start",), death_chance)
+            backends.dispatcher = Mortal(NewIdEachTime(backends.dispatcher), ("start",), death_chance)
         for name, methods in _EFFECTS.items() if not bug else ():
-            setattr(ports, name, Mortal(getattr(ports, name), methods, death_chance))
+            setattr(backends, name, Mortal(getattr(backends, name), methods, death_chance))
         config = uvicorn.Config(create_app(context), log_config=None, access_log=False, timeout_graceful_shutdown=1)
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -80,7 +80,7 @@ class Teller:
         """What users do now."""
         state = self._world.job(self.jobs[0].id).state
         if self._asks and self._asks[0][0] is state:
-            self._world.ask(self.jobs[0].id, self._asks.pop(0)[1])
+            self._world.apply_verb(self.jobs[0].id, self._asks.pop(0)[1])
         if self._rival is state:
             self._rival = None
             self.jobs.append(self._world.submit(priority=9, resources={"workers": 4}))

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from syncnorm.service.api.app import create_app
 from syncnorm.service.jobs.job import Attempt, Job
-from syncnorm.service.reconciler.environment import attempt_token
+from syncnorm.service.reconciler.backends import attempt_token
 from syncnorm.service.store.database import Database
 from syncnorm.trainer.contract.protocol import LogLine
 from tests.helpers.service.api import _no_lifespan, context_of

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from syncnorm.service.jobs.actions import Verb, ask
+from syncnorm.service.jobs.actions import Verb, apply_verb
 from syncnorm.service.jobs.admission import new_job
 from syncnorm.service.jobs.export import Export
 from syncnorm.service.jobs.job import RUN_STATUS, Job, JobState, NewEvent
 from syncnorm.service.jobs.lifecycle import RayStatus, Rules
-from syncnorm.service.reconciler.environment import Places, Ports
+from syncnorm.service.reconciler.backends import AttemptEnvironment, Backends
 from syncnorm.service.reconciler.reconciler import Reconciler
-from syncnorm.service.scheduling.plan import Policy
-from syncnorm.service.store import Answer, Store
+from syncnorm.service.scheduling.schedule import Policy
+from syncnorm.service.store import Store, StoredResponse
 from syncnorm.service.store.database import Database
 from syncnorm.trainer.contract.spec import ExportSpec
 from syncnorm.trainer.contract.spec_reader import read_spec
@@ -41,14 +41,14 @@ class World:
 
     def boot(self) -> None:
         """A new process of the service, which knows nothing but what is stored."""
-        ports = Ports(
+        backends = Backends(
             self.wrap(self.store, "store"),
             self.wrap(self.cluster, "cluster"),
             self.wrap(self.tracker, "tracker"),
-            Places(str(self.folder), "http://nobody", "http://nobody"),
+            AttemptEnvironment(str(self.folder), "http://nobody", "http://nobody"),
             on_change=lambda _job_id: None,
         )
-        self.reconciler = Reconciler(ports, rules=Rules(startup_timeout_s=200.0), policy=Policy())
+        self.reconciler = Reconciler(backends, rules=Rules(startup_timeout_s=200.0), policy=Policy())
 
     def submit(self, **spec: Any) -> Job:
         limits = {"grace_s": 10} | spec.pop("limits", {})
@@ -63,9 +63,9 @@ class World:
         self.store.jobs.add(job, NewEvent("queued", "Submitted."))
         return job
 
-    def ask(self, job_id: str, verb: Verb) -> None:
+    def apply_verb(self, job_id: str, verb: Verb) -> None:
         job = self.job(job_id)
-        change = ask(job, verb, self.clock())
+        change = apply_verb(job, verb, self.clock())
         assert change is not None
         assert self.store.jobs.move(job, change.to, change.changes, event=change.event)
 
@@ -89,7 +89,7 @@ class World:
     def export(self, job: Job, **section: Any) -> Export:
         """The wish for a later export, as the API stores it."""
         section = ExportSpec(**section).model_dump(mode="json")
-        stored = self.store.exports.add(job, section, lambda _: Answer("", {}))
+        stored = self.store.exports.add(job, section, lambda _: StoredResponse("", {}))
         assert isinstance(stored, Export)
         return stored
 

@@ -20,13 +20,13 @@ from syncnorm.trainer.contract.protocol import Launch, StopRequest
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.data import Data, build_data
 from syncnorm.trainer.models import build_model
-from syncnorm.trainer.ranks.rank_context import Place
+from syncnorm.trainer.ranks.rank_context import RankContext
 from syncnorm.trainer.ranks.stop_agreement import StopRequested
 from syncnorm.trainer.storage.attempt_layout import opened
 from syncnorm.trainer.training.conversion import convert
 from syncnorm.trainer.training.module import TrainingModule
 from syncnorm.trainer.worker.fit import Loaders, fit, total_steps
-from syncnorm.trainer.worker.smoke_forward import try_out
+from syncnorm.trainer.worker.smoke_forward import check_forward
 
 
 class PoolEnvironment(LightningEnvironment):
@@ -69,11 +69,11 @@ class PoolStrategy(DDPStrategy):
         return {"num_replicas": self.world_size, "rank": self.global_rank}
 
 
-def place(rank: int, world_size: int) -> Place:
-    return Place(rank, world_size, PoolStrategy, PoolEnvironment(rank, world_size))
+def rank_context(rank: int, world_size: int) -> RankContext:
+    return RankContext(rank, world_size, PoolStrategy, PoolEnvironment(rank, world_size))
 
 
-class Told:
+class RecordingReporter:
     """Stands in for the reporter of a rank: asks for a stop once `stop_at` steps are done."""
 
     superseded = False
@@ -107,7 +107,7 @@ class Told:
 
 
 @dataclass
-class Trained:
+class TrainedModel:
     """What one rank is left with: the network's tensors, and where it stopped (None: at the end)."""
 
     state: dict[str, Tensor]
@@ -149,7 +149,7 @@ def build(rank: int, world_size: int, launch: Launch, data: Data | None = None) 
     L.seed_everything(job.seed, verbose=False)
     data = data or build_data(job.data, job.seed)
     network, _ = convert(build_model(job.model, chosen_norm(job), data.info), job, norm.create_group(job.norm.group))
-    try_out(network, data.info)
+    check_forward(network, data.info)
     loaders = Loaders.build(data, job, rank, world_size)
     steps = total_steps(job.train, len(loaders.train))
     uneven = loaders.train.sampler.uneven_shares() if reaches_last_batch(job.train, len(loaders.train)) else None
@@ -164,24 +164,32 @@ def train(
     root: str,
     document: dict[str, Any],
     resume_from: str | None = None,
-    told: Told | None = None,
+    told: RecordingReporter | None = None,
     data: Data | None = None,
-    where: Place | None = None,
-) -> Trained:
+    where: RankContext | None = None,
+) -> TrainedModel:
     """Train the job of `document` as a worker does, without finalizing. root: a folder, or a URL.
 
     told: what rank 0 hears meanwhile; data: in place of that of the document; where: if not on the CPU.
     """
     job = build(rank, world_size, launch_of(document, resume_from), data)
-    reporter: Any = told if told is not None and rank == 0 else Told()
+    reporter: Any = told if told is not None and rank == 0 else RecordingReporter()
     stopped_at = None
     try:
         with opened(root) as folders:
-            fit(job.module, job.loaders, job.launch, folders, reporter, where or place(rank, world_size), job.steps)
+            fit(
+                job.module,
+                job.loaders,
+                job.launch,
+                folders,
+                reporter,
+                where or rank_context(rank, world_size),
+                job.steps,
+            )
     except StopRequested as stop:
         stopped_at = stop.step
     state = {name: tensor.clone() for name, tensor in job.module.network.state_dict().items()}
-    return Trained(state, {**job.module.train_metrics, **job.module.val_metrics}, stopped_at)
+    return TrainedModel(state, {**job.module.train_metrics, **job.module.val_metrics}, stopped_at)
 
 
 def train_many(

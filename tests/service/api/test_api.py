@@ -71,7 +71,7 @@ def test_same_key_and_body_gives_the_same_answer_once_stored(running: Running) -
     headers = {"Idempotency-Key": "k"}
 
     first = client.post("/v1/jobs", json=SPEC, headers=headers)
-    world.ask(first.json()["id"], "cancel")
+    world.apply_verb(first.json()["id"], "cancel")
     again = client.post("/v1/jobs", json=dict(reversed(SPEC.items())), headers=headers)
     other = client.post("/v1/jobs", json=SPEC | {"name": "other"}, headers=headers)
 

@@ -6,20 +6,20 @@ import logging
 
 import pytest
 
-from syncnorm.service.background.outage_log import Outages
+from syncnorm.service.background.outage_log import OutageLog
 
 
 def test_outage_is_logged_when_it_begins_and_when_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
     times = iter([100.0, 160.5, 200.0])
-    outages = Outages(logging.getLogger("service.tests"), lambda: next(times))
+    outage_log = OutageLog(logging.getLogger("service.tests"), lambda: next(times))
 
     with caplog.at_level(logging.INFO, "service.tests"):
-        outages.over("cluster")
+        outage_log.recovered("cluster")
         for _ in range(3):
-            outages.goes_on("cluster", "the cluster can't be asked", error="refused")
-        outages.over("cluster")
-        outages.over("cluster")
-        outages.goes_on("cluster", "the cluster can't be asked", error="refused")
+            outage_log.failed("cluster", "the cluster can't be asked", error="refused")
+        outage_log.recovered("cluster")
+        outage_log.recovered("cluster")
+        outage_log.failed("cluster", "the cluster can't be asked", error="refused")
 
     assert [record.message for record in caplog.records] == [
         "the cluster can't be asked",

@@ -14,10 +14,10 @@ import pytest
 import sqlalchemy as sa
 
 from syncnorm.service.background.retention_loop import Retention
-from syncnorm.service.jobs.actors import Actor, Deed
+from syncnorm.service.jobs.actors import Actor, NewAuditEntry
 from syncnorm.service.jobs.job import NewEvent
 from syncnorm.service.settings import Settings
-from syncnorm.service.store import News
+from syncnorm.service.store import Changes
 from syncnorm.service.store import schema as t
 from syncnorm.service.store.database import Database
 from tests.helpers.service.api import api
@@ -112,7 +112,7 @@ def test_follower_goes_on_behind_events_that_are_gone(worker: Worker) -> None:
     sweep(worker)
 
     # No look for news of other processes, which would still be reading when this test has closed its database.
-    worker.context.hub._news = lambda _heads: News((0, 0), set())
+    worker.context.notifier._news = lambda _heads: Changes((0, 0), set())
     headers = {"Accept": "text/event-stream", "Last-Event-ID": str(last)}
     text = worker.client.get(f"/v1/jobs/{worker.job_id}/events", headers=headers).text
     assert "failed" in text
@@ -135,7 +135,7 @@ def test_job_that_was_retried_is_looked_through_again(worker: Worker) -> None:
 
 def test_audit_and_idempotency_keys_go_by_age(worker: Worker) -> None:
     store, clock = worker.world.store, worker.world.clock
-    entries = [Deed(Actor("user", "ann"), "job.submit", f"job_{n}") for n in range(2500)]
+    entries = [NewAuditEntry(Actor("user", "ann"), "job.submit", f"job_{n}") for n in range(2500)]
     store.audit.add(entries)
     with store._db.write() as c:
         rows = [{"owner": "ann", "key": str(n), "request_hash": "0", "answer": {}, "at": clock()} for n in range(1500)]
@@ -152,7 +152,7 @@ def test_audit_and_idempotency_keys_go_by_age(worker: Worker) -> None:
 
 
 def test_one_part_that_fails_does_not_keep_the_others(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker.world.store.audit.add([Deed(Actor("user", "ann"), "job.submit", "job_1")])
+    worker.world.store.audit.add([NewAuditEntry(Actor("user", "ann"), "job.submit", "job_1")])
     worker.world.clock.advance(400 * 86_400)
 
     def failing(*_: object) -> Iterator[int]:

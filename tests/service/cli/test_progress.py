@@ -310,7 +310,7 @@ def test_events_go_to_a_terminal_on_standard_error_as_shown_text(monkeypatch: py
     console = Console(record=True, width=200, force_terminal=True)
     event = {"kind": "non_finite", "message": HOSTILE, "data": {}}
 
-    class Told:
+    class RecordingReporter:
         connection = type("", (), {})()
 
         def follow_events(self, _job_id: str) -> list[Any]:
@@ -322,6 +322,6 @@ def test_events_go_to_a_terminal_on_standard_error_as_shown_text(monkeypatch: py
         def job(self, _job_id: str) -> dict[str, Any]:
             return job("n", "succeeded", 100.0)
 
-    follow(Told(), "job_1", console)  # type: ignore[arg-type]
+    follow(RecordingReporter(), "job_1", console)  # type: ignore[arg-type]
 
     assert r"\x1b[2J" in console.export_text()

@@ -16,7 +16,7 @@ import pytest
 from syncnorm.service.client.client import Client
 from tests.helpers.amounts import amount
 from tests.helpers.service.namespaces import REFUSED, CutHost, can_make_hosts, cut_host
-from tests.helpers.service.slow_model import ALONE_S
+from tests.helpers.service.slow_model import SILENT_S
 from tests.helpers.service.two_hosts import TwoHosts, two_hosts
 from tests.service.conftest import RunningService, eventually
 from tests.service.integrations.test_on_ray import run_status, wait_for
@@ -153,7 +153,7 @@ def cut_until_replaced(stage: Stage, workers: int, *, heals: bool) -> None:
         if heals:
             assert workers > 1 or stage.trainers()
         else:
-            eventually(lambda: not stage.trainers(), ALONE_S + STOPS_WITHIN_S)
+            eventually(lambda: not stage.trainers(), SILENT_S + STOPS_WITHIN_S)
             note("the first is gone")
     finally:
         stage.hosts.far.join()

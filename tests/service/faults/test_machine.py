@@ -107,7 +107,7 @@ class Machine(RuleBasedStateMachine):
             verb = data.draw(st.sampled_from(verbs))
             if job.is_terminal:
                 del self.finished[job.id]
-            self.world.ask(job.id, verb)
+            self.world.apply_verb(job.id, verb)
 
     @rule(seconds=st.sampled_from([1, 5, 20, 100]))
     def time_passes(self, seconds: int) -> None:
@@ -220,7 +220,7 @@ class Machine(RuleBasedStateMachine):
             jobs = [self.world.job(job_id) for job_id in self.ids]
             for job in jobs:
                 if job.state is JobState.PAUSED:
-                    self.world.ask(job.id, "resume")
+                    self.world.apply_verb(job.id, "resume")
             exports = self.exports()
             if all(job.is_terminal for job in jobs) and all(export.released_at for export in exports):
                 break

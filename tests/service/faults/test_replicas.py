@@ -23,13 +23,13 @@ from fastapi.testclient import TestClient
 
 from syncnorm.service.api.app import create_app
 from syncnorm.service.background.loop import Loop, StoppedError, stop_all
-from syncnorm.service.integrations.ray_jobs import View
+from syncnorm.service.integrations.ray_jobs import ClusterState
 from syncnorm.service.jobs.job import Job, JobState
 from syncnorm.service.jobs.lifecycle import Rules
-from syncnorm.service.reconciler.environment import Ports
+from syncnorm.service.reconciler.backends import Backends
 from syncnorm.service.reconciler.held_lease import HeldLease, LeaseLostError
 from syncnorm.service.reconciler.reconciler import NothingStartedError, Reconciler
-from syncnorm.service.scheduling.plan import Policy, Schedule
+from syncnorm.service.scheduling.schedule import Policy, Schedule
 from syncnorm.service.scheduling.scheduler import schedule
 from syncnorm.service.store import Store
 from syncnorm.service.store import schema as t
@@ -62,9 +62,11 @@ def world(tmp_path: Path, postgres: Database) -> World:
     return World(tmp_path, postgres)
 
 
-def another(world: World, ports: Ports | None = None) -> Reconciler:
+def another(world: World, backends: Backends | None = None) -> Reconciler:
     """Of another process on the same database."""
-    return Reconciler(ports or replace(world.reconciler.ports), rules=Rules(startup_timeout_s=200.0), policy=Policy())
+    return Reconciler(
+        backends or replace(world.reconciler.backends), rules=Rules(startup_timeout_s=200.0), policy=Policy()
+    )
 
 
 def replica(world: World, reconciler: Reconciler) -> World:
@@ -135,9 +137,9 @@ class Slow:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cluster, name)
 
-    def look(self) -> View:
+    def look(self) -> ClusterState:
         time.sleep(self._seconds)
-        view: View = self._cluster.look()
+        view: ClusterState = self._cluster.observe()
         return view
 
 
@@ -149,8 +151,8 @@ def test_two_replicas_start_jobs_on_a_ray_that_is_slower_than_the_lease(
     job = world.submit()
     loops = []
     for _ in range(2):
-        ports = replace(world.reconciler.ports, store=store, dispatcher=Slow(world.cluster, LOOK_S))
-        loops.append(another(world, ports).loop(threading.Event(), 0.2))
+        backends = replace(world.reconciler.backends, store=store, dispatcher=Slow(world.cluster, LOOK_S))
+        loops.append(another(world, backends).loop(threading.Event(), 0.2))
     try:
         for loop in loops:
             loop.start()
@@ -169,8 +171,8 @@ def test_holder_that_was_frozen_changes_nothing_after_another_took_over(
 ) -> None:
     """Its token is refused, whatever it believes of its lease."""
     job = world.submit()
-    blind = another(world, replace(world.reconciler.ports, dispatcher=Slow(world.cluster, 1e9)))
-    monkeypatch.setattr(blind, "_look", lambda: None)  # so that it starts nothing itself
+    blind = another(world, replace(world.reconciler.backends, dispatcher=Slow(world.cluster, 1e9)))
+    monkeypatch.setattr(blind, "_observe_cluster", lambda: None)  # so that it starts nothing itself
 
     def frozen_for_longer_than_the_lease(*args: Any) -> Schedule:
         world.clock.advance(20)

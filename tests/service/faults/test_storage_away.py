@@ -13,12 +13,12 @@ import pytest
 from syncnorm.service.cli.doctor import _storage
 from syncnorm.service.jobs.job import JobState
 from syncnorm.service.jobs.lifecycle import Move, RayStatus, Rules, decide
-from syncnorm.service.reconciler.environment import Places
+from syncnorm.service.reconciler.backends import AttemptEnvironment
 from syncnorm.service.scheduling.explanation import explain
 from syncnorm.service.settings import Settings
 from syncnorm.service.storage.attempt_files import read_metrics, read_result, write_launch
-from syncnorm.service.storage.circuit_breaker import REST_S, StorageGate
-from syncnorm.service.storage.code_packages import Packages
+from syncnorm.service.storage.circuit_breaker import REST_S, StorageCircuitBreaker
+from syncnorm.service.storage.code_packages import CodePackages
 from syncnorm.service.studies.collect import read_series
 from syncnorm.trainer.contract.failure import FailureReason
 from syncnorm.trainer.contract.protocol import (
@@ -37,14 +37,14 @@ from tests.helpers.service.databases import fresh_sqlite
 from tests.helpers.service.world import World
 from tests.helpers.trainer.ranks import launch_of
 from tests.service.api.test_api import problem
-from tests.service.jobs.test_lifecycle import LEASE_OUT, attempt, job, seen
+from tests.service.jobs.test_lifecycle import LEASE_OUT, attempt, job, observation
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     with fresh_sqlite(tmp_path) as database:
         made = World(tmp_path, database)
-        made.reconciler.ports.storage = StorageGate(lambda: made.clock().timestamp())
+        made.reconciler.backends.storage = StorageCircuitBreaker(lambda: made.clock().timestamp())
         yield made
 
 
@@ -63,7 +63,7 @@ def away(folder: Path) -> Iterator[None]:
 
 
 def explanation(world: World, job_id: str) -> str:
-    problem_now = world.reconciler.ports.storage.problem
+    problem_now = world.reconciler.backends.storage.problem
     return explain(world.job(job_id), None, None, 0, problem_now).code
 
 
@@ -82,7 +82,7 @@ def test_job_that_succeeded_is_not_given_up_while_its_result_can_not_be_read(wor
     assert (meanwhile.is_terminal, meanwhile.attempt, meanwhile.failures) == (False, 1, 0)
     assert why == "storage_unreachable"
     assert world.job(submitted.id).state is JobState.SUCCEEDED
-    assert world.reconciler.ports.storage.problem is None
+    assert world.reconciler.backends.storage.problem is None
 
 
 def test_launch_waits_for_the_storage_and_is_made_once(world: World) -> None:
@@ -136,7 +136,7 @@ def test_files_of_a_deleted_job_go_from_a_bucket(world: World, bucket: str) -> N
     for name in ("attempts/1/checkpoints/step-1/state.pt", "exports/2/1/result.json"):
         storage_at(f"{bucket}/x").write(f"jobs/{done.id}/{name}", b"1")
     storage_at(f"{bucket}/x").write("jobs/other/attempts/1/result.json", b"1")
-    world.reconciler.ports.places = Places(f"{bucket}/x", "http://nobody", "http://nobody")
+    world.reconciler.backends.environment = AttemptEnvironment(f"{bucket}/x", "http://nobody", "http://nobody")
 
     world.store.jobs.delete(world.job(done.id))
     world.step()
@@ -146,14 +146,14 @@ def test_files_of_a_deleted_job_go_from_a_bucket(world: World, bucket: str) -> N
 
 def test_dead_attempt_is_given_up_only_after_a_look_at_the_storage() -> None:
     gone = attempt(**LEASE_OUT)
-    dead = seen(RayStatus.ENDED, node_gone=True)
+    dead = observation(RayStatus.ENDED, node_gone=True)
 
     assert isinstance(decide(job(), gone, dead, Rules()), Move)
     assert decide(job(), gone, replace(dead, storage_away=True), Rules()) is None
 
 
 def test_cancelled_job_ends_without_a_look_at_the_storage() -> None:
-    gone, dead = attempt(**LEASE_OUT), seen(RayStatus.ENDED, node_gone=True, storage_away=True)
+    gone, dead = attempt(**LEASE_OUT), observation(RayStatus.ENDED, node_gone=True, storage_away=True)
 
     decision = decide(job(JobState.STOPPING, stop="cancel"), gone, dead, Rules())
 
@@ -164,7 +164,7 @@ def test_cancelled_job_ends_without_a_look_at_the_storage() -> None:
 def test_driver_that_can_not_read_its_launch_file_fails_the_job_as_storage() -> None:
     said = f"failed with exit code 1, last logs:\nTraceback\n{CANNOT_BEGIN}the storage s3://b refused to read x.\n"
 
-    decision = decide(job(), attempt(**LEASE_OUT), seen(RayStatus.ENDED, ray_message=said), Rules())
+    decision = decide(job(), attempt(**LEASE_OUT), observation(RayStatus.ENDED, ray_message=said), Rules())
 
     assert isinstance(decision, Move)
     assert (decision.to, decision.changes["reason"]) == (JobState.FAILED, FailureReason.STORAGE)
@@ -174,7 +174,7 @@ def test_driver_that_can_not_read_its_launch_file_fails_the_job_as_storage() -> 
 def test_driver_that_finds_the_storage_away_is_followed_by_another() -> None:
     said = f"failed with exit code 1\n{CANNOT_BEGIN_NOW}the storage s3://b did not answer to read x.\n"
 
-    decision = decide(job(), attempt(**LEASE_OUT), seen(RayStatus.ENDED, ray_message=said), Rules())
+    decision = decide(job(), attempt(**LEASE_OUT), observation(RayStatus.ENDED, ray_message=said), Rules())
 
     assert isinstance(decision, Move)
     assert (decision.to, decision.changes["reason"]) == (JobState.QUEUED, FailureReason.STORAGE)
@@ -186,7 +186,7 @@ def test_outage_is_followed_by_another_attempt_until_the_budget_is_spent() -> No
     refused = away.model_copy(update={"outage": False})
 
     moves = {
-        name: decide(job(failures=failures), attempt(), seen(result=result), Rules())
+        name: decide(job(failures=failures), attempt(), observation(result=result), Rules())
         for name, failures, result in (("first", 0, away), ("last", 3, away), ("refused", 0, refused))
     }
 
@@ -213,7 +213,7 @@ def test_storage_that_is_away_is_asked_once_in_a_while() -> None:
         asked += 1
         raise StorageError("away")
 
-    gate = StorageGate(lambda: now)
+    gate = StorageCircuitBreaker(lambda: now)
     for now in (0.0, 1.0, REST_S - 0.1, REST_S + 0.1):  # noqa: B007
         with pytest.raises(StorageError, match="away"):
             gate.ask(fail)
@@ -260,7 +260,7 @@ def test_series_of_a_bucket_that_is_away_is_not_an_empty_one(bucket: str, s3_ser
 
 
 def test_packages_are_kept_in_a_bucket(bucket: str, tmp_path: Path) -> None:
-    packages, digest = Packages(f"{bucket}/runs"), f"sha256:{'a' * 64}"
+    packages, digest = CodePackages(f"{bucket}/runs"), f"sha256:{'a' * 64}"
     (tmp_path / "a.zip").write_bytes(b"zip")
     before = packages.has(digest)
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from syncnorm.service.backend_errors import RefusedError, UnreachableError
 from syncnorm.service.integrations.mlflow_describer import RunDescriber
 from syncnorm.service.integrations.mlflow_runs import MlflowTracker
 from syncnorm.service.jobs.job import Job
 from syncnorm.service.jobs.study import Study
-from syncnorm.service.port_errors import RefusedError, UnreachableError
 from syncnorm.service.studies.runs import MlflowStudyRuns
 from tests.helpers.fakes import Clock
 from tests.helpers.odd_server import AWAY, ODD, Reply, at_most, page, serving

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from syncnorm.service.backend_errors import OddAnswerError, RefusedError, UnreachableError
 from syncnorm.service.integrations.ray_jobs import RayDispatcher
 from syncnorm.service.integrations.ray_sweep import ClusterSweep
 from syncnorm.service.jobs.lifecycle import RayStatus
-from syncnorm.service.port_errors import OddAnswerError, RefusedError, UnreachableError
 from tests.helpers.odd_server import AWAY, ODD, Reply, at_most, page, serving
 
 NODE = {"CPU": [1.0, 8.0], "GPU": [0.0, 2.0], "node:10.0.0.7": [0.0, 1.0], "memory": [0.0, 1e10]}
@@ -91,10 +91,10 @@ def test_look_at_a_cluster_that_answers_something_else_is_no_look(what: str, odd
 
     with dispatcher(ray) as cluster_now:
         with at_most(4 * TOTAL_S), pytest.raises(UnreachableError, match="Ray at http"):
-            cluster_now.look()
+            cluster_now.observe()
         ray.bent.clear()
 
-        assert cluster_now.look().submissions["a-1"].status is RayStatus.RUNNING
+        assert cluster_now.observe().submissions["a-1"].status is RayStatus.RUNNING
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_status_with_a_hole_is_no_look(nodes: Any) -> None:
     ray = Ray(bent={"GET /api/cluster_status": Reply(nodes)})
 
     with dispatcher(ray) as cluster_now, pytest.raises(OddAnswerError):
-        cluster_now.look()
+        cluster_now.observe()
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_status_with_a_hole_is_no_look(nodes: Any) -> None:
 def test_odd_host_has_nothing_to_give_and_hides_no_other(used: Any, caplog: pytest.LogCaptureFixture) -> None:
     """It is still there: its absence would be evidence that what ran on it is dead."""
     with dispatcher(Ray(nodes={"odd": used, "n1": NODE})) as cluster_now, caplog.at_level(logging.WARNING):
-        views = [cluster_now.look() for _ in range(3)]
+        views = [cluster_now.observe() for _ in range(3)]
 
     odd, fine = views[-1].nodes
     assert (odd.node_id, odd.cpus, odd.free_cpus, odd.gpus) == ("odd", 0, 0, 0)
@@ -145,7 +145,7 @@ def test_odd_host_has_nothing_to_give_and_hides_no_other(used: Any, caplog: pyte
 def test_host_with_a_number_json_does_not_have(number: str) -> None:
     text = json.dumps(cluster({"odd": {"CPU": [0.0, 4.0]}, "n1": NODE})).replace("4.0", number)
     with dispatcher(Ray(bent={"GET /api/cluster_status": Reply(text.encode())})) as cluster_now:
-        assert [node.cpus for node in cluster_now.look().nodes] == [0, 8]
+        assert [node.cpus for node in cluster_now.observe().nodes] == [0, 8]
 
 
 ODD_RECORDS: list[Any] = [
@@ -165,7 +165,7 @@ ODD_RECORDS: list[Any] = [
 @pytest.mark.parametrize("odd", ODD_RECORDS)
 def test_odd_record_in_the_list_hides_no_other(odd: Any) -> None:
     with dispatcher(Ray(bent={"GET /api/jobs/": Reply([odd, record("a-1")])})) as cluster_now:
-        assert set(cluster_now.look().submissions) == {"a-1"}
+        assert set(cluster_now.observe().submissions) == {"a-1"}
 
 
 @pytest.mark.parametrize("odd", [*ODD, *AWAY])
@@ -173,7 +173,7 @@ def test_submission_that_can_not_be_asked_for_is_not_called_unknown(odd: str) ->
     ray = Ray(records={"a-1": record("a-1"), "b-1": record("b-1")}, bent={"GET /api/jobs/b-1": (ODD | AWAY)[odd]})
 
     with dispatcher(ray, {"a-1", "b-1", "c-1"}) as cluster_now, at_most(4 * TOTAL_S):
-        found = cluster_now.look().submissions
+        found = cluster_now.observe().submissions
 
     assert {name: seen.status for name, seen in found.items()} == {
         "a-1": RayStatus.RUNNING,
@@ -183,7 +183,7 @@ def test_submission_that_can_not_be_asked_for_is_not_called_unknown(odd: str) ->
 
 def test_status_nobody_knows_is_no_evidence() -> None:
     with dispatcher(Ray(records={"a-1": record("a-1", status="EVAPORATED")}), {"a-1"}) as cluster_now:
-        assert cluster_now.look().submissions["a-1"].status is RayStatus.UNREACHABLE
+        assert cluster_now.observe().submissions["a-1"].status is RayStatus.UNREACHABLE
 
 
 @pytest.mark.parametrize("odd", [*ODD, *AWAY])
@@ -253,7 +253,7 @@ def test_sweep_deletes_what_is_over_and_ours_and_finds_strays() -> None:
 
     with dispatcher(ray, known) as cluster_now:
         ClusterSweep(cluster_now, lambda: known).tick()
-        found = cluster_now.look().submissions
+        found = cluster_now.observe().submissions
 
     assert set(ray.records) == set(others)
     assert set(found) == {"needed-1", "alive-1", "stray-1"}
@@ -291,4 +291,4 @@ def test_address_of_a_host_from_its_resources(names: list[str], address: str | N
     host = {name: [0.0, 1.0] for name in names}
 
     with dispatcher(Ray(nodes={"n1": {"CPU": [0.0, 1.0], **host} if "CPU" not in host else host})) as cluster_now:
-        assert cluster_now.look().nodes[0].address == address
+        assert cluster_now.observe().nodes[0].address == address

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from syncnorm.service.backend_errors import RefusedError
 from syncnorm.service.integrations.mlflow_run_facts import LEFT_OUT_TAG, MOST_PARAMS
 from syncnorm.service.integrations.mlflow_runs import MlflowTracker
 from syncnorm.service.jobs.job import Job
 from syncnorm.service.local.programs import local_mlflow
-from syncnorm.service.port_errors import RefusedError
 from syncnorm.trainer.contract.spec_reader import read_spec
 from tests.helpers.fakes import Clock
 from tests.service.conftest import eventually

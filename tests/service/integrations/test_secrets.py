@@ -12,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from syncnorm.service.integrations.secrets import secrets_key
-from syncnorm.service.reconciler.environment import attempt_token
+from syncnorm.service.reconciler.backends import attempt_token
 from syncnorm.trainer.contract.protocol import Launch
 from syncnorm.trainer.reporting.redaction import redact
 from syncnorm.trainer.reporting.reporter import Reporter
@@ -95,7 +95,7 @@ def test_secrets_are_given_under_the_fence_of_a_live_attempt_only(guarded: Guard
         ask(launch.fence, "x"),
         ask("0" * 32, attempt_token("0" * 32)),
     ]
-    world.ask(launch.job_id, "cancel")
+    world.apply_verb(launch.job_id, "cancel")
     for _ in range(4):
         world.step()
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from syncnorm.service.backend_errors import UnreachableError
 from syncnorm.service.integrations.ray_jobs import RayDispatcher
 from syncnorm.service.integrations.ray_sweep import ClusterSweep
 from syncnorm.service.jobs.lifecycle import RayStatus
 from syncnorm.service.local.programs import local_ray
-from syncnorm.service.port_errors import UnreachableError
 from tests.service.conftest import eventually
 
 
@@ -24,7 +24,7 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayDispatcher]:
 
         def answers() -> bool:
             try:
-                return made.look().capacity is not None
+                return made.observe().capacity is not None
             except UnreachableError:
                 return False
 
@@ -52,7 +52,7 @@ def test_ended_submissions_are_deleted_and_living_ones_found(ray: RayDispatcher,
     assert ray.delete("old-1")
     assert not ray.delete("stray-1")
     assert _status(ray, "stray-1") in (RayStatus.WAITING, RayStatus.RUNNING)
-    (node,) = ray.look().nodes
+    (node,) = ray.observe().nodes
     assert node.address == "127.0.0.1"
 
 
@@ -65,5 +65,5 @@ def _started(ray: RayDispatcher, name: str, folder: Path) -> bool:
 
 
 def _status(ray: RayDispatcher, name: str) -> RayStatus | None:
-    seen = ray.look().submissions.get(name)
+    seen = ray.observe().submissions.get(name)
     return None if seen is None else seen.status

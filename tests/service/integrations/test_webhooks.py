@@ -15,7 +15,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from syncnorm.service.integrations.http_port import HttpPort
+from syncnorm.service.integrations.http_client import HttpClient
 from syncnorm.service.integrations.webhooks import Webhooks
 from syncnorm.service.jobs.job import NewEvent
 from syncnorm.service.settings import Settings
@@ -63,14 +63,14 @@ class Body(httpx.AsyncByteStream):
         yield b""
 
 
-def port_to(receive: Callable[[httpx.Request], httpx.Response]) -> HttpPort:
+def port_to(receive: Callable[[httpx.Request], httpx.Response]) -> HttpClient:
     """As over a network: the body comes after the head."""
 
     def streamed(request: httpx.Request) -> httpx.Response:
         answer = receive(request)
         return httpx.Response(answer.status_code, headers=answer.headers, stream=Body())
 
-    return HttpPort("it", transport=httpx.MockTransport(streamed))
+    return HttpClient("it", transport=httpx.MockTransport(streamed))
 
 
 def hooks(world: World, receive: Callable[[httpx.Request], httpx.Response], holder: str = "a") -> Webhooks:
@@ -273,7 +273,7 @@ def test_odd_answer_is_tried_again_and_delays_no_other_receiver(
         heard[path] += path not in bent
         return reply
 
-    with serving(receive) as url, closing(HttpPort("it")) as http:
+    with serving(receive) as url, closing(HttpClient("it")) as http:
         sender = Webhooks(world.store, [f"{url}/odd", f"{url}/fine"], SECRET, http, "a")
         sender.tick()
         for _ in range(3):
@@ -299,7 +299,7 @@ def test_odd_answer_is_tried_again_and_delays_no_other_receiver(
 
 def test_two_receivers_have_a_lease_each(world: World) -> None:
     first, second = (hooks(world, Receiver(), holder) for holder in "ab")
-    other = Webhooks(world.store, ["http://other.example/"], SECRET, HttpPort("it"), "b")
+    other = Webhooks(world.store, ["http://other.example/"], SECRET, HttpClient("it"), "b")
     first.tick()
     second.tick()
     other.tick()

@@ -10,7 +10,7 @@ import pytest
 
 from syncnorm.service.jobs.admission import new_job
 from syncnorm.service.jobs.job import ARROWS, Attempt, Job, JobState, new_job_id
-from syncnorm.service.jobs.lifecycle import EndOnRay, Launch, Move, RayStatus, Rules, Seen, decide, refused
+from syncnorm.service.jobs.lifecycle import Move, Observation, RayStatus, Rules, StopOnRay, SubmitToRay, decide, refused
 from syncnorm.trainer.contract.failure import ADVICE, FailureReason, advised
 from syncnorm.trainer.contract.protocol import Result
 from syncnorm.trainer.contract.spec_reader import read_spec
@@ -43,8 +43,8 @@ def attempt(**changes: Any) -> Attempt:
     return replace(made, **changes)
 
 
-def seen(ray: RayStatus = RayStatus.RUNNING, session: str | None = "session-1", **more: Any) -> Seen:
-    return Seen(NOW, ray=ray, session=session, **more)
+def observation(ray: RayStatus = RayStatus.RUNNING, session: str | None = "session-1", **more: Any) -> Observation:
+    return Observation(NOW, ray=ray, session=session, **more)
 
 
 LEASE_OUT = {"lease_expires_at": NOW - timedelta(seconds=1)}
@@ -59,7 +59,7 @@ def test_attempt_is_dead_only_if_its_lease_and_ray_agree(lease_out: bool, node_g
     is_gone_for_ray = node_gone or ray in (RayStatus.ENDED, RayStatus.UNKNOWN)
 
     decision = decide(
-        job(), attempt(**(LEASE_OUT if lease_out else {})), seen(ray, session, node_gone=node_gone), RULES
+        job(), attempt(**(LEASE_OUT if lease_out else {})), observation(ray, session, node_gone=node_gone), RULES
     )
 
     assert isinstance(decision, Move) == (lease_out and is_gone_for_ray)
@@ -67,22 +67,22 @@ def test_attempt_is_dead_only_if_its_lease_and_ray_agree(lease_out: bool, node_g
 
 def test_ended_on_ray_with_a_live_heartbeat_is_not_dead() -> None:
     # Ray calls a driver FAILED whose host it lost sight of, while it trains on (ray #65025).
-    assert decide(job(), attempt(), seen(RayStatus.ENDED), RULES) is None
+    assert decide(job(), attempt(), observation(RayStatus.ENDED), RULES) is None
 
 
 def test_silent_attempt_that_ray_calls_running_is_not_dead() -> None:
     # A partition between worker and service; or a ghost, which Ray drops once its agent is asked (ray #65037).
-    assert decide(job(), attempt(**LEASE_OUT), seen(RayStatus.RUNNING), RULES) is None
+    assert decide(job(), attempt(**LEASE_OUT), observation(RayStatus.RUNNING), RULES) is None
 
 
 def test_attempt_of_an_earlier_session_outlives_its_lease_by_the_orphan_life() -> None:
     over = attempt(lease_expires_at=NOW - timedelta(seconds=RULES.orphan_life_s or 0))
 
-    early = decide(job(), over, seen(RayStatus.UNKNOWN, "session-2"), RULES)
+    early = decide(job(), over, observation(RayStatus.UNKNOWN, "session-2"), RULES)
     late = decide(
         job(),
         replace(over, lease_expires_at=over.lease_expires_at - timedelta(seconds=1)),
-        seen(session="session-2"),
+        observation(session="session-2"),
         RULES,
     )
 
@@ -94,16 +94,16 @@ def test_attempt_of_an_earlier_session_outlives_its_lease_by_the_orphan_life() -
 def test_attempt_is_never_launched_into_another_session() -> None:
     fresh = attempt(submitted_at=None, heartbeat_at=None, phase=None)
 
-    same = decide(job(JobState.STARTING), fresh, seen(RayStatus.UNKNOWN), RULES)
-    other = decide(job(JobState.STARTING), fresh, seen(RayStatus.UNKNOWN, "session-2"), RULES)
-    unreachable = decide(job(JobState.STARTING), fresh, seen(RayStatus.UNREACHABLE, None), RULES)
+    same = decide(job(JobState.STARTING), fresh, observation(RayStatus.UNKNOWN), RULES)
+    other = decide(job(JobState.STARTING), fresh, observation(RayStatus.UNKNOWN, "session-2"), RULES)
+    unreachable = decide(job(JobState.STARTING), fresh, observation(RayStatus.UNREACHABLE, None), RULES)
 
-    assert (same, other, unreachable) == (Launch(), None, None)
+    assert (same, other, unreachable) == (SubmitToRay(), None, None)
 
 
 def test_success_comes_from_a_result_and_nothing_else() -> None:
-    silent = decide(job(), attempt(**LEASE_OUT), seen(RayStatus.ENDED), RULES)
-    said = decide(job(), attempt(), seen(result=Result(fence="f", outcome="succeeded")), RULES)
+    silent = decide(job(), attempt(**LEASE_OUT), observation(RayStatus.ENDED), RULES)
+    said = decide(job(), attempt(), observation(result=Result(fence="f", outcome="succeeded")), RULES)
 
     assert isinstance(silent, Move)
     assert isinstance(said, Move)
@@ -114,8 +114,8 @@ def test_success_comes_from_a_result_and_nothing_else() -> None:
 def test_failure_is_retried_if_that_can_help_and_the_budget_allows(reason: FailureReason) -> None:
     result = Result(fence="f", outcome="failed", reason=reason, message="It broke.")
 
-    first = decide(job(), attempt(), seen(result=result), RULES)
-    last = decide(job(failures=3), attempt(), seen(result=result), RULES)
+    first = decide(job(), attempt(), observation(result=result), RULES)
+    last = decide(job(failures=3), attempt(), observation(result=result), RULES)
 
     assert isinstance(first, Move)
     assert isinstance(last, Move)
@@ -129,7 +129,7 @@ def test_wait_before_another_attempt_doubles_until_there_is_progress() -> None:
     waits = []
     for stalled, resume_step in ((0, 7), (1, 7), (5, 7), (9, 7), (5, 3)):
         one = job(stalled=stalled, max_failures=99)
-        move = decide(one, attempt(resume_step=resume_step), seen(result=result), RULES)
+        move = decide(one, attempt(resume_step=resume_step), observation(result=result), RULES)
         assert isinstance(move, Move)
         waits.append((move.changes["not_before"] - NOW).total_seconds())
 
@@ -139,25 +139,27 @@ def test_wait_before_another_attempt_doubles_until_there_is_progress() -> None:
 def test_stop_becomes_kill_after_the_grace() -> None:
     asked = {"stop": "cancel", "grace_s": 30.0}
 
-    early = decide(job(JobState.STOPPING, stop_at=NOW - timedelta(seconds=29), **asked), attempt(), seen(), RULES)
-    late = decide(job(JobState.STOPPING, stop_at=NOW - timedelta(seconds=30), **asked), attempt(), seen(), RULES)
+    early = decide(
+        job(JobState.STOPPING, stop_at=NOW - timedelta(seconds=29), **asked), attempt(), observation(), RULES
+    )
+    late = decide(job(JobState.STOPPING, stop_at=NOW - timedelta(seconds=30), **asked), attempt(), observation(), RULES)
 
     assert early is None
-    assert isinstance(late, EndOnRay)
+    assert isinstance(late, StopOnRay)
 
 
 def test_workers_that_never_train_are_given_up() -> None:
     waiting = attempt(phase="starting_workers", created_at=NOW - timedelta(seconds=601))
 
-    decision = decide(job(JobState.STARTING), waiting, seen(), RULES)
+    decision = decide(job(JobState.STARTING), waiting, observation(), RULES)
 
-    assert isinstance(decision, EndOnRay)
+    assert isinstance(decision, StopOnRay)
     assert decision.reason is FailureReason.STARTUP_TIMEOUT
 
 
 def test_deadline_counts_from_the_first_start() -> None:
-    over = decide(job(deadline_s=89.0), attempt(), seen(), RULES)
-    not_over = decide(job(deadline_s=91.0), attempt(), seen(), RULES)
+    over = decide(job(deadline_s=89.0), attempt(), observation(), RULES)
+    not_over = decide(job(deadline_s=91.0), attempt(), observation(), RULES)
 
     assert isinstance(over, Move)
     assert (over.to, over.changes["stop"]) == (JobState.STOPPING, "deadline")
@@ -170,12 +172,14 @@ SENT = {"stop_sent_at": NOW, "reason": FailureReason.STARTUP_TIMEOUT, "message":
 
 
 def test_attempt_that_can_not_be_launched_is_given_up_as_one_that_does_not_train() -> None:
-    early = decide(job(JobState.STARTING), attempt(**FRESH), seen(RayStatus.UNKNOWN), RULES)
-    late = decide(job(JobState.STARTING), attempt(**FRESH | LATE), seen(RayStatus.UNKNOWN), RULES)
-    nobody_can = decide(job(JobState.STARTING), attempt(**FRESH | LATE), seen(RayStatus.UNREACHABLE, None), RULES)
+    early = decide(job(JobState.STARTING), attempt(**FRESH), observation(RayStatus.UNKNOWN), RULES)
+    late = decide(job(JobState.STARTING), attempt(**FRESH | LATE), observation(RayStatus.UNKNOWN), RULES)
+    nobody_can = decide(
+        job(JobState.STARTING), attempt(**FRESH | LATE), observation(RayStatus.UNREACHABLE, None), RULES
+    )
 
-    assert (early, nobody_can) == (Launch(), None)
-    assert isinstance(late, EndOnRay)
+    assert (early, nobody_can) == (SubmitToRay(), None)
+    assert isinstance(late, StopOnRay)
     assert (late.reason, "could not be handed to MLflow and Ray" in late.message) == (
         FailureReason.STARTUP_TIMEOUT,
         True,
@@ -186,7 +190,7 @@ def test_attempt_that_can_not_be_launched_is_given_up_as_one_that_does_not_train
 def test_launch_counts_as_failed_only_if_others_were_launched_meanwhile(others_launch: bool, failures: int) -> None:
     given_up = attempt(**FRESH | LATE | SENT)
 
-    move = decide(job(JobState.STARTING), given_up, seen(RayStatus.UNKNOWN, others_launch=others_launch), RULES)
+    move = decide(job(JobState.STARTING), given_up, observation(RayStatus.UNKNOWN, others_launch=others_launch), RULES)
 
     assert isinstance(move, Move)
     assert (move.to, move.changes["failures"]) == (JobState.QUEUED, failures)
@@ -196,7 +200,7 @@ def test_launch_counts_as_failed_only_if_others_were_launched_meanwhile(others_l
 def test_silent_attempt_of_which_ray_says_nothing_sensible_is_dead_after_ten_minutes(overdue_s: int) -> None:
     silent = attempt(lease_expires_at=NOW - timedelta(seconds=overdue_s))
 
-    assert isinstance(decide(job(), silent, seen(RayStatus.UNREACHABLE), RULES), Move) == (overdue_s > 600)
+    assert isinstance(decide(job(), silent, observation(RayStatus.UNREACHABLE), RULES), Move) == (overdue_s > 600)
 
 
 @pytest.mark.parametrize(
@@ -205,10 +209,10 @@ def test_silent_attempt_of_which_ray_says_nothing_sensible_is_dead_after_ten_min
 def test_attempt_that_is_stopped_before_it_began_says_so(stop: Any, reason: FailureReason) -> None:
     stopping = job(JobState.STOPPING, stop=stop, stop_at=NOW - timedelta(seconds=15), grace_s=60.0)
 
-    end = decide(stopping, attempt(**FRESH | {"submitted_at": NOW}), seen(), RULES)
-    assert isinstance(end, EndOnRay)
+    end = decide(stopping, attempt(**FRESH | {"submitted_at": NOW}), observation(), RULES)
+    assert isinstance(end, StopOnRay)
     ended = attempt(**FRESH | {"submitted_at": NOW, "stop_sent_at": NOW, "reason": end.reason, "message": end.message})
-    move = decide(stopping, ended, seen(RayStatus.ENDED), RULES)
+    move = decide(stopping, ended, observation(RayStatus.ENDED), RULES)
 
     assert isinstance(move, Move)
     closing = {name: move.attempt_changes[name] for name in ("outcome", "reason", "message")}
@@ -216,7 +220,7 @@ def test_attempt_that_is_stopped_before_it_began_says_so(stop: Any, reason: Fail
 
 
 def test_text_of_a_deadline_is_said_once_and_names_the_way_on() -> None:
-    over = decide(job(JobState.QUEUED, deadline_s=8.0), None, seen(), RULES)
+    over = decide(job(JobState.QUEUED, deadline_s=8.0), None, observation(), RULES)
 
     assert isinstance(over, Move)
     said = advised(over.changes["message"], FailureReason.DEADLINE)
@@ -229,14 +233,14 @@ def test_text_of_a_deadline_is_said_once_and_names_the_way_on() -> None:
 def test_times_beyond_the_calendar_never_come(state: JobState, numbers: dict[str, float]) -> None:
     stop = {"stop": "preempt", "stop_at": NOW} if state is JobState.STOPPING else {}
 
-    assert decide(job(state, **numbers, **stop), attempt(), seen(), RULES) is None
+    assert decide(job(state, **numbers, **stop), attempt(), observation(), RULES) is None
 
 
 @pytest.mark.parametrize("stalled", [1_025, 10**9])
 def test_wait_before_another_attempt_is_bounded_for_any_number_of_failures(stalled: int) -> None:
     result = Result(fence="f", outcome="failed", reason=FailureReason.WORKER_LOST)
 
-    move = decide(job(stalled=stalled, max_failures=99), attempt(resume_step=7), seen(result=result), RULES)
+    move = decide(job(stalled=stalled, max_failures=99), attempt(resume_step=7), observation(result=result), RULES)
 
     assert isinstance(move, Move)
     assert move.changes["not_before"] == NOW + timedelta(seconds=600)
@@ -259,7 +263,7 @@ def test_refused_launch_fails_its_job_or_ends_one_that_is_cancelled() -> None:
 def test_finished_job_is_left_alone(state: JobState) -> None:
     late = Result(fence="f", outcome="succeeded")
 
-    assert decide(job(state), attempt(), seen(result=late), RULES) is None
+    assert decide(job(state), attempt(), observation(result=late), RULES) is None
 
 
 def test_readme_shows_every_arrow_with_its_sentence() -> None:

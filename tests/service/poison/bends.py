@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tests.service.poison.extremes import Path
-from tests.service.poison.outside import Answer, Bend, Handler
+from tests.service.poison.outside import Bend, Handler, HttpResponse
 
-Right = Callable[[], Answer]
+Right = Callable[[], HttpResponse]
 _LOGIN = b"<!DOCTYPE html><html><title>Sign in</title><form action=/login></form></html>"
 _DROPS = 120
 """Bytes that come one by one, 18 s in all."""

@@ -117,7 +117,7 @@ class Poison:
 
 
 @dataclass(frozen=True)
-class Place:
+class ShortName:
     """A field, and every form it may have."""
 
     path: Path
@@ -132,16 +132,16 @@ class Place:
         return str(self.path[0])
 
 
-def places(model: type[BaseModel]) -> list[Place]:
+def places(model: type[BaseModel]) -> list[ShortName]:
     """Every field of a model, those of its parts, elements and entries included."""
     schema = model.model_json_schema()
     found = {place.path: place for place in _walk(schema, schema.get("$defs", {}), (), 0)}
     return [place for path, place in found.items() if path]
 
 
-def _walk(schema: Mapping[str, Any], parts: Mapping[str, Any], path: Path, depth: int) -> Iterator[Place]:
+def _walk(schema: Mapping[str, Any], parts: Mapping[str, Any], path: Path, depth: int) -> Iterator[ShortName]:
     forms = tuple(_forms(schema, parts))
-    yield Place(path, forms)
+    yield ShortName(path, forms)
     if depth > 6:
         return
     for form in forms:
@@ -164,7 +164,7 @@ def _forms(schema: Mapping[str, Any], parts: Mapping[str, Any]) -> Iterator[Mapp
         yield schema
 
 
-def extremes(place: Place, share: int = 1) -> dict[str, Any]:
+def extremes(place: ShortName, share: int = 1) -> dict[str, Any]:
     """Values by name: at and around the bounds the field has itself, all of its own kind, and anything at all.
 
     share: of what is of another kind, which is refused for its type, take one in so many, others for each field.
@@ -181,7 +181,7 @@ def extremes(place: Place, share: int = 1) -> dict[str, Any]:
     return own | (MANY_KEYS if "object" in kinds and not _has_fields(place) else {})
 
 
-def _has_fields(place: Place) -> bool:
+def _has_fields(place: ShortName) -> bool:
     return any("properties" in form for form in place.forms)
 
 

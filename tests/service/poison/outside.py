@@ -22,7 +22,7 @@ from syncnorm.service.integrations.ray_jobs import Kind
 from syncnorm.service.jobs.lifecycle import RayStatus
 from tests.helpers.fakes import FakeCluster
 
-Answer = tuple[int, Any]
+HttpResponse = tuple[int, Any]
 """Status and JSON."""
 _API = "/api/2.0/mlflow/"
 _WORDS = {RayStatus.WAITING: "PENDING", RayStatus.RUNNING: "RUNNING", RayStatus.ENDED: "SUCCEEDED"}
@@ -40,7 +40,7 @@ class Request:
     about: str
 
 
-Bend = Callable[["Handler", Callable[[], Answer]], None]
+Bend = Callable[["Handler", Callable[[], HttpResponse]], None]
 """Answers a request in place of the server; the second argument carries it out and gives the right answer."""
 
 
@@ -54,7 +54,7 @@ class Ray:
         self.deleted: set[str] = set()
         self._owners: dict[str, str] = {}
 
-    def answer(self, request: Request) -> Answer:
+    def answer(self, request: Request) -> HttpResponse:
         kind = request.endpoint.removeprefix("ray:")
         if not self.cluster.reachable:
             return 503, {}
@@ -79,7 +79,7 @@ class Ray:
         item = self.cluster.submissions[name]
         return listed(name, _WORDS[item.status], item.node_id, self._owners.get(name, ""))
 
-    def _submit(self, body: dict[str, Any]) -> Answer:
+    def _submit(self, body: dict[str, Any]) -> HttpResponse:
         name = body["submission_id"]
         if name in self.cluster.submissions:
             return 500, {"error": f"Job {name} already exists"}
@@ -88,7 +88,7 @@ class Ray:
         self.cluster.start(name, shlex.split(body["entrypoint"])[-1], kind)
         return 200, {"job_id": name, "submission_id": name}
 
-    def _one(self, kind: str, name: str) -> Answer:
+    def _one(self, kind: str, name: str) -> HttpResponse:
         old = {item["submission_id"]: item for item in self.history}
         if name not in self.cluster.submissions and name not in old:
             return 404, {}
@@ -131,7 +131,7 @@ class Mlflow:
         self.runs: dict[str, dict[str, Any]] = {}
         self.experiments: dict[str, str] = {}
 
-    def answer(self, request: Request) -> Answer:
+    def answer(self, request: Request) -> HttpResponse:
         path = request.endpoint.removeprefix("mlflow:")
         if path == "health":
             return 200, "OK"
@@ -144,7 +144,7 @@ class Mlflow:
         except KeyError as missing:
             return 404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": f"No {missing}."}
 
-    def _answer(self, path: str, body: dict[str, Any]) -> Answer:  # noqa: PLR0911
+    def _answer(self, path: str, body: dict[str, Any]) -> HttpResponse:  # noqa: PLR0911
         if path == "experiments/get-by-name":
             experiment_id = self.experiments[body["experiment_name"]]
             return 200, {"experiment": {"experiment_id": experiment_id, "name": body["experiment_name"]}}
@@ -172,7 +172,7 @@ class Mlflow:
             return 200, {"run": {"info": run["info"], "data": {"metrics": run["metrics"]}}}
         return 200, {}
 
-    def _create(self, body: dict[str, Any]) -> Answer:
+    def _create(self, body: dict[str, Any]) -> HttpResponse:
         run_id = f"{len(self.runs) + 1:032x}"
         info = {"run_id": run_id, "run_name": body["run_name"], "status": "RUNNING", "artifact_uri": _artifacts(run_id)}
         tags = {tag["key"]: tag["value"] for tag in body["tags"]}
@@ -227,14 +227,14 @@ class Outside:
     closing: threading.Event = field(default_factory=threading.Event)
     url: str = ""
 
-    def right(self, request: Request) -> Answer:
+    def right(self, request: Request) -> HttpResponse:
         with self.lock:
             code, content = self._answer(request)
             if code == 200:
                 self.samples[request.endpoint] = content
             return code, content
 
-    def _answer(self, request: Request) -> Answer:
+    def _answer(self, request: Request) -> HttpResponse:
         if request.endpoint.startswith("ray:"):
             return self.ray.answer(request)
         if request.endpoint.startswith("mlflow:"):

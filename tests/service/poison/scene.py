@@ -21,16 +21,16 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
 from syncnorm.service.api.dependencies import Context
+from syncnorm.service.backend_errors import BackendError
 from syncnorm.service.integrations import ray_sweep as cluster_sweep
-from syncnorm.service.integrations.http_port import HttpPort
+from syncnorm.service.integrations.http_client import HttpClient
 from syncnorm.service.integrations.mlflow_describer import RunDescriber
 from syncnorm.service.integrations.mlflow_runs import MlflowTracker
 from syncnorm.service.integrations.ray_jobs import RayDispatcher
 from syncnorm.service.integrations.ray_sweep import ClusterSweep
 from syncnorm.service.integrations.webhooks import Webhooks
 from syncnorm.service.jobs.job import Job
-from syncnorm.service.port_errors import PortError
-from syncnorm.service.reconciler.environment import attempt_token
+from syncnorm.service.reconciler.backends import attempt_token
 from syncnorm.service.store import Store, schema
 from syncnorm.service.store.database import Database
 from syncnorm.service.studies.runs import MlflowStudyRuns
@@ -179,7 +179,7 @@ class Scene:
     def _tick(self, name: str, tick: Callable[[], None]) -> None:
         try:
             tick()
-        except PortError:  # what is away is told of and asked again
+        except BackendError:  # what is away is told of and asked again
             if name == "reconciler":
                 raise
         except Exception as error:  # whatever it is, it ended the tick for everybody
@@ -345,7 +345,7 @@ def _loops(scene: Scene, joint: Joint, receivers: Sequence[str], stack: ExitStac
         return scene.world.clock().timestamp()
 
     stack.enter_context(mock.patch.object(cluster_sweep, "time", SimpleNamespace(monotonic=seconds)))
-    http = stack.enter_context(closing(HttpPort("A webhook receiver")))
+    http = stack.enter_context(closing(HttpClient("A webhook receiver")))
     store = scene.world.store
     told = {
         f"webhooks to {name}": Webhooks(store, [f"{joint.outside.url}/hook/{name}"], b"0" * 32, http, "tests").tick

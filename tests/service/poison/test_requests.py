@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from syncnorm.service.api.resources.job_details import JobPatch
 from syncnorm.service.api.resources.secrets import SecretValue
 from syncnorm.service.api.resources.tokens import TokenRequest
-from syncnorm.service.api.resources.verbs import Many
+from syncnorm.service.api.resources.verbs import JobSelection
 from syncnorm.service.store.database import Database
 from syncnorm.trainer.contract.spec import ExportSpec
 from tests.service.poison.conftest import NewScene
@@ -26,7 +26,7 @@ from tests.service.poison.scene import VICTIM, Scene
 BODIES: dict[str, tuple[type[BaseModel], dict[str, Any], str, str]] = {
     "patch": (JobPatch, {"labels": {"a": "b"}, "priority": 1}, "PATCH", "/v1/jobs/{job_id}"),
     "token": (TokenRequest, {"owner": "eve", "scopes": ["read"]}, "POST", "/v1/tokens"),
-    "bulk verb": (Many, {"filter": {"labels": {"a": "b"}}}, "POST", "/v1/jobs:pause"),
+    "bulk verb": (JobSelection, {"filter": {"labels": {"a": "b"}}}, "POST", "/v1/jobs:pause"),
     "secret": (SecretValue, {"value": "s"}, "PUT", "/v1/secrets/KEY"),
     "export": (ExportSpec, {"formats": ["onnx"]}, "POST", "/v1/jobs/{succeeded}/exports"),
 }

@@ -259,7 +259,7 @@ def fill(scene: Scene) -> None:
     gone = scene.submit(json.dumps(VICTIM).encode())
     scene.step_until(lambda: scene.state(str(gone)) == "succeeded")
     scene.step(4)
-    scene.context.trail.flush()
+    scene.context.audit_trail.flush()
     content = json.dumps(VICTIM).encode()
     headers = {"Content-Type": "application/json", "Idempotency-Key": "k"}
     scene.call("POST", "/v1/jobs", "ann", content=content, headers=headers)

@@ -13,10 +13,10 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
 from syncnorm.service.api.app import create_app
+from syncnorm.service.backend_errors import OddAnswerError, RefusedError, UnreachableError
 from syncnorm.service.integrations.ray_jobs import Submission
 from syncnorm.service.jobs.job import Job, JobState
 from syncnorm.service.jobs.lifecycle import RayStatus
-from syncnorm.service.port_errors import OddAnswerError, RefusedError, UnreachableError
 from syncnorm.service.store import Store
 from syncnorm.service.store import schema as t
 from syncnorm.service.store.database import Database
@@ -202,7 +202,7 @@ def test_poison_that_is_cancelled_ends_cancelled(any_world: World) -> None:
     world = any_world
     poison = running(world)
     poke(world, "attempts", poison.id, result=[1])
-    world.ask(poison.id, "cancel")
+    world.apply_verb(poison.id, "cancel")
     victim = world.submit(resources={"workers": 4})
 
     run_until(world, lambda: has_ended(world, poison) and has_succeeded(world, victim))
@@ -268,7 +268,7 @@ def test_numbers_beyond_the_calendar_hurt_nobody(any_world: World, values: dict[
     run_until(world, lambda: has_succeeded(world, victim))
     world.step()
     check_everything_is_shown(world, odd)
-    world.ask(odd.id, "cancel")
+    world.apply_verb(odd.id, "cancel")
     run_until(world, lambda: has_ended(world, odd) and has_succeeded(world, behind))
 
     assert world.job(odd.id).state is JobState.CANCELLED
@@ -307,8 +307,8 @@ class Bent:
 
 
 def bend(world: World, port: str, method: str, error: Callable[[], BaseException], *jobs: Job) -> None:
-    ports = world.reconciler.ports
-    setattr(ports, port, Bent(getattr(ports, port), method, error, {job.id for job in jobs}))
+    backends = world.reconciler.backends
+    setattr(backends, port, Bent(getattr(backends, port), method, error, {job.id for job in jobs}))
 
 
 @pytest.mark.parametrize(("port", "method"), [("tracker", "run_for"), ("dispatcher", "start")])
@@ -381,12 +381,12 @@ def test_processes_of_a_job_that_is_set_aside_are_ended_and_its_capacity_is_rele
 @pytest.mark.parametrize("error", [KeyError("cluster"), TypeError("null"), UnreachableError("503")], ids=str)
 def test_odd_look_at_the_cluster_lets_queued_jobs_be_cancelled(world: World, error: Exception) -> None:
     job = world.submit()
-    world.ask(job.id, "cancel")
+    world.apply_verb(job.id, "cancel")
 
     def look() -> None:
         raise error
 
-    world.cluster.look = look  # type: ignore[method-assign,assignment]
+    world.cluster.observe = look  # type: ignore[method-assign,assignment]
     world.step()
 
     assert world.job(job.id).state is JobState.CANCELLED
@@ -522,16 +522,16 @@ def test_files_that_can_not_be_removed_keep_no_others_from_going(world: World, m
         world.store.jobs.delete(world.job(job.id))
         world.clock.advance(1)
     bad = {job.id for job in jobs[:5]}
-    real = world.reconciler.ports.storage.ask
+    real = world.reconciler.backends.storage.ask
     names: list[str] = []
 
-    def ask(act: Callable[[], Any]) -> Any:
+    def refuse_bad_names(act: Callable[[], Any]) -> Any:
         names.append(act.__closure__[0].cell_contents if act.__closure__ else "")  # type: ignore[union-attr]
         if any(name in bad for name in map(str, names[-1:])):
             raise ValueError("no such name")
         return real(act)
 
-    monkeypatch.setattr(world.reconciler.ports.storage, "ask", ask)
+    monkeypatch.setattr(world.reconciler.backends.storage, "ask", refuse_bad_names)
     run_until(world, lambda: set(world.store.removals.pending(9)) <= bad, 20)
     assert set(world.store.removals.pending(9)) == bad
 
@@ -542,7 +542,7 @@ def test_ended_and_waiting_jobs_show_no_time_that_is_left(world: World) -> None:
 
     with client_of(world) as client:
         before = client.get(f"/v1/jobs/{job.id}").json()["progress"]["eta_s"]
-        world.ask(job.id, "cancel")
+        world.apply_verb(job.id, "cancel")
         run_until(world, lambda: has_ended(world, job))
         shown = client.get(f"/v1/jobs/{job.id}").json()["progress"]
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from syncnorm.service.jobs.export import MOST_STARTS, Export, ExportState, Update, decide_export
-from syncnorm.service.jobs.lifecycle import EndOnRay, RayStatus, Seen
-from syncnorm.service.reconciler.environment import attempt_token
+from syncnorm.service.jobs.lifecycle import Observation, RayStatus, StopOnRay
+from syncnorm.service.reconciler.backends import attempt_token
 from syncnorm.service.reconciler.export_step import MOST_AT_ONCE
 from syncnorm.service.storage import attempt_files as files
 from syncnorm.trainer.contract.failure import FailureReason
 from syncnorm.trainer.contract.protocol import ExportRequest, Result
 from syncnorm.trainer.ranks.stop_agreement import SupersededError
-from syncnorm.trainer.reporting.fence_check import confirm
+from syncnorm.trainer.reporting.fence_check import require_current
 from tests.helpers.service.api import SPEC, api
 from tests.helpers.service.databases import fresh_sqlite
 from tests.helpers.service.dying import Died, Dying, new_world
@@ -199,29 +199,29 @@ def running_export(**changes: Any) -> Export:
 
 
 def test_export_that_hangs_is_ended_once() -> None:
-    seen = Seen(START + timedelta(hours=2), ray=RayStatus.RUNNING, session="s")
+    observation = Observation(START + timedelta(hours=2), ray=RayStatus.RUNNING, session="s")
 
-    first = decide_export(running_export(), seen)
-    after = decide_export(running_export(stop_sent_at=seen.now), seen)
+    first = decide_export(running_export(), observation)
+    after = decide_export(running_export(stop_sent_at=observation.now), observation)
 
-    assert isinstance(first, EndOnRay)
+    assert isinstance(first, StopOnRay)
     assert after is None
 
 
 def test_export_that_ray_finds_again_is_not_lost() -> None:
     gone = running_export(gone_at=START)
 
-    decision = decide_export(gone, Seen(START + timedelta(minutes=1), ray=RayStatus.RUNNING, session="s"))
+    decision = decide_export(gone, Observation(START + timedelta(minutes=1), ray=RayStatus.RUNNING, session="s"))
 
     assert decision == Update({"gone_at": None})
 
 
 def test_process_that_lingers_after_its_result_is_ended() -> None:
     done = replace(running_export(), state=ExportState.SUCCEEDED, finished_at=START)
-    seen = Seen(START, ray=RayStatus.RUNNING, session="s")
+    observation = Observation(START, ray=RayStatus.RUNNING, session="s")
 
-    assert decide_export(done, seen) is None
-    assert isinstance(decide_export(done, replace(seen, now=START + timedelta(minutes=1))), EndOnRay)
+    assert decide_export(done, observation) is None
+    assert isinstance(decide_export(done, replace(observation, now=START + timedelta(minutes=1))), StopOnRay)
 
 
 # The API
@@ -352,16 +352,16 @@ def test_export_fetches_the_secrets_of_its_job_while_it_runs(running: Running) -
     (exporter,) = world.cluster.exporters.values()
     request = exporter.request
 
-    def ask(request: ExportRequest, token: str) -> Any:
+    def request_secrets(request: ExportRequest, token: str) -> Any:
         headers = {"Authorization": f"Bearer {token}"}
         return client.post(request.secrets_path, json={"fence": request.fence}, headers=headers)
 
     assert request.token == attempt_token(request.fence)
-    assert ask(request, request.token).json() == {"values": {"T": "canary-value"}}
-    assert ask(request, "0" * 64).status_code == 401
-    assert ask(request.model_copy(update={"fence": "0" * 32}), attempt_token("0" * 32)).status_code == 409
+    assert request_secrets(request, request.token).json() == {"values": {"T": "canary-value"}}
+    assert request_secrets(request, "0" * 64).status_code == 401
+    assert request_secrets(request.model_copy(update={"fence": "0" * 32}), attempt_token("0" * 32)).status_code == 409
     finish(world, made["id"])
-    assert ask(request, request.token).status_code == 409
+    assert request_secrets(request, request.token).status_code == 409
     assert "canary-value" not in (exporter.folder / "export.json").read_text()
 
 
@@ -372,8 +372,8 @@ def test_start_of_an_export_hears_whether_it_still_counts(running: Running) -> N
     world.step()
     (first,) = world.cluster.exporters.values()
 
-    confirm(first.request, through(client))
+    require_current(first.request, through(client))
     finish(world, job.id)
 
     with pytest.raises(SupersededError, match="has taken over"):
-        confirm(first.request, through(client))
+        require_current(first.request, through(client))

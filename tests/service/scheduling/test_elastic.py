@@ -65,7 +65,7 @@ def test_launch_file_says_how_long_the_service_waits_for_the_first_step(world: W
 
     launch = world.cluster.drivers[f"{job.id}-1"].launch
 
-    assert launch.meeting_timeout_s == 100  # half of it: the attempt names the rank that did not come
+    assert launch.rendezvous_timeout_s == 100  # half of it: the attempt names the rank that did not come
 
 
 def test_change_of_the_workers_is_an_event_and_a_mark_in_mlflow(world: World) -> None:

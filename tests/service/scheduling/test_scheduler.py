@@ -15,9 +15,9 @@ import pytest
 from syncnorm.service.jobs.admission import new_job
 from syncnorm.service.jobs.job import Job, JobState
 from syncnorm.service.scheduling import growth
-from syncnorm.service.scheduling.growth import Growth, Settling
-from syncnorm.service.scheduling.ordering import in_lines
-from syncnorm.service.scheduling.plan import Held, Policy, Schedule
+from syncnorm.service.scheduling.growth import Growth, GrowthTimer
+from syncnorm.service.scheduling.ordering import queues_by_owner
+from syncnorm.service.scheduling.schedule import Allocation, Policy, Schedule
 from syncnorm.service.scheduling.scheduler import schedule
 from syncnorm.trainer.contract.plan import NodeCapacity
 from syncnorm.trainer.contract.spec_reader import read_spec
@@ -37,15 +37,15 @@ def nodes(*cpus: float, used: float = 0.0, gpus: float = 0.0) -> list[NodeCapaci
     return [NodeCapacity(f"n{i}", c, gpus, c - used, gpus) for i, c in enumerate(cpus)]
 
 
-def held(one: Job, *, ends_s: float | None = None, placed: bool = False, age_s: float = 60) -> Held:
+def held(one: Job, *, ends_s: float | None = None, placed: bool = False, age_s: float = 60) -> Allocation:
     ends_at = None if ends_s is None else NOW + timedelta(seconds=ends_s)
-    return Held(replace(one, state=JobState.RUNNING), NOW - timedelta(seconds=age_s), placed, ends_at)
+    return Allocation(replace(one, state=JobState.RUNNING), NOW - timedelta(seconds=age_s), placed, ends_at)
 
 
 def plan_of(
-    queue: Iterable[Job], held: Sequence[Held], nodes: Sequence[NodeCapacity], now: datetime, policy: Policy
+    queue: Iterable[Job], held: Sequence[Allocation], nodes: Sequence[NodeCapacity], now: datetime, policy: Policy
 ) -> Schedule:
-    return schedule(in_lines(queue, policy), held, nodes, now, policy)
+    return schedule(queues_by_owner(queue, policy), held, nodes, now, policy)
 
 
 def names(jobs: tuple[Job, ...]) -> list[str]:
@@ -228,16 +228,16 @@ def test_attempt_with_fewer_workers_leaves_the_rest_of_the_room() -> None:
     assert plan.sizes == {"a": 3}
 
 
-def small(least: int = 1, workers: int = 1, *, ends_s: float | None = None, trained_s: float = 700) -> Held:
+def small(least: int = 1, workers: int = 1, *, ends_s: float | None = None, trained_s: float = 700) -> Allocation:
     """A running job that asks for four workers and has fewer."""
     item = held(elastic(job("r", 4), least), ends_s=ends_s, placed=True, age_s=trained_s)
     return replace(item, workers=workers, trains_since=NOW - timedelta(seconds=trained_s))
 
 
 def test_running_job_may_grow_into_room_that_nobody_waits_for() -> None:
-    assert plan_of([], [small()], nodes(8, used=1), NOW, POLICY).room == {"r": 4}
-    assert plan_of([], [small()], nodes(8, used=6), NOW, POLICY).room == {"r": 3}
-    assert plan_of([], [small()], nodes(8, used=8), NOW, POLICY).room == {}
+    assert plan_of([], [small()], nodes(8, used=1), NOW, POLICY).spare == {"r": 4}
+    assert plan_of([], [small()], nodes(8, used=6), NOW, POLICY).spare == {"r": 3}
+    assert plan_of([], [small()], nodes(8, used=8), NOW, POLICY).spare == {}
 
 
 @pytest.mark.parametrize(
@@ -246,13 +246,13 @@ def test_running_job_may_grow_into_room_that_nobody_waits_for() -> None:
     ids=lambda one: one.id,
 )
 def test_room_that_somebody_waits_for_is_nobody_elses(other: Job) -> None:
-    assert plan_of([other], [small()], nodes(8, used=1), NOW, POLICY).room == {}
+    assert plan_of([other], [small()], nodes(8, used=1), NOW, POLICY).spare == {}
 
 
 def test_nobody_grows_while_somebody_leaves_to_come_back() -> None:
     leaving = held(job("leaving", stop="resize"), placed=True)
 
-    assert plan_of([], [small(), leaving], nodes(8, used=2), NOW, POLICY).room == {}
+    assert plan_of([], [small(), leaving], nodes(8, used=2), NOW, POLICY).spare == {}
 
 
 def test_job_grows_by_whole_groups_and_within_the_quota() -> None:
@@ -260,15 +260,15 @@ def test_job_grows_by_whole_groups_and_within_the_quota() -> None:
     in_twos = replace(small(2, 2), job=replace(small(2, 2).job, workers=8, spec=spec))
     with_gpus = replace(small(), job=replace(small().job, gpus_per_worker=1))
 
-    assert plan_of([], [in_twos], nodes(9, used=4), NOW, POLICY).room == {"r": 6}
-    assert plan_of([], [with_gpus], nodes(8, used=1, gpus=8), NOW, Policy(max_gpus=3)).room == {"r": 3}
+    assert plan_of([], [in_twos], nodes(9, used=4), NOW, POLICY).spare == {"r": 6}
+    assert plan_of([], [with_gpus], nodes(8, used=1, gpus=8), NOW, Policy(max_gpus=3)).spare == {"r": 3}
 
 
 def test_job_whose_owner_waits_for_a_quota_does_not_let_the_next_in() -> None:
     plan = plan_of([job("next")], [small()], nodes(8, used=1), NOW, Policy(max_running=1))
 
     assert plan.waits == {}
-    assert plan.room == {}
+    assert plan.spare == {}
 
 
 @pytest.mark.parametrize(
@@ -285,18 +285,18 @@ def test_job_grows_once_room_has_lasted_and_a_start_is_worth_it(
     settled_s: float, trained_s: float, ends_s: float | None, grows: bool
 ) -> None:
     item, room = small(ends_s=ends_s, trained_s=trained_s), {"r": 4}
-    settling = Settling().after(room, NOW - timedelta(seconds=settled_s)).after(room, NOW)
+    settling = GrowthTimer().after(room, NOW - timedelta(seconds=settled_s)).after(room, NOW)
 
-    found = settling.ripe(room, [item], NOW, POLICY)
+    found = settling.due(room, [item], NOW, POLICY)
 
     assert (found is not None) == grows
 
 
 def test_room_that_was_gone_for_a_moment_has_to_last_anew() -> None:
     room = {"r": 4}
-    settling = Settling().after(room, NOW - timedelta(seconds=900)).after({}, NOW).after(room, NOW)
+    settling = GrowthTimer().after(room, NOW - timedelta(seconds=900)).after({}, NOW).after(room, NOW)
 
-    assert settling.ripe(room, [small()], NOW, POLICY) is None
+    assert settling.due(room, [small()], NOW, POLICY) is None
 
 
 @pytest.fixture
@@ -325,9 +325,9 @@ class Day:
         ]
         self.now, self.events = NOW, 0
         self.queue: dict[str, Job] = {}
-        self.running: dict[str, Held] = {}
+        self.running: dict[str, Allocation] = {}
         self.policy = Policy(ageing_s=50, max_running=self.random.choice([None, 3]))
-        self.settling = Settling()
+        self.settling = GrowthTimer()
         self.grown: Counter[str] = Counter()
 
     def step(self) -> None:
@@ -386,10 +386,10 @@ class Day:
             left -= taken
         assert left == 0, f"{one.id} would be split"
         begun = replace(one, state=JobState.RUNNING, started_at=one.started_at or self.now)
-        self.running[one.id] = Held(begun, self.now, placed=True, workers=workers, trains_since=self.now)
+        self.running[one.id] = Allocation(begun, self.now, placed=True, workers=workers, trains_since=self.now)
         self.seats[one.id] = seats
 
-    def leave(self, name: str) -> Held:
+    def leave(self, name: str) -> Allocation:
         del self.seats[name]
         return self.running.pop(name)
 
@@ -402,8 +402,8 @@ class Day:
             item = self.leave(one.id)
             self.queue[one.id] = replace(item.job, state=JobState.QUEUED)
         assert not {one.id for one in plan.starts} & {one.id for one in plan.preempts}
-        self.settling = self.settling.after(plan.room, self.now)
-        if grown := self.settling.ripe(plan.room, list(self.running.values()), self.now, self.policy):
+        self.settling = self.settling.after(plan.spare, self.now)
+        if grown := self.settling.due(plan.spare, list(self.running.values()), self.now, self.policy):
             self.grow(grown, plan)
 
     def grow(self, grown: Growth, plan: Schedule) -> None:
@@ -457,7 +457,7 @@ def test_hundred_thousand_random_events_keep_every_promise(seed: int, brief: Non
 def test_every_job_starts_in_the_end_under_a_stream_of_better_ones(least: int | None) -> None:
     """Also of elastic ones, each of which could use any worker that is free."""
     queue = {"low": job("low", 2, priority=-100)}
-    running: dict[str, Held] = {}
+    running: dict[str, Allocation] = {}
     now = NOW
     for i in range(2000):
         now += timedelta(seconds=60)
@@ -467,7 +467,7 @@ def test_every_job_starts_in_the_end_under_a_stream_of_better_ones(least: int | 
         plan = plan_of(queue.values(), list(running.values()), nodes(2), now, POLICY)
         for one in plan.starts:
             begun = replace(queue.pop(one.id), state=JobState.RUNNING)
-            running[one.id] = Held(begun, now, placed=False, workers=plan.sizes[one.id])
+            running[one.id] = Allocation(begun, now, placed=False, workers=plan.sizes[one.id])
         if "low" not in queue:
             break
 
@@ -480,7 +480,7 @@ def test_decision_is_quick_with_ten_thousand_waiting() -> None:
     queue = [job(f"q{i}", 1 + i % 4, owner=owners[i % 50], priority=i % 7) for i in range(10_000)]
     running = [held(job(f"r{i}", 1)) for i in range(64)]
 
-    lines = in_lines(queue, POLICY)
+    lines = queues_by_owner(queue, POLICY)
 
     times = []
     for _ in range(5):

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from syncnorm.service.jobs.job import JobState
-from syncnorm.service.reconciler.environment import Places
-from syncnorm.service.storage.circuit_breaker import StorageGate
-from syncnorm.service.storage.code_packages import Packages
+from syncnorm.service.reconciler.backends import AttemptEnvironment
+from syncnorm.service.storage.circuit_breaker import StorageCircuitBreaker
+from syncnorm.service.storage.code_packages import CodePackages
 from syncnorm.service.storage.storage_marker import MARKER, StorageMarker
 from syncnorm.trainer.contract.protocol import RESULT_FILE
 from syncnorm.trainer.storage.atomic_files import StorageError
@@ -33,10 +33,10 @@ def world(tmp_path: Path) -> Iterator[World]:
 def keep_in(world: World, root: Path) -> StorageMarker:
     """Have the service keep everything in `root`, as it does from its start on."""
     marker = StorageMarker(world.store.installation, str(root))
-    ports = world.reconciler.ports
-    ports.places = Places(str(root), "http://nobody", "http://nobody")
-    ports.storage = StorageGate(lambda: world.clock().timestamp(), marker.check)
-    ports.storage.is_usable()
+    backends = world.reconciler.backends
+    backends.environment = AttemptEnvironment(str(root), "http://nobody", "http://nobody")
+    backends.storage = StorageCircuitBreaker(lambda: world.clock().timestamp(), marker.check)
+    backends.storage.is_usable()
     return marker
 
 
@@ -66,13 +66,13 @@ def test_job_that_succeeded_is_not_lost_while_its_storage_is_not_mounted(world: 
     with unmounted(root, mount_point=mount_point):
         for _ in range(30):
             world.step()
-        meanwhile, usable = world.job(job.id), world.reconciler.ports.storage.is_usable()
+        meanwhile, usable = world.job(job.id), world.reconciler.backends.storage.is_usable()
     for _ in range(12):
         world.step()
 
     assert (meanwhile.is_terminal, meanwhile.attempt, meanwhile.failures, usable) == (False, 1, 0, False)
     assert [world.job(one.id).state for one in (job, waiting)] == [JobState.SUCCEEDED] * 2
-    assert world.reconciler.ports.storage.is_usable()
+    assert world.reconciler.backends.storage.is_usable()
 
 
 def test_new_storage_is_marked_once(world: World) -> None:
@@ -88,7 +88,7 @@ def test_new_storage_is_marked_once(world: World) -> None:
 
 def test_storage_in_use_gets_its_marker_at_the_upgrade(world: World) -> None:
     root = world.folder / "storage"
-    world.reconciler.ports.places = Places(str(root), "http://nobody", "http://nobody")
+    world.reconciler.backends.environment = AttemptEnvironment(str(root), "http://nobody", "http://nobody")
     world.succeed()
 
     keep_in(world, root)
@@ -149,7 +149,7 @@ def test_package_is_not_written_beside_a_storage_that_is_not_mounted(tmp_path: P
         root = tmp_path / "storage"
         marker = keep_in(world, root)
         context = client.app.state.context  # type: ignore[attr-defined]
-        client.app.state.context = replace(context, packages=Packages(str(root), marker.check))  # type: ignore[attr-defined]
+        client.app.state.context = replace(context, packages=CodePackages(str(root), marker.check))  # type: ignore[attr-defined]
         with unmounted(root, mount_point=False):
             ready = client.get("/readyz").json()
             answer = client.put(f"/v1/packages/{'0' * 64}", content=b"PK", headers={"Content-Type": "application/zip"})

@@ -16,7 +16,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from syncnorm.service.api.app import create_app
-from syncnorm.service.port_errors import DatabaseUnavailableError
+from syncnorm.service.backend_errors import DatabaseUnavailableError
 from syncnorm.service.store import Store
 from syncnorm.service.store import database as module
 from syncnorm.service.store.database import Database, UnusableDatabaseError

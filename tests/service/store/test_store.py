@@ -23,11 +23,11 @@ from syncnorm.service.jobs.export import Export, ExportState
 from syncnorm.service.jobs.job import ARROWS, RUN_STATUS, Attempt, Job, JobState, NewEvent, new_fence
 from syncnorm.service.jobs.study import Study, new_study
 from syncnorm.service.jobs.study_spec import expand, read_study
-from syncnorm.service.store import Added, Answer, AuditQuery, JobQuery, NewJob, Store, schema, sort_value
+from syncnorm.service.store import AddOutcome, AuditQuery, JobQuery, NewJob, Store, StoredResponse, schema, sort_value
 from syncnorm.service.store.database import Database
 from syncnorm.service.store.job_query import SORTS
 from syncnorm.trainer.contract.failure import FailureReason
-from syncnorm.trainer.contract.protocol import CheckpointFact, LogLine, Placement, RankPlace
+from syncnorm.trainer.contract.protocol import CheckpointFact, LogLine, Placement, RankPlacement
 from syncnorm.trainer.contract.spec_reader import read_spec
 from tests.helpers.fakes import Clock
 from tests.helpers.service.databases import postgres_programs, postgres_server
@@ -41,7 +41,7 @@ SPEC = {
     "resources": {"workers": 2},
 }
 HEARD = NewEvent("heard", "Something.")
-RANKS = [RankPlace(rank=0, host="a", pid=1, node_id="n1", gpu="H200"), RankPlace(rank=1, host="b", pid=2)]
+RANKS = [RankPlacement(rank=0, host="a", pid=1, node_id="n1", gpu="H200"), RankPlacement(rank=1, host="b", pid=2)]
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -151,12 +151,12 @@ def test_of_many_movers_exactly_one_wins(store: Store, clock: Clock) -> None:
 
 def new(clock: Clock, owner: str, key: str | None = None) -> NewJob:
     job = new_job(read_spec(SPEC), owner, clock())
-    return NewJob(job, HEARD, key, Answer("hash", {"id": job.id}))
+    return NewJob(job, HEARD, key, StoredResponse("hash", {"id": job.id}))
 
 
 def test_same_key_is_kept_once_even_when_sent_at_once(store: Store, clock: Clock) -> None:
     start = threading.Barrier(8)
-    results: list[Answer | Added] = []
+    results: list[StoredResponse | AddOutcome] = []
 
     def submitter() -> None:
         mine = [new(clock, "ann", "key"), new(clock, "ann", "key")]
@@ -171,8 +171,8 @@ def test_same_key_is_kept_once_even_when_sent_at_once(store: Store, clock: Clock
 
     kept = store.jobs.find(JobQuery())
     assert len(kept) == 1
-    assert results.count(Added.STORED) == 1
-    assert [one for one in results if one is not Added.STORED] == 15 * [Answer("hash", {"id": kept[0].id})]
+    assert results.count(AddOutcome.STORED) == 1
+    assert [one for one in results if one is not AddOutcome.STORED] == 15 * [StoredResponse("hash", {"id": kept[0].id})]
 
 
 def at_once(actions: Sequence[Callable[[], T]]) -> list[T]:
@@ -190,7 +190,7 @@ def at_once(actions: Sequence[Callable[[], T]]) -> list[T]:
 def test_exports_asked_for_at_once_get_numbers_of_their_own(store: Store, clock: Clock) -> None:
     job = submit(store, clock)
 
-    made = at_once([lambda: store.exports.add(job, {}, lambda _: Answer("", {}))] * 8)
+    made = at_once([lambda: store.exports.add(job, {}, lambda _: StoredResponse("", {}))] * 8)
 
     assert sorted(one.number for one in made if isinstance(one, Export)) == list(range(2, 10))
     assert [one.number for one in store.exports.of_job(job.id)] == list(range(2, 10))
@@ -199,28 +199,28 @@ def test_exports_asked_for_at_once_get_numbers_of_their_own(store: Store, clock:
 def test_export_under_one_key_is_stored_once_even_for_two_jobs_at_once(store: Store, clock: Clock) -> None:
     jobs = [submit(store, clock), submit(store, clock)]
 
-    def ask(job: Job) -> Answer | Export | Added | None:
-        return store.exports.add(job, {}, lambda export: Answer(export.job_id, {}), ("ann", "key"))
+    def ask(job: Job) -> StoredResponse | Export | AddOutcome | None:
+        return store.exports.add(job, {}, lambda export: StoredResponse(export.job_id, {}), ("ann", "key"))
 
     results = at_once([partial(ask, job) for job in jobs * 4])
 
     (kept,) = [one for job in jobs for one in store.exports.of_job(job.id)]
     assert [one for one in results if isinstance(one, Export)] == [kept]
-    assert results.count(Answer(kept.job_id, {})) == 7
+    assert results.count(StoredResponse(kept.job_id, {})) == 7
 
 
 def test_owner_with_too_many_exports_is_refused_until_some_are_over(store: Store, clock: Clock) -> None:
     job = submit(store, clock)
 
-    def ask(key: str) -> Answer | Export | Added | None:
-        return store.exports.add(job, {}, lambda _: Answer("", {}), ("ann", key), most_unfinished=1)
+    def ask(key: str) -> StoredResponse | Export | AddOutcome | None:
+        return store.exports.add(job, {}, lambda _: StoredResponse("", {}), ("ann", key), most_unfinished=1)
 
     first, refused = ask("a"), ask("b")
     assert isinstance(first, Export)
     done = store.exports.change(first, {"state": ExportState.FAILED})
     again = ask("b")
 
-    assert refused is Added.TOO_MANY
+    assert refused is AddOutcome.TOO_MANY
     assert isinstance(again, Export)
     assert done is not None
     assert store.exports.change(first, {"state": ExportState.RUNNING}) is None  # it has changed since
@@ -229,7 +229,7 @@ def test_owner_with_too_many_exports_is_refused_until_some_are_over(store: Store
 def test_keys_of_two_owners_do_not_meet(store: Store, clock: Clock) -> None:
     results = store.jobs.add_all([new(clock, "ann", "key"), new(clock, "bob", "key")])
 
-    assert results == [Added.STORED] * 2
+    assert results == [AddOutcome.STORED] * 2
 
 
 def test_owner_with_too_many_jobs_is_refused_alone_and_the_key_stays_free(store: Store, clock: Clock) -> None:
@@ -244,7 +244,7 @@ def test_owner_with_too_many_jobs_is_refused_alone_and_the_key_stays_free(store:
     first = store.jobs.add_all(batch, most_unfinished=2)
     later = store.jobs.add_all([new(clock, "ann", "a"), new(clock, "ann", "b")], most_unfinished=3)
 
-    stored, many = Added.STORED, Added.TOO_MANY
+    stored, many = AddOutcome.STORED, AddOutcome.TOO_MANY
     assert first == [stored, stored, many, many, stored]
     assert later == [batch[1].answer, stored]
 
@@ -494,10 +494,10 @@ def test_deleting_a_job_takes_everything_along(store: Store, clock: Clock) -> No
 # Studies
 
 
-def add_study(store: Store, clock: Clock, key: str | None = None) -> tuple[Study, Answer | Added]:
+def add_study(store: Store, clock: Clock, key: str | None = None) -> tuple[Study, StoredResponse | AddOutcome]:
     spec = read_study({"name": "s", "base": SPEC, "grid": {"norm.kind": ["batch", "group"]}, "seeds": [0, 1]})
     study, children, jobs = new_study(spec, expand(spec), "ann", clock())
-    answer = Answer("hash", {"id": study.id})
+    answer = StoredResponse("hash", {"id": study.id})
     return study, store.studies.add(study, children, jobs, None if key is None else (key, answer))
 
 
@@ -523,7 +523,7 @@ def test_study_under_a_used_key_is_not_stored_again(store: Store, clock: Clock) 
 
     _, before = add_study(store, clock, key="k")
 
-    assert before == Answer("hash", {"id": first.id})
+    assert before == StoredResponse("hash", {"id": first.id})
     assert len(store.studies.find(None, None, 10)) == 1
     assert len(store.jobs.find(JobQuery())) == 4
 
@@ -533,7 +533,7 @@ def test_study_that_can_not_be_written_whole_leaves_nothing(store: Store, clock:
     study, children, jobs = new_study(spec, expand(spec), "ann", clock())
 
     with pytest.raises(sa.exc.IntegrityError):
-        store.studies.add(study, children, [*jobs, jobs[0]], ("k", Answer("hash", {})))
+        store.studies.add(study, children, [*jobs, jobs[0]], ("k", StoredResponse("hash", {})))
 
     assert store.studies.get(study.id) is None
     assert store.jobs.find(JobQuery()) == []

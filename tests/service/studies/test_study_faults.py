@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from syncnorm.service.port_errors import OddAnswerError, RefusedError
+from syncnorm.service.backend_errors import OddAnswerError, RefusedError
 from syncnorm.service.store.tables.studies import MOST_FAILURES
 from syncnorm.service.studies import collect
 from syncnorm.service.studies.collect import read_measured

@@ -12,12 +12,12 @@ import torch
 
 from syncnorm.trainer.callbacks import non_finite_gradients as guard
 from tests.helpers.norm.pool import Pool
-from tests.helpers.trainer.ranks import Trained, train
+from tests.helpers.trainer.ranks import TrainedModel, train
 
 KINDS = ["batch", "sync_batch", "batch_renorm", "sync_batch_renorm", "ghost_batch", "noisy_batch"]
 
 
-def train_on_poison(rank: int, world_size: int, root: str, kind: str, steps: int, guarded: bool) -> Trained:
+def train_on_poison(rank: int, world_size: int, root: str, kind: str, steps: int, guarded: bool) -> TrainedModel:
     """`steps` steps, every second one poisoned. guarded: with the guard, which would end the job long before."""
     document: dict[str, Any] = {
         "name": "poisoned",
@@ -40,7 +40,7 @@ def skipped(root: Path) -> list[float]:
     return [point["value"] for point in points if point["key"] == "train/non_finite_steps"]
 
 
-def assert_unharmed(outcomes: list[Trained], root: Path, steps: int) -> None:
+def assert_unharmed(outcomes: list[TrainedModel], root: Path, steps: int) -> None:
     """Every bad step was counted, and every tensor of every rank is finite and has moved on."""
     assert skipped(root) == [float(count + 1) for count in range(steps // 2)]
     for outcome in outcomes:

@@ -16,7 +16,7 @@ from syncnorm.trainer.data import Data
 from syncnorm.trainer.data.digits import Images, load_digits
 from syncnorm.trainer.data.info import DataInfo
 from tests.helpers.norm.pool import Pool
-from tests.helpers.trainer.ranks import Told, train
+from tests.helpers.trainer.ranks import RecordingReporter, train
 
 EPS = 1e-5
 
@@ -37,14 +37,14 @@ class Alarmed:
     """An alarm, and what it tells."""
 
     def __init__(self) -> None:
-        self.told = Told()
+        self.told = RecordingReporter()
         self.alarm = StatisticsAlarm(self.told)  # type: ignore[arg-type]
         self.step = 0
 
     def look(self, **layers: NormSnapshot) -> list[tuple[str, str, Any]]:
         """(kind, cause, layers) of what this look tells."""
         before, self.step = len(self.told.events), self.step + 10
-        self.alarm.look(layers, lambda _: EPS, self.step)
+        self.alarm.check(layers, lambda _: EPS, self.step)
         return [(kind, data["cause"], data["layers"]) for kind, _, data in self.told.events[before:]]
 
 
@@ -52,7 +52,7 @@ def test_drift_is_told_once_and_again_after_it_recovered() -> None:
     watch = Alarmed()
     far, between, near = seen(shift=1.2 * DRIFT), seen(shift=0.7 * DRIFT), seen(shift=0.9 * RECOVERED * DRIFT)
 
-    told = [watch.look(bn=one) for one in (near, between, far, far, between, near, between, far)]
+    told = [watch.check(bn=one) for one in (near, between, far, far, between, near, between, far)]
 
     value = round(1.2 * DRIFT / (1 + EPS) ** 0.5, 4)
     alert, over = ("statistics_alert", "drift", {"bn": value}), ("statistics_recovered", "drift", ["bn"])
@@ -63,8 +63,8 @@ def test_layers_that_drift_together_are_one_event() -> None:
     watch = Alarmed()
     far = seen(shift=2.0)
 
-    first = watch.look(a=far, b=far, c=seen())
-    second = watch.look(a=far, b=far, c=far)
+    first = watch.check(a=far, b=far, c=seen())
+    second = watch.check(a=far, b=far, c=far)
 
     assert [(kind, list(layers)) for kind, _, layers in first] == [("statistics_alert", ["a", "b"])]
     assert [(kind, list(layers)) for kind, _, layers in second] == [("statistics_alert", ["c"])]
@@ -73,20 +73,20 @@ def test_layers_that_drift_together_are_one_event() -> None:
 def test_start_values_of_running_statistics_are_no_drift() -> None:
     watch = Alarmed()
 
-    assert watch.look(bn=seen(shift=9.0, batches=WARM_UP - 2)) == []
-    assert watch.look(bn=seen(shift=9.0, batches=WARM_UP)) != []
+    assert watch.check(bn=seen(shift=9.0, batches=WARM_UP - 2)) == []
+    assert watch.check(bn=seen(shift=9.0, batches=WARM_UP)) != []
 
 
 def test_channel_without_variance_is_told_with_their_number() -> None:
     watch = Alarmed()
 
-    assert watch.look(bn=seen(var=EPS / 2)) == [("statistics_alert", "collapsed", {"bn": 1.0})]
-    assert watch.look(bn=seen(var=EPS * 2)) == [("statistics_recovered", "collapsed", ["bn"])]
+    assert watch.check(bn=seen(var=EPS / 2)) == [("statistics_alert", "collapsed", {"bn": 1.0})]
+    assert watch.check(bn=seen(var=EPS * 2)) == [("statistics_recovered", "collapsed", ["bn"])]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_batch_that_is_not_finite_is_told(bad: float) -> None:
-    assert Alarmed().look(bn=seen(shift=bad)) == [("statistics_alert", "non_finite", {"bn": 1.0})]
+    assert Alarmed().check(bn=seen(shift=bad)) == [("statistics_alert", "non_finite", {"bn": 1.0})]
 
 
 def test_undone_batches_are_told_once_until_a_look_without_any() -> None:
@@ -96,18 +96,18 @@ def test_undone_batches_are_told_once_until_a_look_without_any() -> None:
 
     kinds = [kind for kind, _, _ in watch.told.events]
     assert kinds == ["statistics_alert"]
-    assert watch.look(bn=seen()) == []
-    assert watch.look(bn=seen()) == [("statistics_recovered", "non_finite", ["bn"])]
+    assert watch.check(bn=seen()) == []
+    assert watch.check(bn=seen()) == [("statistics_recovered", "non_finite", ["bn"])]
 
 
 def test_resumed_job_does_not_tell_again_what_it_told() -> None:
     before, after = Alarmed(), Alarmed()
-    before.look(bn=seen(shift=2.0))
+    before.check(bn=seen(shift=2.0))
 
     after.alarm.load_state_dict(before.alarm.state_dict())
 
-    assert after.look(bn=seen(shift=2.0)) == []
-    assert after.look(bn=seen()) == [("statistics_recovered", "drift", ["bn"])]
+    assert after.check(bn=seen(shift=2.0)) == []
+    assert after.check(bn=seen()) == [("statistics_recovered", "drift", ["bn"])]
 
 
 def listen(rank: int, world_size: int, root: str, shift: float, bad: int) -> list[tuple[str, str, dict[str, Any]]]:
@@ -126,7 +126,7 @@ def listen(rank: int, world_size: int, root: str, shift: float, bad: int) -> lis
         "resources": {"workers": 2},
         "statistics": {"every": {"steps": 20}},
     }
-    told = Told()
+    told = RecordingReporter()
     train(rank, world_size, root, document, told=told, data=data)
     return told.events
 

@@ -32,7 +32,7 @@ _FROM_THE_SERVICE = (protocol.Message, protocol.Launch, protocol.ExportRequest, 
 
 
 def unbounded(schema: Any, path: str = "") -> Iterator[str]:
-    """Places in a JSON schema where a number, text or list has no end."""
+    """AttemptEnvironment in a JSON schema where a number, text or list has no end."""
     if isinstance(schema, list):
         for index, item in enumerate(schema):
             yield from unbounded(item, f"{path}[{index}]")

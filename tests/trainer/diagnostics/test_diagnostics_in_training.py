@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from syncnorm.trainer.reporting.metric_spool import DIAGNOSTIC_METRICS
 from syncnorm.trainer.training import checkpoints
 from tests.helpers.norm.pool import Pool
-from tests.helpers.trainer.ranks import Told, Trained, train
+from tests.helpers.trainer.ranks import RecordingReporter, TrainedModel, train
 
 ALL = list(DIAGNOSTIC_METRICS)
 CNN = {"name": "cnn", "init_args": {"channels": [4, 8]}}
@@ -55,13 +55,15 @@ def records(root: Path, name: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def measured(ranks: Pool, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Trained]]:
+def measured(ranks: Pool, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[TrainedModel]]:
     """A job with synchronized batch normalization and all diagnostics on, and what its ranks ended with."""
     root = tmp_path_factory.mktemp("measured")
     return root, ranks.run(train, 2, str(root), spec())
 
 
-def assert_training_is_the_same(plain: Path, without: list[Trained], measured: Path, with_all: list[Trained]) -> None:
+def assert_training_is_the_same(
+    plain: Path, without: list[TrainedModel], measured: Path, with_all: list[TrainedModel]
+) -> None:
     for one, other in zip(without, with_all, strict=True):
         assert [name for name in one.state if not torch.equal(one.state[name], other.state[name])] == []
         assert one.metrics == other.metrics
@@ -73,7 +75,7 @@ def assert_training_is_the_same(plain: Path, without: list[Trained], measured: P
 
 
 def test_a_measured_job_ends_bit_for_bit_like_the_same_job_without(
-    ranks: Pool, tmp_path: Path, measured: tuple[Path, list[Trained]]
+    ranks: Pool, tmp_path: Path, measured: tuple[Path, list[TrainedModel]]
 ) -> None:
     without = ranks.run(train, 2, str(tmp_path), spec(diagnostics=[]))
 
@@ -106,7 +108,7 @@ def test_measuring_changes_no_bit_of(ranks: Pool, tmp_path: Path, changes: dict[
     assert len(records(tmp_path / "with", "landscape")) > 3
 
 
-def test_metrics_are_those_of_the_table_at_every_measured_step(measured: tuple[Path, list[Trained]]) -> None:
+def test_metrics_are_those_of_the_table_at_every_measured_step(measured: tuple[Path, list[TrainedModel]]) -> None:
     root, _ = measured
 
     found = {key for key in series(root) if key[0].startswith("diagnostics/")}
@@ -123,7 +125,7 @@ def test_metrics_are_those_of_the_table_at_every_measured_step(measured: tuple[P
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_pictures_show_something(measured: tuple[Path, list[Trained]], name: str) -> None:
+def test_pictures_show_something(measured: tuple[Path, list[TrainedModel]], name: str) -> None:
     root, _ = measured
 
     content = (root / "artifacts" / "diagnostics" / f"{name}.png").read_bytes()
@@ -166,9 +168,9 @@ def test_two_workers_measure_what_one_measures_on_the_whole_batch(ranks: Pool, t
 
 
 def test_a_job_that_was_paused_shows_all_that_was_measured(
-    ranks: Pool, tmp_path: Path, measured: tuple[Path, list[Trained]]
+    ranks: Pool, tmp_path: Path, measured: tuple[Path, list[TrainedModel]]
 ) -> None:
-    ranks.run(train, 2, str(tmp_path / "1"), spec(), None, Told(stop_at=4))
+    ranks.run(train, 2, str(tmp_path / "1"), spec(), None, RecordingReporter(stop_at=4))
     newest = checkpoints.newest([tmp_path / "1" / "checkpoints"])
     assert newest is not None
 
@@ -179,7 +181,7 @@ def test_a_job_that_was_paused_shows_all_that_was_measured(
         assert records(tmp_path / "2", name) == records(measured[0], name)
 
 
-def test_two_workers_take_the_step_of_one_device(measured: tuple[Path, list[Trained]]) -> None:
+def test_two_workers_take_the_step_of_one_device(measured: tuple[Path, list[TrainedModel]]) -> None:
     found = records(measured[0], "equivalence")
 
     assert len(found) == 12  # the uneven last batches of both epochs among them

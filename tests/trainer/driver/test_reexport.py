@@ -22,7 +22,7 @@ from syncnorm.trainer.contract.spec import ExportSpec
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.data import build_data
 from syncnorm.trainer.driver import reexport as again
-from syncnorm.trainer.export.certification import CERTIFICATE_FILE, Trained, export_and_compare
+from syncnorm.trainer.export.certification import CERTIFICATE_FILE, TrainedModel, export_and_compare
 from syncnorm.trainer.export.formats import WEIGHTS_FILE
 from syncnorm.trainer.models import build_model
 from syncnorm.trainer.storage.atomic_files import sha256_of
@@ -57,7 +57,7 @@ def first_export(document: dict[str, Any], folder: Path) -> Path:
     torch.manual_seed(7)
     network, _ = convert(build_model(spec.model, chosen_norm(spec), data.info), spec, None)
     network(torch.randn(16, *data.info.shape))
-    trained = Trained("j", network.eval(), held_out_samples(data), describe_network("j", spec, data), {}, 0)
+    trained = TrainedModel("j", network.eval(), held_out_samples(data), describe_network("j", spec, data), {}, 0)
     compared = export_and_compare(trained, ExportSpec(formats=[]), folder)
     (folder / CERTIFICATE_FILE).write_text(json.dumps({"files": compared.files, "validation": {"population": 1}}))
     return folder

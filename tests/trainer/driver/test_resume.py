@@ -27,7 +27,7 @@ from syncnorm.trainer.reporting import metric_spool as tracking
 from syncnorm.trainer.training import checkpoints
 from syncnorm.trainer.training.module import TrainingModule
 from tests.helpers.norm.pool import Pool
-from tests.helpers.trainer.ranks import Told, Trained, train
+from tests.helpers.trainer.ranks import RecordingReporter, TrainedModel, train
 
 KINDS = ["sync_batch", "batch", "sync_batch_renorm", "group", "weight"]
 
@@ -52,7 +52,7 @@ class Undisturbed:
     """A job that ran to its end in one go; tests only read its folder."""
 
     root: Path
-    result: Trained
+    result: TrainedModel
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def newest(*roots: Path) -> str:
 Whole = Callable[[dict[str, Any]], Undisturbed]
 
 
-def assert_same(whole: Undisturbed, parts: Trained, *roots: Path) -> None:
+def assert_same(whole: Undisturbed, parts: TrainedModel, *roots: Path) -> None:
     """Final tensors, metrics and the series of the attempts in `roots` are those of `whole`."""
     expected = whole.result
     differing = [name for name, tensor in expected.state.items() if not torch.equal(tensor, parts.state[name])]
@@ -109,7 +109,7 @@ def assert_same(whole: Undisturbed, parts: Trained, *roots: Path) -> None:
 def test_paused_in_the_middle_of_an_epoch(ranks: Pool, undisturbed: Whole, tmp_path: Path, kind: str) -> None:
     first, second = tmp_path / "1", tmp_path / "2"
 
-    paused = ranks.run(train, 2, str(first), spec(kind), None, Told(stop_at=8))[0]
+    paused = ranks.run(train, 2, str(first), spec(kind), None, RecordingReporter(stop_at=8))[0]
     resumed = ranks.run(train, 2, str(second), spec(kind), newest(first))[0]
 
     assert paused.stopped_at == 9  # agreed on one batch after it was heard
@@ -130,7 +130,7 @@ def test_paused_anywhere(ranks: Pool, undisturbed: Whole, tmp_path: Path, length
     document = spec("sync_batch", **({"epochs": None, "steps": 15} if length == "steps" else {}))
     first, second = tmp_path / "1", tmp_path / "2"
 
-    ranks.run(train, 2, str(first), document, None, Told(stop_at=stop_at))
+    ranks.run(train, 2, str(first), document, None, RecordingReporter(stop_at=stop_at))
     resumed = ranks.run(train, 2, str(second), document, newest(first))[0]
 
     assert_same(undisturbed(document), resumed, first, second)
@@ -141,7 +141,7 @@ def test_paused_while_gradients_accumulate(ranks: Pool, undisturbed: Whole, tmp_
     document = spec("sync_batch", accumulate=2)
     first, second = tmp_path / "1", tmp_path / "2"
 
-    paused = ranks.run(train, 2, str(first), document, None, Told(stop_at=4))[0]
+    paused = ranks.run(train, 2, str(first), document, None, RecordingReporter(stop_at=4))[0]
     resumed = ranks.run(train, 2, str(second), document, newest(first))[0]
 
     assert paused.stopped_at == 5
@@ -152,7 +152,7 @@ def test_paused_with_statistics_that_only_some_workers_share(ranks: Pool, undist
     document = spec("sync_batch") | {"norm": {"kind": "sync_batch", "group": 1}}
     first, second = tmp_path / "1", tmp_path / "2"
 
-    ranks.run(train, 2, str(first), document, None, Told(stop_at=8))
+    ranks.run(train, 2, str(first), document, None, RecordingReporter(stop_at=8))
     resumed = ranks.run(train, 2, str(second), document, newest(first))
 
     whole = undisturbed(document)
@@ -164,7 +164,7 @@ def test_paused_in_double_precision(ranks: Pool, undisturbed: Whole, tmp_path: P
     document = spec("sync_batch", precision="64-true")
     first, second = tmp_path / "1", tmp_path / "2"
 
-    ranks.run(train, 2, str(first), document, None, Told(stop_at=8))
+    ranks.run(train, 2, str(first), document, None, RecordingReporter(stop_at=8))
     resumed = ranks.run(train, 2, str(second), document, newest(first))[0]
 
     assert_same(undisturbed(document), resumed, first, second)
@@ -179,7 +179,7 @@ def test_goes_on_with_other_workers_as_if_nothing_had_happened(
     document["model"]["init_args"]["dropout"] = 0.0
     first, second = tmp_path / "1", tmp_path / "2"
 
-    ranks.run(train, first_on, str(first), document, None, Told(stop_at=8))
+    ranks.run(train, first_on, str(first), document, None, RecordingReporter(stop_at=8))
     resumed = ranks.run(train, then_on, str(second), document, newest(first))[0]
 
     whole = undisturbed(document)
@@ -237,7 +237,7 @@ def die_at(place: str, call: int) -> Any:
 
 def train_and_die(
     rank: int, world_size: int, root: str, document: dict[str, Any], victim: int, place: str, call: int
-) -> Trained:
+) -> TrainedModel:
     with die_at(place, call) if rank == victim else nullcontext():
         return train(rank, world_size, root, document)
 
@@ -280,7 +280,9 @@ BUGS = {
 }
 
 
-def train_with_bug(rank: int, world_size: int, root: str, document: dict[str, Any], start: str, bug: str) -> Trained:
+def train_with_bug(
+    rank: int, world_size: int, root: str, document: dict[str, Any], start: str, bug: str
+) -> TrainedModel:
     owner, name = BUGS[bug]
     with mock.patch.object(owner, name, lambda *_: None):
         return train(rank, world_size, root, document, start)
@@ -298,5 +300,5 @@ def test_these_tests_notice_that(bug: str, ranks: Pool, undisturbed: Whole, paus
 def paused(ranks: Pool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A job paused in the middle of an epoch."""
     root = tmp_path_factory.mktemp("paused")
-    ranks.run(train, 2, str(root), spec("batch"), None, Told(stop_at=8))
+    ranks.run(train, 2, str(root), spec("batch"), None, RecordingReporter(stop_at=8))
     return root

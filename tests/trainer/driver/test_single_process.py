@@ -18,12 +18,12 @@ from syncnorm.trainer.contract.protocol import Launch, Result
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.driver import single_process as alone
 from syncnorm.trainer.failure_classifier import RankFailedError
-from syncnorm.trainer.ranks.rank_context import Place
+from syncnorm.trainer.ranks.rank_context import RankContext
 from syncnorm.trainer.reporting.reporter import Reporter, ReportingHandler
 from syncnorm.trainer.worker import worker
 from tests.helpers.trainer.answers import answering
 from tests.helpers.trainer.on_ray import ROOT
-from tests.helpers.trainer.ranks import Told
+from tests.helpers.trainer.ranks import RecordingReporter
 from tests.trainer.conftest import Mlflow
 from tests.trainer.worker.test_finalize import logged_models, registered_models
 
@@ -52,8 +52,8 @@ def test_trains_as_the_only_rank_of_a_group_in_a_thread(
 ) -> None:
     seen: dict[str, Any] = {}
 
-    def run(launch: Launch, _folders: object, _reporter: Reporter, place: Place, _at_the_end: object) -> Result:
-        seen.update(rank=place.rank, size=dist.get_world_size(), main=threading.current_thread().name)
+    def run(launch: Launch, _folders: object, _reporter: Reporter, context: RankContext, _at_the_end: object) -> Result:
+        seen.update(rank=context.rank, size=dist.get_world_size(), main=threading.current_thread().name)
         return Result(fence=launch.fence, outcome="succeeded", step=3)
 
     monkeypatch.setattr(worker, "run", run)
@@ -68,7 +68,7 @@ def test_trains_as_the_only_rank_of_a_group_in_a_thread(
 def test_failure_is_that_of_rank_0_and_is_logged_once(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
 
-    class Driver(Told):
+    class Driver(RecordingReporter):
         def log(self, _level: str, text: str, *_: object) -> None:
             heard.append(text)
 

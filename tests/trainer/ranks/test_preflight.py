@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from syncnorm.trainer.contract.failure import FailureReason
-from syncnorm.trainer.contract.protocol import RankPlace
+from syncnorm.trainer.contract.protocol import RankPlacement
 from syncnorm.trainer.failure_classifier import classify
 from syncnorm.trainer.ranks import preflight
 from syncnorm.trainer.ranks.preflight import RankFact, UnreachableError
@@ -23,7 +23,7 @@ from syncnorm.trainer.ranks.stop_agreement import StopAgreement
 from syncnorm.trainer.storage.atomic_files import StorageError
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from tests.helpers.norm.pool import Pool
-from tests.helpers.trainer.ranks import place
+from tests.helpers.trainer.ranks import rank_context
 from tests.trainer.conftest import Disk
 
 MEETING_S, COLLECTIVE_S = 60.0, 1.0
@@ -32,7 +32,7 @@ MEETING_S, COLLECTIVE_S = 60.0, 1.0
 def check(rank: int, world_size: int, roots: list[str]) -> float:
     """Each rank looks at a root of its own; the seconds it took."""
     began = time.monotonic()
-    preflight.check(AttemptFolders(Path(roots[rank])), place(rank, world_size), "f", 60.0)
+    preflight.check(AttemptFolders(Path(roots[rank])), rank_context(rank, world_size), "f", 60.0)
     return time.monotonic() - began
 
 
@@ -44,8 +44,8 @@ def check_late(rank: int, world_size: int, root: str, begins: bool) -> None:
         return
     try:
         if begins:
-            preflight.begin(place(rank, world_size), 1.0, 1.0)
-        preflight.check(AttemptFolders(Path(root)), place(rank, world_size), "f", 1.0)
+            preflight.begin(rank_context(rank, world_size), 1.0, 1.0)
+        preflight.check(AttemptFolders(Path(root)), rank_context(rank, world_size), "f", 1.0)
     finally:
         (Path(root) / "given up").touch()
 
@@ -54,7 +54,7 @@ def meet_and_wait(rank: int, world_size: int, root: str) -> float:
     """Rank 1 imports for longer than a collective may take, meets the others, and then stays away from each."""
     if rank == 1:
         time.sleep(1.5 * COLLECTIVE_S)
-    preflight.begin(place(rank, world_size), MEETING_S, COLLECTIVE_S)
+    preflight.begin(rank_context(rank, world_size), MEETING_S, COLLECTIVE_S)
     agreement = StopAgreement(lambda: None, lambda: False, timeout_s=COLLECTIVE_S)
     gave_up = Path(root) / "gave up"
     if rank == 1:
@@ -114,12 +114,12 @@ def test_a_full_storage_fails_before_anything_is_built(ranks: Pool, small_disk: 
 
 def test_room_for_less_than_two_checkpoints_is_refused(small_disk: Disk) -> None:
     folders = AttemptFolders(small_disk.folder)
-    preflight.require_room(nn.Linear(100, 100), folders)
+    preflight.require_disk_space(nn.Linear(100, 100), folders)
 
     with pytest.raises(
         StorageError, match=r"room for two checkpoints, about 30\.5 MiB, but .* has 8.0 of 8.0 MiB free"
     ):
-        preflight.require_room(nn.Linear(1000, 1000), folders)
+        preflight.require_disk_space(nn.Linear(1000, 1000), folders)
 
 
 @pytest.mark.parametrize(("begins", "what"), [(False, "start"), (True, "have data and model")])
@@ -136,7 +136,7 @@ def test_a_clock_that_is_off_is_warned_of(caplog: pytest.LogCaptureFixture) -> N
     with caplog.at_level(logging.WARNING):
         preflight._compare_clocks(
             [
-                RankFact(RankPlace(rank=rank, host="abc"[rank], pid=1), at)
+                RankFact(RankPlacement(rank=rank, host="abc"[rank], pid=1), at)
                 for rank, at in enumerate((1000.0, 1100.0, 1001.0))
             ]
         )

@@ -8,7 +8,7 @@ from syncnorm.trainer.contract.protocol import ExportRequest
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.ranks.stop_agreement import SupersededError
 from syncnorm.trainer.reporting import fence_check as standing
-from syncnorm.trainer.reporting.fence_check import ServiceAwayError, confirm, counts
+from syncnorm.trainer.reporting.fence_check import ServiceAwayError, is_current, require_current
 from tests.helpers.trainer.answers import answering
 
 SPEC = {"name": "j", "model": {"name": "mlp"}, "data": {"name": "digits", "batch_size": 32}}
@@ -26,14 +26,14 @@ def request(url: str | None) -> ExportRequest:
 
 def test_start_that_the_service_knows_goes_on_after_a_restart_of_it() -> None:
     with answering(beats=(503, 200)) as service:
-        confirm(request(service.url))
+        require_current(request(service.url))
 
     assert service.asked == ["/internal/v1/exports/j/2/heartbeat"] * 2
 
 
 def test_start_that_was_given_up_hears_it_at_once() -> None:
     with answering(beats=(409,)) as service, pytest.raises(SupersededError, match="another start of it has taken over"):
-        confirm(request(service.url))
+        require_current(request(service.url))
 
     assert len(service.asked) == 1
 
@@ -43,18 +43,18 @@ def test_silence_is_no_permission() -> None:
         gone = service.url
 
     with pytest.raises(ServiceAwayError, match="must say that this start still counts"):
-        confirm(request(gone))
+        require_current(request(gone))
 
 
 def test_start_by_hand_asks_nobody() -> None:
-    confirm(request(None))
+    require_current(request(None))
 
-    assert counts(request(None))
+    assert is_current(request(None))
 
 
 @pytest.mark.parametrize(("status", "answer"), [(200, True), (409, False), (503, None)])
 def test_asking_once_gets_one_answer_or_none(status: int, answer: bool | None) -> None:
     with answering(beats=(status,)) as service:
-        assert counts(request(service.url)) is answer
+        assert is_current(request(service.url)) is answer
 
     assert len(service.asked) == 1

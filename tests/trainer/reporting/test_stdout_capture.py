@@ -13,10 +13,10 @@ from ray.train.v2._internal.logging.patch_print import redirected_print
 
 from syncnorm.trainer.reporting.reporter import ReportingHandler
 from syncnorm.trainer.reporting.stdout_capture import captured
-from tests.helpers.trainer.ranks import Told
+from tests.helpers.trainer.ranks import RecordingReporter
 
 
-class Heard(Told):
+class Heard(RecordingReporter):
     def __init__(self) -> None:
         super().__init__()
         self.lines: list[tuple[str, str]] = []

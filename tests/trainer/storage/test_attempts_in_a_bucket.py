@@ -41,7 +41,7 @@ from syncnorm.trainer.worker import worker
 from tests.helpers.bucket_server import BucketServer
 from tests.helpers.norm.pool import Pool
 from tests.helpers.trainer import on_ray
-from tests.helpers.trainer.ranks import Told, Trained, launch_of, place, train
+from tests.helpers.trainer.ranks import RecordingReporter, TrainedModel, launch_of, rank_context, train
 from tests.trainer.conftest import Mlflow
 from tests.trainer.driver.test_resume import Undisturbed, assert_same, die_at, spec
 
@@ -128,7 +128,7 @@ def test_damaged_newest_falls_back_to_the_one_before(three: str, name: str) -> N
 def test_bucket_away_at_resume_is_not_a_corrupt_checkpoint(three: str, server: BucketServer) -> None:
     chosen = f"{three}/checkpoints/step-0000000030"
     launch = launch_of(spec("batch")).model_copy(update={"resume_from": chosen, "attempt": 2})
-    told: Any = Told()
+    told: Any = RecordingReporter()
 
     with opened(attempt(three.partition("/runs")[0], 2), patience_s=0.0) as folders:
         before = resume_point(launch, folders, told)
@@ -146,7 +146,7 @@ def test_bucket_away_at_resume_is_not_a_corrupt_checkpoint(three: str, server: B
 
 @EVERYWHERE
 def test_corrupt_choice_falls_back_to_an_earlier_attempt_on_the_bucket(three: str) -> None:
-    bucket, told = three.partition("/runs")[0], Told()
+    bucket, told = three.partition("/runs")[0], RecordingReporter()
     with opened(attempt(bucket, 2)) as folders:
         save(folders, 40)
     chosen = f"{attempt(bucket, 2)}/checkpoints/step-0000000040"
@@ -166,7 +166,7 @@ def test_checkpoint_of_a_storage_that_was_changed_since_is_named(three: str, tmp
     launch = launch_of(spec("batch")).model_copy(update={"resume_from": str(tmp_path / "step-0000000010")})
 
     with opened(three) as folders, pytest.raises(CheckpointCorruptError, match="step-0000000010"):
-        resume_point(launch, folders, Told())  # type: ignore[arg-type]
+        resume_point(launch, folders, RecordingReporter())  # type: ignore[arg-type]
 
     assert (tmp_path / "step-0000000010" / MANIFEST).exists()
 
@@ -201,18 +201,18 @@ def whole(ranks: Pool, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 DOCUMENT = spec("sync_batch")
 
 
-def assert_same_as(whole: Undisturbed, parts: Trained, bucket: str, folder: Path) -> None:
+def assert_same_as(whole: Undisturbed, parts: TrainedModel, bucket: str, folder: Path) -> None:
     roots = [folder / str(number) for number in (1, 2)]
     for number, root in enumerate(roots, 1):
         storage_at(attempt(bucket, number)).get("metrics.jsonl", root / "metrics.jsonl")
     assert_same(whole, parts, *roots)
 
 
-def go_on(ranks: Pool, bucket: str, environment: dict[str, str]) -> Trained:
+def go_on(ranks: Pool, bucket: str, environment: dict[str, str]) -> TrainedModel:
     with opened(attempt(bucket, 2)) as folders:
         found = checkpoints.newest([each.checkpoints for each in folders.earlier(2)], folders.mirror)
         start = folders.mirror.name(found.path) if found else None
-    resumed: Trained = ranks.run(with_environment, 2, environment, train, attempt(bucket, 2), DOCUMENT, start)[0]
+    resumed: TrainedModel = ranks.run(with_environment, 2, environment, train, attempt(bucket, 2), DOCUMENT, start)[0]
     return resumed
 
 
@@ -220,7 +220,7 @@ def go_on(ranks: Pool, bucket: str, environment: dict[str, str]) -> Trained:
 def test_paused_job_goes_on_bit_for_bit(
     ranks: Pool, bucket: str, server: BucketServer, whole: Undisturbed, tmp_path: Path
 ) -> None:
-    told = Told(stop_at=8)
+    told = RecordingReporter(stop_at=8)
     paused = ranks.run(with_environment, 2, server.environment, train, attempt(bucket), DOCUMENT, None, told)[0]
 
     resumed = go_on(ranks, bucket, server.environment)
@@ -234,7 +234,7 @@ def test_paused_job_goes_on_bit_for_bit(
 
 def train_and_die(
     rank: int, world_size: int, victim: int, where: str, call: int, root: str, document: dict[str, Any]
-) -> Trained:
+) -> TrainedModel:
     with die_at(where, call) if rank == victim else nullcontext():
         return train(rank, world_size, root, document)
 
@@ -271,7 +271,7 @@ def test_killed_rank_is_made_up_for_bit_for_bit(
 def check(rank: int, world_size: int, environments: list[dict[str, str]], roots: list[str]) -> None:
     become(environments[rank])
     with opened(roots[rank], patience_s=0.0) as folders:
-        preflight.check(folders, place(rank, world_size), "f", 60.0)
+        preflight.check(folders, rank_context(rank, world_size), "f", 60.0)
 
 
 @LONG_EVERYWHERE
@@ -298,7 +298,7 @@ def test_rank_that_sees_another_bucket_or_may_not_write_is_named_on_all_ranks(
 
 def work(rank: int, world_size: int, environment: dict[str, str], url: str) -> dict[str, Any] | None:
     become(environment)
-    return worker.train_at(place(rank, world_size), {"folder": url, "resume_from": None, "patience_s": 0.0})
+    return worker.train_at(rank_context(rank, world_size), {"folder": url, "resume_from": None, "patience_s": 0.0})
 
 
 SMALL: dict[str, Any] = {

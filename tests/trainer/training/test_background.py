@@ -11,11 +11,11 @@ import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from syncnorm.trainer.ranks.rank_context import Place
+from syncnorm.trainer.ranks.rank_context import RankContext
 from syncnorm.trainer.storage.atomic_files import StorageAwayError
 from syncnorm.trainer.storage.sync import Mirrored
-from syncnorm.trainer.training.background import Beside
-from tests.helpers.trainer.ranks import PoolEnvironment, Told, train
+from syncnorm.trainer.training.background import BackgroundTasks
+from tests.helpers.trainer.ranks import PoolEnvironment, RecordingReporter, train
 from tests.trainer.storage.test_attempts_in_a_bucket import attempt, kept
 
 # 1,438 samples make 12 batches an epoch.
@@ -37,10 +37,10 @@ class OneCpu(SingleDeviceStrategy):
         super().__init__(torch.device("cpu"))
 
 
-ALONE = Place(0, 1, OneCpu, PoolEnvironment(0, 1))  # type: ignore[arg-type]
+ALONE = RankContext(0, 1, OneCpu, PoolEnvironment(0, 1))  # type: ignore[arg-type]
 
 
-class Watching(Told):
+class Watching(RecordingReporter):
     """What was done, in order: steps, and checkpoints the service is told of."""
 
     def __init__(self, **options: Any) -> None:
@@ -143,7 +143,7 @@ def test_error_of_training_is_told_and_what_is_on_its_way_still_arrives(bucket: 
 def test_folder_that_all_share_needs_no_thread() -> None:
     seen: list[threading.Thread] = []
 
-    with Beside(is_threaded=False) as beside:
+    with BackgroundTasks(is_threaded=False) as beside:
         beside.do(lambda: seen.append(threading.current_thread()))
 
     assert seen == [threading.current_thread()]

@@ -19,7 +19,7 @@ from syncnorm.trainer.storage.atomic_files import StorageError
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.training import checkpoints
 from tests.helpers.norm.pool import Pool
-from tests.helpers.trainer.ranks import Told, train
+from tests.helpers.trainer.ranks import RecordingReporter, train
 from tests.trainer.conftest import Disk
 
 LARGE = torch.randn(500_000)  # 2 MB
@@ -32,7 +32,7 @@ DOCUMENT: dict[str, Any] = {
 }
 
 
-class FillsTheDisk(Told):
+class FillsTheDisk(RecordingReporter):
     """Fills the disk of the job as soon as it has a checkpoint of step 4."""
 
     def __init__(self, disk: Disk) -> None:

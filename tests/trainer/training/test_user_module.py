@@ -16,7 +16,7 @@ from syncnorm.trainer.training.module import TrainingModule
 from syncnorm.trainer.training.user_module import training_loss
 from tests.helpers.norm.pool import Pool
 from tests.helpers.trainer.own_code import Manual, OwnLoss, OwnOptimizer
-from tests.helpers.trainer.ranks import Told, train
+from tests.helpers.trainer.ranks import RecordingReporter, train
 
 INFO = DataInfo("classification", 10, (1, 8, 8))
 JOB: dict[str, Any] = {
@@ -89,7 +89,7 @@ def test_what_it_logged_before_a_pause_counts(ranks: Pool, tmp_path: Path) -> No
     job = JOB | {"model": {"class_path": "tests.helpers.trainer.own_code.Talks"}, "resources": {"workers": 2}}
     whole = ranks.run(train, 2, str(tmp_path / "whole"), job)[0]
 
-    ranks.run(train, 2, str(tmp_path / "1"), job, None, Told(stop_at=1))
+    ranks.run(train, 2, str(tmp_path / "1"), job, None, RecordingReporter(stop_at=1))
     newest = checkpoints.newest([tmp_path / "1" / "checkpoints"])
     assert newest is not None
     resumed = ranks.run(train, 2, str(tmp_path / "2"), job, str(newest.path))[0]

@@ -16,7 +16,7 @@ from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.worker import worker
 from tests.helpers.norm.pool import Pool
 from tests.helpers.trainer.on_ray import drive
-from tests.helpers.trainer.ranks import launch_of, place
+from tests.helpers.trainer.ranks import launch_of, rank_context
 
 OWN = "tests.helpers.trainer.own_code."
 DIGITS = {"name": "digits", "batch_size": 64}
@@ -105,7 +105,7 @@ def document(name: str) -> dict[str, Any]:
 def work(rank: int, world_size: int, root: str) -> None:
     """All that a worker does; there is no MLflow to wait for."""
     with mock.patch.object(worker, "MLFLOW_PATIENCE_S", 0.0):
-        worker.train_at(place(rank, world_size), {"folder": root, "resume_from": None, "patience_s": 0.0})
+        worker.train_at(rank_context(rank, world_size), {"folder": root, "resume_from": None, "patience_s": 0.0})
 
 
 def assert_told(result: Result, name: str) -> None:

@@ -26,7 +26,7 @@ from syncnorm import norm
 from syncnorm.norm.folding.fold import fold
 from syncnorm.trainer.contract.protocol import ModelRecord
 from syncnorm.trainer.contract.spec import ExportSpec
-from syncnorm.trainer.export.certification import Trained, certify_and_publish
+from syncnorm.trainer.export.certification import TrainedModel, certify_and_publish
 from syncnorm.trainer.export.mlflow_publisher import Publisher
 from syncnorm.trainer.failure_classifier import ExportMismatchError
 from tests.trainer.conftest import Mlflow
@@ -35,7 +35,7 @@ from tests.trainer.conftest import Mlflow
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def trained(**changes: Any) -> Trained:
+def trained(**changes: Any) -> TrainedModel:
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1),
@@ -48,7 +48,7 @@ def trained(**changes: Any) -> Trained:
     network(torch.randn(16, 1, 8, 8))  # running statistics of their own
     held_out = np.random.default_rng(0).normal(size=(70, 1, 8, 8)).astype(np.float32)
     known = {"job_id": "j", "network": network.eval(), "held_out": held_out, "description": {}, "facts": {}, "seed": 0}
-    return Trained(**(known | changes))
+    return TrainedModel(**(known | changes))
 
 
 def logged_models(server: Mlflow) -> list[str]:
@@ -66,7 +66,7 @@ def registered_models(server: Mlflow) -> list[str]:
 class Published:
     """A model that went the whole way. folder: its export."""
 
-    trained: Trained
+    trained: TrainedModel
     folder: Path
     record: ModelRecord
 

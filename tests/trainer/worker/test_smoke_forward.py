@@ -8,7 +8,7 @@ from torch import nn
 
 from syncnorm import norm
 from syncnorm.trainer.data import DataInfo
-from syncnorm.trainer.worker.smoke_forward import try_out
+from syncnorm.trainer.worker.smoke_forward import check_forward
 
 INFO = DataInfo("classification", 3, (1, 4, 4))
 
@@ -24,7 +24,7 @@ def test_a_network_that_fits_is_left_as_it_was() -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     random = torch.get_rng_state()
 
-    try_out(network, INFO)
+    check_forward(network, INFO)
 
     assert [module.training for module in network.modules()] == modes
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
@@ -36,19 +36,19 @@ def test_the_layer_that_does_not_fit_is_named_with_what_it_got() -> None:
     wanted = r"shape \(1, 4, 4\), but layer 1\.1 \(Linear\) can't take \(2, 8\): mat1 and mat2.*Change the model"
 
     with pytest.raises(ValueError, match=wanted):
-        try_out(net(nn.Linear(9, 8)), INFO)
+        check_forward(net(nn.Linear(9, 8)), INFO)
 
 
 def test_instance_normalization_of_one_position_is_named() -> None:
     with pytest.raises(
         ValueError, match=r"layer 1\.1 \(InstanceNorm\) can't take \(2, 8\): Instance normalization needs"
     ):
-        try_out(net(norm.build("instance", 8, dims=1)), INFO)
+        check_forward(net(norm.build("instance", 8, dims=1)), INFO)
 
 
 def test_outputs_that_are_no_scores_of_the_classes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"class scores of shape \(2, 5\), got \(2, 3\). The data has 5 classes"):
-        try_out(net(), DataInfo("classification", 5, (1, 4, 4)))
+        check_forward(net(), DataInfo("classification", 5, (1, 4, 4)))
 
 
 def test_the_users_own_error_is_passed_on() -> None:
@@ -57,4 +57,4 @@ def test_the_users_own_error_is_passed_on() -> None:
             raise KeyError("wavelets")
 
     with pytest.raises(KeyError, match="wavelets"):
-        try_out(Own(), INFO)
+        check_forward(Own(), INFO)

@@ -107,7 +107,7 @@ def test_redoc_works_without_internet(running: Running, browser: Browser) -> Non
         assert loaded_from(page) - {"cdn.redoc.ly"} == {urlsplit(running.target.url).netloc}
 
 
-def try_out(docs: Page, method: str, path: str, body: str | None = None) -> str:
+def check_forward(docs: Page, method: str, path: str, body: str | None = None) -> str:
     """Press the buttons of one operation; its answer as the page shows it."""
     block = f"[...document.querySelectorAll('.opblock-{method}')].find((one) => one.querySelector("
     block += f"'.opblock-summary-path').dataset.path === '{path}')"
@@ -129,8 +129,8 @@ def try_out(docs: Page, method: str, path: str, body: str | None = None) -> str:
 
 
 def test_docs_let_a_user_read_and_submit(running: Running, docs: Page) -> None:
-    listed = try_out(docs, "get", "/v1/jobs")
-    submitted = try_out(docs, "post", "/v1/jobs", json.dumps(SPEC | {"name": "from-the-docs"}))
+    listed = check_forward(docs, "get", "/v1/jobs")
+    submitted = check_forward(docs, "post", "/v1/jobs", json.dumps(SPEC | {"name": "from-the-docs"}))
 
     assert running.target.job in listed
     assert "201" in submitted

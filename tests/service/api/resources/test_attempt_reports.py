@@ -14,7 +14,7 @@ from rich.console import Console
 
 from syncnorm.service.api.report_limits import ReportLimits
 from syncnorm.service.cli.progress import summary
-from syncnorm.service.reconciler.environment import attempt_token
+from syncnorm.service.reconciler.backends import attempt_token
 from syncnorm.service.store.report_counts import report_counts, set_report_counts
 from syncnorm.service.store.tables.reports import MOST_EVENTS
 from syncnorm.trainer.contract.protocol import Result
@@ -139,7 +139,7 @@ def test_estimate_of_a_job_that_never_ends_is_a_number_of_this_world(worker: Wor
     progress = worker.job.progress
     assert progress is not None
     assert progress["eta_s"] <= 315_360_000
-    assert worker.context.reconciler.plan is not None
+    assert worker.context.reconciler.schedule is not None
 
 
 def test_worker_cannot_forge_what_the_service_says(worker: Worker) -> None:

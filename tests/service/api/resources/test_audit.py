@@ -12,10 +12,10 @@ import pytest
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
-from syncnorm.service.api.audit_trail import Trail
+from syncnorm.service.api.audit_trail import AuditTrail
 from syncnorm.service.cli import main as cli
 from syncnorm.service.cli import terminal
-from syncnorm.service.jobs.actors import Actor, Deed
+from syncnorm.service.jobs.actors import Actor, NewAuditEntry
 from syncnorm.service.store import AuditQuery
 from tests.helpers.service.api import SPEC, api
 from tests.helpers.service.world import World
@@ -206,11 +206,11 @@ def test_failed_authentication_is_added_up(guarded: Running) -> None:
 def test_a_flood_of_different_refusals_stays_small(tmp_path: Path) -> None:
     with api(tmp_path) as (_, world):
         now = [0.0]
-        trail = Trail(world.store.audit, clock=lambda: now[0])
+        trail = AuditTrail(world.store.audit, clock=lambda: now[0])
         for minute in range(3):
             now[0] = 61.0 * minute
             for number in range(2000):
-                trail.add(Deed(Actor("user", "eve"), "job.cancel", f"job_{number}", outcome="refused"))
+                trail.add(NewAuditEntry(Actor("user", "eve"), "job.cancel", f"job_{number}", outcome="refused"))
         trail.flush(to_the_end=True)
 
         total = sum(entry.count for entry in world.store.audit.find(AuditQuery(limit=10_000)))

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
-from syncnorm.service.port_errors import OddAnswerError, RefusedError, UnreachableError
+from syncnorm.service.backend_errors import OddAnswerError, RefusedError, UnreachableError
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ _EXCERPT = 300
 
 
 @dataclass(frozen=True)
-class Call:
+class HttpRequest:
     """One request. path: below the address of the port, or a whole URL."""
 
     method: str
@@ -38,7 +38,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Answer:
+class HttpResponse:
     """A whole answer, whatever its status. source: who gave it, for messages."""
 
     source: str
@@ -73,7 +73,7 @@ class Answer:
             ) from error
 
 
-class HttpPort:
+class HttpClient:
     """One program outside. Every call raises UnreachableError or OddAnswerError, within its limits."""
 
     def __init__(
@@ -100,17 +100,19 @@ class HttpPort:
             transport=transport,
         )
 
-    def ask(self, call: Call, *, total_s: float | None = None, most_bytes: int = MOST_BYTES) -> Answer:
+    def ask(self, call: HttpRequest, *, total_s: float | None = None, most_bytes: int = MOST_BYTES) -> HttpResponse:
         """The answer to one call, whatever its status.
 
         Raises: UnreachableError; OddAnswerError for a redirect and a huge body; RefusedError for what can't be sent.
         """
         return _on_loop(self._ask(call, total_s or self._total_s, most_bytes))
 
-    def ask_all(self, calls: Sequence[Call], *, total_s: float | None = None) -> list[Answer | UnreachableError]:
+    def ask_all(
+        self, calls: Sequence[HttpRequest], *, total_s: float | None = None
+    ) -> list[HttpResponse | UnreachableError]:
         """The answers to several calls made at the same time, in order, within the limits of one."""
 
-        async def gathered() -> list[Answer | UnreachableError]:
+        async def gathered() -> list[HttpResponse | UnreachableError]:
             # httpx opens up to 100 connections; the others wait for their turn.
             return list(await asyncio.gather(*(self._settled(call, total_s or self._total_s) for call in calls)))
 
@@ -119,13 +121,13 @@ class HttpPort:
     def close(self) -> None:
         _on_loop(self._http.aclose())
 
-    async def _settled(self, call: Call, total_s: float) -> Answer | UnreachableError:
+    async def _settled(self, call: HttpRequest, total_s: float) -> HttpResponse | UnreachableError:
         try:
             return await self._ask(call, total_s, MOST_BYTES)
         except UnreachableError as error:
             return error
 
-    async def _ask(self, call: Call, total_s: float, most_bytes: int) -> Answer:
+    async def _ask(self, call: HttpRequest, total_s: float, most_bytes: int) -> HttpResponse:
         source = f"{self._name} at {self.url or httpx.URL(call.path).host}"
         try:
             async with asyncio.timeout(total_s):
@@ -137,7 +139,7 @@ class HttpPort:
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise UnreachableError(f"{source} can't be reached: {str(error) or type(error).__name__}") from error
 
-    async def _exchange(self, source: str, call: Call, most_bytes: int) -> Answer:
+    async def _exchange(self, source: str, call: HttpRequest, most_bytes: int) -> HttpResponse:
         request = self._http.build_request(
             call.method, call.path, params=call.params, json=call.json, content=call.content, headers=call.headers
         )
@@ -151,7 +153,7 @@ class HttpPort:
                 content += chunk
                 if len(content) > most_bytes:
                     raise OddAnswerError(f"{source} sent more than {most_bytes} bytes; the rest was not read")
-            return Answer(source, response.status_code, response.headers, bytes(content))
+            return HttpResponse(source, response.status_code, response.headers, bytes(content))
         finally:
             await response.aclose()
 

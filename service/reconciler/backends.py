@@ -8,15 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from syncnorm.service.background.outage_log import Outages
+from syncnorm.service.backend_errors import BackendError
+from syncnorm.service.background.outage_log import OutageLog
 from syncnorm.service.integrations.mlflow_runs import Tracker
-from syncnorm.service.integrations.ray_jobs import Dispatcher, View
+from syncnorm.service.integrations.ray_jobs import ClusterState, Dispatcher
 from syncnorm.service.jobs.job import Attempt, Job
-from syncnorm.service.port_errors import PortError
+from syncnorm.service.reconciler.backend_circuit_breaker import BackendCircuitBreaker
 from syncnorm.service.reconciler.isolation import GiveUp
-from syncnorm.service.reconciler.port_circuit import Circuit
-from syncnorm.service.storage.circuit_breaker import StorageGate
-from syncnorm.service.storage.code_packages import Packages
+from syncnorm.service.storage.circuit_breaker import StorageCircuitBreaker
+from syncnorm.service.storage.code_packages import CodePackages
 from syncnorm.service.store import Store
 from syncnorm.trainer.contract import protocol
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Places:
+class AttemptEnvironment:
     """What a launch file tells an attempt about its surroundings."""
 
     storage: str
@@ -38,7 +38,7 @@ class Places:
 
     def package(self, job: Job) -> str | None:
         code = job.spec.get("code")
-        return Packages(self.storage).path(code["package"]) if code else None
+        return CodePackages(self.storage).path(code["package"]) if code else None
 
     def folder(self, attempt: Attempt) -> str:
         return protocol.attempt_folder(self.storage, attempt.job_id, attempt.number)
@@ -53,20 +53,20 @@ class Observer(Protocol):
 
 
 @dataclass
-class Ports:
+class Backends:
     """Everything outside that a step may read or change. on_change: called with the id of a job that changed."""
 
     store: Store
     dispatcher: Dispatcher
     tracker: Tracker
-    places: Places
+    environment: AttemptEnvironment
     on_change: Callable[[str], None]
     metrics: Observer | None = None
-    storage: StorageGate = field(default_factory=StorageGate)
-    circuit: Circuit = field(default_factory=Circuit)
-    outages: Outages = field(default_factory=lambda: Outages(logger))
+    storage: StorageCircuitBreaker = field(default_factory=StorageCircuitBreaker)
+    circuit: BackendCircuitBreaker = field(default_factory=BackendCircuitBreaker)
+    outage_log: OutageLog = field(default_factory=lambda: OutageLog(logger))
 
-    def tell(self, before: Job, after: Job) -> None:
+    def announce(self, before: Job, after: Job) -> None:
         """Whoever wants to know of a move."""
         if self.metrics is not None:
             self.metrics.moved(before, after)
@@ -78,16 +78,16 @@ class Ports:
         what = f"end of {submission_id}"
         try:
             self.circuit.ask("ray", lambda: self.dispatcher.end(submission_id))
-        except PortError as error:
-            self.outages.goes_on(what, "could not stop a Ray submission; retrying", what=what, error=str(error))
+        except BackendError as error:
+            self.outage_log.failed(what, "could not stop a Ray submission; retrying", what=what, error=str(error))
         else:
-            self.outages.over(what)
+            self.outage_log.recovered(what)
 
-    def giving_up(self, job_id: str, look: Look) -> GiveUp:
+    def giving_up(self, job_id: str, tick: Tick) -> GiveUp:
         """Ends a job that can't be handled. Its processes are ended and its capacity is released as of any other."""
 
         def give_up(why: str, trace: str) -> None:
-            state = self.store.set_aside.job(job_id, why, trace, look.token)
+            state = self.store.set_aside.job(job_id, why, trace, tick.token)
             logger.error("job set aside", extra={"job": job_id, "to": str(state), "why": why})
             self.on_change(job_id)
 
@@ -95,14 +95,14 @@ class Ports:
 
 
 @dataclass(frozen=True)
-class Look:
+class Tick:
     """token: of the lease that must still stand for a change. view: of the cluster; None: it can't be reached.
 
     check: called between two items; raises when the tick must not go on.
     """
 
     token: int
-    view: View | None
+    view: ClusterState | None
     check: Callable[[], None] = lambda: None
 
 

@@ -1,6 +1,6 @@
 """What can go wrong with anything outside: Ray, MLflow, a webhook receiver, the database.
 
-    PortError
+    BackendError
     ├── UnreachableError          away: silence, 5xx, a proxy's refusal. Says nothing about the job: wait, try again.
     │   └── OddAnswerError        it answered, but not with what was asked for. Wait as well, and log it once.
     ├── RefusedError              a 4xx about this one item. It would be refused again: fail it with this sentence.
@@ -12,11 +12,11 @@ The storage has `syncnorm.trainer.storage.atomic_files.StorageError` and its kin
 from __future__ import annotations
 
 
-class PortError(Exception):
+class BackendError(Exception):
     """Something outside did not do what it was asked for. The text is a sentence for the operator."""
 
 
-class UnreachableError(PortError):
+class UnreachableError(BackendError):
     """It can't be asked right now. Says nothing about what it was asked for."""
 
 
@@ -24,7 +24,7 @@ class OddAnswerError(UnreachableError):
     """It answered, but not with what was asked for: a login page, half a document, a value of another type."""
 
 
-class RefusedError(PortError):
+class RefusedError(BackendError):
     """It refused this one item and would refuse it again. status: of the answer. code: its own word for the reason."""
 
     def __init__(self, message: str, status: int = 400, code: str = "") -> None:
@@ -33,5 +33,5 @@ class RefusedError(PortError):
         self.code = code
 
 
-class DatabaseUnavailableError(PortError):
+class DatabaseUnavailableError(BackendError):
     """The database is full, locked, read-only or away; the transaction was rolled back."""

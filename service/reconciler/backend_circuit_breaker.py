@@ -8,36 +8,36 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
-from syncnorm.service.port_errors import OddAnswerError, PortError, UnreachableError
+from syncnorm.service.backend_errors import BackendError, OddAnswerError, UnreachableError
 from syncnorm.service.reconciler.isolation import describe
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-Port = Literal["ray", "mlflow"]
+Backend = Literal["ray", "mlflow"]
 PATIENCE_S = 10.0
 """Time of a tick that calls of one port may spend on failing; the rest of the tick goes on without it."""
 
 
-class Circuit:
+class BackendCircuitBreaker:
     """Of one thread. Opens when calls have failed for PATIENCE_S, and closes with the next tick."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._lost_s: dict[Port, float] = defaultdict(float)
-        self._odd: set[tuple[Port, str]] = set()
+        self._lost_s: dict[Backend, float] = defaultdict(float)
+        self._odd: set[tuple[Backend, str]] = set()
 
     def begin_tick(self) -> None:
         self._lost_s.clear()
 
-    def ask(self, port: Port, act: Callable[[], T]) -> T:
-        """What `act` returns. Raises: PortError, whatever `act` raises."""
+    def ask(self, port: Backend, act: Callable[[], T]) -> T:
+        """What `act` returns. Raises: BackendError, whatever `act` raises."""
         if self._lost_s[port] > PATIENCE_S:
             raise UnreachableError(f"{port} has not answered for {self._lost_s[port]:.0f} s of this tick")
         began = self._clock()
         try:
             return act()
-        except PortError:
+        except BackendError:
             self._lost_s[port] += self._clock() - began
             raise
         except Exception as error:
@@ -45,7 +45,7 @@ class Circuit:
             self._say_once(port, error)
             raise OddAnswerError(f"{port} was asked in vain: {describe(error)}") from error
 
-    def _say_once(self, port: Port, error: Exception) -> None:
+    def _say_once(self, port: Backend, error: Exception) -> None:
         """Each kind of error with its traceback, once in the life of the process."""
         where = port, type(error).__name__
         if where not in self._odd:

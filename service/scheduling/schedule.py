@@ -25,7 +25,7 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Held:
+class Allocation:
     """A job whose attempt has room. placed: its workers show up in what the cluster reports as used."""
 
     job: Job
@@ -43,7 +43,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Wait:
+class WaitReason:
     """Why a job does not start now. numbers: what it would take."""
 
     code: str
@@ -54,7 +54,7 @@ class Wait:
     """Estimate for the start; None: nobody knows."""
 
 
-Room = Mapping[str, int]
+SpareWorkers = Mapping[str, int]
 """How many workers each running elastic job could go on with, more than it has; that nobody waits for."""
 
 
@@ -62,16 +62,16 @@ Room = Mapping[str, int]
 class Schedule:
     starts: tuple[Job, ...]
     preempts: tuple[Job, ...]
-    waits: dict[str, Wait]
+    waits: dict[str, WaitReason]
     """For every job that was looked at; those behind are not."""
-    owners: dict[str, Wait]
+    owners: dict[str, WaitReason]
     """Owners none of whose jobs may start, and why."""
     sizes: Mapping[str, int]
     """Workers of each job that starts; fewer than it asks for only if it is elastic."""
-    room: Room = field(default_factory=dict)
+    spare: SpareWorkers = field(default_factory=dict)
     faults: Mapping[str, Exception] = field(default_factory=dict)
     """Jobs whose numbers the plan can't be made with, so that it is made without them."""
 
-    def wait(self, job: Job) -> Wait | None:
+    def wait(self, job: Job) -> WaitReason | None:
         """Why a job waits, as far as it was looked at."""
         return self.waits.get(job.id) or self.owners.get(job.owner)
