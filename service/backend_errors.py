@@ -6,7 +6,7 @@
     ├── RefusedError              a 4xx about this one item. It would be refused again: fail it with this sentence.
     └── DatabaseUnavailableError  full, locked, read-only or away. Nothing was written.
 
-The storage has `syncnorm.trainer.storage.atomic_files.StorageError` and its kinds, for workers raise them as well.
+The storage has `syncnorm.trainer.errors.StorageError` and its kinds, for workers raise them as well.
 """
 
 from __future__ import annotations

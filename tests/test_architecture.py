@@ -17,7 +17,7 @@ import pytest
 from tests.helpers.paths import ROOT
 
 PACKAGES = ("norm", "trainer", "service")
-CONTRACT = ("syncnorm.trainer.contract", "syncnorm.trainer.storage")
+CONTRACT = ("syncnorm.trainer.contract", "syncnorm.trainer.storage", "syncnorm.trainer.errors")
 """What the service may see of the trainer. It knows neither torch nor Lightning."""
 ALLOWED: dict[str, tuple[str, ...]] = {
     "norm": ("syncnorm.norm",),

@@ -13,28 +13,17 @@ from pydantic import BaseModel
 from syncnorm import norm
 from syncnorm.trainer.contract.failure import FailureReason
 from syncnorm.trainer.contract.text import storable, text_of
-from syncnorm.trainer.ranks.preflight import UnreachableError
-from syncnorm.trainer.ranks.replica_check import DisagreementError
-from syncnorm.trainer.ranks.stop_agreement import SupersededError
-from syncnorm.trainer.reporting.fence_check import ServiceAwayError
-from syncnorm.trainer.storage.atomic_files import StorageAwayError, StorageError
-from syncnorm.trainer.training.checkpoints import CheckpointCorruptError
-
-
-class NonFiniteError(RuntimeError):
-    """Loss, gradients or statistics stayed NaN or infinite."""
-
-
-class ExportMismatchError(RuntimeError):
-    """The exported model does not answer as the trained one."""
-
-
-class RankFailedError(RuntimeError):
-    """What a rank tells Ray Train when it fails: its Failure as JSON, for a driver that finds no file of it."""
-
-    def __init__(self, failure: str) -> None:
-        super().__init__(failure)
-        self.failure = failure
+from syncnorm.trainer.errors import (
+    CheckpointCorruptError,
+    DisagreementError,
+    ExportMismatchError,
+    NonFiniteError,
+    ServiceAwayError,
+    StorageAwayError,
+    StorageError,
+    SupersededError,
+    UnreachableError,
+)
 
 
 class Failure(BaseModel):

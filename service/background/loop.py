@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from syncnorm.service.backend_errors import BackendError
 from syncnorm.service.background.outage_log import OutageLog
-from syncnorm.trainer.storage.atomic_files import StorageError
+from syncnorm.trainer.errors import StorageError
 
 logger = logging.getLogger(__name__)
 

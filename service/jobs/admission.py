@@ -11,7 +11,7 @@ from syncnorm.service.jobs.job import Job, JobState, new_job_id
 from syncnorm.trainer.contract.norm_choice import choose_norm
 from syncnorm.trainer.contract.plan import NodeCapacity, findings
 from syncnorm.trainer.contract.spec import JobSpec, SecretRef
-from syncnorm.trainer.contract.spec_reader import Problem
+from syncnorm.trainer.errors import Problem
 from syncnorm.trainer.storage.storage import is_url
 
 _ALLOWED_CLASSES = ("torchvision.models.",)

@@ -26,7 +26,7 @@ from syncnorm.service.storage import attempt_files as files
 from syncnorm.service.store.rows import Faults, UnreadableError
 from syncnorm.trainer.contract import protocol
 from syncnorm.trainer.contract.spec_reader import read_stored
-from syncnorm.trainer.storage.atomic_files import StorageError
+from syncnorm.trainer.errors import StorageError
 
 logger = logging.getLogger(__name__)
 

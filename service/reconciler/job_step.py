@@ -30,7 +30,7 @@ from syncnorm.service.scheduling.queue import JobQueue
 from syncnorm.service.storage import attempt_files as files
 from syncnorm.trainer.contract import protocol
 from syncnorm.trainer.contract.spec_reader import read_stored
-from syncnorm.trainer.storage.atomic_files import StorageError
+from syncnorm.trainer.errors import StorageError
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from syncnorm.trainer.storage.atomic_files import StorageError
+from syncnorm.trainer.errors import StorageError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from syncnorm.service.store.administration.installation import InstallationTable
-from syncnorm.trainer.storage.atomic_files import StorageError
+from syncnorm.trainer.errors import StorageError
 from syncnorm.trainer.storage.storage import is_url, storage_at
 
 logger = logging.getLogger(__name__)

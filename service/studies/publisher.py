@@ -27,7 +27,7 @@ from syncnorm.service.studies.measures import Outcome
 from syncnorm.service.studies.report import Report, as_html, as_json, finding, make_report
 from syncnorm.service.studies.runs import StudyRuns
 from syncnorm.trainer.contract.text import counted, storable
-from syncnorm.trainer.storage.atomic_files import StorageError
+from syncnorm.trainer.errors import StorageError
 
 logger = logging.getLogger(__name__)
 

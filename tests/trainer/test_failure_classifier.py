@@ -11,15 +11,8 @@ import torch
 from syncnorm import norm
 from syncnorm.trainer.contract.bounds import LONGEST_TEXT
 from syncnorm.trainer.contract.failure import ADVICE, FailureReason
-from syncnorm.trainer.failure_classifier import (
-    ExportMismatchError,
-    NonFiniteError,
-    classify,
-    explain_silence,
-    first_cause,
-)
-from syncnorm.trainer.ranks.replica_check import DisagreementError
-from syncnorm.trainer.training.checkpoints import CheckpointCorruptError
+from syncnorm.trainer.errors import CheckpointCorruptError, DisagreementError, ExportMismatchError, NonFiniteError
+from syncnorm.trainer.failure_classifier import classify, explain_silence, first_cause
 
 PEER_GONE = RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1234")
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
-from syncnorm.trainer.failure_classifier import NonFiniteError
+from syncnorm.trainer.errors import NonFiniteError
 from syncnorm.trainer.reporting import metric_spool as tracking
 from syncnorm.trainer.reporting.metric_spool import Spool
 from syncnorm.trainer.reporting.reporter import Reporter

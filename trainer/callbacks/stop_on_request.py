@@ -9,7 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from syncnorm.trainer.callbacks.checkpoint import CheckpointWriter, between_steps
 from syncnorm.trainer.callbacks.max_steps import ends_epoch
 from syncnorm.trainer.contract.protocol import StopRequest
-from syncnorm.trainer.ranks.stop_agreement import StopAgreement, StopRequested
+from syncnorm.trainer.errors import StopRequested
+from syncnorm.trainer.ranks.stop_agreement import StopAgreement
 
 
 class StopOnRequest(Callback):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -16,6 +15,7 @@ from syncnorm.trainer.contract.catalog import DATASETS, MODELS
 from syncnorm.trainer.contract.spec import DataSpec, ExportSpec, JobSpec, ModelSpec, NormSpec
 from syncnorm.trainer.contract.text import storable
 from syncnorm.trainer.contract.unknown_field import unknown_field
+from syncnorm.trainer.errors import Problem, SpecError
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -29,22 +29,6 @@ _BOUNDS = {
     "greater_than": "must be above {gt}",
     "string_too_long": "must not exceed {max_length} characters",
 }
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing wrong with a spec: where, as a dotted path, and what must hold."""
-
-    path: str
-    message: str
-
-
-class SpecError(ValueError):
-    """A spec that can't be taken, with every problem found."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        self.problems = problems
-        super().__init__("; ".join(f"{problem.path or 'spec'}: {problem.message}" for problem in problems))
 
 
 def read_spec(data: Any) -> JobSpec:

@@ -11,8 +11,9 @@ import torch
 from syncnorm.trainer.contract.catalog import ParquetArgs
 from syncnorm.trainer.data.images import ImageReader, decode
 from syncnorm.trainer.data.info import Data, DataInfo, Sample, Source
-from syncnorm.trainer.data.remote_files import MissingDataError, Storage, open_storage
+from syncnorm.trainer.data.remote_files import Storage, open_storage
 from syncnorm.trainer.data.split import stratified_split
+from syncnorm.trainer.errors import MissingDataError
 
 
 class EncodedImages(Source):

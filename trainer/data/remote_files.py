@@ -7,11 +7,8 @@ from pathlib import PurePosixPath
 
 import fsspec
 
+from syncnorm.trainer.errors import MissingDataError
 from syncnorm.trainer.storage.filesystems import INSTALL, filesystem_at
-
-
-class MissingDataError(FileNotFoundError):
-    """A file or folder that the job names is not there, or holds nothing of use."""
 
 
 @dataclass(frozen=True)

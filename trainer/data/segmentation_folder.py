@@ -11,7 +11,8 @@ from PIL import Image
 from syncnorm.trainer.contract.catalog import SegmentationFolderArgs
 from syncnorm.trainer.data.images import SUFFIXES, ImageReader, decode, random_box
 from syncnorm.trainer.data.info import Data, DataInfo, Sample, Source
-from syncnorm.trainer.data.remote_files import MissingDataError, Storage, open_storage
+from syncnorm.trainer.data.remote_files import Storage, open_storage
+from syncnorm.trainer.errors import MissingDataError
 
 Pair = tuple[str, str]  # image, mask
 

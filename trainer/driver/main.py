@@ -19,19 +19,12 @@ from syncnorm.trainer.contract.failure import FailureReason, advised
 from syncnorm.trainer.contract.protocol import CANNOT_BEGIN, CANNOT_BEGIN_NOW, Launch, Result
 from syncnorm.trainer.driver import single_process
 from syncnorm.trainer.driver.resume_point import resume_point
-from syncnorm.trainer.failure_classifier import (
-    Failure,
-    RankFailedError,
-    classify,
-    explain_silence,
-    first_cause,
-    says_no_memory,
-)
+from syncnorm.trainer.errors import CheckpointCorruptError, RankFailedError, StorageAwayError, StorageError
+from syncnorm.trainer.failure_classifier import Failure, classify, explain_silence, first_cause, says_no_memory
 from syncnorm.trainer.reporting.reporter import Reporter, ReportingHandler
-from syncnorm.trainer.storage.atomic_files import StorageAwayError, StorageError, write_atomic
+from syncnorm.trainer.storage.atomic_files import write_atomic
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders, opened
 from syncnorm.trainer.storage.sync import PATIENCE_S
-from syncnorm.trainer.training.checkpoints import CheckpointCorruptError
 from syncnorm.trainer.user_code import package as user_code
 from syncnorm.trainer.worker import worker
 

@@ -21,6 +21,7 @@ from syncnorm.trainer.contract.failure import advised
 from syncnorm.trainer.contract.norm_choice import chosen_norm
 from syncnorm.trainer.contract.protocol import ExportRequest, Result
 from syncnorm.trainer.data import build_data
+from syncnorm.trainer.errors import CheckpointCorruptError
 from syncnorm.trainer.export.certification import CERTIFICATE_FILE, TrainedModel, certify_and_publish
 from syncnorm.trainer.export.formats import WEIGHTS_FILE
 from syncnorm.trainer.export.mlflow_publisher import Publisher
@@ -31,7 +32,6 @@ from syncnorm.trainer.reporting.fence_check import require_current
 from syncnorm.trainer.reporting.redaction import redact, redacted_output
 from syncnorm.trainer.storage.atomic_files import sha256_of, write_atomic
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders, opened
-from syncnorm.trainer.training.checkpoints import CheckpointCorruptError
 from syncnorm.trainer.training.conversion import convert
 from syncnorm.trainer.user_code import package as user_code
 from syncnorm.trainer.worker.finalize import describe_network, held_out_samples

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from syncnorm.trainer.contract.protocol import Launch
+from syncnorm.trainer.errors import CheckpointCorruptError
 from syncnorm.trainer.reporting.reporter import Reporter
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.training import checkpoints
-from syncnorm.trainer.training.checkpoints import Checkpoint, CheckpointCorruptError
+from syncnorm.trainer.training.checkpoints import Checkpoint
 
 
 def resume_point(launch: Launch, folders: AttemptFolders, reporter: Reporter) -> str | None:

@@ -17,11 +17,11 @@ from syncnorm import norm
 from syncnorm.trainer.contract.protocol import ModelRecord
 from syncnorm.trainer.contract.spec import ExportSpec
 from syncnorm.trainer.contract.text import storable_json
+from syncnorm.trainer.errors import ExportMismatchError
 from syncnorm.trainer.export import certificate
 from syncnorm.trainer.export import formats as export
 from syncnorm.trainer.export.mlflow_publisher import Publisher
 from syncnorm.trainer.export.mlflow_registry import ExportIdentity
-from syncnorm.trainer.failure_classifier import ExportMismatchError
 from syncnorm.trainer.storage.atomic_files import sha256_of, write_atomic
 from syncnorm.trainer.storage.sync import IN_PLACE, Mirror
 

@@ -16,8 +16,9 @@ import torch.distributed as dist
 from torch import nn
 
 from syncnorm.trainer.contract.protocol import RankPlacement
+from syncnorm.trainer.errors import StorageAwayError, StorageError, UnreachableError
 from syncnorm.trainer.ranks.rank_context import RankContext
-from syncnorm.trainer.storage.atomic_files import StorageAwayError, StorageError, describe_space, write_atomic
+from syncnorm.trainer.storage.atomic_files import describe_space, write_atomic
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 
 logger = logging.getLogger(__name__)
@@ -26,10 +27,6 @@ REACH_S = 15.0
 CLOCK_S = 30.0
 STATES = 4
 """Weights, two moments of an optimizer, gradients of a compiled step: a checkpoint is rarely larger."""
-
-
-class UnreachableError(RuntimeError):
-    """Ranks that can't exchange anything with the others."""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-
-class DisagreementError(RuntimeError):
-    """Ranks that must hold equal tensors do not."""
+from syncnorm.trainer.errors import DisagreementError
 
 
 def digests(network: nn.Module) -> dict[str, str]:

@@ -9,22 +9,11 @@ import torch
 import torch.distributed as dist
 
 from syncnorm.trainer.contract.protocol import StopRequest
+from syncnorm.trainer.errors import SupersededError
 
 _CODES: dict[StopRequest, int] = {"resize": 1, "cancel": 2, "pause": 3, "deadline": 4, "preempt": 5}
 _SUPERSEDED = 6
 _NAMES = {code: name for name, code in _CODES.items()}
-
-
-class StopRequested(Exception):  # noqa: N818  (an outcome, not an error)
-    """Training ends here on request, on every rank at the same step."""
-
-    def __init__(self, request: StopRequest, step: int, checkpoint: str | None) -> None:
-        self.request, self.step, self.checkpoint = request, step, checkpoint
-        super().__init__(f"{request} requested, stopped after step {step}")
-
-
-class SupersededError(RuntimeError):
-    """Another attempt has taken over; this one must not write anything more."""
 
 
 class StopAgreement:

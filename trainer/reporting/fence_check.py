@@ -5,15 +5,11 @@ from __future__ import annotations
 import httpx
 
 from syncnorm.trainer.contract.protocol import ExportRequest, Heartbeat, Launch
-from syncnorm.trainer.ranks.stop_agreement import SupersededError
+from syncnorm.trainer.errors import ServiceAwayError, SupersededError
 from syncnorm.trainer.reporting.service_client import post
 
 _PAUSES_S = (1.0, 2.0, 5.0, *[10.0] * 59)
 """Ten minutes: a service that restarts must not cost a job its end."""
-
-
-class ServiceAwayError(RuntimeError):
-    """The service could not be asked."""
 
 
 def is_current(launch: Launch | ExportRequest, client: httpx.Client | None = None) -> bool | None:

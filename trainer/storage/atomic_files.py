@@ -14,14 +14,6 @@ TEMPORARY = ".tmp-"
 """How names of what is not whole yet begin."""
 
 
-class StorageError(OSError):
-    """Something that belongs to an attempt could not be written, or read; never that it is not there."""
-
-
-class StorageAwayError(StorageError):
-    """The storage did not answer: an outage, which passes without anybody changing anything."""
-
-
 def write_atomic(path: Path, content: bytes, *, private: bool = False) -> None:
     """Write `content` so that a reader, or a crash at any point, sees the old file or the new one, never a part.
 

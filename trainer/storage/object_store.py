@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 import fsspec.asyn
 
-from syncnorm.trainer.storage.atomic_files import TEMPORARY, StorageAwayError, StorageError, sha256_of
-from syncnorm.trainer.storage.errors import NO_BUCKET, Fault, explain, fault_of
+from syncnorm.trainer.errors import StorageAwayError, StorageError
+from syncnorm.trainer.storage.atomic_files import TEMPORARY, sha256_of
+from syncnorm.trainer.storage.faults import NO_BUCKET, Fault, explain, fault_of
 from syncnorm.trainer.storage.filesystems import AZURE, GOOGLE, INSTALL, Times, steady_filesystem_at
 
 logger = logging.getLogger(__name__)

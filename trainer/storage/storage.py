@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from syncnorm.trainer.storage.atomic_files import TEMPORARY, StorageError, write_atomic
+from syncnorm.trainer.errors import StorageError
+from syncnorm.trainer.storage.atomic_files import TEMPORARY, write_atomic
 from syncnorm.trainer.storage.object_store import Bucket
 
 

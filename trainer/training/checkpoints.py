@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
+from syncnorm.trainer.errors import CheckpointCorruptError, StorageError
 from syncnorm.trainer.storage.atomic_files import (
     TEMPORARY,
-    StorageError,
     describe_space,
     sha256_of,
     sync_folder,
@@ -32,10 +32,6 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 STATE = "state.pt"
-
-
-class CheckpointCorruptError(RuntimeError):
-    """A checkpoint whose files do not fit its manifest."""
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,12 @@ from syncnorm.trainer.contract.spec import JobSpec, TrainSpec
 from syncnorm.trainer.data import Data
 from syncnorm.trainer.data.loader import Loader, train_loader, val_loader
 from syncnorm.trainer.diagnostics import Diagnostics
+from syncnorm.trainer.errors import StorageError
 from syncnorm.trainer.ranks.rank_context import RankContext
 from syncnorm.trainer.ranks.stop_agreement import StopAgreement
 from syncnorm.trainer.reporting.metric_spool import Spool
 from syncnorm.trainer.reporting.partition_detector import PartitionDetector, reaches_ray_head
 from syncnorm.trainer.reporting.reporter import Reporter
-from syncnorm.trainer.storage.atomic_files import StorageError
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.storage.sync import Mirror
 from syncnorm.trainer.training.lightning_overhead import NoProfiler, exchange_no_signals

@@ -20,11 +20,11 @@ from syncnorm.trainer.contract.plan import Inspection, alike, plan, reaches_last
 from syncnorm.trainer.contract.protocol import Launch, Result
 from syncnorm.trainer.contract.text import counted, name_some
 from syncnorm.trainer.data import build_data
-from syncnorm.trainer.failure_classifier import Failure, RankFailedError, classify
+from syncnorm.trainer.errors import RankFailedError, StopRequested
+from syncnorm.trainer.failure_classifier import Failure, classify
 from syncnorm.trainer.models import build_model
 from syncnorm.trainer.ranks import preflight
 from syncnorm.trainer.ranks.rank_context import RankContext, ray_context
-from syncnorm.trainer.ranks.stop_agreement import StopRequested
 from syncnorm.trainer.reporting import fence_check, metric_spool
 from syncnorm.trainer.reporting import secrets as secret_values
 from syncnorm.trainer.reporting.library_logging import lower_library_log_levels

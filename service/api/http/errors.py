@@ -17,8 +17,7 @@ from starlette.requests import ClientDisconnect
 
 from syncnorm.service.api.http.methods import allowed
 from syncnorm.service.backend_errors import BackendError, DatabaseUnavailableError
-from syncnorm.trainer.contract.spec_reader import Problem
-from syncnorm.trainer.storage.atomic_files import StorageError
+from syncnorm.trainer.errors import Problem, StorageError
 
 logger = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"

@@ -20,7 +20,8 @@ from syncnorm.service.jobs.job import Job, JobState
 from syncnorm.service.store import AddOutcome, StoredResponse
 from syncnorm.trainer.contract.failure import FailureReason, advised
 from syncnorm.trainer.contract.spec import ExportSpec
-from syncnorm.trainer.contract.spec_reader import SpecError, read_export
+from syncnorm.trainer.contract.spec_reader import read_export
+from syncnorm.trainer.errors import SpecError
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/exports", tags=["jobs"], route_class=Route)
 _BODY = {

@@ -30,7 +30,8 @@ from syncnorm.service.jobs.job import Job
 from syncnorm.service.store import StoredResponse
 from syncnorm.trainer.contract.plan import Plan, plan
 from syncnorm.trainer.contract.spec import JobSpec
-from syncnorm.trainer.contract.spec_reader import Problem, SpecError, read_spec
+from syncnorm.trainer.contract.spec_reader import read_spec
+from syncnorm.trainer.errors import Problem, SpecError
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=Route)
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]

@@ -27,7 +27,7 @@ from syncnorm.service.jobs.study_spec import Child, StudySpec, expand, read_stud
 from syncnorm.service.store import AddOutcome, StoredResponse
 from syncnorm.service.studies.publisher import draw_report
 from syncnorm.service.studies.report import as_html, as_json
-from syncnorm.trainer.contract.spec_reader import SpecError
+from syncnorm.trainer.errors import SpecError
 
 router = APIRouter(prefix="/v1/studies", tags=["studies"], route_class=Route)
 _BODY = {

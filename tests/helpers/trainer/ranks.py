@@ -13,15 +13,14 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from syncnorm import norm
-from syncnorm.trainer.callbacks.non_finite_gradients import NonFiniteError
 from syncnorm.trainer.contract.norm_choice import chosen_norm
 from syncnorm.trainer.contract.plan import reaches_last_batch
 from syncnorm.trainer.contract.protocol import Launch, StopRequest
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.data import Data, build_data
+from syncnorm.trainer.errors import NonFiniteError, StopRequested
 from syncnorm.trainer.models import build_model
 from syncnorm.trainer.ranks.rank_context import RankContext
-from syncnorm.trainer.ranks.stop_agreement import StopRequested
 from syncnorm.trainer.storage.attempt_layout import opened
 from syncnorm.trainer.training.conversion import convert
 from syncnorm.trainer.training.module import TrainingModule

@@ -15,7 +15,8 @@ from syncnorm.service.cli import terminal
 from syncnorm.service.cli.job_file import SpecFileError, load
 from syncnorm.service.cli.overrides import override
 from syncnorm.service.cli.yaml_reader import parse
-from syncnorm.trainer.contract.spec_reader import SpecError, read_spec
+from syncnorm.trainer.contract.spec_reader import read_spec
+from syncnorm.trainer.errors import SpecError
 from tests.helpers.paths import EXAMPLES
 from tests.helpers.service.api import SPEC, api
 from tests.service.cli.test_progress import client_of

@@ -29,7 +29,7 @@ from syncnorm.trainer.contract.protocol import (
     RESULT_FILE,
     Result,
 )
-from syncnorm.trainer.storage.atomic_files import StorageError
+from syncnorm.trainer.errors import StorageError
 from syncnorm.trainer.storage.storage import storage_at
 from tests.helpers.s3 import S3
 from tests.helpers.service.api import SPEC, api

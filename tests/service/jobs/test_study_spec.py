@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from syncnorm.service.jobs.study_spec import MAX_CHILDREN, expand, read_study
-from syncnorm.trainer.contract.spec_reader import SpecError
+from syncnorm.trainer.errors import SpecError
 
 BASE: dict[str, Any] = {"model": {"name": "cnn"}, "data": {"name": "digits", "batch_size": 32}}
 

@@ -17,7 +17,7 @@ from syncnorm.service.reconciler.export_step import MOST_AT_ONCE
 from syncnorm.service.storage import attempt_files as files
 from syncnorm.trainer.contract.failure import FailureReason
 from syncnorm.trainer.contract.protocol import ExportRequest, Result
-from syncnorm.trainer.ranks.stop_agreement import SupersededError
+from syncnorm.trainer.errors import SupersededError
 from syncnorm.trainer.reporting.fence_check import require_current
 from tests.helpers.service.api import SPEC, api
 from tests.helpers.service.databases import fresh_sqlite

@@ -11,7 +11,8 @@ import pytest
 from syncnorm.service.jobs.job import Job
 from syncnorm.service.scheduling import growth
 from syncnorm.trainer.contract.plan import NodeCapacity, findings, fits
-from syncnorm.trainer.contract.spec_reader import SpecError, read_spec
+from syncnorm.trainer.contract.spec_reader import read_spec
+from syncnorm.trainer.errors import SpecError
 from tests.helpers.service.api import SPEC, api
 from tests.helpers.service.databases import fresh_sqlite
 from tests.helpers.service.world import World

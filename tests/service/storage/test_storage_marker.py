@@ -16,7 +16,7 @@ from syncnorm.service.storage.circuit_breaker import StorageCircuitBreaker
 from syncnorm.service.storage.code_packages import CodePackages
 from syncnorm.service.storage.storage_marker import MARKER, StorageMarker
 from syncnorm.trainer.contract.protocol import RESULT_FILE
-from syncnorm.trainer.storage.atomic_files import StorageError
+from syncnorm.trainer.errors import StorageError
 from syncnorm.trainer.storage.storage import storage_at
 from tests.helpers.service.api import api
 from tests.helpers.service.databases import fresh_sqlite

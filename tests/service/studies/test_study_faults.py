@@ -12,7 +12,7 @@ from syncnorm.service.backend_errors import OddAnswerError, RefusedError
 from syncnorm.service.store.tables.studies import MOST_FAILURES
 from syncnorm.service.studies import collect
 from syncnorm.service.studies.collect import read_measured
-from syncnorm.trainer.storage.atomic_files import StorageError
+from syncnorm.trainer.errors import StorageError
 from tests.helpers.service.api import api
 from tests.service.api.test_study_api import Running, context, submit, work
 

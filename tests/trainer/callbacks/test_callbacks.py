@@ -16,7 +16,7 @@ from torch import nn
 from syncnorm.trainer.data import Data
 from syncnorm.trainer.data.digits import Images, load_digits
 from syncnorm.trainer.data.info import DataInfo
-from syncnorm.trainer.failure_classifier import NonFiniteError
+from syncnorm.trainer.errors import NonFiniteError
 from syncnorm.trainer.worker.fit import compile_in_place
 from tests.helpers.norm.pool import Pool
 from tests.helpers.trainer.ranks import train

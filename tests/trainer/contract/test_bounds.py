@@ -17,7 +17,8 @@ from syncnorm.trainer.contract import protocol
 from syncnorm.trainer.contract.bounds import DEEPEST, MOST_VALUES
 from syncnorm.trainer.contract.catalog import DATASETS, MODELS
 from syncnorm.trainer.contract.spec import ExportSpec, JobSpec
-from syncnorm.trainer.contract.spec_reader import SpecError, read_spec, read_stored
+from syncnorm.trainer.contract.spec_reader import read_spec, read_stored
+from syncnorm.trainer.errors import SpecError
 
 DOCUMENT = {"name": "a", "model": {"name": "mlp"}, "data": {"name": "digits", "batch_size": 4}}
 OWN = {**DOCUMENT, "model": {"class_path": "my.Model"}}

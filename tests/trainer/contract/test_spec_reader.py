@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from syncnorm.trainer.contract.spec_reader import SpecError, read_spec
+from syncnorm.trainer.contract.spec_reader import read_spec
+from syncnorm.trainer.errors import SpecError
 from tests.helpers.paths import EXAMPLES
 
 JOBS = sorted(EXAMPLES.glob("*.yaml"))

@@ -11,10 +11,10 @@ import torch
 from syncnorm.trainer.contract.protocol import Launch
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.driver.resume_point import resume_point
+from syncnorm.trainer.errors import CheckpointCorruptError
 from syncnorm.trainer.reporting.reporter import Reporter
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.training import checkpoints
-from syncnorm.trainer.training.checkpoints import CheckpointCorruptError
 
 SPEC = read_spec({"name": "a", "model": {"name": "mlp"}, "data": {"name": "digits", "batch_size": 4}})
 

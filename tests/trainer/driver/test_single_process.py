@@ -17,7 +17,7 @@ import torch.distributed as dist
 from syncnorm.trainer.contract.protocol import Launch, Result
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.driver import single_process as alone
-from syncnorm.trainer.failure_classifier import RankFailedError
+from syncnorm.trainer.errors import RankFailedError
 from syncnorm.trainer.ranks.rank_context import RankContext
 from syncnorm.trainer.reporting.reporter import Reporter, ReportingHandler
 from syncnorm.trainer.worker import worker

@@ -18,10 +18,10 @@ import torch
 
 from syncnorm.trainer.contract.protocol import ModelRecord
 from syncnorm.trainer.contract.spec import ExportSpec
+from syncnorm.trainer.errors import SupersededError
 from syncnorm.trainer.export.certification import certify_and_publish
 from syncnorm.trainer.export.mlflow_publisher import Publisher
 from syncnorm.trainer.export.mlflow_registry import CERTIFICATE_TAG
-from syncnorm.trainer.ranks.stop_agreement import SupersededError
 from syncnorm.trainer.storage.atomic_files import sha256_of
 from tests.trainer.conftest import Mlflow
 from tests.trainer.worker.test_finalize import trained

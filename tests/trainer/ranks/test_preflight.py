@@ -16,11 +16,11 @@ from torch import nn
 
 from syncnorm.trainer.contract.failure import FailureReason
 from syncnorm.trainer.contract.protocol import RankPlacement
+from syncnorm.trainer.errors import StorageError, UnreachableError
 from syncnorm.trainer.failure_classifier import classify
 from syncnorm.trainer.ranks import preflight
-from syncnorm.trainer.ranks.preflight import RankFact, UnreachableError
+from syncnorm.trainer.ranks.preflight import RankFact
 from syncnorm.trainer.ranks.stop_agreement import StopAgreement
-from syncnorm.trainer.storage.atomic_files import StorageError
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from tests.helpers.norm.pool import Pool
 from tests.helpers.trainer.ranks import rank_context

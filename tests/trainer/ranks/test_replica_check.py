@@ -6,7 +6,8 @@ import pytest
 from torch import nn
 
 from syncnorm import norm
-from syncnorm.trainer.ranks.replica_check import DisagreementError, check_agreement
+from syncnorm.trainer.errors import DisagreementError
+from syncnorm.trainer.ranks.replica_check import check_agreement
 from tests.helpers.norm.pool import Pool
 
 

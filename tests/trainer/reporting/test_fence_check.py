@@ -6,9 +6,9 @@ import pytest
 
 from syncnorm.trainer.contract.protocol import ExportRequest
 from syncnorm.trainer.contract.spec_reader import read_spec
-from syncnorm.trainer.ranks.stop_agreement import SupersededError
+from syncnorm.trainer.errors import ServiceAwayError, SupersededError
 from syncnorm.trainer.reporting import fence_check as standing
-from syncnorm.trainer.reporting.fence_check import ServiceAwayError, is_current, require_current
+from syncnorm.trainer.reporting.fence_check import is_current, require_current
 from tests.helpers.trainer.answers import answering
 
 SPEC = {"name": "j", "model": {"name": "mlp"}, "data": {"name": "digits", "batch_size": 32}}

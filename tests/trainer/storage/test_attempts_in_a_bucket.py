@@ -29,14 +29,14 @@ from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.driver import main
 from syncnorm.trainer.driver import reexport as again
 from syncnorm.trainer.driver.resume_point import resume_point
-from syncnorm.trainer.failure_classifier import RankFailedError, classify
+from syncnorm.trainer.errors import CheckpointCorruptError, RankFailedError, StorageError
+from syncnorm.trainer.failure_classifier import classify
 from syncnorm.trainer.ranks import preflight
-from syncnorm.trainer.storage.atomic_files import StorageError
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders, opened
 from syncnorm.trainer.storage.storage import storage_at
 from syncnorm.trainer.storage.sync import Mirrored
 from syncnorm.trainer.training import checkpoints
-from syncnorm.trainer.training.checkpoints import MANIFEST, STATE, CheckpointCorruptError
+from syncnorm.trainer.training.checkpoints import MANIFEST, STATE
 from syncnorm.trainer.worker import worker
 from tests.helpers.bucket_server import BucketServer
 from tests.helpers.norm.pool import Pool

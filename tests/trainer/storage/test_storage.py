@@ -17,8 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from syncnorm.trainer.storage.atomic_files import StorageError, sha256_of
-from syncnorm.trainer.storage.errors import Fault, fault_of
+from syncnorm.trainer.errors import StorageError
+from syncnorm.trainer.storage.atomic_files import sha256_of
+from syncnorm.trainer.storage.faults import Fault, fault_of
 from syncnorm.trainer.storage.object_store import Bucket, Times
 from syncnorm.trainer.storage.storage import Storage, local_copy, storage_at
 from tests.helpers.bucket_server import BucketServer

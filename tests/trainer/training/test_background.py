@@ -11,8 +11,8 @@ import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
+from syncnorm.trainer.errors import StorageAwayError
 from syncnorm.trainer.ranks.rank_context import RankContext
-from syncnorm.trainer.storage.atomic_files import StorageAwayError
 from syncnorm.trainer.storage.sync import Mirrored
 from syncnorm.trainer.training.background import BackgroundTasks
 from tests.helpers.trainer.ranks import PoolEnvironment, RecordingReporter, train

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-from syncnorm.trainer.storage.atomic_files import StorageError
+from syncnorm.trainer.errors import CheckpointCorruptError, StorageError
 from syncnorm.trainer.training import checkpoints
-from syncnorm.trainer.training.checkpoints import MANIFEST, STATE, CheckpointCorruptError
+from syncnorm.trainer.training.checkpoints import MANIFEST, STATE
 from tests.trainer.conftest import Disk
 
 STEPS = (10, 20, 30)

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from syncnorm.trainer.storage.atomic_files import StorageError
+from syncnorm.trainer.errors import CheckpointCorruptError, StorageError
 from syncnorm.trainer.training import checkpoints
-from syncnorm.trainer.training.checkpoints import CheckpointCorruptError
 
 
 @pytest.fixture

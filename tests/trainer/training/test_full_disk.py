@@ -13,9 +13,9 @@ from syncnorm.trainer.contract.failure import FailureReason
 from syncnorm.trainer.contract.protocol import Launch, Result
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.driver import main
+from syncnorm.trainer.errors import RankFailedError, StorageError
 from syncnorm.trainer.export.formats import export, write_weights
-from syncnorm.trainer.failure_classifier import RankFailedError, classify
-from syncnorm.trainer.storage.atomic_files import StorageError
+from syncnorm.trainer.failure_classifier import classify
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.training import checkpoints
 from tests.helpers.norm.pool import Pool

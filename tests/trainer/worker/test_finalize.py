@@ -26,9 +26,9 @@ from syncnorm import norm
 from syncnorm.norm.folding.fold import fold
 from syncnorm.trainer.contract.protocol import ModelRecord
 from syncnorm.trainer.contract.spec import ExportSpec
+from syncnorm.trainer.errors import ExportMismatchError
 from syncnorm.trainer.export.certification import TrainedModel, certify_and_publish
 from syncnorm.trainer.export.mlflow_publisher import Publisher
-from syncnorm.trainer.failure_classifier import ExportMismatchError
 from tests.trainer.conftest import Mlflow
 
 # Exporters and MLflow warn about their own internals.
