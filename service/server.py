@@ -23,7 +23,7 @@ from syncnorm.service.api.app import create_app
 from syncnorm.service.api.audit_trail import AuditTrail
 from syncnorm.service.api.auth import Authenticator, RateLimit, admin_token
 from syncnorm.service.api.change_notifier import ChangeNotifier
-from syncnorm.service.api.dependencies import Context
+from syncnorm.service.api.components import Components
 from syncnorm.service.api.http.http_protocol import bound_connections, make_server
 from syncnorm.service.api.submit_batcher import SubmitBatcher
 from syncnorm.service.api.views import job_view
@@ -60,7 +60,7 @@ ADDRESS_FILE = "service.json"
 """In the state folder: where the running service listens, for clients on this host."""
 
 
-def serve(settings: Settings, on_ready: Callable[[str, Context], None], entrypoint: str | None = None) -> None:
+def serve(settings: Settings, on_ready: Callable[[str, Components], None], entrypoint: str | None = None) -> None:
     """Run until SIGINT or SIGTERM. on_ready: called with the URL once requests are taken.
 
     entrypoint: command of a driver, to which the folder of the attempt or export is added; None: the trainer.
@@ -78,7 +78,7 @@ def serve(settings: Settings, on_ready: Callable[[str, Context], None], entrypoi
 
 
 @contextlib.contextmanager
-def running(settings: Settings, entrypoint: str | None = None) -> Iterator[tuple[Context, socket.socket, str]]:
+def running(settings: Settings, entrypoint: str | None = None) -> Iterator[tuple[Components, socket.socket, str]]:
     """All parts but the web server: (context, bound socket, URL). What was started is stopped in the end."""
     with contextlib.ExitStack() as stack:
         if settings.database_url is None or settings.ray_address is None or settings.mlflow_uri is None:
@@ -120,7 +120,9 @@ def _outside(settings: Settings) -> LocalRay | None:
     return LocalRay(settings.ray_address, token, ENTRYPOINTS)
 
 
-def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, stack: contextlib.ExitStack) -> Context:
+def make_context(
+    settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, stack: contextlib.ExitStack
+) -> Components:
     database = stack.enter_context(contextlib.closing(Database(settings.database)))
     database.migrate()
     store = Store(database)
@@ -139,7 +141,7 @@ def make_context(settings: Settings, ray: LocalRay, mlflow_uri: str, url: str, s
     packages = CodePackages(settings.storage_root, marker.check)
     links = settings.mlflow_public_url or mlflow_uri
     admin = admin_token(settings.admin_token_file, settings.home) if settings.auth else None
-    return Context(
+    return Components(
         settings=replace(settings, port=int(url.rsplit(":", 1)[1])),
         store=store,
         reconciler=reconciler,

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from syncnorm import __version__
 from syncnorm.service.api import docs, openapi
-from syncnorm.service.api.dependencies import Context
+from syncnorm.service.api.components import Components
 from syncnorm.service.api.http import errors
 from syncnorm.service.api.http.methods import MethodMiddleware
 from syncnorm.service.api.http.origin_guard import OriginGuard
@@ -35,7 +35,7 @@ from syncnorm.service.background.loop import loop_of, stop_all
 VERSION = __version__
 
 
-def create_app(context: Context) -> FastAPI:
+def create_app(context: Components) -> FastAPI:
     """The application over a ready context. The reconciler starts and ends with it."""
     app = FastAPI(
         title="syncnorm",
@@ -63,7 +63,7 @@ def create_app(context: Context) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    context: Context = app.state.context
+    context: Components = app.state.context
     tick_s = context.settings.tick_s
     loops = [
         context.reconciler.loop(context.wake, tick_s),

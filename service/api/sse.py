@@ -10,9 +10,11 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.concurrency import run_in_threadpool
 
-from syncnorm.service.api.dependencies import Context
+from syncnorm.service.api.change_notifier import ChangeNotifier
 from syncnorm.service.api.views import View
 from syncnorm.service.jobs.job import TERMINAL
+from syncnorm.service.store.tables.history import HistoryTable
+from syncnorm.service.store.tables.jobs import JobTable
 
 _QUIET_S = 15.0
 """After so long without news the follower looks for itself, and where the form has a comment, it is sent."""
@@ -23,6 +25,15 @@ Entry = tuple[int, View]
 """Position, and what is there."""
 Read = Callable[[int, int], Sequence[Entry]]
 """What comes after a position, this many at most."""
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What is needed to follow a job."""
+
+    jobs: JobTable
+    history: HistoryTable
+    notifier: ChangeNotifier
 
 
 @dataclass(frozen=True)
@@ -48,18 +59,18 @@ def sse_format(event: str) -> StreamFormat:
 NDJSON_FORMAT = StreamFormat(NDJSON, lambda _, view: view.model_dump_json().encode() + b"\n")
 
 
-def stream(ctx: Context, job_id: str, read: Read, after: int, form: StreamFormat) -> StreamingResponse:
+def stream(feed: Feed, job_id: str, read: Read, after: int, form: StreamFormat) -> StreamingResponse:
     """Follow until the job is finished and everything is sent."""
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Vary": "Accept"}
-    return StreamingResponse(_entries(ctx, job_id, read, after, form), media_type=form.media_type, headers=headers)
+    return StreamingResponse(_entries(feed, job_id, read, after, form), media_type=form.media_type, headers=headers)
 
 
-async def _entries(ctx: Context, job_id: str, read: Read, after: int, form: StreamFormat) -> AsyncIterator[bytes]:
-    with ctx.notifier.following(job_id) as changed:
-        while not ctx.notifier.is_closed:
+async def _entries(feed: Feed, job_id: str, read: Read, after: int, form: StreamFormat) -> AsyncIterator[bytes]:
+    with feed.notifier.following(job_id) as changed:
+        while not feed.notifier.is_closed:
             changed.clear()
             # The state first: what was written before it became final is then in the page.
-            job = await run_in_threadpool(ctx.store.jobs.get, job_id)
+            job = await run_in_threadpool(feed.jobs.get, job_id)
             page = await run_in_threadpool(read, after, _PAGE)
             for position, view in page:
                 yield form.write(position, view)

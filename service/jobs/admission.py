@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -84,6 +85,34 @@ def against_secrets(spec: JobSpec, owner: str, missing: Callable[[str, set[str]]
         for variable, name in named.items()
         if name in gone
     ]
+
+
+@dataclass(frozen=True)
+class AdmissionChecks:
+    """What speaks against a valid spec on this installation.
+
+    capacity: the hosts of the cluster; None while it can't be asked. local_paths: workers see the same files as this
+    process. has_package, missing_secrets: see `against_package` and `against_secrets`. data_urls: addresses that jobs
+    may read data from, where user code is not allowed.
+    """
+
+    capacity: Callable[[], Sequence[NodeCapacity] | None]
+    local_paths: bool
+    has_package: Callable[[str], bool]
+    missing_secrets: Callable[[str, set[str]], set[str]]
+    allow_code: bool
+    data_urls: Sequence[str]
+
+    def refusals(self, spec: JobSpec, owner: str) -> list[Problem]:
+        """Errors of its plan, and what is missing or not allowed."""
+        return [*against_plan(spec, self.capacity()), *self.missing(spec, owner)]
+
+    def missing(self, spec: JobSpec, owner: str) -> list[Problem]:
+        """Missing files, packages and secrets, and what is not allowed."""
+        problems = against_files(spec) if self.local_paths else []
+        problems += against_package(spec, self.has_package) + against_secrets(spec, owner, self.missing_secrets)
+        problems += [] if self.allow_code else against_code(spec) + against_urls(spec, self.data_urls)
+        return problems
 
 
 def new_job(spec: JobSpec, owner: str, now: datetime) -> Job:

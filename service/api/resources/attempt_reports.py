@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import hmac
 import re
+import threading
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from anyio import to_thread
-from fastapi import APIRouter, Header, Path
+from anyio import CapacityLimiter, to_thread
+from fastapi import APIRouter, Depends, Header, Path
 
-from syncnorm.service.api.dependencies import Context, Ctx
+from syncnorm.service.api.change_notifier import ChangeNotifier
+from syncnorm.service.api.components import Components
+from syncnorm.service.api.dependencies import provide
 from syncnorm.service.api.http.errors import ApiError
+from syncnorm.service.api.report_limits import ReportLimits
+from syncnorm.service.integrations.secrets import Secrets
 from syncnorm.service.jobs.actors import WORKER
 from syncnorm.service.jobs.export import ExportState
 from syncnorm.service.jobs.job import Attempt, Job, NewEvent
 from syncnorm.service.reconciler.backends import attempt_token
+from syncnorm.service.store.tables.attempts import AttemptTable
+from syncnorm.service.store.tables.exports import ExportTable
+from syncnorm.service.store.tables.jobs import JobTable
+from syncnorm.service.store.tables.reports import ReportTable
 from syncnorm.trainer.contract import protocol
 from syncnorm.trainer.contract.bounds import LONGEST_S, MOST_METRICS
 
@@ -29,69 +39,110 @@ router_of_exports = APIRouter(prefix="/internal/v1/exports/{job_id}/{name}", inc
 Bearer = Annotated[str, Header()]
 
 
+@dataclass(frozen=True)
+class _Reports:
+    """lease_s: how long an attempt lives after a report. limiter: of threads that store log lines."""
+
+    table: ReportTable
+    attempts: AttemptTable
+    jobs: JobTable
+    exports: ExportTable
+    secrets: Secrets
+    limits: ReportLimits
+    limiter: CapacityLimiter
+    wake: threading.Event
+    notifier: ChangeNotifier
+    lease_s: float
+    log_mb_per_job: int
+
+
+def _reports(parts: Components) -> _Reports:
+    store, settings = parts.store, parts.settings
+    return _Reports(
+        store.reports,
+        store.attempts,
+        store.jobs,
+        store.exports,
+        parts.secrets,
+        parts.limits,
+        parts.reports,
+        parts.wake,
+        parts.notifier,
+        settings.lease_s,
+        settings.log_mb_per_job,
+    )
+
+
+Reports = Annotated[_Reports, Depends(provide(_reports))]
+
+
 @router.post("/heartbeat")
 def heartbeat(
-    attempt_id: AttemptId, message: protocol.Heartbeat, ctx: Ctx, authorization: Bearer = ""
+    attempt_id: AttemptId, message: protocol.Heartbeat, reports: Reports, authorization: Bearer = ""
 ) -> protocol.Reply:
-    _authenticate(ctx, message.fence, authorization, "heartbeat")
+    _authenticate(reports, message.fence, authorization, "heartbeat")
     # Ranks renew the lease and count steps; the phase is what the driver and rank 0 say.
     phase = message.phase if message.source in ("driver", "rank-0") else None
     return _reply(
-        ctx,
-        ctx.store.reports.heartbeat(attempt_id, message.fence, ctx.settings.lease_s, phase, message.step),
+        reports,
+        reports.table.heartbeat(attempt_id, message.fence, reports.lease_s, phase, message.step),
         new_phase=phase,
     )
 
 
 @router.post("/progress")
-def progress(attempt_id: AttemptId, message: protocol.Progress, ctx: Ctx, authorization: Bearer = "") -> protocol.Reply:
-    _authenticate(ctx, message.fence, authorization, "progress")
-    attempt = ctx.store.attempts.get(attempt_id)
-    job = ctx.store.jobs.get(attempt.job_id) if attempt else None
+def progress(
+    attempt_id: AttemptId, message: protocol.Progress, reports: Reports, authorization: Bearer = ""
+) -> protocol.Reply:
+    _authenticate(reports, message.fence, authorization, "progress")
+    attempt = reports.attempts.get(attempt_id)
+    job = reports.jobs.get(attempt.job_id) if attempt else None
     if attempt is None or job is None:
         raise _stale_fence(attempt_id)
     value = progress_of(job, attempt, message, datetime.now(UTC))
-    return _reply(ctx, ctx.store.reports.progress(attempt_id, message.fence, ctx.settings.lease_s, message.step, value))
+    return _reply(reports, reports.table.progress(attempt_id, message.fence, reports.lease_s, message.step, value))
 
 
 @router.post("/logs")
 async def logs(
-    attempt_id: AttemptId, message: protocol.LogLines, ctx: Ctx, authorization: Bearer = ""
+    attempt_id: AttemptId, message: protocol.LogLines, reports: Reports, authorization: Bearer = ""
 ) -> protocol.Reply:
-    _authenticate(ctx, message.fence, authorization, "logs")
-    return await to_thread.run_sync(_keep_lines, attempt_id, message, ctx, limiter=ctx.reports)
+    _authenticate(reports, message.fence, authorization, "logs")
+    return await to_thread.run_sync(_keep_lines, attempt_id, message, reports, limiter=reports.limiter)
 
 
-def _keep_lines(attempt_id: str, message: protocol.LogLines, ctx: Context) -> protocol.Reply:
-    lines = ctx.limits.lines(message.fence, message.lines)
-    most = ctx.settings.log_mb_per_job * 2**20
-    return _reply(ctx, ctx.store.reports.add_lines(attempt_id, message.fence, lines, most))
+def _keep_lines(attempt_id: str, message: protocol.LogLines, reports: _Reports) -> protocol.Reply:
+    lines = reports.limits.lines(message.fence, message.lines)
+    most = reports.log_mb_per_job * 2**20
+    return _reply(reports, reports.table.add_lines(attempt_id, message.fence, lines, most))
 
 
 @router.post("/checkpoints")
 def checkpoints(
-    attempt_id: AttemptId, message: protocol.CheckpointFact, ctx: Ctx, authorization: Bearer = ""
+    attempt_id: AttemptId, message: protocol.CheckpointFact, reports: Reports, authorization: Bearer = ""
 ) -> protocol.Reply:
-    _authenticate(ctx, message.fence, authorization, "checkpoints")
-    return _reply(ctx, ctx.store.reports.add_checkpoint(attempt_id, message))
+    _authenticate(reports, message.fence, authorization, "checkpoints")
+    return _reply(reports, reports.table.add_checkpoint(attempt_id, message))
 
 
 @router.post("/placement")
 def placement(
-    attempt_id: AttemptId, message: protocol.Placement, ctx: Ctx, authorization: Bearer = ""
+    attempt_id: AttemptId, message: protocol.Placement, reports: Reports, authorization: Bearer = ""
 ) -> protocol.Reply:
-    _authenticate(ctx, message.fence, authorization, "placement")
-    return _reply(ctx, ctx.store.reports.placement(attempt_id, message))
+    _authenticate(reports, message.fence, authorization, "placement")
+    return _reply(reports, reports.table.placement(attempt_id, message))
 
 
 @router.post("/events")
-def events(attempt_id: AttemptId, message: protocol.Event, ctx: Ctx, authorization: Bearer = "") -> protocol.Reply:
-    _authenticate(ctx, message.fence, authorization, "events")
-    if not ctx.limits.event(message.fence):
+def events(
+    attempt_id: AttemptId, message: protocol.Event, reports: Reports, authorization: Bearer = ""
+) -> protocol.Reply:
+    _authenticate(reports, message.fence, authorization, "events")
+    if not reports.limits.event(message.fence):
         detail = "The workers of an attempt may tell 50 events a second; try again in 1 s."
         raise ApiError(429, "rate_limited", detail, headers={"Retry-After": "1"})
     event = NewEvent(_kind_of(message), message.message, message.data, WORKER)
-    return _reply(ctx, ctx.store.reports.add_event(attempt_id, message.fence, event))
+    return _reply(reports, reports.table.add_event(attempt_id, message.fence, event))
 
 
 def _kind_of(message: protocol.Event) -> str:
@@ -102,63 +153,65 @@ def _kind_of(message: protocol.Event) -> str:
 
 
 @router.post("/exit")
-def leave(attempt_id: AttemptId, message: protocol.Exit, ctx: Ctx, authorization: Bearer = "") -> protocol.Reply:
+def leave(
+    attempt_id: AttemptId, message: protocol.Exit, reports: Reports, authorization: Bearer = ""
+) -> protocol.Reply:
     _check(message.fence, authorization)
     if message.result.fence != message.fence:
         raise _stale_fence(attempt_id)
     result = message.result.model_dump(mode="json")
-    return _reply(ctx, ctx.store.reports.exit(attempt_id, message.fence, result), new_phase="done")
+    return _reply(reports, reports.table.exit(attempt_id, message.fence, result), new_phase="done")
 
 
 @router.post("/secrets")
 def secrets(
-    attempt_id: AttemptId, message: protocol.SecretsRequest, ctx: Ctx, authorization: Bearer = ""
+    attempt_id: AttemptId, message: protocol.SecretsRequest, reports: Reports, authorization: Bearer = ""
 ) -> protocol.SecretValues:
     """The secrets that the spec of the job names, for the ranks of its live attempt only."""
     _check(message.fence, authorization)
-    attempt = ctx.store.attempts.get(attempt_id)
-    job = ctx.store.jobs.get(attempt.job_id) if attempt else None
+    attempt = reports.attempts.get(attempt_id)
+    job = reports.jobs.get(attempt.job_id) if attempt else None
     if attempt is None or job is None or attempt.ended_at is not None or attempt.fence != message.fence:
         raise _stale_fence(attempt_id)
-    return _named_secrets(ctx, job)
+    return _named_secrets(reports, job)
 
 
 @router_of_exports.post("/secrets")
 def secrets_of_export(
-    job_id: JobId, name: ExportName, message: protocol.SecretsRequest, ctx: Ctx, authorization: Bearer = ""
+    job_id: JobId, name: ExportName, message: protocol.SecretsRequest, reports: Reports, authorization: Bearer = ""
 ) -> protocol.SecretValues:
     """The same for a later export, which reads the job's data again."""
-    return _named_secrets(ctx, _running_export(ctx, job_id, name, message.fence, authorization))
+    return _named_secrets(reports, _running_export(reports, job_id, name, message.fence, authorization))
 
 
 @router_of_exports.post("/heartbeat")
 def heartbeat_of_export(
-    job_id: JobId, name: ExportName, message: protocol.Heartbeat, ctx: Ctx, authorization: Bearer = ""
+    job_id: JobId, name: ExportName, message: protocol.Heartbeat, reports: Reports, authorization: Bearer = ""
 ) -> protocol.Reply:
     """Whether this start of it still counts: asked before it registers a model. It renews nothing."""
-    _running_export(ctx, job_id, name, message.fence, authorization)
+    _running_export(reports, job_id, name, message.fence, authorization)
     return protocol.Reply()
 
 
-def _running_export(ctx: Context, job_id: str, name: str, fence: str, authorization: str) -> Job:
+def _running_export(reports: _Reports, job_id: str, name: str, fence: str, authorization: str) -> Job:
     """The job of an export whose latest start has this fence."""
     _check(fence, authorization)
-    export, job = ctx.store.exports.get(job_id, name), ctx.store.jobs.get(job_id)
+    export, job = reports.exports.get(job_id, name), reports.jobs.get(job_id)
     if export is None or job is None or export.state is not ExportState.RUNNING or export.fence != fence:
         raise ApiError(409, "stale_fence", f"Export {name} of {job_id} is over or was started again.")
     return job
 
 
-def _named_secrets(ctx: Context, job: Job) -> protocol.SecretValues:
+def _named_secrets(reports: _Reports, job: Job) -> protocol.SecretValues:
     named = {variable: value["secret"] for variable, value in job.spec["env"].items() if isinstance(value, dict)}
-    found = ctx.secrets.values(job.owner, set(named.values()))
+    found = reports.secrets.values(job.owner, set(named.values()))
     return protocol.SecretValues(values={variable: found[name] for variable, name in named.items() if name in found})
 
 
-def _authenticate(ctx: Context, fence: str, authorization: str, path: str) -> None:
+def _authenticate(reports: _Reports, fence: str, authorization: str, path: str) -> None:
     """Raises: ApiError 401 for another's token, 429 for messages that come too fast."""
     _check(fence, authorization)
-    ctx.limits.message(fence, path)
+    reports.limits.message(fence, path)
 
 
 def _check(fence: str, authorization: str) -> None:
@@ -166,13 +219,13 @@ def _check(fence: str, authorization: str) -> None:
         raise ApiError(401, "unauthorized", "This is not the token of the attempt.")
 
 
-def _reply(ctx: Context, job: Job | None, new_phase: str | None = None) -> protocol.Reply:
+def _reply(reports: _Reports, job: Job | None, new_phase: str | None = None) -> protocol.Reply:
     if job is None:
         raise _stale_fence("this one")
     if new_phase is not None:
-        ctx.wake.set()
-    ctx.notifier.changed(job.id)
-    return protocol.Reply(stop=job.stop, lease_s=ctx.settings.lease_s)
+        reports.wake.set()
+    reports.notifier.changed(job.id)
+    return protocol.Reply(stop=job.stop, lease_s=reports.lease_s)
 
 
 def _stale_fence(attempt_id: str) -> ApiError:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 
-from syncnorm.service.api.dependencies import Admin, Ctx
+from syncnorm.service.api.dependencies import Admin, provide
 from syncnorm.service.api.http.pagination import LONGEST, decode, encode, list_id
 from syncnorm.service.api.http.route import Route
 from syncnorm.service.api.resources.job_list import Instant
 from syncnorm.service.api.views import ActorView, View
 from syncnorm.service.jobs.actors import Outcome
 from syncnorm.service.store import AuditEntry, AuditQuery
+from syncnorm.service.store.administration.audit import AuditTable
 
 router = APIRouter(prefix="/v1/audit", tags=["audit"], route_class=Route)
+Audit = Annotated[AuditTable, Depends(provide(lambda components: components.store.audit))]
 
 
 class AuditView(View):
@@ -42,7 +44,7 @@ class AuditPage(View):
 @router.get("")
 def list_audit(
     *,
-    ctx: Ctx,
+    audit: Audit,
     who: Admin,  # noqa: ARG001  (its check is what is wanted)
     actor: Annotated[str | None, Query(max_length=120, description="An owner, or the id of a token.")] = None,
     action: Annotated[
@@ -60,7 +62,7 @@ def list_audit(
     secrets, packages, what was refused, and failed authentication."""
     listing = list_id("audit", actor=actor, action=action, object=object, since=since, until=until)
     before = decode(listing, cursor, int)[0] if cursor is not None else None
-    found = ctx.store.audit.find(AuditQuery(actor, action, object, since, until, before, limit))
+    found = audit.find(AuditQuery(actor, action, object, since, until, before, limit))
     following = encode(listing, found[-1].seq) if len(found) == limit else None
     return AuditPage(items=[_view(entry) for entry in found], next_cursor=following)
 

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
 from syncnorm.norm.kind import KINDS, Kind
-from syncnorm.service.api.dependencies import Ctx, Reader
+from syncnorm.service.api.dependencies import Reader, provide
 from syncnorm.service.api.http.route import Route
 from syncnorm.service.api.views import View
 from syncnorm.service.jobs.job import JobState
+from syncnorm.service.reconciler.reconciler import Reconciler
 from syncnorm.trainer.contract.catalog import DATASETS, MODELS
 
 router = APIRouter(prefix="/v1", tags=["catalog"], route_class=Route)
+
+
+@dataclass(frozen=True)
+class _State:
+    reconciler: Reconciler
+    count_jobs: Callable[[], dict[JobState, int]]
+
+
+State = Annotated[
+    _State,
+    Depends(provide(lambda components: _State(components.reconciler, components.store.jobs.count_by_state))),
+]
 
 
 class NormView(View):
@@ -80,11 +95,11 @@ def datasets(_: Reader) -> EntryPage:
 
 
 @router.get("/cluster")
-def cluster(ctx: Ctx, _: Reader) -> ClusterView:
-    view = ctx.reconciler.view
+def cluster(state: State, _: Reader) -> ClusterView:
+    view = state.reconciler.view
     nodes = [NodeView(**vars(node)) for node in view.nodes] if view else []
     session = view.session if view else None
-    return ClusterView(reachable=view is not None, session=session, nodes=nodes, jobs=ctx.store.jobs.count_by_state())
+    return ClusterView(reachable=view is not None, session=session, nodes=nodes, jobs=state.count_jobs())
 
 
 def _norm(kind: Kind) -> NormView:

@@ -6,16 +6,20 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
-from syncnorm.service.api.dependencies import Ctx, Reader, visible_job
+from syncnorm.service.api.dependencies import Reader, provide, visible_job
 from syncnorm.service.api.http.accept import wanted
 from syncnorm.service.api.http.pagination import LONGEST, decode, encode, list_id
 from syncnorm.service.api.http.route import JSON, Route
-from syncnorm.service.api.sse import NDJSON, NDJSON_FORMAT, SSE, TEXT, Entry, StreamFormat, sse_format, stream
+from syncnorm.service.api.sse import NDJSON, NDJSON_FORMAT, SSE, TEXT, Entry, Feed, StreamFormat, sse_format, stream
 from syncnorm.service.api.views import EventPage, EventView, LinePage, LineView, View, event_view, line_view
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], route_class=Route)
+JobFeed = Annotated[
+    Feed,
+    Depends(provide(lambda parts: Feed(parts.store.jobs, parts.store.history, parts.notifier))),
+]
 Cursor = Annotated[str | None, Query(max_length=LONGEST)]
 Limit = Annotated[int, Query(ge=1, le=1000, description="Of a page. A stream has no limit.")]
 LastId = Annotated[
@@ -44,7 +48,7 @@ def events(
     job_id: str,
     *,
     request: Request,
-    ctx: Ctx,
+    feed: JobFeed,
     who: Reader,
     last_event_id: LastId = None,
     follow: Follow = False,
@@ -55,16 +59,16 @@ def events(
 
     `Accept: text/event-stream` streams what comes, too. So does `follow=true`, as server-sent events or NDJSON.
     """
-    visible_job(ctx, who, job_id)
+    visible_job(feed.jobs, who, job_id)
     form = wanted(request, [SSE, NDJSON] if follow else [JSON, NDJSON, SSE])
     listing = list_id("events", job=job_id)
     after = _after(cursor, listing)
 
     def read(position: int, most: int) -> list[Entry]:
-        return [(event.seq, event_view(event)) for event in ctx.store.history.events(job_id, position, most)]
+        return [(event.seq, event_view(event)) for event in feed.history.events(job_id, position, most)]
 
     if follow or form == SSE:
-        return stream(ctx, job_id, read, int(last_event_id or after), _format_of(form, "event"))
+        return stream(feed, job_id, read, int(last_event_id or after), _format_of(form, "event"))
     found = read(after, limit)
     next_cursor = encode(listing, found[-1][0]) if len(found) == limit else None
     return _page(request, form, EventPage, found, next_cursor)
@@ -75,7 +79,7 @@ def logs(
     job_id: str,
     *,
     request: Request,
-    ctx: Ctx,
+    feed: JobFeed,
     who: Reader,
     last_event_id: LastId = None,
     attempt: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,
@@ -91,19 +95,19 @@ def logs(
     `Accept` chooses among a JSON page, plain text, NDJSON and server-sent events; with `follow=true`, among the last
     three. Text is given as it was printed, control characters included.
     """
-    visible_job(ctx, who, job_id)
+    visible_job(feed.jobs, who, job_id)
     form = wanted(request, [SSE, NDJSON, TEXT] if follow else [JSON, TEXT, NDJSON, SSE])
     chosen: dict[str, Any] = {"attempt": attempt, "rank": rank, "text": q}
     listing = list_id("logs", job=job_id, **chosen)
     after = _after(cursor, listing)
 
     def read(position: int, most: int, from_end: bool = False) -> list[Entry]:
-        found = ctx.store.history.lines(job_id, after=position, limit=most, tail=from_end, **chosen)
+        found = feed.history.lines(job_id, after=position, limit=most, tail=from_end, **chosen)
         return [(line.id, line_view(line)) for line in found]
 
     if follow or form == SSE:
         start = int(last_event_id or after)
-        return stream(ctx, job_id, read, start or _before_last(read, tail), _format_of(form, "line"))
+        return stream(feed, job_id, read, start or _before_last(read, tail), _format_of(form, "line"))
     if tail is not None:
         return _page(request, form, LinePage, read(after, tail, True), None)
     found = read(after, limit)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 from pydantic_core import to_json
 
-from syncnorm.service.api.dependencies import Ctx, Reader, Submitter, visible_job
+from syncnorm.service.api.components import Components, JobChanges
+from syncnorm.service.api.dependencies import Reader, Submitter, provide, visible_job
 from syncnorm.service.api.http.errors import ApiError, bad_spec, not_found, refused
 from syncnorm.service.api.http.json_body import Json
 from syncnorm.service.api.http.route import Route
@@ -18,12 +20,29 @@ from syncnorm.service.api.views import View
 from syncnorm.service.jobs.export import Export, ExportState
 from syncnorm.service.jobs.job import Job, JobState
 from syncnorm.service.store import AddOutcome, StoredResponse
+from syncnorm.service.store.tables.exports import ExportTable
+from syncnorm.service.store.tables.jobs import JobTable
 from syncnorm.trainer.contract.failure import FailureReason, advised
 from syncnorm.trainer.contract.spec import ExportSpec
 from syncnorm.trainer.contract.spec_reader import read_export
 from syncnorm.trainer.errors import SpecError
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/exports", tags=["jobs"], route_class=Route)
+
+
+@dataclass(frozen=True)
+class _Exports:
+    jobs: JobTable
+    table: ExportTable
+    changed: JobChanges
+    max_unfinished: int
+
+
+def _exports(parts: Components) -> _Exports:
+    return _Exports(parts.store.jobs, parts.store.exports, parts.job_changes, parts.settings.max_queued)
+
+
+Exports = Annotated[_Exports, Depends(provide(_exports))]
 _BODY = {
     "requestBody": {
         "required": True,
@@ -60,32 +79,32 @@ class ExportPage(View):
 
 
 @router.post("", status_code=201, response_model=ExportView, responses=refused(409), openapi_extra=_BODY)
-def export_again(job_id: str, body: Json, ctx: Ctx, who: Submitter, key: Key = None) -> Response:
+def export_again(job_id: str, body: Json, exports: Exports, who: Submitter, key: Key = None) -> Response:
     """Export a succeeded job once more, from its certified weights; the body is the spec's `export`."""
-    job = visible_job(ctx, who, job_id)
+    job = visible_job(exports.jobs, who, job_id)
     section = _read(body.value)
     if job.state is not JobState.SUCCEEDED:
         detail = f"Job {job.id} is {job.state}; only what has succeeded can be exported again."
         raise ApiError(409, "state_conflict", detail, extra={"state": job.state, "allowed": [JobState.SUCCEEDED]})
     digest = hashlib.sha256(f"{job.id} {body.digest}".encode()).hexdigest()
-    found = ctx.store.exports.add(
+    found = exports.table.add(
         job,
         section,
         lambda export: StoredResponse(digest, later_view(export).model_dump(mode="json")),
         None if key is None else (who.name, key),
-        ctx.settings.max_queued,
+        exports.max_unfinished,
         who.actor,
     )
     if found is None:
         raise not_found("job", job_id)
     if isinstance(found, AddOutcome):
-        detail = f"{job.owner} may have {ctx.settings.max_queued} unfinished exports, no more; wait for some."
+        detail = f"{job.owner} may have {exports.max_unfinished} unfinished exports, no more; wait for some."
         raise ApiError(429, "too_many_exports", detail, headers={"Retry-After": "60"})
     if isinstance(found, StoredResponse):
         if found.request_hash != digest:
             raise reused_key("export")
         return _created(job, found.answer, {"Idempotency-Replayed": "true"})
-    ctx.changed(job.id)
+    exports.changed(job.id)
     return _created(job, later_view(found).model_dump(mode="json"), {})
 
 
@@ -102,19 +121,19 @@ def _created(job: Job, content: dict[str, Any], headers: dict[str, str]) -> Resp
 
 
 @router.get("")
-def list_exports(job_id: str, ctx: Ctx, who: Reader) -> ExportPage:
+def list_exports(job_id: str, exports: Exports, who: Reader) -> ExportPage:
     """In order; nothing before the job has succeeded."""
-    job = visible_job(ctx, who, job_id)
+    job = visible_job(exports.jobs, who, job_id)
     first = [first_view(job)] if job.model else []
-    return ExportPage(items=first + [later_view(export) for export in ctx.store.exports.of_job(job_id)])
+    return ExportPage(items=first + [later_view(export) for export in exports.table.of_job(job_id)])
 
 
 @router.get("/{name}")
-def get_export(job_id: str, name: str, ctx: Ctx, who: Reader) -> ExportView:
-    job = visible_job(ctx, who, job_id)
+def get_export(job_id: str, name: str, exports: Exports, who: Reader) -> ExportView:
+    job = visible_job(exports.jobs, who, job_id)
     if name == "1" and job.model:
         return first_view(job)
-    export = ctx.store.exports.get(job_id, name)
+    export = exports.table.get(job_id, name)
     if export is None:
         raise not_found("export", name)
     return later_view(export)

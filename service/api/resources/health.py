@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel
 
-from syncnorm.service.api.dependencies import Ctx
+from syncnorm.service.api.components import Components
+from syncnorm.service.api.dependencies import provide
 from syncnorm.service.api.http.route import Route
+from syncnorm.service.integrations.mlflow_runs import Tracker
+from syncnorm.service.reconciler.reconciler import Reconciler
+from syncnorm.service.telemetry.metrics import Metrics
 
 router = APIRouter(tags=["health"], route_class=Route)
+
+
+@dataclass(frozen=True)
+class _Checks:
+    can_write: Callable[[], bool]
+    reconciler: Reconciler
+    tracker: Tracker
+
+
+def _checks(parts: Components) -> _Checks:
+    return _Checks(parts.store.installation.can_write, parts.reconciler, parts.tracker)
+
+
+Checks = Annotated[_Checks, Depends(provide(_checks))]
+Scrape = Annotated[Metrics, Depends(provide(lambda parts: parts.metrics))]
 
 
 class Health(BaseModel):
@@ -41,20 +62,20 @@ async def healthz() -> Health:
 
 
 @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
-def readyz(ctx: Ctx) -> JSONResponse:
+def readyz(checks: Checks) -> JSONResponse:
     parts = {
-        "database": ctx.store.installation.can_write(),
-        "cluster": ctx.reconciler.view is not None,
-        "mlflow": ctx.tracker.is_answering(),
-        "storage": ctx.reconciler.backends.storage.is_usable(),
-        "reconciler": ctx.reconciler.health.is_good,
+        "database": checks.can_write(),
+        "cluster": checks.reconciler.view is not None,
+        "mlflow": checks.tracker.is_answering(),
+        "storage": checks.reconciler.backends.storage.is_usable(),
+        "reconciler": checks.reconciler.health.is_good,
     }
     ready = all(parts.values())
-    view = Readiness(ready=ready, role=ctx.reconciler.role, **parts)
+    view = Readiness(ready=ready, role=checks.reconciler.role, **parts)
     return JSONResponse(view.model_dump(), status_code=200 if ready else 503)
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
-def metrics(ctx: Ctx) -> Response:
+def metrics(metrics: Scrape) -> Response:
     """For Prometheus. Names no secret; owners appear by name, jobs by id while they can't be handled."""
-    return Response(ctx.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -3,28 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from syncnorm.service.api.dependencies import Context, Ctx, Reader, Submitter, visible_job
+from syncnorm.service.api.components import Components, JobChanges
+from syncnorm.service.api.dependencies import Reader, Submitter, provide, visible_job
 from syncnorm.service.api.http.errors import ApiError, refused
 from syncnorm.service.api.http.etags import check_match
 from syncnorm.service.api.http.route import Route
 from syncnorm.service.api.resources.jobs import shown
 from syncnorm.service.api.resources.verbs import conflict
 from syncnorm.service.api.views import AttemptPage, JobView, Number, View, attempt_views
-from syncnorm.service.integrations.mlflow_runs import TrackingUnreachableError
+from syncnorm.service.integrations.mlflow_runs import Tracker, TrackingUnreachableError
 from syncnorm.service.jobs.actions import CHANGEABLE_LIMITS, allowed
 from syncnorm.service.jobs.job import Job
+from syncnorm.service.reconciler.reconciler import Reconciler
 from syncnorm.service.scheduling.explanation import explain
 from syncnorm.service.scheduling.ordering import rank
+from syncnorm.service.store.tables.attempts import AttemptTable
+from syncnorm.service.store.tables.exports import ExportTable
+from syncnorm.service.store.tables.history import HistoryTable
+from syncnorm.service.store.tables.jobs import JobTable
+from syncnorm.service.store.tables.workload import WorkloadTable
 from syncnorm.trainer.contract.protocol import attempt_id
 from syncnorm.trainer.contract.spec import Label, LabelName, LimitsSpec
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], route_class=Route)
+
+
+@dataclass(frozen=True)
+class _Details:
+    jobs: JobTable
+    attempts: AttemptTable
+    exports: ExportTable
+    history: HistoryTable
+    workload: WorkloadTable
+    reconciler: Reconciler
+    tracker: Tracker
+    changed: JobChanges
+    mlflow_uri: str
+
+
+def _details(parts: Components) -> _Details:
+    store = parts.store
+    return _Details(
+        store.jobs,
+        store.attempts,
+        store.exports,
+        store.history,
+        store.workload,
+        parts.reconciler,
+        parts.tracker,
+        parts.job_changes,
+        parts.mlflow_uri,
+    )
+
+
+Details = Annotated[_Details, Depends(provide(_details))]
 
 
 class ExplanationView(View):
@@ -102,41 +141,39 @@ class JobPatch(BaseModel):
 
 
 @router.get("/attempts")
-def get_attempts(job_id: str, ctx: Ctx, who: Reader) -> AttemptPage:
-    visible_job(ctx, who, job_id)
-    return AttemptPage(items=attempt_views(ctx.store.attempts.of_job(job_id)))
+def get_attempts(job_id: str, details: Details, who: Reader) -> AttemptPage:
+    visible_job(details.jobs, who, job_id)
+    return AttemptPage(items=attempt_views(details.attempts.of_job(job_id)))
 
 
 @router.get("/explain")
-def get_explanation(job_id: str, ctx: Ctx, who: Reader) -> ExplanationView:
-    job = visible_job(ctx, who, job_id)
-    attempt = ctx.store.attempts.get(attempt_id(job.id, job.attempt)) if job.attempt else None
-    policy = ctx.reconciler.policy
+def get_explanation(job_id: str, details: Details, who: Reader) -> ExplanationView:
+    job = visible_job(details.jobs, who, job_id)
+    attempt = details.attempts.get(attempt_id(job.id, job.attempt)) if job.attempt else None
+    policy = details.reconciler.policy
     mine = (rank(job.priority, job.queued_at, policy), job.id)
-    ahead = sum(
-        (rank(priority, at, policy), name) < mine for name, priority, at in ctx.store.workload.queue_positions()
-    )
-    reconciler = ctx.reconciler
+    ahead = sum((rank(priority, at, policy), name) < mine for name, priority, at in details.workload.queue_positions())
+    reconciler = details.reconciler
     schedule = reconciler.schedule if reconciler.view else None
     problem = reconciler.backends.storage.problem
     return ExplanationView(**vars(explain(job, attempt, schedule, ahead, problem, reconciler.problems(job.id))))
 
 
 @router.get("/checkpoints")
-def get_checkpoints(job_id: str, ctx: Ctx, who: Reader) -> CheckpointPage:
+def get_checkpoints(job_id: str, details: Details, who: Reader) -> CheckpointPage:
     """Complete checkpoints, the furthest first."""
-    visible_job(ctx, who, job_id)
+    visible_job(details.jobs, who, job_id)
     names = CheckpointView.model_fields
-    found = ctx.store.history.checkpoints(job_id)
+    found = details.history.checkpoints(job_id)
     return CheckpointPage(items=[CheckpointView(**{name: getattr(one, name) for name in names}) for one in found])
 
 
 @router.get("/statistics")
-def get_statistics(job_id: str, ctx: Ctx, who: Reader) -> StatisticsPage:
+def get_statistics(job_id: str, details: Details, who: Reader) -> StatisticsPage:
     """Running statistics of every norm layer over steps, as MLflow has them."""
-    job = visible_job(ctx, who, job_id)
+    job = visible_job(details.jobs, who, job_id)
     try:
-        histories = ctx.tracker.histories(job.run_id, "norm/") if job.run_id else {}
+        histories = details.tracker.histories(job.run_id, "norm/") if job.run_id else {}
     except TrackingUnreachableError as error:
         raise ApiError(503, "mlflow_unreachable", str(error), headers={"Retry-After": "5"}) from error
     layers: dict[str, dict[int, dict[str, float]]] = {}
@@ -166,19 +203,19 @@ def _population(facts: Mapping[str, Any], layer: str) -> PopulationView | None:
 
 @router.patch("", response_model=JobView, responses=refused(409, 412, 428))
 def patch_job(
-    job_id: str, body: JobPatch, request: Request, ctx: Ctx, who: Submitter, if_match: IfMatch = None
+    job_id: str, body: JobPatch, request: Request, details: Details, who: Submitter, if_match: IfMatch = None
 ) -> Response:
     """Change priority, labels or limits. Needs If-Match with the ETag the change is based on; a body that changes
     nothing makes no new version."""
-    job = visible_job(ctx, who, job_id)
+    job = visible_job(details.jobs, who, job_id)
     if not if_match:
         raise ApiError(428, "precondition_required", "Send If-Match with the ETag of the job as you know it.")
     check_match(request, job)
-    moved = ctx.store.jobs.change(job, _changes(job, body), who.actor)
+    moved = details.jobs.change(job, _changes(job, body), who.actor)
     if moved is None:
         raise ApiError(412, "precondition_failed", "The job changed at the same moment; look again.")
-    ctx.changed(job.id)
-    return shown(ctx, moved)
+    details.changed(job.id)
+    return shown(moved, details.mlflow_uri)
 
 
 def _changes(job: Job, body: JobPatch) -> dict[str, Any]:
@@ -195,23 +232,23 @@ def _changes(job: Job, body: JobPatch) -> dict[str, Any]:
 
 
 @router.delete("", status_code=204, responses=refused(409, 412))
-def delete_job(job_id: str, request: Request, ctx: Ctx, who: Submitter, if_match: IfMatch = None) -> None:
+def delete_job(job_id: str, request: Request, details: Details, who: Submitter, if_match: IfMatch = None) -> None:
     """Remove a finished job with its events and logs, and soon its files on the storage. Its MLflow run stays.
 
     With If-Match, only if the job has not changed since.
     """
     del if_match  # read from the request, where it may come several times
-    job = visible_job(ctx, who, job_id)
+    job = visible_job(details.jobs, who, job_id)
     check_match(request, job)
     if not job.is_terminal:
         raise conflict(job, "delete")
-    if not ctx.store.jobs.delete(job, who.actor):
-        raise _still_busy(ctx, job)
+    if not details.jobs.delete(job, who.actor):
+        raise _still_busy(details, job)
 
 
-def _still_busy(ctx: Context, job: Job) -> ApiError:
-    exports = [f"export {one.name}" for one in ctx.store.exports.of_job(job.id) if one.released_at is None]
-    attempts = [f"attempt {one.number}" for one in ctx.store.attempts.of_job(job.id) if one.released_at is None]
+def _still_busy(details: _Details, job: Job) -> ApiError:
+    exports = [f"export {one.name}" for one in details.exports.of_job(job.id) if one.released_at is None]
+    attempts = [f"attempt {one.number}" for one in details.attempts.of_job(job.id) if one.released_at is None]
     busy = " and ".join([*attempts, *exports]) or "something"
     detail = f"Job {job.id} is {job.state}, but {busy} of it has not left the cluster yet. Delete it afterwards."
     return ApiError(409, "state_conflict", detail, extra={"state": job.state, "allowed": []})

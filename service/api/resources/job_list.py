@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from anyio import to_thread
-from fastapi import APIRouter, Query, Response
+from anyio import CapacityLimiter, to_thread
+from fastapi import APIRouter, Depends, Query, Response
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
-from syncnorm.service.api.dependencies import Context, Ctx, Reader
+from syncnorm.service.api.dependencies import Reader, provide
 from syncnorm.service.api.http.pagination import LONGEST, decode, encode, invalid_cursor, list_id
 from syncnorm.service.api.http.route import Route
 from syncnorm.service.api.views import JobPage, job_text
 from syncnorm.service.jobs.job import JobState
 from syncnorm.service.store import JobQuery, sort_value
+from syncnorm.service.store.tables.jobs import JobTable
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=Route)
+
+
+@dataclass(frozen=True)
+class _Lists:
+    jobs: JobTable
+    mlflow_uri: str
+    limiter: CapacityLimiter
+
+
+Lists = Annotated[
+    _Lists,
+    Depends(provide(lambda parts: _Lists(parts.store.jobs, parts.mlflow_uri, parts.lists))),
+]
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
 _LABEL = r"^[A-Za-z0-9._-]{1,63}:[^\x00-\x1f]{0,120}$"
 Sort = Literal[
@@ -69,7 +83,7 @@ Text = Annotated[str | None, Query(max_length=120)]
 @router.get("", response_model=JobPage)
 async def list_jobs(
     *,
-    ctx: Ctx,
+    lists: Lists,
     who: Reader,
     state: Annotated[list[JobState], Query(default_factory=list, max_length=20, description="In any of these states.")],
     project: Text = None,
@@ -116,7 +130,7 @@ async def list_jobs(
     )
     if cursor is not None:
         query = replace(query, after=_place(cursor, query))
-    return await to_thread.run_sync(_listed, ctx, query, limiter=ctx.lists)
+    return await to_thread.run_sync(_listed, lists, query, limiter=lists.limiter)
 
 
 def listing_of(query: JobQuery) -> str:
@@ -138,14 +152,14 @@ def _place(cursor: str, query: JobQuery) -> tuple[Any, str]:
     return value, job_id
 
 
-def _listed(ctx: Context, query: JobQuery) -> Response:
-    found = ctx.store.jobs.find(query)
+def _listed(lists: _Lists, query: JobQuery) -> Response:
+    found = lists.jobs.find(query)
     following = None
     if len(found) == query.limit:
         value = sort_value(found[-1], query.sort)
         place = value.isoformat() if isinstance(value, datetime) else value
         following = encode(listing_of(query), place, found[-1].id)
-    return _page([job_text(one, ctx.mlflow_uri) for one in found], following)
+    return _page([job_text(one, lists.mlflow_uri) for one in found], following)
 
 
 def _page(items: list[str], next_cursor: str | None) -> Response:

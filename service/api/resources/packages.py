@@ -4,19 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from dataclasses import dataclass
 from typing import IO, Annotated, Any
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from syncnorm.service.api.dependencies import Context, Ctx, Submitter
+from syncnorm.service.api.audit_trail import AuditTrail
+from syncnorm.service.api.components import Components
+from syncnorm.service.api.dependencies import Submitter, provide
 from syncnorm.service.api.http.errors import ApiError
 from syncnorm.service.api.http.route import Route
 from syncnorm.service.jobs.actors import Actor, NewAuditEntry
-from syncnorm.service.storage.code_packages import PackageError, check
+from syncnorm.service.storage.code_packages import CodePackages, PackageError, check
+from syncnorm.service.store.administration.audit import AuditTable
 
 router = APIRouter(prefix="/v1/packages", tags=["packages"], route_class=Route)
+
+
+@dataclass(frozen=True)
+class _Uploads:
+    """audit: for what was done; audit_trail: for what was so already, which is added up."""
+
+    packages: CodePackages
+    allow_code: bool
+    audit: AuditTable
+    audit_trail: AuditTrail
+
+
+def _uploads(parts: Components) -> _Uploads:
+    return _Uploads(parts.packages, parts.settings.allow_code, parts.store.audit, parts.audit_trail)
+
+
+Uploads = Annotated[_Uploads, Depends(provide(_uploads))]
 Sha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 _BODY = {
     "requestBody": {
@@ -38,9 +59,11 @@ _KNOWN: dict[int | str, dict[str, Any]] = {200: {"description": "It was there al
 
 
 @router.put("/{sha256}", status_code=201, responses=_KNOWN, openapi_extra=_BODY)
-async def put_package(sha256: Sha256, request: Request, response: Response, ctx: Ctx, who: Submitter) -> PackageView:
+async def put_package(
+    sha256: Sha256, request: Request, response: Response, uploads: Uploads, who: Submitter
+) -> PackageView:
     """Upload a zip of Python packages. It goes onto the path of the workers of jobs that name it."""
-    if not ctx.settings.allow_code:
+    if not uploads.allow_code:
         raise ApiError(403, "code_not_allowed", "Uploaded code is off; an operator may allow it (SYNCNORM_ALLOW_CODE).")
     digest, size = hashlib.sha256(), 0
     with tempfile.SpooledTemporaryFile(max_size=2**20) as archive:
@@ -51,21 +74,21 @@ async def put_package(sha256: Sha256, request: Request, response: Response, ctx:
         if digest.hexdigest() != sha256:
             detail = f"The body must have the SHA-256 that the address names; it has {digest.hexdigest()}."
             raise ApiError(422, "wrong_digest", detail)
-        files, is_new = await run_in_threadpool(_keep, ctx, f"sha256:{sha256}", archive, who.actor)
+        files, is_new = await run_in_threadpool(_keep, uploads, f"sha256:{sha256}", archive, who.actor)
     if not is_new:
-        ctx.audit_trail.add(NewAuditEntry(who.actor, "package.put", f"sha256:{sha256}", outcome="unchanged"))
+        uploads.audit_trail.add(NewAuditEntry(who.actor, "package.put", f"sha256:{sha256}", outcome="unchanged"))
     response.status_code = 201 if is_new else 200
     return PackageView(package=f"sha256:{sha256}", files=files, size_bytes=size)
 
 
-def _keep(ctx: Context, package: str, archive: IO[bytes], by: Actor) -> tuple[int, bool]:
+def _keep(uploads: _Uploads, package: str, archive: IO[bytes], by: Actor) -> tuple[int, bool]:
     """(number of files, whether it is new)."""
     try:
         files = check(archive)
     except PackageError as error:
         raise ApiError(422, "invalid_package", f"The package can't be taken: {error}.") from error
-    is_new = not ctx.packages.has(package)
+    is_new = not uploads.packages.has(package)
     if is_new:
-        ctx.packages.put(package, archive)
-        ctx.store.audit.add([NewAuditEntry(by, "package.put", package, after={"files": files})])
+        uploads.packages.put(package, archive)
+        uploads.audit.add([NewAuditEntry(by, "package.put", package, after={"files": files})])
     return files, is_new

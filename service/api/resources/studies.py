@@ -3,33 +3,69 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import HTMLResponse
 from pydantic_core import to_json
 
 from syncnorm.service.api.auth import Principal
-from syncnorm.service.api.dependencies import Context, Ctx, Reader, Submitter, visible_study
+from syncnorm.service.api.components import Components, JobChanges
+from syncnorm.service.api.dependencies import Reader, Submitter, provide, visible_study
 from syncnorm.service.api.http.accept import wanted
 from syncnorm.service.api.http.errors import ApiError, FieldProblem
 from syncnorm.service.api.http.json_body import Json, JsonBody
 from syncnorm.service.api.http.pagination import LONGEST, decode, encode, list_id
 from syncnorm.service.api.http.route import JSON, Route
-from syncnorm.service.api.resources.jobs import Key, created, refusals, replayed, too_many
+from syncnorm.service.api.resources.jobs import Key, created, replayed, too_many
 from syncnorm.service.api.views import MlflowView, View
 from syncnorm.service.integrations.mlflow_runs import run_page
 from syncnorm.service.jobs.actions import Verb
+from syncnorm.service.jobs.admission import AdmissionChecks
 from syncnorm.service.jobs.study import Counts, Study, StudyState, count_states, new_study, state_of
 from syncnorm.service.jobs.study_spec import Child, StudySpec, expand, read_study
 from syncnorm.service.store import AddOutcome, StoredResponse
-from syncnorm.service.studies.publisher import draw_report
+from syncnorm.service.store.tables.idempotency import IdempotencyTable
+from syncnorm.service.store.tables.studies import StudyTable
+from syncnorm.service.studies.publisher import StudyPublisher, draw_report
 from syncnorm.service.studies.report import as_html, as_json
 from syncnorm.trainer.errors import SpecError
 
 router = APIRouter(prefix="/v1/studies", tags=["studies"], route_class=Route)
+
+
+@dataclass(frozen=True)
+class _Studies:
+    table: StudyTable
+    idempotency: IdempotencyTable
+    publisher: StudyPublisher
+    checks: AdmissionChecks
+    now: Callable[[], datetime]
+    wake: threading.Event
+    changed: JobChanges
+    mlflow_uri: str
+    max_unfinished: int
+
+
+def _studies(parts: Components) -> _Studies:
+    return _Studies(
+        parts.store.studies,
+        parts.store.idempotency,
+        parts.studies,
+        parts.admission_checks,
+        parts.store.now,
+        parts.wake,
+        parts.job_changes,
+        parts.mlflow_uri,
+        parts.settings.max_queued,
+    )
+
+
+Studies = Annotated[_Studies, Depends(provide(_studies))]
 _BODY = {
     "requestBody": {
         "required": True,
@@ -93,24 +129,24 @@ class StudyPage(View):
 
 
 @router.post("", status_code=201, response_model=StudyView, openapi_extra=_BODY)
-def submit(body: Json, ctx: Ctx, who: Submitter, key: Key = None) -> Response:
+def submit(body: Json, studies: Studies, who: Submitter, key: Key = None) -> Response:
     """Submit a study: all its jobs enter the queue at once, or none does."""
     try:
-        spec, children = _read(body.value, ctx, who)
+        spec, children = _read(body.value, studies, who)
     except ApiError:
         # What was taken once is answered as it was, whatever is allowed by now.
-        if key is None or (before := ctx.store.idempotency.answer(who.name, key)) is None:
+        if key is None or (before := studies.idempotency.answer(who.name, key)) is None:
             raise
         return replayed(before, _keyed(body), "studies")
-    study, rows, jobs = new_study(spec, children, who.name, ctx.store.now())
-    content = study_view(ctx, study, count_states(jobs)).model_dump(mode="json")
+    study, rows, jobs = new_study(spec, children, who.name, studies.now())
+    content = study_view(studies.mlflow_uri, study, count_states(jobs)).model_dump(mode="json")
     idempotency = None if key is None else (key, StoredResponse(_keyed(body).digest, content))
-    result = ctx.store.studies.add(study, rows, jobs, idempotency, ctx.settings.max_queued, who.actor)
+    result = studies.table.add(study, rows, jobs, idempotency, studies.max_unfinished, who.actor)
     if isinstance(result, StoredResponse):
         return replayed(result, _keyed(body), "studies")
     if result is AddOutcome.TOO_MANY:
-        raise too_many(ctx, who)
-    ctx.wake.set()
+        raise too_many(who, studies.max_unfinished)
+    studies.wake.set()
     return created(content, what="studies")
 
 
@@ -119,10 +155,10 @@ def _keyed(body: JsonBody) -> JsonBody:
     return replace(body, digest=hashlib.sha256(f"study {body.digest}".encode()).hexdigest())
 
 
-def _read(value: Any, ctx: Context, who: Principal) -> tuple[StudySpec, list[Child]]:
+def _read(value: Any, studies: _Studies, who: Principal) -> tuple[StudySpec, list[Child]]:
     try:
         spec = read_study(value)
-        children = expand(spec, lambda child: refusals(child, ctx, who))
+        children = expand(spec, lambda child: studies.checks.refusals(child, who.name))
     except SpecError as error:
         found = [FieldProblem(pointer=problem.path, detail=problem.message) for problem in error.problems]
         count = f"{len(found)} problems" if len(found) > 1 else "1 problem"
@@ -134,7 +170,7 @@ def _read(value: Any, ctx: Context, who: Principal) -> tuple[StudySpec, list[Chi
 @router.get("")
 def list_studies(
     *,
-    ctx: Ctx,
+    studies: Studies,
     who: Reader,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=LONGEST)] = None,
@@ -142,21 +178,21 @@ def list_studies(
     """Studies, newest first."""
     owner = None if who.is_admin else who.name
     listing = list_id("studies", owner=owner)
-    found = ctx.store.studies.find(owner, decode(listing, cursor, str)[0] if cursor is not None else None, limit)
-    counts = ctx.store.studies.count_children([study.id for study in found])
-    items = [study_view(ctx, study, counts[study.id]) for study in found]
+    found = studies.table.find(owner, decode(listing, cursor, str)[0] if cursor is not None else None, limit)
+    counts = studies.table.count_children([study.id for study in found])
+    items = [study_view(studies.mlflow_uri, study, counts[study.id]) for study in found]
     return StudyPage(items=items, next_cursor=encode(listing, found[-1].id) if len(found) == limit else None)
 
 
 @router.get("/{study_id}")
-def get_study(study_id: str, ctx: Ctx, who: Reader) -> StudyDetail:
+def get_study(study_id: str, studies: Studies, who: Reader) -> StudyDetail:
     """A study with its children and the comparison table as it stands."""
-    study = visible_study(ctx, who, study_id)
-    family = ctx.store.studies.family(study_id)
-    report = ctx.studies.report(study, family)
+    study = visible_study(studies.table, who, study_id)
+    family = studies.table.family(study_id)
+    report = studies.publisher.report(study, family)
     document = as_json(report)
     return StudyDetail(
-        **study_view(ctx, study, count_states(job for _, job in family)).model_dump(),
+        **study_view(studies.mlflow_uri, study, count_states(job for _, job in family)).model_dump(),
         spec=study.spec,
         children=[
             ChildView(**{name: getattr(one, name) for name in ChildView.model_fields}) for one in report.outcomes
@@ -170,16 +206,16 @@ def get_study(study_id: str, ctx: Ctx, who: Reader) -> StudyDetail:
 def get_report(
     *,
     study_id: str,
-    ctx: Ctx,
+    studies: Studies,
     who: Reader,
     request: Request,
     format: Annotated[Literal["html", "png", "json"] | None, Query()] = None,
     picture: Literal["comparison", "curves", "heat_map"] = "comparison",
 ) -> Response:
     """The report as it stands: an HTML page that needs nothing else, one of its pictures, or JSON."""
-    study = visible_study(ctx, who, study_id)
+    study = visible_study(studies.table, who, study_id)
     form = _FORMATS[format] if format else wanted(request, list(_FORMATS.values()))
-    report = ctx.studies.report(study, ctx.store.studies.family(study_id))
+    report = studies.publisher.report(study, studies.table.family(study_id))
     vary = {"Vary": "Accept"}
     if form == JSON:
         return Response(to_json(as_json(report), inf_nan_mode="strings"), headers=vary, media_type=JSON)
@@ -192,36 +228,36 @@ def get_report(
 
 
 @router.post("/{study_id}/cancel", status_code=202)
-def cancel(study_id: str, ctx: Ctx, who: Submitter) -> StudyView:
+def cancel(study_id: str, studies: Studies, who: Submitter) -> StudyView:
     """Ask every unfinished job of the study to end."""
-    return _apply_verb(ctx, who, visible_study(ctx, who, study_id), "cancel")
+    return _apply_verb(studies, who, visible_study(studies.table, who, study_id), "cancel")
 
 
 @router.post("/{study_id}/pause", status_code=202)
-def pause(study_id: str, ctx: Ctx, who: Submitter) -> StudyView:
+def pause(study_id: str, studies: Studies, who: Submitter) -> StudyView:
     """Ask every job that waits or trains to stop with a checkpoint; those that export already go on to their end."""
-    return _apply_verb(ctx, who, visible_study(ctx, who, study_id), "pause")
+    return _apply_verb(studies, who, visible_study(studies.table, who, study_id), "pause")
 
 
 @router.post("/{study_id}/resume", status_code=202)
-def resume(study_id: str, ctx: Ctx, who: Submitter) -> StudyView:
+def resume(study_id: str, studies: Studies, who: Submitter) -> StudyView:
     """Put every paused job back into the queue."""
-    return _apply_verb(ctx, who, visible_study(ctx, who, study_id), "resume")
+    return _apply_verb(studies, who, visible_study(studies.table, who, study_id), "resume")
 
 
 @router.post("/{study_id}/retry", status_code=202)
-def retry(study_id: str, ctx: Ctx, who: Submitter) -> StudyView:
+def retry(study_id: str, studies: Studies, who: Submitter) -> StudyView:
     """Put every failed or cancelled job back into the queue."""
-    return _apply_verb(ctx, who, visible_study(ctx, who, study_id), "retry")
+    return _apply_verb(studies, who, visible_study(studies.table, who, study_id), "retry")
 
 
-def _apply_verb(ctx: Context, who: Principal, study: Study, verb: Verb) -> StudyView:
-    for job_id in ctx.store.studies.apply(study.id, verb, ctx.store.now(), who.actor):
-        ctx.changed(job_id)
-    return study_view(ctx, study, ctx.store.studies.count_children([study.id])[study.id])
+def _apply_verb(studies: _Studies, who: Principal, study: Study, verb: Verb) -> StudyView:
+    for job_id in studies.table.apply(study.id, verb, studies.now(), who.actor):
+        studies.changed(job_id)
+    return study_view(studies.mlflow_uri, study, studies.table.count_children([study.id])[study.id])
 
 
-def study_view(ctx: Context, study: Study, counts: Counts) -> StudyView:
+def study_view(mlflow_uri: str, study: Study, counts: Counts) -> StudyView:
     return StudyView(
         id=study.id,
         name=study.name,
@@ -229,7 +265,7 @@ def study_view(ctx: Context, study: Study, counts: Counts) -> StudyView:
         owner=study.owner,
         state=state_of(counts),
         jobs=counts,
-        mlflow=MlflowView(run_id=study.run_id, url=run_page(ctx.mlflow_uri, study.experiment_id, study.run_id)),
+        mlflow=MlflowView(run_id=study.run_id, url=run_page(mlflow_uri, study.experiment_id, study.run_id)),
         created_at=study.created_at,
         reported_at=study.reported_at,
         problem=study.problem,

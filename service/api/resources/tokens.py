@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Depends, Path
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from syncnorm.service.api.auth import new_token
-from syncnorm.service.api.dependencies import Admin, Ctx
+from syncnorm.service.api.auth import Authenticator, new_token
+from syncnorm.service.api.components import Components
+from syncnorm.service.api.dependencies import Admin, provide
 from syncnorm.service.api.http.errors import ApiError, FieldProblem, not_found
 from syncnorm.service.api.http.route import Route
 from syncnorm.service.store import StoredToken
+from syncnorm.service.store.administration.tokens import TokenTable
 
 router = APIRouter(prefix="/v1/tokens", tags=["tokens"], route_class=Route)
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    table: TokenTable
+    now: Callable[[], datetime]
+    authenticator: Authenticator
+
+
+def _tokens(parts: Components) -> _Tokens:
+    return _Tokens(parts.store.tokens, parts.store.now, parts.authenticator)
+
+
+Tokens = Annotated[_Tokens, Depends(provide(_tokens))]
 Owner = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[A-Za-z0-9][A-Za-z0-9@._-]*$")]
 LONGEST = timedelta(days=3650)
 TokenId = Annotated[str, Path(max_length=20, pattern=r"^[0-9a-f]+$")]
@@ -57,26 +75,26 @@ class TokenPage(BaseModel):
 
 
 @router.post("", status_code=201)
-def create_token(body: TokenRequest, ctx: Ctx, who: Admin) -> NewTokenView:
+def create_token(body: TokenRequest, tokens: Tokens, who: Admin) -> NewTokenView:
     """Make a token. It is shown in this answer and never again."""
-    now = ctx.store.now()
+    now = tokens.now()
     expires_at = None if body.expires_at is None else _within_bounds(body.expires_at, now)
     token, stored = new_token(body.owner, list(dict.fromkeys(body.scopes)), now, expires_at)
-    ctx.store.tokens.add(stored, who.actor)
+    tokens.table.add(stored, who.actor)
     return NewTokenView(**_view(stored).model_dump(), token=token)
 
 
 @router.get("")
-def list_tokens(ctx: Ctx, _: Admin) -> TokenPage:
-    return TokenPage(items=[_view(token) for token in ctx.store.tokens.all()])
+def list_tokens(tokens: Tokens, _: Admin) -> TokenPage:
+    return TokenPage(items=[_view(token) for token in tokens.table.all()])
 
 
 @router.delete("/{token_id}", status_code=204)
-def revoke_token(token_id: TokenId, ctx: Ctx, who: Admin) -> None:
+def revoke_token(token_id: TokenId, tokens: Tokens, who: Admin) -> None:
     """The token stops working at once."""
-    if not ctx.store.tokens.revoke(token_id, who.actor):
+    if not tokens.table.revoke(token_id, who.actor):
         raise not_found("token", token_id)
-    ctx.authenticator.forget(token_id)
+    tokens.authenticator.forget(token_id)
 
 
 def _view(token: StoredToken) -> TokenView:

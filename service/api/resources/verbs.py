@@ -5,14 +5,18 @@ Who may: `Submitter` asks for the scope (dependencies.py), and `Store.ask_jobs` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from syncnorm.service.api.audit_trail import AuditTrail
 from syncnorm.service.api.auth import Principal
-from syncnorm.service.api.dependencies import Context, Ctx, Submitter
+from syncnorm.service.api.components import Components, JobChanges
+from syncnorm.service.api.dependencies import Submitter, provide
 from syncnorm.service.api.http.errors import ApiError, not_found, refused
 from syncnorm.service.api.http.pagination import LONGEST, decode, encode, list_id
 from syncnorm.service.api.http.route import Route
@@ -21,9 +25,26 @@ from syncnorm.service.jobs.actions import ALLOWED, Verb, allowed
 from syncnorm.service.jobs.actors import NewAuditEntry
 from syncnorm.service.jobs.job import Job, JobState
 from syncnorm.service.store import JobQuery, VerbResult
+from syncnorm.service.store.tables.jobs import JobTable
 from syncnorm.trainer.contract.spec import Label, LabelName
 
 router = APIRouter(prefix="/v1", tags=["jobs"], route_class=Route)
+
+
+@dataclass(frozen=True)
+class _Verbs:
+    jobs: JobTable
+    now: Callable[[], datetime]
+    audit_trail: AuditTrail
+    changed: JobChanges
+    mlflow_uri: str
+
+
+def _verbs(parts: Components) -> _Verbs:
+    return _Verbs(parts.store.jobs, parts.store.now, parts.audit_trail, parts.job_changes, parts.mlflow_uri)
+
+
+Verbs = Annotated[_Verbs, Depends(provide(_verbs))]
 MOST = 500
 """Jobs in one call."""
 Id = Annotated[str, StringConstraints(min_length=1, max_length=40)]
@@ -95,84 +116,84 @@ _ALREADY: dict[int | str, dict[str, Any]] = {
 
 
 @router.post("/jobs:cancel")
-def cancel_many(body: JobSelection, ctx: Ctx, who: Submitter) -> VerbResultPage:
+def cancel_many(body: JobSelection, verbs: Verbs, who: Submitter) -> VerbResultPage:
     """Ask jobs to end, each as POST /v1/jobs/{id}/cancel does."""
-    return _apply_to_many(ctx, who, body, "cancel")
+    return _apply_to_many(verbs, who, body, "cancel")
 
 
 @router.post("/jobs:pause")
-def pause_many(body: JobSelection, ctx: Ctx, who: Submitter) -> VerbResultPage:
+def pause_many(body: JobSelection, verbs: Verbs, who: Submitter) -> VerbResultPage:
     """Ask jobs to stop with a checkpoint, each as POST /v1/jobs/{id}/pause does."""
-    return _apply_to_many(ctx, who, body, "pause")
+    return _apply_to_many(verbs, who, body, "pause")
 
 
 @router.post("/jobs:resume")
-def resume_many(body: JobSelection, ctx: Ctx, who: Submitter) -> VerbResultPage:
+def resume_many(body: JobSelection, verbs: Verbs, who: Submitter) -> VerbResultPage:
     """Put paused jobs back into the queue, each as POST /v1/jobs/{id}/resume does."""
-    return _apply_to_many(ctx, who, body, "resume")
+    return _apply_to_many(verbs, who, body, "resume")
 
 
 @router.post("/jobs:retry")
-def retry_many(body: JobSelection, ctx: Ctx, who: Submitter) -> VerbResultPage:
+def retry_many(body: JobSelection, verbs: Verbs, who: Submitter) -> VerbResultPage:
     """Put failed or cancelled jobs back into the queue, each as POST /v1/jobs/{id}/retry does."""
-    return _apply_to_many(ctx, who, body, "retry")
+    return _apply_to_many(verbs, who, body, "retry")
 
 
 @router.post("/jobs/{job_id}/cancel", status_code=202, responses=_ALREADY | refused(409))
-def cancel(job_id: str, response: Response, ctx: Ctx, who: Submitter) -> JobView:
+def cancel(job_id: str, response: Response, verbs: Verbs, who: Submitter) -> JobView:
     """Ask for the job to end. It stops at the next batch, with a checkpoint. Asking again changes nothing: 200 for a
     job that is cancelled already."""
-    return _apply_to_one(ctx, who, job_id, "cancel", response)
+    return _apply_to_one(verbs, who, job_id, "cancel", response)
 
 
 @router.post("/jobs/{job_id}/pause", status_code=202, responses=_ALREADY | refused(409))
-def pause(job_id: str, response: Response, ctx: Ctx, who: Submitter) -> JobView:
+def pause(job_id: str, response: Response, verbs: Verbs, who: Submitter) -> JobView:
     """Ask for the job to stop with a checkpoint and to give its resources back, until it is resumed. Asking again
     changes nothing: 200 for a job that is paused already."""
-    return _apply_to_one(ctx, who, job_id, "pause", response)
+    return _apply_to_one(verbs, who, job_id, "pause", response)
 
 
 @router.post("/jobs/{job_id}/resume", status_code=202, responses=_ALREADY | refused(409))
-def resume(job_id: str, response: Response, ctx: Ctx, who: Submitter) -> JobView:
+def resume(job_id: str, response: Response, verbs: Verbs, who: Submitter) -> JobView:
     """Put a paused job back into the queue. It continues from the step it stopped at. Asking again changes nothing:
     200 for a job that was put back already."""
-    return _apply_to_one(ctx, who, job_id, "resume", response)
+    return _apply_to_one(verbs, who, job_id, "resume", response)
 
 
 @router.post("/jobs/{job_id}/retry", status_code=202, responses=_ALREADY | refused(409))
-def retry(job_id: str, response: Response, ctx: Ctx, who: Submitter) -> JobView:
+def retry(job_id: str, response: Response, verbs: Verbs, who: Submitter) -> JobView:
     """Put a failed or cancelled job back into the queue. It continues from its last checkpoint, with its failures
     forgotten and limits.deadline_s counted anew. Asking again changes nothing: 200 for a job that was put back
     already. Where the deadline was too short, raise it first: PATCH the job's limits."""
-    return _apply_to_one(ctx, who, job_id, "retry", response)
+    return _apply_to_one(verbs, who, job_id, "retry", response)
 
 
-def _apply_to_one(ctx: Context, who: Principal, job_id: str, verb: Verb, response: Response) -> JobView:
-    (answer,) = _apply_verb(ctx, who, [job_id], verb)
+def _apply_to_one(verbs: _Verbs, who: Principal, job_id: str, verb: Verb, response: Response) -> JobView:
+    (answer,) = _apply_verb(verbs, who, [job_id], verb)
     if isinstance(answer, ApiError):
         raise answer
     status, job = answer
     response.status_code = status
-    return job_view(job, ctx.mlflow_uri)
+    return job_view(job, verbs.mlflow_uri)
 
 
-def _apply_to_many(ctx: Context, who: Principal, body: JobSelection, verb: Verb) -> VerbResultPage:
+def _apply_to_many(verbs: _Verbs, who: Principal, body: JobSelection, verb: Verb) -> VerbResultPage:
     if body.ids is not None:
         ids, following = list(dict.fromkeys(body.ids)), None
     else:
         assert body.filter is not None
-        ids, following = _matching(ctx, who, body.filter, verb, body.cursor)
-    answers = _apply_verb(ctx, who, ids, verb)
-    items = [_as_item(ctx, job_id, answer) for job_id, answer in zip(ids, answers, strict=True)]
+        ids, following = _matching(verbs, who, body.filter, verb, body.cursor)
+    answers = _apply_verb(verbs, who, ids, verb)
+    items = [_as_item(verbs, job_id, answer) for job_id, answer in zip(ids, answers, strict=True)]
     for item in items:
         if item.problem is not None:
             detail = f"{item.status} {item.problem['code']}"
-            ctx.audit_trail.add(NewAuditEntry(who.actor, f"job.{verb}", item.id, outcome="refused", detail=detail))
+            verbs.audit_trail.add(NewAuditEntry(who.actor, f"job.{verb}", item.id, outcome="refused", detail=detail))
     return VerbResultPage(items=items, next_cursor=following)
 
 
 def _matching(
-    ctx: Context, who: Principal, wanted: JobFilter, verb: Verb, cursor: str | None
+    verbs: _Verbs, who: Principal, wanted: JobFilter, verb: Verb, cursor: str | None
 ) -> tuple[list[str], str | None]:
     """(ids, cursor of what follows)."""
     owner = wanted.owner if who.is_admin else who.name
@@ -189,19 +210,19 @@ def _matching(
         after=(None, decode(listing, cursor, str)[0]) if cursor is not None else None,
         limit=MOST,
     )
-    ids = ctx.store.jobs.find_ids(query)
+    ids = verbs.jobs.find_ids(query)
     return ids, encode(listing, ids[-1]) if len(ids) == MOST else None
 
 
-def _apply_verb(ctx: Context, who: Principal, ids: Sequence[str], verb: Verb) -> list[tuple[int, Job] | ApiError]:
+def _apply_verb(verbs: _Verbs, who: Principal, ids: Sequence[str], verb: Verb) -> list[tuple[int, Job] | ApiError]:
     """Of each job: (200 where it was so already, else 202; the job), or why not."""
     owner = None if who.is_admin else who.name
-    results = ctx.store.jobs.apply(ids, verb, ctx.store.now(), who.actor, owner)
-    return [_answer(ctx, who, job_id, results.get(job_id), verb) for job_id in ids]
+    results = verbs.jobs.apply(ids, verb, verbs.now(), who.actor, owner)
+    return [_answer(verbs, who, job_id, results.get(job_id), verb) for job_id in ids]
 
 
 def _answer(
-    ctx: Context, who: Principal, job_id: str, result: VerbResult | None, verb: Verb
+    verbs: _Verbs, who: Principal, job_id: str, result: VerbResult | None, verb: Verb
 ) -> tuple[int, Job] | ApiError:
     if result is None:
         return not_found("job", job_id)
@@ -209,18 +230,18 @@ def _answer(
     if result.outcome == "refused":
         return conflict(job, verb)
     if result.outcome == "done":
-        ctx.changed(job.id)
+        verbs.changed(job.id)
         return 202, job
-    ctx.audit_trail.add(NewAuditEntry(who.actor, f"job.{verb}", job.id, outcome="unchanged"))
+    verbs.audit_trail.add(NewAuditEntry(who.actor, f"job.{verb}", job.id, outcome="unchanged"))
     return (202 if job.stop == verb else 200), job
 
 
-def _as_item(ctx: Context, job_id: str, answer: tuple[int, Job] | ApiError) -> VerbResultView:
+def _as_item(verbs: _Verbs, job_id: str, answer: tuple[int, Job] | ApiError) -> VerbResultView:
     if isinstance(answer, ApiError):
         problem = {"status": answer.status, "code": answer.code, "detail": answer.detail, **answer.extra}
         return VerbResultView(id=job_id, ok=False, status=answer.status, problem=problem)
     status, job = answer
-    return VerbResultView(id=job_id, ok=True, status=status, job=job_view(job, ctx.mlflow_uri))
+    return VerbResultView(id=job_id, ok=True, status=status, job=job_view(job, verbs.mlflow_uri))
 
 
 def conflict(job: Job, verb: str) -> ApiError:

@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from syncnorm.service.api.app import create_app
 from syncnorm.service.api.auth import Authenticator, RateLimit
 from syncnorm.service.api.change_notifier import ChangeNotifier
-from syncnorm.service.api.dependencies import Context
+from syncnorm.service.api.components import Components
 from syncnorm.service.api.http.http_protocol import bound_connections, make_server
 from syncnorm.service.api.middleware import AuditTrail
 from syncnorm.service.api.submit_batcher import SubmitBatcher
@@ -60,13 +60,13 @@ def api_of(world: World, *, auth: bool = False, **settings: Any) -> Iterator[tup
         yield client, world
 
 
-def context_of(world: World, folder: Path, auth: bool, settings: dict[str, Any]) -> Context:
+def context_of(world: World, folder: Path, auth: bool, settings: dict[str, Any]) -> Components:
     metrics = Metrics()
     metrics.watch(world.store, world.reconciler)
     notifier = ChangeNotifier(world.store.history.changes_since)
     names = Settings(home=folder, worker_url="http://nobody", allowed_hosts=("testserver",))
     chosen = replace(names, auth=auth, **settings)
-    return Context(
+    return Components(
         settings=chosen,
         store=world.store,
         reconciler=world.reconciler,

@@ -536,7 +536,7 @@ def test_changes_leave_an_audit_line(guarded: Running) -> None:
 
     answer = client.post("/v1/jobs", json=SPEC, headers=submitter)
     denied = client.post("/v1/tokens", json={"owner": "eve"}, headers=submitter)
-    client.app.state.context.trail.flush()  # type: ignore[attr-defined]
+    client.app.state.context.audit_trail.flush()  # type: ignore[attr-defined]
 
     kept = [(one.owner, one.action, one.outcome, one.request_id) for one in world.store.audit.find()]
     assert ("ann", "job.submit", "done", answer.headers["x-request-id"]) in kept

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from syncnorm.service.api.dependencies import Context
+from syncnorm.service.api.components import Components
 from syncnorm.service.integrations.mlflow_runs import TrackingUnreachableError
 from syncnorm.service.store import JobQuery, Store
 from syncnorm.service.store.database import Database
@@ -42,8 +42,8 @@ def running(tmp_path: Path) -> Iterator[Running]:
         yield pair
 
 
-def context(client: TestClient) -> Context:
-    found: Context = client.app.state.context  # type: ignore[attr-defined]
+def context(client: TestClient) -> Components:
+    found: Components = client.app.state.context  # type: ignore[attr-defined]
     return found
 
 

@@ -20,7 +20,7 @@ import httpx
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
-from syncnorm.service.api.dependencies import Context
+from syncnorm.service.api.components import Components
 from syncnorm.service.backend_errors import BackendError
 from syncnorm.service.integrations import ray_sweep as cluster_sweep
 from syncnorm.service.integrations.http_client import HttpClient
@@ -94,8 +94,8 @@ class Scene:
     """What the loops beside the reconciler are at."""
 
     @property
-    def context(self) -> Context:
-        context: Context = self.client.app.state.context  # type: ignore[attr-defined]
+    def context(self) -> Components:
+        context: Components = self.client.app.state.context  # type: ignore[attr-defined]
         return context
 
     # What users do

@@ -38,7 +38,7 @@ def made(client: TestClient, owner: str, *scopes: str) -> tuple[str, dict[str, s
 
 
 def audit(client: TestClient, **filters: Any) -> list[dict[str, Any]]:
-    client.app.state.context.trail.flush(to_the_end=True)  # type: ignore[attr-defined]
+    client.app.state.context.audit_trail.flush(to_the_end=True)  # type: ignore[attr-defined]
     answer = client.get("/v1/audit", params=filters)
     assert answer.status_code == 200, answer.text
     found: list[dict[str, Any]] = answer.json()["items"]

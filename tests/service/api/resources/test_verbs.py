@@ -124,7 +124,7 @@ def test_many_by_ids_answer_for_each(tmp_path: Path) -> None:
         assert items[2]["job"]["id"] == mine[2]
         assert items[3]["problem"]["code"] == items[4]["problem"]["code"] == "not_found"
         assert world.job(theirs).stop is None
-        client.app.state.context.trail.flush()  # type: ignore[attr-defined]
+        client.app.state.context.audit_trail.flush()  # type: ignore[attr-defined]
         told = {(one.object, one.outcome) for one in world.store.audit.find() if one.action == "job.pause"}
         assert {(mine[0], "refused"), (mine[2], "done"), (theirs, "refused")} <= told
 

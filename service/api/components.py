@@ -1,0 +1,101 @@
+"""What the server is made of. `app.state.context` holds it; each resource picks what it needs, see `dependencies`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from anyio import CapacityLimiter
+
+from syncnorm.service.api.audit_trail import AuditTrail
+from syncnorm.service.api.auth import Authenticator, RateLimit
+from syncnorm.service.api.change_notifier import ChangeNotifier
+from syncnorm.service.api.report_limits import ReportLimits
+from syncnorm.service.api.submit_batcher import SubmitBatcher
+from syncnorm.service.background.retention_loop import Retention
+from syncnorm.service.integrations.mlflow_runs import Tracker
+from syncnorm.service.integrations.secrets import Secrets
+from syncnorm.service.integrations.webhooks import Webhooks
+from syncnorm.service.jobs.admission import AdmissionChecks
+from syncnorm.service.reconciler.reconciler import Reconciler
+from syncnorm.service.settings import Settings
+from syncnorm.service.storage.code_packages import CodePackages
+from syncnorm.service.store import Store
+from syncnorm.service.studies.publisher import StudyPublisher
+from syncnorm.service.telemetry.metrics import Metrics
+from syncnorm.trainer.contract.plan import Inspection
+from syncnorm.trainer.contract.spec import JobSpec
+
+_REPORTS = 2
+"""Messages with log lines that are stored at the same time: however many come, threads are left for everybody else."""
+_LISTS = 2
+"""Lists made at the same time; the others wait in line. More threads would take the interpreter from each other."""
+
+
+class Background(Protocol):
+    """A loop beside the reconciler, which nothing else waits for."""
+
+    name: str
+
+    def run(self, stop: threading.Event) -> None: ...
+
+
+@dataclass(frozen=True)
+class JobChanges:
+    """Where it is said that something about a job was written: look at it soon, and tell its followers."""
+
+    wake: threading.Event
+    notifier: ChangeNotifier
+
+    def __call__(self, job_id: str) -> None:
+        self.wake.set()
+        self.notifier.changed(job_id)
+
+
+@dataclass(frozen=True)
+class Components:
+    """mlflow_uri: for links, as a browser reaches it. local_paths: workers see the same files as this process.
+
+    inspect: asks somebody who knows torch about a spec; None where nobody answers.
+    """
+
+    settings: Settings
+    store: Store
+    reconciler: Reconciler
+    tracker: Tracker
+    notifier: ChangeNotifier
+    wake: threading.Event
+    mlflow_uri: str
+    local_paths: bool
+    authenticator: Authenticator
+    rate: RateLimit
+    metrics: Metrics
+    audit_trail: AuditTrail
+    inspect: Callable[[JobSpec], Inspection | None]
+    submits: SubmitBatcher
+    packages: CodePackages
+    secrets: Secrets
+    webhooks: Webhooks
+    studies: StudyPublisher
+    retention: Retention
+    background: tuple[Background, ...] = ()
+    limits: ReportLimits = field(default_factory=ReportLimits)
+    reports: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_REPORTS))
+    lists: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_LISTS))
+
+    @property
+    def job_changes(self) -> JobChanges:
+        return JobChanges(self.wake, self.notifier)
+
+    @property
+    def admission_checks(self) -> AdmissionChecks:
+        return AdmissionChecks(
+            lambda: self.reconciler.capacity,
+            self.local_paths,
+            self.packages.has,
+            self.secrets.missing,
+            self.settings.allow_code,
+            self.settings.data_urls,
+        )
