@@ -190,7 +190,7 @@ class LinePage(View):
 def job_view(job: Job, mlflow_uri: str) -> JobView:
     labels = {str(name): str(value) for name, value in job.labels.items()}
     model = _read(ModelView, job.model) if job.model else None
-    return JobView(**_shown(job, mlflow_uri), labels=labels, spec=job.spec, model=model)
+    return JobView(**_shown(job, mlflow_uri), labels=labels, spec=job.spec.document, model=model)
 
 
 def job_text(listed: ListedJob, mlflow_uri: str) -> str:

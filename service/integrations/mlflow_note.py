@@ -8,7 +8,7 @@ from typing import Any
 from syncnorm.service.jobs.job import Job, JobState
 from syncnorm.trainer.contract.failure import advised
 from syncnorm.trainer.contract.norm_choice import choose_norm
-from syncnorm.trainer.contract.spec_reader import read_stored
+from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.contract.text import counted
 
 _MAX_MESSAGE = 2000
@@ -37,18 +37,19 @@ def certificate_line(certificate: dict[str, Any]) -> str:
 
 
 def _what(job: Job) -> str:
-    model = job.spec["model"].get("name") or job.spec["model"]["class_path"]
-    data = job.spec["data"].get("name") or job.spec["data"]["class_path"]
-    batch = job.spec["data"]["batch_size"]
-    why = f" ({_why(job)})" if job.spec["norm"]["kind"] == "auto" else ""
+    spec = job.spec.value
+    if spec is None:
+        return f"**{job.name}** has a spec that this version of the service can't read."
+    model, data = spec.model.name or spec.model.class_path, spec.data.name or spec.data.class_path
+    why = f" ({_why(spec)})" if spec.norm.kind == "auto" else ""
     return (
         f"**{job.name}** trains `{model}` on `{data}` with `{job.norm}` normalization{why}, "
-        f"{counted(job.workers, 'worker')} of {counted(batch, 'sample')} each."
+        f"{counted(job.workers, 'worker')} of {counted(spec.data.batch_size, 'sample')} each."
     )
 
 
-def _why(job: Job) -> str:
-    choice = choose_norm(read_stored(job.spec))
+def _why(spec: JobSpec) -> str:
+    choice = choose_norm(spec)
     other = f"; the alternative: {choice.alternative.kind}, {choice.alternative.why}" if choice.alternative else ""
     return f"picked by auto: {choice.why}; {'; '.join(choice.evidence)}{other}"
 

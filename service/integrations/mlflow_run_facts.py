@@ -28,7 +28,7 @@ def run_tags(job: Job, attempts: Sequence[Attempt]) -> Pairs:
         "mlflow.user": job.owner,
         **{f"syncnorm.label.{key}": value for key, value in job.labels.items()},
     }
-    left_out = sum(1 for _ in flatten(job.spec)) - MOST_PARAMS
+    left_out = sum(1 for _ in flatten(job.spec.document)) - MOST_PARAMS
     if left_out > 0:
         tags[LEFT_OUT_TAG] = f"{left_out} of the spec's values are in the artifact spec.yaml only."
     return _fit(tags.items(), _MAX_TAG)

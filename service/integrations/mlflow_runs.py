@@ -84,7 +84,7 @@ class MlflowTracker:
         return Run(experiment_id, self._find(experiment_id, job) or self._create(experiment_id, job, attempts, note))
 
     def describe(self, run_id: str, job: Job, attempts: Sequence[Attempt]) -> list[str]:
-        tags, params = run_tags(job, attempts), run_params(job.spec)
+        tags, params = run_tags(job, attempts), run_params(job.spec.document)
         lost = [f"tag {name}" for name in self._log(run_id, "tags", tags)]
         for start in range(0, len(params), _A_REQUEST):
             lost += self._log(run_id, "params", params[start : start + _A_REQUEST])

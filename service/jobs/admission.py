@@ -9,6 +9,7 @@ from pathlib import Path
 
 from syncnorm.service.jobs import data_urls
 from syncnorm.service.jobs.job import Job, JobState, new_job_id
+from syncnorm.service.jobs.stored_spec import StoredSpec
 from syncnorm.trainer.contract.norm_choice import choose_norm
 from syncnorm.trainer.contract.plan import NodeCapacity, findings
 from syncnorm.trainer.contract.spec import JobSpec, SecretRef
@@ -125,7 +126,7 @@ def new_job(spec: JobSpec, owner: str, now: datetime) -> Job:
         priority=spec.priority,
         labels=spec.labels,
         norm=choose_norm(spec).kind,
-        spec=spec.model_dump(mode="json"),
+        spec=StoredSpec.of(spec),
         workers=spec.resources.workers,
         min_workers=spec.resources.min_workers,
         cpus_per_worker=spec.resources.cpus_per_worker,

@@ -13,6 +13,7 @@ from typing import Any
 
 from syncnorm.service.jobs.actors import SERVICE, Actor
 from syncnorm.service.jobs.instants import after
+from syncnorm.service.jobs.stored_spec import StoredSpec
 from syncnorm.trainer.contract.failure import FailureReason
 from syncnorm.trainer.contract.protocol import Result, StopRequest
 from syncnorm.trainer.contract.result_reader import read_result
@@ -93,7 +94,7 @@ class Job:
     priority: int
     labels: dict[str, str]
     norm: str
-    spec: dict[str, Any]
+    spec: StoredSpec
     workers: int
     cpus_per_worker: int
     gpus_per_worker: int
@@ -148,8 +149,10 @@ class Job:
         of norm.group as fit, but at least min_workers; 0: it can't start."""
         if free_workers >= self.workers:
             return self.workers
-        group = self.spec["norm"]["group"]
-        size = free_workers - free_workers % group if isinstance(group, int) else free_workers
+        if self.min_workers is None:
+            return 0
+        group = self.spec.group
+        size = free_workers - free_workers % group if group else free_workers
         return size if size >= self.least_workers else 0
 
 

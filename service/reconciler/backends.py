@@ -37,8 +37,8 @@ class AttemptEnvironment:
         return f"{self.public_url or self.service_url}/v1/jobs/{job.id}"
 
     def package(self, job: Job) -> str | None:
-        code = job.spec.get("code")
-        return CodePackages(self.storage).path(code["package"]) if code else None
+        code = job.spec.require().code
+        return CodePackages(self.storage).path(code.package) if code else None
 
     def folder(self, attempt: Attempt) -> str:
         return protocol.attempt_folder(self.storage, attempt.job_id, attempt.number)

@@ -25,7 +25,6 @@ from syncnorm.service.reconciler.isolation import Isolation
 from syncnorm.service.storage import attempt_files as files
 from syncnorm.service.store.rows import Faults, UnreadableError
 from syncnorm.trainer.contract import protocol
-from syncnorm.trainer.contract.spec_reader import read_stored
 from syncnorm.trainer.errors import StorageError
 
 logger = logging.getLogger(__name__)
@@ -147,7 +146,7 @@ class ExportStep:
             name=export.name,
             job_id=job.id,
             fence=export.fence,
-            spec=read_stored(job.spec | {"export": export.section}),
+            spec=job.spec.with_section("export", export.section).require(),
             source=f"{trained}/export",
             mlflow_uri=environment.mlflow_uri,
             mlflow_run_id=job.run_id,

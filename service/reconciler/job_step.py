@@ -29,7 +29,6 @@ from syncnorm.service.reconciler.isolation import Isolation
 from syncnorm.service.scheduling.queue import JobQueue
 from syncnorm.service.storage import attempt_files as files
 from syncnorm.trainer.contract import protocol
-from syncnorm.trainer.contract.spec_reader import read_stored
 from syncnorm.trainer.errors import StorageError
 
 logger = logging.getLogger(__name__)
@@ -206,7 +205,7 @@ class JobStep:
             attempt=attempt.number,
             workers=attempt.workers,
             fence=attempt.fence,
-            spec=read_stored(job.spec),
+            spec=job.spec.require(),
             service_url=environment.service_url,
             token=attempt_token(attempt.fence),
             mlflow_uri=environment.mlflow_uri,

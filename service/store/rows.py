@@ -19,6 +19,7 @@ from pydantic_core import from_json, to_json
 
 from syncnorm.service.jobs.export import Export, ExportState
 from syncnorm.service.jobs.job import Attempt, Job, JobState
+from syncnorm.service.jobs.stored_spec import StoredSpec
 from syncnorm.service.store import schema as t
 from syncnorm.service.store.values import ListedJob
 from syncnorm.trainer.contract.failure import FailureReason
@@ -140,8 +141,8 @@ class RowReader(Generic[T]):
             try:
                 values[column.name] = column.value(raw)
             except Exception as error:
-                default = now if column.default is datetime else column.default
-                values[column.name] = mended[column.name] = default
+                mended[column.name] = default = now if column.default is datetime else column.default
+                values[column.name] = default if column.read is None or default is None else column.read(default)
                 wrong.append(f"{column.name} {error}, got {_shown(raw)}")
         return self.make(**values), mended, storable("; ".join(wrong), 500)
 
@@ -191,6 +192,7 @@ _REASON: tuple[Callable[[Any], Any], Any] = (_reason, None)
 _JOB_SPECIAL: Special = {
     "state": (JobState, JobState.FAILED),
     "reason": _REASON,
+    "spec": (StoredSpec, {}),
     "stop": (_one_of(get_args(StopRequest)), None),
     "workers": (None, 1),
     "grace_s": (_finite, 60.0),
@@ -227,7 +229,7 @@ def unreadable_job(job: Job, wrong: str) -> Job:
 
 def listed_of(job: Job, *, full: bool) -> ListedJob:
     """A job as a list shows it, made of what could be read of it. full: with its spec."""
-    values = {name: getattr(job, name) for name in ListedJob._fields}
+    values = {name: getattr(job, name) for name in ListedJob._fields} | {"spec": job.spec.document}
     text = {name: to_json(storable_json(values[name])).decode() for name in ("labels", "spec")}
     return ListedJob(**values | text | ({} if full else {"spec": None}))
 

@@ -86,7 +86,7 @@ def _is_sqlite(c: sa.Connection) -> bool:
 
 
 def row_of(value: Job | Attempt) -> dict[str, Any]:
-    return dict(vars(value))
+    return {**vars(value), "spec": value.spec.document} if isinstance(value, Job) else dict(vars(value))
 
 
 _INSERT_AUDIT = sa.insert(t.audit)

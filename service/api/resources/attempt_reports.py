@@ -203,7 +203,7 @@ def _running_export(reports: _Reports, job_id: str, name: str, fence: str, autho
 
 
 def _named_secrets(reports: _Reports, job: Job) -> protocol.SecretValues:
-    named = {variable: value["secret"] for variable, value in job.spec["env"].items() if isinstance(value, dict)}
+    named = job.spec.secrets
     found = reports.secrets.values(job.owner, set(named.values()))
     return protocol.SecretValues(values={variable: found[name] for variable, name in named.items() if name in found})
 

@@ -23,7 +23,6 @@ from syncnorm.service.store import AddOutcome, StoredResponse
 from syncnorm.service.store.tables.exports import ExportTable
 from syncnorm.service.store.tables.jobs import JobTable
 from syncnorm.trainer.contract.failure import FailureReason, advised
-from syncnorm.trainer.contract.spec import ExportSpec
 from syncnorm.trainer.contract.spec_reader import read_export
 from syncnorm.trainer.errors import SpecError
 
@@ -146,7 +145,7 @@ def first_view(job: Job) -> ExportView:
         state=ExportState.SUCCEEDED,
         reason=None,
         message="",
-        export=ExportSpec.model_validate(job.spec["export"]).model_dump(mode="json"),
+        export=job.spec.export.model_dump(mode="json"),
         path="export",
         starts=1,
         created_at=job.created_at,

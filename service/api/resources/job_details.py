@@ -228,7 +228,7 @@ def _changes(job: Job, body: JobPatch) -> dict[str, Any]:
         states = ", ".join(CHANGEABLE_LIMITS)
         detail = f"Job {job.id} is {job.state}; its limits can change while it is one of: {states}."
         raise ApiError(409, "state_conflict", detail, extra={"state": job.state, "allowed": allowed(job)})
-    return changes | ({"limits": {**job.spec["limits"], **given}} if given else {})
+    return changes | ({"limits": job.spec.limits | given} if given else {})
 
 
 @router.delete("", status_code=204, responses=refused(409, 412))

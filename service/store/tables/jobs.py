@@ -107,7 +107,7 @@ class JobTable:
 
     def change(self, job: Job, changes: Mapping[str, Any], by: Actor = SERVICE) -> Job | None:
         """Change priority, labels or limits; None if the job changed since it was read, and nothing is changed."""
-        was, is_now = differences({**vars(job), "limits": job.spec["limits"]}, changes)
+        was, is_now = differences({**vars(job), "limits": job.spec.limits}, changes)
         if not is_now:
             return job
         event = NewEvent("changed", f"{_listed(is_now)} changed by {by}.", is_now, by)
@@ -256,7 +256,7 @@ def _columns(job: Job, changes: Mapping[str, Any]) -> dict[str, Any]:
         return dict(changes)
     own = {name: limits[name] for name in ("max_failures", "grace_s", "deadline_s")}
     rest = {name: value for name, value in changes.items() if name != "limits"}
-    return rest | own | {"spec": {**job.spec, "limits": dict(limits)}}
+    return rest | own | {"spec": job.spec.with_section("limits", limits).document}
 
 
 _UNFINISHED = tuple(state for state in JobState if state not in TERMINAL)

@@ -364,7 +364,7 @@ def test_exports_of_a_job_are_listed_with_their_digests(running: Running) -> Non
     assert before == []
     (first,) = after
     assert {**first, **model, "path": "export", "passed": True, "files": proof["files"]} == first
-    assert (first["name"], first["state"], first["export"]) == ("1", "succeeded", job.spec["export"])
+    assert (first["name"], first["state"], first["export"]) == ("1", "succeeded", job.spec.document["export"])
     assert client.get(f"/v1/jobs/{job.id}/exports/1").json() == first
 
 

@@ -93,6 +93,6 @@ def report_progress(scene: Scene, job_id: str) -> None:
         return
     job = scene.world.store.jobs.get(job_id)
     assert job is not None
-    train = job.spec["train"]
+    train = job.spec.document["train"]
     message = {"fence": attempt.fence, "epoch": 0, "epochs": train["epochs"], "step": 1, "steps": train["steps"]}
     scene.tell(attempt.id, attempt.fence, "progress", json.dumps(message | {"metrics": {"train/loss": 1.0}}).encode())

@@ -14,6 +14,7 @@ import pytest
 
 from syncnorm.service.jobs.admission import new_job
 from syncnorm.service.jobs.job import Job, JobState
+from syncnorm.service.jobs.stored_spec import StoredSpec
 from syncnorm.service.scheduling import growth
 from syncnorm.service.scheduling.growth import Growth, GrowthTimer
 from syncnorm.service.scheduling.ordering import queues_by_owner
@@ -158,12 +159,16 @@ def test_backoff_and_stop_requests_are_told() -> None:
     assert plan.waits["backoff"].numbers == {"seconds": 7}
 
 
+def in_groups(one: Job, group: int | str) -> StoredSpec:
+    return one.spec.with_section("norm", one.spec.document["norm"] | {"group": group})
+
+
 def elastic(one: Job, least: int, rng: random.Random | None = None) -> Job:
     """With min_workers; with `rng`, some of them in norm groups that divide both numbers."""
     least = min(least, one.workers)
     both = [group for group in (2, 3) if least % group == 0 and one.workers % group == 0]
     group = rng.choice([*both, "world"]) if rng else "world"
-    spec = one.spec | {"norm": one.spec["norm"] | {"group": group}}
+    spec = in_groups(one, group)
     return replace(one, min_workers=least, spec=spec)
 
 
@@ -177,7 +182,7 @@ def test_elastic_job_starts_with_as_many_workers_as_fit(room: int, size: int | N
 
 def test_groups_of_an_elastic_job_stay_whole() -> None:
     one = elastic(job("a", 8), 2)
-    spec = one.spec | {"norm": one.spec["norm"] | {"group": 2}}
+    spec = in_groups(one, 2)
 
     plan = plan_of([replace(one, spec=spec)], [], nodes(7), NOW, POLICY)
 
@@ -256,7 +261,7 @@ def test_nobody_grows_while_somebody_leaves_to_come_back() -> None:
 
 
 def test_job_grows_by_whole_groups_and_within_the_quota() -> None:
-    spec = TEMPLATE.spec | {"norm": TEMPLATE.spec["norm"] | {"group": 2}}
+    spec = in_groups(TEMPLATE, 2)
     in_twos = replace(small(2, 2), job=replace(small(2, 2).job, workers=8, spec=spec))
     with_gpus = replace(small(), job=replace(small().job, gpus_per_worker=1))
 
@@ -366,7 +371,7 @@ class Day:
     def enter(self, one: Job, workers: int) -> None:
         """As a placement group does: all workers, or an error."""
         assert one.least_workers <= workers <= one.workers
-        group = one.spec["norm"]["group"]
+        group = one.spec.group
         assert workers == one.workers or not isinstance(group, int) or workers % group == 0
         left = workers
         seats = []

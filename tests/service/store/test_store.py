@@ -511,7 +511,7 @@ def test_study_comes_back_with_a_queued_job_for_every_child(store: Store, clock:
         (number, {"norm.kind": kind}, seed)
         for number, (kind, seed) in enumerate([("batch", 0), ("batch", 1), ("group", 0), ("group", 1)], start=1)
     ]
-    assert [job and (job.state, job.spec["seed"], job.norm) for _, job in family] == [
+    assert [job and (job.state, job.spec.document["seed"], job.norm) for _, job in family] == [
         (JobState.QUEUED, child.seed, child.point["norm.kind"]) for child, _ in family
     ]
     assert all([event.kind for event in store.history.events(child.job_id)] == ["queued"] for child, _ in family)
@@ -600,13 +600,13 @@ def test_changes_and_their_audit_are_written_together(store: Store, clock: Clock
     ann, job = Actor("user", "ann", "0123456789abcdef", "req_1"), submit(store, clock)
     other = submit(store, clock)
 
-    changed = store.jobs.change(job, {"priority": 7, "limits": {**job.spec["limits"], "deadline_s": 60}}, ann)
+    changed = store.jobs.change(job, {"priority": 7, "limits": {**job.spec.limits, "deadline_s": 60}}, ann)
     asked = store.jobs.apply([job.id, other.id, "job_none"], "cancel", clock(), ann, owner="ann")
     foreign = store.jobs.apply([job.id], "cancel", clock(), ann, owner="bob")
     stale = store.jobs.change(job, {"priority": 8}, ann)
 
     assert changed is not None
-    assert (changed.priority, changed.deadline_s, changed.spec["limits"]["deadline_s"]) == (7, 60, 60)
+    assert (changed.priority, changed.deadline_s, changed.spec.limits["deadline_s"]) == (7, 60, 60)
     assert {name: one.outcome for name, one in asked.items()} == {job.id: "done", other.id: "done"}
     assert (asked[job.id].job.stop, asked[job.id].job.stop_by) == ("cancel", "ann (token 0123456789abcdef)")
     assert (foreign, stale) == ({}, None)
@@ -616,8 +616,8 @@ def test_changes_and_their_audit_are_written_together(store: Store, clock: Clock
         ("job.change", "ann", "0123456789abcdef", "req_1"),
     ]
     assert (found[1].before, found[1].after) == (
-        {"priority": 0, "limits": job.spec["limits"]},
-        {"priority": 7, "limits": {**job.spec["limits"], "deadline_s": 60}},
+        {"priority": 0, "limits": job.spec.limits},
+        {"priority": 7, "limits": {**job.spec.limits, "deadline_s": 60}},
     )
     assert len(store.audit.find(AuditQuery(actor="0123456789abcdef", action="job", since=clock()))) == 3
     assert store.audit.find(AuditQuery(until=clock())) == []

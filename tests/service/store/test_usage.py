@@ -28,7 +28,7 @@ def test_usage_of_all_owners_together_is_what_was_allocated(world: World) -> Non
     for number in range(12):
         job = new_job(read_spec(SPEC), f"o{number % 3}", world.clock())
         labels = {"works": str(number % 4 + 1), "outcome": ("succeeded", "silent", "user_error")[number % 3]}
-        spec = job.spec | {"labels": labels}
+        spec = job.spec.with_section("labels", labels)
         job = replace(job, workers=1 + number % 2, gpus_per_worker=number % 3, labels=labels, spec=spec)
         world.store.jobs.add(job, NewEvent("queued", ""))
     allocated = 0.0
