@@ -7,7 +7,7 @@ import logging
 import os
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from syncnorm.service.settings import Settings
@@ -88,3 +88,15 @@ def notes(settings: Settings, admin_file: Path) -> list[str]:
             "composition (docker compose up), where jobs are in containers of their own."
         )
     return found
+
+
+def private_text(path: Path, make: Callable[[], str], *, is_given: bool) -> str:
+    """The text of a file that its owner alone may read, without white space around; made if it is not there.
+
+    is_given: an operator named the file, so nothing is made. Raises: OSError if it can't be read.
+    """
+    if not is_given and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as made:
+            made.write(f"{make()}\n")
+    return path.read_text().strip()

@@ -33,7 +33,7 @@ from syncnorm.service.integrations.http_client import HttpClient
 from syncnorm.service.integrations.mlflow_describer import RunDescriber
 from syncnorm.service.integrations.mlflow_runs import MlflowTracker
 from syncnorm.service.integrations.model_inspection import inspect
-from syncnorm.service.integrations.ray_jobs import ENTRYPOINTS, RayDispatcher
+from syncnorm.service.integrations.ray_jobs import ENTRYPOINTS, RayDispatcher, ray_token
 from syncnorm.service.integrations.ray_sweep import ClusterSweep
 from syncnorm.service.integrations.secrets import Secrets, secrets_key
 from syncnorm.service.integrations.webhooks import Webhooks
@@ -114,10 +114,7 @@ def _outside(settings: Settings) -> LocalRay | None:
     """The cluster named in the settings; its token as Ray itself finds it."""
     if settings.ray_address is None:
         return None
-    token = os.environ.get("RAY_AUTH_TOKEN", "")
-    if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        token = Path(path).read_text().strip()
-    return LocalRay(settings.ray_address, token, ENTRYPOINTS)
+    return LocalRay(settings.ray_address, ray_token(), ENTRYPOINTS)
 
 
 def make_context(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
-import os
 import secrets
 import threading
 import time
@@ -20,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 
 from syncnorm.service.api.http.errors import ApiError
+from syncnorm.service.confinement import private_text
 from syncnorm.service.jobs.actors import Actor
 from syncnorm.service.jobs.job import Job
 from syncnorm.service.jobs.study import Study
@@ -179,11 +179,7 @@ def admin_token(file: Path | None, home: Path) -> str:
     Raises: ValueError if the file is empty; OSError if it can't be read.
     """
     path = admin_file(file, home)
-    if file is None and not path.exists():
-        home.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as made:
-            made.write(f"sn_admin_{secrets.token_urlsafe(32)}\n")
-    token = path.read_text().strip()
+    token = private_text(path, lambda: f"sn_admin_{secrets.token_urlsafe(32)}", is_given=file is not None)
     if len(token) < 32:
         raise ValueError(f"{path} must hold a token of at least 32 characters, got {len(token)}")
     return token

@@ -8,7 +8,6 @@ by a small program on Ray (driver/cluster_probe.py), which needs no free CPU. Th
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import shlex
 import shutil
@@ -22,11 +21,11 @@ import httpx
 
 from syncnorm.service.api.auth import ADMIN_FILE
 from syncnorm.service.client.addresses import running_here
-from syncnorm.service.integrations.mlflow_runs import mlflow_account
-from syncnorm.service.integrations.ray_jobs import DRIVER_RESOURCE, ClusterUnreachableError, RayDispatcher
+from syncnorm.service.integrations.ray_jobs import DRIVER_RESOURCE, ClusterUnreachableError, RayDispatcher, ray_token
 from syncnorm.service.settings import Settings
 from syncnorm.service.store.database import Database
 from syncnorm.trainer.contract.cluster_report import REPORT_FILE, TOKEN_FILE, ClusterReport, HostReport
+from syncnorm.trainer.contract.mlflow_rest import mlflow_account
 from syncnorm.trainer.storage.storage import Storage, is_url, storage_at
 
 MAX_SKEW_S = 5.0
@@ -233,10 +232,3 @@ def _wait_for_report(ray: httpx.Client, name: str, storage: Storage, wait_s: flo
         time.sleep(_POLL_S)
     ray.post(f"/api/jobs/{name}/stop")
     raise TimeoutError(f"the workers did not answer within {wait_s:g} s. See `docker compose logs ray-worker`.")
-
-
-def ray_token() -> str:
-    """The token Ray itself would find, or an empty one."""
-    if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        return Path(path).read_text().strip()
-    return os.environ.get("RAY_AUTH_TOKEN", "")

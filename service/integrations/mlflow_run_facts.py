@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from syncnorm.service.jobs.job import Attempt, Job
-from syncnorm.trainer.contract.mlflow_names import mlflow_name
+from syncnorm.trainer.contract.mlflow_rest import mlflow_name
 from syncnorm.trainer.contract.text import storable, storable_json
 
 MOST_PARAMS = 1000

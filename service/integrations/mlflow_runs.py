@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from pydantic import TypeAdapter
@@ -26,6 +24,7 @@ from syncnorm.service.integrations.mlflow_answers import (
 )
 from syncnorm.service.integrations.mlflow_run_facts import Pairs, run_params, run_tags, world_size_tags
 from syncnorm.service.jobs.job import Attempt, Job
+from syncnorm.trainer.contract.mlflow_rest import mlflow_account
 from syncnorm.trainer.contract.text import storable
 
 logger = logging.getLogger(__name__)
@@ -202,17 +201,6 @@ class MlflowTracker:
 def _call(method: str, path: str, body: Mapping[str, Any]) -> HttpRequest:
     url = f"/api/2.0/mlflow/{path}"
     return HttpRequest(method, url, params=body) if method == "GET" else HttpRequest(method, url, json=body)
-
-
-def mlflow_account() -> tuple[str, str] | None:
-    """User and password from the variables of MLflow's own client; None where the server asks for none.
-
-    The password may also lie in the file that MLFLOW_TRACKING_PASSWORD_FILE names.
-    """
-    user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
-    if path := os.environ.get("MLFLOW_TRACKING_PASSWORD_FILE"):
-        password = Path(path).read_text().strip()
-    return (user, password) if user and password else None
 
 
 def _now_ms() -> int:

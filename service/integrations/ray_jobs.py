@@ -6,10 +6,12 @@ Ray is a launcher that forgets and lies: everything here may be repeated, and no
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import shlex
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import TypeAdapter
@@ -208,6 +210,13 @@ class RayDispatcher:
 
     def _note(self, what: str, why: str) -> None:
         self._outage_log.failed(what, "Ray says something odd of one item, which is left out", what=what, error=why)
+
+
+def ray_token() -> str:
+    """The token as Ray itself would find it, or an empty one."""
+    if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return Path(path).read_text().strip()
+    return os.environ.get("RAY_AUTH_TOKEN", "")
 
 
 def _get(path: str) -> HttpRequest:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import secrets
 from datetime import datetime
 from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken
 
+from syncnorm.service.confinement import private_text
 from syncnorm.service.jobs.actors import SERVICE, Actor
 from syncnorm.service.store.administration.secrets import SecretTable
 
@@ -64,11 +64,7 @@ def secrets_key(file: Path | None, home: Path) -> bytes:
     Raises: ValueError if the file holds too little; OSError if it can't be read.
     """
     path = file or home / KEY_FILE
-    if file is None and not path.exists():
-        home.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as made:
-            made.write(f"{secrets.token_hex(32)}\n")
-    text = path.read_text().strip()
+    text = private_text(path, lambda: secrets.token_hex(32), is_given=file is not None)
     if len(text) < 32:
         raise ValueError(f"{path} must hold at least 32 random characters, got {len(text)}")
     return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest())

@@ -211,13 +211,12 @@ EXPORT = _row_reader(t.exports, Export, {"state": (ExportState, ExportState.FAIL
 
 def job_of(row: Sequence[Any], faults: Faults | None = None) -> Job:
     """A job; of one that can't be read, as much as can be, as failed unless it is over. faults: where that is noted."""
-    try:
-        return JOB.read(row)
-    except Exception:
-        job, _, wrong = JOB.salvage(row, datetime.now(UTC))
-        if faults is not None:
-            faults[job.id] = wrong
-        return unreadable_job(job, wrong)
+    job, wrong = _read_or_salvage(JOB, row)
+    if wrong is None:
+        return job
+    if faults is not None:
+        faults[job.id] = wrong
+    return unreadable_job(job, wrong)
 
 
 def unreadable_job(job: Job, wrong: str) -> Job:
@@ -236,24 +235,27 @@ def listed_of(job: Job, *, full: bool) -> ListedJob:
 
 def attempt_of(row: Sequence[Any], faults: Faults | None = None) -> Attempt:
     """As `job_of`."""
-    try:
-        return ATTEMPT.read(row)
-    except Exception:
-        attempt, _, wrong = ATTEMPT.salvage(row, datetime.now(UTC))
-        if faults is not None:
-            faults[attempt.id] = wrong
-        return attempt
+    attempt, wrong = _read_or_salvage(ATTEMPT, row)
+    if wrong is not None and faults is not None:
+        faults[attempt.id] = wrong
+    return attempt
 
 
 def export_of(row: Sequence[Any], faults: Faults | None = None) -> Export:
     """As `job_of`; its name in `faults` is that of its latest submission."""
+    export, wrong = _read_or_salvage(EXPORT, row)
+    if wrong is not None and faults is not None:
+        faults[export.submission_id] = wrong
+    return export
+
+
+def _read_or_salvage(reader: RowReader[T], row: Sequence[Any]) -> tuple[T, str | None]:
+    """(the value, what is wrong with its row)."""
     try:
-        return EXPORT.read(row)
+        return reader.read(row), None
     except Exception:
-        export, _, wrong = EXPORT.salvage(row, datetime.now(UTC))
-        if faults is not None:
-            faults[export.submission_id] = wrong
-        return export
+        value, _, wrong = reader.salvage(row, datetime.now(UTC))
+        return value, wrong
 
 
 def without_eta(progress: Any) -> dict[str, Any] | None:

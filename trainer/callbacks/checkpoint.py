@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from syncnorm.trainer.callbacks.max_steps import ends_epoch
 from syncnorm.trainer.contract.spec import Every, KeepBest
+from syncnorm.trainer.ranks.exchange import gather
 from syncnorm.trainer.ranks.replica_check import check_agreement
 from syncnorm.trainer.reporting.reporter import Reporter
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
@@ -204,12 +204,3 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def gather(value: dict[str, Any]) -> list[dict[str, Any]]:
-    """`value` of every rank, in rank order, on every rank."""
-    if not dist.is_initialized():
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values

@@ -9,7 +9,7 @@ import socket
 import time
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,11 +17,13 @@ from torch import nn
 
 from syncnorm.trainer.contract.protocol import RankPlacement
 from syncnorm.trainer.errors import StorageAwayError, StorageError, UnreachableError
+from syncnorm.trainer.ranks.exchange import gather
 from syncnorm.trainer.ranks.rank_context import RankContext
 from syncnorm.trainer.storage.atomic_files import describe_space, write_atomic
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 REACH_S = 15.0
 CLOCK_S = 30.0
@@ -132,12 +134,9 @@ def _reach(context: RankContext, storage_s: float) -> dist.ProcessGroup:
     return group
 
 
-def _gather(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
-    if group is None:
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(values, value, group=group)
-    return values
+def _gather(value: T, group: dist.ProcessGroup | None) -> list[T]:
+    """group: None where this rank is alone."""
+    return [value] if group is None else gather(value, group)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from syncnorm.trainer.errors import DisagreementError
+from syncnorm.trainer.ranks.exchange import gather
 
 
 def digests(network: nn.Module) -> dict[str, str]:
@@ -38,10 +38,7 @@ def check_agreement(network: nn.Module) -> dict[str, str | int]:
     Raises: DisagreementError naming the tensor and the ranks, the same on all of them.
     """
     own, local = digests(network), local_statistics(network)
-    everyone: list[dict[str, str]] = [own]
-    if dist.is_initialized():
-        everyone = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(everyone, own)
+    everyone = gather(own)
     for name in own:
         different = [rank for rank, theirs in enumerate(everyone) if theirs[name] != everyone[0][name]]
         if different and name not in local:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import Any, TypedDict
 
 import httpx
 
+from syncnorm.trainer.contract.mlflow_rest import mlflow_account
 from syncnorm.trainer.contract.text import storable, storable_json
 
 logger = logging.getLogger(__name__)
@@ -256,10 +256,9 @@ def _read_point(line: bytes) -> Point | None:
 
 def rest_client(mlflow_uri: str) -> httpx.Client:
     """A client of MLflow's REST API with short timeouts: MLflow's own retries for minutes."""
-    user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
     return httpx.Client(
         base_url=f"{mlflow_uri.rstrip('/')}/api/2.0/mlflow/",
-        auth=(user, password) if user and password else None,
+        auth=mlflow_account(),
         timeout=REQUEST_TIMEOUT_S,
         trust_env=False,
     )

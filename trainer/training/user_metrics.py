@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torchmetrics import Metric
 
-from syncnorm.trainer.contract.mlflow_names import mlflow_name
+from syncnorm.trainer.contract.mlflow_rest import mlflow_name
+from syncnorm.trainer.ranks.exchange import gather
 
 
 class UserMetrics:
@@ -52,7 +52,7 @@ class UserMetrics:
             metric.reset()
         self._sums.clear()
         self._metrics.clear()
-        return found | {name: total / weight for name, (total, weight) in add_up(_gather(own)).items()}
+        return found | {name: total / weight for name, (total, weight) in add_up(gather(own)).items()}
 
     def state(self) -> dict[str, list[float]]:
         """What this rank has counted of the epoch so far, for a checkpoint."""
@@ -74,11 +74,3 @@ def add_up(states: list[dict[str, list[float]]]) -> dict[str, list[float]]:
     """Sums and weights of several ranks, name by name."""
     names = dict.fromkeys(name for state in states for name in state)
     return {name: [sum(state[name][i] for state in states if name in state) for i in (0, 1)] for name in names}
-
-
-def _gather(own: dict[str, list[float]]) -> list[dict[str, list[float]]]:
-    if not dist.is_initialized():
-        return [own]
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, own)
-    return everyone

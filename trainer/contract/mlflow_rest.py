@@ -1,9 +1,11 @@
-"""Names of metrics, params and tags that MLflow takes (mlflow 3.17), made of any text."""
+"""What service and workers need alike to speak with MLflow: names that it takes (mlflow 3.17), and the account."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+from pathlib import Path
 
 LONGEST_NAME = 250
 _REFUSED = re.compile(r"[^\w\-./ :]")
@@ -25,3 +27,14 @@ def mlflow_name(name: str) -> str:
         return clean
     digest = hashlib.sha256(name.encode(errors="replace")).hexdigest()[:8]
     return f"{clean[: LONGEST_NAME - 9]}-{digest}"
+
+
+def mlflow_account() -> tuple[str, str] | None:
+    """User and password from the variables of MLflow's own client; None where the server asks for none.
+
+    The password may also lie in the file that MLFLOW_TRACKING_PASSWORD_FILE names.
+    """
+    user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
+    if path := os.environ.get("MLFLOW_TRACKING_PASSWORD_FILE"):
+        password = Path(path).read_text().strip()
+    return (user, password) if user and password else None
