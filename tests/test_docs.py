@@ -154,7 +154,7 @@ def test_index_names_every_page() -> None:
         (missing_links, "[a](../README.md#no-such-heading)", "[a](../README.md#try-it)"),
         (missing_files, "`jobs/loop.py`", "`jobs/lifecycle.py`"),
         (missing_files, "`room/`", "`reconciler/`"),
-        (missing_files, "`errors.py`", "`lifecycle.py`"),
+        (missing_files, "`no_such_errors.py`", "`lifecycle.py`"),
         (missing_modules, "syncnorm.service.again", "syncnorm.service.jobs"),
         (missing_targets, "`make everything`", "`make test`"),
         (unknown_commands, "`syncnorm tell JOB`", "`syncnorm study ls`"),

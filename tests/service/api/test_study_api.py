@@ -301,7 +301,7 @@ _SUBMIT = textwrap.dedent(
     import json, os, signal, sys
     import sqlalchemy as sa
     from syncnorm.service.store.database import Database
-    from syncnorm.service.store import Answer, Store
+    from syncnorm.service.store import Store, StoredResponse
     from syncnorm.service.jobs.study_spec import expand, read_study
     from syncnorm.service.jobs.study import new_study
 
@@ -321,7 +321,7 @@ _SUBMIT = textwrap.dedent(
                 if seen == last:
                     os.kill(os.getpid(), signal.SIGKILL)
 
-            store.add_study(study, children, jobs, ("key", Answer("hash", {"id": study.id})))
+            store.studies.add(study, children, jobs, ("key", StoredResponse("hash", {"id": study.id})))
             os._exit(0)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
     """

@@ -278,8 +278,8 @@ def test_scheduler_that_starts_what_does_not_fit_would_be_noticed(
 ) -> None:
     """The planted bug: there is always room for one more."""
     if planted:
-        monkeypatch.setattr("syncnorm.service.scheduling.capacity.Rooms.largest", lambda _self, shape: shape.workers)
-        monkeypatch.setattr("syncnorm.service.scheduling.capacity.Rooms.without", lambda self, _shape: self)
+        monkeypatch.setattr("syncnorm.service.scheduling.capacity.Capacity.largest", lambda _self, shape: shape.workers)
+        monkeypatch.setattr("syncnorm.service.scheduling.capacity.Capacity.without", lambda self, _shape: self)
     machine = Machine()
     machine.ids += [machine.world.submit(resources={"workers": 3}).id for _ in range(2)]
     machine.world.step()

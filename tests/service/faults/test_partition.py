@@ -11,7 +11,7 @@ import pytest
 
 from syncnorm.service.jobs.job import JobState, NewEvent
 from syncnorm.service.jobs.lifecycle import RayStatus
-from syncnorm.service.store import Store
+from syncnorm.service.store.tables.reports import ReportTable
 from syncnorm.trainer.contract.protocol import RESULT_FILE, CheckpointFact, LogLine, Result
 from tests.helpers.service.databases import fresh_sqlite
 from tests.helpers.service.world import World
@@ -106,7 +106,7 @@ def test_service_that_forgets_to_check_the_fence_would_be_noticed(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The planted bug: the words of an attempt count although it was given up."""
-    monkeypatch.setattr(Store, "_live", lambda self, c, name, fence: self._fenced(c, name, fence))
+    monkeypatch.setattr(ReportTable, "_live", lambda self, c, name, fence: self._fenced(c, name, fence))
 
     with pytest.raises(AssertionError):
         assert cut(world, 90) == (JobState.SUCCEEDED, 0, 2)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from syncnorm.service.integrations.model_inspection import inspect
-from syncnorm.service.storage.code_packages import Packages
+from syncnorm.service.storage.code_packages import CodePackages
 from syncnorm.trainer.contract.spec_reader import read_spec
 from tests.helpers import own_names
 from tests.helpers.paths import ROOT
@@ -21,7 +21,7 @@ def test_code_named_as_ours_is_inspected_in_a_checkout_whatever_it_prints(
     monkeypatch.chdir(ROOT)
     monkeypatch.delenv("PYTHONPATH", raising=False)
     (tmp_path / "own").mkdir()
-    archive, packages = own_names.archive(tmp_path / "own"), Packages(str(tmp_path / "storage"))
+    archive, packages = own_names.archive(tmp_path / "own"), CodePackages(str(tmp_path / "storage"))
     package = f"sha256:{hashlib.sha256(archive).hexdigest()}"
     packages.put(package, io.BytesIO(archive))
 

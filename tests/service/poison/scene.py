@@ -254,8 +254,9 @@ class Patient:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.reports = self
 
-    def heard(self, *report: Any) -> Job | Unheard | None:
+    def heartbeat(self, *report: Any) -> Job | Unheard | None:
         try:
             return self._store.reports.heartbeat(*report)
         except Exception:

@@ -17,9 +17,10 @@ from syncnorm.service.backend_errors import OddAnswerError, RefusedError, Unreac
 from syncnorm.service.integrations.ray_jobs import Submission
 from syncnorm.service.jobs.job import Job, JobState
 from syncnorm.service.jobs.lifecycle import RayStatus
-from syncnorm.service.store import Store
 from syncnorm.service.store import schema as t
+from syncnorm.service.store.administration.leases import LeaseTable
 from syncnorm.service.store.database import Database
+from syncnorm.service.store.tables.attempts import AttemptTable
 from syncnorm.trainer.contract.failure import FailureReason
 from tests.helpers.service.api import _no_lifespan, context_of
 from tests.helpers.service.databases import fresh_sqlite, postgres_programs, postgres_server
@@ -424,7 +425,7 @@ def test_outage_of_the_database_is_no_fault_of_a_job(world: World, monkeypatch: 
 
     with monkeypatch.context() as patch:
         patch.setattr("syncnorm.service.reconciler.job_step.decide", away)
-        patch.setattr(Store, "renew_lease", away)
+        patch.setattr(LeaseTable, "renew", away)
         for _ in range(12):
             with pytest.raises(sa.exc.OperationalError):
                 world.reconciler.tick()
@@ -509,7 +510,7 @@ def test_release_of_an_attempt_whose_use_can_not_be_added_up_frees_its_capacity(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = world.submit()
-    monkeypatch.setattr(Store, "_add_usage", lambda *_: 1 / 0)
+    monkeypatch.setattr(AttemptTable, "_add_usage", lambda *_: 1 / 0)
 
     run_until(world, lambda: has_succeeded(world, job) and not world.store.attempts.unreleased())
 

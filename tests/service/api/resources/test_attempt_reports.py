@@ -93,7 +93,7 @@ def test_odd_result_ends_its_job_and_the_next_one_starts(odd: dict[str, Any], wa
     if way == "message":
         assert worker.send("exit", result=result) == 200
     else:
-        folder = Path(worker.context.reconciler.ports.places.folder(worker.attempt))
+        folder = Path(worker.context.reconciler.backends.environment.folder(worker.attempt))
         (folder / "result.json").write_text(json.dumps(result))
         worker.world.cluster.submissions.clear()
     worker.world.cluster.kill(worker.attempt.id) if worker.attempt.id in worker.world.cluster.submissions else None
