@@ -38,7 +38,7 @@ from syncnorm.service.integrations.ray_sweep import ClusterSweep
 from syncnorm.service.integrations.secrets import Secrets, secrets_key
 from syncnorm.service.integrations.webhooks import Webhooks
 from syncnorm.service.jobs.admission import against_code
-from syncnorm.service.jobs.lifecycle import Rules
+from syncnorm.service.jobs.attempt_ending import Rules
 from syncnorm.service.local.programs import LocalRay, Program, local_mlflow, local_ray, supervised
 from syncnorm.service.reconciler.backends import AttemptEnvironment, Backends
 from syncnorm.service.reconciler.reconciler import Reconciler

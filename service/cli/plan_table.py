@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from syncnorm.norm.kind import KINDS
-from syncnorm.trainer.contract.plan import Finding, alike
+from syncnorm.trainer.contract.spec_findings import Finding, alike
 from syncnorm.trainer.contract.text import name_some
 
 Json = dict[str, Any]

@@ -20,7 +20,7 @@ from syncnorm.service.backend_errors import OddAnswerError, RefusedError, Unreac
 from syncnorm.service.background.outage_log import OutageLog
 from syncnorm.service.integrations.http_client import HttpClient, HttpRequest, HttpResponse
 from syncnorm.service.integrations.ray_answers import CLUSTER, RECORD, RECORDS, VERSION, Record, nodes_of, records_of
-from syncnorm.service.jobs.lifecycle import RayStatus
+from syncnorm.service.jobs.attempt_ending import RayStatus
 from syncnorm.trainer.contract.plan import NodeCapacity
 
 logger = logging.getLogger(__name__)

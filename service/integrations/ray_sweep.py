@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from syncnorm.service.backend_errors import BackendError
 from syncnorm.service.background.outage_log import OutageLog
 from syncnorm.service.integrations.ray_jobs import RayDispatcher
-from syncnorm.service.jobs.lifecycle import RayStatus
+from syncnorm.service.jobs.attempt_ending import RayStatus
 
 logger = logging.getLogger(__name__)
 

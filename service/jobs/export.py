@@ -13,9 +13,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from syncnorm.service.jobs.attempt_ending import Observation, RayStatus
 from syncnorm.service.jobs.instants import after
 from syncnorm.service.jobs.job import NewEvent
-from syncnorm.service.jobs.lifecycle import Observation, RayStatus, StopOnRay, SubmitToRay
+from syncnorm.service.jobs.lifecycle import StopOnRay, SubmitToRay
 from syncnorm.trainer.contract.failure import FailureReason, may_be_retried
 from syncnorm.trainer.contract.protocol import Result
 

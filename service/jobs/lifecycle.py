@@ -1,8 +1,6 @@
-"""What becomes of a job, given what was seen of it. Pure: no clock, no database, no network.
+"""What becomes of a job, given what was observed of it. Pure: no clock, no database, no network.
 
-An attempt is over when it said so itself (its result, under its fence), or when two witnesses agree that it is dead:
-its lease ran out; and Ray, in the same session, calls it ended or unknown, or its host gone. Ray that can't be reached
-says nothing at all.
+When an attempt is over is decided in attempt_ending.py.
 """
 
 from __future__ import annotations
@@ -10,56 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
+from syncnorm.service.jobs.attempt_ending import (
+    Ending,
+    Observation,
+    RayStatus,
+    Rules,
+    ending_of,
+)
 from syncnorm.service.jobs.instants import after
-from syncnorm.service.jobs.job import ACTIVE, Attempt, Job, JobState, stored_result
+from syncnorm.service.jobs.job import ACTIVE, Attempt, Job, JobState
 from syncnorm.trainer.contract.failure import FailureReason, may_be_retried
-from syncnorm.trainer.contract.protocol import CANNOT_BEGIN, CANNOT_BEGIN_NOW, Result
-
-LONGEST_ODD_S = 600.0
-"""A silent attempt of which Ray, though it answers, says nothing sensible for so long is taken for dead."""
-
-
-class RayStatus(StrEnum):
-    """What Ray says of one submission."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    ENDED = "ended"
-    UNKNOWN = "unknown"
-    """Ray answers that it has never heard of it."""
-    UNREACHABLE = "unreachable"
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What one look at the world showed about an attempt. now: database time."""
-
-    now: datetime
-    ray: RayStatus = RayStatus.UNREACHABLE
-    session: str | None = None
-    """The session Ray is in; None while it can't be reached."""
-    node_gone: bool = False
-    ray_message: str = ""
-    """Why the submission ended, in Ray's words, with the last lines it printed."""
-    result: Result | None = None
-    storage_away: bool = False
-    """Whether there is a result can't be found out now."""
-    others_launch: bool = False
-    """Whether attempts of other jobs were launched since this one was written down."""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Times, in seconds, that decisions depend on."""
-
-    startup_timeout_s: float = 600.0
-    orphan_life_s: float | None = 60.0
-    """How long processes of a cluster that is gone may live on, after their lease; None: they were seen to be gone."""
-    retry_base_s: float = 10.0
-    retry_max_s: float = 600.0
 
 
 @dataclass(frozen=True)
@@ -91,18 +51,6 @@ _DOUBLINGS = 30
 Decision = Move | SubmitToRay | StopOnRay | None
 
 
-@dataclass(frozen=True)
-class _Ending:
-    outcome: str
-    reason: FailureReason | None
-    message: str
-    result: Result | None
-    counts: bool = True
-    """Whether it uses up one of limits.max_failures: not when the whole cluster went away."""
-    outage: bool = False
-    """Of the reason storage: it did not answer, and may when asked again."""
-
-
 def decide(job: Job, attempt: Attempt | None, observation: Observation, rules: Rules) -> Decision:
     """The next step for a job; None: nothing to do now."""
     if job.state in ACTIVE:
@@ -118,7 +66,7 @@ def decide(job: Job, attempt: Attempt | None, observation: Observation, rules: R
 def _under_way(job: Job, attempt: Attempt, observation: Observation, rules: Rules) -> Decision:
     if job.stop is not None and job.state is not JobState.STOPPING:
         return Move(JobState.STOPPING, message=f"Stopping to {job.stop}.")
-    if ending := _ending_of(job, attempt, observation, rules):
+    if ending := ending_of(job, attempt, observation, rules):
         return _settle(job, attempt, ending, observation.now, rules)
     if job.state is JobState.STOPPING:
         return _escalate(job, attempt, observation)
@@ -192,59 +140,7 @@ _STOPPED = {
 """Why an attempt ended that had to be ended on Ray to stop its job."""
 
 
-def _ending_of(job: Job, attempt: Attempt, observation: Observation, rules: Rules) -> _Ending | None:
-    result = observation.result or stored_result(attempt)
-    if result is not None:
-        return _Ending(result.outcome, result.reason, result.message, result, outage=result.outage)
-    if not _is_dead(attempt, observation, rules):
-        return None
-    if observation.storage_away and job.stop != "cancel":
-        return None  # what looks dead may have succeeded
-    if _is_from_an_earlier_session(attempt, observation):
-        return _Ending("lost", FailureReason.NODE_LOST, f"The cluster restarted at step {attempt.step}.", None, False)
-    for begin in (CANNOT_BEGIN, CANNOT_BEGIN_NOW):
-        if begin in observation.ray_message:
-            why = observation.ray_message.rpartition(begin)[2].splitlines()[0]
-            return _Ending("failed", FailureReason.STORAGE, why, None, outage=begin == CANNOT_BEGIN_NOW)
-    return _lost(job, attempt, observation)
-
-
-def _lost(job: Job, attempt: Attempt, observation: Observation) -> _Ending:
-    message = attempt.message or f"Attempt {attempt.number} ended without a result at step {attempt.step}."
-    if attempt.stop_sent_at is not None and job.stop is not None:
-        return _Ending("stopped" if attempt.heartbeat_at is None else "lost", attempt.reason, message, None)
-    reason = attempt.reason or (FailureReason.NODE_LOST if observation.node_gone else FailureReason.WORKER_LOST)
-    never_launched = reason is FailureReason.STARTUP_TIMEOUT and attempt.submitted_at is None
-    return _Ending("lost", reason, message, None, counts=observation.others_launch or not never_launched)
-
-
-def may_be_over(attempt: Attempt, observation: Observation) -> bool:
-    """Whether anything says that the attempt may have ended, and it is time to look for a result."""
-    gone = observation.ray in (RayStatus.ENDED, RayStatus.UNKNOWN) or observation.node_gone
-    overdue = attempt.phase == "done" or attempt.lease_expires_at < observation.now
-    return gone or overdue or _is_from_an_earlier_session(attempt, observation)
-
-
-def _is_dead(attempt: Attempt, observation: Observation, rules: Rules) -> bool:
-    overdue_s = (observation.now - attempt.lease_expires_at).total_seconds()
-    if observation.ray is RayStatus.UNREACHABLE and observation.session is not None and overdue_s > LONGEST_ODD_S:
-        return True
-    if _is_from_an_earlier_session(attempt, observation):
-        return rules.orphan_life_s is None or overdue_s > rules.orphan_life_s
-    ray_gone = observation.ray is RayStatus.ENDED or (
-        observation.ray is RayStatus.UNKNOWN and (attempt.submitted_at is not None or attempt.stop_sent_at is not None)
-    )
-    if attempt.stop_sent_at is not None and ray_gone:
-        return True  # we had Ray end it, and Ray confirms
-    # What Ray says of the submission and of its host comes from one head: a cut makes both wrong within a second.
-    return overdue_s > 0 and (ray_gone or observation.node_gone)
-
-
-def _is_from_an_earlier_session(attempt: Attempt, observation: Observation) -> bool:
-    return observation.session is not None and attempt.session is not None and observation.session != attempt.session
-
-
-def _settle(job: Job, attempt: Attempt, ending: _Ending, now: datetime, rules: Rules) -> Move:
+def _settle(job: Job, attempt: Attempt, ending: Ending, now: datetime, rules: Rules) -> Move:
     closing: dict[str, Any] = {
         "outcome": ending.outcome,
         "reason": ending.reason,
@@ -257,7 +153,7 @@ def _settle(job: Job, attempt: Attempt, ending: _Ending, now: datetime, rules: R
     return Move(move.to, {"stop": None, "stop_at": None, **move.changes}, closing, move.message)
 
 
-def _outcome(job: Job, attempt: Attempt, ending: _Ending, now: datetime, rules: Rules) -> Move:
+def _outcome(job: Job, attempt: Attempt, ending: Ending, now: datetime, rules: Rules) -> Move:
     if ending.outcome == "succeeded" and ending.result is not None:
         model = ending.result.model.model_dump(mode="json") if ending.result.model else None
         changes = {"model": model, "finished_at": now, "reason": None, "message": "", **_first_start(job, now)}
@@ -274,7 +170,7 @@ def _outcome(job: Job, attempt: Attempt, ending: _Ending, now: datetime, rules: 
     return _after_failure(job, attempt, ending, now, rules)
 
 
-def _after_failure(job: Job, attempt: Attempt, ending: _Ending, now: datetime, rules: Rules) -> Move:
+def _after_failure(job: Job, attempt: Attempt, ending: Ending, now: datetime, rules: Rules) -> Move:
     reason = ending.reason or FailureReason.INTERNAL
     failures = job.failures + ending.counts
     if not may_be_retried(reason, outage=ending.outage) or failures > job.max_failures:
@@ -304,7 +200,7 @@ def _by_whom(job: Job) -> str:
     return f" by {job.stop_by}" if job.stop_by else ""
 
 
-def _cancelled_at(job: Job, attempt: Attempt, ending: _Ending) -> str:
+def _cancelled_at(job: Job, attempt: Attempt, ending: Ending) -> str:
     step = max(attempt.step, ending.result.step if ending.result else 0)
     message = f"Cancelled{_by_whom(job)} at step {step}."
     return f"{message} The attempt had failed: {ending.message}" if ending.outcome == "failed" else message

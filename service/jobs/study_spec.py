@@ -16,8 +16,7 @@ from syncnorm.service.jobs.study_claims import Claim
 from syncnorm.service.jobs.study_metrics import reduction_problem
 from syncnorm.trainer.contract.bounds import free_problem
 from syncnorm.trainer.contract.spec import JobSpec, Name
-from syncnorm.trainer.contract.spec_reader import capped, described, read_spec
-from syncnorm.trainer.contract.unknown_field import unknown_field
+from syncnorm.trainer.contract.spec_reader import capped, described, read_spec, unknown_field
 from syncnorm.trainer.errors import Problem, SpecError
 
 MAX_CHILDREN = 500

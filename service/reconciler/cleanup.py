@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from syncnorm.service.integrations.ray_jobs import ClusterState
+from syncnorm.service.jobs.attempt_ending import LONGEST_ODD_S, RayStatus
 from syncnorm.service.jobs.job import Attempt
-from syncnorm.service.jobs.lifecycle import LONGEST_ODD_S, RayStatus
 from syncnorm.service.reconciler.backends import Backends, Tick
 from syncnorm.service.reconciler.isolation import Isolation
 

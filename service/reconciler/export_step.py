@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from syncnorm.service.backend_errors import RefusedError, UnreachableError
+from syncnorm.service.jobs.attempt_ending import Observation, RayStatus
 from syncnorm.service.jobs.export import (
     OVER,
     Begin,
@@ -19,7 +20,7 @@ from syncnorm.service.jobs.export import (
     submission_id,
 )
 from syncnorm.service.jobs.job import Job, new_fence
-from syncnorm.service.jobs.lifecycle import Observation, RayStatus, StopOnRay, SubmitToRay
+from syncnorm.service.jobs.lifecycle import StopOnRay, SubmitToRay
 from syncnorm.service.reconciler.backends import Backends, Tick, attempt_token
 from syncnorm.service.reconciler.isolation import Isolation
 from syncnorm.service.storage import attempt_files as files

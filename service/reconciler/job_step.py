@@ -11,19 +11,10 @@ from typing import Any
 
 from syncnorm.service.backend_errors import RefusedError, UnreachableError
 from syncnorm.service.integrations.mlflow_note import run_note
+from syncnorm.service.jobs.attempt_ending import Observation, RayStatus, Rules, may_be_over
 from syncnorm.service.jobs.instants import after
 from syncnorm.service.jobs.job import RUN_STATUS, TERMINAL, Attempt, Job, NewEvent
-from syncnorm.service.jobs.lifecycle import (
-    Move,
-    Observation,
-    RayStatus,
-    Rules,
-    StopOnRay,
-    SubmitToRay,
-    decide,
-    may_be_over,
-    refused,
-)
+from syncnorm.service.jobs.lifecycle import Move, StopOnRay, SubmitToRay, decide, refused
 from syncnorm.service.reconciler.backends import Backends, Tick, attempt_token
 from syncnorm.service.reconciler.isolation import Isolation
 from syncnorm.service.scheduling.queue import JobQueue

@@ -19,9 +19,9 @@ from syncnorm.service.backend_errors import BackendError
 from syncnorm.service.background.loop import Health, Loop, StoppedError
 from syncnorm.service.background.outage_log import OutageLog
 from syncnorm.service.integrations.ray_jobs import ClusterState
+from syncnorm.service.jobs.attempt_ending import Rules
 from syncnorm.service.jobs.instants import after
 from syncnorm.service.jobs.job import Attempt, Job, new_fence
-from syncnorm.service.jobs.lifecycle import Rules
 from syncnorm.service.reconciler.backends import Backends, Tick
 from syncnorm.service.reconciler.cleanup import has_left, release, stop_orphans
 from syncnorm.service.reconciler.export_step import ExportStep

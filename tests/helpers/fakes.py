@@ -11,8 +11,8 @@ from pathlib import Path
 from syncnorm.service.integrations.mlflow_run_facts import world_size_tags
 from syncnorm.service.integrations.mlflow_runs import Run, TrackingUnreachableError
 from syncnorm.service.integrations.ray_jobs import ClusterState, ClusterUnreachableError, Kind, Submission
+from syncnorm.service.jobs.attempt_ending import RayStatus
 from syncnorm.service.jobs.job import Attempt, Job
-from syncnorm.service.jobs.lifecycle import RayStatus
 from syncnorm.service.jobs.study import Study
 from syncnorm.service.store import Store
 from syncnorm.trainer.contract.failure import FailureReason

@@ -8,11 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from syncnorm.norm.kind import KINDS, smallest_share
 from syncnorm.trainer.contract.norm_choice import NormChoice, choose_norm, statistics_group
-from syncnorm.trainer.contract.spatial_maps import smallest_map, train_samples
-from syncnorm.trainer.contract.spec import JobSpec, TrainSpec
-from syncnorm.trainer.contract.text import counted
+from syncnorm.trainer.contract.spec import JobSpec
+from syncnorm.trainer.contract.spec_findings import Finding, spec_findings
 
 Fits = Literal["now", "later", "never"]
 
@@ -40,24 +38,6 @@ class Batch(_Record):
     per_worker: int
     norm_group: int
     global_: Annotated[int, Field(serialization_alias="global")]
-
-
-class Finding(_Record):
-    """Something about the plan that its owner should know."""
-
-    code: str
-    path: str
-    message: str
-    fix: str
-    severity: Literal["info", "warning", "error"]
-
-
-def alike(findings: Sequence[Finding]) -> list[tuple[Finding, list[str]]]:
-    """Findings that say the same of several places, once each, with the places; in the order of the first."""
-    places: dict[Finding, list[str]] = {}
-    for finding in findings:
-        places.setdefault(finding.model_copy(update={"path": ""}), []).append(finding.path)
-    return list(places.items())
 
 
 class Inspection(_Record):
@@ -158,9 +138,7 @@ def findings(spec: JobSpec, kind: str, nodes: Sequence[NodeCapacity] | None = No
     """
     return [
         *_about_cluster(spec, nodes),
-        *_about_statistics(spec, kind),
-        *_about_single_values(spec, kind),
-        *_about_fields(spec),
+        *spec_findings(spec, kind),
     ]
 
 
@@ -178,128 +156,3 @@ def _about_cluster(spec: JobSpec, nodes: Sequence[NodeCapacity] | None) -> Itera
         "until they are there.",
         severity="warning" if res.wait_for_hosts else "error",
     )
-
-
-def _about_single_values(spec: JobSpec, kind: str) -> Iterator[Finding]:
-    """Batches that leave one value per channel, whose variance is undefined: training would fail at that step.
-
-    Only where the spec tells how many samples there are and how small the maps get; an attempt looks at the others
-    before it trains.
-    """
-    positions = smallest_map(spec)
-    if not KINDS[kind].batch_statistics or positions != 1 or spec.norm.overrides:
-        return
-    workers, group = spec.resources.workers, statistics_group(spec, kind)
-    if spec.data.batch_size * group == 1:
-        yield Finding(
-            code="one_value_per_channel",
-            path="data.batch_size",
-            message=f"{kind} has 1 value per channel, whose variance is undefined: training would fail.",
-            fix="Use a larger data.batch_size, sync_batch over more workers, or a kind without batch statistics.",
-            severity="error",
-        )
-    samples = train_samples(spec)
-    full = spec.data.batch_size * workers
-    if samples is None or spec.data.last_batch == "drop" or not reaches_last_batch(spec.train, -(-samples // full)):
-        return
-    rest = samples % full
-    if any(rest and smallest_share(rest, size, min(group, size)) == 1 for size in world_sizes(spec)):
-        yield last_batch_of_one(rest, full, "data.last_batch")
-
-
-def last_batch_of_one(rest: int, full: int, path: str) -> Finding:
-    """The same words before a submit and at the start of an attempt."""
-    return Finding(
-        code="uneven_last_batch",
-        path=path,
-        message=f"The last batch of an epoch has {rest} of {full} samples, so a statistic is taken from 1 value per "
-        "channel, whose variance is undefined: training would fail there.",
-        fix=LAST_BATCH_FIX,
-        severity="error",
-    )
-
-
-LAST_BATCH_FIX = "Set data.last_batch: drop, or choose a data.batch_size that divides the training data."
-
-
-def reaches_last_batch(train: TrainSpec, batches: int) -> bool:
-    """Whether training comes to the end of an epoch of so many batches."""
-    return train.steps is None or train.steps * train.accumulate >= batches
-
-
-def world_sizes(spec: JobSpec) -> range:
-    """How many workers an attempt may have."""
-    res = spec.resources
-    step = spec.norm.group if isinstance(spec.norm.group, int) else 1
-    return range(res.min_workers or res.workers, res.workers + 1, step)
-
-
-def _about_statistics(spec: JobSpec, kind: str) -> Iterator[Finding]:
-    """Whose samples the batch statistics are taken from."""
-    traits, workers = KINDS[kind], spec.resources.workers
-    if traits.synchronizes and workers == 1:
-        yield Finding(
-            code="sync_on_one_worker",
-            path="norm.kind",
-            message=f"{kind} has nobody to synchronize with on 1 worker.",
-            fix="Use batch.",
-            severity="info",
-        )
-    if traits.batch_statistics and not traits.synchronizes and spec.data.batch_size < 8 and workers > 1:
-        yield Finding(
-            code="few_samples_per_statistic",
-            path="data.batch_size",
-            message=f"{kind} takes its statistics from {counted(spec.data.batch_size, 'sample')} a worker.",
-            fix="Use sync_batch, group or a larger batch.",
-            severity="warning",
-        )
-    if traits.batch_statistics and spec.train.accumulate > 1:
-        yield Finding(
-            code="accumulation_splits_statistics",
-            path="train.accumulate",
-            message=f"Statistics are per micro-batch: {spec.train.accumulate} micro-batches do not equal one large "
-            "batch.",
-            fix="Use more workers with sync_batch, or a kind without batch statistics.",
-            severity="warning",
-        )
-    over_all = traits.synchronizes and spec.norm.group == "world"
-    if traits.batch_statistics and spec.resources.min_workers is not None and not over_all:
-        yield Finding(
-            code="elastic_statistics",
-            path="resources.min_workers",
-            message=f"With fewer workers {kind} takes its statistics from more samples: the global batch stays "
-            f"{spec.data.batch_size * workers}.",
-            fix="Use sync_batch over the world, or a kind without batch statistics.",
-            severity="warning",
-        )
-
-
-def _about_fields(spec: JobSpec) -> Iterator[Finding]:
-    """Fields that do not go together, or do what few expect."""
-    workers, group = spec.resources.workers, spec.norm.group
-    if isinstance(group, int) and workers % group:
-        yield Finding(
-            code="uneven_norm_groups",
-            path="norm.group",
-            message=f"{workers} workers can't be split into groups of {group}.",
-            fix="Use a divisor of resources.workers.",
-            severity="error",
-        )
-    other = spec.data.init_args.get("batch_size") if spec.data.class_path is not None else None
-    if other not in (None, spec.data.batch_size):
-        yield Finding(
-            code="batch_size_twice",
-            path="data.init_args.batch_size",
-            message=f"data.batch_size says how many samples a worker takes at a time, {spec.data.batch_size}; the "
-            f"{other!r} in data.init_args has no effect on that.",
-            fix="Set both to the same number, or leave the one in init_args out.",
-            severity="warning",
-        )
-    if spec.optimizer.weight_decay and spec.optimizer.decay_norm:
-        yield Finding(
-            code="norm_under_weight_decay",
-            path="optimizer.decay_norm",
-            message="Weight decay also pulls on the weights of normalization layers.",
-            fix="Set decay_norm: false.",
-            severity="info",
-        )

@@ -21,7 +21,8 @@ from syncnorm.trainer.driver import single_process
 from syncnorm.trainer.driver.resume_point import resume_point
 from syncnorm.trainer.errors import CheckpointCorruptError, RankFailedError, StorageAwayError, StorageError
 from syncnorm.trainer.failure_classifier import Failure, classify, explain_silence, first_cause, says_no_memory
-from syncnorm.trainer.reporting.reporter import Reporter, ReportingHandler
+from syncnorm.trainer.reporting.log_handler import ReportingHandler
+from syncnorm.trainer.reporting.reporter import Reporter
 from syncnorm.trainer.storage.atomic_files import write_atomic
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders, opened
 from syncnorm.trainer.storage.sync import PATIENCE_S

@@ -16,7 +16,7 @@ from torch._C._distributed_c10d import HashStore
 
 from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.ranks.rank_context import single_process_context
-from syncnorm.trainer.reporting.reporter import ReportingHandler
+from syncnorm.trainer.reporting.log_handler import ReportingHandler
 from syncnorm.trainer.worker import worker
 
 logger = logging.getLogger(__name__)

@@ -22,15 +22,15 @@ from torch import nn
 
 from syncnorm import norm
 from syncnorm.trainer.contract.norm_choice import chosen_norm
-from syncnorm.trainer.contract.plan import (
+from syncnorm.trainer.contract.plan import Inspection
+from syncnorm.trainer.contract.spec import JobSpec
+from syncnorm.trainer.contract.spec_findings import (
     LAST_BATCH_FIX,
     Finding,
-    Inspection,
     alike,
     last_batch_of_one,
     reaches_last_batch,
 )
-from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.contract.text import counted, name_some
 from syncnorm.trainer.data import Data, build_data

@@ -16,8 +16,9 @@ import yaml
 
 from syncnorm import norm
 from syncnorm.trainer.contract.norm_choice import chosen_norm
-from syncnorm.trainer.contract.plan import Inspection, alike, plan, reaches_last_batch
+from syncnorm.trainer.contract.plan import Inspection, plan
 from syncnorm.trainer.contract.protocol import Launch, Result
+from syncnorm.trainer.contract.spec_findings import alike, reaches_last_batch
 from syncnorm.trainer.contract.text import counted, name_some
 from syncnorm.trainer.data import build_data
 from syncnorm.trainer.errors import RankFailedError, StopRequested
@@ -28,8 +29,9 @@ from syncnorm.trainer.ranks.rank_context import RankContext, ray_context
 from syncnorm.trainer.reporting import fence_check, metric_spool
 from syncnorm.trainer.reporting import secrets as secret_values
 from syncnorm.trainer.reporting.library_logging import lower_library_log_levels
+from syncnorm.trainer.reporting.log_handler import ReportingHandler
 from syncnorm.trainer.reporting.redaction import redact, redacted_output
-from syncnorm.trainer.reporting.reporter import Reporter, ReportingHandler
+from syncnorm.trainer.reporting.reporter import Reporter
 from syncnorm.trainer.reporting.stdout_capture import captured
 from syncnorm.trainer.storage.atomic_files import write_atomic
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders, opened

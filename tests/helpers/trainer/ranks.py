@@ -14,8 +14,8 @@ from torch import Tensor
 
 from syncnorm import norm
 from syncnorm.trainer.contract.norm_choice import chosen_norm
-from syncnorm.trainer.contract.plan import reaches_last_batch
 from syncnorm.trainer.contract.protocol import Launch, StopRequest
+from syncnorm.trainer.contract.spec_findings import reaches_last_batch
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.data import Data, build_data
 from syncnorm.trainer.errors import NonFiniteError, StopRequested

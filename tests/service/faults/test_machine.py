@@ -25,9 +25,9 @@ from hypothesis.stateful import (
 
 from syncnorm.service.integrations.ray_jobs import Submission
 from syncnorm.service.jobs.actions import ALLOWED
+from syncnorm.service.jobs.attempt_ending import RayStatus
 from syncnorm.service.jobs.export import MOST_STARTS, OVER, Export
 from syncnorm.service.jobs.job import ACTIVE, ARROWS, TERMINAL, JobState
-from syncnorm.service.jobs.lifecycle import RayStatus
 from tests.helpers.amounts import amount
 from tests.helpers.service.databases import fresh_sqlite
 from tests.helpers.service.world import World
@@ -255,7 +255,7 @@ def test_relaunching_on_rays_word_alone_would_be_noticed(planted: bool, monkeypa
     """The planted bug: an attempt is given up as soon as Ray calls it ended, though it lives and reports."""
     if planted:
         monkeypatch.setattr(
-            "syncnorm.service.jobs.lifecycle._is_dead", lambda _attempt, seen, _rules: seen.ray is RayStatus.ENDED
+            "syncnorm.service.jobs.attempt_ending._is_dead", lambda _attempt, seen, _rules: seen.ray is RayStatus.ENDED
         )
     machine = Machine()
     job_id = machine.world.submit(labels={"works": "99"}).id

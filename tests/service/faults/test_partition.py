@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from syncnorm.service.jobs.attempt_ending import RayStatus
 from syncnorm.service.jobs.job import JobState, NewEvent
-from syncnorm.service.jobs.lifecycle import RayStatus
 from syncnorm.service.store.tables.reports import ReportTable
 from syncnorm.trainer.contract.protocol import RESULT_FILE, CheckpointFact, LogLine, Result
 from tests.helpers.service.databases import fresh_sqlite

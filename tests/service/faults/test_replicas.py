@@ -24,8 +24,8 @@ from fastapi.testclient import TestClient
 from syncnorm.service.api.app import create_app
 from syncnorm.service.background.loop import Loop, StoppedError, stop_all
 from syncnorm.service.integrations.ray_jobs import ClusterState
+from syncnorm.service.jobs.attempt_ending import Rules
 from syncnorm.service.jobs.job import Job, JobState
-from syncnorm.service.jobs.lifecycle import Rules
 from syncnorm.service.reconciler.backends import Backends
 from syncnorm.service.reconciler.held_lease import HeldLease, LeaseLostError
 from syncnorm.service.reconciler.reconciler import NothingStartedError, Reconciler

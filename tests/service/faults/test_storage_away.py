@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from syncnorm.service.cli.doctor import _storage
+from syncnorm.service.jobs.attempt_ending import RayStatus, Rules
 from syncnorm.service.jobs.job import JobState
-from syncnorm.service.jobs.lifecycle import Move, RayStatus, Rules, decide
+from syncnorm.service.jobs.lifecycle import Move, decide
 from syncnorm.service.reconciler.backends import AttemptEnvironment
 from syncnorm.service.scheduling.explanation import explain
 from syncnorm.service.settings import Settings

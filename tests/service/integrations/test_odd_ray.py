@@ -14,7 +14,7 @@ import pytest
 from syncnorm.service.backend_errors import OddAnswerError, RefusedError, UnreachableError
 from syncnorm.service.integrations.ray_jobs import RayDispatcher
 from syncnorm.service.integrations.ray_sweep import ClusterSweep
-from syncnorm.service.jobs.lifecycle import RayStatus
+from syncnorm.service.jobs.attempt_ending import RayStatus
 from tests.helpers.odd_server import AWAY, ODD, Reply, at_most, page, serving
 
 NODE = {"CPU": [1.0, 8.0], "GPU": [0.0, 2.0], "node:10.0.0.7": [0.0, 1.0], "memory": [0.0, 1e10]}

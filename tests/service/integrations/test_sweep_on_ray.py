@@ -11,7 +11,7 @@ import pytest
 from syncnorm.service.backend_errors import UnreachableError
 from syncnorm.service.integrations.ray_jobs import RayDispatcher
 from syncnorm.service.integrations.ray_sweep import ClusterSweep
-from syncnorm.service.jobs.lifecycle import RayStatus
+from syncnorm.service.jobs.attempt_ending import RayStatus
 from syncnorm.service.local.programs import local_ray
 from tests.service.conftest import eventually
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from syncnorm.service.jobs.admission import new_job
+from syncnorm.service.jobs.attempt_ending import Observation, RayStatus, Rules
 from syncnorm.service.jobs.job import ARROWS, Attempt, Job, JobState, new_job_id
-from syncnorm.service.jobs.lifecycle import Move, Observation, RayStatus, Rules, StopOnRay, SubmitToRay, decide, refused
+from syncnorm.service.jobs.lifecycle import Move, StopOnRay, SubmitToRay, decide, refused
 from syncnorm.trainer.contract.failure import ADVICE, FailureReason, advised
 from syncnorm.trainer.contract.protocol import Result
 from syncnorm.trainer.contract.spec_reader import read_spec

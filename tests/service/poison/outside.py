@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from syncnorm.service.integrations.ray_jobs import Kind
-from syncnorm.service.jobs.lifecycle import RayStatus
+from syncnorm.service.jobs.attempt_ending import RayStatus
 from tests.helpers.fakes import FakeCluster
 
 HttpResponse = tuple[int, Any]

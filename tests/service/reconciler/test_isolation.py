@@ -15,8 +15,8 @@ from fastapi.testclient import TestClient
 from syncnorm.service.api.app import create_app
 from syncnorm.service.backend_errors import OddAnswerError, RefusedError, UnreachableError
 from syncnorm.service.integrations.ray_jobs import Submission
+from syncnorm.service.jobs.attempt_ending import RayStatus
 from syncnorm.service.jobs.job import Job, JobState
-from syncnorm.service.jobs.lifecycle import RayStatus
 from syncnorm.service.store import schema as t
 from syncnorm.service.store.administration.leases import LeaseTable
 from syncnorm.service.store.database import Database

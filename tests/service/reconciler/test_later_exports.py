@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from syncnorm.service.jobs.attempt_ending import Observation, RayStatus
 from syncnorm.service.jobs.export import MOST_STARTS, Export, ExportState, Update, decide_export
-from syncnorm.service.jobs.lifecycle import Observation, RayStatus, StopOnRay
+from syncnorm.service.jobs.lifecycle import StopOnRay
 from syncnorm.service.reconciler.backends import attempt_token
 from syncnorm.service.reconciler.export_step import MOST_AT_ONCE
 from syncnorm.service.storage import attempt_files as files

@@ -19,7 +19,8 @@ from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.driver import single_process as alone
 from syncnorm.trainer.errors import RankFailedError
 from syncnorm.trainer.ranks.rank_context import RankContext
-from syncnorm.trainer.reporting.reporter import Reporter, ReportingHandler
+from syncnorm.trainer.reporting.log_handler import ReportingHandler
+from syncnorm.trainer.reporting.reporter import Reporter
 from syncnorm.trainer.worker import worker
 from tests.helpers.trainer.answers import answering
 from tests.helpers.trainer.on_ray import ROOT

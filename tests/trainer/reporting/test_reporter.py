@@ -19,8 +19,10 @@ import pytest
 
 from syncnorm.trainer.contract.protocol import Launch, Result
 from syncnorm.trainer.contract.spec_reader import read_spec
+from syncnorm.trainer.reporting.delivery import EVENTS_KEPT
 from syncnorm.trainer.reporting.log_buffer import CHARACTERS_KEPT, LogBuffer
-from syncnorm.trainer.reporting.reporter import EVENTS_KEPT, Reporter, ReportingHandler
+from syncnorm.trainer.reporting.log_handler import ReportingHandler
+from syncnorm.trainer.reporting.reporter import Reporter
 from syncnorm.trainer.reporting.stdout_capture import captured
 
 SPEC = read_spec({"name": "a", "model": {"name": "mlp"}, "data": {"name": "digits", "batch_size": 4}})

@@ -11,7 +11,7 @@ import pytest
 from ray._private.log import PlainRayHandler
 from ray.train.v2._internal.logging.patch_print import redirected_print
 
-from syncnorm.trainer.reporting.reporter import ReportingHandler
+from syncnorm.trainer.reporting.log_handler import ReportingHandler
 from syncnorm.trainer.reporting.stdout_capture import captured
 from tests.helpers.trainer.ranks import RecordingReporter
 

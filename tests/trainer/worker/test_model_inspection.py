@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from syncnorm.trainer.contract.plan import alike, plan
+from syncnorm.trainer.contract.plan import plan
+from syncnorm.trainer.contract.spec_findings import alike
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.contract.text import name_some
 from syncnorm.trainer.data import build_data

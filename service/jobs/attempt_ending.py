@@ -1,0 +1,125 @@
+"""Whether an attempt is over, given what was observed of it. Pure.
+
+It is over when it said so itself (its result, under its fence), or when two witnesses agree that it is dead: its lease
+ran out; and Ray, in the same session, calls it ended or unknown, or its host gone. Ray that can't be reached says
+nothing at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from syncnorm.service.jobs.job import Attempt, Job, stored_result
+from syncnorm.trainer.contract.failure import FailureReason
+from syncnorm.trainer.contract.protocol import CANNOT_BEGIN, CANNOT_BEGIN_NOW, Result
+
+LONGEST_ODD_S = 600.0
+"""A silent attempt of which Ray, though it answers, says nothing sensible for so long is taken for dead."""
+
+
+class RayStatus(StrEnum):
+    """What Ray says of one submission."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDED = "ended"
+    UNKNOWN = "unknown"
+    """Ray answers that it has never heard of it."""
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one look at the world showed about an attempt. now: database time."""
+
+    now: datetime
+    ray: RayStatus = RayStatus.UNREACHABLE
+    session: str | None = None
+    """The session Ray is in; None while it can't be reached."""
+    node_gone: bool = False
+    ray_message: str = ""
+    """Why the submission ended, in Ray's words, with the last lines it printed."""
+    result: Result | None = None
+    storage_away: bool = False
+    """Whether there is a result can't be found out now."""
+    others_launch: bool = False
+    """Whether attempts of other jobs were launched since this one was written down."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Times, in seconds, that decisions depend on."""
+
+    startup_timeout_s: float = 600.0
+    orphan_life_s: float | None = 60.0
+    """How long processes of a cluster that is gone may live on, after their lease; None: they were seen to be gone."""
+    retry_base_s: float = 10.0
+    retry_max_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an attempt ended, by its own word or by that of two witnesses."""
+
+    outcome: str
+    reason: FailureReason | None
+    message: str
+    result: Result | None
+    counts: bool = True
+    """Whether it uses up one of limits.max_failures: not when the whole cluster went away."""
+    outage: bool = False
+    """Of the reason storage: it did not answer, and may when asked again."""
+
+
+def ending_of(job: Job, attempt: Attempt, observation: Observation, rules: Rules) -> Ending | None:
+    result = observation.result or stored_result(attempt)
+    if result is not None:
+        return Ending(result.outcome, result.reason, result.message, result, outage=result.outage)
+    if not _is_dead(attempt, observation, rules):
+        return None
+    if observation.storage_away and job.stop != "cancel":
+        return None  # what looks dead may have succeeded
+    if _is_from_an_earlier_session(attempt, observation):
+        return Ending("lost", FailureReason.NODE_LOST, f"The cluster restarted at step {attempt.step}.", None, False)
+    for begin in (CANNOT_BEGIN, CANNOT_BEGIN_NOW):
+        if begin in observation.ray_message:
+            why = observation.ray_message.rpartition(begin)[2].splitlines()[0]
+            return Ending("failed", FailureReason.STORAGE, why, None, outage=begin == CANNOT_BEGIN_NOW)
+    return _lost(job, attempt, observation)
+
+
+def _lost(job: Job, attempt: Attempt, observation: Observation) -> Ending:
+    message = attempt.message or f"Attempt {attempt.number} ended without a result at step {attempt.step}."
+    if attempt.stop_sent_at is not None and job.stop is not None:
+        return Ending("stopped" if attempt.heartbeat_at is None else "lost", attempt.reason, message, None)
+    reason = attempt.reason or (FailureReason.NODE_LOST if observation.node_gone else FailureReason.WORKER_LOST)
+    never_launched = reason is FailureReason.STARTUP_TIMEOUT and attempt.submitted_at is None
+    return Ending("lost", reason, message, None, counts=observation.others_launch or not never_launched)
+
+
+def may_be_over(attempt: Attempt, observation: Observation) -> bool:
+    """Whether anything says that the attempt may have ended, and it is time to look for a result."""
+    gone = observation.ray in (RayStatus.ENDED, RayStatus.UNKNOWN) or observation.node_gone
+    overdue = attempt.phase == "done" or attempt.lease_expires_at < observation.now
+    return gone or overdue or _is_from_an_earlier_session(attempt, observation)
+
+
+def _is_dead(attempt: Attempt, observation: Observation, rules: Rules) -> bool:
+    overdue_s = (observation.now - attempt.lease_expires_at).total_seconds()
+    if observation.ray is RayStatus.UNREACHABLE and observation.session is not None and overdue_s > LONGEST_ODD_S:
+        return True
+    if _is_from_an_earlier_session(attempt, observation):
+        return rules.orphan_life_s is None or overdue_s > rules.orphan_life_s
+    ray_gone = observation.ray is RayStatus.ENDED or (
+        observation.ray is RayStatus.UNKNOWN and (attempt.submitted_at is not None or attempt.stop_sent_at is not None)
+    )
+    if attempt.stop_sent_at is not None and ray_gone:
+        return True  # we had Ray end it, and Ray confirms
+    # What Ray says of the submission and of its host comes from one head: a cut makes both wrong within a second.
+    return overdue_s > 0 and (ray_gone or observation.node_gone)
+
+
+def _is_from_an_earlier_session(attempt: Attempt, observation: Observation) -> bool:
+    return observation.session is not None and attempt.session is not None and observation.session != attempt.session
