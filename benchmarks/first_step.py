@@ -151,7 +151,7 @@ class Cluster:
         ray = RayDispatcher(self.ray.url, self.ray.token, entrypoint, owner=folder.name)  # type: ignore[arg-type]  # one kind
         submitted = time.time()
         ray.start(folder.name, str(folder))
-        ended = _until(lambda: ray.look().submissions[folder.name], lambda seen: seen.status.value == "ended")
+        ended = _until(lambda: ray.observe().submissions[folder.name], lambda seen: seen.status.value == "ended")
         ray.close()
         found = stamps(folder)
         assert "step" in found, ended.message
@@ -169,7 +169,7 @@ def _until(look: Callable[[], Any], over: Callable[[Any], bool], timeout_s: floa
 def _has_nodes(ray: LocalRay) -> bool:
     with closing(RayDispatcher(ray.url, ray.token, owner="nobody")) as dispatcher:
         try:
-            return len(dispatcher.look().nodes) > 0
+            return len(dispatcher.observe().nodes) > 0
         except ClusterUnreachableError:
             return False
 

@@ -23,6 +23,7 @@ from syncnorm.service.jobs.admission import new_job
 from syncnorm.service.jobs.job import JobState, new_job_id
 from syncnorm.service.store import schema
 from syncnorm.service.store.database import Database
+from syncnorm.service.store.statements import row_of
 from syncnorm.trainer.contract.spec_reader import read_spec
 
 SPEC = {"name": "job", "model": {"name": "resnet"}, "data": {"name": "digits", "batch_size": 32}}
@@ -116,6 +117,6 @@ def _fill(folder: str, count: int) -> None:
                 for number in range(start, min(start + 1000, count))
             ]
             with database.write() as connection:
-                connection.execute(sa.insert(schema.jobs), [vars(job) for job in jobs])
+                connection.execute(sa.insert(schema.jobs), [row_of(job) for job in jobs])
                 labels = [{"job_id": job.id, "name": "n", "value": job.labels["n"]} for job in jobs]
                 connection.execute(sa.insert(schema.labels), labels)

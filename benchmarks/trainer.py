@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.harness import Table, compare
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.worker import fit as fitting
-from tests.helpers.trainer.ranks import Told, build, launch_of, place
+from tests.helpers.trainer.ranks import RecordingReporter, build, launch_of, rank_context
 
 PEER = "plain DDP loop"
 OURS = "trainer"
@@ -67,7 +67,7 @@ def trainer_step(batch: int, *, telemetry: bool) -> Callable[[], object]:
         return [gate, *(each for each in make(*args) if telemetry or type(each).__name__ not in TELEMETRY)]
 
     def run() -> None:
-        fitting.fit(job.module, job.loaders, job.launch, folders, Told(), place(rank, 2), job.steps)  # type: ignore[arg-type]
+        fitting.fit(job.module, job.loaders, job.launch, folders, RecordingReporter(), rank_context(rank, 2), job.steps)  # type: ignore[arg-type]
 
     with mock.patch.object(fitting, "_callbacks", callbacks):
         threading.Thread(target=run, daemon=True).start()

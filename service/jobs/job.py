@@ -145,14 +145,14 @@ class Job:
         return self.min_workers or self.workers
 
     def size_within(self, free_workers: int) -> int:
-        """How many workers an attempt has where `room` find a place: all, or, of an elastic job, as many whole groups
+        """How many workers an attempt has where `free_workers` fit: all, or, of an elastic job, as many whole groups
         of norm.group as fit, but at least min_workers; 0: it can't start."""
         if free_workers >= self.workers:
             return self.workers
         if self.min_workers is None:
             return 0
         group = self.spec.group
-        size = free_workers - free_workers % group if group else free_workers
+        size = free_workers if group is None else free_workers - free_workers % group
         return size if size >= self.least_workers else 0
 
 

@@ -50,8 +50,9 @@ class StoredSpec:
 
     @property
     def group(self) -> int | None:
-        """The number of workers in a group of norm.group; None: any number will do."""
-        group = self.document["norm"]["group"] if self.value is None else self.value.norm.group
+        """The number of workers in a group of norm.group; None: any number will do. From the document itself: a plan
+        asks thousands of waiting jobs, and need not read all of their specs."""
+        group = self.document["norm"]["group"]
         return group if isinstance(group, int) else None
 
     @property

@@ -215,7 +215,7 @@ def test_poison_that_is_cancelled_ends_cancelled(any_world: World) -> None:
 def test_spec_that_todays_version_refuses_fails_its_job_with_the_traceback(any_world: World) -> None:
     world = any_world
     poison = world.submit(resources={"workers": 4})
-    spec = world.job(poison.id).spec | {"of_version_9": True}
+    spec = world.job(poison.id).spec.document | {"of_version_9": True}
     poke(world, "jobs", poison.id, spec=spec)
     victim = world.submit(resources={"workers": 4})
 
@@ -233,7 +233,7 @@ def test_spec_that_todays_version_refuses_fails_its_job_with_the_traceback(any_w
 def test_queued_job_that_breaks_the_plan_is_taken_out_of_it(any_world: World, norm: Any) -> None:
     world = any_world
     poison = world.submit(resources={"workers": 64, "min_workers": 1})
-    spec = world.job(poison.id).spec
+    spec = world.job(poison.id).spec.document
     poke(
         world, "jobs", poison.id, spec={name: value for name, value in spec.items() if name != "norm"} | {"norm": norm}
     )
