@@ -2,7 +2,7 @@
 
     BackendError
     ├── UnreachableError          away: silence, 5xx, a proxy's refusal. Says nothing about the job: wait, try again.
-    │   └── OddAnswerError        it answered, but not with what was asked for. Wait as well, and log it once.
+    │   └── UnexpectedAnswerError it answered, but not with what was asked for. Wait as well, and log it once.
     ├── RefusedError              a 4xx about this one item. It would be refused again: fail it with this sentence.
     └── DatabaseUnavailableError  full, locked, read-only or away. Nothing was written.
 
@@ -20,7 +20,7 @@ class UnreachableError(BackendError):
     """It can't be asked right now. Says nothing about what it was asked for."""
 
 
-class OddAnswerError(UnreachableError):
+class UnexpectedAnswerError(UnreachableError):
     """It answered, but not with what was asked for: a login page, half a document, a value of another type."""
 
 

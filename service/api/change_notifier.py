@@ -15,7 +15,7 @@ from syncnorm.service.store import Changes, Heads
 
 logger = logging.getLogger(__name__)
 
-_LOOK_S = 1.0
+_POLL_S = 1.0
 """A change made by another process of the service is seen at the latest after this."""
 
 
@@ -53,7 +53,7 @@ class ChangeNotifier:
         with self._lock:
             self._followers[job_id].add(entry)
         if self._watch is None or self._watch.done() or self._watch.get_loop() is not loop:
-            self._watch = loop.create_task(self._look())
+            self._watch = loop.create_task(self._poll())
         try:
             yield entry[1]
         finally:
@@ -62,7 +62,7 @@ class ChangeNotifier:
                 if not self._followers[job_id]:
                     del self._followers[job_id]
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         """Until nobody follows any more."""
         heads: Heads | None = None
         while names := self._followed():
@@ -75,7 +75,7 @@ class ChangeNotifier:
                 for name in names if heads is None else changes.job_ids & names:
                     self.changed(name)
                 heads = changes.heads
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_POLL_S)
 
     def _followed(self) -> set[str]:
         with self._lock:

@@ -102,10 +102,10 @@ def _nodes(http: httpx.Client, token: str | None) -> Check:
     return Check("workers", f"{len(nodes)} hosts, {cpus:g} CPUs, {gpus:g} GPUs")
 
 
-def _guarded(name: str, look: Callable[[], Check]) -> Check:
+def _guarded(name: str, poll: Callable[[], Check]) -> Check:
     """A check whose failure is its finding."""
     try:
-        return look()
+        return poll()
     except Exception as error:  # whatever a driver or a client raises is what the operator wants to read
         return Check(name, "", f"{type(error).__name__}: {str(error).strip() or 'no message'}")
 

@@ -40,7 +40,7 @@ class Commands(TyperGroup):
         except (KeyboardInterrupt, EOFError, typer.Abort) as error:
             raise typer.Exit(INTERRUPTED) from error
         except Exception as error:
-            raise typer.Exit(_tell(error)) from error
+            raise typer.Exit(_print_error(error)) from error
 
 
 def _forget_stdout() -> None:
@@ -48,7 +48,7 @@ def _forget_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _tell(error: Exception) -> int:
+def _print_error(error: Exception) -> int:
     """Say what a command could not handle; its exit code."""
     if isinstance(error, OSError) and error.filename is not None:
         err.print(visible(f"{error.filename}: {error.strerror}"), style="red", soft_wrap=True)

@@ -22,8 +22,8 @@ from syncnorm.trainer.contract.text import visible
 Json = dict[str, Any]
 STATES = ("queued", "starting", "running", "stopping", "paused", "finalizing", "succeeded", "failed", "cancelled")
 _QUIET = ("checkpoint", "phase")
-_LOOK_S = 1.0
-_LOOK_S_PER_JOB = 0.05
+_POLL_S = 1.0
+_POLL_S_PER_JOB = 0.05
 
 
 def follow(client: Client, job_id: str, console: Console) -> Json:
@@ -103,19 +103,19 @@ def _finished(jobs: Sequence[Json]) -> bool:
 
 
 def watch(
-    look: Callable[[], Sequence[Json]],
+    poll: Callable[[], Sequence[Json]],
     console: Console,
     rest: Callable[[float], None] = time.sleep,
     until: Callable[[Sequence[Json]], bool] = _finished,
 ) -> Sequence[Json]:
-    """A live table of what `look` finds until all of it is finished. Returns the jobs at the end.
+    """A live table of what `poll` finds until all of it is finished. Returns the jobs at the end.
 
     Many jobs are asked for less often.
     """
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            jobs = look()
+            jobs = poll()
             live.update(jobs_table(fit(jobs, console), console.width), refresh=True)
             if until(jobs):
                 return jobs
-            rest(max(_LOOK_S, _LOOK_S_PER_JOB * len(jobs)))
+            rest(max(_POLL_S, _POLL_S_PER_JOB * len(jobs)))

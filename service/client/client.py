@@ -282,9 +282,9 @@ class Client:
         except httpx.HTTPError:
             return False
 
-    def persist(self, look: Callable[[], T]) -> T:
-        """What `look` returns, asked for again while the service is away, for up to five minutes."""
-        return self.connection.persist(look)
+    def persist(self, poll: Callable[[], T]) -> T:
+        """What `poll` returns, asked for again while the service is away, for up to five minutes."""
+        return self.connection.persist(poll)
 
     def _limit_s(self, default: float) -> float:
         return self._timeout_s or timeout_s(default)

@@ -122,13 +122,13 @@ class Connection:
             except ClientError as error:
                 patience.wait(error)
 
-    def persist(self, look: Callable[[], T]) -> T:
-        """What `look` returns, asked for again while the service is away."""
+    def persist(self, poll: Callable[[], T]) -> T:
+        """What `poll` returns, asked for again while the service is away."""
         patience = RetryPeriod(self)
         patience.renew()
         while True:
             try:
-                return look()
+                return poll()
             except ClientError as error:
                 patience.wait(error)
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
-from syncnorm.service.backend_errors import OddAnswerError, RefusedError, UnreachableError
+from syncnorm.service.backend_errors import RefusedError, UnexpectedAnswerError, UnreachableError
 
 T = TypeVar("T")
 
@@ -61,20 +61,20 @@ class HttpResponse:
         return self.content.decode(errors="replace").strip()[-_EXCERPT:]
 
     def parsed(self, kind: TypeAdapter[T]) -> T:
-        """Its content as the type that was asked for. Raises: OddAnswerError."""
+        """Its content as the type that was asked for. Raises: UnexpectedAnswerError."""
         try:
             return kind.validate_json(self.content)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"])) or "the body"
-            raise OddAnswerError(
+            raise UnexpectedAnswerError(
                 f"{self.source} answered {self.status} with something that is not its own: {where}: {first['msg']} "
                 f"({self.excerpt[:80]!r}). Check that no proxy or login page answers in its place."
             ) from error
 
 
 class HttpClient:
-    """One program outside. Every call raises UnreachableError or OddAnswerError, within its limits."""
+    """One program outside. Every call raises UnreachableError or UnexpectedAnswerError, within its limits."""
 
     def __init__(
         self,
@@ -103,7 +103,8 @@ class HttpClient:
     def ask(self, call: HttpRequest, *, total_s: float | None = None, most_bytes: int = MOST_BYTES) -> HttpResponse:
         """The answer to one call, whatever its status.
 
-        Raises: UnreachableError; OddAnswerError for a redirect and a huge body; RefusedError for what can't be sent.
+        Raises: UnreachableError; UnexpectedAnswerError for a redirect and a huge body; RefusedError for what can't be
+        sent.
         """
         return _on_loop(self._ask(call, total_s or self._total_s, most_bytes))
 
@@ -147,12 +148,12 @@ class HttpClient:
         try:
             if response.is_redirect:
                 target = response.headers.get("location", "")[:200]
-                raise OddAnswerError(f"{source} redirects to {target}, which is not followed")
+                raise UnexpectedAnswerError(f"{source} redirects to {target}, which is not followed")
             content = bytearray()
             async for chunk in response.aiter_raw():
                 content += chunk
                 if len(content) > most_bytes:
-                    raise OddAnswerError(f"{source} sent more than {most_bytes} bytes; the rest was not read")
+                    raise UnexpectedAnswerError(f"{source} sent more than {most_bytes} bytes; the rest was not read")
             return HttpResponse(source, response.status_code, response.headers, bytes(content))
         finally:
             await response.aclose()

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from syncnorm.service.backend_errors import (
     BackendError,
     DatabaseUnavailableError,
-    OddAnswerError,
     RefusedError,
+    UnexpectedAnswerError,
     UnreachableError,
 )
 from syncnorm.service.background.outage_log import OutageLog
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 LEASE = "descriptions"
 _LEASE_S = 60.0
-_LOOK_S = 1.0
+_POLL_S = 1.0
 _MOST_A_TICK = 50
 _PAUSE_S = 30.0
 """Before a run that could not be described is tried again."""
@@ -51,7 +51,7 @@ class RunDescriber:
 
     def run(self, stop: threading.Event) -> None:
         """Tick until told to stop; an error in one tick does not end the loop."""
-        while not stop.wait(_LOOK_S):
+        while not stop.wait(_POLL_S):
             try:
                 self.tick(stop)
                 self._outage_log.recovered("tick")
@@ -83,7 +83,7 @@ class RunDescriber:
         except UnreachableError as error:
             self._outage_log.failed(job.id, "could not describe a run; retrying", job=job.id, error=str(error))
             self._not_before[job.id] = self._clock() + _PAUSE_S
-            return isinstance(error, OddAnswerError)
+            return isinstance(error, UnexpectedAnswerError)
         except DatabaseUnavailableError:
             raise
         except Exception as error:

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import TypeAdapter
 
-from syncnorm.service.backend_errors import OddAnswerError, RefusedError, UnreachableError
+from syncnorm.service.backend_errors import RefusedError, UnexpectedAnswerError, UnreachableError
 from syncnorm.service.background.outage_log import OutageLog
 from syncnorm.service.integrations.http_client import HttpClient, HttpRequest, HttpResponse
 from syncnorm.service.integrations.ray_answers import CLUSTER, RECORD, RECORDS, VERSION, Record, nodes_of, records_of
@@ -161,7 +161,7 @@ class RayDispatcher:
         if not answer.is_success:
             raise UnreachableError(f"Ray did not take {submission_id}: {answer.status} {answer.excerpt}")
         if _parsed(answer, _JSON_OBJECT).get("submission_id") != submission_id and not self._is_known(submission_id):
-            raise OddAnswerError(f"Ray took {submission_id}, but does not know it: {answer.excerpt[:80]!r}")
+            raise UnexpectedAnswerError(f"Ray took {submission_id}, but does not know it: {answer.excerpt[:80]!r}")
 
     def end(self, submission_id: str) -> None:
         answer = self._http.ask(HttpRequest("POST", f"/api/jobs/{submission_id}/stop"))
@@ -233,7 +233,7 @@ def _kept(answer: HttpResponse | UnreachableError) -> HttpResponse:
 
 
 def _parsed(answer: HttpResponse, kind: TypeAdapter[T]) -> T:
-    """Raises: UnreachableError for any status but 2xx; OddAnswerError for another content."""
+    """Raises: UnreachableError for any status but 2xx; UnexpectedAnswerError for another content."""
     if not answer.is_success:
         raise UnreachableError(f"{answer.source} answered {answer.status}: {answer.excerpt}")
     return answer.parsed(kind)

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 EVERY_S = 10.0
 """Between two lists of all submissions, or longer where a list takes Ray long."""
-_LOOK_S = 1.0
+_POLL_S = 1.0
 _MOST_A_ROUND = 200
 _LONGEST_SHARE = 0.05
 """Of Ray's time, spent on lists."""
@@ -41,7 +41,7 @@ class ClusterSweep:
 
     def run(self, stop: threading.Event) -> None:
         """Tick until told to stop; an error in one tick does not end the loop."""
-        while not stop.wait(_LOOK_S):
+        while not stop.wait(_POLL_S):
             try:
                 self.tick()
             except BackendError as error:

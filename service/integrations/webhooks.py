@@ -33,7 +33,7 @@ _LEASE_S = 30.0
 """Longer than one event can take, and renewed before each."""
 _TOTAL_S, _MOST_BYTES = 10.0, 64 * 2**10
 """Of one answer."""
-_LOOK_S = 1.0
+_POLL_S = 1.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _LONGEST_ASKED_S = 1.0, 300.0, 3600.0
 _GIVE_UP_AFTER = timedelta(days=3)
 _PAGE = 100
@@ -80,11 +80,11 @@ class _Receiver:
         after = self._store.webhooks.position(self.key)
         until = self._store.now() - timedelta(seconds=_SETTLED_S)
         for event in self._store.history.events_of_kinds(KINDS, after, until, _PAGE):
-            if not self._may_act() or not self._tell(event):
+            if not self._may_act() or not self._deliver(event):
                 return
             self._store.webhooks.set_position(self.key, event.seq)
 
-    def _tell(self, event: StoredEvent) -> bool:
+    def _deliver(self, event: StoredEvent) -> bool:
         """Whether to go on with the next one."""
         job = self._store.jobs.get(event.job_id)
         if job is None:  # deleted since
@@ -171,7 +171,7 @@ class Webhooks:
 def _run(receiver: _Receiver, stop: threading.Event) -> None:
     """An error in one round does not end the loop."""
     outage_log = OutageLog(logger)
-    while not stop.wait(_LOOK_S):
+    while not stop.wait(_POLL_S):
         try:
             receiver.tick()
             outage_log.recovered("webhooks")

@@ -29,7 +29,7 @@ def against_plan(spec: JobSpec, nodes: Sequence[NodeCapacity] | None) -> list[Pr
     ]
 
 
-def needs_a_look(spec: JobSpec) -> bool:
+def needs_lookup(spec: JobSpec) -> bool:
     """Whether files, packages or secrets have to be looked for, which may take time."""
     has_secrets = any(isinstance(value, SecretRef) for value in spec.env.values())
     return has_secrets or spec.code is not None or any(name in spec.data.init_args for name in _PATH_ARGS)

@@ -177,7 +177,7 @@ def expand(study: StudySpec, refusals: Callable[[JobSpec], list[Problem]] = lamb
             if found := refusals(spec):
                 raise SpecError(found)
         except SpecError as error:
-            problems |= dict.fromkeys(_at_its_place(problem, point, axes) for problem in error.problems)
+            problems |= dict.fromkeys(_located(problem, point, axes) for problem in error.problems)
             continue
         for seed in study.seeds:
             number = len(children) + 1
@@ -223,7 +223,7 @@ def _set(document: dict[str, Any], path: str, value: Any) -> None:
     target[last] = copy.deepcopy(value)
 
 
-def _at_its_place(problem: Problem, point: Point, axes: Mapping[str, list[tuple[str, Any]]]) -> Problem:
+def _located(problem: Problem, point: Point, axes: Mapping[str, list[tuple[str, Any]]]) -> Problem:
     """A problem of a child as one of the study: at the value of the axis that set the field, or in the base."""
     for axis, label in point.items():
         for path in axis.split(","):

@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 
 _PR_SET_CHILD_SUBREAPER = 36
-_LOOK_S = 0.5
+_POLL_S = 0.5
 _TERM_GRACE_S = 3.0
 
 
@@ -39,7 +39,7 @@ def keep(record: Path, log: Path, command: list[str]) -> int:
         ).pid
     code = None
     try:
-        while code is None and not select.select([sys.stdin], [], [], _LOOK_S)[0]:
+        while code is None and not select.select([sys.stdin], [], [], _POLL_S)[0]:
             code = _reap(child)
             _write_record(record)
     finally:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
-from syncnorm.service.backend_errors import BackendError, OddAnswerError, UnreachableError
+from syncnorm.service.backend_errors import BackendError, UnexpectedAnswerError, UnreachableError
 from syncnorm.service.reconciler.isolation import describe
 
 logger = logging.getLogger(__name__)
@@ -42,10 +42,10 @@ class BackendCircuitBreaker:
             raise
         except Exception as error:
             self._lost_s[port] += self._clock() - began
-            self._say_once(port, error)
-            raise OddAnswerError(f"{port} was asked in vain: {describe(error)}") from error
+            self._log_once(port, error)
+            raise UnexpectedAnswerError(f"{port} was asked in vain: {describe(error)}") from error
 
-    def _say_once(self, port: Backend, error: Exception) -> None:
+    def _log_once(self, port: Backend, error: Exception) -> None:
         """Each kind of error with its traceback, once in the life of the process."""
         where = port, type(error).__name__
         if where not in self._odd:

@@ -86,16 +86,16 @@ class Column:
     def value(self, raw: Any) -> Any:
         """Raises: Exception, of whatever kind, if the row holds what it can't hold."""
         if type(raw) not in self.kinds:
-            raise UnreadableError(f"must be {_words(self.kinds)}")
+            raise UnreadableError(f"must be {_type_names(self.kinds)}")
         return raw if raw is None or self.read is None else self.read(raw)
 
 
-def _words(kinds: frozenset[type]) -> str:
-    return " or ".join(sorted(_WORDS[kind] for kind in kinds))
+def _type_names(kinds: frozenset[type]) -> str:
+    return " or ".join(sorted(_TYPE_NAMES[kind] for kind in kinds))
 
 
-_WORDS = {NoneType: "null", datetime: "a time", str: "text", int: "a whole number", float: "a number"}
-_WORDS |= {dict: "a JSON object", list: "a JSON array"}
+_TYPE_NAMES = {NoneType: "null", datetime: "a time", str: "text", int: "a whole number", float: "a number"}
+_TYPE_NAMES |= {dict: "a JSON object", list: "a JSON array"}
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class RowReader(Generic[T]):
         """Raises: Exception if the row can't be read as it should."""
         for raw, kinds in zip(row, self._kinds, strict=True):
             if type(raw) not in kinds:
-                raise UnreadableError(f"must be {_words(kinds)}")
+                raise UnreadableError(f"must be {_type_names(kinds)}")
         values = dict(zip(self._names, row, strict=True))
         for name, read in self._readers:
             if values[name] is not None:

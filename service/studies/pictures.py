@@ -110,7 +110,7 @@ def _curves(study: StudySpec, rows: Sequence[Row]) -> bytes | None:
 
     def panel(axes: Axes, metric: str) -> None:
         for colour, row in zip(_colours(len(rows)), rows, strict=True):
-            _one_place(axes, row.outcomes, metric, colour, short(row.point))
+            _one_point(axes, row.outcomes, metric, colour, short(row.point))
         points = (point for row in rows for child in row.outcomes for point in curve(child, metric))
         axes.set_yscale(_scale(value for _, value in points))
         axes.set_xlabel("optimizer step", fontsize=8)
@@ -120,7 +120,7 @@ def _curves(study: StudySpec, rows: Sequence[Row]) -> bytes | None:
     return _panels(metrics, panel)
 
 
-def _one_place(axes: Axes, outcomes: Sequence[Outcome], metric: str, colour: Colour, name: str) -> None:
+def _one_point(axes: Axes, outcomes: Sequence[Outcome], metric: str, colour: Colour, name: str) -> None:
     at: dict[int, list[float]] = defaultdict(list)
     for outcome in outcomes:
         points = curve(outcome, metric)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 
-from syncnorm.service.backend_errors import DatabaseUnavailableError, OddAnswerError, UnreachableError
+from syncnorm.service.backend_errors import DatabaseUnavailableError, UnexpectedAnswerError, UnreachableError
 from syncnorm.service.background.loop import Loop
 from syncnorm.service.background.outage_log import OutageLog
 from syncnorm.service.jobs.job import new_fence
@@ -93,7 +93,7 @@ class StudyPublisher:
     def _try_to_publish(self, study: Study) -> None:
         try:
             self._publish(study)
-        except (OddAnswerError, StorageError) as error:
+        except (UnexpectedAnswerError, StorageError) as error:
             self._outage_log.failed(study.id, "could not publish a study; retrying", study=study.id, error=str(error))
             return
         except (UnreachableError, DatabaseUnavailableError):

@@ -153,7 +153,7 @@ def _failures(outcomes: Sequence[Outcome]) -> str:
     if not failed:
         return ""
     items = "".join(
-        f"<li><b>{escape(one.name)}</b> ({escape(_place(one.point))}, seed {one.seed}): {one.state}"
+        f"<li><b>{escape(one.name)}</b> ({escape(_grid_point(one.point))}, seed {one.seed}): {one.state}"
         f"{', ' + one.reason if one.reason else ''}. {escape(one.message)}</li>"
         for one in failed
     )
@@ -202,7 +202,8 @@ def _figure(name: str, png: bytes) -> str:
 def _children(outcomes: Sequence[Outcome]) -> str:
     lines = "".join(
         f"<tr{' class=failed' if one.state in FAILED else ''}><td>{_linked(one)}</td>"
-        f"<td>{escape(_place(one.point))}</td><td class=n>{one.seed}</td><td>{one.state}</td><td>{one.job_id}</td></tr>"
+        f"<td>{escape(_grid_point(one.point))}</td><td class=n>{one.seed}</td><td>{one.state}</td>"
+        f"<td>{one.job_id}</td></tr>"
         for one in outcomes
     )
     return f"<h2>Jobs</h2><table><tr><th>name<th>place<th>seed<th>state<th>job</tr>{lines}</table>"
@@ -213,5 +214,5 @@ def _linked(outcome: Outcome) -> str:
     return f'<a href="{escape(outcome.run_url)}">{name}</a>' if outcome.run_url else name
 
 
-def _place(point: Point) -> str:
+def _grid_point(point: Point) -> str:
     return ", ".join(f"{axis}: {label}" for axis, label in point.items())

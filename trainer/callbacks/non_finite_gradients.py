@@ -40,7 +40,7 @@ class NonFiniteGuard(Callback):
             return
         self._in_a_row += 1
         self._skipped += 1
-        self._tell(trainer)
+        self._report(trainer)
         first = next((name for name, p in pl_module.named_parameters() if not is_finite(p.grad)), "their norm")
         optimizer.zero_grad(set_to_none=True)  # an optimizer leaves parameters without a gradient as they are
         steps = trainer.global_step + 1
@@ -56,7 +56,7 @@ class NonFiniteGuard(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._in_a_row, self._skipped = state_dict["in_a_row"], state_dict["skipped"]
 
-    def _tell(self, trainer: Trainer) -> None:
+    def _report(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
             step = trainer.global_step
             self._reporter.event("non_finite", f"step {step + 1} left out: gradients are not finite", step=step + 1)

@@ -44,7 +44,7 @@ class ProgressReporter(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._batches += 1
-        self._tell(trainer, finished_epochs=trainer.current_epoch)
+        self._report(trainer, finished_epochs=trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rates = {tracking.LEARNING_RATE: trainer.optimizers[0].param_groups[0]["lr"]}
@@ -56,9 +56,9 @@ class ProgressReporter(Callback):
         if trainer.is_global_zero:
             self._spool.append(self._metrics, trainer.global_step)
             logger.info("%s", _line(trainer.current_epoch + 1, self._epochs, trainer.global_step, self._metrics))
-        self._tell(trainer, finished_epochs=trainer.current_epoch + 1)
+        self._report(trainer, finished_epochs=trainer.current_epoch + 1)
 
-    def _tell(self, trainer: Trainer, *, finished_epochs: int) -> None:
+    def _report(self, trainer: Trainer, *, finished_epochs: int) -> None:
         if trainer.is_global_zero:
             self._reporter.progress(
                 epoch=finished_epochs,

@@ -42,19 +42,19 @@ def measure(probe: Probe) -> dict[str, Any]:
     by_optimizer = differences(given, _only(probe.observation.gradient, given)) if given else None
     together = probe.evaluate_exactly()
     statistics = probe.running_statistics()
-    alone = probe.evaluate_alone()
-    if alone is None:
+    single_process = probe.evaluate_single_process()
+    if single_process is None:
         return {}
-    gradients = differences(together.gradient, alone.gradient)
+    gradients = differences(together.gradient, single_process.gradient)
     buffers = differences(statistics, probe.running_statistics(), least_scale=0.0)
     record: dict[str, Any] = {
         "loss": together.loss,
-        "loss_difference": abs(together.loss - alone.loss) / max(abs(alone.loss), 1e-12),
+        "loss_difference": abs(together.loss - single_process.loss) / max(abs(single_process.loss), 1e-12),
         "gradient_difference": _greatest(gradients.values()),
         "worst": max(gradients, key=lambda name: gradients[name], default=None),
         "statistics_difference": _greatest(buffers.values()) if buffers else None,
         "optimizer_difference": None if by_optimizer is None else _greatest(by_optimizer.values()),
-        "tolerance": TOLERANCES[next(iter(alone.gradient.values())).dtype],
+        "tolerance": TOLERANCES[next(iter(single_process.gradient.values())).dtype],
         "layers": _by_layer(gradients, "gradient_difference", _by_layer(buffers, "statistics_difference", {})),
     }
     measured = [record[name] for name in _MEASURED if record[name] is not None]

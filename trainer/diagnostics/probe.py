@@ -99,7 +99,7 @@ class Probe:
         self._go_to({}, dropout=False)
         return self._of_all(*self._differentiate(self._batch, {}, exactly=True)[:2])
 
-    def evaluate_alone(self) -> Evaluation | None:
+    def evaluate_single_process(self) -> Evaluation | None:
         """`evaluate_exactly` by one device that has the whole batch to itself: worker 0; None on the others."""
         whole = group.whole(self._batch, next(iter(self._parameters.values())).device)
         if whole is None:

@@ -115,17 +115,17 @@ class Bucket:
     def _find(self, below: str) -> list[str]:
         found: list[str] = self._limited(0, "find", self._at(below))
         if not found:
-            self._look_for_bucket()
+            self._require_bucket()
         return found
 
-    def _asked(self, act: Callable[[], T]) -> T:
+    def _called(self, act: Callable[[], T]) -> T:
         try:
             return act()
         except FileNotFoundError:
-            self._look_for_bucket()
+            self._require_bucket()
             raise
 
-    def _look_for_bucket(self) -> None:
+    def _require_bucket(self) -> None:
         """What is not there may be the bucket itself. Raises: FileNotFoundError saying so."""
         if self._seen:
             return
@@ -161,7 +161,7 @@ class Bucket:
         began, pause_s = self._clock(), _FIRST_PAUSE_S
         while True:
             try:
-                answer = self._asked(act)
+                answer = self._called(act)
             except Exception as error:  # each of fsspec's file systems has its own
                 fault = fault_of(error)
                 if fault is Fault.MISSING and may_miss:

@@ -25,7 +25,7 @@ def scratch() -> Iterator[Path]:
     """
     _remove_left()
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_place()))
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_folder()))
         lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
         if _take(lock):
             break
@@ -38,7 +38,7 @@ def scratch() -> Iterator[Path]:
 
 
 def _remove_left() -> None:
-    for folder in _place().glob(f"{_PREFIX}*"):
+    for folder in _folder().glob(f"{_PREFIX}*"):
         with suppress(OSError):  # another user's, or gone meanwhile
             lock = os.open(folder / _LOCK, os.O_RDWR)
             try:
@@ -49,7 +49,7 @@ def _remove_left() -> None:
                 os.close(lock)
 
 
-def _place() -> Path:
+def _folder() -> Path:
     return Path(os.environ.get("SYNCNORM_SCRATCH") or tempfile.gettempdir())  # not TMPDIR: Ray moves with that
 
 

@@ -95,14 +95,14 @@ class BoundedHttp(HttpToolsProtocol):
         self._part, self._received, self._is_in_headers = part, 0, False
         self._began_at = self._last_at = self.loop.time()
         if self._timer is None:
-            self._timer = self.loop.call_at(self._due_at(), self._look)
+            self._timer = self.loop.call_at(self._due_at(), self._check)
 
     def _due_at(self) -> float:
         if self._part is Part.HEAD:
             return self._began_at + HEAD_S
         return min(self._last_at + IDLE_S, self._began_at + IDLE_S + self._received / MIN_RATE)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         """One timer a connection, set anew when it fires: a request costs none of its own."""
         self._timer = None
         if self._part is Part.NOTHING or self.transport.is_closing():
@@ -110,7 +110,7 @@ class BoundedHttp(HttpToolsProtocol):
         if self.flow.read_paused:  # it is us who are slow
             self._wait_for(self._part)
         elif self.loop.time() < self._due_at():
-            self._timer = self.loop.call_at(self._due_at(), self._look)
+            self._timer = self.loop.call_at(self._due_at(), self._check)
         else:
             self._end(HTTPStatus.REQUEST_TIMEOUT)
 

@@ -129,7 +129,7 @@ async def list_jobs(
         full=full,
     )
     if cursor is not None:
-        query = replace(query, after=_place(cursor, query))
+        query = replace(query, after=_position(cursor, query))
     return await to_thread.run_sync(_listed, lists, query, limiter=lists.limiter)
 
 
@@ -138,7 +138,7 @@ def listing_of(query: JobQuery) -> str:
     return list_id("jobs", **{name: value for name, value in vars(query).items() if name not in _OF_PAGES})
 
 
-def _place(cursor: str, query: JobQuery) -> tuple[Any, str]:
+def _position(cursor: str, query: JobQuery) -> tuple[Any, str]:
     """The place a cursor stands for, as the store knows it. Raises: ApiError 422."""
     by = query.sort.lstrip("-")
     value, job_id = decode(listing_of(query), cursor, _VALUES[by], str)

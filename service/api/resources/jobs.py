@@ -20,7 +20,7 @@ from syncnorm.service.api.http.json_body import Json, JsonBody
 from syncnorm.service.api.http.route import Route
 from syncnorm.service.api.submit_batcher import SubmitBatcher, SubmitRequest
 from syncnorm.service.api.views import JobView, job_view
-from syncnorm.service.jobs.admission import AdmissionChecks, needs_a_look
+from syncnorm.service.jobs.admission import AdmissionChecks, needs_lookup
 from syncnorm.service.jobs.job import Job
 from syncnorm.service.store import StoredResponse
 from syncnorm.service.store.tables.idempotency import IdempotencyTable
@@ -120,7 +120,7 @@ async def _read(body: JsonBody, jobs: _Jobs, who: Principal, *, dry_run: bool) -
     refuse = (
         jobs.checks.missing if dry_run else jobs.checks.refusals
     )  # a plan shows its errors instead of refusing them
-    problems = await run_in_threadpool(refuse, spec, who.name) if needs_a_look(spec) else refuse(spec, who.name)
+    problems = await run_in_threadpool(refuse, spec, who.name) if needs_lookup(spec) else refuse(spec, who.name)
     if problems:
         raise bad_spec(problems, dry_run=dry_run)
     return spec

@@ -14,7 +14,7 @@ from syncnorm.service.cli.terminal import FINE, INTERRUPTED, JOB_FAILED, connect
 from syncnorm.service.client.client import Client
 from syncnorm.service.integrations.mlflow_note import certificate_line
 
-_LOOK_S = 1.0
+_POLL_S = 1.0
 _OVER = ("succeeded", "failed")
 
 app = typer.Typer()
@@ -58,7 +58,7 @@ def exports(job: Job, as_json: AsJson = False) -> None:
 def wait(client: Client, job_id: str, name: str, rest: Callable[[float], None] = time.sleep) -> dict[str, Any]:
     """The export once it is finished."""
     while (found := client.persist(lambda: client.one_export(job_id, name)))["state"] not in _OVER:
-        rest(_LOOK_S)
+        rest(_POLL_S)
     return found
 
 

@@ -41,13 +41,13 @@ def ls(
     exact = {"project": project, "owner": owner, "norm": norm, "name": name}
     with connect() as client:
 
-        def look() -> list[Any]:
+        def poll() -> list[Any]:
             found = matching(client, states=state or (), labels=label or (), page=min(limit, 200), **exact)
             return list(islice(found, limit))
 
         if watch:
-            screen.watch(lambda: client.persist(look), out, until=lambda _jobs: False)
-        jobs = look()
+            screen.watch(lambda: client.persist(poll), out, until=lambda _jobs: False)
+        jobs = poll()
     show_value(jobs, as_json, lambda jobs: jobs_table(jobs, out.width) if jobs else "No jobs.")
 
 
@@ -62,7 +62,7 @@ def watch(jobs: Jobs = None, as_json: AsJson = False) -> None:
             ended: Sequence[Any] = [screen.follow(client, job_id(client, jobs[0]), err)]
         else:
             chosen = [client.job(job_id(client, one)) for one in jobs] if jobs else _unfinished(client)
-            ended = screen.watch(_looker(client, chosen), err if as_json else out)
+            ended = screen.watch(_poller(client, chosen), err if as_json else out)
         if as_json:
             show_value(ended, True, str)
         elif len(ended) == 1:
@@ -74,14 +74,14 @@ def _unfinished(client: Client) -> list[Any]:
     return [job for job in islice(client.jobs(limit=200), _MOST_WATCHED) if job["state"] not in TERMINAL]
 
 
-def _looker(client: Client, jobs: Sequence[Any]) -> Callable[[], list[Any]]:
+def _poller(client: Client, jobs: Sequence[Any]) -> Callable[[], list[Any]]:
     """Asks for those jobs again that were not finished the last time."""
     known = {job["id"]: job for job in jobs}
 
-    def look() -> list[Any]:
+    def poll() -> list[Any]:
         for one, job in known.items():
             if job["state"] not in TERMINAL:
                 known[one] = client.persist(partial(client.job, one))
         return list(known.values())
 
-    return look
+    return poll

@@ -29,7 +29,7 @@ from syncnorm.service.client.client import Client
 
 study_app = typer.Typer(help="Run families of jobs, and compare them.", no_args_is_help=True)
 StudyId = Annotated[str, typer.Argument(help="Study id, e.g. study_01h…", metavar="STUDY")]
-_LOOK_S = 2.0
+_POLL_S = 2.0
 _FORMS = {".html": "html", ".png": "png", ".json": "json"}
 _COLORS = {"agrees": "green", "does not agree": "red"}
 _VERBS = {
@@ -66,7 +66,7 @@ def _wait(client: Client, study: dict[str, Any]) -> dict[str, Any]:
     """The study once all its jobs are finished."""
     study_id = study["id"]
     while study["state"] != "finished":
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
         found = client.persist(lambda: client.study(study_id))
         if found["jobs"] != study["jobs"]:
             err.print(f"{study['id']} {_line(found)}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from syncnorm.service.backend_errors import OddAnswerError, RefusedError, UnreachableError
+from syncnorm.service.backend_errors import RefusedError, UnexpectedAnswerError, UnreachableError
 from syncnorm.service.integrations.ray_jobs import RayDispatcher
 from syncnorm.service.integrations.ray_sweep import ClusterSweep
 from syncnorm.service.jobs.attempt_ending import RayStatus
@@ -111,7 +111,7 @@ def test_look_at_a_cluster_that_answers_something_else_is_no_look(what: str, odd
 def test_status_with_a_hole_is_no_look(nodes: Any) -> None:
     ray = Ray(bent={"GET /api/cluster_status": Reply(nodes)})
 
-    with dispatcher(ray) as cluster_now, pytest.raises(OddAnswerError):
+    with dispatcher(ray) as cluster_now, pytest.raises(UnexpectedAnswerError):
         cluster_now.observe()
 
 
@@ -205,7 +205,7 @@ def test_launch_answered_with_something_else_waits_and_is_made_later(odd: str) -
 def test_page_in_place_of_a_record_is_no_launch(odd: str) -> None:
     ray = Ray(bent={"GET /api/jobs/b-1": ODD[odd]})
 
-    with dispatcher(ray) as cluster_now, pytest.raises(OddAnswerError):
+    with dispatcher(ray) as cluster_now, pytest.raises(UnexpectedAnswerError):
         cluster_now.start("b-1", "/folder")
 
     assert "POST /api/jobs/" not in ray.asked

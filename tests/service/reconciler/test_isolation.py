@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
 from syncnorm.service.api.app import create_app
-from syncnorm.service.backend_errors import OddAnswerError, RefusedError, UnreachableError
+from syncnorm.service.backend_errors import RefusedError, UnexpectedAnswerError, UnreachableError
 from syncnorm.service.integrations.ray_jobs import Submission
 from syncnorm.service.jobs.attempt_ending import RayStatus
 from syncnorm.service.jobs.job import Job, JobState
@@ -326,7 +326,9 @@ def test_refused_launch_fails_its_job_with_the_sentence(world: World, port: str,
 
 
 @pytest.mark.parametrize(
-    "error", [KeyError, lambda: OddAnswerError("a login page"), RecursionError], ids=["key", "odd answer", "recursion"]
+    "error",
+    [KeyError, lambda: UnexpectedAnswerError("a login page"), RecursionError],
+    ids=["key", "odd answer", "recursion"],
 )
 @pytest.mark.parametrize(("port", "method"), [("tracker", "run_for"), ("dispatcher", "start")])
 def test_odd_answers_about_one_launch_do_not_hold_its_capacity_for_ever(

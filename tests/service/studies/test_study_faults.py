@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from syncnorm.service.backend_errors import OddAnswerError, RefusedError
+from syncnorm.service.backend_errors import RefusedError, UnexpectedAnswerError
 from syncnorm.service.store.tables.studies import MOST_FAILURES
 from syncnorm.service.studies import collect
 from syncnorm.service.studies.collect import read_measured
@@ -113,7 +113,7 @@ def test_study_that_can_not_be_published_holds_up_no_other_and_says_why(
     assert again["problem"] is None
 
 
-@pytest.mark.parametrize("error", [OddAnswerError("a login page"), StorageError("away"), KeyError("run")])
+@pytest.mark.parametrize("error", [UnexpectedAnswerError("a login page"), StorageError("away"), KeyError("run")])
 def test_study_that_has_to_wait_holds_up_no_other(
     running: Running, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

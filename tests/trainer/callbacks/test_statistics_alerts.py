@@ -41,8 +41,8 @@ class Alarmed:
         self.alarm = StatisticsAlarm(self.told)  # type: ignore[arg-type]
         self.step = 0
 
-    def look(self, **layers: NormSnapshot) -> list[tuple[str, str, Any]]:
-        """(kind, cause, layers) of what this look tells."""
+    def check(self, **layers: NormSnapshot) -> list[tuple[str, str, Any]]:
+        """(kind, cause, layers) of what this check tells."""
         before, self.step = len(self.told.events), self.step + 10
         self.alarm.check(layers, lambda _: EPS, self.step)
         return [(kind, data["cause"], data["layers"]) for kind, _, data in self.told.events[before:]]
