@@ -34,6 +34,9 @@ class ProgressReporter(Callback):
         self._epoch_began = 0.0
         self._batches = 0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._epoch_began = time.monotonic()  # Lightning starts no epoch where an attempt resumes in the middle of one
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_began = time.monotonic()
         self._batches = 0

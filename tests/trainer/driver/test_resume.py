@@ -134,7 +134,7 @@ def test_paused_anywhere(ranks: Pool, undisturbed: Whole, tmp_path: Path, length
     resumed = ranks.run(train, 2, str(second), document, newest(first))[0]
 
     assert_same(undisturbed(document), resumed, first, second)
-    assert min(rates(first, second)) > 0
+    assert min(rates(first, second)) > 20  # 3,000 on an idle host; since the host's start it would be below 1
 
 
 def test_paused_while_gradients_accumulate(ranks: Pool, undisturbed: Whole, tmp_path: Path) -> None:
