@@ -182,16 +182,21 @@ def _which(request: Request) -> dict[str, str]:
 
 
 def problem(request: Request, error: ApiError) -> JSONResponse:
+    request.state.code = error.code  # for the audit
+    content = problem_details(error, request.scope["path"], _which(request)["request_id"])
+    return JSONResponse(content, status_code=error.status, headers=error.headers, media_type=MEDIA_TYPE)
+
+
+def problem_details(error: ApiError, path: str, request_id: str) -> dict[str, Any]:
+    """The body that answers a request for `path` with `error`."""
     details = ProblemDetails(
         type=f"urn:syncnorm:problem:{error.code}",
         title=_title(error.status),
         status=error.status,
         detail=error.detail,
-        instance=quote(request.scope["path"], safe=_PATH),
+        instance=quote(path, safe=_PATH),
         code=error.code,
-        request_id=_which(request)["request_id"],
+        request_id=request_id,
         errors=error.errors,
     )
-    request.state.code = error.code  # for the audit
-    content = details.model_dump(exclude_none=True) | error.extra
-    return JSONResponse(content, status_code=error.status, headers=error.headers, media_type=MEDIA_TYPE)
+    return details.model_dump(exclude_none=True) | error.extra

@@ -17,7 +17,7 @@ from syncnorm.service.api.audit_trail import AuditTrail
 from syncnorm.service.api.auth import Principal
 from syncnorm.service.api.components import Components, JobChanges
 from syncnorm.service.api.dependencies import Submitter, provide
-from syncnorm.service.api.http.errors import ApiError, not_found, refused
+from syncnorm.service.api.http.errors import ApiError, not_found, problem_details, refused
 from syncnorm.service.api.http.pagination import LONGEST, decode, encode, list_id
 from syncnorm.service.api.http.route import Route
 from syncnorm.service.api.views import JobView, View, job_view
@@ -184,7 +184,7 @@ def _apply_to_many(verbs: _Verbs, who: Principal, body: JobSelection, verb: Verb
         assert body.filter is not None
         ids, following = _matching(verbs, who, body.filter, verb, body.cursor)
     answers = _apply_verb(verbs, who, ids, verb)
-    items = [_as_item(verbs, job_id, answer) for job_id, answer in zip(ids, answers, strict=True)]
+    items = [_as_item(verbs, who, job_id, verb, answer) for job_id, answer in zip(ids, answers, strict=True)]
     for item in items:
         if item.problem is not None:
             detail = f"{item.status} {item.problem['code']}"
@@ -236,9 +236,11 @@ def _answer(
     return (202 if job.stop == verb else 200), job
 
 
-def _as_item(verbs: _Verbs, job_id: str, answer: tuple[int, Job] | ApiError) -> VerbResultView:
+def _as_item(
+    verbs: _Verbs, who: Principal, job_id: str, verb: Verb, answer: tuple[int, Job] | ApiError
+) -> VerbResultView:
     if isinstance(answer, ApiError):
-        problem = {"status": answer.status, "code": answer.code, "detail": answer.detail, **answer.extra}
+        problem = problem_details(answer, f"/v1/jobs/{job_id}/{verb}", who.request_id or "")
         return VerbResultView(id=job_id, ok=False, status=answer.status, problem=problem)
     status, job = answer
     return VerbResultView(id=job_id, ok=True, status=status, job=job_view(job, verbs.mlflow_uri))

@@ -120,7 +120,9 @@ def test_many_by_ids_answer_for_each(tmp_path: Path) -> None:
             (theirs, False, 404),
             ("job_none", False, 404),
         ]
-        assert (items[0]["problem"]["code"], items[0]["problem"]["state"]) == ("state_conflict", "cancelled")
+        alone = client.post(f"/v1/jobs/{mine[0]}/pause", headers=ann).json()
+        assert items[0]["problem"] == alone | {"request_id": answer.headers["X-Request-ID"]}
+        assert (alone["code"], alone["state"]) == ("state_conflict", "cancelled")
         assert items[2]["job"]["id"] == mine[2]
         assert items[3]["problem"]["code"] == items[4]["problem"]["code"] == "not_found"
         assert world.job(theirs).stop is None
