@@ -97,20 +97,33 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """One transaction. Raises: DatabaseUnavailableError, after which nothing of it was written."""
-        with _named_errors(), self._in_turn(), self._writer.begin() as connection:
+        with self._in_turn(), self._transaction(self._writer) as connection:
             yield connection
 
     @contextmanager
     def try_write(self) -> Iterator[sa.Connection]:
         """As `write`, but without waiting long for anybody else."""
-        with _named_errors(), self._prober.begin() as connection:
+        with self._transaction(self._prober) as connection:
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """Raises: DatabaseUnavailableError."""
-        with _named_errors(), self._reader.begin() as connection:
+        with self._transaction(self._reader) as connection:
             yield connection
+
+    @contextmanager
+    def _transaction(self, engine: sa.Engine) -> Iterator[sa.Connection]:
+        """On SQLite a connection whose transaction failed is closed, not used again. Whoever holds the error holds its
+        open cursors, and with an open cursor SQLite keeps the old view of the database even after a rollback."""
+        with _named_errors(), engine.connect() as connection:
+            try:
+                with connection.begin():
+                    yield connection
+            except BaseException:
+                if self.is_sqlite:
+                    connection.invalidate()
+                raise
 
     @contextmanager
     def _in_turn(self) -> Iterator[None]:

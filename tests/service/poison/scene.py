@@ -327,7 +327,7 @@ def empty(database: Database) -> None:
 def _recorded() -> Iterator[Recorder]:
     """Of these errors nothing but words is kept: a traceback would keep alive what failed, e.g. a cursor."""
     log = Recorder()
-    loggers = [logging.getLogger(name) for name in ("service", "trainer")]
+    loggers = [logging.getLogger(name) for name in ("syncnorm.service", "syncnorm.trainer")]
     for logger in loggers:
         logger.addHandler(log)
         logger.propagate = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -223,13 +224,16 @@ def test_damaged_row_of_the_service_hurts_nobody_long(new_scene: NewScene, datab
     must_be_none(service_faults(new_scene, database, table, of_table(table)))
 
 
-def test_read_that_failed_leaves_no_old_view(tmp_path: Path) -> None:
+@pytest.mark.parametrize("transaction", ["read", "write"])
+def test_transaction_that_failed_leaves_no_old_view(tmp_path: Path, transaction: str) -> None:
     """As long as somebody holds the error, its cursor is open; what is read next must not be as old as that."""
     with fresh_sqlite(tmp_path) as database:
         with database.write() as connection:
             connection.execute(sa.insert(schema.usage), [_usage("ann"), _usage("bob")])
 
-        held = _fail_while_reading(database)
+        held = _fail_while_reading(getattr(database, transaction))
+        with database.try_write() as connection:  # somebody else, on another connection
+            connection.execute(sa.delete(schema.usage).where(schema.usage.c.owner == "ann"))
         empty(database)
 
         with database.read() as connection:
@@ -241,9 +245,9 @@ def _usage(owner: str) -> dict[str, object]:
     return {"owner": owner, "cpu_seconds": 1.0, "gpu_seconds": 0.0}
 
 
-def _fail_while_reading(database: Database) -> Exception:
+def _fail_while_reading(transaction: Callable[[], AbstractContextManager[sa.Connection]]) -> Exception:
     try:
-        with database.read() as connection:
+        with transaction() as connection:
             rows = connection.execute(sa.select(schema.usage))
             for _ in rows:
                 raise ValueError("bad row")

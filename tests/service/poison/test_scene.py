@@ -26,7 +26,7 @@ def answer_is_500(scene: Scene, patch: pytest.MonkeyPatch) -> None:
 
 
 def error_is_logged(scene: Scene, _: pytest.MonkeyPatch) -> None:
-    logging.getLogger("service.tests").error("something raised")
+    logging.getLogger("syncnorm.service.tests").error("something raised")
 
 
 @pytest.mark.parametrize(
