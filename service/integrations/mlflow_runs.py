@@ -61,7 +61,8 @@ class Tracker(Protocol):
     def describe(self, run_id: str, job: Job, attempts: Sequence[Attempt]) -> list[str]:
         """Give the run its tags, and the spec as params; the names that MLflow refused. May take many calls."""
 
-    def set_status(self, run_id: str, status: str, note: str) -> None: ...
+    def set_status(self, run_id: str, status: str, note: str) -> None:
+        """note: its page; it is left out where MLflow won't take it."""
 
     def histories(self, run_id: str, prefix: str) -> dict[str, list[tuple[int, float]]]:
         """(step, value) of every metric whose name begins so."""
@@ -90,11 +91,18 @@ class MlflowTracker:
         return lost
 
     def set_status(self, run_id: str, status: str, note: str) -> None:
-        self.call("POST", "runs/set-tag", {"run_id": run_id, "key": _NOTE, "value": storable(note, _MAX_NOTE)})
         body: dict[str, Any] = {"run_id": run_id, "status": status}
         if status in _ENDED:
             body["end_time"] = _now_ms()
         self.call("POST", "runs/update", body)
+        self._set_note(run_id, note)
+
+    def _set_note(self, run_id: str, note: str) -> None:
+        """The page of a run; one that MLflow won't take is left out, for the run says what matters without it."""
+        try:
+            self.call("POST", "runs/set-tag", {"run_id": run_id, "key": _NOTE, "value": storable(note, _MAX_NOTE)})
+        except RefusedError as error:
+            logger.warning("MLflow refused the page of a run", extra={"run": run_id, "error": str(error)})
 
     def histories(self, run_id: str, prefix: str) -> dict[str, list[tuple[int, float]]]:
         run = self.read("GET", "runs/get", {"run_id": run_id}, RUN_FOUND).run

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 Backend = Literal["ray", "mlflow"]
-PATIENCE_S = 10.0
+PATIENCE_S = 5.0
 """Time of a tick that calls of one port may spend on failing; the rest of the tick goes on without it."""
 
 
@@ -29,6 +29,11 @@ class BackendCircuitBreaker:
 
     def begin_tick(self) -> None:
         self._lost_s.clear()
+
+    @property
+    def lost_s(self) -> float:
+        """Spent in this tick on calls that failed."""
+        return sum(self._lost_s.values())
 
     def ask(self, port: Backend, act: Callable[[], T]) -> T:
         """What `act` returns. Raises: BackendError, whatever `act` raises."""

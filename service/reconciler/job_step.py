@@ -46,12 +46,12 @@ class JobStep:
         self._launched_at: datetime | None = None
 
     def advance_all(self, jobs: Iterable[Job], attempts: Mapping[str, Attempt], tick: Tick) -> None:
-        """Every job, until there is nothing to do for it now; those that took long lately last, and none twice as long
-        as there is time for: what is left over is first in the next tick."""
+        """Every job, until there is nothing to do for it now. Those that took long lately, or waited in vain for Ray or
+        MLflow, come last. What there is no time for comes first in the next tick."""
         until = time.monotonic() + ALL_JOBS_S
-        in_turn = sorted(jobs, key=lambda job: (self._slow_at.get(job.id, 0.0), job.id))
-        self._slow_at = {job.id: self._slow_at[job.id] for job in in_turn if job.id in self._slow_at}
-        for job in in_turn:
+        turns = in_turn(jobs, self._slow_at)
+        self._slow_at = {job.id: self._slow_at[job.id] for job in turns if job.id in self._slow_at}
+        for job in turns:
             tick.check()
             if time.monotonic() > until:
                 logger.warning("jobs took too long; the rest comes first in the next tick")
@@ -60,7 +60,7 @@ class JobStep:
 
     def advance(self, job: Job, attempt: Attempt | None, tick: Tick) -> None:
         """Decide and apply until there is nothing to do now. A job that raises again and again is set aside."""
-        began = time.monotonic()
+        began, lost_s = time.monotonic(), self._backends.circuit.lost_s
         last = self._items.attempt(
             "job",
             job.id,
@@ -69,7 +69,7 @@ class JobStep:
         )
         if last is not None:
             self._items.attempt("run_status", job.id, lambda: self._settle_run(last))
-        if time.monotonic() - began > _SLOW_S:
+        if time.monotonic() - began > _SLOW_S or self._backends.circuit.lost_s > lost_s:
             self._slow_at[job.id] = time.monotonic()
 
     def _advance(self, job: Job, attempt: Attempt | None, tick: Tick) -> Job | None:
@@ -238,6 +238,17 @@ class JobStep:
         except Exception:
             logger.exception("the page of a job could not be written", extra={"job": job.id})
             return f"**{job.id}** {job.state.value}"
+
+
+def in_turn(jobs: Iterable[Job], slow_at: Mapping[str, float]) -> list[Job]:
+    """Those that were slow come last, the longest ago first; before them those of owners with slow jobs, for the next
+    job of the same owner may well be slow, too.
+    """
+    jobs = list(jobs)
+    owners: dict[str, float] = {}
+    for job in jobs:
+        owners[job.owner] = max(owners.get(job.owner, 0.0), slow_at.get(job.id, 0.0))
+    return sorted(jobs, key=lambda job: (slow_at.get(job.id, 0.0), owners[job.owner], job.id))
 
 
 def _event_data(job: Job, changes: dict[str, object]) -> dict[str, str | int]:

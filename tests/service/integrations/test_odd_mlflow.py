@@ -107,6 +107,17 @@ def test_status_is_told_again_after_something_else_answered(what: str, odd: str)
         port.set_status("r1", "FINISHED", "note")
 
 
+def test_page_that_is_refused_leaves_the_status(caplog: pytest.LogCaptureFixture) -> None:
+    no = Reply({"error_code": "INVALID_PARAMETER_VALUE", "message": "Invalid tag"}, 400)
+    mlflow = Mlflow(bent={"POST runs/set-tag": no})
+
+    with tracker(mlflow) as port:
+        port.set_status("r1", "KILLED", "note")
+
+    assert mlflow.asked == ["POST runs/update", "POST runs/set-tag"]
+    assert "MLflow refused the page of a run" in caplog.text
+
+
 @pytest.mark.parametrize(
     "run",
     [

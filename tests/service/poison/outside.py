@@ -315,6 +315,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def served(cluster: FakeCluster) -> Iterator[Outside]:
+    rules()  # takes seconds at first, which no call should wait for
     outside = Outside(Ray(cluster))
     with _Server(("127.0.0.1", 0), type("Bound", (Handler,), {"outside": outside})) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})

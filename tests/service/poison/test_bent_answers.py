@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from syncnorm.service.reconciler import backend_circuit_breaker
 from syncnorm.service.store.database import Database
 from tests.service.poison.bends import AWAY, ODD, REFUSED, SLOW, leaves, slow
 from tests.service.poison.conftest import NewScene
@@ -137,8 +138,7 @@ def test_bent_answer_to_all_is_survived_long(new_scene: NewScene, endpoint: str)
     must_be_none(faults_of(new_scene, of(endpoint)))
 
 
-@pytest.mark.parametrize("endpoint", ["ray:version", "mlflow:runs/create"])
-@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.parametrize(("endpoint", "name"), [("ray:version", "silence"), ("mlflow:runs/create", "late")])
 def test_slow_answer_to_all_is_survived(new_scene: NewScene, endpoint: str, name: str) -> None:
     must_be_none(faults_of(new_scene, [Case(endpoint, name, SLOW[name])], timeout_s=0.5))
 
@@ -174,7 +174,7 @@ def value_faults(new_scene: NewScene, endpoint: str, share: int = 1) -> Faults:
 
 @pytest.mark.parametrize("endpoint", VALUES_OF)
 def test_one_bent_value_in_an_answer_hurts_nobody(new_scene: NewScene, endpoint: str) -> None:
-    must_be_none(value_faults(new_scene, endpoint, 30))
+    must_be_none(value_faults(new_scene, endpoint, 60))
 
 
 @pytest.mark.chaos
@@ -261,8 +261,13 @@ def test_bent_answer_to_one_job_hurts_no_other_long(new_scene: NewScene, endpoin
     must_be_none(culprits_among(new_scene, of(endpoint)))
 
 
-def test_silence_towards_some_jobs_delays_no_other(new_scene: NewScene) -> None:
-    with new_scene(timeout_s=0.5) as scene:
+@pytest.mark.parametrize("patience_s", [1.0, pytest.param(backend_circuit_breaker.PATIENCE_S, marks=pytest.mark.chaos)])
+def test_silence_towards_some_jobs_delays_no_other(
+    new_scene: NewScene, monkeypatch: pytest.MonkeyPatch, patience_s: float
+) -> None:
+    """There is time for some of them in a tick, and not for all."""
+    monkeypatch.setattr(backend_circuit_breaker, "PATIENCE_S", patience_s)
+    with new_scene(timeout_s=1.0) as scene:
         silent = [submit(scene, "ann", project=f"silent{number}") for number in range(40)]
         scene.outside.bend = lambda request: SLOW["silence"] if "silent" in request.about else None
 
