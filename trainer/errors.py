@@ -12,6 +12,7 @@
         DisagreementError          ranks hold different tensors
         ExportMismatchError        the exported model answers otherwise than the trained one
         NonFiniteError             loss, gradients or statistics stayed NaN or infinite
+        PeerFailedError            another rank has failed before training, and says itself why
         RankFailedError            what a rank tells the driver when it fails
         ServiceAwayError           the service could not be asked
         SupersededError            another attempt has taken over
@@ -68,6 +69,10 @@ class ExportMismatchError(RuntimeError):
 
 class NonFiniteError(RuntimeError):
     """Loss, gradients or statistics stayed NaN or infinite."""
+
+
+class PeerFailedError(RuntimeError):
+    """Another rank has failed before training, and says itself why."""
 
 
 class RankFailedError(RuntimeError):

@@ -18,6 +18,7 @@ from syncnorm.trainer.errors import (
     DisagreementError,
     ExportMismatchError,
     NonFiniteError,
+    PeerFailedError,
     ServiceAwayError,
     StorageAwayError,
     StorageError,
@@ -152,8 +153,9 @@ def _reason(error: BaseException) -> tuple[FailureReason, bool]:
             return reason, False
     if is_mlflow_away(error):
         return FailureReason.INTERNAL, False
-    if isinstance(error, norm.ExchangeError):
-        is_gone = isinstance(error, norm.WorkerGoneError) or any(sign in text_of(error) for sign in _PEER_GONE)
+    if isinstance(error, norm.ExchangeError | PeerFailedError):
+        is_gone = isinstance(error, norm.WorkerGoneError | PeerFailedError)
+        is_gone = is_gone or any(sign in text_of(error) for sign in _PEER_GONE)
         return FailureReason.WORKER_LOST if is_gone else FailureReason.COLLECTIVE_TIMEOUT, True
     if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
         return FailureReason.STORAGE, False

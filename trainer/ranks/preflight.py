@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from syncnorm.trainer.contract.protocol import RankPlacement
-from syncnorm.trainer.errors import StorageAwayError, StorageError, UnreachableError
+from syncnorm.trainer.errors import PeerFailedError, StorageAwayError, StorageError, UnreachableError
 from syncnorm.trainer.ranks.exchange import gather
 from syncnorm.trainer.ranks.rank_context import RankContext
 from syncnorm.trainer.storage.atomic_files import describe_space, write_atomic
@@ -50,7 +51,7 @@ def check(folders: AttemptFolders, context: RankContext, fence: str, patience_s:
     """
     group = None
     if dist.is_initialized() and context.world_size > 1:
-        _wait_for_all(context, "start", patience_s)
+        _wait_for_all(context, _START, patience_s)
         group = _reach(context, folders.mirror.longest_s)
     here = RankPlacement(
         rank=context.rank, host=socket.gethostname(), pid=os.getpid(), node_id=context.node_id, gpu=context.gpu
@@ -70,6 +71,24 @@ def check(folders: AttemptFolders, context: RankContext, fence: str, patience_s:
     return [fact.where for fact in facts]
 
 
+def ready(context: RankContext, patience_s: float) -> None:
+    """Wait until every rank is done with what it does alone before training. Entered by every rank.
+
+    Raises: PeerFailedError as soon as a rank has failed; UnreachableError naming the ranks that did not come.
+    """
+    if dist.is_initialized() and context.world_size > 1:
+        _wait_for_all(context, _READY, patience_s)
+
+
+def tell_failure(context: RankContext) -> None:
+    """Whoever waits for this rank before training ends at once, instead of after its patience."""
+    if dist.is_initialized() and context.world_size > 1:
+        store = dist.distributed_c10d._get_default_store()
+        with suppress(RuntimeError):  # rank 0, which keeps the store, may be gone
+            for step in (_START, _BUILT, _READY):
+                store.set(_key(step, context.rank), _FAILED)
+
+
 def begin(context: RankContext, patience_s: float, timeout_s: float) -> None:
     """Wait for all ranks once more, now that each has its data and its model; from here on a collective of the default
     group fails after `timeout_s`, and that of a group made from it. Entered by every rank.
@@ -78,7 +97,7 @@ def begin(context: RankContext, patience_s: float, timeout_s: float) -> None:
     Raises: UnreachableError naming the ranks that did not come.
     """
     if dist.is_initialized() and context.world_size > 1:
-        _wait_for_all(context, "have data and model", patience_s)
+        _wait_for_all(context, _BUILT, patience_s)
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s))
 
 
@@ -96,12 +115,18 @@ def require_disk_space(network: nn.Module, folders: AttemptFolders) -> None:
 
 
 _TOKEN = "preflight"
+_START, _BUILT, _READY = "start", "have data and model", "be ready to train"
+_FAILED = "!failed"
+
+
+def _key(step: str, rank: int) -> str:
+    return f"syncnorm/{step}/{rank}"
 
 
 def _wait_for_all(context: RankContext, step: str, patience_s: float) -> None:
     """Wait for all ranks at the store that brought them together."""
     store = dist.distributed_c10d._get_default_store()
-    keys = {rank: f"syncnorm/{step}/{rank}" for rank in range(context.world_size)}
+    keys = {rank: _key(step, rank) for rank in range(context.world_size)}
     store.set(keys[context.rank], socket.gethostname())
     try:
         store.wait(list(keys.values()), timedelta(seconds=patience_s))
@@ -111,6 +136,8 @@ def _wait_for_all(context: RankContext, step: str, patience_s: float) -> None:
             f"all {context.world_size} ranks must {step} within {patience_s:g} s, but rank {missing} did not. "
             "Check its host's load and logs."
         ) from error
+    if failed := [str(rank) for rank, key in keys.items() if store.get(key) == _FAILED.encode()]:
+        raise PeerFailedError(f"all {context.world_size} ranks must {step}, but rank {', '.join(failed)} has failed.")
 
 
 def _reach(context: RankContext, storage_s: float) -> dist.ProcessGroup:

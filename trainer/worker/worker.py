@@ -95,6 +95,7 @@ def _work(launch: Launch, folders: AttemptFolders, context: RankContext) -> dict
         with suppress(OSError):
             write_atomic(folders.failure(context.rank), failure.model_dump_json().encode())
             folders.mirror.publish(folders.failure(context.rank))
+        preflight.tell_failure(context)
         # Ray logs the cause with its text, so one that may hold a secret is left out.
         raise RankFailedError(failure.model_dump_json()) from (None if hidden else error)
     finally:
@@ -133,6 +134,7 @@ def run(
         describe(launch, Inspection(conversion=conversion, findings=findings), folders)
         require_no_error(findings)
         at_the_end.callback(_sender(launch, folders).close, MLFLOW_PATIENCE_S)
+    preflight.ready(context, launch.rendezvous_timeout_s)
     try:
         reporter.enter("training")
         fitted = fit(module, loaders, launch, folders, reporter, context, steps)

@@ -12,6 +12,7 @@ from ray.train import ControllerError, WorkerGroupError
 from syncnorm.trainer.contract.failure import FailureReason
 from syncnorm.trainer.contract.protocol import Result
 from syncnorm.trainer.driver import main
+from syncnorm.trainer.failure_classifier import Failure
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.worker import worker
 from tests.helpers.norm.pool import Pool
@@ -126,6 +127,17 @@ def test_mistake_is_told_with_its_remedy(ranks: Pool, tmp_path: Path, name: str)
 
     assert not any(ok for ok, _, _ in outcomes)
     assert_told(result, name)
+
+
+def test_mistake_that_rank_0_alone_finds_ends_the_others_at_once(ranks: Pool, tmp_path: Path) -> None:
+    launch, folders = launch_of(document("a last batch of one value")), AttemptFolders(tmp_path)
+    folders.launch.write_text(launch.model_dump_json())
+
+    ranks.outcomes(work, 2, str(tmp_path))
+
+    found = [Failure.model_validate_json(folders.failure(rank).read_bytes()) for rank in (0, 1)]
+    assert [failure.secondary for failure in found] == [False, True]
+    assert "all 2 ranks must be ready to train, but rank 0 has failed" in found[1].message
 
 
 def test_workers_that_could_not_be_brought_together_are_told_in_rays_words(tmp_path: Path) -> None:
