@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import secrets
-from datetime import datetime
 from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken
@@ -16,6 +15,7 @@ from cryptography.fernet import Fernet, InvalidToken
 from syncnorm.service.confinement import private_text
 from syncnorm.service.jobs.actors import SERVICE, Actor
 from syncnorm.service.store.administration.secrets import SecretTable
+from syncnorm.service.store.values import StoredSecret
 
 KEY_FILE = "secrets.key"
 
@@ -37,8 +37,8 @@ class Secrets:
         """False if there is no such secret."""
         return self._sealed.delete(owner, name, by)
 
-    def find(self, owner: str) -> list[tuple[str, datetime]]:
-        """(name, last change) of an owner's secrets, by name."""
+    def find(self, owner: str) -> list[StoredSecret]:
+        """An owner's secrets without their values, by name."""
         return self._sealed.find(owner)
 
     def missing(self, owner: str, names: set[str]) -> set[str]:

@@ -51,6 +51,8 @@ class StudyChild:
     point: Point
     seed: int
     grouped_run: str | None = None
+    problem: str | None = None
+    """What of its row can't be read."""
 
 
 def new_study(

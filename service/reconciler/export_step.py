@@ -24,7 +24,8 @@ from syncnorm.service.jobs.lifecycle import StopOnRay, SubmitToRay
 from syncnorm.service.reconciler.backends import Backends, Tick, attempt_token
 from syncnorm.service.reconciler.isolation import Isolation
 from syncnorm.service.storage import attempt_files as files
-from syncnorm.service.store.rows import Faults, UnreadableError
+from syncnorm.service.store.columns import UnreadableError
+from syncnorm.service.store.rows import Faults
 from syncnorm.trainer.contract import protocol
 from syncnorm.trainer.errors import StorageError
 

@@ -34,7 +34,8 @@ from syncnorm.service.reconciler.polling import PollInterval
 from syncnorm.service.scheduling.explanation import ServiceProblems
 from syncnorm.service.scheduling.queue import JobQueue
 from syncnorm.service.scheduling.schedule import Policy, Schedule
-from syncnorm.service.store.rows import Faults, UnreadableError
+from syncnorm.service.store.columns import UnreadableError
+from syncnorm.service.store.rows import Faults
 from syncnorm.trainer.contract.plan import NodeCapacity
 
 logger = logging.getLogger(__name__)

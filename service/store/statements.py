@@ -67,6 +67,11 @@ def _audit_row(entry: NewAuditEntry, at: datetime) -> dict[str, Any]:
     }
 
 
+def columns(table: sa.Table, value: object) -> dict[str, Any]:
+    """What of a value has a column."""
+    return {name: item for name, item in vars(value).items() if name in table.c}
+
+
 def insert_new(c: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> bool:
     """Insert unless the key is taken. Whether it was inserted."""
     # Not rowcount: psycopg's is gone once the cursor is closed, which SQLAlchemy does for an insert.

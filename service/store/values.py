@@ -54,6 +54,8 @@ class StoredCheckpoint:
     digest: str
     size_bytes: int
     at: datetime
+    problem: str | None = None
+    """What of its row can't be read, as below."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,16 @@ class StoredToken:
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class StoredSecret:
+    """A secret without its value."""
+
+    name: str
+    updated_at: datetime
+    problem: str | None = None
 
 
 @dataclass(frozen=True)

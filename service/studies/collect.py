@@ -36,7 +36,7 @@ def _outcome(child: StudyChild, job: Job | None, storage: str, mlflow_uri: str) 
         planned,
         state=job.state.value,
         reason=job.reason.value if job.reason else None,
-        message=job.message,
+        message=" ".join(filter(None, (job.message, child.problem))),
         run_url=run_url(mlflow_uri, job),
         values=certificate_values(job.model),
         series=series,

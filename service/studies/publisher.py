@@ -14,6 +14,8 @@ from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 
+from pydantic import ValidationError
+
 from syncnorm.service.backend_errors import DatabaseUnavailableError, UnexpectedAnswerError, UnreachableError
 from syncnorm.service.background.loop import Loop
 from syncnorm.service.background.outage_log import OutageLog
@@ -35,9 +37,16 @@ LEASE = "studies"
 _LEASE_S = 60.0
 
 
+class UnreadableStudyError(ValueError):
+    """The stored spec of a study is none, so there is nothing to report by."""
+
+
 def report_of(study: Study, family: Family, storage: str, mlflow_uri: str) -> Report:
-    """The report on a study as it stands now."""
-    spec = StudySpec.model_validate_json(json.dumps(study.spec))
+    """The report on a study as it stands now. Raises: UnreadableStudyError."""
+    try:
+        spec = StudySpec.model_validate_json(json.dumps(study.spec))
+    except ValidationError as error:
+        raise UnreadableStudyError(f"The stored spec of study {study.id} can't be read: {error}") from error
     state = state_of(count_states(job for _, job in family))
     return make_report(study.id, spec, state.value, outcomes(family, storage, mlflow_uri))
 
@@ -113,9 +122,14 @@ class StudyPublisher:
         self._studies.note(study.id, {"failures": failures, "problem": storable(problem, 2000)})
 
     def report(self, study: Study, family: Family) -> Report:
-        """The report on a study as it stands now. Raises: StorageError."""
+        """The report on a study as it stands now. Raises: StorageError, UnreadableStudyError."""
         self._check_storage()
         return report_of(study, family, self._storage, self._mlflow_uri)
+
+    def outcomes(self, family: Family) -> list[Outcome]:
+        """What became of each child so far. Raises: StorageError."""
+        self._check_storage()
+        return outcomes(family, self._storage, self._mlflow_uri)
 
     def _publish(self, study: Study) -> None:
         now = self._now()  # before looking: what changes from here on makes another report

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
+from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
 from syncnorm.service.api.components import Components, JobChanges
@@ -16,7 +17,7 @@ from syncnorm.service.api.http.errors import ApiError, bad_spec, not_found, refu
 from syncnorm.service.api.http.json_body import Json
 from syncnorm.service.api.http.route import Route
 from syncnorm.service.api.resources.jobs import Key, reused_key
-from syncnorm.service.api.views import View
+from syncnorm.service.api.views import ListedModelView, View
 from syncnorm.service.jobs.export import Export, ExportState
 from syncnorm.service.jobs.job import Job, JobState
 from syncnorm.service.store import AddOutcome, StoredResponse
@@ -145,7 +146,7 @@ def first_view(job: Job) -> ExportView:
         state=ExportState.SUCCEEDED,
         reason=None,
         message="",
-        export=job.spec.export.model_dump(mode="json"),
+        export=_section(job),
         path="export",
         starts=1,
         created_at=job.created_at,
@@ -174,8 +175,29 @@ def later_view(export: Export) -> ExportView:
     )
 
 
+class _Certificate(BaseModel):
+    """What is shown of a certificate apart."""
+
+    passed: bool = True
+    files: dict[str, str] = {}
+
+
+_NO_MODEL: dict[str, Any] = {"uri": None, "registered": None, "passed": None, "files": {}, "certificate": None}
+
+
 def _of_model(model: dict[str, Any] | None) -> dict[str, Any]:
+    """What another version stored in another form, or a damaged row holds, is left out."""
     if model is None:
-        return {"uri": None, "registered": None, "passed": None, "files": {}, "certificate": None}
-    proof = model["certificate"]
-    return {**model, "passed": proof.get("passed", True), "files": proof.get("files", {})}
+        return _NO_MODEL
+    try:
+        shown = ListedModelView.model_validate({"registered": None, "certificate": None, **model})
+        return shown.model_dump() | _Certificate.model_validate(shown.certificate or {}).model_dump()
+    except ValidationError:
+        return _NO_MODEL
+
+
+def _section(job: Job) -> dict[str, Any]:
+    try:
+        return job.spec.export.model_dump(mode="json")
+    except Exception:  # of whatever kind: a spec that can't be read
+        return {}

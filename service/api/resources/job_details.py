@@ -28,6 +28,7 @@ from syncnorm.service.store.tables.attempts import AttemptTable
 from syncnorm.service.store.tables.exports import ExportTable
 from syncnorm.service.store.tables.history import HistoryTable
 from syncnorm.service.store.tables.jobs import JobTable
+from syncnorm.service.store.tables.set_aside import SetAsideTable
 from syncnorm.service.store.tables.workload import WorkloadTable
 from syncnorm.trainer.contract.protocol import attempt_id
 from syncnorm.trainer.contract.spec import Label, LabelName, LimitsSpec
@@ -41,6 +42,7 @@ class _Details:
     attempts: AttemptTable
     exports: ExportTable
     history: HistoryTable
+    set_aside: SetAsideTable
     workload: WorkloadTable
     reconciler: Reconciler
     tracker: Tracker
@@ -55,6 +57,7 @@ def _details(parts: Components) -> _Details:
         store.attempts,
         store.exports,
         store.history,
+        store.set_aside,
         store.workload,
         parts.reconciler,
         parts.tracker,
@@ -85,6 +88,8 @@ class CheckpointView(View):
     digest: str
     size_bytes: int
     at: datetime
+    problem: str | None = None
+    """What of its row can't be read, where the database was damaged."""
 
 
 class CheckpointPage(View):
@@ -242,7 +247,11 @@ def delete_job(job_id: str, request: Request, details: Details, who: Submitter, 
     check_match(request, job)
     if not job.is_terminal:
         raise conflict(job, "delete")
-    if not details.jobs.delete(job, who.actor):
+    if details.jobs.delete(job, who.actor):
+        return
+    # What is shown of a row that can't be read is not what is stored: it is put right first.
+    mended = details.set_aside.unreadable_job(job.id)
+    if mended is None or not details.jobs.delete(mended, who.actor):
         raise _still_busy(details, job)
 
 

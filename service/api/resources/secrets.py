@@ -27,6 +27,8 @@ class SecretValue(BaseModel):
 class SecretView(BaseModel):
     name: str
     updated_at: datetime
+    problem: str | None = None
+    """What of it can't be read, where the database was damaged. Put the secret again."""
 
 
 class SecretPage(BaseModel):
@@ -46,7 +48,7 @@ def put_secret(name: SecretName, body: SecretValue, secrets: OwnSecrets, who: Su
 def list_secrets(secrets: OwnSecrets, who: Reader) -> SecretPage:
     """The names of one's own secrets."""
     found = secrets.find(who.name)
-    return SecretPage(items=[SecretView(name=name, updated_at=at) for name, at in found])
+    return SecretPage(items=[SecretView(**vars(secret)) for secret in found])
 
 
 @router.delete("/{name}", status_code=204)

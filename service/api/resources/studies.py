@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -31,7 +31,8 @@ from syncnorm.service.jobs.study_spec import Child, StudySpec, expand, read_stud
 from syncnorm.service.store import AddOutcome, StoredResponse
 from syncnorm.service.store.tables.idempotency import IdempotencyTable
 from syncnorm.service.store.tables.studies import StudyTable
-from syncnorm.service.studies.publisher import StudyPublisher, draw_report
+from syncnorm.service.studies.measures import Outcome
+from syncnorm.service.studies.publisher import StudyPublisher, UnreadableStudyError, draw_report
 from syncnorm.service.studies.report import as_html, as_json
 from syncnorm.trainer.errors import SpecError
 
@@ -97,7 +98,7 @@ class StudyView(View):
     created_at: datetime
     reported_at: datetime | None
     problem: str | None = None
-    """Why the report could not be brought into MLflow, where it could not."""
+    """Why the report could not be brought into MLflow, or what of the study can't be read, where that is so."""
 
 
 class ChildView(View):
@@ -189,14 +190,19 @@ def get_study(study_id: str, studies: Studies, who: Reader) -> StudyDetail:
     """A study with its children and the comparison table as it stands."""
     study = visible_study(studies.table, who, study_id)
     family = studies.table.family(study_id)
-    report = studies.publisher.report(study, family)
-    document = as_json(report)
+    shown = study_view(studies.mlflow_uri, study, count_states(job for _, job in family))
+    try:
+        report = studies.publisher.report(study, family)
+    except UnreadableStudyError as error:
+        children: Sequence[Outcome] = studies.publisher.outcomes(family)
+        document: dict[str, Any] = {"findings": [], "table": []}
+        shown = shown.model_copy(update={"problem": str(error)})
+    else:
+        children, document = report.outcomes, as_json(report)
     return StudyDetail(
-        **study_view(studies.mlflow_uri, study, count_states(job for _, job in family)).model_dump(),
+        **shown.model_dump(),
         spec=study.spec,
-        children=[
-            ChildView(**{name: getattr(one, name) for name in ChildView.model_fields}) for one in report.outcomes
-        ],
+        children=[ChildView(**{name: getattr(one, name) for name in ChildView.model_fields}) for one in children],
         findings=document["findings"],
         table=document["table"],
     )
@@ -215,7 +221,10 @@ def get_report(
     """The report as it stands: an HTML page that needs nothing else, one of its pictures, or JSON."""
     study = visible_study(studies.table, who, study_id)
     form = _FORMATS[format] if format else wanted(request, list(_FORMATS.values()))
-    report = studies.publisher.report(study, studies.table.family(study_id))
+    try:
+        report = studies.publisher.report(study, studies.table.family(study_id))
+    except UnreadableStudyError as error:
+        raise ApiError(404, "not_measured", f"There is no report: {error}") from error
     vary = {"Vary": "Accept"}
     if form == JSON:
         return Response(to_json(as_json(report), inf_nan_mode="strings"), headers=vary, media_type=JSON)

@@ -61,6 +61,8 @@ class TokenView(BaseModel):
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    problem: str | None = None
+    """What of it can't be read, where the database was damaged. Revoke the token, and make a new one."""
 
 
 class NewTokenView(TokenView):

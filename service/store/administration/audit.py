@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from syncnorm.service.jobs.actors import NewAuditEntry
 from syncnorm.service.store import schema as t
 from syncnorm.service.store.database import Database
+from syncnorm.service.store.record_rows import AUDIT
 from syncnorm.service.store.statements import add_audit
 from syncnorm.service.store.values import AuditEntry, AuditQuery
 
@@ -41,5 +42,5 @@ class AuditTable:
         if query.before is not None:
             wanted.append(a.seq < query.before)
         with self._db.read() as c:
-            rows = c.execute(sa.select(t.audit).where(*wanted).order_by(a.seq.desc()).limit(query.limit)).mappings()
-            return [AuditEntry(**row) for row in rows]
+            rows = c.execute(AUDIT.query.where(*wanted).order_by(a.seq.desc()).limit(query.limit))
+            return [AUDIT.of(row) for row in rows]

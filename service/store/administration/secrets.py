@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import datetime
 
 import sqlalchemy as sa
 
 from syncnorm.service.jobs.actors import SERVICE, Actor, NewAuditEntry
 from syncnorm.service.store import schema as t
 from syncnorm.service.store.database import Database
+from syncnorm.service.store.record_rows import SECRET
 from syncnorm.service.store.statements import add_audit, insert_new
+from syncnorm.service.store.values import StoredSecret
 
 
 class SecretTable:
@@ -37,14 +38,14 @@ class SecretTable:
             return {row[0]: row[1] for row in c.execute(query)}
 
     def names(self, owner: str) -> set[str]:
-        return {name for name, _ in self.find(owner)}
+        return {secret.name for secret in self.find(owner)}
 
-    def find(self, owner: str) -> list[tuple[str, datetime]]:
-        """(name, last change), by name."""
+    def find(self, owner: str) -> list[StoredSecret]:
+        """By name."""
         s = t.secrets.c
         with self._db.read() as c:
-            query = sa.select(s.name, s.updated_at).where(s.owner == owner).order_by(s.name)
-            return [(row[0], row[1]) for row in c.execute(query)]
+            query = SECRET.query.where(s.owner == owner).order_by(s.name)
+            return [SECRET.of(row) for row in c.execute(query)]
 
     def delete(self, owner: str, name: str, by: Actor = SERVICE) -> bool:
         """False if there is no such secret."""

@@ -7,7 +7,8 @@ import sqlalchemy as sa
 from syncnorm.service.jobs.actors import SERVICE, Actor, NewAuditEntry
 from syncnorm.service.store import schema as t
 from syncnorm.service.store.database import Database
-from syncnorm.service.store.statements import add_audit
+from syncnorm.service.store.record_rows import TOKEN
+from syncnorm.service.store.statements import add_audit, columns
 from syncnorm.service.store.values import StoredToken
 
 
@@ -21,19 +22,19 @@ class TokenTable:
         expires_at = token.expires_at.isoformat() if token.expires_at else None
         after = {"owner": token.owner, "scopes": token.scopes, "expires_at": expires_at}
         with self._db.write() as c:
-            c.execute(sa.insert(t.tokens).values(**vars(token)))
+            c.execute(sa.insert(t.tokens).values(**columns(t.tokens, token)))
             add_audit(c, self._db.now(c), [NewAuditEntry(by, "token.create", token.id, after=after)])
 
     def get(self, token_id: str) -> StoredToken | None:
         with self._db.read() as c:
-            row = c.execute(sa.select(t.tokens).where(t.tokens.c.id == token_id)).mappings().one_or_none()
-        return None if row is None else StoredToken(**row)
+            row = c.execute(TOKEN.query.where(t.tokens.c.id == token_id)).one_or_none()
+        return None if row is None else TOKEN.of(row)
 
     def all(self) -> list[StoredToken]:
         """Oldest first."""
         with self._db.read() as c:
-            rows = c.execute(sa.select(t.tokens).order_by(t.tokens.c.created_at, t.tokens.c.id)).mappings()
-            return [StoredToken(**row) for row in rows]
+            rows = c.execute(TOKEN.query.order_by(t.tokens.c.created_at, t.tokens.c.id))
+            return [TOKEN.of(row) for row in rows]
 
     def revoke(self, token_id: str, by: Actor = SERVICE) -> bool:
         """False if there is no such token, or it was revoked before."""

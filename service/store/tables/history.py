@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from syncnorm.service.jobs.job import NewEvent
 from syncnorm.service.store import schema as t
 from syncnorm.service.store.database import Database
+from syncnorm.service.store.record_rows import CHECKPOINT, EVENT, LINE
 from syncnorm.service.store.statements import add_event, lock_job
 from syncnorm.service.store.values import Changes, Heads, StoredCheckpoint, StoredEvent, StoredLine
 
@@ -27,9 +28,9 @@ class HistoryTable:
 
     def events(self, job_id: str, after: int = 0, limit: int = 200) -> list[StoredEvent]:
         e = t.events.c
-        query = sa.select(t.events).where(e.job_id == job_id, e.seq > after).order_by(e.seq).limit(limit)
+        query = EVENT.query.where(e.job_id == job_id, e.seq > after).order_by(e.seq).limit(limit)
         with self._db.read() as c:
-            return [StoredEvent(**row) for row in c.execute(query).mappings()]
+            return [EVENT.of(row) for row in c.execute(query)]
 
     def lines(
         self,
@@ -54,12 +55,11 @@ class HistoryTable:
             wanted.append(l.rank == rank)
         if text is not None:
             wanted.append(l.text.contains(text, autoescape=True))
-        columns = [l.id, l.attempt, l.rank, l.seq, l.at, l.level, l.text]
-        query = sa.select(*columns).where(*wanted).order_by(l.id.desc() if tail else l.id).limit(limit)
+        query = LINE.query.where(*wanted).order_by(l.id.desc() if tail else l.id).limit(limit)
         r = t.reported.c
         gone = sa.select(r.pruned, r.pruned_to).where(r.job_id == job_id, r.pruned_to > after)
         with self._db.read() as c:
-            found = [StoredLine(**row) for row in c.execute(query).mappings()]
+            found = [LINE.of(row) for row in c.execute(query)]
             pruned = c.execute(gone).one_or_none()
         if pruned is not None and (not tail or len(found) < limit):
             found = [*found, _stand_in(*pruned)] if tail else [_stand_in(*pruned), *found[: limit - 1]]
@@ -67,9 +67,9 @@ class HistoryTable:
 
     def checkpoints(self, job_id: str) -> list[StoredCheckpoint]:
         k = t.checkpoints.c
-        query = sa.select(t.checkpoints).where(k.job_id == job_id).order_by(k.step.desc(), k.attempt.desc())
+        query = CHECKPOINT.query.where(k.job_id == job_id).order_by(k.step.desc(), k.attempt.desc())
         with self._db.read() as c:
-            return [StoredCheckpoint(**row) for row in c.execute(query).mappings()]
+            return [CHECKPOINT.of(row) for row in c.execute(query)]
 
     def changes_since(self, since: Heads | None) -> Changes:
         """Where events and log lines end, and which jobs have any behind `since`."""
@@ -90,9 +90,9 @@ class HistoryTable:
         """Of all jobs, oldest first. until: leaves transactions of different jobs time to become visible in order."""
         e = t.events.c
         wanted = (e.seq > after, e.kind.in_(kinds), e.at <= until)
-        query = sa.select(t.events).where(*wanted).order_by(e.seq).limit(limit)
+        query = EVENT.query.where(*wanted).order_by(e.seq).limit(limit)
         with self._db.read() as c:
-            return [StoredEvent(**row) for row in c.execute(query).mappings()]
+            return [EVENT.of(row) for row in c.execute(query)]
 
 
 def _stand_in(count: int, last: int) -> StoredLine:

@@ -192,7 +192,8 @@ class JobTable:
     ) -> Job | None:
         """Change the state of a job, if it still is as it was read; None: somebody was faster, and nothing changed.
 
-        also: events that come with it. lease: token of the reconciler's lease, which must still stand.
+        also: events that come with it. attempt_changes: of the attempt under way. lease: token of the reconciler's
+        lease, which must still stand.
         Raises: ValueError for a move that is not in the table of arrows.
         """
         if to is not job.state and (job.state, to) not in ARROWS:
@@ -208,9 +209,8 @@ class JobTable:
                 request_description(c, job.id, new_attempt.number)
             if attempt_changes:
                 a = t.attempts.c
-                c.execute(
-                    sa.update(t.attempts).where(a.job_id == job.id, a.number == job.attempt).values(**attempt_changes)
-                )
+                under_way = (a.job_id == job.id, a.ended_at.is_(None))
+                c.execute(sa.update(t.attempts).where(*under_way).values(**attempt_changes))
             if to is not job.state:
                 event = replace(event, data={**(event.data or {}), "from": job.state.value})
             for one in (event, *also):

@@ -11,10 +11,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from syncnorm.service.jobs.export import ExportState
-from syncnorm.service.jobs.job import TERMINAL, JobState, NewEvent
+from syncnorm.service.jobs.job import TERMINAL, Job, JobState, NewEvent
 from syncnorm.service.store import schema as t
+from syncnorm.service.store.columns import read_or_salvage
 from syncnorm.service.store.database import Database
-from syncnorm.service.store.rows import ATTEMPT, EXPORT, JOB, without_eta
+from syncnorm.service.store.rows import ATTEMPT, EXPORT, JOB, job_of, without_eta
 from syncnorm.service.store.statements import add_event, lease_stands, lock_job
 from syncnorm.trainer.contract.failure import FailureReason
 from syncnorm.trainer.contract.text import storable
@@ -47,13 +48,27 @@ class SetAsideTable:
             is_over = row.state in TERMINAL
             to = JobState(row.state) if is_over else _end(row.stop)
             closing = {} if is_over else _closing(to, why, trace, now) | {"progress": without_eta(job.progress)}
-            number = row.version if isinstance(row.version, int) else 0
-            values = {**mended, **closing, "stop": None, "stop_at": None, "version": number + 1}
+            if "attempt" in mended:
+                mended["attempt"] = _latest_attempt(c, job_id)
+            values = {**mended, **closing, "stop": None, "stop_at": None, "version": job.version + 1}
             c.execute(sa.update(t.jobs).where(j.id == job_id).values(**values))
             self._end_attempts(c, job_id, why, trace)
             if not is_over:
                 add_event(c, job_id, self._db.now(c), NewEvent(to, _sentence(why), _event_data(row, to, trace)))
         return to
+
+    def unreadable_job(self, job_id: str) -> Job | None:
+        """The same with a job whose row can't be read, as it is then; None if it can be read, or is not there."""
+        of_this_job = JOB.query.where(t.jobs.c.id == job_id)
+        with self._db.read() as c:
+            row = c.execute(of_this_job).one_or_none()
+        wrong = None if row is None else read_or_salvage(JOB, row)[1]
+        if wrong is None:
+            return None
+        self.job(job_id, f"The stored job can't be read, so it can't go on: {wrong}.")
+        with self._db.read() as c:
+            row = c.execute(of_this_job).one_or_none()
+        return None if row is None else job_of(row)
 
     def _end_attempts(self, c: sa.Connection, job_id: str, why: str, trace: str) -> None:
         """Their processes are ended, and their capacity is released, as of any attempt that has ended."""
@@ -97,6 +112,11 @@ class SetAsideTable:
                 return
             guard = (a.id == attempt_id, a.released_at.is_(None), a.ended_at.is_not(None))
             c.execute(sa.update(t.attempts).where(*guard).values(released_at=self._db.now(c)))
+
+
+def _latest_attempt(c: sa.Connection, job_id: str) -> int:
+    a = t.attempts.c
+    return int(c.execute(sa.select(sa.func.max(a.number)).where(a.job_id == job_id)).scalar_one() or 0)
 
 
 def _end(stop: Any) -> JobState:

@@ -14,8 +14,9 @@ from syncnorm.service.jobs.job import TERMINAL, Job, JobState, NewEvent
 from syncnorm.service.jobs.study import DELETED, Counts, Study, StudyChild
 from syncnorm.service.store import schema as t
 from syncnorm.service.store.database import Database
+from syncnorm.service.store.record_rows import CHILD, STUDY
 from syncnorm.service.store.rows import job_of
-from syncnorm.service.store.statements import JOBS, add_audit
+from syncnorm.service.store.statements import JOBS, add_audit, columns
 from syncnorm.service.store.tables.idempotency import IdempotencyTable
 from syncnorm.service.store.tables.jobs import JobTable
 from syncnorm.service.store.values import AddOutcome, NewJob, StoredResponse
@@ -63,7 +64,7 @@ class StudyTable:
                     self._idempotency.forget(c, study.owner, idempotency[0])
                 return AddOutcome.TOO_MANY
             c.execute(sa.insert(t.studies).values(**vars(study)))
-            c.execute(sa.insert(t.study_children), [vars(child) for child in children])
+            c.execute(sa.insert(t.study_children), [columns(t.study_children, child) for child in children])
             event = NewEvent(JobState.QUEUED, "Submitted.", {"owner": study.owner, "study": study.id}, by)
             entry = NewAuditEntry(by, "study.submit", study.id, after={"name": study.name, "jobs": len(jobs)})
             self._jobs.insert(c, [NewJob(job, event) for job in jobs], [entry] if by.kind == "user" else ())
@@ -71,8 +72,8 @@ class StudyTable:
 
     def get(self, study_id: str) -> Study | None:
         with self._db.read() as c:
-            row = c.execute(sa.select(t.studies).where(t.studies.c.id == study_id)).mappings().one_or_none()
-        return None if row is None else Study(**row)
+            row = c.execute(STUDY.query.where(t.studies.c.id == study_id)).one_or_none()
+        return None if row is None else STUDY.of(row)
 
     def find(self, owner: str | None, after: str | None, limit: int) -> list[Study]:
         """Newest first, behind the one with the id `after`."""
@@ -80,9 +81,9 @@ class StudyTable:
         wanted = [] if owner is None else [s.owner == owner]
         if after is not None:
             wanted.append(s.id < after)
-        query = sa.select(t.studies).where(*wanted).order_by(s.id.desc()).limit(limit)
+        query = STUDY.query.where(*wanted).order_by(s.id.desc()).limit(limit)
         with self._db.read() as c:
-            return [Study(**row) for row in c.execute(query).mappings()]
+            return [STUDY.of(row) for row in c.execute(query)]
 
     def family(self, study_id: str) -> Family:
         """All children in order, with their jobs."""
@@ -91,8 +92,8 @@ class StudyTable:
 
     def _family(self, c: sa.Connection, study_id: str, *, lock: bool = False) -> Family:
         k, j = t.study_children.c, t.jobs.c
-        mine = sa.select(t.study_children).where(k.study_id == study_id).order_by(k.number)
-        children = [StudyChild(**row) for row in c.execute(mine).mappings()]
+        mine = CHILD.query.where(k.study_id == study_id).order_by(k.number)
+        children = [CHILD.of(row) for row in c.execute(mine)]
         # In the order of ids, so that two who lock the same jobs wait for, and not on, each other.
         theirs = JOBS.where(j.id.in_([child.job_id for child in children])).order_by(j.id)
         found = c.execute(theirs.with_for_update() if lock else theirs)
@@ -144,5 +145,5 @@ class StudyTable:
         changed = sa.exists().where(k.study_id == t.studies.c.id, j.id == k.job_id, moved_on)
         with self._db.read() as c:
             unreported = sa.or_(t.studies.c.reported_at.is_(None), changed)
-            query = sa.select(t.studies).where(t.studies.c.failures < MOST_FAILURES, unreported)
-            return [Study(**row) for row in c.execute(query).mappings()]
+            query = STUDY.query.where(t.studies.c.failures < MOST_FAILURES, unreported)
+            return [STUDY.of(row) for row in c.execute(query)]

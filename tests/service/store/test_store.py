@@ -23,7 +23,17 @@ from syncnorm.service.jobs.export import Export, ExportState
 from syncnorm.service.jobs.job import ARROWS, RUN_STATUS, Attempt, Job, JobState, NewEvent, new_fence
 from syncnorm.service.jobs.study import Study, new_study
 from syncnorm.service.jobs.study_spec import expand, read_study
-from syncnorm.service.store import AddOutcome, AuditQuery, JobQuery, NewJob, Store, StoredResponse, schema, sort_value
+from syncnorm.service.store import (
+    AddOutcome,
+    AuditQuery,
+    JobQuery,
+    NewJob,
+    Store,
+    StoredResponse,
+    StoredToken,
+    schema,
+    sort_value,
+)
 from syncnorm.service.store.database import Database
 from syncnorm.service.store.job_query import SORTS
 from syncnorm.trainer.contract.failure import FailureReason
@@ -422,6 +432,52 @@ def test_lease_is_written_again_only_once_half_of_it_is_over(store: Store, clock
 
     assert early == first
     assert ends_at() == clock() + timedelta(seconds=15)
+
+
+@pytest.mark.parametrize("column", ["expires_at", "token"])
+def test_lease_that_cannot_be_read_is_replaced_and_said_once(
+    store: Store, database: Database, caplog: pytest.LogCaptureFixture, column: str
+) -> None:
+    before = store.leases.take("a", 15)
+    with database.write() as c:
+        odd = {"expires_at": "'yesterday'", "token": "-1"}[column]
+        c.execute(sa.text(f"UPDATE leases SET {column} = {odd}"))
+
+    tokens = [store.leases.take("b", 15) for _ in range(3)]
+
+    assert len(set(tokens)) == 1
+    assert tokens[0] not in (None, before)
+    assert [record.message for record in caplog.records] == ["lease can't be read and is replaced"]
+    assert store.leases.take("a", 15) is None
+
+
+def test_row_that_cannot_be_read_hides_no_other_of_a_list(store: Store, database: Database, clock: Clock) -> None:
+    """Each is shown with what can be read of it, and says what can't."""
+    job, attempt = begin(store, clock, submit(store, clock))
+    store.secrets.put("ann", "KEY", "sealed")
+    store.tokens.add(StoredToken("1", "ann", "0", ["read"], clock(), None, None))
+    store.reports.add_checkpoint(
+        attempt.id, CheckpointFact(fence=attempt.fence, path="/c", step=1, epoch=0, digest="0", size_bytes=1)
+    )
+    with database.write() as c:
+        for damage in (
+            "audit SET after = '7'",
+            "tokens SET scopes = '\"word\"', expires_at = 'never'",
+            "secrets SET updated_at = 'once'",
+            "checkpoints SET at = 'once'",
+            "events SET data = '[]'",
+        ):
+            c.execute(sa.text(f"UPDATE {damage}"))
+
+    (token,) = store.tokens.all()
+    entries, events = store.audit.find(), store.history.events(job.id)
+    problems = [token.problem, store.secrets.find("ann")[0].problem, store.history.checkpoints(job.id)[0].problem]
+    told = [*problems, *(entry.detail for entry in entries), *(event.message for event in events)]
+
+    assert all("This row can't be read as a whole: " in str(text) for text in told)
+    assert "scopes must be a JSON array, got 'word'" in str(token.problem)
+    assert (token.owner, token.scopes, token.expires_at is not None) == ("ann", [], True)
+    assert entries[0].action == "token.create"
 
 
 def test_list_shows_jobs_in_every_state_as_they_are_shown_one_by_one(store: Store, clock: Clock) -> None:
