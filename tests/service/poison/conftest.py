@@ -44,11 +44,3 @@ def database(request: pytest.FixtureRequest) -> Database:
 def new_scene(database: Database, tmp_path: Path) -> NewScene:
     """Makes scenes, one after the other, each on an empty database."""
     return partial(scene, tmp_path, database)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of it is a long form until its findings are mended; tests/README.md lists them."""
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.chaos)

@@ -88,7 +88,7 @@ def test_extremes_of_every_message_hurt_nobody(new_scene: NewScene, database: Da
     kinds = {
         replace(poison, name=f"{kind} {poison.name}"): kind
         for kind in messages.GOOD
-        for poison in share_of(list(messages.of_kind(kind, SHARE)), database, 14)
+        for poison in share_of(list(messages.of_kind(kind, SHARE)), database, 42)
     }
 
     must_be_none(faults_of(new_scene, list(kinds), lambda scene, job, poison: post(kinds[poison])(scene, job, poison)))
@@ -150,7 +150,7 @@ def result_faults(new_scene: NewScene, poisons: Sequence[Poison]) -> Faults:
 
 
 def test_whatever_result_an_attempt_leaves_hurts_nobody(new_scene: NewScene, database: Database) -> None:
-    must_be_none(result_faults(new_scene, share_of(list(messages.of_results()), database, 16)))
+    must_be_none(result_faults(new_scene, share_of(list(messages.of_results()), database, 48)))
 
 
 @pytest.mark.chaos

@@ -57,7 +57,7 @@ def address(home: Path) -> str | None:
     return str(json.loads(path.read_text())["url"]) if path.exists() else None
 
 
-@pytest.mark.parametrize("silent", ["ray", "mlflow", "both"])
+@pytest.mark.parametrize("silent", [*(pytest.param(one, marks=pytest.mark.chaos) for one in ("ray", "mlflow")), "both"])
 def test_sigterm_is_obeyed_in_seconds_whoever_is_silent(tmp_path: Path, silent: str) -> None:
     with silent_server() as nobody, fake_servers() as (_, url):
         places = {
@@ -145,6 +145,7 @@ def test_standby_replica_is_ready_and_answers_as_the_holder(tmp_path: Path, post
             eventually(lambda client=client: client.get("/readyz").status_code == 200, 20)
         waits = clients[0].post("/v1/jobs", json={**VICTIM, "name": "waits"}).json()["id"]
         clients[0].post(f"/v1/jobs/{waits}/pause")
+        eventually(lambda: state(clients[0], waits) == "paused", 20)
         too_large = [client.post("/v1/jobs", json={**VICTIM, "resources": {"workers": 65}}) for client in clients]
         codes = [client.get(f"/v1/jobs/{waits}/explain").json()["code"] for client in clients]
         clusters = [client.get("/v1/cluster").json() for client in clients]

@@ -99,7 +99,7 @@ def body_faults(new_scene: NewScene, kind: str, share: int, pick: Callable[[list
 
 @pytest.mark.parametrize("kind", BODIES)
 def test_extremes_of_every_body_hurt_nobody(new_scene: NewScene, database: Database, kind: str) -> None:
-    must_be_none(body_faults(new_scene, kind, SHARE, lambda cases: share_of(cases, database, 4)))
+    must_be_none(body_faults(new_scene, kind, SHARE, lambda cases: share_of(cases, database, 12)))
 
 
 @pytest.mark.chaos
@@ -161,7 +161,7 @@ def parameter_faults(new_scene: NewScene, pick: Callable[[list[Asked]], list[Ask
 
 
 def test_extremes_of_every_parameter_hurt_nobody(new_scene: NewScene, database: Database) -> None:
-    must_be_none(parameter_faults(new_scene, lambda cases: share_of(cases, database, 24)))
+    must_be_none(parameter_faults(new_scene, lambda cases: share_of(cases, database, 48)))
 
 
 @pytest.mark.chaos

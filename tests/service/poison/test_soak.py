@@ -58,6 +58,7 @@ def levels_off(seen: Watch, column: int, allowance_mb: float) -> bool:
     return second <= max(allowance_mb, first / 2)
 
 
+@pytest.mark.chaos
 def test_print_without_end_is_noticed_by_nobody(tmp_path: Path) -> None:
     """The ranks are threads of one process with the trainer's own reporters; all else is real."""
     running = RunningService(tmp_path, driver=Path(__file__).with_name("printing.py"))

@@ -43,15 +43,15 @@ def test_document_without_an_extreme_is_accepted(new_scene: NewScene, document: 
 def test_extremes_of_every_field_of_a_job_hurt_nobody(new_scene: NewScene, database: Database) -> None:
     poisons = [poison for section in documents.SECTIONS for poison in documents.of_section(section, documents.SHARE)]
 
-    must_be_none(faults_of(new_scene, share_of(poisons, database, 8)))
+    must_be_none(faults_of(new_scene, share_of(poisons, database, 24)))
 
 
 def test_extremes_of_built_in_arguments_hurt_nobody(new_scene: NewScene, database: Database) -> None:
-    must_be_none(faults_of(new_scene, share_of(list(documents.of_catalog(documents.SHARE)), database, 32)))
+    must_be_none(faults_of(new_scene, share_of(list(documents.of_catalog(documents.SHARE)), database, 96)))
 
 
 def test_extremes_of_every_field_of_a_study_hurt_nobody(new_scene: NewScene, database: Database) -> None:
-    poisons = share_of(list(documents.of_study(documents.SHARE)), database, 16)
+    poisons = share_of(list(documents.of_study(documents.SHARE)), database, 48)
 
     must_be_none(faults_of(new_scene, poisons, live_through_study, "/v1/studies"))
 
