@@ -6,6 +6,7 @@ Each rule is a function of a folder, so that a planted violation can show that i
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -29,6 +30,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 MOST_FILES = 14
 STRUCK = {"beside", "again", "lean", "asks", "pace", "hub", "gate", "place", "quiet", "alone", "trial", "keeper"}
 """Names that say nothing to a reader who knows the field."""
+STRUCK_IN_NAMES = STRUCK - {"place"} | {"asked", "asking", "deed", "heard", "knock", "look", "seen", "told"}
+"""The same of classes and functions: their names are the field's nouns and verbs."""
+OPERATION_IDS = {"export_again"}
+"""Names of routes, which generated clients show."""
 SAME_NOUN = {"jobs", "exports", "studies", "secrets", "tokens", "audit", "packages"}
 """A resource has a file of its name in the API, on the command line and in the store, and means the same in each."""
 
@@ -55,6 +60,10 @@ def test_no_two_files_of_a_package_share_a_name() -> None:
 
 def test_files_are_named_by_nouns_of_the_field() -> None:
     assert [str(path) for package in PACKAGES for path in _files(ROOT, package) if path.stem in STRUCK] == []
+
+
+def test_classes_and_functions_are_named_by_words_of_the_field() -> None:
+    assert [line for package in PACKAGES for line in _struck_names(ROOT, package)] == []
 
 
 def test_importing_the_service_loads_neither_torch_nor_lightning() -> None:
@@ -111,6 +120,13 @@ def test_planted_crowd_and_planted_twins_are_noticed(planted: Path) -> None:
 
     assert list(_crowded(planted, "service")) == ["service/api holds 15 files"]
     assert list(_shared_names(planted, "service")) == ["service: two files named app.py"]
+
+
+def test_planted_idiom_is_noticed(planted: Path) -> None:
+    code = "class SeenJob:\n    def ask_again(self): ...\n\ndef observe(): ...\n"
+    (planted / "service/api/app.py").write_text(code)
+
+    assert list(_struck_names(planted, "service")) == ["service/api/app.py: SeenJob", "service/api/app.py: ask_again"]
 
 
 # The rules
@@ -193,6 +209,15 @@ def _reachable(edges: dict[str, set[str]], start: str) -> set[str]:
 def _crowded(root: Path, package: str) -> Iterator[str]:
     counts = Counter(str(path.parent) for path in _files(root, package) if not path.name.startswith("__"))
     yield from (f"{folder} holds {count} files" for folder, count in sorted(counts.items()) if count > MOST_FILES)
+
+
+def _struck_names(root: Path, package: str) -> Iterator[str]:
+    for path in _files(root, package):
+        for node in ast.walk(ast.parse((root / path).read_text())):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", node.name)}
+                if words & STRUCK_IN_NAMES and node.name not in OPERATION_IDS:
+                    yield f"{path}: {node.name}"
 
 
 def _shared_names(root: Path, package: str) -> Iterator[str]:
