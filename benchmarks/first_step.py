@@ -140,7 +140,7 @@ class Cluster:
     def ours(self, folder: Path) -> Stamps:
         submitted = time.time()
         job = self.client.submit(document(folder))
-        ended = _until(lambda: self.client.job(job["id"]), lambda seen: seen["finished_at"] is not None)
+        ended = _until(lambda: self.client.job(job["id"]), lambda ended: ended["finished_at"] is not None)
         assert ended["state"] == "succeeded", ended["message"]
         phases = self.client.attempts(job["id"])[0]["phases"]
         began = {name: datetime.fromisoformat(at).timestamp() for name, at in phases.items()}
@@ -151,7 +151,7 @@ class Cluster:
         ray = RayDispatcher(self.ray.url, self.ray.token, entrypoint, owner=folder.name)  # type: ignore[arg-type]  # one kind
         submitted = time.time()
         ray.start(folder.name, str(folder))
-        ended = _until(lambda: ray.observe().submissions[folder.name], lambda seen: seen.status.value == "ended")
+        ended = _until(lambda: ray.observe().submissions[folder.name], lambda ended: ended.status.value == "ended")
         ray.close()
         found = stamps(folder)
         assert "step" in found, ended.message
@@ -160,10 +160,10 @@ class Cluster:
 
 def _until(look: Callable[[], Any], over: Callable[[Any], bool], timeout_s: float = 300) -> Any:
     deadline = time.monotonic() + timeout_s
-    while not over(seen := look()):
-        assert time.monotonic() < deadline, f"not over within {timeout_s:g} s: {seen}"
+    while not over(ended := look()):
+        assert time.monotonic() < deadline, f"not over within {timeout_s:g} s: {ended}"
         time.sleep(0.1)
-    return seen
+    return ended
 
 
 def _has_nodes(ray: LocalRay) -> bool:

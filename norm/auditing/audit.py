@@ -64,17 +64,17 @@ def audit(
             found.append(Finding("unknown_layer", path, str(error), fix, "error"))
         else:
             sources |= {path: source} if source is not None else {}
-    seen, failure = _run(model, example_input, sources)
+    observed, failure = _run(model, example_input, sources)
     if failure is not None:
         fix = "See the other findings: a layer may not take the shape it gets."
         found.append(Finding("forward_fails", "", f"The model does not take the example: {failure}", fix, "error"))
-        seen = [item for item in seen if item.shapes]
+        observed = [item for item in observed if item.shapes]
     flow = trace(model)
-    for item in seen:
+    for item in observed:
         found += [*check_layer(item, training), *check_neighbours(item, flow)]
     found += [*check_dropout_of_selu(model), *check_depth_of_box_cox(model)]
     if optimizer is not None:
-        found += check_weight_decay(seen, optimizer)
+        found += check_weight_decay(observed, optimizer)
     return sorted(found, key=lambda finding: ("error", "warning", "info").index(finding.severity))
 
 
@@ -97,10 +97,10 @@ def _run(
     finally:
         for handle in handles:
             handle.remove()
-    seen = [
+    observed = [
         ObservedLayer(path, model.get_submodule(path), source, tuple(shapes[path])) for path, source in sources.items()
     ]
-    return seen, failure
+    return observed, failure
 
 
 @contextmanager

@@ -21,40 +21,40 @@ FEW_BOX_COX = 6
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
-def check_neighbours(seen: ObservedLayer, flow: Flow) -> Iterator[Finding]:
+def check_neighbours(observed: ObservedLayer, flow: Flow) -> Iterator[Finding]:
     """What the data flow says about one layer."""
-    before = flow.before(seen.layer)
-    if is_instance_norm(seen) and any(_is_global_pool(node, flow) for node in flow.readers(seen.layer)):
+    before = flow.before(observed.layer)
+    if is_instance_norm(observed) and any(_is_global_pool(node, flow) for node in flow.readers(observed.layer)):
         yield Finding(
             "instance_norm_before_global_pooling",
-            seen.path,
+            observed.path,
             "Instance normalization makes the mean of every channel the bias, and global average pooling takes just "
             "that mean: nothing of the input is left.",
             "Use group, or leave the last normalization out.",
             "error",
         )
-    if seen.kind.centers and isinstance(before, LINEAR_LAYERS) and before.bias is not None:
+    if observed.kind.centers and isinstance(before, LINEAR_LAYERS) and before.bias is not None:
         yield Finding(
             "bias_before_norm",
-            seen.path,
+            observed.path,
             f"The bias of the {type(before).__name__} before is subtracted again with the mean.",
             "Build it with bias=False.",
             "info",
             {"parameters": before.get_parameter("bias").numel()},
         )
-    is_activating = bool(getattr(seen.layer, "activation", False))
-    if is_activating and any(is_activation_node(node, flow) for node in flow.readers(seen.layer)):
+    is_activating = bool(getattr(observed.layer, "activation", False))
+    if is_activating and any(is_activation_node(node, flow) for node in flow.readers(observed.layer)):
         yield Finding(
             "activation_twice",
-            seen.path,
-            f"{seen.source.kind} is an activation, and another one follows.",
+            observed.path,
+            f"{observed.source.kind} is an activation, and another one follows.",
             "Give the place an activation module of its own, so that norm.convert can remove it.",
             "warning",
         )
-    if seen.kind.batch_statistics and isinstance(before, _DROPOUTS) and before.p > 0:
+    if observed.kind.batch_statistics and isinstance(before, _DROPOUTS) and before.p > 0:
         yield Finding(
             "dropout_before_batch_norm",
-            seen.path,
+            observed.path,
             f"Dropout with p = {before.p:g} right before: the variance in training is not that in eval "
             "(Li et al. 2018, arXiv:1801.05134).",
             "Put dropout behind the last batch normalization.",
@@ -92,14 +92,14 @@ def check_depth_of_box_cox(model: nn.Module) -> Iterator[Finding]:
         )
 
 
-def check_weight_decay(seen: Sequence[ObservedLayer], optimizer: torch.optim.Optimizer) -> Iterator[Finding]:
+def check_weight_decay(observed: Sequence[ObservedLayer], optimizer: torch.optim.Optimizer) -> Iterator[Finding]:
     """Weight decay on scale and shift."""
     decay = {
         parameter: float(group.get("weight_decay", 0.0))
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
-    for item in seen:
+    for item in observed:
         found = [decay.get(parameter, 0.0) for parameter in item.layer.parameters(recurse=False)]
         if found and max(found) > 0:
             yield Finding(
@@ -112,10 +112,10 @@ def check_weight_decay(seen: Sequence[ObservedLayer], optimizer: torch.optim.Opt
             )
 
 
-def is_instance_norm(seen: ObservedLayer) -> bool:
+def is_instance_norm(observed: ObservedLayer) -> bool:
     """Instance normalization, by name or as one channel a group."""
-    is_one_channel = getattr(seen.layer, "num_groups", None) == seen.source.num_features
-    return seen.source.kind == "instance" or (seen.source.kind == "group" and is_one_channel)
+    is_one_channel = getattr(observed.layer, "num_groups", None) == observed.source.num_features
+    return observed.source.kind == "instance" or (observed.source.kind == "group" and is_one_channel)
 
 
 def _is_global_pool(node: fx.Node, flow: Flow) -> bool:

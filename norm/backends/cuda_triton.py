@@ -115,7 +115,7 @@ def finish_backward(
     return dx, by_weight, by_bias
 
 
-class _Plan(NamedTuple):
+class _Tiling(NamedTuple):
     """How the kernels walk through a tensor; see triton_kernels.py."""
 
     sizes: tuple[int, int, int]  # A, C, units of VEC elements in the contiguous extent
@@ -126,12 +126,12 @@ class _Plan(NamedTuple):
     constants: tuple[Any, ...]  # VEC, BY_ROWS, BA, BB, ACC
 
 
-def _plan(x: Tensor) -> _Plan:
+def _plan(x: Tensor) -> _Tiling:
     return _plan_of(layout_of(x), x.dtype, _multiprocessors(x.device))
 
 
 @functools.lru_cache(4096)
-def _plan_of(layout: tuple[int, int, int, bool], dtype: torch.dtype, multiprocessors: int) -> _Plan:
+def _plan_of(layout: tuple[int, int, int, bool], dtype: torch.dtype, multiprocessors: int) -> _Tiling:
     N, C, L, by_rows = layout
     A, inner = (N * L, C) if by_rows else (N, L)
     BB = min(_power_of_two(inner), _CHANNELS if by_rows else _TILE)
@@ -143,7 +143,7 @@ def _plan_of(layout: tuple[int, int, int, bool], dtype: torch.dtype, multiproces
     VEC = math.gcd(inner, 16)
     table_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     constants = (VEC, by_rows, BA, BB, _triton_dtype(table_dtype))
-    return _Plan((A, C, inner // VEC), num_tiles, groups, splits, table_dtype, constants)
+    return _Tiling((A, C, inner // VEC), num_tiles, groups, splits, table_dtype, constants)
 
 
 def _merge(rows: Tensor, C: int, table: Tensor | None = None, request: Request | None = None) -> Tensor:

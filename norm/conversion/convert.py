@@ -108,7 +108,7 @@ def convert(
     rules = _read_rules(kind, options, overrides)
     model, undone = undo(model)
     try:
-        steps = list(_Plan(model, rules, _Changes(eps, momentum, affine, group)).steps())
+        steps = list(_Conversion(model, rules, _Changes(eps, momentum, affine, group)).steps())
     except ValueError:
         redo(model, undone)
         raise
@@ -140,7 +140,7 @@ class _Changes:
     group: ProcessGroup | None
 
 
-class _Plan:
+class _Conversion:
     """The exchanges that convert a model by the first matching rule of each path. Changes nothing."""
 
     def __init__(self, model: nn.Module, rules: Sequence[Override], changes: _Changes) -> None:

@@ -56,8 +56,8 @@ def apply_verb(job: Job, verb: Verb, now: datetime, by: Actor = SERVICE) -> Chan
         stop = {"stop": verb, "stop_at": job.stop_at or now, "stop_by": str(by)}
         return Change(job.state, stop, NewEvent(f"{verb}_requested", f"Asked for by {by}.", by=by))
     if verb == "resume":
-        again = {"queued_at": now, "not_before": None, "message": ""}
-        return Change(JobState.QUEUED, again, NewEvent(JobState.QUEUED, f"Resumed by {by}.", by=by))
+        requeued = {"queued_at": now, "not_before": None, "message": ""}
+        return Change(JobState.QUEUED, requeued, NewEvent(JobState.QUEUED, f"Resumed by {by}.", by=by))
     changes: dict[str, Any] = {
         "queued_at": now,
         "not_before": None,

@@ -139,11 +139,11 @@ def _claim_problems(study: StudySpec) -> Iterator[Problem]:
                 yield Problem(f"/claims/{index}/metric", problem)
         for side in ("less", "than", "where"):
             for axis, value in getattr(claim, side).items():
-                place = f"/claims/{index}/{side}/{axis}"
+                pointer = f"/claims/{index}/{side}/{axis}"
                 if axis not in labels:
-                    yield Problem(place, f"must name an axis of the grid: {', '.join(labels)}")
+                    yield Problem(pointer, f"must name an axis of the grid: {', '.join(labels)}")
                 elif label_of(value) not in labels[axis]:
-                    yield Problem(place, f"must be a value of the axis: {', '.join(labels[axis])}; got {value!r}")
+                    yield Problem(pointer, f"must be a value of the axis: {', '.join(labels[axis])}; got {value!r}")
 
 
 def label_of(value: Any) -> str:
@@ -152,10 +152,10 @@ def label_of(value: Any) -> str:
 
 
 def _problem(item: Any) -> Problem:
-    place = "".join(f"/{part}" for part in item["loc"])
+    pointer = "".join(f"/{part}" for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return Problem(place, unknown_field(StudySpec, item["loc"]))
-    return Problem(place, described(item))
+        return Problem(pointer, unknown_field(StudySpec, item["loc"]))
+    return Problem(pointer, described(item))
 
 
 def expand(study: StudySpec, refusals: Callable[[JobSpec], list[Problem]] = lambda _spec: []) -> list[Child]:
@@ -232,8 +232,8 @@ def _located(problem: Problem, point: Point, axes: Mapping[str, list[tuple[str, 
                 rest = problem.path.removeprefix(axis).removeprefix(path).strip(".")
                 detail = f"{rest}: {problem.message}" if rest else problem.message
                 return Problem(f"/grid/{axis}/{index}", f"{label}: {detail}")
-    place = problem.path.replace(".", "/")
-    return Problem(f"/base/{place}" if place else "/base", problem.message)
+    pointer = problem.path.replace(".", "/")
+    return Problem(f"/base/{pointer}" if pointer else "/base", problem.message)
 
 
 def _named(spec: JobSpec, study: StudySpec, number: int, seed: int) -> JobSpec:

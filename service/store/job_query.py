@@ -58,8 +58,8 @@ def _behind(by: sa.Column[Any], descending: bool, value: Any, job_id: str) -> sa
         return later
     if value is None:
         return sa.and_(by.is_(None), later)
-    place, here = sa.tuple_(by, _J.id), sa.tuple_(sa.literal(value, by.type), sa.literal(job_id, _J.id.type))
-    behind = place < here if descending else place > here
+    position, here = sa.tuple_(by, _J.id), sa.tuple_(sa.literal(value, by.type), sa.literal(job_id, _J.id.type))
+    behind = position < here if descending else position > here
     return sa.or_(behind, by.is_(None)) if by.nullable else behind
 
 

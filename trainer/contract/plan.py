@@ -147,11 +147,11 @@ def _about_cluster(spec: JobSpec, nodes: Sequence[NodeCapacity] | None) -> Itera
         return
     res = spec.resources
     each = f"{res.cpus_per_worker} CPU" + (f" and {res.gpus_per_worker} GPU" if res.gpus_per_worker else "")
-    room = f"the whole cluster has room for {largest_gang(spec, nodes)} workers of {each} each, got {res.workers}."
+    capacity = f"the whole cluster has room for {largest_gang(spec, nodes)} workers of {each} each, got {res.workers}."
     yield Finding(
         code="never_fits",
         path="resources.workers",
-        message=f"{'The job waits for more hosts: ' if res.wait_for_hosts else ''}{room}",
+        message=f"{'The job waits for more hosts: ' if res.wait_for_hosts else ''}{capacity}",
         fix="Ask for fewer or smaller workers, or add hosts; with resources.wait_for_hosts: true the job is queued "
         "until they are there.",
         severity="warning" if res.wait_for_hosts else "error",

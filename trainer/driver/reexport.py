@@ -59,8 +59,8 @@ def _export(request: ExportRequest, folders: AttemptFolders) -> Result:
         with redacted_output(hidden.values()):
             return reexport(request, folders)
     except Exception as error:
-        told = redact(classify(error, rank=-1).model_dump_json(), hidden.values())
-        failure = Failure.model_validate_json(told)
+        redacted = redact(classify(error, rank=-1).model_dump_json(), hidden.values())
+        failure = Failure.model_validate_json(redacted)
         logger.error("the export failed\n%s", failure.traceback)
         return Result(
             fence=request.fence,

@@ -20,8 +20,8 @@ def list_id(name: str, /, **chosen: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def encode(listing: str, *place: str | int | None) -> str:
-    text = json.dumps([_FORM, listing, *place], separators=(",", ":"))
+def encode(listing: str, *position: str | int | None) -> str:
+    text = json.dumps([_FORM, listing, *position], separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
@@ -35,10 +35,10 @@ def decode(listing: str, cursor: str, *types: type | tuple[type, ...]) -> list[A
         raise invalid_cursor()
     if made[1] != listing:
         raise invalid_cursor("The cursor is of another list: other filters or another sort. Begin again without it.")
-    place = made[2:]
-    if not all(_fits(value, kind) for value, kind in zip(place, types, strict=True)):
+    position = made[2:]
+    if not all(_fits(value, kind) for value, kind in zip(position, types, strict=True)):
         raise invalid_cursor()
-    return place
+    return position
 
 
 def _fits(value: Any, kind: type | tuple[type, ...]) -> bool:

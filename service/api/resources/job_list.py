@@ -157,8 +157,8 @@ def _listed(lists: _Lists, query: JobQuery) -> Response:
     following = None
     if len(found) == query.limit:
         value = sort_value(found[-1], query.sort)
-        place = value.isoformat() if isinstance(value, datetime) else value
-        following = encode(listing_of(query), place, found[-1].id)
+        position = value.isoformat() if isinstance(value, datetime) else value
+        following = encode(listing_of(query), position, found[-1].id)
     return _page([job_text(one, lists.mlflow_uri) for one in found], following)
 
 

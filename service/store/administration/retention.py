@@ -58,8 +58,8 @@ class RetentionTable:
     def forget_reported_events(self, job_id: str) -> int:
         """What workers told of a job. What the service and people did to it stays for as long as the job."""
         e = t.events.c
-        told = sa.or_(e.kind.in_(_REPORTED_KINDS), e.kind.startswith("user.", autoescape=True))
-        part = sa.select(e.seq).where(e.job_id == job_id, told).order_by(e.seq).limit(BATCH)
+        reported = sa.or_(e.kind.in_(_REPORTED_KINDS), e.kind.startswith("user.", autoescape=True))
+        part = sa.select(e.seq).where(e.job_id == job_id, reported).order_by(e.seq).limit(BATCH)
         with self._db.write() as c:
             lock_job(c, t.jobs.c.id == job_id)
             count = c.execute(sa.delete(t.events).where(e.seq.in_(part))).rowcount

@@ -101,8 +101,8 @@ class ReportTable:
                 return None
             job = job_of_attempt(c, attempt)
             most = max(attempt.workers, job.workers)
-            theirs = {place.rank: place for place in placement.ranks if place.rank < most}
-            ranks = [place.model_dump(mode="json") for _, place in sorted(theirs.items())]
+            theirs = {item.rank: item for item in placement.ranks if item.rank < most}
+            ranks = [item.model_dump(mode="json") for _, item in sorted(theirs.items())]
             c.execute(sa.update(t.attempts).where(t.attempts.c.id == attempt_id).values(placement=ranks))
             return job
 

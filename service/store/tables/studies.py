@@ -118,8 +118,8 @@ class StudyTable:
             if verb == "retry":  # its report is worth another try, too
                 c.execute(sa.update(t.studies).where(t.studies.c.id == study_id).values(failures=0))
             family = self._family(c, study_id, lock=True)
-            asked = [self._jobs.apply_one(c, job, verb, now, by) for _, job in family if job is not None]
-            changed = [job.id for job, outcome in asked if outcome == "done"]
+            results = [self._jobs.apply_one(c, job, verb, now, by) for _, job in family if job is not None]
+            changed = [job.id for job, outcome in results if outcome == "done"]
             if changed:
                 entry = NewAuditEntry(by, f"study.{verb}", study_id, after={"jobs_changed": len(changed)})
                 add_audit(c, self._db.now(c), [entry])

@@ -112,7 +112,7 @@ def test_follower_goes_on_behind_events_that_are_gone(worker: Worker) -> None:
     sweep(worker)
 
     # No look for news of other processes, which would still be reading when this test has closed its database.
-    worker.context.notifier._news = lambda _heads: Changes((0, 0), set())
+    worker.context.notifier._changes_since = lambda _heads: Changes((0, 0), set())
     headers = {"Accept": "text/event-stream", "Last-Event-ID": str(last)}
     text = worker.client.get(f"/v1/jobs/{worker.job_id}/events", headers=headers).text
     assert "failed" in text
