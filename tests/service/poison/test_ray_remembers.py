@@ -43,7 +43,7 @@ def fill(ray: LocalRay, owner: str) -> None:
     known = {"fill-1"}
     with closing(RayDispatcher(ray.url, ray.token, entrypoints, owner="fill", known=lambda: known)) as dispatcher:  # type: ignore[arg-type]
         dispatcher.start("fill-1", owner)
-        eventually(lambda: dispatcher.look().submissions["fill-1"].status is RayStatus.ENDED, 300)
+        eventually(lambda: dispatcher.observe().submissions["fill-1"].status is RayStatus.ENDED, 300)
 
 
 def run_one(client: Client, ray: LocalRay) -> tuple[float, str]:
