@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from syncnorm import __version__
 from syncnorm.service.api import docs, openapi
-from syncnorm.service.api.components import Components
+from syncnorm.service.api.components import Background, Components
 from syncnorm.service.api.http import errors
 from syncnorm.service.api.http.methods import MethodMiddleware
 from syncnorm.service.api.http.origin_guard import OriginGuard
@@ -30,7 +30,7 @@ from syncnorm.service.api.resources import (
     tokens,
     verbs,
 )
-from syncnorm.service.background.loop import loop_of, stop_all
+from syncnorm.service.background.loop import stop_all
 
 VERSION = __version__
 
@@ -68,11 +68,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     loops = [
         context.reconciler.loop(context.wake, tick_s),
         context.studies.loop(tick_s),
-        loop_of("webhooks", context.webhooks.run),
-        loop_of("retention", context.retention.run),
     ]
     # What they were at when the process ends is done again by the next one.
-    loops += [loop_of(one.name, one.run) for one in context.background]
+    others: list[Background] = [context.webhooks, context.retention, *context.background]
+    loops += [loop for one in others for loop in one.loops()]
     context.metrics.watch_loops([loop.health for loop in loops])
     for loop in loops:
         loop.start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from syncnorm.service.api.auth import Authenticator, RateLimit
 from syncnorm.service.api.change_notifier import ChangeNotifier
 from syncnorm.service.api.report_limits import ReportLimits
 from syncnorm.service.api.submit_batcher import SubmitBatcher
+from syncnorm.service.background.loop import Loop
 from syncnorm.service.background.retention_loop import Retention
 from syncnorm.service.integrations.mlflow_runs import Tracker
 from syncnorm.service.integrations.secrets import Secrets
@@ -35,11 +36,9 @@ _LISTS = 2
 
 
 class Background(Protocol):
-    """A loop beside the reconciler, which nothing else waits for."""
+    """Loops beside the reconciler, which nothing else waits for."""
 
-    name: str
-
-    def run(self, stop: threading.Event) -> None: ...
+    def loops(self) -> Sequence[Loop]: ...
 
 
 @dataclass(frozen=True)

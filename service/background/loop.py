@@ -85,8 +85,8 @@ class Health:
 class Loop:
     """Calls `tick` on a thread of its own until told to stop.
 
-    rest_s: between two ticks. wake: ends a rest early. leave: called once, by the loop's thread, in the end. health:
-    where `tick` keeps it itself; None: kept here.
+    rest_s: between two ticks. first_rest_s: before the first. wake: ends a rest early. leave: called once, by the
+    loop's thread, in the end. health: where `tick` keeps it itself; None: kept here.
     """
 
     def __init__(
@@ -98,11 +98,13 @@ class Loop:
         wake: threading.Event | None = None,
         leave: Callable[[], None] | None = None,
         health: Health | None = None,
+        first_rest_s: float = 0.0,
     ) -> None:
         self.health = health or Health(name)
         self._own_health = health is None
         self._tick = tick
         self._rest_s = rest_s
+        self._first_rest_s = first_rest_s
         self._wake = wake or threading.Event()
         self._leave = leave
         self._outage_log = OutageLog(logger)
@@ -123,6 +125,7 @@ class Loop:
         return not self._thread.is_alive()
 
     def run(self) -> None:
+        self.stopping.wait(self._first_rest_s)
         while not self.stopping.is_set():
             self._once()
             self._wake.wait(self._rest_s())
@@ -164,13 +167,6 @@ class Loop:
             self._outage_log.recovered("tick")
 
 
-def loop_of(name: str, run: Callable[[threading.Event], None]) -> Loop:
-    """Of something that ticks by itself until the event is set. Should it end before, it is begun again."""
-    loop = Loop(name, lambda: run(loop.stopping), lambda: _RESTART_S)
-    return loop
-
-
-_RESTART_S = 1.0
 STOP_S = 2.0
 """How long loops may take to end, all together."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from syncnorm.service.background.loop import Loop
 from syncnorm.service.settings import Settings
 from syncnorm.service.store.administration.retention import BATCH, RetentionTable
 
@@ -36,15 +37,14 @@ class Retention:
     settings: Settings
     metrics: Observer
 
-    def run(self, stop: threading.Event) -> None:
-        """Sweep from time to time; an error ends one part of one sweep."""
-        pause_s = _FIRST_S
-        while not stop.wait(pause_s):
-            self.sweep(stop)
-            pause_s = _EVERY_S
+    def loops(self) -> list[Loop]:
+        """Sweeps from time to time."""
+        loop = Loop("retention", lambda: self.sweep(loop.stopping), lambda: _EVERY_S, first_rest_s=_FIRST_S)
+        return [loop]
 
     def sweep(self, stop: threading.Event, rest_s: float = _REST_S) -> None:
-        """Remove everything that is due, in batches."""
+        """Remove everything that is due, in batches. An error ends one part; the first is raised in the end."""
+        first: Exception | None = None
         parts: dict[str, Callable[[], Iterator[int]]] = {
             "log_lines": self._lines,
             "events": self._events,
@@ -60,10 +60,13 @@ class Retention:
                     self.metrics.pruned(table, rows)
                     if stop.wait(rest_s):
                         return
-            except Exception:
+            except Exception as error:
                 logger.exception("could not remove old rows; trying again later", extra={"table": table})
+                first = first or error
             if removed:
                 logger.info("removed old rows", extra={"table": table, "rows": removed})
+        if first is not None:
+            raise first
 
     def _lines(self) -> Iterator[int]:
         """Those of jobs that ended long ago; then, while there are too many, of those that ended first."""

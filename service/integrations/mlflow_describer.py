@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable
 
 from syncnorm.service.backend_errors import (
-    BackendError,
     DatabaseUnavailableError,
     RefusedError,
     UnexpectedAnswerError,
     UnreachableError,
 )
+from syncnorm.service.background.loop import Loop
 from syncnorm.service.background.outage_log import OutageLog
 from syncnorm.service.integrations.mlflow_runs import Tracker
 from syncnorm.service.jobs.job import Job, NewEvent, new_fence
@@ -38,8 +38,6 @@ _MOST_SILENCES = 2
 class RunDescriber:
     """Works off what is written down as undescribed. A crash at any point is harmless: it is done again."""
 
-    name = "run-describer"
-
     def __init__(self, store: Store, tracker: Tracker, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
         self._tracker = tracker
@@ -49,16 +47,9 @@ class RunDescriber:
         self._not_before: dict[str, float] = {}
         self._tries: dict[str, int] = {}
 
-    def run(self, stop: threading.Event) -> None:
-        """Tick until told to stop; an error in one tick does not end the loop."""
-        while not stop.wait(_POLL_S):
-            try:
-                self.tick(stop)
-                self._outage_log.recovered("tick")
-            except BackendError as error:
-                self._outage_log.failed("tick", "could not describe runs; trying again", error=str(error))
-            except Exception:
-                logger.exception("runs could not be described; trying again")
+    def loops(self) -> list[Loop]:
+        loop = Loop("run-describer", lambda: self.tick(loop.stopping), lambda: _POLL_S)
+        return [loop]
 
     def tick(self, stop: threading.Event | None = None) -> None:
         """Describe some runs. What can't be described now waits, and holds up no other."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
 import time
 from collections.abc import Callable, Collection
 
 from syncnorm.service.backend_errors import BackendError
-from syncnorm.service.background.outage_log import OutageLog
+from syncnorm.service.background.loop import Loop
 from syncnorm.service.integrations.ray_jobs import RayDispatcher
 from syncnorm.service.jobs.attempt_ending import RayStatus
 
@@ -30,28 +29,24 @@ class ClusterSweep:
     given its capacity back still needs Ray's word. Doing it twice, or in several replicas, is harmless.
     """
 
-    name = "cluster-sweep"
-
     def __init__(self, dispatcher: RayDispatcher, known: Callable[[], Collection[str]]) -> None:
         self._dispatcher = dispatcher
         self._known = known
-        self._outage_log = OutageLog(logger)
         self._ended: list[str] = []
         self._next_list = 0.0
 
-    def run(self, stop: threading.Event) -> None:
-        """Tick until told to stop; an error in one tick does not end the loop."""
-        while not stop.wait(_POLL_S):
-            try:
-                self.tick()
-            except BackendError as error:
-                self._outage_log.failed("sweep", "could not tidy up Ray's records; trying again", error=str(error))
-                self._next_list = time.monotonic() + EVERY_S
-            except Exception:
-                logger.exception("could not tidy up Ray's records; trying again")
+    def loops(self) -> list[Loop]:
+        return [Loop("cluster-sweep", self.tick, lambda: _POLL_S)]
 
     def tick(self) -> None:
-        """Delete some records; list them all when it is time. Raises: UnreachableError."""
+        """Delete some records; list them all when it is time. Raises: UnreachableError; the next list waits then."""
+        try:
+            self._tidy_up()
+        except BackendError:
+            self._next_list = time.monotonic() + EVERY_S
+            raise
+
+    def _tidy_up(self) -> None:
         self._delete_forgotten()
         if not self._ended and time.monotonic() >= self._next_list:
             self._list()
@@ -64,7 +59,6 @@ class ClusterSweep:
     def _list(self) -> None:
         began = time.monotonic()
         found = self._dispatcher.list_all()
-        self._outage_log.recovered("sweep")
         took_s = time.monotonic() - began
         self._next_list = time.monotonic() + max(EVERY_S, took_s / _LONGEST_SHARE)
         known = set(self._known())  # read after the list: whatever was launched since is in neither

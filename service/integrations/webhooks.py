@@ -12,13 +12,12 @@ import hashlib
 import hmac
 import json
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 from syncnorm.service.backend_errors import BackendError
-from syncnorm.service.background.outage_log import OutageLog
+from syncnorm.service.background.loop import Loop
 from syncnorm.service.integrations.http_client import HttpClient, HttpRequest, HttpResponse
 from syncnorm.service.jobs.job import Job, JobState
 from syncnorm.service.store import Store, StoredEvent
@@ -39,7 +38,6 @@ _GIVE_UP_AFTER = timedelta(days=3)
 _PAGE = 100
 _SETTLED_S = 2.0
 """Numbers are given out in order, but become visible when their transactions end."""
-_STOP_S = 2.0
 _GONE = 410
 _NOT_NOW = {408, 425, 429}
 
@@ -150,35 +148,17 @@ class Webhooks:
         """secret: what receivers check signatures with."""
         self._receivers = [_Receiver(store, url, secret, http, holder, observe) for url in urls]
 
-    def run(self, stop: threading.Event) -> None:
-        """Send until told to stop."""
-        threads = [
-            threading.Thread(target=_run, args=(receiver, stop), name=f"webhook-{receiver.key[:8]}", daemon=True)
-            for receiver in self._receivers
+    def loops(self) -> list[Loop]:
+        """One for each receiver: webhooks, webhooks-2, …, in the order of the settings."""
+        return [
+            Loop("webhooks" if number == 1 else f"webhooks-{number}", receiver.tick, lambda: _POLL_S)
+            for number, receiver in enumerate(self._receivers, 1)
         ]
-        for thread in threads:
-            thread.start()
-        stop.wait()
-        for thread in threads:
-            thread.join(_STOP_S)
 
     def tick(self) -> None:
         """One round of each receiver, one after another."""
         for receiver in self._receivers:
             receiver.tick()
-
-
-def _run(receiver: _Receiver, stop: threading.Event) -> None:
-    """An error in one round does not end the loop."""
-    outage_log = OutageLog(logger)
-    while not stop.wait(_POLL_S):
-        try:
-            receiver.tick()
-            outage_log.recovered("webhooks")
-        except BackendError as error:
-            outage_log.failed("webhooks", "could not send webhooks; trying again", error=str(error))
-        except Exception:
-            logger.exception("webhooks could not be sent; trying again")
 
 
 def _retry_after(answer: HttpResponse, now: datetime) -> float | None:

@@ -151,7 +151,9 @@ def test_audit_and_idempotency_keys_go_by_age(worker: Worker) -> None:
     assert year.rows["audit"] == 2500
 
 
-def test_one_part_that_fails_does_not_keep_the_others(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_part_that_fails_does_not_keep_the_others_and_is_raised_in_the_end(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worker.world.store.audit.add([NewAuditEntry(Actor("user", "ann"), "job.submit", "job_1")])
     worker.world.clock.advance(400 * 86_400)
 
@@ -160,7 +162,11 @@ def test_one_part_that_fails_does_not_keep_the_others(worker: Worker, monkeypatc
 
     monkeypatch.setattr(Retention, "_lines", failing)
 
-    assert sweep(worker).rows["audit"] == 1
+    store, counted = worker.world.store, Counted()
+    with pytest.raises(RuntimeError, match="a defect"):
+        Retention(store.retention, store.now, Settings(home=Path()), counted).sweep(threading.Event(), rest_s=0)
+
+    assert counted.rows["audit"] == 1
 
 
 def test_file_of_the_database_shrinks(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import hmac
 import json
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +14,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
+from syncnorm.service.background.loop import stop_all
 from syncnorm.service.integrations.http_client import HttpClient
 from syncnorm.service.integrations.webhooks import Webhooks
 from syncnorm.service.jobs.job import NewEvent
@@ -279,9 +279,9 @@ def test_odd_answer_is_tried_again_and_delays_no_other_receiver(
         for _ in range(3):
             world.submit()
         world.clock.advance(10)
-        stop = threading.Event()
-        thread = threading.Thread(target=sender.run, args=(stop,))
-        thread.start()
+        loops = sender.loops()
+        for loop in loops:
+            loop.start()
         try:
             with at_most(8):
                 eventually(lambda: heard["/fine"] == 3)
@@ -293,8 +293,7 @@ def test_odd_answer_is_tried_again_and_delays_no_other_receiver(
 
             eventually(later)
         finally:
-            stop.set()
-            thread.join()
+            stop_all(loops)
 
 
 def test_two_receivers_have_a_lease_each(world: World) -> None:
