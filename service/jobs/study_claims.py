@@ -1,4 +1,4 @@
-"""What a source leads one to expect, held against the numbers of a study. Pure."""
+"""Checks the claims of a study against its measured numbers. Pure."""
 
 from __future__ import annotations
 
@@ -29,29 +29,31 @@ Metric = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
 class Claim(BaseModel):
-    """`metric` at `less` is below `than_metric` at `than` by more than `by`, with everything else the same.
+    """`metric` at `less` is below `than_metric` at `than`, or below `than_value`, by more than `by`, all else equal.
 
-    The other side may be a fixed number, too: `than_value`.
-
-    less, than: values of axes that tell the two sides apart; where: values both have in common. Axes that none of them
-    names are averaged over, within a seed.
+    Axes that none of less, than and where name are averaged over, within a seed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     text: Annotated[str, StringConstraints(min_length=1, max_length=400)]
+    """The claim in words, as the report shows it. No default."""
     metric: Metric
+    """Metric of the side that should be lower. No default."""
     than_metric: Metric | None = None
-    """Of the other side; null: the same."""
+    """Metric of the other side. Default: null, the same."""
     than_value: Value | None = None
-    """A fixed number in the place of the other side, e.g. 0.05."""
+    """A fixed number instead of the other side, for example 0.05. Default: null, compare with `than`."""
     less: Where = {}
+    """Values of axes on the side that should be lower, for example `{norm.kind: group}`. Default: none."""
     than: Where = {}
+    """Values of axes on the other side, for example `{norm.kind: batch}`. Default: none."""
     where: Where = {}
+    """Values of axes that both sides have in common. Default: none."""
     by: Value = 0.0
-    """How far apart at least, in the metric's unit. Below zero: `less` may be worse by as much, and no more."""
+    """How far apart at least, in the metric's unit. A negative number lets `less` be worse by as much. Default: 0."""
     factor: Annotated[float, Field(gt=0, le=_LARGE)] = 1.0
-    """The other side is multiplied by this, e.g. 0.1 for "a tenth of"."""
+    """The other side is multiplied by this, for example 0.1 for "a tenth of". Default: 1."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Judgement:
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """None for nothing. Not finite values make the estimate not finite."""
+    """None without values. A value that is not finite makes the estimate not finite."""
     if not values:
         return None
     count = len(values)

@@ -1,7 +1,7 @@
-"""How a metric of a study is named. Pure.
+"""How the metrics of a study are named. Pure.
 
-`name`, or `reduction:name` with what is made of its values over training. A name with * is the mean over all metrics
-that match, e.g. one of every layer. docs/reference/studies.md has the list.
+`name`, or `reduction:name` to reduce its values over training, such as `max:val/loss`. A name with * is the mean over
+all metrics that match, for example one of every layer. docs/reference/studies.md has the list.
 """
 
 from __future__ import annotations
@@ -22,5 +22,5 @@ def reduction_problem(metric: str) -> str | None:
     """What is wrong with the name of a metric."""
     reduction, colon, _ = metric.rpartition(":")
     if colon and reduction not in REDUCTIONS:
-        return f"{reduction} is no reduction; use one of {', '.join(REDUCTIONS)}, e.g. max:val/loss"
+        return f"{reduction} is not a reduction; use one of {', '.join(REDUCTIONS)}, for example max:val/loss"
     return None

@@ -1,4 +1,4 @@
-"""What a study is: a base job, a grid over its fields, and seeds. Expansion into jobs is pure."""
+"""The spec of a study: a base job, a grid over its fields, and seeds. Expansion into jobs is pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from syncnorm.trainer.errors import Problem, SpecError
 MAX_CHILDREN = 500
 MAX_BASE_BYTES = 64 * 1024
 SEED = "seed"
-"""Name under which a child's seed stands beside its place in the grid."""
+"""Name of a child's seed next to its place in the grid."""
 
 Text = Annotated[str, StringConstraints(max_length=4000)]
 Path = Annotated[str, StringConstraints(max_length=256, pattern=r"^[A-Za-z_][\w.]*(,[A-Za-z_][\w.]*)*$")]
@@ -39,28 +39,31 @@ class StudySpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     name: Name
+    """What you call the study; its jobs are NAME-001, NAME-002, … No default."""
     base: dict[str, Any]
-    """A job spec; its name and seed may be left out."""
+    """A job spec that all jobs share; its name and seed may be left out. No default."""
     grid: Annotated[dict[Path, Values | dict[AxisLabel, Any]], Field(min_length=1, max_length=8)]
-    """Field of the job spec (a dotted path, e.g. norm.kind) → values, as a list or as {label: value}. Several fields
-    that move together are one axis: `data.batch_size,optimizer.lr: [[4, 0.05], [16, 0.2]]`. An object as value replaces
-    the whole part, e.g. `norm: {plain: {kind: batch}, clipped: {kind: batch_renorm, options: {r_max: 2}}}`."""
+    """Field of the job spec (a dotted path such as norm.kind) → values, as a list or as {label: value}. No default.
+    Several fields that change together are one axis: `data.batch_size,optimizer.lr: [[4, 0.05], [16, 0.2]]`. An object
+    as value replaces the whole part, for example `norm: {plain: {kind: batch}, clipped: {kind: batch_renorm, options:
+    {r_max: 2}}}`."""
     seeds: Annotated[list[Annotated[int, Field(ge=0, le=2**32 - 1)]], Field(min_length=1, max_length=100)] = [0, 1, 2]
-    """Every combination runs once with each. Differences are taken within a seed."""
+    """Every combination runs once with each seed, and differences are taken within a seed. Default: [0, 1, 2]; a
+    confidence interval needs at least two."""
     metrics: Annotated[list[MetricName], Field(min_length=1, max_length=16)] = ["val/error"]
-    """What the report compares; see docs/reference/studies.md for what can be named. The first is drawn over the
-    grid."""
+    """Metrics that the report compares, by name or as `reduction:name`, for example `max:val/loss` (see
+    docs/reference/studies.md). The first is drawn over the grid. Default: val/error."""
     curves: Annotated[list[MetricName], Field(max_length=8)] = [
         "train/loss",
         "val/error",
     ]
-    """Metrics drawn over training."""
+    """Metrics drawn over training. Default: train/loss and val/error."""
     source: Text = ""
-    """Whose finding this is about."""
+    """Whose finding the study is about. Shown in the report. Default: empty."""
     expects: Text = ""
-    """What the source leads us to expect, in words."""
+    """What the source leads you to expect, in words. Shown in the report. Default: empty."""
     claims: Annotated[list[Claim], Field(max_length=32)] = []
-    """The same for a program: the report says of each whether the numbers agree."""
+    """The same for a program: the report says of each claim whether the numbers agree. Default: none."""
 
     @field_validator("grid")
     @classmethod
@@ -70,7 +73,7 @@ class StudySpec(BaseModel):
                 raise ValueError(f"{path} must have at least one value")
             labels = list(labelled(path, values))
             if len({label for label, _ in labels}) != len(labels):
-                raise ValueError(f"{path} has two values of one label; give them other ones: {{label: value, …}}")
+                raise ValueError(f"{path} has two values with the same label; label them yourself: {{label: value, …}}")
         return grid
 
     @field_validator("seeds")
@@ -131,7 +134,7 @@ def _metric_problems(study: StudySpec) -> Iterator[Problem]:
 
 
 def _claim_problems(study: StudySpec) -> Iterator[Problem]:
-    """A claim about values that the grid does not have would never be measured."""
+    """Refuses claims about values that the grid does not have, since they would never be measured."""
     labels = {axis: [label for label, _ in labelled(axis, values)] for axis, values in study.grid.items()}
     for index, claim in enumerate(study.claims):
         for metric in filter(None, (claim.metric, claim.than_metric)):
@@ -218,13 +221,13 @@ def _set(document: dict[str, Any], path: str, value: Any) -> None:
         inner = target.setdefault(name, {})
         if not isinstance(inner, dict):
             where = ".".join(parents[: depth + 1])
-            raise SpecError([Problem(path, f"is no field of a job: {where} is {json.dumps(inner)}")])
+            raise SpecError([Problem(path, f"is not a field of a job: {where} is {json.dumps(inner)}")])
         target = inner
     target[last] = copy.deepcopy(value)
 
 
 def _located(problem: Problem, point: Point, axes: Mapping[str, list[tuple[str, Any]]]) -> Problem:
-    """A problem of a child as one of the study: at the value of the axis that set the field, or in the base."""
+    """A problem of a child as a problem of the study: at the value of the axis that set the field, or in the base."""
     for axis, label in point.items():
         for path in axis.split(","):
             if problem.path in (axis, path) or problem.path.startswith(path + "."):

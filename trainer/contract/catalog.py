@@ -9,9 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class InitArgs(BaseModel):
-    """What a built-in model or data set is made from. `summary` is what catalogs show."""
+    """Arguments of a built-in model or data set. The first line of a subclass is the summary in catalogs."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 Positive = Annotated[int, Field(ge=1, le=65_536)]
@@ -26,10 +28,11 @@ class ResNetArgs(InitArgs):
     """Residual network: CIFAR-style of depth 6n+2 (He et al. 2015, sec. 4.2), or ImageNet-style 18, 34, 50."""
 
     depth: Annotated[int, Field(ge=8, le=1202)] = 14
-    """6n+2 (8, 14, 20, …) for small images; 18, 34 or 50 for the ImageNet-style network."""
+    """6n+2 (8, 14, 20, …) for small images; 18, 34 or 50 for the ImageNet-style network. Default: 14."""
     width: Positive = 16
-    """Channels of the first stage; left out, the paper's: 16 (CIFAR-style) or 64 (ImageNet-style)."""
+    """Channels of the first stage. Default: the paper's, 16 (CIFAR-style) or 64 (ImageNet-style)."""
     activation: Activation = "relu"
+    """Activation after each normalization. Default: relu."""
 
     @model_validator(mode="before")
     @classmethod
@@ -49,44 +52,60 @@ class VggArgs(InitArgs):
     """VGG (Simonyan & Zisserman 2014) in its CIFAR form: convolutions, pooling, one linear layer."""
 
     depth: Literal[11, 13, 16, 19] = 11
+    """Layers with weights, as the paper counts them. Default: 11."""
     width: Positive = 64
+    """Channels of the first stage. Default: 64, as in the paper."""
     activation: Activation = "relu"
+    """Activation after each normalization. Default: relu."""
 
 
 class MlpArgs(InitArgs):
     """Fully connected network."""
 
     hidden: Annotated[list[Positive], Field(min_length=1, max_length=32)] = [128, 128]
+    """Units of each hidden layer. Default: [128, 128]."""
     activation: Activation = "relu"
+    """Activation after each normalization. Default: relu."""
     dropout: Fraction = 0.0
+    """Share of the units of each hidden layer that is dropped in training. Default: 0."""
 
 
 class CnnArgs(InitArgs):
     """Plain convolutional network: 3x3 convolutions, each with norm and activation, pooled between stages."""
 
     channels: Annotated[list[Positive], Field(min_length=1, max_length=16)] = [32, 64, 128]
+    """Channels of each stage; a stage halves the resolution. Default: [32, 64, 128]."""
     convs_per_stage: Annotated[int, Field(ge=1, le=8)] = 1
+    """Convolutions in each stage. Default: 1."""
     activation: Activation = "relu"
+    """Activation after each normalization. Default: relu."""
     dropout: Fraction = 0.0
+    """Share of the features before the output layer that is dropped in training. Default: 0."""
     init_gain: Annotated[float, Field(gt=0, le=1e30)] = 1.0
-    """The initial weights of the convolutions are multiplied by this: what normalization makes of their scale."""
+    """Factor on the initial weights of the convolutions, to see what normalization does about their scale. Default:
+    1."""
 
 
 class LstmArgs(InitArgs):
     """LSTM over the rows of an image, with normalization inside the cell (Ba et al. 2016, sec. 4 of the supplement)."""
 
     hidden: Positive = 64
+    """Units of each layer. Default: 64."""
     layers: Annotated[int, Field(ge=1, le=8)] = 1
+    """Layers. Default: 1."""
 
 
 class UnetArgs(InitArgs):
     """U-Net (Ronneberger et al. 2015; Çiçek et al. 2016 in 3-D) with zero-padded convolutions: same size in and out."""
 
     dims: Literal[2, 3] = 2
+    """2 for images, 3 for volumes. Default: 2."""
     width: Positive = 16
+    """Channels at full resolution, doubled at each level. Default: 16."""
     depth: Annotated[int, Field(ge=1, le=6)] = 3
-    """How often the resolution is halved."""
+    """How often the resolution is halved. Default: 3."""
     activation: Activation = "relu"
+    """Activation after each normalization. Default: relu."""
 
 
 MODELS: dict[str, type[InitArgs]] = {
@@ -103,8 +122,9 @@ class DigitsArgs(InitArgs):
     """The 1,797 real 8x8 digits that scikit-learn ships (Alpaydin & Kaynak 1998, UCI optdigits). Classification."""
 
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of every class that is held out for validation. Default: 0.2."""
     augment: bool = False
-    """Shift by up to one pixel at random."""
+    """Shift training images by up to one pixel at random. Default: false."""
 
 
 class ImageFolderArgs(InitArgs):
@@ -114,62 +134,92 @@ class ImageFolderArgs(InitArgs):
     """
 
     root: Annotated[str, Field(min_length=1, max_length=1024)]
+    """A folder that every worker reaches, or a URL (s3://, gs://). No default."""
     size: Positive = 224
+    """Height and width of a sample in pixels; images are cropped to a square and resized. Default: 224."""
     channels: Literal[1, 3] = 3
+    """1 for grey images, 3 for RGB. Default: 3."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of every class that is held out for validation if there is no folder `val`. Default: 0.1."""
     augment: bool = True
+    """Crop training images at random and mirror half of them. Default: true."""
     num_workers: Annotated[int, Field(ge=0, le=64)] = 2
+    """Worker processes that read ahead, of each training process. 0: read in the training process. Default: 2."""
 
 
 class ParquetArgs(InitArgs):
     """Parquet files with encoded image bytes and a label. Classification."""
 
     path: Annotated[str, Field(min_length=1, max_length=1024)]
+    """A file, a folder or a URL. No default."""
     val_path: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    """The validation set. Default: null, a share of the training set (val_fraction)."""
     image_column: Column = "image"
+    """Column with encoded images. Default: image."""
     label_column: Column = "label"
+    """Column with labels. Default: label."""
     size: Positive = 224
+    """Height and width of a sample in pixels; images are cropped to a square and resized. Default: 224."""
     channels: Literal[1, 3] = 3
+    """1 for grey images, 3 for RGB. Default: 3."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share that is held out for validation if there is no val_path. Default: 0.1."""
     augment: bool = False
+    """Crop training images at random and mirror half of them. Default: false."""
 
 
 class SegmentationFolderArgs(InitArgs):
     """`{root}/images/NAME.png` and `{root}/masks/NAME.png`, a mask's value being its class. Segmentation."""
 
     root: Annotated[str, Field(min_length=1, max_length=1024)]
+    """A folder that every worker reaches, or a URL (s3://, gs://). No default."""
     num_classes: Annotated[int, Field(ge=2, le=256)]
+    """Classes in the masks, whose values are 0 to num_classes - 1. No default."""
     size: Positive = 256
+    """Height and width of a sample in pixels; images and masks are cropped to a square and resized. Default: 256."""
     channels: Literal[1, 3] = 3
+    """1 for grey images, 3 for RGB. Default: 3."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share that is held out for validation. Default: 0.1."""
     augment: bool = True
+    """Crop training images and their masks at random and mirror half of them. Default: true."""
     num_workers: Annotated[int, Field(ge=0, le=64)] = 2
+    """Worker processes that read ahead, of each training process. 0: read in the training process. Default: 2."""
 
 
 class DigitScenesArgs(InitArgs):
     """Scenes composed of the real digits on a noisy ground, each pixel labelled by its digit. Segmentation."""
 
     dims: Literal[2, 3] = 2
+    """2 for scenes, 3 for volumes. Default: 2."""
     size: Annotated[int, Field(ge=8, le=4096)] = 32
+    """Length of each side in pixels. Default: 32."""
     digits: Annotated[int, Field(ge=1, le=32)] = 4
-    """A scene has 1 to this many, at random."""
+    """A scene has 1 to this many digits, at random. Default: 4."""
     classes: Annotated[int, Field(ge=1, le=10)] = 10
-    """How many of the ten digits occur, from 0 on."""
+    """How many of the ten digits occur, from 0 on. Default: 10."""
     scenes: Samples = 256
+    """Scenes in the training set. Default: 256."""
     val_scenes: Samples = 64
+    """Scenes in the validation set. Default: 64."""
     contrast: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Brightness of ink; the ground's noise has a standard deviation of 0.25."""
+    """Brightness of the digits; the noise behind them has a standard deviation of 0.25. Default: 1."""
     exposure: Annotated[float, Field(ge=0, le=2)] = 0.0
-    """How much brightness and contrast of whole scenes differ: times exp(u), plus v, u and v uniform in ±exposure."""
+    """How much brightness and contrast of whole scenes differ: times exp(u), plus v, with u and v uniform in ±exposure.
+    Default: 0."""
 
 
 class SyntheticArgs(InitArgs):
     """Gaussian class clusters of any shape, for tests and timing. Classification."""
 
     shape: Annotated[list[Positive], Field(min_length=1, max_length=4)] = [3, 32, 32]
+    """Shape of a sample, channels first. Default: [3, 32, 32]."""
     num_classes: Annotated[int, Field(ge=2, le=1_000_000)] = 10
+    """Classes. Default: 10."""
     samples: Samples = 1024
+    """Samples in the training set. Default: 1,024."""
     val_samples: Samples = 256
+    """Samples in the validation set. Default: 256."""
 
     @model_validator(mode="after")
     def _of_a_size(self) -> SyntheticArgs:

@@ -34,11 +34,17 @@ def _require_one(name: str | None, class_path: str | None, what: str) -> None:
 
 
 class ModelSpec(Part):
-    """A built-in model by name, `timm/NAME` where timm is installed, or any class by path."""
+    """The network: a built-in one by name, `timm/NAME` where timm is installed, or any class of yours by path."""
 
     name: Name | None = None
+    """A built-in model (`GET /v1/models` lists them) or a timm model such as `timm/resnet18`. Default: none. Give
+    exactly one of name and class_path."""
     class_path: ClassPath | None = None
+    """Import path of your class or function, such as `my_package.MyModel`. A LightningModule brings its own loss, and
+    its optimizers if it has any. Default: none. Where uploaded code is off, only `torchvision.models.` is allowed."""
     init_args: dict[str, Any] = {}
+    """Arguments of the model, checked when you submit (built-in) or when an attempt starts (yours). Default: none, so
+    that the model's own defaults hold."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSpec:
@@ -50,13 +56,19 @@ class DataSpec(Part):
     """Where the samples come from and how many a worker takes at a time."""
 
     name: Name | None = None
+    """A built-in data set; `GET /v1/datasets` lists them. Default: none. Give exactly one of name and class_path."""
     class_path: ClassPath | None = None
+    """Import path of your LightningDataModule, or of a function that returns one. Default: none. Give exactly one of
+    name and class_path."""
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)]
-    """Samples per worker and step."""
+    """Samples per worker and batch. No default, because learning rate and batch statistics depend on it. The global
+    batch is batch_size * resources.workers, also while an elastic job runs on fewer workers."""
     last_batch: Literal["weight", "drop"] = "weight"
-    """What becomes of a last, smaller batch: `weight` spreads it over the workers and weights their losses by their
-    samples, which is exactly the large-batch gradient; `drop` leaves it out."""
+    """What happens to a smaller last batch of an epoch. `weight` spreads it over the workers and weights their losses
+    by their samples, which is exactly the large-batch gradient. `drop` leaves it out. Default: weight, so that no
+    sample is lost."""
     init_args: dict[str, Any] = {}
+    """Arguments of the data set, such as `root` or `size`. Default: none, so that the data set's own defaults hold."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSpec:
@@ -65,47 +77,70 @@ class DataSpec(Part):
 
 
 class NormOverride(Part):
-    """A kind for some layers only; `match` is a glob over module paths and the first match wins."""
+    """Another kind for some layers only, such as `{match: head.*, kind: layer}`. The first override that matches a
+    layer wins."""
 
     match: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    """Glob over module paths, such as `layer4.*`. No default."""
     kind: KindName
+    """The kind these layers get: a name from `norm.kinds()`. No default."""
     options: dict[str, Any] = {}
+    """Options of this kind, such as `{num_groups: 8}`. Default: none, so that the kind's own defaults hold."""
 
 
 class NormSpec(Part):
-    """Which normalization, and over whom its statistics reach."""
+    """Which normalization the network gets, and which workers share its statistics."""
 
     kind: KindName = "sync_batch"
-    """A name from `norm.kinds()`, or `auto`, which picks one and says why."""
+    """A name from `norm.kinds()`, or `auto`, which picks one and says why. Default: sync_batch, because it computes
+    what one device would compute with the whole batch."""
     group: Literal["world", "node"] | Workers = "world"
-    """Workers that share statistics: all, those of one host, or this many neighbours."""
+    """Workers that share statistics: `world` (all), `node` (those of one host), or a number of neighbouring ranks.
+    Default: world. Has an effect on kinds that synchronize only."""
     eps: Annotated[float, Field(ge=1e-20, le=1e3)] = 1e-5
-    """Added to the variance, inside the root."""
+    """Added to the variance, inside the root. Default: 1e-5, as in torch."""
     momentum: Annotated[float, Field(ge=0, le=1)] | None = 0.1
-    """Weight of the *new* batch in the running statistics, as in torch; null takes the cumulative average."""
+    """Weight of the *new* batch in the running statistics, as in torch. null: the average over all batches. Default:
+    0.1, as in torch."""
     affine: bool = True
+    """Whether the layers learn a scale and a shift per channel. Default: true, as in torch."""
     placement: Literal["before", "after"] = "before"
-    """Before or after the activation, in built-in models."""
+    """Normalization before or after the activation, in built-in models. Default: before, as in Ioffe & Szegedy 2015. A
+    network of yours stays as you wrote it."""
     options: dict[str, Any] = {}
+    """Options that this kind alone has, such as `{num_groups: 8}` for group; `GET /v1/norms` lists them. Default: none,
+    so that the kind's own defaults hold."""
     overrides: Annotated[list[NormOverride], Field(max_length=64)] = []
+    """Other kinds for some layers. Default: none. Applied together with `kind`, when an attempt builds the network."""
 
 
 class OptimizerSpec(Part):
-    """The optimizer, with torch's meaning of every field."""
+    """The optimizer, with torch's meaning of every field. Without effect if your LightningModule defines
+    configure_optimizers."""
 
     name: Literal["sgd", "adagrad", "rmsprop", "adam", "adamw", "lbfgs"] = "sgd"
+    """Which optimizer of torch. Default: sgd."""
     lr: PositiveFloat = 0.1
+    """Learning rate at the start, before warmup and schedule scale it. Default: 0.1, which suits sgd; adam and adamw
+    usually want 1e-3."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum of sgd and rmsprop; other optimizers refuse it. Default: 0, as in torch."""
     nesterov: bool = False
+    """Nesterov momentum; needs sgd and a momentum above 0. Default: false, as in torch."""
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    """Decay rates of the two moments, for adam and adamw; without effect on the others. Default: [0.9, 0.999], as in
+    torch."""
     weight_decay: NonNegative = 0.0
+    """Weight decay as torch defines it for this optimizer: an L2 penalty, or decoupled with adamw. lbfgs refuses it.
+    Default: 0."""
     decay_norm: bool = False
-    """Whether weight decay also pulls on biases and on the weights of normalization layers."""
+    """Whether weight decay also acts on biases and on the weights of normalization layers. Default: false, because the
+    scale of a normalized layer is not what decay should shrink."""
 
     @model_validator(mode="after")
     def _consistent(self) -> OptimizerSpec:
         if self.momentum and self.name not in ("sgd", "rmsprop"):
-            raise ValueError(f"momentum belongs to sgd and rmsprop, got it with {self.name}; leave it out")
+            raise ValueError(f"momentum is for sgd and rmsprop, got it with {self.name}; leave it out")
         if self.nesterov and not (self.name == "sgd" and self.momentum > 0):
             raise ValueError("nesterov needs name: sgd and a momentum above 0")
         if self.name == "lbfgs" and self.weight_decay:
@@ -114,26 +149,32 @@ class OptimizerSpec(Part):
 
 
 class ScheduleSpec(Part):
-    """How the learning rate moves, per optimizer step."""
+    """How the learning rate changes, per optimizer step."""
 
     name: Literal["constant", "linear", "cosine", "step"] = "constant"
+    """Shape after warmup: `constant`, `linear` down to end_factor, `cosine` down to 0 at the last step, or `step` with
+    drops. Default: constant."""
     warmup_steps: Annotated[int, Field(ge=0, le=MOST_STEPS)] = 0
-    """Steps over which the rate rises linearly from 0."""
+    """Optimizer steps over which the rate rises linearly from near 0 to lr. Default: 0, no warmup."""
     tau_steps: Steps | None = None
-    """`linear`: the step τ at which the rate has fallen to end_factor·lr; null: the last step."""
+    """`linear` only: the optimizer step τ at which the rate has fallen to end_factor * lr. Default: null, the last
+    step."""
     end_factor: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """`linear`: η_τ / η_0, the rate from step τ on as a share of lr."""
+    """`linear` only: η_τ / η_0, the rate from step τ on as a share of lr. Default: 0.01 (Goodfellow et al. 2016, sec.
+    8.3.1)."""
     step_size: Steps | None = None
-    """`step`: optimizer steps between two drops; null: a third of the run."""
+    """`step` only: optimizer steps between two drops. Default: null, a third of the run."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """`step`: factor at each drop."""
+    """`step` only: factor at each drop. Default: 0.1, a tenth, as the residual networks were trained."""
 
 
 class Every(Part):
-    """A period: in epochs or in optimizer steps, one of them."""
+    """A period, in epochs or in optimizer steps. Give exactly one of them."""
 
     epochs: Epochs | None = None
+    """Every so many epochs, at their end. Default: none."""
     steps: Steps | None = None
+    """Every so many optimizer steps, counted from the start of training. Default: none."""
 
     @model_validator(mode="after")
     def _one_unit(self) -> Every:
@@ -143,39 +184,60 @@ class Every(Part):
 
 
 class EarlyStopping(Part):
-    """Stop when `monitor` has not improved by `min_delta` for `patience` validations."""
+    """Stop training when `monitor` has not improved by `min_delta` for `patience` validations."""
 
     monitor: MetricName = "val/loss"
+    """Metric to watch, as it is named in MLflow. Default: val/loss, which every task has."""
     mode: Literal["min", "max"] = "min"
+    """Whether lower (`min`) or higher (`max`) is better. Default: min, which fits val/loss."""
     patience: Epochs = 3
+    """Validations without an improvement before training stops; there is one at the end of each epoch. Default: 3."""
     min_delta: NonNegative = 0.0
+    """Smallest change that counts as an improvement, in the metric's unit. Default: 0, so that any does."""
 
 
 class KeepBest(Part):
-    """The checkpoint with the best `monitor` stays, whatever train.keep_checkpoints says."""
+    """Keep the checkpoint with the best `monitor`, in addition to the newest ones (train.keep_checkpoints)."""
 
     monitor: MetricName = "val/loss"
+    """Metric to compare, as it is named in MLflow. Default: val/loss, which every task has."""
     mode: Literal["min", "max"] = "min"
+    """Whether lower (`min`) or higher (`max`) is better. Default: min, which fits val/loss."""
 
 
 class TrainSpec(Part):
-    """How long and how."""
+    """How long the job trains, in which precision, and when it writes checkpoints."""
 
     epochs: Epochs | None = None
+    """Passes over the training set. Give epochs or steps, not both. Default: 10 if you give neither."""
     steps: Steps | None = None
-    """Optimizer steps; without epochs and steps the job runs 10 epochs."""
+    """Optimizer steps in all. Give epochs or steps, not both. Default: null, the job runs by epochs."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
+    """Precision of training: fp32, mixed with bf16 or fp16, or fp64. Statistics are combined in fp32 or wider in all of
+    them. Default: 32-true, which needs no special hardware."""
     accumulate: Annotated[int, Field(ge=1, le=4096)] = 1
-    """Micro-batches per optimizer step. Statistics are per micro-batch, so this is not the large batch."""
+    """Micro-batches per optimizer step. Statistics are those of each micro-batch, so this does not equal one large
+    batch. Default: 1."""
     clip_grad_norm: PositiveFloat | None = None
+    """Largest L2 norm of the whole gradient; a longer one is scaled down before each optimizer step. Default: null, no
+    clipping."""
     clip_adaptive: PositiveFloat | None = None
-    """Adaptive gradient clipping per unit (Brock et al. 2021, arXiv:2102.06171); λ, e.g. 0.01."""
+    """Adaptive gradient clipping per unit (Brock et al. 2021, arXiv:2102.06171): the largest ratio λ of gradient to
+    weight, for example 0.01. Default: null, no clipping."""
     early_stopping: EarlyStopping | None = None
+    """When to stop before epochs or steps are reached, judged at the end of each epoch. Default: null, train to the
+    end."""
     checkpoint_every: Every = Every(epochs=1)
+    """How often a checkpoint is written. One is also written at the end and on every stop. Default: every epoch. An
+    attempt that dies repeats at most this much."""
     keep_checkpoints: Annotated[int, Field(ge=2, le=100)] = 3
+    """How many of the newest checkpoints stay on storage. Default: 3. The least is 2, because an attempt falls back to
+    an older one if the newest does not verify."""
     keep_best: KeepBest | None = None
-    """Judged at the ends of epochs that write a checkpoint."""
+    """Which further checkpoint to keep, judged at the ends of epochs that write one. Default: null, only the newest."""
     compile: bool = False
+    """Whether the network runs through torch.compile, from the first step of each attempt. Default: false, because
+    short jobs lose more to compiling than they gain."""
 
     @model_validator(mode="before")
     @classmethod
@@ -192,21 +254,23 @@ class TrainSpec(Part):
 
 
 class ResourcesSpec(Part):
-    """What a job takes from the cluster, all of it at once."""
+    """What an attempt takes from the cluster. All of it is reserved at once, or the job waits."""
 
     workers: Workers = 1
+    """Training processes, each with its share of the global batch. Default: 1."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=16)] = 0
+    """GPUs of each worker. Default: 0, training on CPUs."""
     cpus_per_worker: Annotated[int, Field(ge=1, le=1024)] = 1
+    """CPU cores of each worker, loading data included. Default: 1."""
     min_workers: Workers | None = None
-    """An attempt starts with as few as this many where there is no room for all; null: always `workers`. The global
-    batch stays data.batch_size * workers, so a worker's part grows, and with it what kinds that do not synchronize
-    take their statistics from. How many are used is chosen when an attempt starts. One with fewer stops and goes on
-    with more once there has been room for a while.
-    """
+    """Makes the job elastic: an attempt starts with as few workers as this if there is no capacity for all. The global
+    batch stays data.batch_size * workers, so each worker's share grows, and with it the samples behind the statistics
+    of kinds that do not synchronize. The number is chosen when an attempt starts. An attempt with fewer workers stops
+    and continues with more once enough capacity has been free for a while. Default: null, always `workers`."""
 
     wait_for_hosts: bool = False
-    """Queue the job although the whole cluster as it is now is too small for it: it waits until hosts are added. False:
-    such a job is refused when it is submitted."""
+    """Queue the job although the whole cluster, as it is now, is too small for it; it waits until hosts are added.
+    Default: false, such a job is refused when you submit it."""
 
     @model_validator(mode="after")
     def _ordered(self) -> ResourcesSpec:
@@ -216,41 +280,59 @@ class ResourcesSpec(Part):
 
 
 class LimitsSpec(Part):
-    """When to give up."""
+    """When the service gives up. You can change these while the job is queued, paused or failed."""
 
     max_failures: Annotated[int, Field(ge=0, le=1000)] = 3
+    """Failed attempts after which the job fails; the next attempt continues from the last checkpoint. A restart of the
+    whole cluster does not count. Default: 3, enough for lost hosts, few enough for a bug."""
     deadline_s: Annotated[float, Field(ge=1, le=LONGEST_S)] | None = None
+    """Seconds from the first start of training until the job is stopped with a checkpoint and fails. Waiting in the
+    queue before that is free. Default: null, no deadline."""
     grace_s: Annotated[float, Field(ge=1, le=3600)] = 60
-    """Time for the last checkpoint when the job is asked to stop."""
+    """Seconds for the last checkpoint when the job is asked to stop; after that its processes are ended. Default:
+    60."""
     collective_timeout_s: Annotated[float, Field(ge=10, le=1800)] = 180
-    """How long ranks wait for each other once they have met, before the attempt ends and the silent one is named. They
-    have five minutes to meet, for imports may take one host long."""
+    """Seconds that ranks wait for each other in a collective before the attempt ends and names the silent rank.
+    Default: 180. At the start they have five minutes to meet, because imports can take one host long."""
 
 
 class StatisticsSpec(Part):
-    """How often running statistics are recorded, and how population statistics are estimated before export."""
+    """How often running statistics are recorded, and how population statistics are estimated before the export."""
 
     every: Every = Every(epochs=1)
+    """How often the running statistics of every layer go to MLflow, as `norm/LAYER/…`. Default: every epoch."""
     population: Literal["pooled", "paper", "none"] = "pooled"
+    """How the statistics of the whole training set replace the running ones before the export. `pooled`: every value
+    counts once. `paper`: the mean over batches (Ioffe & Szegedy 2015, Alg. 2). `none`: the running ones are exported.
+    Default: pooled, which does not depend on the batch size."""
 
 
 class ExportSpec(Part):
-    """What comes out."""
+    """What comes out of a job after its last step."""
 
     formats: Annotated[list[Literal["pt2", "onnx"]], Field(max_length=2)] = ["pt2", "onnx"]
+    """Files besides the weights, which are always written: `pt2` (torch.export) and `onnx`. Default: both."""
     fold: bool = True
+    """Whether normalization layers are folded into their neighbours where that is exact. Default: true, because
+    inference is faster and the answers are certified to be the same."""
     register_as: Name | None = None
-    """Name in MLflow's model registry; null: logged, not registered."""
+    """Name in MLflow's model registry; each export becomes a new version of it. Default: null, the model is logged with
+    the run and not registered."""
 
 
 class CodeSpec(Part):
-    """Uploaded user code, put on the workers' path."""
+    """Uploaded user code, put on the path of every worker."""
 
     package: Annotated[str, StringConstraints(max_length=71, pattern=r"^sha256:[0-9a-f]{64}$")]
+    """Digest that `syncnorm package put` printed: `sha256:` and 64 hex digits. No default. Unpacked when an attempt
+    starts."""
 
 
 class SecretRef(Part):
+    """A variable whose value is one of your secrets. Each worker fetches it when an attempt starts."""
+
     secret: EnvName
+    """Name of a secret of yours, stored with `syncnorm secret put NAME`. No default."""
 
 
 Diagnostic = Literal["gradient_histograms", "landscape", "covariate_shift", "activation_statistics", "equivalence"]
@@ -261,26 +343,50 @@ EnvValue = Annotated[str, StringConstraints(max_length=4096)]
 
 
 class JobSpec(Part):
-    """A training job. See the README for an example."""
+    """A training job: what you submit. model, data and name are required; the rest has defaults."""
 
     name: Name
+    """What you call the job; it need not be unique, and becomes the name of the MLflow run. No default."""
     project: Name = "syncnorm"
+    """Groups jobs: the MLflow experiment in which the run is made. Default: syncnorm."""
     labels: Annotated[dict[LabelName, Label], Field(max_length=32)] = {}
+    """Your own key: value pairs for filters, up to 32. Default: none. You can change them later."""
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    """Place in the queue: higher goes first, and may preempt lower ones. Waiting also raises a job, so that nothing
+    waits for ever. Default: 0. You can change it later; it counts from the next scheduling on."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    """Seed of initial weights, order of samples, augmentation and dropout. Default: 0. Applied at the start of the job;
+    a resumed attempt continues with the random state of its checkpoint."""
     model: ModelSpec
+    """The network to train. Required."""
     data: DataSpec
+    """The samples to train and validate on. Required."""
     norm: NormSpec = NormSpec()
+    """Which normalization the network gets. Default: sync_batch over all workers. Applied when an attempt builds the
+    network."""
     optimizer: OptimizerSpec = OptimizerSpec()
+    """The optimizer. Default: sgd with lr 0.1."""
     schedule: ScheduleSpec = ScheduleSpec()
+    """How the learning rate changes. Default: constant."""
     train: TrainSpec = TrainSpec(epochs=10)
+    """How long the job trains and how often it saves. Default: 10 epochs in fp32, with a checkpoint after each."""
     resources: ResourcesSpec = ResourcesSpec()
+    """Workers with their CPUs and GPUs. Default: 1 worker on 1 CPU. Reserved when an attempt starts."""
     limits: LimitsSpec = LimitsSpec()
+    """Failures, deadline and timeouts. The defaults suit jobs of minutes to days."""
     statistics: StatisticsSpec = StatisticsSpec()
+    """Recording of running statistics, and population statistics for the export. Default: each epoch, pooled."""
     diagnostics: Annotated[list[Diagnostic], Field(max_length=5)] = []
+    """Measurements of gradients, loss landscape and statistics, at 12 steps spread over training; each costs further
+    passes at these steps. Default: none."""
     export: ExportSpec = ExportSpec()
+    """Formats, folding and registration of the trained model. Default: pt2 and onnx, folded, not registered. Starts
+    after the last step."""
     code: CodeSpec | None = None
+    """A package of yours that class paths name. Default: null, no code of yours."""
     env: Annotated[dict[EnvName, EnvValue | SecretRef], Field(max_length=64)] = {}
+    """Environment variables of the workers: a text, or `{secret: NAME}` for a secret of yours. Names that begin with
+    RAY_ or SYNCNORM_ are refused. Default: none. Set before your code is imported."""
 
     @field_validator("diagnostics")
     @classmethod

@@ -92,7 +92,7 @@ def test_problem_of_the_base_is_named_once() -> None:
     [
         ({"grid": {}}, "/grid", "at least 1 item"),
         ({"grid": {"norm.kind": []}}, "/grid", "norm.kind must have at least one value"),
-        ({"grid": {"norm.kind": ["batch", "batch"]}}, "/grid", "norm.kind has two values of one label"),
+        ({"grid": {"norm.kind": ["batch", "batch"]}}, "/grid", "norm.kind has two values with the same label"),
         ({"grid": {"seed": [1, 2]}}, "/grid/seed/0", "list the seeds under seeds"),
         ({"grid": {"norm.kinds": ["batch"]}}, "/grid/norm.kinds/0", "is not a known field"),
         ({"grid": {"model.name.x": ["batch"]}}, "/grid/model.name.x/0", 'model.name is "cnn"'),
@@ -105,7 +105,7 @@ def test_problem_of_the_base_is_named_once() -> None:
             "/grid",
             f"must not exceed {MAX_CHILDREN} jobs",
         ),
-        ({"metrics": ["most:val/loss"]}, "/metrics/0", "most is no reduction"),
+        ({"metrics": ["most:val/loss"]}, "/metrics/0", "most is not a reduction"),
         ({"base": BASE | {"env": {"A": "x" * 70_000}}}, "/base", "must not exceed 65536 bytes"),
         (
             {"claims": [{"text": "t", "metric": "val/error", "less": {"norm.kind": "layer"}}]},

@@ -71,7 +71,7 @@ def test_every_default_is_filled_in_and_reading_again_changes_nothing() -> None:
         ({"resources": {"workers": 0}}, "resources.workers", "must be at least 1; got"),
         ({"train": {"epochs": 1, "steps": 1}}, "train", "epochs or steps, not both"),
         ({"train": {"checkpoint_every": {}}}, "train.checkpoint_every", "exactly one of epochs and steps"),
-        ({"optimizer": {"name": "adam", "momentum": 0.9}}, "optimizer", "momentum belongs to sgd"),
+        ({"optimizer": {"name": "adam", "momentum": 0.9}}, "optimizer", "momentum is for sgd"),
         ({"optimizer": {"lr": float("inf")}}, "optimizer.lr", "finite"),
         ({"seed": -1}, "seed", "must be at least 0; got"),
         ({"nam": "x"}, "nam", "did you mean name?"),
