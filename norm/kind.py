@@ -186,7 +186,7 @@ KINDS: Mapping[str, Kind] = _table(
     ),
     Kind(
         "weight_standardization",
-        "weights standardized per output channel, with group normalization behind",
+        "weights standardized per output channel, followed by group normalization",
         "Qiao et al. 2019, arXiv:1903.10520",
         foldable=True,
         scope="weights",

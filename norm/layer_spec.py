@@ -1,4 +1,4 @@
-"""What any layer can be built from, whatever its kind: the common arguments, read off a layer or given by a user."""
+"""The arguments that layers of every kind share, read off a layer or given by a user."""
 
 from __future__ import annotations
 

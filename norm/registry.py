@@ -1,4 +1,4 @@
-"""From the name of a kind to a layer."""
+"""Builds a layer from the name of a kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every layer asks of its input."""
+"""Checks of input shapes that every layer shares."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What norm uses of torch that torch does not document, in one place, for torch 2.11 to 2.15.
+"""Undocumented parts of torch that norm uses, in one place, for torch 2.11 to 2.15.
 
-Each name has a test in tests/norm/test_torch_compat.py that says what norm relies on, so that a new torch which
-changes it fails there first.
+Each name has a test in tests/norm/test_torch_compat.py that says what norm relies on, so that a new torch which changes
+it fails there first.
 """
 
 from __future__ import annotations

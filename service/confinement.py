@@ -1,4 +1,4 @@
-"""What the processes of a job can't find out about the service, and what they can: environment, memory, files."""
+"""Keeps the service's secrets from the processes of jobs: environment, memory and files."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ PRIVATE_UMASK = 0o077
 _OF_WORKERS = "SYNCNORM_SCRATCH"
 _DATABASE = ("PGPASSWORD", "PGPASSFILE", "PGSERVICEFILE")
 _SERVICE_ONLY = ("SYNCNORM_", "MLFLOW_", "RAY_AUTH_", "RAY_ADDRESS", *_DATABASE)
-"""How the names begin of what is the service's own: keys, tokens, passwords, and where they lie."""
+"""Prefixes of the service's own variables: keys, tokens, passwords, and where they are."""
 _OF_MLFLOW_CLIENTS = ("MLFLOW_HTTP_REQUEST_", "MLFLOW_S3_")
 _MLFLOW_ACCOUNT = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 _OURS = ("service.db*", "*.token", "*.key", "*.log", "*.pids", "ray.folder", "lock", "mlflow", "storage")
-"""What this program puts into its state folder."""
+"""Files of the service in its state folder."""
 _PR_SET_DUMPABLE = 4
 
 
 def environment_of_jobs(environ: Mapping[str, str], *, own_mlflow: bool) -> dict[str, str]:
-    """The environment of everything that may run a user's code: all of ours but what concerns the service alone.
+    """The environment of processes that may run user code: ours without the service's own variables.
 
-    own_mlflow: the service has its own MLflow, which asks for no account; an account in the environment is for another.
+    own_mlflow: MLflow is embedded and needs no account; an account in the environment is for another one.
     """
     kept = (_OF_WORKERS, *_OF_MLFLOW_CLIENTS, *(() if own_mlflow else _MLFLOW_ACCOUNT))
     return {
@@ -38,7 +38,7 @@ def environment_of_jobs(environ: Mapping[str, str], *, own_mlflow: bool) -> dict
 
 
 def environment_of_mlflow(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of an MLflow server, which runs nobody's code."""
+    """The environment of an MLflow server, which runs no user code."""
     return {
         name: value
         for name, value in environ.items()
@@ -47,27 +47,30 @@ def environment_of_mlflow(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def hide_memory() -> None:
-    """Processes of the same user can't read this one's environment and memory any more (Linux; root always can)."""
+    """Keep other processes of the same user from reading this one's environment and memory (Linux; root always can)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def make_private(home: Path) -> None:
-    """From here on this process makes files for its own user only, and those of the state folder become so."""
+    """Make all files of this process, and those in the state folder, readable for its own user only."""
     os.umask(PRIVATE_UMASK)
     home.mkdir(parents=True, exist_ok=True)
     for path in [*_shared(home), home]:
         mode = stat.S_IMODE(path.lstat().st_mode)
-        if mode & stat.S_ISVTX:  # such as /tmp: not ours alone
+        if mode & stat.S_ISVTX:  # such as /tmp, which others use as well
             continue
         try:
             path.chmod(mode & ~PRIVATE_UMASK)
         except OSError as error:
-            logger.warning("other users may read a file of the service", extra={"path": str(path), "error": str(error)})
+            logger.warning(
+                "could not make a file of the service private; other users may read it",
+                extra={"path": str(path), "error": str(error)},
+            )
 
 
 def _shared(home: Path) -> Iterator[Path]:
-    """What of ours others could read. A folder that is private was made after this rule, and so was all within."""
+    """Files of ours that others could read. A private folder was made under this rule, so everything in it was, too."""
     for path in (found for pattern in _OURS for found in home.glob(pattern)):
         if path.is_symlink() or not path.lstat().st_mode & PRIVATE_UMASK:
             continue
@@ -77,15 +80,15 @@ def _shared(home: Path) -> Iterator[Path]:
 
 
 def notes(settings: Settings, admin_file: Path) -> list[str]:
-    """What an operator has to know of a service with authentication, as `serve` prints it."""
+    """What an operator must know of a service with authentication, as `serve` prints it."""
     if not settings.auth:
         return []
-    found = [f"The token of the first admin is in {admin_file}"]
+    found = [f"The first admin's token is in {admin_file}"]
     if settings.allow_code and settings.ray_address is None:
         found.append(
-            "Jobs run as the user of this service. Whoever may submit code can read all that this user can: the token "
-            "of the admin, the keys and the database. Let only those submit whom you trust with them, or run the "
-            "composition (docker compose up), where jobs are in containers of their own."
+            "Jobs run as the user of this service. Anyone who may submit code can read what this user can read: the "
+            "admin's token, the keys and the database. Give the scope submit only to people you trust with them, or "
+            "run the composition (docker compose up), where jobs have containers of their own."
         )
     return found
 

@@ -1,8 +1,8 @@
-"""Which requests may come from where: a web page that somebody happens to open is not a user of this service. Pure.
+"""Which origins a request may come from: a web page that a user happens to open may not use this service. Pure.
 
-A browser lets any page send requests to this host. Three things give such a request away, and the page can change none
-of them: the name that the browser asked for (`Host`; a page that points its own name at this address can't hide it),
-the page's own address (`Origin`), and what the browser says about the two (`Sec-Fetch-Site`).
+A browser lets any page send requests to this host. Three headers tell such a request apart, and the page can change
+none of them: the name that the browser asked for (`Host`; a page that points its own name at this address can't hide
+it), the page's own address (`Origin`), and what the browser says about the two (`Sec-Fetch-Site`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _JSON, _ZIP = "application/json", "application/zip"
 _SHOWN = 200
-"""Characters of a header in a message."""
+"""Characters of a header that a message quotes."""
 
 Authority = tuple[str, int | None]
 """A host in lower case, and its port where one was given."""
@@ -29,7 +29,7 @@ Authority = tuple[str, int | None]
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a request is not answered."""
+    """Why a request is refused."""
 
     status: int
     code: str
@@ -38,7 +38,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Head:
-    """What a request says of itself. address: the one of this host that it came in on, as far as that is known."""
+    """The parts of a request that are checked. address: the one of this host that it came in on, if known."""
 
     method: str
     path: str
@@ -110,7 +110,7 @@ def find_refusal(head: Head, trusted: Trusted) -> Refusal | None:
 
 
 def find_wrong_body(head: Head) -> Refusal | None:
-    """Bodies are JSON and packages zips, and say so: every type that a page may send unasked is another one."""
+    """Bodies must be JSON and packages zips, with that Content-Type: a page can send all other types without asking."""
     if head.method in _SAFE:
         return None
     wanted = _ZIP if head.path.startswith("/v1/packages/") else _JSON
@@ -132,7 +132,7 @@ def _foreign_host(head: Head, trusted: Trusted) -> Refusal | None:
     if read is not None and trusted.has(read, head.address):
         return None
     detail = (
-        f"{hosts[0][:_SHOWN]!r} is not a name of this service. If it should be, the operator adds it to "
+        f"{hosts[0][:_SHOWN]!r} is not a name of this service. If it should be one, the operator must add it to "
         "SYNCNORM_ALLOWED_HOSTS, or to SYNCNORM_PUBLIC_URL if browsers use it."
     )
     return Refusal(403, "foreign_host", detail)
@@ -145,14 +145,15 @@ def _foreign_origin(head: Head, trusted: Trusted) -> Refusal | None:
         if origin is None or origin not in own:
             detail = (
                 f"Pages of {text[:_SHOWN]!r} may not use this service. If this is its own address behind a proxy, the "
-                "operator sets SYNCNORM_PUBLIC_URL to it."
+                "operator must set SYNCNORM_PUBLIC_URL to it."
             )
             return Refusal(403, "foreign_origin", detail)
     return None
 
 
 def _foreign_page(head: Head) -> Refusal | None:
-    """Without an Origin: pictures, frames, scripts and the like of another page, also of another port of this host."""
+    """Requests without an Origin: pictures, frames, scripts and the like of another page, also of another port of this
+    host."""
     sites = set(head.headers.getlist("sec-fetch-site"))
     if sites <= {"same-origin", "none"} or _is_opened_by_a_person(head):
         return None
@@ -160,7 +161,7 @@ def _foreign_page(head: Head) -> Refusal | None:
 
 
 def _is_opened_by_a_person(head: Head) -> bool:
-    """A link that was followed, into a window of its own: the page it came from sees nothing of the answer."""
+    """A link that a person followed into a window of its own: the page it came from sees nothing of the answer."""
     mode, target = head.headers.get("sec-fetch-mode"), head.headers.get("sec-fetch-dest")
     return head.method in ("GET", "HEAD") and mode == "navigate" and target == "document"
 
@@ -176,7 +177,7 @@ def _has_body(headers: Headers) -> bool:
 
 
 def _origin(text: str) -> tuple[str, Authority] | None:
-    """Scheme, host and port of an origin or URL; None for `null` and what is none."""
+    """Scheme, host and port of an origin or URL; None for `null` and invalid ones."""
     try:
         host, port = url_authority(text)
     except ValueError:
@@ -186,7 +187,7 @@ def _origin(text: str) -> tuple[str, Authority] | None:
 
 
 def _read(authority: str) -> Authority | None:
-    """None for what is no host with or without a port."""
+    """None for an invalid host."""
     found = _AUTHORITY.fullmatch(authority.lower())
     if found is None or (found[1].startswith("[") and _ip(found[1]) is None):
         return None
@@ -202,7 +203,7 @@ def _bracketed(host: str) -> str:
 
 
 def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that a host is, an IPv4 one also where it is written as IPv6; None for a name."""
+    """The IP address of a host, an IPv4 one also if written as IPv6; None for a name."""
     try:
         if not host.startswith("["):
             return ipaddress.IPv4Address(host)

@@ -1,4 +1,4 @@
-"""From settings to a running service: every part made once and handed to those that need it."""
+"""From settings to a running service: every part is built once and passed to the parts that need it."""
 
 from __future__ import annotations
 
@@ -57,13 +57,14 @@ from syncnorm.trainer.contract.spec import JobSpec
 logger = logging.getLogger(__name__)
 _LAST_WAIT_S = 1.0
 ADDRESS_FILE = "service.json"
-"""In the state folder: where the running service listens, for clients on this host."""
+"""File in the state folder with the address of the running service, for clients on this host."""
 
 
 def serve(settings: Settings, on_ready: Callable[[str, Components], None], entrypoint: str | None = None) -> None:
-    """Run until SIGINT or SIGTERM. on_ready: called with the URL once requests are taken.
+    """Run until SIGINT or SIGTERM.
 
-    entrypoint: command of a driver, to which the folder of the attempt or export is added; None: the trainer.
+    on_ready: called with the URL once requests are accepted. entrypoint: command of a driver, to which the folder of
+    the attempt or export is added; None: the trainer.
     """
     signal.signal(signal.SIGTERM, _leave)
     _allow_many_connections()
@@ -79,7 +80,8 @@ def serve(settings: Settings, on_ready: Callable[[str, Components], None], entry
 
 @contextlib.contextmanager
 def running(settings: Settings, entrypoint: str | None = None) -> Iterator[tuple[Components, socket.socket, str]]:
-    """All parts but the web server: (context, bound socket, URL). What was started is stopped in the end."""
+    """All parts except the web server: (context, bound socket, URL). Everything that was started is stopped at the
+    end."""
     with contextlib.ExitStack() as stack:
         if settings.database_url is None or settings.ray_address is None or settings.mlflow_uri is None:
             settings.home.mkdir(parents=True, exist_ok=True)
@@ -131,7 +133,7 @@ def make_context(
     )
     marker = StorageMarker(store.installation, settings.storage_root)
     breaker = StorageCircuitBreaker(check=marker.check)
-    breaker.is_usable()  # marks a new storage, before anything is launched that could be missing from it
+    breaker.is_usable()  # marks a new storage before anything is launched on it
     backends = Backends(store, dispatcher, tracker, environment, notifier.changed, metrics, breaker)
     reconciler = _reconciler(settings, backends)
     metrics.watch(store, reconciler)
@@ -170,19 +172,19 @@ def _dispatcher(settings: Settings, ray: LocalRay, store: Store) -> RayDispatche
 
 
 def _reconciler(settings: Settings, backends: Backends) -> Reconciler:
-    # The processes of an embedded Ray are swept before the next one starts: nothing lives on.
+    # Processes of an embedded Ray are ended before the next one starts, so none lives on.
     orphan_life_s = None if _is_embedded(settings) else 60.0
     return Reconciler(
         backends,
         rules=Rules(startup_timeout_s=settings.startup_timeout_s, orphan_life_s=orphan_life_s),
         policy=Policy(max_running=settings.max_running, max_gpus=settings.max_gpus),
         lease_s=settings.lease_s,
-        holder="the only one" if settings.database_url is None else None,  # a lock file sees to it
+        holder="the only one" if settings.database_url is None else None,  # a lock file makes sure of it
     )
 
 
 def _must_not_run_here(spec: JobSpec, settings: Settings) -> bool:
-    """Whether a spec brings code of its user, which would find the keys of a service that others share on this host."""
+    """Whether a spec brings user code, which could read the keys of a service that other owners share."""
     return settings.auth and not _is_embedded(settings) and bool(against_code(spec))
 
 
@@ -205,16 +207,18 @@ def _webhooks(settings: Settings, store: Store, metrics: Metrics, stack: context
 
 
 def _installation(settings: Settings) -> str:
-    """Which service a submission belongs to: several may share one cluster, and each ends only its own orphans."""
+    """Id of the service that a submission belongs to: several may share one cluster, and each stops only its own
+    orphans."""
     return hashlib.sha256(f"{settings.database} {settings.storage_root}".encode()).hexdigest()[:16]
 
 
 def listen(settings: Settings) -> socket.socket:
-    """Raises: OSError if the port asked for is taken. Without a wish a free one is found."""
+    """Bind the port. Raises: OSError if the port that was asked for is taken. Without SYNCNORM_PORT a free one is
+    found."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     backends = [settings.port] if settings.port is not None else [DEFAULT_PORT, 0]
     for port in backends:
-        # With its protocol named: else asyncio leaves Nagle's algorithm on, and small answers wait 40 ms for an ACK.
+        # The protocol is named, because asyncio otherwise leaves Nagle's algorithm on: 40 ms for small answers.
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -229,7 +233,7 @@ def listen(settings: Settings) -> socket.socket:
 
 
 def _reachable(host: str) -> str:
-    """How this host reaches what listens there."""
+    """The address under which this host reaches a listener on `host`."""
     if host in WILDCARDS:
         return "[::1]" if ":" in host else "127.0.0.1"
     return f"[{host}]" if ":" in host else host
@@ -258,7 +262,7 @@ def _address_file(home: Path, url: str) -> Iterator[None]:
 
 
 def _allow_many_connections() -> None:
-    """A follower keeps its connection: the usual 1024 open files would be the limit."""
+    """Raise the limit of open files: a follower keeps its connection, and the usual 1,024 would be the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -269,12 +273,15 @@ def _leave(*_: object) -> NoReturn:
 
 
 def _leave_stuck_threads(code: object) -> None:
-    """End the process at once if a thread is stuck, as one that waits for MLflow: Python would wait for it."""
+    """End the process at once if a thread is stuck, for example in a request to MLflow: Python would wait for it."""
     until = time.monotonic() + _LAST_WAIT_S
     others = [one for one in threading.enumerate() if one is not threading.current_thread() and not one.daemon]
     for thread in others:
         thread.join(max(0.0, until - time.monotonic()))
     if stuck := [thread.name for thread in others if thread.is_alive()]:
-        logger.warning("threads are stuck; leaving without them", extra={"threads": ", ".join(stuck)})
+        logger.warning(
+            "threads did not stop in time; the service exits without waiting for them",
+            extra={"threads": ", ".join(stuck)},
+        )
         logging.shutdown()
         os._exit(code if isinstance(code, int) else 1)

@@ -20,7 +20,7 @@ _MOST_DAYS = 36_500
 
 @dataclass(frozen=True)
 class Settings:
-    """What is None here, the embedded service starts for itself."""
+    """Settings of the service. Parts that are None are started as embedded ones."""
 
     home: Path
     host: str = "127.0.0.1"
@@ -28,7 +28,7 @@ class Settings:
     """None: 8000, or a free port where that is taken."""
     database_url: str | None = None
     ray_address: str | None = None
-    """URL of the Ray dashboard, e.g. http://ray-head:8265."""
+    """URL of the Ray dashboard, for example http://ray-head:8265."""
     mlflow_uri: str | None = None
     mlflow_public_url: str | None = None
     """For links: where a browser reaches MLflow; None: mlflow_uri."""
@@ -39,7 +39,7 @@ class Settings:
     worker_url: str | None = None
     """Where workers reach this API; None: the address it listens on."""
     allowed_hosts: tuple[str, ...] = ()
-    """Further names that this API is called by, e.g. train.example.org, gpu7:8000 or *.example.org."""
+    """Further names of this API, for example train.example.org, gpu7:8000 or *.example.org."""
     auth: bool = False
     admin_token_file: Path | None = None
     """Holds the token of the first admin; None: `admin.token` in the state folder, made at the first start."""
@@ -47,33 +47,33 @@ class Settings:
     secrets_key_file: Path | None = None
     """Holds the key that secrets are sealed with; None: `secrets.key` in the state folder, made at the first start."""
     data_urls: tuple[str, ...] = data_urls.DEFAULT
-    """Prefixes of the addresses that specs may read data from, where code is not allowed anyway."""
+    """Prefixes of the URLs that specs may read data from if user code is not allowed."""
     rate_limit: float = 0.0
     """Requests a second of one token, with bursts of twice that; 0: no limit."""
     max_queued: int = 10_000
     """Unfinished jobs of one owner."""
     max_running: int | None = None
-    """Jobs under way of one owner; None: no limit."""
+    """Running jobs of one owner; None: no limit."""
     max_gpus: int | None = None
     """GPUs in use by one owner; None: no limit."""
     webhook_urls: tuple[str, ...] = ()
-    """Told of every move of every job."""
+    """Receivers of webhooks."""
     webhook_key_file: Path | None = None
     """Holds the secret that webhooks are signed with."""
     log_retention_days: int = 30
-    """After the end of a job."""
+    """Counted from the end of a job."""
     log_mb_per_job: int = 64
-    """Megabytes of log text kept of one job; beyond, its oldest lines go."""
+    """Megabytes of log text kept for one job; beyond that its oldest lines are deleted."""
     log_mb_total: int = 10_240
-    """Of all jobs; beyond, the lines of those that ended first go."""
+    """Megabytes of log text kept for one job; beyond that its oldest lines are deleted."""
     event_retention_days: int = 90
-    """Of what workers told, after the end of their job."""
+    """For events of workers, counted from the end of their job."""
     audit_retention_days: int = 365
     idempotency_retention_days: int = 7
     tick_s: float = 2.0
-    """Longest pause between two looks at the queue and the cluster."""
+    """Longest pause between two ticks of the reconciler."""
     lease_s: float = 30.0
-    """An attempt silent for longer may be dead; Ray has to agree before it is given up."""
+    """An attempt that is silent for longer may be dead; Ray has to agree before it counts as lost."""
     startup_timeout_s: float = 600.0
     """From the launch of an attempt to its first training step."""
 
@@ -112,7 +112,7 @@ class Settings:
             audit_retention_days=_within(environ, "SYNCNORM_AUDIT_RETENTION_DAYS", 365, _MOST_DAYS),
             idempotency_retention_days=_within(environ, "SYNCNORM_IDEMPOTENCY_RETENTION_DAYS", 7, _MOST_DAYS),
         )
-        _ = settings.trusted  # raises if a name can't be read
+        _ = settings.trusted  # raises for an invalid name
         if not settings.auth and not loopback:
             raise ValueError(
                 f"SYNCNORM_HOST={host} is reachable from other machines, which needs authentication. "
@@ -124,7 +124,7 @@ class Settings:
 
     @property
     def trusted(self) -> Trusted:
-        """The names that this API answers to."""
+        """The names and origins of this API."""
         bound = () if self.host in WILDCARDS else (self.host,)
         return Trusted.from_settings(bound, (self.public_url, self.worker_url), self.allowed_hosts)
 
@@ -162,10 +162,10 @@ def _port(environ: Mapping[str, str]) -> int | None:
 
 
 def _storage(environ: Mapping[str, str]) -> str | None:
-    """It goes into launch files, messages and rows, so nothing secret may be part of it."""
+    """Validate SYNCNORM_STORAGE. It is written to launch files, messages and rows, so it must not hold secrets."""
     text = environ.get("SYNCNORM_STORAGE", "").removeprefix("file://")
     if text.startswith("memory://"):
-        raise ValueError("SYNCNORM_STORAGE must be a place that all hosts reach; memory:// is one process alone.")
+        raise ValueError("SYNCNORM_STORAGE must be storage that all hosts reach; memory:// exists in one process only.")
     if "://" in text and (not text.isprintable() or any(mark in text for mark in ("@", "?", "#", "::", " "))):
         raise ValueError(
             "SYNCNORM_STORAGE must be a folder or a plain address such as s3://bucket/folder, without user, password "

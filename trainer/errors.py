@@ -44,19 +44,19 @@ class SpecError(ValueError):
 
 
 class MissingDataError(FileNotFoundError):
-    """A file or folder that the job names is not there, or holds nothing of use."""
+    """A file or folder that the job names does not exist, or holds nothing usable."""
 
 
 class StorageError(OSError):
-    """Something that belongs to an attempt could not be written, or read; never that it is not there."""
+    """A file of an attempt could not be written or read. Never means that it does not exist."""
 
 
 class StorageAwayError(StorageError):
-    """The storage did not answer: an outage, which passes without anybody changing anything."""
+    """The storage did not answer: an outage, which may pass without any change."""
 
 
 class CheckpointCorruptError(RuntimeError):
-    """A checkpoint whose files do not fit its manifest."""
+    """A checkpoint whose files do not match its manifest."""
 
 
 class DisagreementError(RuntimeError):
@@ -64,7 +64,7 @@ class DisagreementError(RuntimeError):
 
 
 class ExportMismatchError(RuntimeError):
-    """The exported model does not answer as the trained one."""
+    """The outputs of the exported model differ from the trained model's."""
 
 
 class NonFiniteError(RuntimeError):
@@ -76,7 +76,7 @@ class PeerFailedError(RuntimeError):
 
 
 class RankFailedError(RuntimeError):
-    """What a rank tells Ray Train when it fails: its Failure as JSON, for a driver that finds no file of it."""
+    """Raised to Ray Train by a rank that fails: its Failure as JSON, for a driver that finds no file of it."""
 
     def __init__(self, failure: str) -> None:
         super().__init__(failure)
@@ -84,15 +84,15 @@ class RankFailedError(RuntimeError):
 
 
 class ServiceAwayError(RuntimeError):
-    """The service could not be asked."""
+    """The service was unavailable."""
 
 
 class SupersededError(RuntimeError):
-    """Another attempt has taken over; this one must not write anything more."""
+    """Another attempt has taken over; this one must not write anything any more."""
 
 
 class UnreachableError(RuntimeError):
-    """Ranks that can't exchange anything with the others."""
+    """Some ranks can't exchange anything with the others."""
 
 
 class StopRequested(Exception):  # noqa: N818  (an outcome, not an error)

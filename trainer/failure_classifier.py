@@ -1,4 +1,4 @@
-"""From an exception to the one reason a user reads."""
+"""From an exception to the one reason that a user reads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from syncnorm.trainer.errors import (
 
 
 class Failure(BaseModel):
-    """How one rank failed. secondary: it only noticed that another rank was gone. outage: see Result."""
+    """How one rank failed. secondary: it only noticed that another rank had gone. outage: see Result."""
 
     rank: int
     reason: FailureReason
@@ -38,11 +38,11 @@ class Failure(BaseModel):
     traceback: str
 
 
-# Texts by which gloo and NCCL say that a peer has gone or is silent; they raise plain RuntimeErrors.
+# Texts of gloo and NCCL about a peer that has gone or is silent; they raise plain RuntimeErrors.
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "remote process exited", "Broken pipe")
 _PEER_SILENT = ("Timed out waiting", "timed out", "Timeout", "timeout")
 
-# Under what MLflow's client raises once its own retries are spent.
+# Base of what MLflow's client raises once its own retries are used up.
 _AWAY = (requests.ConnectionError, requests.Timeout, requests.exceptions.RetryError)
 
 # How torch's allocator for the CPU says it (a RuntimeError), on Linux and elsewhere, and Ray of what it ended itself.
@@ -90,8 +90,8 @@ def _traceback(error: BaseException) -> str:
 def first_cause(failures: list[Failure], world_size: int) -> Failure | None:
     """The failure to show: the lowest rank's among those that did not merely lose a peer.
 
-    Where all lost each other and nobody is missing, they waited in different places: the lowest rank's words say where.
-    None: a rank is gone without a word, it was killed.
+    If all lost each other and none is missing, they waited in different places, which the lowest rank's message names.
+    None: a rank is gone without an error message, so it was killed.
     """
     causes = [failure for failure in failures if not failure.secondary]
     if not causes and len(failures) == world_size:
@@ -102,10 +102,10 @@ def first_cause(failures: list[Failure], world_size: int) -> Failure | None:
 def explain_silence(
     left: list[Failure], world_size: int, hosts: Mapping[int, str], timeout_s: float
 ) -> tuple[FailureReason, str]:
-    """Reason and sentence for an attempt in which ranks ended, or hung, without a word.
+    """Reason and sentence for an attempt in which ranks ended, or hung, without an error message.
 
-    left: what the others noticed. hosts: `host, pid` by rank, as far as known. Ranks that all ran into the timeout
-    waited for one that hangs; a connection that closed was that of one that died.
+    left: errors of the others. hosts: `host, pid` by rank, as far as known. If all ranks ran into the timeout, they
+    waited for one that hangs; a closed connection means a rank that died.
     """
     known = {failure.rank for failure in left}
     names = [f"rank {rank} ({hosts.get(rank, 'host unknown')})" for rank in range(world_size) if rank not in known]
@@ -115,11 +115,11 @@ def explain_silence(
         where = left[0].message.splitlines()[0][:300]
         message = f"{who} was silent for {timeout_s:g} s while rank {waited} waited for it: {where}."
         return FailureReason.COLLECTIVE_TIMEOUT, message
-    return FailureReason.WORKER_LOST, f"The worker process of {who} ended without a word (killed?)."
+    return FailureReason.WORKER_LOST, f"The worker process of {who} ended without an error message (killed?)."
 
 
 def is_mlflow_away(error: BaseException) -> bool:
-    """Whether MLflow could not be asked: it may be back for the next attempt. What it refuses is another matter."""
+    """Whether MLflow was unavailable: it may be back for the next attempt. A refusal of MLflow is another matter."""
     if not type(error).__module__.startswith("mlflow."):
         return False
     cause: BaseException | None = error
@@ -132,7 +132,7 @@ def says_no_memory(text: str) -> bool:
     return any(sign in text for sign in _NO_MEMORY)
 
 
-# The first row that fits decides.
+# The first matching row decides.
 _BY_TYPE: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], FailureReason], ...] = (
     ((torch.OutOfMemoryError, MemoryError), FailureReason.OUT_OF_MEMORY),
     (NonFiniteError, FailureReason.NON_FINITE),

@@ -1,4 +1,4 @@
-"""Look a model over before it is trained: what its normalization will suffer from, and what to do about it."""
+"""Audits a model before it is trained: what its normalization will suffer from, and how to correct it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ def audit(
 def _run(
     model: nn.Module, example_input: Any, sources: dict[str, Source]
 ) -> tuple[list[ObservedLayer], ValueError | RuntimeError | None]:
-    """One forward in eval mode: the layers of `sources` with the shapes they saw, and why it stopped, if it did."""
+    """One forward in eval mode: the layers of `sources` with the shapes they saw, and the error that stopped it, if
+    any."""
     failure = None
     shapes: dict[str, list[torch.Size]] = {path: [] for path in sources}
 

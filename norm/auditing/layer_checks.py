@@ -1,4 +1,4 @@
-"""What an audit asks of each layer by itself: its input's shape, its arguments, its statistics."""
+"""Checks of each layer by itself: its input's shape, its arguments, its statistics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEAD_VARIANCE = 1e-10
 
 
 def check_layer(observed: ObservedLayer, training: Training) -> Iterator[Finding]:
-    """Everything there is to say about one layer."""
+    """All findings about one layer."""
     for check in _CHECKS:
         yield from check(observed, training)
 
@@ -44,7 +44,7 @@ def _batch_size(observed: ObservedLayer, training: Training) -> Iterator[Finding
         fix = "Use a larger batch, sync_batch over more workers, batch_renorm or group."
         yield _finding(observed, "few_values_per_statistic", "warning", message, fix, **numbers)
     if values > 1 and observed.positions == 1 and len(observed.shapes[0]) > 2:
-        message = f"{name} sits on a map of one position: {values} samples are all its statistics have."
+        message = f"{name} sits on a map of one position, so its statistics come from {values} samples only."
         fix = "Move it in front of the pooling, or use layer here."
         yield _finding(observed, "batch_norm_on_one_position", "warning", message, fix, **numbers)
 
@@ -52,7 +52,7 @@ def _batch_size(observed: ObservedLayer, training: Training) -> Iterator[Finding
 def _workers(observed: ObservedLayer, training: Training) -> Iterator[Finding]:
     name, workers = observed.source.kind, training.workers
     if observed.kind.synchronizes and workers == 1:
-        message = f"{name} has nobody to synchronize with on 1 worker."
+        message = f"{name} has no other worker to synchronize with."
         yield _finding(observed, "sync_on_one_worker", "info", message, f"Use {name.removeprefix('sync_')}.", workers=1)
     if observed.kind.batch_statistics and not observed.kind.synchronizes and workers > 1 and training.batch_size < 8:
         own = "only sample" if training.batch_size == 1 else f"own {training.batch_size} samples"
@@ -126,11 +126,11 @@ def _groups(observed: ObservedLayer, training: Training) -> Iterator[Finding]:  
 def _calls(observed: ObservedLayer, training: Training) -> Iterator[Finding]:  # noqa: ARG001
     if not observed.shapes:
         message = "The layer was not reached by the example input."
-        fix = "Remove it, or make sure every worker reaches it in every step: those that wait for it would stop."
+        fix = "Remove it, or make sure every worker reaches it in every step: workers that wait for it would hang."
         severity: Severity = "warning" if observed.kind.synchronizes else "info"
         yield _finding(observed, "layer_not_reached", severity, message, fix)
     elif len(observed.shapes) > 1 and observed.kind.running_statistics and observed.kind.batch_statistics:
-        message = f"The layer runs {len(observed.shapes)} times a forward: its running statistics mix what differs."
+        message = f"The layer runs {len(observed.shapes)} times a forward: its running statistics mix different inputs."
         fix = "Give each place a layer of its own; the weights before may stay shared."
         yield _finding(observed, "layer_called_several_times", "warning", message, fix, calls=len(observed.shapes))
 
@@ -149,13 +149,16 @@ def _arguments(observed: ObservedLayer, training: Training) -> Iterator[Finding]
     dtype = next((parameter.dtype for parameter in layer.parameters()), torch.float32)
     smallest = torch.finfo(dtype).smallest_normal if dtype == torch.float16 else 0.0
     if observed.source.eps <= smallest:
-        message = f"eps {observed.source.eps:g} is nothing in {dtype}: a constant channel divides by zero."
+        message = f"eps {observed.source.eps:g} is 0 in {dtype}: a constant channel divides by zero."
         yield _finding(observed, "eps_too_small", "warning", message, "Use 1e-5.", eps=observed.source.eps)
     if isinstance(layer, BatchRenorm | SyncBatchRenorm) and training.steps is not None:
         start = layer.schedule.warmup_steps
         if start >= training.steps:
             message = f"Renormalization starts at step {start}, but training ends at {training.steps}."
-            fix = f"Set warmup_steps, e.g. {training.steps // 16}, and r_max_steps, d_max_steps within the training."
+            fix = (
+                f"Set warmup_steps, for example {training.steps // 16}, and r_max_steps, d_max_steps within the "
+                "training."
+            )
             yield _finding(observed, "renorm_never_starts", "warning", message, fix, start=start, steps=training.steps)
 
 

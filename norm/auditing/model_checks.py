@@ -1,4 +1,4 @@
-"""What an audit asks of a model as a whole: what stands before and behind each layer, and what the optimizer does."""
+"""Checks of a model as a whole: the neighbours of each layer, and the optimizer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 def check_neighbours(observed: ObservedLayer, flow: Flow) -> Iterator[Finding]:
-    """What the data flow says about one layer."""
+    """Findings about one layer from the data flow."""
     before = flow.before(observed.layer)
     if is_instance_norm(observed) and any(_is_global_pool(node, flow) for node in flow.readers(observed.layer)):
         yield Finding(
@@ -48,7 +48,7 @@ def check_neighbours(observed: ObservedLayer, flow: Flow) -> Iterator[Finding]:
             "activation_twice",
             observed.path,
             f"{observed.source.kind} is an activation, and another one follows.",
-            "Give the place an activation module of its own, so that norm.convert can remove it.",
+            "Give this layer an activation module of its own, so that norm.convert can remove it.",
             "warning",
         )
     if observed.kind.batch_statistics and isinstance(before, _DROPOUTS) and before.p > 0:
@@ -57,7 +57,7 @@ def check_neighbours(observed: ObservedLayer, flow: Flow) -> Iterator[Finding]:
             observed.path,
             f"Dropout with p = {before.p:g} right before: the variance in training is not that in eval "
             "(Li et al. 2018, arXiv:1801.05134).",
-            "Put dropout behind the last batch normalization.",
+            "Put dropout after the last batch normalization.",
             "warning",
             {"p": before.p},
         )
@@ -79,7 +79,7 @@ def check_dropout_of_selu(model: nn.Module) -> Iterator[Finding]:
 
 
 def check_depth_of_box_cox(model: nn.Module) -> Iterator[Finding]:
-    """With an exponent near 2 every layer squares what is large: after k layers it is a power of 2^k."""
+    """With an exponent near 2 every layer squares large values: after k layers it is a power of 2^k."""
     steep = [path for path, module in model.named_modules() if isinstance(module, BoxCox) and module.lmbda > 1.5]
     if len(steep) > FEW_BOX_COX:
         yield Finding(
@@ -105,7 +105,7 @@ def check_weight_decay(observed: Sequence[ObservedLayer], optimizer: torch.optim
             yield Finding(
                 "norm_under_weight_decay",
                 item.path,
-                f"Weight decay {max(found):g} pulls scale and shift of the layer to 0.",
+                f"Weight decay {max(found):g} pulls scale and shift of the layer towards 0.",
                 "Put the parameters of normalization layers in a group with weight_decay=0.",
                 "info",
                 {"weight_decay": max(found), "parameters": len(found)},

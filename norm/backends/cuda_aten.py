@@ -1,6 +1,7 @@
 """Batch normalization of dense tensors on a GPU by PyTorch's own operators, where Triton is missing.
 
-The operators of torch.nn.SyncBatchNorm, which give and take statistics in float32 or wider, between rows as in cuda.py.
+The operators of torch.nn.SyncBatchNorm, which take and return statistics in float32 or wider, between rows as in
+cuda_triton.py.
 """
 
 from __future__ import annotations

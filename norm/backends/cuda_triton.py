@@ -1,6 +1,6 @@
 """Batch normalization of dense tensors on a GPU by the kernels of triton_kernels.py.
 
-Rows are (count, C means, C m2s) in float64, as in compiled.py. Nothing here waits for the GPU.
+Rows are (count, C means, C m2s) in float64, as in cpu_compiled.py. Nothing here waits for the GPU.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def _can_compile(device: torch.device) -> bool:
         with torch.cuda.device(device):
             _kernels().add_rows[(1,)](rows, torch.empty_like(rows[0]), 2, 1, 2, 1)
     except Exception as error:  # whatever kind a missing or broken part of the tool chain raises
-        logger.warning("normalization on the GPU runs without Triton kernels", extra={"reason": str(error)})
+        logger.warning("normalization on the GPU runs without Triton kernels, which is slower: %s", error)
         return False
     return True
 

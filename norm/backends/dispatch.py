@@ -1,4 +1,4 @@
-"""Which backend computes a call: the fused kernels where they can, the reference composition everywhere else."""
+"""Chooses the backend of a call: the fused kernels where they apply, the reference composition everywhere else."""
 
 from __future__ import annotations
 

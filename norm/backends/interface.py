@@ -1,4 +1,4 @@
-"""What a backend is asked for, and what it answers."""
+"""The interface of a backend."""
 
 from __future__ import annotations
 

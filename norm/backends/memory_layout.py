@@ -1,4 +1,4 @@
-"""The two dense layouts that the kernels know, and tensors brought into them."""
+"""The two dense layouts that the kernels accept, and conversion of tensors into them."""
 
 from __future__ import annotations
 

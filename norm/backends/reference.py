@@ -1,4 +1,4 @@
-"""Batch normalization as a composition that autograd, torch.compile and torch.func can look into."""
+"""Batch normalization as a composition that autograd, torch.compile and torch.func can trace."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Turns the normalization of a model into another kind, and back."""
+"""Converts the normalization of a model to another kind, and back."""

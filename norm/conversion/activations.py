@@ -1,4 +1,4 @@
-"""Activations as modules and as functions: where one stands in front of or behind a normalization."""
+"""Activations as modules and as functions, before or after a normalization."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def is_activation_node(node: fx.Node, flow: Flow) -> bool:
 
 
 def adjacent_activation(flow: Flow, layer: nn.Module) -> nn.Module | None:
-    """The activation module behind `layer`, or else in front of it, that nothing but the two use."""
+    """The activation module after `layer`, or else before it, that nothing but the two use."""
     for module in (flow.after(layer), flow.before(layer)):
         if is_activation(module):
             return module

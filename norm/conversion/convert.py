@@ -1,4 +1,4 @@
-"""Exchange the normalization of a whole model, and put the original back."""
+"""Converts the normalization of a whole model, and reverts it."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def revert(model: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class _Changes:
-    """What the new layers are to have different from the old ones."""
+    """Arguments in which the new layers differ from the old ones."""
 
     eps: float | Keep
     momentum: float | Keep | None
@@ -193,7 +193,7 @@ class _Conversion:
     def _built(self, module: nn.Module, source: Source, rule: Override, *, has_activation: bool) -> nn.Module:
         dims = source.dims or self.dims
         if dims is None and rule.kind == "batch":
-            raise ValueError("the model does not tell the number of its spatial dimensions. Use sync_batch instead.")
+            raise ValueError("the number of spatial dimensions can't be read off the model. Use sync_batch instead.")
         changes = {name: getattr(self.changes, name) for name in ("eps", "momentum", "affine")}
         spec = replace(
             source.as_spec(),
@@ -209,14 +209,14 @@ class _Conversion:
         return nn.Sequential(new, *source.tail) if source.tail else new
 
     def _activation(self, layer: nn.Module) -> tuple[nn.Module | None, str]:
-        """The activation that the new layer replaces, or why it stays beside it; neither where there is none."""
+        """The activation that the new layer replaces, or why it stays; neither if there is none."""
         neighbour = adjacent_activation(self.flow, layer)
         if neighbour is not None and neighbour not in self.gone:
             return neighbour, ""
         if layer not in self.flow.calls:
-            return None, "what follows could not be traced; an activation behind it stays"
+            return None, "what follows could not be traced; an activation after it stays"
         if has_adjacent_activation(self.flow, layer):
-            return None, "the activation beside it is used elsewhere too, or is no module, and stays"
+            return None, "the activation next to it is used elsewhere too, or is not a module, and stays"
         return None, ""
 
     def _standardized(self, layer: nn.Module, path: str, source: Source) -> Iterator[Step]:
@@ -266,7 +266,7 @@ def _read_override(item: Override | Mapping[str, Any]) -> Override:
     if isinstance(item, Override):
         return item
     if not {"match", "kind"} <= item.keys() <= {"match", "kind", "options"}:
-        raise ValueError(f"An override must have match, kind and, if it likes, options; got {sorted(item)}.")
+        raise ValueError(f"An override must have match and kind, and optionally options; got {sorted(item)}.")
     return Override(**item)
 
 

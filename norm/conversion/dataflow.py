@@ -1,4 +1,4 @@
-"""Which module's output another one reads: the data flow of a model, from torch.fx."""
+"""The data flow of a model, from torch.fx: which module reads which module's output."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def trace(model: nn.Module) -> Flow:
 def _regions(module: nn.Module, prefix: str, untraced: dict[str, str]) -> Iterator[tuple[str, fx.Graph]]:
     try:
         yield prefix, _Tracer().trace(module)
-    except Exception as error:  # tracing runs a user's code on stand-ins for tensors: anything may be raised
+    except Exception as error:  # tracing runs user code on proxies for tensors, which may raise anything
         untraced[prefix] = f"{type(error).__name__}: {error}".splitlines()[0]
         yield from _parts(module, prefix, untraced)
 

@@ -1,4 +1,4 @@
-"""Exchange modules of a model, remember what stood there, and put it back."""
+"""Replaces modules of a model, remembers the originals, and restores them."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def fixup_steps(model: nn.Module, *, with_scalars: bool) -> Iterator[Step]:
     paths = dict(modules_with_paths(model))
     for branch in branches:
         for old, new in _branch_layers(branch, len(branches), with_scalars):
-            yield Step(paths[old], old, new, "weights drawn anew")
+            yield Step(paths[old], old, new, "weights initialised again")
     if linear := [module for module in model.modules() if isinstance(module, nn.Linear)]:
         classifier = _initialized(linear[-1], 0.0)
         new = FixupLayer(classifier, _scalar(classifier), has_scale=False, has_bias_out=False)

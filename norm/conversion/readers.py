@@ -1,4 +1,4 @@
-"""Which layers `convert` can read, and what each of them is: its kind and its arguments."""
+"""Which layers `convert` can read, and the kind and arguments of each."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def self_normalizing_steps(model: nn.Module, flow: Flow, *, with_bias: bool) -> 
         elif type(module) in _FEATURE_DROPOUTS:
             yield Step(paths, module, nn.FeatureAlphaDropout(module.p, module.inplace))  # type: ignore[arg-type]
         elif isinstance(module, LINEAR_LAYERS):
-            yield Step(paths, module, _lecun(module, with_bias), "weights drawn anew")
+            yield Step(paths, module, _lecun(module, with_bias), "weights initialised again")
 
 
 def _lecun(layer: nn.Module, with_bias: bool) -> nn.Module:

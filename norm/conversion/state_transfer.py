@@ -1,4 +1,4 @@
-"""Take along from one layer to its successor what means the same there: tensors, device, dtype."""
+"""Carries over from a layer to its successor what means the same in both: tensors, device, dtype."""
 
 from __future__ import annotations
 

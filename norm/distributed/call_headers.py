@@ -1,4 +1,4 @@
-"""Who calls: the header that travels with every row, so that workers in different layers find out at once."""
+"""The header that identifies a call and travels with every row, so that workers in different layers notice at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one exchange between workers that normalization needs: everybody's row of float64 numbers, to everybody."""
+"""The one exchange between workers that normalization needs: every worker's row of float64 numbers, to every worker."""
 
 from __future__ import annotations
 

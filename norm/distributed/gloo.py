@@ -1,4 +1,4 @@
-"""Rows over gloo."""
+"""Exchange of rows over gloo."""
 
 from __future__ import annotations
 

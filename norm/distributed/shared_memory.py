@@ -1,4 +1,4 @@
-"""Rows through memory that all workers of a group on one host map: a few microseconds where gloo takes hundreds."""
+"""Exchange of rows through memory shared by all workers on one host: microseconds where gloo takes hundreds."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class SharedMemoryTransport:
                 if self._pids and not Path(f"/proc/{self._pids[worker]}").exists():
                     raise WorkerGoneError(self._absent(header, [worker], "has ended"))
             if monotonic() > deadline:
-                raise ExchangeError(self._absent(header, late, f"did not come within {self._timeout_s:g} s"))
+                raise ExchangeError(self._absent(header, late, f"did not arrive within {self._timeout_s:g} s"))
         if status > 0:
             self._explain(header)
 

@@ -1,4 +1,4 @@
-"""How long exchanges between workers take, for whoever wants to know."""
+"""Measures how long exchanges between workers take."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Folds normalization in evaluation into the layers beside it."""
+"""Folds normalization in eval mode into the neighbouring layers."""

@@ -1,4 +1,4 @@
-"""The arithmetic of folding: a scale and shift per channel, absorbed by the linear map before or behind it."""
+"""The arithmetic of folding: a scale and shift per channel, absorbed by the linear map before or after it."""
 
 from __future__ import annotations
 

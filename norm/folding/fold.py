@@ -1,4 +1,4 @@
-"""Absorb normalization into the neighbouring convolutions and linear layers, for inference."""
+"""Folds normalization into the neighbouring convolutions and linear layers, for inference."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def _absorb(layer: nn.Module, kind: str, flow: Flow, passes: Callable[[nn.Module
         return after
     _as_affine(layer, kind, None)
     raise _CannotFoldError(
-        "it needs a convolution or linear layer directly before it, or directly behind it and without zero padding; "
+        "it needs a convolution or linear layer directly before it, or directly after it and without zero padding; "
         f"it reads {_described(before)} and is read by {_described(after)}"
     )
 
@@ -188,7 +188,7 @@ def _as_affine(layer: nn.Module, kind: str, neighbour: nn.Module | None) -> Chan
 
 def _described(module: nn.Module | None) -> str:
     if module is None:
-        return "no module that it has for itself"
+        return "no module of its own"
     return f"a {type(module).__name__}" + (" with hooks" if has_forward_hooks(module) else "")
 
 

@@ -1,4 +1,4 @@
-"""A power transform with a learned exponent in the place of normalization."""
+"""A power transform with a learned exponent instead of normalization."""
 
 from __future__ import annotations
 

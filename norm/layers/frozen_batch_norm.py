@@ -1,4 +1,4 @@
-"""Batch normalization that no longer learns."""
+"""Batch normalization with fixed statistics and fixed scale and shift."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batch normalization with noise behind it, an instrument to ask what batch normalization is good for."""
+"""Batch normalization followed by noise, an instrument to study why batch normalization helps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiles kernels.c at first use and loads it; None where there is no compiler, and PyTorch does the work instead."""
+"""Compiles kernels.c at first use and loads it. Returns None where there is no compiler; PyTorch computes then."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def library() -> ctypes.CDLL | None:
     try:
         return _declare(ctypes.CDLL(str(_compiled())))
     except (OSError, subprocess.SubprocessError, _NoCompilerError) as error:
-        logger.warning("normalization runs without compiled kernels", extra={"reason": str(error)})
+        logger.warning("normalization runs without compiled kernels, which is slower: %s", error)
         return None
 
 

@@ -1,4 +1,4 @@
-"""Weights that make the average over workers, which DDP takes, equal the mean over the whole batch."""
+"""Weights that make DDP's average over workers equal the mean over the whole batch."""
 
 from __future__ import annotations
 

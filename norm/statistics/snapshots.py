@@ -1,4 +1,4 @@
-"""The running statistics of every layer of a model at one moment, and how far they moved."""
+"""The running statistics of every layer of a model at one moment, and their drift."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The web application: routes, problems, request ids, and the reconciler running beside them."""
+"""The web application: its routes, middleware and error answers, and the background loops it starts and stops."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ VERSION = __version__
 
 
 def create_app(context: Components) -> FastAPI:
-    """The application over a ready context. The reconciler starts and ends with it."""
+    """The application for a ready context. It starts and stops the background loops."""
     app = FastAPI(
         title="syncnorm",
         version=VERSION,
@@ -69,7 +69,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         context.reconciler.loop(context.wake, tick_s),
         context.studies.loop(tick_s),
     ]
-    # What they were at when the process ends is done again by the next one.
+    # Work that is interrupted when the process ends is repeated by the next one.
     others: list[Background] = [context.webhooks, context.retention, *context.background]
     loops += [loop for one in others for loop in one.loops()]
     context.metrics.watch_loops([loop.health for loop in loops])

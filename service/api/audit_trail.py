@@ -1,6 +1,6 @@
-"""What was refused, for the audit: added up, so that somebody who asks in a loop can't fill the database.
+"""Refused requests, for the audit. Repetitions are counted, so that a client in a loop can't fill the database.
 
-What was done is not here: the store writes it in the transaction of the change itself.
+Completed actions are not recorded here: the store writes them in the transaction of the change itself.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from syncnorm.service.store.administration.audit import AuditTable
 logger = logging.getLogger(__name__)
 
 _MOST_KINDS = 200
-"""Different refusals within a window that get lines of their own."""
+"""Different refusals within a window that get entries of their own."""
 _MOST_WAITING = 10_000
-"""Lines kept while the database can't be written; the oldest go first."""
+"""Entries kept while the database can't be written to; the oldest are dropped first."""
 
 
 _STOP_S = 2.0
-"""How long the last entries may take; a database that does not answer must not keep the process."""
+"""Limit for writing the last entries; an unavailable database must not keep the process alive."""
 
 
 @dataclass
 class AuditTrail:
-    """The first refusal of a kind is written at once, its repetitions as one line with their number a minute later."""
+    """Writes the first refusal of a kind at once, and its repetitions as one entry with their number a minute later."""
 
     audit: AuditTable
     every_s: float = 0.3
@@ -54,7 +54,9 @@ class AuditTrail:
             self._turn_over()
             key = _kind(entry)
             if key not in self._repeated and len(self._repeated) >= _MOST_KINDS:
-                entry = replace(entry, by=Actor("user"), object="", detail="many different ones within a minute")
+                entry = replace(
+                    entry, by=Actor("user"), object="", detail="more than 200 different refusals within a minute"
+                )
                 key = _kind(entry)
             known = self._repeated.get(key)
             self._repeated[key] = (entry, known[1] + 1) if known else (entry, 0)
@@ -71,7 +73,7 @@ class AuditTrail:
         self.flush(to_the_end=True)
 
     def flush(self, *, to_the_end: bool = False) -> None:
-        """to_the_end: repetitions too, before their minute is over."""
+        """to_the_end: also repetitions whose minute is not over."""
         with self._lock:
             self._turn_over(at_once=to_the_end)
             entries = list(self._waiting)
@@ -81,7 +83,7 @@ class AuditTrail:
         try:
             self.audit.add(entries)
         except Exception:
-            logger.exception("audit lines could not be written; trying again")
+            logger.exception("could not write audit entries; retrying")
             with self._lock:
                 self._waiting.extendleft(reversed(entries))
 
@@ -98,7 +100,7 @@ def _kind(entry: NewAuditEntry) -> tuple[Any, ...]:
 
 
 def refusals(scope: MutableMapping[str, Any], status: int) -> Iterator[NewAuditEntry]:
-    """What a request that was answered with `status` leaves in the audit besides what it did: one line or none."""
+    """The audit entry, if any, of a request that was answered with `status`, besides those of its changes."""
     state: Mapping[str, Any] = scope["state"]
     request_id = state["request_id"]
     if status == 401:
@@ -119,12 +121,12 @@ def refusals(scope: MutableMapping[str, Any], status: int) -> Iterator[NewAuditE
 def _failed_authentication(denied: UnauthorizedError | None, client: str, request_id: str) -> NewAuditEntry:
     token = denied.token if denied else None
     by = Actor("user", token.owner if token else None, token.id if token else None, request_id)
-    detail = denied.reason if denied else "the token of an attempt does not fit"
+    detail = denied.reason if denied else "the attempt token does not match"
     return NewAuditEntry(by, "auth.failed", client, outcome="refused", detail=detail)
 
 
 def _object(scope: Mapping[str, Any], by: Actor) -> str:
-    """What the address names, as lines about what was done name it."""
+    """The object that the address names, in the form that entries about changes use."""
     parts: Mapping[str, str] = scope.get("path_params", {})
     for name in ("job_id", "study_id", "token_id"):
         if name in parts:

@@ -1,8 +1,8 @@
-"""Bearer tokens: who is asking, and what they may.
+"""Bearer tokens: who sends a request, and what the token allows.
 
-A token reads `sn_<id>_<secret>` with a secret of 256 random bits; only its SHA-256 is kept, for a secret that long
-needs no slow hash. Whoever shows the right secret of an expired or revoked token is told so; an unknown id and a wrong
-secret get one answer, after the same work.
+A token reads `sn_<id>_<secret>` with a secret of 256 random bits. Only its SHA-256 is kept, because a secret that long
+needs no slow hash. A client that shows the right secret of an expired or revoked token is told so. An unknown id and a
+wrong secret get the same answer, after the same work.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from syncnorm.service.store.administration.tokens import TokenTable
 SCOPES = ("read", "submit", "admin")
 ADMIN_FILE = "admin.token"
 ADMIN_ID = "admin"
-"""What the audit calls the token from the file."""
+"""Name of the token from the file in the audit."""
 _MOST_KNOWN = 10_000
 
 
 @dataclass(frozen=True)
 class Principal:
-    """Who is asking, and what they may."""
+    """The caller of a request, and what the token allows."""
 
     name: str
     scopes: frozenset[str]
     token_id: str | None = None
-    """None where authentication is off."""
+    """None if authentication is off."""
     request_id: str | None = None
 
     @property
@@ -70,19 +70,18 @@ class UnauthorizedError(ApiError):
 
 _WHERE_FROM = "An admin makes a new one with `syncnorm token create`."
 _NO_TOKEN = (
-    "This needs a token: send `Authorization: Bearer sn_…`, or set SYNCNORM_TOKEN. An admin makes one with `syncnorm "
+    "This request needs a token: send `Authorization: Bearer sn_…`, or set SYNCNORM_TOKEN. An admin makes one with "
+    "`syncnorm "
     "token create`; the first admin's is in the file admin.token of the service's state folder (SYNCNORM_HOME)."
 )
 
 LOCAL = Principal("local", frozenset(SCOPES))
-"""Everybody, where authentication is off."""
+"""The caller of every request if authentication is off."""
 
 
 class Authenticator:
-    """Turns an Authorization header into a principal, and remembers it for a moment.
-
-    A token that is revoked here is forgotten at once; one that another replica revokes, within `memory_s`.
-    """
+    """Turns an Authorization header into a principal, and caches it for `memory_s`. A token that is revoked here is
+    forgotten at once, one that another replica revokes within `memory_s`."""
 
     def __init__(
         self,
@@ -102,7 +101,7 @@ class Authenticator:
         self._known: dict[str, _Known] = {}
 
     def cached(self, authorization: str) -> Principal | None:
-        """Who was admitted with this header a moment ago; None: ask `admit`. Never waits for the database."""
+        """The cached principal of this header; None: call `authenticate`. Never waits for the database."""
         if self._admin is None:
             return LOCAL
         known = self._known.get(digest(authorization))
@@ -116,14 +115,18 @@ class Authenticator:
         if not authorization:
             raise UnauthorizedError(_NO_TOKEN, "no token")
         if scheme.lower() != "bearer":
-            raise UnauthorizedError(f"The Authorization header must read: Bearer sn_… . {_WHERE_FROM}", "not a bearer")
+            raise UnauthorizedError(
+                f"The Authorization header must be `Bearer sn_…`. {_WHERE_FROM}", "not a bearer token"
+            )
         given = digest(token)
         if hmac.compare_digest(given, self._admin):
             return self._remember(authorization, Principal("admin", frozenset(SCOPES), ADMIN_ID))
         stored = self._tokens.get(_token_id(token))
         expected = stored.digest if stored else self._admin
         if not hmac.compare_digest(given, expected) or stored is None:
-            raise UnauthorizedError(f"This token is not known here. {_WHERE_FROM}", "unknown token or wrong secret")
+            raise UnauthorizedError(
+                f"This token is unknown, or its secret is wrong. {_WHERE_FROM}", "unknown token or wrong secret"
+            )
         now = self._now()
         _require_standing(stored, now)
         left_s = math.inf if stored.expires_at is None else (stored.expires_at - now).total_seconds()
@@ -158,7 +161,7 @@ def require(principal: Principal, scope: str) -> Principal:
 
 
 def new_token(owner: str, scopes: list[str], now: datetime, expires_at: datetime | None) -> tuple[str, StoredToken]:
-    """(the token, shown once; what is kept of it)."""
+    """(the token, shown once; the record that is stored)."""
     token_id = secrets.token_hex(8)
     token = f"sn_{token_id}_{secrets.token_urlsafe(32)}"
     return token, StoredToken(token_id, owner, digest(token), scopes, now, expires_at, None)
@@ -191,7 +194,7 @@ def _token_id(token: str) -> str:
 
 
 def _require_standing(token: StoredToken, now: datetime) -> None:
-    """Said only to whoever has shown the secret of the token. Raises: UnauthorizedError."""
+    """Call it only after the secret of the token was verified. Raises: UnauthorizedError."""
     if token.revoked_at is not None:
         raise UnauthorizedError(f"This token was revoked {_on(token.revoked_at)}. {_WHERE_FROM}", "revoked", token)
     if token.expires_at is not None and token.expires_at <= now:

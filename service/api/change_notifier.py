@@ -1,4 +1,4 @@
-"""Wakes followers in this process when something about their job changed."""
+"""Wakes the followers in this process when something about their job has changed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from syncnorm.service.store import Changes, Heads
 logger = logging.getLogger(__name__)
 
 _POLL_S = 1.0
-"""A change made by another process of the service is seen at the latest after this."""
+"""Longest time until a change by another process of the service is noticed."""
 
 
 class ChangeNotifier:
     """Changes come from any thread, followers wait in an event loop. A missed wake-up costs a short delay.
 
-    While anybody follows, one look a second at the newest rows finds what other processes changed: however many
-    followers there are, those whose job stands still cost nothing.
+    While a job is followed, one query a second for the newest rows finds changes of other processes. However many
+    followers there are, those whose job does not change cost nothing.
     """
 
     def __init__(self, changes: Callable[[Heads | None], Changes]) -> None:
@@ -47,7 +47,7 @@ class ChangeNotifier:
 
     @contextlib.contextmanager
     def following(self, job_id: str) -> Iterator[asyncio.Event]:
-        """An event that is set on each change; to be cleared before each look."""
+        """An event that is set on each change. Clear it before each read."""
         loop = asyncio.get_running_loop()
         entry = (loop, asyncio.Event())
         with self._lock:
@@ -63,15 +63,15 @@ class ChangeNotifier:
                     del self._followers[job_id]
 
     async def _poll(self) -> None:
-        """Until nobody follows any more."""
+        """Poll until there are no followers left."""
         heads: Heads | None = None
         while names := self._followed():
             try:
                 changes = await run_in_threadpool(self._changes_since, heads)
             except Exception:
-                logger.exception("news can't be read; trying again")
+                logger.exception("could not read changes from the database; retrying")
             else:
-                # The first look knows no before: everybody looks once more.
+                # The first poll has nothing to compare with: wake every follower once.
                 for name in names if heads is None else changes.job_ids & names:
                     self.changed(name)
                 heads = changes.heads
@@ -82,7 +82,7 @@ class ChangeNotifier:
             return set() if self._closed else set(self._followers)
 
     def close(self) -> None:
-        """Let every follower end."""
+        """End every follower."""
         names = self._followed()
         self._closed = True
         for name in names:

@@ -30,13 +30,13 @@ from syncnorm.trainer.contract.plan import Inspection
 from syncnorm.trainer.contract.spec import JobSpec
 
 _REPORTS = 2
-"""Messages with log lines that are stored at the same time: however many come, threads are left for everybody else."""
+"""Messages with log lines that are stored concurrently: however many come, threads are left for other requests."""
 _LISTS = 2
-"""Lists made at the same time; the others wait in line. More threads would take the interpreter from each other."""
+"""Lists that are made concurrently; others wait. More threads would compete for the interpreter."""
 
 
 class Background(Protocol):
-    """Loops beside the reconciler, which nothing else waits for."""
+    """Background loops that nothing else waits for."""
 
     def loops(self) -> Sequence[Loop]: ...
 
@@ -57,7 +57,7 @@ class JobChanges:
 class Components:
     """mlflow_uri: for links, as a browser reaches it. local_paths: workers see the same files as this process.
 
-    inspect: asks somebody who knows torch about a spec; None where nobody answers.
+    inspect: builds the model of a spec in a process with torch; None if that is not possible.
     """
 
     settings: Settings

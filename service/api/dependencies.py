@@ -20,7 +20,7 @@ from syncnorm.service.store.tables.studies import StudyTable
 
 T = TypeVar("T")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-"""Whatever else is asked for is there under no id; a database may refuse even to look for it."""
+"""The form of an id. Anything else can't exist, and a database may even refuse to look it up."""
 
 
 def provide(pick: Callable[[Components], T]) -> Callable[[Request], Awaitable[T]]:
@@ -33,7 +33,7 @@ def provide(pick: Callable[[Components], T]) -> Callable[[Request], Awaitable[T]
 
 
 async def _authorize(request: Request, scope: str) -> Principal:
-    """Raises: ApiError 401 without a valid token, 429 when it asks too often, 403 without the scope."""
+    """Raises: ApiError 401 without a valid token, 429 above the rate limit, 403 without the scope."""
     components: Components = request.app.state.context
     authorization = request.headers.get("authorization", "")
     principal = components.authenticator.cached(authorization)
@@ -49,7 +49,7 @@ async def _authorize(request: Request, scope: str) -> Principal:
     return require(principal, scope)
 
 
-# One function each that asks for nothing but the request: every further dependency costs FastAPI 0.05 ms a request.
+# One function each that depends on the request only: every further dependency costs FastAPI 0.05 ms a request.
 async def _reader(request: Request) -> Principal:
     return await _authorize(request, "read")
 
@@ -63,14 +63,14 @@ async def _admin(request: Request) -> Principal:
 
 
 SCOPE_OF = {_reader: "read", _submitter: "submit", _admin: "admin"}
-"""What a token needs for an operation that depends on each of them."""
+"""The scope that each dependency requires."""
 Reader = Annotated[Principal, Depends(_reader)]
 Submitter = Annotated[Principal, Depends(_submitter)]
 Admin = Annotated[Principal, Depends(_admin)]
 
 
 def visible_job(jobs: JobTable, who: Principal, job_id: str) -> Job:
-    """Raises: ApiError 404, the same for a job that is not there and for one of somebody else."""
+    """Raises: ApiError 404, the same for a job that does not exist and for one of another owner."""
     job = jobs.get(job_id) if _ID.fullmatch(job_id) else None
     if job is None or not who.may_see(job):
         raise not_found("job", job_id)
@@ -78,7 +78,7 @@ def visible_job(jobs: JobTable, who: Principal, job_id: str) -> Job:
 
 
 def visible_study(studies: StudyTable, who: Principal, study_id: str) -> Study:
-    """Raises: ApiError 404, the same for a study that is not there and for one of somebody else."""
+    """Raises: ApiError 404, the same for a study that does not exist and for one of another owner."""
     study = studies.get(study_id) if _ID.fullmatch(study_id) else None
     if study is None or not who.may_see(study):
         raise not_found("study", study_id)

@@ -1,4 +1,4 @@
-"""/docs and /redoc: the API in a browser, from files of this installation. Nothing is loaded from elsewhere."""
+"""/docs and /redoc: the API in a browser. All files come from this installation, none from the internet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ router = APIRouter(include_in_schema=False)
 
 
 def install(app: FastAPI) -> None:
-    """Serve both pages, and Swagger UI and ReDoc as the package fastapi-offline brings them."""
+    """Serve Swagger UI and ReDoc from the files of the package fastapi-offline."""
     app.mount(_ASSETS, StaticFiles(directory=str(files("fastapi_offline") / "static")))
     app.include_router(router)
 
@@ -54,7 +54,7 @@ def redoc() -> HTMLResponse:
 
 
 def _page(page: HTMLResponse) -> HTMLResponse:
-    """With a policy under which it runs its own scripts and speaks to this service alone."""
+    """Adds a Content-Security-Policy that allows the page its own scripts and this service only."""
     scripts = [_digest(found[1]) for found in _INLINE.finditer(bytes(page.body).decode())]
     page.headers["Content-Security-Policy"] = "; ".join(
         [

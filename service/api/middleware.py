@@ -1,4 +1,4 @@
-"""Before and after every request: a request id, a size limit, a measured duration, a line in the audit."""
+"""Around every request: a request id, a size limit, a measured duration, and an audit entry if it was refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI knows of the routes, and what holds for all of them."""
+"""The OpenAPI document: FastAPI's description of the routes, completed with the rules that hold for all of them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
 
 
 def _schemas() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Models that no signature names: bodies that the service reads for itself, and problems."""
+    """Models without a signature: bodies that the service reads itself, and problems."""
     for model in (JobSpec, StudySpec, ExportSpec, ProblemDetails):
         schema = model.model_json_schema(ref_template=_REF)
         yield from schema.pop("$defs", {}).items()
@@ -92,7 +92,7 @@ def _maps(schema: Any) -> Any:
 
 
 def _complete(operation: Operation, route: RouteContext, method: str) -> None:
-    """Add what holds for every operation of this kind."""
+    """Add the parts that are common to all operations of this kind."""
     scope = next((SCOPE_OF[one.call] for one in route.dependant.dependencies if one.call in SCOPE_OF), None)
     if scope is not None:
         operation["security"] = [{"token": [scope]}]
@@ -106,7 +106,10 @@ def _complete(operation: Operation, route: RouteContext, method: str) -> None:
             response.setdefault("headers", {}).update(shared.header_refs(*_headers(operation, method, status, scope)))
     if method == "GET" and scope is not None:
         headers = shared.header_refs("X-Request-Id", "ETag")
-        responses["304"] = {"description": "If-None-Match names what there is.", "headers": headers}
+        responses["304"] = {
+            "description": "Nothing changed: If-None-Match names the current version.",
+            "headers": headers,
+        }
     operation["responses"] = dict(sorted(responses.items()))
 
 
@@ -132,7 +135,7 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _problem_statuses(operation: Operation, method: str, is_guarded: bool) -> set[int]:
-    """Declared with the route, or true of every operation that is like this one."""
+    """Declared with the route, or common to all operations like this one."""
     found = {int(status) for status in operation["responses"] if int(status) >= 400} | {422, 500, 503}
     in_path = any(parameter["in"] == "path" for parameter in operation["parameters"])
     if is_guarded:

@@ -7,17 +7,17 @@ from typing import Any
 
 from syncnorm.service.api.http.errors import MEDIA_TYPE, TITLES
 
-ABOUT = """Distributed training whose subject is normalization: submit a job, follow it, fetch what it gave.
+ABOUT = """Distributed training whose subject is normalization: submit a job, follow it, and fetch the trained model.
 
-Every answer of 4xx and 5xx is `application/problem+json` (RFC 9457). HEAD works wherever GET does, and OPTIONS tells
-the methods of a path. Query parameters that an operation does not have are refused."""
+Every answer of 4xx and 5xx is `application/problem+json` (RFC 9457). HEAD works wherever GET does, and OPTIONS lists
+the methods of a path. Unknown query parameters are refused."""
 TAGS = {
-    "jobs": "Submit, follow and steer training jobs.",
+    "jobs": "Submit, follow and control training jobs.",
     "studies": "Families of jobs over a grid and seeds, with a report that compares them.",
-    "catalog": "What a spec may name, and the cluster there is.",
+    "catalog": "Models, data sets and normalizations that a spec may name, and the hosts of the cluster.",
     "packages": "User code, uploaded once under the digest of its content.",
-    "secrets": "Values for the environment of jobs. They are never shown again.",
-    "tokens": "Access for other people. Admins only.",
+    "secrets": "Environment variables of jobs that must stay secret. Their values are never shown again.",
+    "tokens": "Access tokens for other people. Admins only.",
     "audit": "Who did what, for admins.",
     "health": "For load balancers and Prometheus. Needs no token.",
 }
@@ -26,7 +26,7 @@ SECURITY = {
         "type": "http",
         "scheme": "bearer",
         "description": "A token as `syncnorm token create` makes it, with the scopes read, submit or admin. "
-        "Not asked for where the operator has authentication off.",
+        "Not needed where the operator has switched authentication off.",
     }
 }
 EXAMPLE_JOB = {
@@ -45,42 +45,45 @@ IF_NONE_MATCH = {
     "name": "If-None-Match",
     "in": "header",
     "required": False,
-    "description": "ETags that you have already, or *. Where one is still right, the answer is 304 without a body.",
+    "description": "ETags that you have already, or *. If one of them is current, the answer is 304 without a body.",
     "schema": {"type": "string"},
 }
 HEADERS: dict[str, dict[str, Any]] = {
     "X-Request-Id": {"description": "Names this request in the service's log.", "schema": _TEXT},
     "ETag": {
-        "description": "Version of what is shown, for If-None-Match; of a job, for If-Match, too.",
+        "description": "Version of the answer, for If-None-Match. For a job also for If-Match.",
         "schema": _TEXT,
     },
-    "Location": {"description": "Path of what was made.", "schema": {"type": "string", "format": "uri-reference"}},
+    "Location": {"description": "Path of the new resource.", "schema": {"type": "string", "format": "uri-reference"}},
     "Idempotency-Replayed": {
-        "description": "`true` where this is the answer given before under the same Idempotency-Key.",
+        "description": "`true` if this is the earlier answer to the same Idempotency-Key.",
         "schema": {"type": "string", "enum": ["true"]},
     },
-    "Retry-After": {"description": "Seconds to wait before trying again.", "schema": {"type": "integer", "minimum": 0}},
+    "Retry-After": {
+        "description": "Seconds to wait before you try again.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
     "WWW-Authenticate": {"description": "How to authenticate.", "schema": _TEXT},
     "Allow": {"description": "The methods that the path has.", "schema": _TEXT},
-    "Link": {"description": 'Of a page in text or NDJSON: where the next one is (`rel="next"`).', "schema": _TEXT},
+    "Link": {"description": 'For a page in text or NDJSON: address of the next page (`rel="next"`).', "schema": _TEXT},
 }
 _MEANINGS = {
     400: "The body is not JSON.",
     401: "A token is missing, or is not valid.",
-    403: "The token has not the scope, the operator has switched this off, or the request came from a foreign page.",
-    404: "There is no such thing, or it belongs to somebody else.",
-    405: "The path has other methods. Allow names them.",
-    406: "Accept takes none of the forms there are.",
-    409: "The state does not allow it. `state` and `allowed` say what it is and what it allows.",
-    410: "The Idempotency-Key stands for a job that was deleted.",
+    403: "The token lacks the scope, the operator has switched this off, or the request came from another website.",
+    404: "It does not exist, or it belongs to another owner.",
+    405: "The path does not have this method. Allow lists those it has.",
+    406: "Accept names none of the available media types; `available` lists them.",
+    409: "The state does not allow this. `state` is the current one, `allowed` is what it allows.",
+    410: "The Idempotency-Key belongs to a job that was deleted.",
     412: "If-Match names another version.",
     413: "The body is too large.",
-    415: "The body has another content type.",
-    422: "A value can't be taken. `errors` says which and why.",
+    415: "The Content-Type is not the one that this operation takes.",
+    422: "A value is not valid. `errors` says which and why.",
     428: "If-Match is missing.",
     429: "Too many requests, or too many unfinished jobs.",
     500: "Internal error. Search the service log for the request id.",
-    503: "Something that this needs does not answer now.",
+    503: "The database, the storage, Ray or MLflow is unavailable. Try again later.",
 }
 
 

@@ -1,7 +1,6 @@
-"""How fast the workers of one attempt may report, in this process: one job must not slow the others down.
+"""Rate limits for the reports of one attempt, in this process: one job must not slow down the others.
 
-Workers keep to a lower rate by themselves (trainer/reporting): these limits are for those
-that don't.
+Workers keep to a lower rate by themselves (trainer/reporting). These limits are for those that don't.
 """
 
 from __future__ import annotations
@@ -39,10 +38,8 @@ class ReportLimits:
         self._left_out: dict[str, int] = {}
 
     def message(self, token: str, path: str) -> None:
-        """token: of the attempt, so that nobody can use up what is another's.
-
-        Raises: ApiError 429 with Retry-After.
-        """
+        """token: of the attempt, so that no attempt can use up another's limit. Raises: ApiError 429 with
+        Retry-After."""
         kind, per_s = ("beat", _HEARTBEATS_A_S) if path == "heartbeat" else ("message", _MESSAGES_A_S)
         if not self._take(kind, token, 1, per_s):
             detail = f"The workers of an attempt may send {per_s:g} messages a second; try again in 1 s."
@@ -53,7 +50,7 @@ class ReportLimits:
         return self._take("event", token, 1, _EVENTS_A_S) == 1
 
     def lines(self, token: str, lines: Sequence[LogLine]) -> list[LogLine]:
-        """Those that may be kept, with one that says how many were left out before them."""
+        """The lines within the limit, preceded by one that says how many were dropped."""
         taken = self._take("line", token, len(lines), _LINES_A_S)
         kept = list(lines[:taken])
         with self._lock:
@@ -61,7 +58,7 @@ class ReportLimits:
             if missing := len(lines) - taken + (0 if kept else before):
                 self._left_out[token] = missing
         if kept and before:
-            text = f"… {before:,} lines left out here: the workers of an attempt may log {_LINES_A_S:g} a second."
+            text = f"… {before:,} lines dropped here: the workers of an attempt may log {_LINES_A_S:g} lines a second."
             kept[0] = kept[0].model_copy(update={"level": _LEVEL, "text": text})
         return kept
 

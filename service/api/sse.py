@@ -1,4 +1,4 @@
-"""Following a job: everything after a position, then what comes, in the form the client asked for."""
+"""Follows a job: everything after a position, then new items as they come, in the format the client asked for."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from syncnorm.service.store.tables.history import HistoryTable
 from syncnorm.service.store.tables.jobs import JobTable
 
 _QUIET_S = 15.0
-"""After so long without news the follower looks for itself, and where the form has a comment, it is sent."""
+"""After so long without a change the follower reads again, and a comment is sent if the format has one."""
 _PAGE = 500
 
 SSE, NDJSON, TEXT = "text/event-stream", "application/x-ndjson", "text/plain"
 Entry = tuple[int, View]
-"""Position, and what is there."""
+"""A position, and the item there."""
 Read = Callable[[int, int], Sequence[Entry]]
-"""What comes after a position, this many at most."""
+"""Reads the items after a position, at most so many."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Feed:
 
 @dataclass(frozen=True)
 class StreamFormat:
-    """How a stream looks. write: one entry; end: what comes last; comment: keeps a quiet connection open."""
+    """The format of a stream. write: one item; end: the last bytes; comment: keeps a quiet connection open."""
 
     media_type: str
     write: Callable[[int, View], bytes]
@@ -47,7 +47,7 @@ class StreamFormat:
 
 
 def sse_format(event: str) -> StreamFormat:
-    """Server-sent events, each with the id to go on from; then an event `end`."""
+    """Server-sent events, each with the id to resume from, then an event `end`."""
     return StreamFormat(
         SSE,
         lambda position, view: format_sse_event(data_str=view.model_dump_json(), event=event, id=str(position)),
@@ -69,7 +69,7 @@ async def _entries(feed: Feed, job_id: str, read: Read, after: int, form: Stream
     with feed.notifier.following(job_id) as changed:
         while not feed.notifier.is_closed:
             changed.clear()
-            # The state first: what was written before it became final is then in the page.
+            # Read the state first: everything written before it became final is then in the page.
             job = await run_in_threadpool(feed.jobs.get, job_id)
             page = await run_in_threadpool(read, after, _PAGE)
             for position, view in page:

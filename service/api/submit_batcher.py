@@ -1,7 +1,7 @@
-"""Stores the jobs of many submits in one transaction; each submit still waits for the commit of its own.
+"""Stores the jobs of many submits in one transaction. Each submit still waits for its own commit.
 
-While one transaction is on its way to the disk, the submits that come gather for the next: group commit, without any
-waiting for company. A lone submit is stored at once.
+While one transaction is being written to disk, new submits gather for the next: group commit without added waiting. A
+lone submit is stored at once.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class SubmitOutcome:
 
 
 class SubmitBatcher:
-    """Belongs to one event loop."""
+    """Use it from one event loop only."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class SubmitBatcher:
         most_unfinished: int,
         describe: Callable[[Job], dict[str, Any]],
     ) -> None:
-        """most_unfinished: jobs of one owner. describe: what a submit is answered about its job."""
+        """most_unfinished: limit for each owner. describe: makes the answer to a submit from its job."""
         self._jobs = jobs
         self._now = now
         self._most_unfinished = most_unfinished
@@ -85,7 +85,7 @@ class SubmitBatcher:
             results = await run_in_threadpool(self._keep, [submit for submit, _ in batch])
         except Exception as error:
             is_fault_of_one = not isinstance(error, DatabaseUnavailableError)
-            if len(batch) > 1 and is_fault_of_one:  # each for itself then
+            if len(batch) > 1 and is_fault_of_one:  # then each one by itself
                 for one in batch:
                     await self._settle([one])
                 return
@@ -94,7 +94,7 @@ class SubmitBatcher:
                 if not done.done():
                     done.set_exception(error)
         for (_, done), result in zip(batch, results, strict=False):
-            if not done.done():  # its client may have gone
+            if not done.done():  # its client may be gone
                 done.set_result(result)
 
     def _keep(self, submits: Sequence[SubmitRequest]) -> list[SubmitOutcome | None]:

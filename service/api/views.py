@@ -1,4 +1,4 @@
-"""What the API shows of jobs, attempts, events, logs and checkpoints."""
+"""The JSON form of jobs, attempts, events, log lines and checkpoints."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from syncnorm.trainer.contract.protocol import RankPlacement
 
 
 class View(BaseModel):
-    """What is shown. Numbers that JSON has no form for are the words NaN, Infinity and -Infinity."""
+    """An answer. Numbers that JSON has no form for are the words NaN, Infinity and -Infinity."""
 
-    model_config = ConfigDict(ser_json_inf_nan="strings")
+    model_config = ConfigDict(ser_json_inf_nan="strings", use_attribute_docstrings=True)
 
 
 class NonFinite(StrEnum):
-    """What stands for a number that JSON has no form for."""
+    """A number that JSON has no form for, as a word."""
 
     NAN = "NaN"
     INFINITY = "Infinity"
@@ -37,154 +37,242 @@ Number = float | NonFinite
 
 
 class ProgressView(View):
-    """epoch and step count what is finished; percent and eta_s are null until the length of the run is known.
-
-    eta_s is the remaining training time, and null unless the job is running.
-    """
+    """Training progress as last reported. All of it counts finished epochs and steps."""
 
     epoch: int = 0
+    """Finished epochs."""
     epochs: int | None = None
+    """Epochs in all; null if the job counts by steps."""
     step: int = 0
+    """Finished optimizer steps."""
     steps: int | None = None
+    """Optimizer steps in all; null until the length of the training set is known."""
     percent: float | None = None
+    """Share of the steps that are finished, 0 to 100; null until their number is known."""
     eta_s: float | None = None
+    """Estimated remaining training time in seconds; null unless the job is running and its length is known."""
     metrics: dict[str, Number] = {}
+    """Latest value of each metric, by its name in MLflow."""
 
 
 class MlflowView(View):
+    """The MLflow run."""
+
     run_id: str | None
+    """Id of the run; null until it is created."""
     url: str | None
+    """The run's page in MLflow; null until it is created."""
 
 
 class ModelView(View):
-    """The exported model. certificate: how far its answers are from the trained model's."""
+    """The exported model."""
 
     uri: str
+    """Where MLflow serves the model from, such as `models:/m-…`."""
     registered: str | None
+    """Name and version in the model registry, such as `digits/3`; null if export.register_as was not given."""
     certificate: dict[str, Any]
+    """How far the answers of each exported form are from the trained model's, with digests of all files."""
 
 
 class JobFields(View):
-    """norm: the kind in use, also where the spec says auto. workers: how many the spec asks for. world_size: how many
-    the latest attempt has, null before."""
+    """What every view of a job shows."""
 
     id: str
+    """Id of the job."""
     name: str
+    """The spec's name; it need not be unique."""
     project: str
+    """The spec's project, which is the MLflow experiment."""
     owner: str
+    """Who submitted the job: the owner of the token."""
     state: JobState
+    """Where the job is in its life."""
     reason: FailureReason | None
+    """Why the latest attempt failed or the job ended; null if nothing failed."""
     message: str
+    """What happened, and for a failed job what to do. Empty if there is nothing to say."""
     priority: int
+    """Place in the queue: higher goes first."""
     norm: str
+    """The normalization in use, also where the spec says auto."""
     labels: dict[str, str]
+    """Your labels, and `study` for a job of a study."""
     attempts: int
+    """How many attempts there were, the current one included."""
     workers: int
+    """How many workers the spec asks for."""
     world_size: int | None
+    """The number of workers of the latest attempt, and once it has changed, the history with its steps."""
     progress: ProgressView
+    """Training progress as last reported."""
     mlflow: MlflowView
+    """The job's run in MLflow."""
     created_at: datetime
+    """When the job was submitted."""
     started_at: datetime | None
+    """When the first attempt began to train; a retry counts anew. null before."""
     finished_at: datetime | None
+    """When the job succeeded, failed or was cancelled; null before."""
     version: int
+    """Counts the changes of the job. It is the ETag for If-Match."""
 
 
 class JobView(JobFields):
     """One job, with everything about it."""
 
     spec: dict[str, Any]
+    """The whole spec, defaults included."""
     model: ModelView | None
+    """The exported model; null before the job succeeded."""
 
 
 class ListedModelView(View):
-    """The exported model. certificate: null, unless the list was asked for with full=true."""
+    """The exported model, in a list."""
 
     uri: str
+    """Where MLflow serves the model from, such as `models:/m-…`."""
     registered: str | None
+    """Name and version in the model registry; null if export.register_as was not given."""
     certificate: dict[str, Any] | None
+    """How far the answers of each exported form are from the trained model's; null unless you asked for the list with
+    full=true."""
 
 
 class ListedJobView(JobFields):
-    """A job in a list. spec: null, unless the list was asked for with full=true."""
+    """A job in a list."""
 
     spec: dict[str, Any] | None
+    """The whole spec, defaults included; null unless you asked for the list with full=true."""
     model: ListedModelView | None
+    """The exported model; null before the job succeeded."""
 
 
 class JobPage(View):
+    """A page of jobs."""
+
     items: list[ListedJobView]
+    """The jobs, in the order you asked for."""
     next_cursor: str | None
+    """Send it as `cursor` to get the next page. null: this is the last page."""
 
 
 class AttemptView(View):
-    """phases: when each was first reported. placement: where each rank runs; empty until all have come. placed: how
-    many ranks have a place. A page shows 1,024 of them, those of the latest attempts first."""
+    """One execution of a job on Ray."""
 
     id: str
+    """Id of the attempt, which is also its submission id on Ray."""
     number: int
+    """Counts the attempts of a job, from 1."""
     workers: int
+    """Workers of this attempt, chosen when it started."""
     outcome: str | None
+    """succeeded, failed, stopped (on request, with a checkpoint) or lost (it ended without a result); null while it
+    runs."""
     reason: FailureReason | None
+    """Why it failed or was stopped; null otherwise."""
     message: str
+    """What happened, in a sentence."""
     step: int
+    """The furthest optimizer step it reported."""
     phase: str | None
+    """preparing, starting_workers, training, finalizing or done, as last reported; null before the first heartbeat."""
     phases: dict[str, datetime]
+    """When each phase was first reported."""
     resume_from: str | None
+    """Path of the checkpoint it started from; null: from the beginning."""
     placement: list[RankPlacement]
+    """Where each rank runs; empty until all ranks have come. A page shows 1,024 of them, those of the latest attempts
+    first."""
     placed: int
+    """How many ranks have a place, shown or not."""
     created_at: datetime
+    """When its capacity was reserved."""
     submitted_at: datetime | None
+    """When Ray accepted it; null before."""
     heartbeat_at: datetime | None
+    """When it was last heard from; null before the first heartbeat."""
     ended_at: datetime | None
+    """When it ended; null while it runs."""
     released_at: datetime | None
+    """When Ray confirmed that none of its processes runs any more, so that its capacity is free; null before."""
 
 
 class AttemptPage(View):
+    """All attempts of a job."""
+
     items: list[AttemptView]
+    """The attempts, the first one first."""
     next_cursor: str | None = None
+    """Always null: all of them are on this page."""
 
 
 class ActorView(View):
-    """Who did it: a user (owner, and the token they showed; null where authentication is off), the service, or the
-    workers of an attempt."""
+    """Who did it: a user, the service, or the workers of an attempt."""
 
     kind: ActorKind
+    """user, service or worker."""
     owner: str | None
+    """The user's name; null for service and workers."""
     token_id: str | None
+    """Id of the token the user showed; null where authentication is off, and for service and workers."""
 
 
 class EventView(View):
-    """actor, request_id: null in events from before they were recorded; request_id also where no request asked."""
+    """Something that happened to a job."""
 
     seq: int
+    """Counts up; the id of the event in a stream."""
     at: datetime
+    """When it happened."""
     kind: str
+    """What happened, as a word for programs. `user.…` comes from the code of the job."""
     message: str
+    """What happened, in a sentence."""
     data: dict[str, Any]
+    """Numbers and ids that belong to it."""
     actor: ActorView | None
+    """Who did it; null for events of versions that did not record it."""
     request_id: str | None
+    """The request that caused it, as in the answer and in the service log; null if none did, and for events of versions
+    that did not record it."""
 
 
 class EventPage(View):
+    """A page of events."""
+
     items: list[EventView]
+    """The events, oldest first."""
     next_cursor: str | None
+    """Send it as `cursor` to get the next page. null: this is the last page."""
 
 
 class LineView(View):
-    """rank -1 is the driver."""
+    """A log line of a worker."""
 
     id: int
+    """Counts up; the id of the line in a stream."""
     attempt: int
+    """Number of the attempt."""
     rank: int
+    """The rank that wrote it; -1 is the driver."""
     seq: int
+    """Counts the lines of this rank in this attempt, from 1."""
     at: str
+    """When it was written."""
     level: str
+    """DEBUG, INFO, WARNING or ERROR."""
     text: str
+    """The line."""
 
 
 class LinePage(View):
+    """A page of log lines."""
+
     items: list[LineView]
+    """The lines, in the order in which they came."""
     next_cursor: str | None
+    """Send it as `cursor` to get the next page. null: this is the last page."""
 
 
 def job_view(job: Job, mlflow_uri: str) -> JobView:
@@ -194,7 +282,8 @@ def job_view(job: Job, mlflow_uri: str) -> JobView:
 
 
 def job_text(listed: ListedJob, mlflow_uri: str) -> str:
-    """A ListedJobView as JSON. What is kept as JSON is put in as it is: reading and writing it is most of a list."""
+    """A ListedJobView as JSON. Columns that hold JSON are inserted as they are, because parsing and writing them would
+    be most of the work."""
     model = listed.model and {"certificate": None, **listed.model}
     if model and listed.spec is None:
         model["certificate"] = None
@@ -227,7 +316,7 @@ def _shown(job: Job | ListedJob, mlflow_uri: str) -> dict[str, Any]:
 
 
 def _progress(job: Job | ListedJob) -> ProgressView:
-    """The last progress report; how long it will take is known of a running job only."""
+    """The last progress report; only a running job has an estimate."""
     if not job.progress:
         return _NO_PROGRESS
     shown = _read(ProgressView, job.progress) or _NO_PROGRESS
@@ -243,7 +332,7 @@ _View = TypeVar("_View", bound=BaseModel)
 
 
 def _read(kind: type[_View], stored: Any) -> _View | None:
-    """None for what an older or newer version stored in another form: the rest of the job is shown all the same."""
+    """None for a value that another version stored in another form; the rest of the job is shown anyway."""
     try:
         return kind.model_validate(stored)
     except ValidationError:
@@ -251,14 +340,14 @@ def _read(kind: type[_View], stored: Any) -> _View | None:
 
 
 def _message(job: Job | ListedJob) -> str:
-    """What happened, and whose turn it is."""
+    """What happened, and for a failed job who has to act."""
     if not job.reason or job.state != JobState.FAILED:
         return job.message
     return advised(job.message, FailureReason(job.reason))
 
 
 def attempt_views(attempts: Sequence[Attempt]) -> list[AttemptView]:
-    """In their order; where they have very many ranks in all, those of the latest attempts are shown."""
+    """In order. If they have very many ranks in all, those of the latest attempts are shown."""
     left, views = _MOST_PLACES, []
     for attempt in reversed(attempts):
         places = attempt.placement or []

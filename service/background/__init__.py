@@ -1,1 +1,1 @@
-"""Background loops, their health, and what is logged of outages."""
+"""Background loops, their health, and how outages are logged."""

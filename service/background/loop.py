@@ -1,4 +1,4 @@
-"""Background loops and their health: a tick that fails is counted and tried again, and a loop never dies quietly."""
+"""Background loops and their health. A failed tick is counted and retried, and a loop never dies quietly."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ logger = logging.getLogger(__name__)
 UNHEALTHY_AFTER = 3
 """Failed ticks in a row after which a loop counts as failing."""
 STUCK_S = 120.0
-"""A tick that takes longer is stuck."""
+"""A tick that takes longer loses its lease, so that a standby replica can take over."""
 
 
 class StoppedError(Exception):
-    """The tick ends early, for the service stops. Not a failure."""
+    """Ends a tick early because the service is stopping. Not a failure."""
 
 
 class Health:
-    """How the ticks of one loop went. Written by the loop's thread, read by any."""
+    """Counts the failures of one loop's ticks. Written by the loop's thread, read by any."""
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = name
@@ -38,11 +38,11 @@ class Health:
         self.in_a_row = 0
         self.failing_since: datetime | None = None
         self.error = ""
-        """What the latest of the failures in a row was."""
+        """The latest error of the failures in a row."""
 
     @contextmanager
     def tick(self) -> Iterator[None]:
-        """Around one tick. What it raises is counted, and goes on to the caller."""
+        """Wrap one tick. Exceptions are counted and passed on to the caller."""
         self._began_at = self._clock()
         try:
             yield
@@ -73,7 +73,7 @@ class Health:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the tick under way has taken too long."""
+        """Whether the current tick has taken too long."""
         began_at = self._began_at
         return began_at is not None and self._clock() - began_at > STUCK_S
 
@@ -83,10 +83,10 @@ class Health:
 
 
 class Loop:
-    """Calls `tick` on a thread of its own until told to stop.
+    """Calls `tick` on a thread of its own until it is stopped.
 
-    rest_s: between two ticks. first_rest_s: before the first. wake: ends a rest early. leave: called once, by the
-    loop's thread, in the end. health: where `tick` keeps it itself; None: kept here.
+    rest_s: pause between two ticks. first_rest_s: pause before the first. wake: ends a pause early. leave: called once,
+    by the loop's thread, at the end. health: if `tick` updates it itself; None: the loop does.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Loop:
         self._thread.start()
 
     def stop(self) -> None:
-        """Tell it to end after the item it is at."""
+        """Ask it to end after the current item."""
         self.stopping.set()
         self._wake.set()
 
@@ -136,18 +136,21 @@ class Loop:
         """The first failure in a row with its traceback, then the second, fourth, eighth, … in a line."""
         about = {"loop": self.health.name, "in_a_row": self.health.in_a_row}
         if self.health.in_a_row <= 1:
-            logger.exception("tick failed; trying again", extra=about)
+            logger.exception("tick failed; retrying on the next tick", extra=about)
         elif self.health.in_a_row.bit_count() == 1:
-            logger.error("tick still fails; trying again", extra=about | {"error": self.health.error})
+            logger.error("tick still fails; retrying on the next tick", extra=about | {"error": self.health.error})
 
     def leave(self) -> None:
-        """Give back what the loop holds, perhaps while a tick still runs: others can take it then."""
+        """Release what the loop holds, such as its lease, even if a tick is still running, so that others can take
+        it."""
         if self._leave is None:
             return
         try:
             self._leave()
         except Exception:
-            logger.exception("loop left something behind", extra={"loop": self.health.name})
+            logger.exception(
+                "could not release what a stopping loop holds, such as its lease", extra={"loop": self.health.name}
+            )
 
     def _once(self) -> None:
         try:
@@ -159,27 +162,31 @@ class Loop:
         except StoppedError:
             return
         except (BackendError, StorageError) as error:
-            self._outage_log.failed("tick", "tick failed; trying again", loop=self.health.name, error=str(error))
+            self._outage_log.failed(
+                "tick", "loop blocked by an outage; retrying on the next tick", loop=self.health.name, error=str(error)
+            )
         except BaseException:
-            # Also SystemExit from a library, which would end the thread without a word.
+            # Also SystemExit from a library, which would end the thread silently.
             self._log_failure()
         else:
             self._outage_log.recovered("tick")
 
 
 STOP_S = 2.0
-"""How long loops may take to end, all together."""
+"""Time for all loops together to end."""
 
 
 def stop_all(loops: Sequence[Loop]) -> None:
-    """End loops after the items they are at. One that is stuck is left behind: what it was at is done again by the
-    next process, and what it holds is given back at once."""
+    """End loops after their current items. A loop that is stuck is abandoned: the next process repeats its work, and
+    its lease is released at once."""
     for loop in loops:
         loop.stop()
     until = time.monotonic() + STOP_S
     stuck = [loop for loop in loops if not loop.join(max(0.0, until - time.monotonic()))]
     for loop in stuck:
-        logger.warning("loop is stuck in a tick; leaving without it", extra={"loop": loop.health.name})
+        logger.warning(
+            "loop did not stop in time; the service exits without waiting for it", extra={"loop": loop.health.name}
+        )
         leaving = threading.Thread(target=loop.leave, name=f"leave-{loop.health.name}", daemon=True)
         leaving.start()
         leaving.join(STOP_S / 4)

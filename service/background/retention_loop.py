@@ -1,4 +1,4 @@
-"""Removes what is kept too long or takes too much room: log lines, events, audit entries, idempotency keys."""
+"""Deletes what is older or larger than the limits: log lines, events, audit entries and idempotency keys."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ logger = logging.getLogger(__name__)
 _EVERY_S = 600.0
 _FIRST_S = 60.0
 _REST_S = 0.2
-"""Between two batches, in which others may write."""
+"""Pause between two batches, in which others may write."""
 MIB = 2**20
 
 
 class Observer(Protocol):
-    """Hears of what was removed, for metrics."""
+    """Counts deleted rows, for metrics."""
 
     def pruned(self, table: str, rows: int) -> None: ...
 
 
 @dataclass(frozen=True)
 class Retention:
-    """Any number of processes may do this at the same time: what is gone for one is gone for all."""
+    """Any number of processes may do this concurrently."""
 
     kept: RetentionTable
     now: Callable[[], datetime]
@@ -38,12 +38,12 @@ class Retention:
     metrics: Observer
 
     def loops(self) -> list[Loop]:
-        """Sweeps from time to time."""
+        """Sweeps periodically."""
         loop = Loop("retention", lambda: self.sweep(loop.stopping), lambda: _EVERY_S, first_rest_s=_FIRST_S)
         return [loop]
 
     def sweep(self, stop: threading.Event, rest_s: float = _REST_S) -> None:
-        """Remove everything that is due, in batches. An error ends one part; the first is raised in the end."""
+        """Delete everything that is due, in batches. An error ends one part; the first is raised at the end."""
         first: Exception | None = None
         parts: dict[str, Callable[[], Iterator[int]]] = {
             "log_lines": self._lines,
@@ -61,15 +61,15 @@ class Retention:
                     if stop.wait(rest_s):
                         return
             except Exception as error:
-                logger.exception("could not remove old rows; trying again later", extra={"table": table})
+                logger.exception("could not delete old rows; retrying in 10 minutes", extra={"table": table})
                 first = first or error
             if removed:
-                logger.info("removed old rows", extra={"table": table, "rows": removed})
+                logger.info("deleted old rows", extra={"table": table, "rows": removed})
         if first is not None:
             raise first
 
     def _lines(self) -> Iterator[int]:
-        """Those of jobs that ended long ago; then, while there are too many, of those that ended first."""
+        """Log lines of jobs that ended long ago; then, while there are too many, of those that ended first."""
         before = self.now() - timedelta(days=self.settings.log_retention_days)
         while jobs := self.kept.ended_with_lines(before):
             for job_id in jobs:

@@ -1,4 +1,4 @@
-"""Arguments that many verbs take, and how a shell completes them."""
+"""Arguments that several commands share, and their shell completion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _MOST_COMPLETED = 50
 
 
 def complete_job(incomplete: str) -> list[tuple[str, str]]:
-    """For shell completion (`syncnorm --install-completion`): ids and names of the newest jobs that begin so."""
+    """For shell completion (`syncnorm --install-completion`): ids and names of the newest jobs that begin with the
+    text."""
     try:
         with Client(timeout_s=_COMPLETION_S) as client:
             newest = [job for _, job in zip(range(_MOST_COMPLETED), client.jobs(limit=_MOST_COMPLETED), strict=False)]
@@ -25,7 +26,7 @@ def complete_job(incomplete: str) -> list[tuple[str, str]]:
         return [(word, about) for word, about in found if incomplete and word.startswith(incomplete)] or (
             [] if incomplete else found[: len(newest)]
         )
-    except Exception:  # a shell that completes must not be written to
+    except Exception:  # nothing may be printed during shell completion
         return []
 
 
@@ -37,18 +38,20 @@ def _remember(as_json: bool) -> bool:
 Job = Annotated[
     str,
     typer.Argument(
-        help="A job: its id, the beginning of it, its name where only one has it, or `last`.",
+        help="A job: its id, the first characters of its id, its name if only one job has it, or `last`.",
         metavar="JOB",
         autocompletion=complete_job,
     ),
 ]
 Jobs = Annotated[
     list[str] | None,
-    typer.Argument(help="Jobs: ids, beginnings of ids, names, or `last`.", metavar="JOB", autocompletion=complete_job),
+    typer.Argument(
+        help="Jobs: ids, first characters of ids, names, or `last`.", metavar="JOB", autocompletion=complete_job
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Change a value of the file, e.g. norm.kind=group."),
+    typer.Option("--set", metavar="PATH=VALUE", help="Change a value of the file, for example norm.kind=group."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", callback=_remember, help="Print JSON for programs, errors included.")]
+AsJson = Annotated[bool, typer.Option("--json", callback=_remember, help="Print JSON for programs, also for errors.")]
 Labels = Annotated[list[str] | None, typer.Option("--label", help="key:value; may be given several times.")]

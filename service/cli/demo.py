@@ -1,4 +1,4 @@
-"""`make demo`: the whole service on free ports, one real job from submit to certificate, everything stopped again."""
+"""`make demo`: starts the whole service on free ports, runs one real job to its certificate, and stops everything."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("stopped")
         return 1
-    console.print("To look around: make serve, then open the MLflow address it prints.")
+    console.print("To explore: run make serve, then open the MLflow address that it prints.")
     return 0 if job["state"] == "succeeded" else 1
 
 
 @contextmanager
 def _service(home: Path, console: Screen) -> Iterator[Client]:
-    """The service as a process of its own, ready for jobs; stopped in the end, with all it started."""
+    """The service as a process of its own, ready for jobs; stopped at the end, with everything it started."""
     home.mkdir(parents=True, exist_ok=True)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SYNCNORM_")}
     environment = python_path(environment) | {"SYNCNORM_HOME": str(home)}
@@ -84,7 +84,7 @@ def _wait_until_ready(service: subprocess.Popen[bytes], home: Path) -> Client:
             client.close()
         time.sleep(0.3)
     if service.poll() is not None:
-        raise ServiceUnreachableError("The service ended before it was ready. Above is what it said.")
+        raise ServiceUnreachableError("The service ended before it was ready. Its output is above.")
     raise ServiceUnreachableError(f"The service did not become ready within {_READY_S:.0f} s.")
 
 

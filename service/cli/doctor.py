@@ -1,4 +1,4 @@
-"""`syncnorm doctor`: looks at every part of a running service and names what is wrong and what to change.
+"""`syncnorm doctor`: checks every part of a running service, and says what is wrong and what to change.
 
 Runs where the API runs, with its settings: `docker compose exec api syncnorm doctor`. There the workers are looked at
 by a small program on Ray (driver/cluster_probe.py), which needs no free CPU. The Ray and the MLflow that
@@ -34,7 +34,7 @@ _POLL_S = 0.5
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at. problem: what is wrong and what to change; None: it works."""
+    """One check. problem: what is wrong and what to change; None: it works."""
 
     name: str
     detail: str
@@ -42,7 +42,7 @@ class Check:
 
 
 def examine(settings: Settings, wait_s: float = 120.0) -> Iterator[Check]:
-    """Every check, as soon as it is done. wait_s: for the program on the workers."""
+    """Every check, as soon as it is done. wait_s: limit for the program on the workers."""
     if settings.ray_address is None or settings.mlflow_uri is None or settings.database_url is None:
         yield from _embedded(settings)
         return
@@ -57,11 +57,11 @@ def examine(settings: Settings, wait_s: float = 120.0) -> Iterator[Check]:
 
 
 def _embedded(settings: Settings) -> Iterator[Check]:
-    """The checks of a service that starts Ray, MLflow or its database for itself."""
+    """The checks of a service with embedded Ray, MLflow or database."""
     address = running_here({"SYNCNORM_HOME": str(settings.home)})
     if address is None:
         yield Check(
-            "service", "", f"none runs on {settings.home}. Start one with `syncnorm serve`, or set SYNCNORM_HOME."
+            "service", "", f"no service runs on {settings.home}. Start one with `syncnorm serve`, or set SYNCNORM_HOME."
         )
         return
     token_file = settings.admin_token_file or settings.home / ADMIN_FILE
@@ -82,15 +82,20 @@ def _answering(http: httpx.Client, url: str) -> Check:
 
 
 def _parts(http: httpx.Client, home: Path) -> Iterator[Check]:
-    """What /readyz says of each part, by its name there."""
+    """The state of each part, from /readyz."""
     parts = http.get("/readyz").json()
     logs = {"cluster": "ray.log", "mlflow": "mlflow.log"}
     for name in ("cluster", "mlflow"):
-        problem = f"it does not answer the service. See {home / logs[name]}; the service starts it again when it dies."
+        problem = f"it does not answer the service. See {home / logs[name]}; the service restarts it when it dies."
         yield Check(name, "it answers the service", None if parts.get(name) else problem)
     if not parts.get("ready") and parts.get("cluster") and parts.get("mlflow"):
-        away = ", ".join(name for name, fine in parts.items() if fine is False and name != "ready") or "some part"
-        yield Check("ready", "", f"no job can start now, because of: {away}. See the log of the service.")
+        away = (
+            ", ".join(name for name, fine in parts.items() if fine is False and name != "ready")
+            or "a part it does not name"
+        )
+        yield Check(
+            "ready", "", f"no job can start now, because these are not ready: {away}. See the log of the service."
+        )
 
 
 def _nodes(http: httpx.Client, token: str | None) -> Check:
@@ -103,10 +108,10 @@ def _nodes(http: httpx.Client, token: str | None) -> Check:
 
 
 def _guarded(name: str, poll: Callable[[], Check]) -> Check:
-    """A check whose failure is its finding."""
+    """A check whose exception becomes its problem."""
     try:
         return poll()
-    except Exception as error:  # whatever a driver or a client raises is what the operator wants to read
+    except Exception as error:  # the operator wants to read whatever a driver or a client raises
         return Check(name, "", f"{type(error).__name__}: {str(error).strip() or 'no message'}")
 
 
@@ -160,7 +165,11 @@ def _storage(root: str) -> Check:
     found = storage.read(name)
     storage.remove(name)
     if found != word or storage.has(name):
-        return Check("storage", "", f"{root} does not give back what was just written. Mend it; nothing is safe there.")
+        return Check(
+            "storage",
+            "",
+            f"{root} does not give back what was just written. Repair it; what is written there can get lost.",
+        )
     free = "" if is_url(root) else f", {shutil.disk_usage(root).free / 2**30:.0f} GiB free"
     return Check("storage", f"{root}{free}")
 
@@ -175,7 +184,7 @@ def _hosts(settings: Settings, wait_s: float) -> Iterator[Check]:
     for host in report.hosts:
         yield judge(host)
     for name, why in report.missing.items():
-        yield Check(f"worker {name}", "", f"no process of ours could start there: {why}")
+        yield Check(f"worker {name}", "", f"a process of the probe could not start there: {why}")
     problem = report.collective_error
     if problem:
         problem += ". The workers must reach each other on every TCP port of the network they share."
@@ -183,7 +192,7 @@ def _hosts(settings: Settings, wait_s: float) -> Iterator[Check]:
 
 
 def judge(host: HostReport) -> Check:
-    """What a worker's report comes to. Pure."""
+    """The checks from a worker's report. Pure."""
     problems = []
     if host.storage_error:
         fix = "mount the same volume there and in api, or give it the same bucket and credentials"
@@ -214,7 +223,7 @@ def _probe(settings: Settings, wait_s: float) -> ClusterReport:
             ray.post("/api/jobs/", json=body).raise_for_status()
             return _wait_for_report(ray, name, storage, wait_s)
     except httpx.HTTPError as error:
-        raise ClusterUnreachableError(f"Ray did not take the probe: {error}") from error
+        raise ClusterUnreachableError(f"Ray did not accept the probe: {error}") from error
     finally:
         with contextlib.suppress(OSError):
             storage.remove(name)

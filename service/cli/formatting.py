@@ -1,4 +1,4 @@
-"""Single values as people read them: numbers, times, durations, ages."""
+"""Formats single values for people: numbers, times, durations, ages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
 def number(value: Any, form: str = ".6g") -> str:
-    """A metric. One that isn't finite comes as a word ("NaN"), or not at all."""
+    """A metric. One that isn't finite arrives as a word ("NaN"), or not at all."""
     if value is None:
         return "none"
     return format(value, form) if isinstance(value, int | float) else str(value)
@@ -28,7 +28,7 @@ def duration(seconds: float) -> str:
 
 
 def local_time(text: str | None) -> str:
-    """A time of the service in the zone of this terminal, which it names."""
+    """A time of the service in the time zone of this terminal, with its name."""
     return "" if text is None else f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M:%S %Z}"
 
 
@@ -46,7 +46,7 @@ def age(text: str, now: datetime | None = None) -> str:
 
 
 def took(job: Mapping[str, Any], now: datetime | None = None) -> str:
-    """How long a job has been at work, from its start to its end or to now."""
+    """How long a job has run, from its start to its end or to now."""
     if job["started_at"] is None:
         return ""
     ended = datetime.fromisoformat(job["finished_at"]) if job["finished_at"] else now or datetime.now(UTC)
@@ -54,7 +54,7 @@ def took(job: Mapping[str, Any], now: datetime | None = None) -> str:
 
 
 def progress(values: Mapping[str, Any]) -> str:
-    """Percent and what is left of the time."""
+    """Percent and remaining time."""
     if values["percent"] is None:
         return ""
     left = "" if not values["eta_s"] else f"  {duration(values['eta_s'])} left"

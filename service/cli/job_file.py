@@ -1,4 +1,4 @@
-"""Job and study files: YAML or JSON from disk or standard input, with single values set from the command line."""
+"""Job and study files: YAML or JSON from disk or standard input, with values replaced by --set."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from syncnorm.service.cli.yaml_reader import SpecFileError, parse
 
 __all__ = ["MAX_BYTES", "SpecFileError", "load"]
 MAX_BYTES = 64 * 1024
-"""As of a body over REST."""
+"""The limit for a body over REST."""
 _STDIN = Path("-")
 
 
 def load(path: Path, settings: Sequence[str] = (), what: str = "job") -> dict[str, Any]:
-    """The job or study in a file (`-`: standard input), with `key=value` settings laid over it, e.g. `norm.kind=group`.
+    """The job or study in a file (`-`: standard input), with `key=value` settings applied, for example
+    `norm.kind=group`.
 
-    Raises: SpecFileError that says what is wrong where.
+    Raises: SpecFileError with what is wrong and where.
     """
     where = "standard input" if path == _STDIN else str(path)
     value = parse(_read(path, where), where)
@@ -40,7 +41,7 @@ def _read(path: Path, where: str) -> str:
         else:
             with path.open("rb") as file:
                 raw = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # a ValueError: of a NUL in the name
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise SpecFileError(f"{where} can't be read: {getattr(error, 'strerror', None) or error}.") from error
     if len(raw) > MAX_BYTES:
         raise SpecFileError(f"{where} must not exceed {MAX_BYTES} bytes.")

@@ -1,7 +1,7 @@
-"""`syncnorm`: the same verbs as the API.
+"""`syncnorm`: the operations of the API as commands.
 
-Exit codes: 0 fine, 1 the job failed, 2 wrong use, 3 the service is unreachable, 4 not allowed, 5 timed out,
-70 a defect of this program, 130 Ctrl-C, 141 the reader of a pipe left.
+Exit codes: 0 success, 1 the job failed, 2 wrong usage, 3 the service is unreachable, 4 refused, 5 timed out,
+70 a bug of this program, 130 Ctrl-C, 141 the reader of a pipe left.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from syncnorm.trainer.contract.text import visible
 
 
 class Commands(TyperGroup):
-    """Runs a command and ends it with its exit code: 1 says that a job failed, so it is never a defect's."""
+    """Runs a command and ends with its exit code. 1 means that a job failed, so a crash never ends with 1."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -44,12 +44,13 @@ class Commands(TyperGroup):
 
 
 def _forget_stdout() -> None:
-    """Nobody reads any more: what is still in the buffer would be complained about at the end of Python."""
+    """The reader of standard output has gone: without this, Python would complain about the rest of the buffer at
+    exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_error(error: Exception) -> int:
-    """Say what a command could not handle; its exit code."""
+    """Print an unexpected error; returns the exit code."""
     if isinstance(error, OSError) and error.filename is not None:
         err.print(visible(f"{error.filename}: {error.strerror}"), style="red", soft_wrap=True)
         return WRONG_USE
@@ -58,8 +59,8 @@ def _print_error(error: Exception) -> int:
         return CRASHED
     reason = (str(error).splitlines() or [""])[0][:300]
     err.print(
-        visible(f"syncnorm met a defect of its own: {type(error).__name__}: {reason}"),
-        "Set SYNCNORM_TRACEBACK=1 to see where, and report it with what you typed.",
+        visible(f"Internal error of syncnorm: {type(error).__name__}: {reason}"),
+        "Set SYNCNORM_TRACEBACK=1 to see the traceback, and report it together with your command.",
         sep="\n",
         style="red",
         soft_wrap=True,
@@ -76,7 +77,7 @@ def _version(wanted: bool) -> None:
 app = typer.Typer(
     name="syncnorm",
     help="Distributed training with synchronized normalization.",
-    epilog="Exit codes: 0 fine, 1 the job failed, 2 wrong use, 3 service unreachable, 4 not allowed, 5 timed out.",
+    epilog="Exit codes: 0 success, 1 the job failed, 2 wrong usage, 3 service unreachable, 4 refused, 5 timed out.",
     cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -102,7 +103,7 @@ def options(
 def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # of a terminal that has no letter for it
+            stream.reconfigure(errors="backslashreplace")  # for characters that the terminal can't show
     app(prog_name="syncnorm")
 
 

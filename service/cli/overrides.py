@@ -1,4 +1,4 @@
-"""`--set PATH=VALUE`: one value of a job laid over its file."""
+"""`--set PATH=VALUE`: replaces one value of a job file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from syncnorm.service.cli.yaml_reader import SpecFileError, parse, scalar
 
-_HOW = '--set must be PATH=VALUE, e.g. norm.kind=group, norm.overrides[0].kind=layer or labels["a.b"]=x'
+_HOW = '--set must be PATH=VALUE, for example norm.kind=group, norm.overrides[0].kind=layer or labels["a.b"]=x'
 _STEP = re.compile(r"""\.?(?P<name>[^.\[\]="']+)|\[(?P<index>[0-9]{1,4})\]|\[(?P<quote>["'])(?P<key>.+?)(?P=quote)\]""")
 _STRUCTURE = ("{", "[", '"', "'")
 
@@ -50,7 +50,7 @@ def _read(setting: str) -> tuple[list[Step], str]:
 
 
 def _value(text: str, name: str) -> Any:
-    """A mapping, a list or quoted text as in a file; everything else is one word of it, or text as it stands."""
+    """A mapping, a list or quoted text is read as in a file. Anything else is a plain word or text."""
     if text.lstrip().startswith(_STRUCTURE):
         return parse(text, f"--set {name}")
     try:

@@ -1,4 +1,4 @@
-"""How the command line shows a plan: what a job would come to, and what to mind before it is submitted."""
+"""Shows a plan on the terminal: size, normalization, layers and findings."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Json = dict[str, Any]
 _COLORS = {"error": "red", "warning": "yellow", "info": "dim"}
 _FITS = {
     "now": "fit now",
-    "later": "fit once others have ended",
+    "later": "fit once other jobs have ended",
     "never": "do not fit the cluster",
-    None: "the cluster can't be asked now whether they fit",
+    None: "unknown whether they fit, because the cluster can't be reached",
 }
 
 
 def plan_table(plan: Json) -> RenderableType:
-    """The batch, the normalization with its reasons, what is converted, and the findings, like ones together."""
+    """The table of a plan: batch, normalization with its reasons, converted layers, and findings with their places."""
     table = Table.grid(padding=(0, 2))
     rows = [*_size(plan), *_norm(plan["norm"]), *_layers(plan["conversion"] or [])]
     for label, text in rows:
@@ -43,8 +43,8 @@ def _size(plan: Json) -> Iterator[tuple[str, str]]:
     wanted, batch = plan["spec"]["resources"], plan["batch"]
     gpus = f" and {wanted['gpus_per_worker']} GPU" if wanted["gpus_per_worker"] else ""
     yield "workers", f"{plan['world_size']} of {wanted['cpus_per_worker']} CPU{gpus} each, {_FITS[plan['fits']]}"
-    behind = f", {batch['norm_group']} behind a statistic" if KINDS[plan["norm"]["kind"]].batch_statistics else ""
-    yield "samples", f"{batch['per_worker']} a worker{behind}, {batch['global']} a batch of all"
+    behind = f", {batch['norm_group']} per norm group" if KINDS[plan["norm"]["kind"]].batch_statistics else ""
+    yield "samples", f"{batch['per_worker']} per worker{behind}, {batch['global']} in the global batch"
 
 
 def _norm(choice: Json) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""How the command line shows jobs: a progress bar to follow, a live table, a closing summary."""
+"""Shows jobs on the terminal: a progress bar, a live table, a closing summary."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _POLL_S_PER_JOB = 0.05
 
 
 def follow(client: Client, job_id: str, console: Console) -> Json:
-    """Show progress until the job is finished; the finished job."""
+    """Show progress until the job is finished; returns the finished job."""
     columns = (
         SpinnerColumn(finished_text=" "),
         TextColumn("{task.fields[state]:<10}", markup=False),
@@ -64,7 +64,7 @@ def progress_text(progress: Mapping[str, Any]) -> str:
 
 
 def summary(job: Json) -> RenderableType:
-    """Where a job stands; of a finished one what came of it."""
+    """The state of a job, and the results of a finished one."""
     name, state = Text(job["name"], style="bold"), state_text(job["state"])
     parts: list[RenderableType] = [Text.assemble(name, f" {job['id']} ", state, f" {job['message']}")]
     if job["state"] == "queued":

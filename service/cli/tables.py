@@ -1,4 +1,4 @@
-"""Tables of the command line: jobs, attempts, checkpoints, statistics, hosts."""
+"""Tables for the terminal: jobs, attempts, checkpoints, statistics, hosts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _workers_cell(job: Json) -> str:
 
 @dataclass(frozen=True)
 class _JobColumn:
-    """A column of `ls`, shown on terminals of at least so many characters."""
+    """A column of `ls`, shown on terminals of at least this width."""
 
     title: str
     cell: Callable[[Json], str | Text]
@@ -55,7 +55,7 @@ _JOB_COLUMNS = (
 
 
 def jobs_table(jobs: Sequence[Json], width: int) -> Table:
-    """A row a job, as much of it as fits. Ids are never cut off in the middle: what is shown names the job."""
+    """A row for each job, as wide as fits. Ids are never cut in the middle: what is shown identifies the job."""
     columns = [column for column in _JOB_COLUMNS if width >= column.from_width]
     ids = {job["id"]: job["id"] for job in jobs} if width >= _WIDE else by_short_id(jobs)
     rows = [[Text(ids[job["id"]]), *(_text(column.cell(job)) for column in columns)] for job in jobs]
@@ -72,7 +72,7 @@ def _text(cell: str | Text) -> Text:
 
 
 def _cut_names(rows: Sequence[list[Text]], titles: Sequence[str], width: int) -> None:
-    """The name takes what the others leave."""
+    """The name takes the width that the other columns leave."""
     widths = [max(len(title), *(row[at].cell_len for row in rows)) if rows else 0 for at, title in enumerate(titles)]
     left = width - 2 * (len(titles) - 1) - sum(widths) + widths[1]
     for row in rows:
@@ -94,7 +94,7 @@ def attempts_table(attempts: Iterable[Json]) -> Table:
 
 
 def phase_times(attempt: Json) -> Iterator[str]:
-    """How long each phase of an attempt took; of one under way, those that are over."""
+    """How long each phase of an attempt took; of a running attempt, the finished ones."""
     marks = [("submit", attempt["created_at"]), *attempt["phases"].items()]
     if attempt["ended_at"] is not None:
         marks.append(("", attempt["ended_at"]))
@@ -105,7 +105,7 @@ def phase_times(attempt: Json) -> Iterator[str]:
 
 
 def where(placement: Sequence[Json]) -> Iterator[str]:
-    """`host: its ranks`, with the model of their GPUs."""
+    """`host: ranks`, with the model of their GPUs."""
     hosts = defaultdict(list)
     for place in placement:
         hosts[place["host"], place["gpu"]].append(place["rank"])
@@ -123,8 +123,8 @@ def checkpoints_table(checkpoints: Iterable[Json]) -> Table:
 
 
 def statistics_table(layers: Iterable[Json]) -> Table:
-    """The last point of each layer: means over channels of |mean| and variance, running and of the population; how far
-    the running means are from the last batch's, and from the population's."""
+    """The latest record of each layer: means over channels of |mean| and variance, running and population, and how far
+    the running means are from the last batch's and from the population's."""
     running, population = ("running_mean_abs", "running_var_mean", "drift"), ("mean_abs", "var_mean", "drift")
     table = Table("layer", "step", "running |mean|", "var", "drift", "population |mean|", "var", "drift", box=None)
     for layer in layers:

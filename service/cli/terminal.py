@@ -1,4 +1,4 @@
-"""What all commands share: consoles, exit codes, a client whose errors end the command, text fit for a terminal."""
+"""Shared by all commands: consoles, exit codes, a client whose errors end the command, text that is safe to print."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ T = TypeVar("T")
 FINE, JOB_FAILED, WRONG_USE, UNREACHABLE, NOT_ALLOWED, TIMED_OUT = range(6)
 CRASHED, INTERRUPTED, PIPE_CLOSED = 70, 130, 141
 _PIPED_COLUMNS = 1000
-"""Wide enough for any row: what another program reads has a line a row."""
+"""Wide enough for any row: other programs read one row per line."""
 
 
 class Screen(Console):
-    """A console that prints what it is given: no markup, emoji or highlighting is read into messages."""
+    """A console that prints text as it is: no markup, emoji or highlighting."""
 
     def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
         super().__init__(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
@@ -41,7 +41,7 @@ class Screen(Console):
 
 
 wants_json: ContextVar[bool] = ContextVar("wants_json", default=False)
-"""Whether the command was given --json: then its errors are JSON as well."""
+"""Whether the command has --json: then its errors are JSON, too."""
 out = Screen(width=None if sys.stdout.isatty() else _PIPED_COLUMNS)
 err = Screen(stderr=True)
 
@@ -58,7 +58,7 @@ def connect() -> Iterator[Client]:
 
 
 def exit_code(error: Exception) -> int:
-    """Which of the exit codes an error is."""
+    """The exit code of an error."""
     if isinstance(error, ServiceTimeoutError):
         return TIMED_OUT
     if isinstance(error, ServiceUnreachableError):
@@ -71,7 +71,7 @@ def exit_code(error: Exception) -> int:
 
 
 def fail_with(error: Exception) -> NoReturn:
-    """End the command with what an error says."""
+    """Print an error and end the command."""
     report(error)
     raise typer.Exit(exit_code(error))
 
@@ -82,7 +82,7 @@ def fail(message: str, code: int) -> NoReturn:
 
 
 def report(error: Exception) -> None:
-    """Print what went wrong."""
+    """Print an error."""
     known = {ServiceTimeoutError: "timed_out", ServiceUnreachableError: "unreachable"}
     code = next((code for kind, code in known.items() if isinstance(error, kind)), "wrong_use")
     problem = error.problem if isinstance(error, ProblemError) else {"detail": str(error), "code": code}
@@ -107,10 +107,8 @@ def show_value(value: T, as_json: bool, show: Callable[[T], RenderableType]) -> 
 
 
 def fit(value: T, console: Console | None = None) -> T:
-    """A JSON value whose texts a terminal shows and doesn't obey. What is piped stays as it is.
-
-    console: where it goes; None: standard output.
-    """
+    """A JSON value whose texts a terminal shows and doesn't obey. Piped output stays as it is. console: where it goes;
+    None: standard output."""
     fitting: T = _fit(value) if (console or out).is_terminal else value
     return fitting
 

@@ -1,4 +1,4 @@
-"""Reads YAML 1.2 and JSON text as people mean it: 1e-3 is a number, a date and `no` are text, a key is given once."""
+"""Reads YAML 1.2 and JSON as people mean it: 1e-3 is a number, dates and `no` are text, a key appears once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 MAX_DEPTH = 32
-"""As of a body over REST."""
+"""The limit for a body over REST."""
 _MOST_DIGITS = 400
 _EXACT = 2**53
 _NULL = re.compile(r"null|Null|NULL|~|")
@@ -68,10 +68,8 @@ def _whole(number: float) -> int | float:
 
 
 def parse(text: str, where: str) -> Any:
-    """The value in JSON or YAML text. where: the name of the file, for messages.
-
-    Raises: SpecFileError with the line.
-    """
+    """The value of JSON or YAML text. where: the name of the file, for messages. Raises: SpecFileError with the
+    line."""
     if text.lstrip().startswith("{"):
         try:
             return _parse_json(text, where)
@@ -91,8 +89,8 @@ def parse(text: str, where: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML nodes without aliases, which can make a small file huge, nor deep nesting, of which 3,000 brackets take
-    seconds. What plain words mean is decided in `scalar`, not here."""
+    """YAML nodes without aliases, which can make a small file huge, and without deep nesting, of which 3,000 brackets
+    take seconds. The meaning of plain words is decided in `scalar`."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
     DEFAULT_SCALAR_TAG = _PLAIN  # type: ignore[misc]
@@ -102,7 +100,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.events.AliasEvent):
-            _refuse(self.where, event, "YAML aliases (*name) are not for job files; write the value out")
+            _refuse(self.where, event, "YAML aliases (*name) are not allowed in job files; write the value out")
         if self.depth > MAX_DEPTH:
             _refuse(self.where, event, f"it must not be nested deeper than {MAX_DEPTH}")
         self.depth += 1
@@ -124,7 +122,7 @@ def _loader(text: str, where: str) -> _Loader:
 def _value(node: Node, where: str) -> Any:
     if node.tag not in _TAGS:
         tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-        _refuse(where, node, f"the tag {tag} is not for job files; leave it out")
+        _refuse(where, node, f"the tag {tag} is not allowed in job files; leave it out")
     if isinstance(node, MappingNode):
         return _mapping(node, where)
     if isinstance(node, SequenceNode):
@@ -137,7 +135,7 @@ def _value(node: Node, where: str) -> Any:
 
 
 def _text(text: str) -> str:
-    """Two halves of a character, as JSON escapes it, put together."""
+    """Joins the two halves of a character, as JSON escapes it."""
     if text.isascii():
         return text
     try:
@@ -147,7 +145,7 @@ def _text(text: str) -> str:
 
 
 def _mapping(node: MappingNode, where: str) -> dict[str, Any]:
-    """Keys are text as written, so that a date or a number may be the name of a label."""
+    """Keys stay text, so that a date or a number can be the name of a label."""
     found: dict[str, Any] = {}
     first: dict[str, int] = {}
     for key, value in node.value:
@@ -166,7 +164,7 @@ def _refuse(where: str, at: Any, problem: str) -> NoReturn:
 
 
 def _yaml_problem(error: yaml.MarkedYAMLError, text: str, where: str) -> str:
-    """One sentence for each mistake that is made often, and the parser's own words for the rest."""
+    """A sentence for each common mistake, and the parser's own words for the rest."""
     mark = error.problem_mark or error.context_mark
     if mark is None:
         return f"{where} is not YAML: {error}"

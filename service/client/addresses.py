@@ -1,4 +1,4 @@
-"""Where the service is and what may be part of a request to it: addresses, tokens, timeouts, ids. Sends nothing."""
+"""Validates what goes into a request before it is sent: addresses, tokens, timeouts, ids."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ class Address:
     url: str
     source: str
     found: bool = False
-    """Written by a service on this host, which may come back at another port."""
+    """Written by a service on this host, which may restart on another port."""
 
 
 def find_service(given: str | None = None, environ: Mapping[str, str] = os.environ) -> Address:
     """The URL given, SYNCNORM_URL, the service of this host's state folder, or the default.
 
-    Who names a state folder means the service on it, and never another one that has the default port.
-
-    Raises: UsageError for an address that can't be one; ServiceUnreachableError if no service runs on SYNCNORM_HOME.
+    If SYNCNORM_HOME names a state folder, only the service on it is used, never another one on the default port.
+    Raises: UsageError for an invalid address; ServiceUnreachableError if no service runs on SYNCNORM_HOME.
     """
     if given is not None:
         return Address(normalized(given, "the URL"), "the URL given")
@@ -50,11 +49,11 @@ def find_service(given: str | None = None, environ: Mapping[str, str] = os.envir
 
 
 def running_here(environ: Mapping[str, str] = os.environ) -> Address | None:
-    """What a service on this host wrote into its state folder."""
+    """The address that a service on this host wrote into its state folder."""
     file = Path(environ.get("SYNCNORM_HOME") or ".syncnorm").expanduser() / "service.json"
     try:
         return Address(normalized(json.loads(file.read_text())["url"], str(file)), str(file), found=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # half written, or by somebody else
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # half written, or written by another program
         return None
 
 
@@ -92,7 +91,7 @@ def _split(url: str, what: str) -> SplitResult:
             f"{what} can't be read as an address: {error}. A port is a number from 1 to 65535; got {url!r}."
         ) from error
     if parts.port == 0 or parts.netloc.endswith(":"):
-        raise UsageError(f"{what} must name a port from 1 to 65535 behind the colon, got {url!r}.")
+        raise UsageError(f"{what} must have a port from 1 to 65535 after the colon, got {url!r}.")
     return parts
 
 
@@ -102,10 +101,8 @@ def _without_page(path: str) -> str:
 
 
 def checked_token(token: str | None, environ: Mapping[str, str] = os.environ) -> str | None:
-    """The token given, or SYNCNORM_TOKEN; None: none. It is never part of a message.
-
-    Raises: UsageError for one that no header can hold.
-    """
+    """The token given, or SYNCNORM_TOKEN; None: no token. It never appears in a message. Raises: UsageError if no
+    header can hold it."""
     found = (token if token is not None else environ.get("SYNCNORM_TOKEN", "")).strip()
     if not found:
         return None
@@ -151,7 +148,7 @@ def _checked(part: str) -> str:
     if not isinstance(part, str) or not part.strip():
         raise UsageError("An id or a name must not be empty. Is a variable of your shell unset?")
     if len(part) > _LONGEST_PART:
-        raise UsageError(f"An id or a name has at most {_LONGEST_PART} characters, got {len(part)}.")
+        raise UsageError(f"An id or a name must have at most {_LONGEST_PART} characters, got {len(part)}.")
     if part in (".", "..") or _NEVER_IN_A_PART.search(part):
         raise UsageError(
             f"An id or a name must not hold spaces, control characters or any of / \\ ? # %, nor be dots; got {part!r}."

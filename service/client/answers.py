@@ -1,4 +1,4 @@
-"""What an answer, or none, means to a client: an error of its own for each way a request can fail."""
+"""Turns failed requests into errors: one class for each way in which a request can fail."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GATEWAY = (502, 503, 504)
 
 @contextmanager
 def translated(address: Address, method: str, limit_s: float, silent: str | None = None) -> Iterator[None]:
-    """httpx's errors as ours. silent: what a timeout is called, where an answer had begun."""
+    """Turns httpx's errors into ours. silent: the class for a timeout after an answer had begun."""
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
@@ -47,30 +47,30 @@ def refused(address: Address, answer: httpx.Response) -> ClientError:
     """An answer other than 2xx as an error."""
     if answer.is_redirect:
         to = answer.headers.get("location", "another address")
-        return NotSyncnormError(f"{address.url} sends on to {to[:200]}. Set SYNCNORM_URL to where the service is.")
+        return NotSyncnormError(f"{address.url} redirects to {to[:200]}. Set SYNCNORM_URL to where the service is.")
     if problem := _problem(answer):
         return ProblemError(problem, _retry_after_s(answer))
     if answer.status_code in (401, 403):
-        detail = f"{address.url} answered {answer.status_code}, and not as syncnorm does. A proxy may want a login."
+        detail = f"{address.url} answered {answer.status_code}, but not as syncnorm does. A proxy may require a login."
         return ProblemError({"status": answer.status_code, "code": "forbidden", "detail": detail})
     if answer.status_code in GATEWAY:
         what = f"A gateway at {address.url} answered {answer.status_code}"
         if answer.status_code == 504:
             return ServiceTimeoutError(f"{what}: timed out while it waited for the service. Try again.")
-        return ServiceUnreachableError(f"{what}: the service behind it does not answer.")
+        return ServiceUnreachableError(f"{what}: it can't reach the service.")
     return not_syncnorm(address, answer)
 
 
 def not_syncnorm(address: Address, answer: httpx.Response, *, read: bool = True) -> NotSyncnormError:
-    """An answer that no syncnorm gives. read: whether its body was."""
-    kind = answer.headers.get("content-type", "an answer without a type").split(";")[0]
+    """An answer that syncnorm never gives. read: whether its body was read."""
+    kind = answer.headers.get("content-type", "an answer without a Content-Type").split(";")[0]
     excerpt = " ".join(answer.text[:2000].split())[:120] if read else ""
     gave = f"{answer.request.method} {answer.request.url.path} gave {answer.status_code} {kind}"
     return _foreign(address, f"{gave}: {excerpt}" if excerpt else gave)
 
 
 def _foreign(address: Address, gave: str) -> NotSyncnormError:
-    return NotSyncnormError(f"What answers at {address.url} isn't syncnorm: {gave}. Check {address.source}.")
+    return NotSyncnormError(f"The server at {address.url} isn't syncnorm: {gave}. Check {address.source}.")
 
 
 def _unreachable(address: Address, error: httpx.TransportError) -> str:
@@ -85,20 +85,20 @@ def _unreachable(address: Address, error: httpx.TransportError) -> str:
 
 
 def _slow(address: Address, method: str, limit_s: float) -> str:
-    done = "" if method in SAFE else "It may still do what you asked for: look before you ask again. "
+    done = "" if method in SAFE else "It may still carry out the request: check before you repeat it. "
     return (
-        f"Timed out after {limit_s:g} s: {address.url} took the request and did not answer. It may be busy. {done}"
+        f"Timed out after {limit_s:g} s: {address.url} accepted the request and did not answer. It may be busy. {done}"
         f"SYNCNORM_TIMEOUT={2 * limit_s:g} waits longer."
     )
 
 
 def _lost(address: Address, method: str, error: httpx.TransportError) -> str:
-    done = "" if method in SAFE else " Whether the request was carried out is unknown: look before you ask again."
+    done = "" if method in SAFE else " Whether the request was carried out is unknown: check before you repeat it."
     return f"The connection to {address.url} was lost ({_reason(error)}).{done}"
 
 
 def _reason(error: httpx.TransportError) -> str:
-    """What the operating system said, without numbers in brackets."""
+    """The operating system's message, without the number in brackets."""
     if isinstance(error, httpx.ConnectTimeout):
         return f"no connection within {CONNECT_S:g} s"
     text = str(error) or type(error).__name__

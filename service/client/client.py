@@ -42,7 +42,7 @@ T = TypeVar("T")
 TERMINAL = ("succeeded", "failed", "cancelled")
 TIMEOUT_S = 30.0
 _SLOW_S = 180.0
-"""For plans, each of which builds a model in a Python of its own, and uploads."""
+"""For plans, which build a model in a separate process, and for uploads."""
 _REPORT_TYPES = {"html": "text/html", "png": "image/png", "json": "application/json"}
 _JOB, _EXPORT = ("id", "state"), ("name", "state")
 _Filter = str | int | Sequence[str] | None
@@ -79,11 +79,11 @@ class Client:
         self.connection.http.close()
 
     def submit(self, spec: Mapping[str, Any], *, key: str | None = None) -> Json:
-        """Submit once, whatever happens on the way: a lost answer is asked for again under the same key."""
+        """Submit a job exactly once: if the answer is lost, the request is repeated under the same key."""
         return self._once(api_path("jobs"), spec, key)
 
     def submit_study(self, spec: Mapping[str, Any], *, key: str | None = None) -> Json:
-        """As `submit`, for a study: all its jobs, once."""
+        """Submit a study exactly once, with all its jobs."""
         return self._once(api_path("studies"), spec, key)
 
     def _once(self, path: str, body: Mapping[str, Any], key: str | None, needs: tuple[str, ...] = _JOB) -> Json:
@@ -98,7 +98,7 @@ class Client:
         return self._json("GET", api_path("jobs", job_id), needs=_JOB)
 
     def jobs(self, **filters: _Filter) -> Iterator[Json]:
-        """All jobs that match, newest first, page by page. limit: how many a page holds."""
+        """All jobs that match, newest first, page by page. limit: size of a page."""
         return self._pages(api_path("jobs"), {key: value for key, value in filters.items() if value is not None})
 
     def _pages(self, path: str, params: Mapping[str, Any]) -> Iterator[Json]:
@@ -140,9 +140,9 @@ class Client:
         where: Mapping[str, Any] | None = None,
         cursor: str | None = None,
     ) -> Json:
-        """Ask many jobs at once, by ids or by a filter; an answer for each. verb: cancel, pause, resume or retry.
+        """Apply a verb to many jobs, by ids or by a filter; an answer for each. verb: cancel, pause, resume or retry.
 
-        where: state (a list), project, owner, norm, name, labels; {} takes all that you may see. Up to 500 jobs a call:
+        where: state (a list), project, owner, norm, name, labels; {} means all that you may see. Up to 500 jobs a call:
         give the answer's `next_cursor` as cursor to continue a filter.
         """
         body = {"ids": list(ids)} if ids is not None else {"filter": dict(where or {}), "cursor": cursor}
@@ -163,9 +163,10 @@ class Client:
         labels: Mapping[str, str] | None = None,
         limits: Mapping[str, float | None] | None = None,
     ) -> Json:
-        """Change priority, labels or limits; ProblemError 412 if the job changed at the same moment.
+        """Change priority, labels or limits. limits: only those given change, while the job is queued, paused or
+        failed.
 
-        limits: only those given change, while the job is queued, paused or failed.
+        Raises: ProblemError 412 if the job changed at the same moment.
         """
         version = self.job(job_id)["version"]
         body: Json = {"priority": priority, "labels": None if labels is None else dict(labels)}
@@ -191,7 +192,7 @@ class Client:
         register_as: str | None = None,
         key: str | None = None,
     ) -> Json:
-        """Have a succeeded job exported once more, once, as `submit` does. formats: pt2, onnx; None: both."""
+        """Export a succeeded job again, exactly once, as `submit` does. formats: pt2, onnx; None: both."""
         body = {"fold": fold, "register_as": register_as} | ({} if formats is None else {"formats": formats})
         return self._once(api_path("jobs", job_id, "exports"), body, key, _EXPORT)
 
@@ -209,7 +210,7 @@ class Client:
         return self._pages(api_path("studies"), {})
 
     def ask_study(self, study_id: str, verb: str) -> Json:
-        """verb: cancel, pause, resume or retry, for all its jobs."""
+        """Apply a verb to all jobs of a study: cancel, pause, resume or retry."""
         return self._json("POST", api_path("studies", study_id, verb), needs=_JOB)
 
     def study_report(self, study_id: str, form: str = "html", picture: str = "comparison") -> bytes:
@@ -234,7 +235,7 @@ class Client:
         return self._json("GET", api_path("cluster"), needs=("nodes",))
 
     def create_token(self, owner: str, scopes: list[str], expires_at: str | None = None) -> Json:
-        """The answer holds the token itself, which is shown once."""
+        """Create a token. The answer holds the token itself, which is shown only once."""
         wanted = {"owner": owner, "scopes": scopes, "expires_at": expires_at}
         return self._json("POST", api_path("tokens"), json=wanted, needs=("token",))
 
@@ -257,7 +258,7 @@ class Client:
         self.connection.empty("PUT", api_path("secrets", name), json={"value": value})
 
     def secrets(self) -> list[Json]:
-        """Names, never values."""
+        """The names of your secrets, never their values."""
         return self._items(api_path("secrets"))
 
     def delete_secret(self, name: str) -> None:
@@ -273,7 +274,7 @@ class Client:
         return self._follow(api_path("jobs", job_id, "logs"), params, "line")
 
     def follow_events(self, job_id: str) -> Iterator[Json]:
-        """Every event of the job until it is finished, across lost connections, each once."""
+        """Every event of the job until it is finished, each once, across lost connections."""
         return self._follow(api_path("jobs", job_id, "events"), {}, "event")
 
     def is_ready(self) -> bool:

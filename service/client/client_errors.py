@@ -1,12 +1,12 @@
-"""What can go wrong between a client and the service.
+"""Errors of the client.
 
 ClientError
 ├── UsageError               an id, a name, an address or a token that must not be sent; nothing was sent
 ├── ServiceUnreachableError  the connection was lost
 │   ├── NobodyAnswersError   there was none
-│   └── NotSyncnormError     something else answers
-├── ServiceTimeoutError      the service took the request and did not answer in time
-└── ProblemError             the service refused
+│   └── NotSyncnormError     another server answers
+├── ServiceTimeoutError      the service accepted the request and did not answer in time
+└── ProblemError             the service refused the request
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ Json = dict[str, Any]
 
 
 class ClientError(Exception):
-    """Anything that keeps a client from an answer."""
+    """Base class of all errors of the client."""
 
 
 class UsageError(ClientError, ValueError):
-    """What the caller gave can't be sent to any service."""
+    """The arguments of a call can't be sent to any service."""
 
 
 class ServiceUnreachableError(ClientError):
-    """Nobody answers at the service's address, or the connection was lost."""
+    """Nothing answers at the service's address, or the connection was lost."""
 
 
 class NobodyAnswersError(ServiceUnreachableError):
@@ -33,15 +33,15 @@ class NobodyAnswersError(ServiceUnreachableError):
 
 
 class NotSyncnormError(ServiceUnreachableError):
-    """What answers at the address isn't a syncnorm service."""
+    """The server at the address isn't syncnorm."""
 
 
 class ServiceTimeoutError(ClientError):
-    """The service is there, and did not answer in time."""
+    """The service accepted the request and did not answer in time."""
 
 
 class ProblemError(ClientError):
-    """The service refused. problem: the RFC 9457 answer. retry_after_s: what its Retry-After says."""
+    """The service refused the request. problem: the RFC 9457 answer. retry_after_s: from its Retry-After header."""
 
     def __init__(self, problem: Json, retry_after_s: float | None = None) -> None:
         self.problem = problem
@@ -50,4 +50,4 @@ class ProblemError(ClientError):
         self.code: str = problem.get("code", "")
         errors = [item for item in problem.get("errors") or [] if isinstance(item, dict)]
         details = [f"{item.get('pointer', '')}: {item.get('detail', '')}" for item in errors]
-        super().__init__("\n  ".join([str(problem.get("detail", "The service refused.")), *details]))
+        super().__init__("\n  ".join([str(problem.get("detail", "The service refused the request.")), *details]))

@@ -1,4 +1,4 @@
-"""Requests and streams of the client: time limits, what is asked for again, and one error for each way to fail."""
+"""Requests and streams of the client: time limits, retries, and one error for each way to fail."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from syncnorm.service.client.client_errors import (
 
 T = TypeVar("T")
 _STREAM_S = 60.0
-"""The service speaks at least every 15 s."""
+"""The service sends something at least every 15 s."""
 _WAITS_S = (0.2, 1.0)
 _LONGEST_RETRY_AFTER_S = 5.0
 
@@ -38,17 +38,17 @@ class StreamEvent:
 
 
 class Connection:
-    """Speaks with one service. url: where it is, without a slash at the end."""
+    """Requests to one service. url: without a slash at the end."""
 
     def __init__(self, address: Address, token: str | None, timeout_s: float) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.timeout_s = timeout_s
         self.patience_s = 300.0
-        """How long a lost stream, or a job that is waited for, is asked for again."""
+        """How long a lost stream, or a read that waits for a job, is retried."""
         self.pause_s = 0.2
-        """Before the first time; doubles up to 5 s."""
+        """Pause before the first retry; doubles up to 5 s."""
         self.on_lost: Callable[[str], None] = lambda _message: None
-        """Told once when a stream is lost, with the reason."""
+        """Called once when a stream is lost, with the reason."""
         self._address = address
         self.http = httpx.Client(base_url=address.url, headers=headers, trust_env=False)
 
@@ -57,7 +57,7 @@ class Connection:
         return self._address.url
 
     def json(self, method: str, path: str, *, needs: tuple[str, ...] = (), **options: Any) -> Json:
-        """The JSON object that answers. needs: members without which it is none of ours."""
+        """The JSON object of the answer. needs: members without which the server isn't syncnorm."""
         answer = self.send(method, path, **options)
         try:
             content = answer.json()
@@ -68,7 +68,7 @@ class Connection:
         return content
 
     def empty(self, method: str, path: str, **options: Any) -> None:
-        """Have something done that is answered by 204 and nothing else."""
+        """Send a request that is answered by 204 and no body."""
         answer = self.send(method, path, **options)
         if answer.status_code != httpx.codes.NO_CONTENT:
             raise not_syncnorm(self._address, answer)
@@ -83,16 +83,14 @@ class Connection:
     def send(
         self, method: str, path: str, *, timeout_s: float | None = None, repeatable: bool = False, **options: Any
     ) -> httpx.Response:
-        """The answer, if it is 2xx. repeatable: sending it twice does no more than once, as under an idempotency key.
-
-        Raises: ClientError.
-        """
+        """The answer, if it is 2xx. repeatable: sending it twice has the effect of once, as under an idempotency key.
+        Raises: ClientError."""
         limit_s = timeout_s or self.timeout_s
         timeout = httpx.Timeout(limit_s, connect=min(CONNECT_S, limit_s))
         try:
             request = self.http.build_request(method, path, timeout=timeout, **options)
         except (TypeError, ValueError, RecursionError) as error:
-            raise UsageError(f"What is sent must be plain JSON values: {error}.") from error
+            raise UsageError(f"The body of a request must be plain JSON values: {error}.") from error
         waits = iter(_WAITS_S)
         while True:
             try:
@@ -133,7 +131,7 @@ class Connection:
                 patience.wait(error)
 
     def relocate(self) -> None:
-        """Where the service of this host wrote down its address: it may have come back at another port."""
+        """Reads the address file of this host's service again: it may have restarted on another port."""
         if self._address.found and (address := running_here()) is not None:
             self._address = address
             self.http.base_url = address.url
@@ -153,14 +151,14 @@ class Connection:
                 if not answer.headers.get("content-type", "").startswith("text/event-stream"):
                     raise not_syncnorm(self._address, answer, read=False)
                 yield from _events(answer.iter_lines())
-            except ValueError as error:  # of an event that isn't JSON
+            except ValueError as error:  # an event that isn't JSON
                 raise not_syncnorm(self._address, answer, read=False) from error
             finally:
                 answer.close()
 
 
 class RetryPeriod:
-    """How long a client goes on asking for what it already had."""
+    """How long a client keeps retrying something that worked before."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -173,7 +171,7 @@ class RetryPeriod:
         self._until, self._wait_s, self._was_there = None, self._connection.pause_s, True
 
     def wait(self, error: ClientError) -> None:
-        """Rest before the next try. Raises: the error, if another try can't help or time is up."""
+        """Pause before the next try. Raises: the error, if a retry can't help or the time is up."""
         now, connection = time.monotonic(), self._connection
         if not _passes(error) or (isinstance(error, NobodyAnswersError) and not self._was_there):
             raise error
@@ -190,14 +188,15 @@ class RetryPeriod:
 
 
 def _passes(error: ClientError) -> bool:
-    """Whether it may be over soon. A restarted service answers 503 before it is ready."""
+    """Whether the error may be over soon. A restarted service answers 503 before it is ready."""
     if isinstance(error, ProblemError):
         return error.status == 429 or error.status in GATEWAY
     return isinstance(error, ServiceUnreachableError | ServiceTimeoutError) and not isinstance(error, NotSyncnormError)
 
 
 def _wait_s(error: ClientError, safe: bool, repeatable: bool, pause_s: float | None) -> float | None:
-    """Seconds before a request is sent again; None: never. What was refused for now is always safe to send."""
+    """Seconds before a request is sent again; None: never. A request that was refused for now is always safe to
+    repeat."""
     if pause_s is None or isinstance(error, NotSyncnormError):
         return None
     if isinstance(error, NobodyAnswersError):

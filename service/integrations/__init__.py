@@ -1,1 +1,1 @@
-"""Ports to what lies outside: Ray, MLflow, storage, webhooks, secrets, uploaded code."""
+"""Adapters to the systems outside: Ray, MLflow, webhooks, secrets, and the process that inspects models."""

@@ -1,7 +1,7 @@
-"""HTTP to a program outside, with a limit to how long a whole call takes and to how much an answer may hold.
+"""HTTP to a system outside, with limits on the time of a whole call and on the size of the answer.
 
-A timeout of httpx is one of each read: a server that sends a byte now and then would hold a call for hours. So calls
-run on an event loop of their own, where all of one call can be given up at once, the look-up of the name included.
+A timeout of httpx covers a single read: a server that sends a byte now and then would hold a call for hours. So calls
+run on an event loop of their own, where a whole call can be cancelled, including the name look-up.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class HttpRequest:
 
 @dataclass(frozen=True)
 class HttpResponse:
-    """A whole answer, whatever its status. source: who gave it, for messages."""
+    """A whole answer, whatever its status. source: the server, for messages."""
 
     source: str
     status: int
@@ -52,29 +52,29 @@ class HttpResponse:
 
     @property
     def is_page(self) -> bool:
-        """Whether it is HTML, which none of our ports speaks: a proxy or a login page answered."""
+        """Whether it is HTML, which none of our ports sends: a proxy or a login page answered."""
         return "html" in self.headers.get("content-type", "") or self.content.lstrip()[:1] == b"<"
 
     @property
     def excerpt(self) -> str:
-        """The end of its text, where tracebacks say what happened."""
+        """The end of its text, where a traceback says what happened."""
         return self.content.decode(errors="replace").strip()[-_EXCERPT:]
 
     def parsed(self, kind: TypeAdapter[T]) -> T:
-        """Its content as the type that was asked for. Raises: UnexpectedAnswerError."""
+        """Its content as the expected type. Raises: UnexpectedAnswerError."""
         try:
             return kind.validate_json(self.content)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"])) or "the body"
             raise UnexpectedAnswerError(
-                f"{self.source} answered {self.status} with something that is not its own: {where}: {first['msg']} "
-                f"({self.excerpt[:80]!r}). Check that no proxy or login page answers in its place."
+                f"{self.source} answered {self.status} in an unexpected form: {where}: {first['msg']} "
+                f"({self.excerpt[:80]!r}). Check that no proxy or login page answers instead of it."
             ) from error
 
 
 class HttpClient:
-    """One program outside. Every call raises UnreachableError or UnexpectedAnswerError, within its limits."""
+    """One system outside. Every call raises UnreachableError or UnexpectedAnswerError, within its limits."""
 
     def __init__(
         self,
@@ -103,18 +103,18 @@ class HttpClient:
     def ask(self, call: HttpRequest, *, total_s: float | None = None, most_bytes: int = MOST_BYTES) -> HttpResponse:
         """The answer to one call, whatever its status.
 
-        Raises: UnreachableError; UnexpectedAnswerError for a redirect and a huge body; RefusedError for what can't be
-        sent.
+        Raises: UnreachableError; OddAnswerError for a redirect and for an oversized body; RefusedError for a call that
+        can't be sent.
         """
         return _on_loop(self._ask(call, total_s or self._total_s, most_bytes))
 
     def ask_all(
         self, calls: Sequence[HttpRequest], *, total_s: float | None = None
     ) -> list[HttpResponse | UnreachableError]:
-        """The answers to several calls made at the same time, in order, within the limits of one."""
+        """The answers to several concurrent calls, in order, within the time limit of one."""
 
         async def gathered() -> list[HttpResponse | UnreachableError]:
-            # httpx opens up to 100 connections; the others wait for their turn.
+            # httpx opens up to 100 connections; further calls wait.
             return list(await asyncio.gather(*(self._settled(call, total_s or self._total_s) for call in calls)))
 
         return _on_loop(gathered())
@@ -135,8 +135,8 @@ class HttpClient:
                 return await self._exchange(source, call, most_bytes)
         except TimeoutError as error:
             raise UnreachableError(f"{source} did not answer {call.method} within {total_s:g} s") from error
-        except (ValueError, TypeError) as error:  # lone surrogates, NaN: JSON has no form for them
-            raise RefusedError(f"{source} can't be sent this {call.method} of {call.path}: {error}") from error
+        except (ValueError, TypeError) as error:  # lone surrogates and NaN, which JSON can't hold
+            raise RefusedError(f"could not send {call.method} {call.path} to {source}: {error}") from error
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise UnreachableError(f"{source} can't be reached: {str(error) or type(error).__name__}") from error
 

@@ -1,4 +1,4 @@
-"""What MLflow's REST API answers (mlflow 3.17), read with types; and what a status that is not 2xx means. Pure."""
+"""Answers of MLflow's REST API (mlflow 3.17) with types, and the meaning of a status that is not 2xx. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Id = Annotated[
 GONE = "RESOURCE_DOES_NOT_EXIST"
 _REFUSALS = {400, 409, 413, 422}
 _REFUSALS_WITH_CODE = {403, 404}
-"""A proxy, and MLflow's own check of the Host header, answer these as well, but without an error code."""
+"""Statuses that a proxy, and MLflow's own check of the Host header, answer as well, but without an error code."""
 
 
 class Experiment(BaseModel):
@@ -70,7 +70,7 @@ class History(BaseModel):
     metrics: list[Any] = []
 
     def points(self) -> list[tuple[int, float]]:
-        """(step, value) of those that can be drawn: one odd point hides no other."""
+        """(step, value) of the points that can be drawn: one odd point hides no other."""
         found = (_point(item) for item in self.metrics)
         return [(point.step, point.value) for point in found if point is not None and isfinite(point.value)]
 
@@ -87,9 +87,9 @@ OBJECT = TypeAdapter(dict[str, Any])
 
 
 def read(answer: HttpResponse, what: str, kind: TypeAdapter[T]) -> T:
-    """The content of an answer. what: was asked, for messages.
+    """The content of an answer. what: the request, for messages.
 
-    Raises: RefusedError where MLflow itself says that this one request is wrong, UnreachableError for all else.
+    Raises: RefusedError if MLflow itself says that this one request is wrong, UnreachableError for everything else.
     """
     if answer.is_success:
         return answer.parsed(kind)
@@ -101,7 +101,7 @@ def read(answer: HttpResponse, what: str, kind: TypeAdapter[T]) -> T:
 
 
 def _problem(answer: HttpResponse) -> tuple[str, str]:
-    """MLflow's own code, empty where it was not MLflow who answered, and what was said."""
+    """MLflow's error code, empty if another server answered, and its message."""
     try:
         problem = _PROBLEM.validate_json(answer.content)
     except ValidationError:

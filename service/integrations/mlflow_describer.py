@@ -1,4 +1,4 @@
-"""Gives MLflow runs their tags and params, beside the reconciler: a large spec or a slow MLflow holds up no launch."""
+"""Writes params and tags of MLflow runs in the background, so that a large spec or slow MLflow delays no launch."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ _LEASE_S = 60.0
 _POLL_S = 1.0
 _MOST_A_TICK = 50
 _PAUSE_S = 30.0
-"""Before a run that could not be described is tried again."""
+"""Pause before a run that could not be described is retried."""
 _MOST_TRIES = 5
 _MOST_SILENCES = 2
-"""In a row, after which MLflow is taken to be away, and not one run to be at fault."""
+"""Failed runs in a row after which MLflow counts as unavailable, and not a single run as at fault."""
 
 
 class RunDescriber:
-    """Works off what is written down as undescribed. A crash at any point is harmless: it is done again."""
+    """Works through the runs that are recorded as undescribed. A crash at any point is harmless: the work is
+    repeated."""
 
     def __init__(self, store: Store, tracker: Tracker, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
@@ -52,7 +53,7 @@ class RunDescriber:
         return [loop]
 
     def tick(self, stop: threading.Event | None = None) -> None:
-        """Describe some runs. What can't be described now waits, and holds up no other."""
+        """Describe some runs. A run that can't be described now waits, and delays no other."""
         silences = 0
         for job, attempt in self._store.descriptions.pending(_MOST_A_TICK + len(self._not_before)):
             if self._clock() < self._not_before.get(job.id, 0.0):
@@ -70,20 +71,24 @@ class RunDescriber:
             lost = self._tracker.describe(job.run_id, job, self._store.attempts.of_job(job.id))
             problem = _refused(lost) if lost else ""
         except RefusedError as error:
-            problem = f"MLflow refused to describe the run of this job, so it has no params there: {error}"
+            problem = f"MLflow refused the params and tags of this job's run, so the run has none: {error}"
         except UnreachableError as error:
-            self._outage_log.failed(job.id, "could not describe a run; retrying", job=job.id, error=str(error))
+            self._outage_log.failed(
+                job.id, "could not write params and tags of a run; retrying in 30 s", job=job.id, error=str(error)
+            )
             self._not_before[job.id] = self._clock() + _PAUSE_S
             return isinstance(error, UnexpectedAnswerError)
         except DatabaseUnavailableError:
             raise
         except Exception as error:
-            logger.exception("a run could not be described", extra={"job": job.id})
+            logger.exception(
+                "could not write params and tags of a run; retrying in 30 s, 5 times at most", extra={"job": job.id}
+            )
             self._tries[job.id] = self._tries.get(job.id, 0) + 1
             self._not_before[job.id] = self._clock() + _PAUSE_S
             if self._tries[job.id] < _MOST_TRIES:
                 return True
-            problem = f"The run of this job could not be described: {type(error).__name__}: {error}"
+            problem = f"The params and tags of this job's run could not be written: {type(error).__name__}: {error}"
         self._settle(job, attempt, problem)
         return True
 

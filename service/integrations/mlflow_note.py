@@ -1,4 +1,4 @@
-"""The page of a job in MLflow (`mlflow.note.content`): what it trains, what came of it, the way back to it. Pure."""
+"""The note of a job's MLflow run (`mlflow.note.content`): model, result, and a link back to the job. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PAGES = ("explain", "attempts", "events", "logs", "statistics")
 
 
 def run_note(job: Job, url: str) -> str:
-    """Markdown, of which MLflow shows the first lines at once. url: of the job in the API."""
+    """The note in Markdown; MLflow shows its first lines. url: of the job in the API."""
     pages = ", ".join(f"[{page}]({url}/{page})" for page in _PAGES)
     lines = [_what(job), "", *_state(job), "", f"Job [`{job.id}`]({url}), owner {job.owner}: {pages}"]
     if job.state is JobState.SUCCEEDED and (rows := [*_model(job), *_scores(job)]):
@@ -25,7 +25,7 @@ def run_note(job: Job, url: str) -> str:
 
 
 def certificate_line(certificate: dict[str, Any]) -> str:
-    """The certificate in one sentence; the whole of it is export/certificate.json in the run."""
+    """The certificate in one sentence. The whole of it is export/certificate.json in the run."""
     if not certificate.get("checks"):
         return "passed" if certificate.get("passed") else "not passed"
     runtimes = dict.fromkeys(check["runtime"] for check in certificate["checks"])
@@ -84,7 +84,7 @@ def _model(job: Job) -> Iterator[tuple[str, str]]:
         drifts = population["drift"]
         worst = max(drifts, key=lambda layer: float(drifts[layer]), default=None)
         off = (
-            f"; running means were off most, by {float(drifts[worst]):.2g} standard deviations, in {worst}"
+            f"; running means were furthest off, by {float(drifts[worst]):.2g} standard deviations, in {worst}"
             if worst
             else ""
         )

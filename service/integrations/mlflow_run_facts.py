@@ -1,4 +1,4 @@
-"""What the MLflow run of a job says of it: tags, and the spec as params. Pure."""
+"""Tags and params of a job's MLflow run. Pure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from syncnorm.trainer.contract.mlflow_rest import mlflow_name
 from syncnorm.trainer.contract.text import storable, storable_json
 
 MOST_PARAMS = 1000
-"""Of one run. All of a larger spec is in its artifact `spec.yaml`."""
+"""Most params of one run. A larger spec is whole in its artifact `spec.yaml`."""
 _MAX_PARAM, _MAX_TAG = 6000, 8000
-"""Characters that MLflow takes (mlflow 3.17)."""
+"""Length limits of MLflow (mlflow 3.17)."""
 _DEEPEST = 32
 LEFT_OUT_TAG = "syncnorm.params_left_out"
 
@@ -35,13 +35,13 @@ def run_tags(job: Job, attempts: Sequence[Attempt]) -> Pairs:
 
 
 def run_params(spec: Mapping[str, Any]) -> Pairs:
-    """The spec as params, no more than MOST_PARAMS: the arguments of user code are what may be many, and come last."""
+    """The spec as params, at most MOST_PARAMS. Arguments of user code may be many, so they come last."""
     ordered = sorted(flatten(spec), key=lambda pair: ".init_args." in pair[0])
     return _fit(ordered[:MOST_PARAMS], _MAX_PARAM)
 
 
 def _fit(pairs: Iterable[tuple[str, str]], longest: int) -> Pairs:
-    """Names and values as MLflow takes them, each name once."""
+    """Names and values that MLflow accepts, each name once."""
     fitting: dict[str, str] = {}
     for key, value in pairs:
         name, number = mlflow_name(storable(key)), 2
@@ -52,7 +52,7 @@ def _fit(pairs: Iterable[tuple[str, str]], longest: int) -> Pairs:
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "", depth: int = _DEEPEST) -> Iterator[tuple[str, str]]:
-    """Dotted names and texts of everything in a spec that is set; env is left out, for it may hold private values."""
+    """Dotted names and texts of all values in a spec. env is left out, because it may hold private values."""
     for key, item in value.items():
         name = f"{prefix}{key}"
         if name == "env" or item is None:
@@ -64,7 +64,7 @@ def flatten(value: Mapping[str, Any], prefix: str = "", depth: int = _DEEPEST) -
 
 
 def world_size_tags(job: Job, attempts: Sequence[Attempt]) -> dict[str, str]:
-    """How many workers the latest attempt has; and, once that has changed, how many there were from which step on."""
+    """The number of workers of the latest attempt, and once it has changed, the history with its steps."""
     if not attempts:
         return {"syncnorm.world_size": str(job.workers)}
     tags = {"syncnorm.world_size": str(attempts[-1].workers)}

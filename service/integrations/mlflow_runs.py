@@ -1,4 +1,4 @@
-"""The MLflow run of a job: found or made, described, and given its final status. Plain REST with short limits."""
+"""Finds or creates the MLflow run of a job, describes it, and sets its status. Plain REST with short time limits."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _HISTORIES_S, _AT_ONCE = 30.0, 8
 _BYTES_A_SECOND = 2**20
 
 TrackingUnreachableError = UnreachableError
-"""What every method raises while MLflow can't be asked."""
+"""Raised by every method while MLflow is unavailable."""
 
 
 @dataclass(frozen=True)
@@ -50,28 +50,29 @@ class Run:
 
 
 class Tracker(Protocol):
-    """Port to MLflow. Methods raise UnreachableError while it is away, and RefusedError for what it won't take."""
+    """Port to MLflow. Methods raise UnreachableError while it is unavailable, and RefusedError for requests it
+    refuses."""
 
     def run_for(self, job: Job, attempts: Sequence[Attempt], note: str) -> Run:
-        """The run of the job, by its tag; made if there is none, or somebody deleted it. A few short calls.
+        """The run of the job, found by its tag; created if there is none, or it was deleted. A few short calls.
 
-        attempts: all of the job, in order. note: its page.
+        attempts: all of the job, in order. note: the description of the run.
         """
 
     def describe(self, run_id: str, job: Job, attempts: Sequence[Attempt]) -> list[str]:
-        """Give the run its tags, and the spec as params; the names that MLflow refused. May take many calls."""
+        """Write the run's tags, and the spec as params; returns the names that MLflow refused. May take many calls."""
 
     def set_status(self, run_id: str, status: str, note: str) -> None:
         """note: its page; it is left out where MLflow won't take it."""
 
     def histories(self, run_id: str, prefix: str) -> dict[str, list[tuple[int, float]]]:
-        """(step, value) of every metric whose name begins so."""
+        """(step, value) of every metric whose name has this prefix."""
 
     def is_answering(self) -> bool: ...
 
 
 class MlflowTracker:
-    """The MLflow adapter. Whatever it answers, a call ends within TOTAL_S and raises what the port promises."""
+    """The MLflow adapter. Whatever MLflow answers, a call ends within TOTAL_S and raises what the port promises."""
 
     def __init__(self, uri: str, timeout_s: float = TOTAL_S) -> None:
         self.uri = uri.rstrip("/")
@@ -102,7 +103,10 @@ class MlflowTracker:
         try:
             self.call("POST", "runs/set-tag", {"run_id": run_id, "key": _NOTE, "value": storable(note, _MAX_NOTE)})
         except RefusedError as error:
-            logger.warning("MLflow refused the page of a run", extra={"run": run_id, "error": str(error)})
+            logger.warning(
+                "MLflow refused the note of a run; the run keeps its old one",
+                extra={"run": run_id, "error": str(error)},
+            )
 
     def histories(self, run_id: str, prefix: str) -> dict[str, list[tuple[int, float]]]:
         run = self.read("GET", "runs/get", {"run_id": run_id}, RUN_FOUND).run
@@ -137,7 +141,7 @@ class MlflowTracker:
         self._http.close()
 
     def experiment(self, project: str) -> str:
-        """Its id; made if there is none, restored if somebody deleted it."""
+        """Its id; created if there is none, restored if it was deleted."""
         try:
             found = self.read("GET", "experiments/get-by-name", {"experiment_name": project}, EXPERIMENT_FOUND)
         except RefusedError as error:
@@ -145,12 +149,15 @@ class MlflowTracker:
                 raise
             return self.read("POST", "experiments/create", {"name": project}, EXPERIMENT_MADE).experiment_id
         if found.experiment.lifecycle_stage == "deleted":
-            logger.warning("restoring a deleted MLflow experiment that a job names", extra={"project": project})
+            logger.warning(
+                "restoring a deleted MLflow experiment, because a job uses it as its project",
+                extra={"project": project},
+            )
             self.call("POST", "experiments/restore", {"experiment_id": found.experiment.experiment_id})
         return found.experiment.experiment_id
 
     def _is_there(self, run_id: str) -> bool:
-        """Whether the run can be written to. False if somebody deleted it: the next attempt gets another one then."""
+        """Whether the run can be written to. False if it was deleted: then the next attempt gets another one."""
         try:
             run = self.read("GET", "runs/get", {"run_id": run_id}, RUN_FOUND).run
         except RefusedError as error:
@@ -160,7 +167,7 @@ class MlflowTracker:
         return run.info.lifecycle_stage != "deleted"
 
     def _find(self, experiment_id: str, job: Job) -> str | None:
-        """Its run, by its tag; None if there is none, or somebody deleted it."""
+        """Its run, by its tag; None if there is none, or it was deleted."""
         body = {"experiment_ids": [experiment_id], "filter": f"tags.`syncnorm.job_id` = '{job.id}'", "max_results": 9}
         names = [run.info.run_id for run in self.read("POST", "runs/search", body, RUNS_FOUND).runs]
         return job.run_id if job.run_id in names else next(iter(names), None)
@@ -176,7 +183,7 @@ class MlflowTracker:
         return self.read("POST", "runs/create", body, RUN_FOUND).run.info.run_id
 
     def _log(self, run_id: str, what: str, pairs: Pairs) -> list[str]:
-        """Log tags or params; the names of those that MLflow refuses, found by halves so that they hold up no other."""
+        """Log tags or params; returns the names that MLflow refuses, found by bisection so that they block no other."""
         if not pairs:
             return []
         try:
@@ -216,7 +223,7 @@ def _now_ms() -> int:
 
 
 def run_url(uri: str, job: Job) -> str | None:
-    """Where a browser shows the run of a job."""
+    """The page of a job's run, for a browser."""
     return run_page(uri, job.experiment_id, job.run_id)
 
 

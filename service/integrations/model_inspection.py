@@ -1,4 +1,4 @@
-"""Asks a process that knows torch about a spec; this one never loads it."""
+"""Builds the model of a spec in a separate process with torch; the service itself never loads torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TIMEOUT_S = 120.0
 
 
 def inspect(spec: JobSpec, packages: CodePackages) -> Inspection | None:
-    """Conversion and findings for `spec`; None where the process does not answer, e.g. without torch on this host."""
+    """Conversion and findings for `spec`; None if the process fails, for example without torch on this host."""
     environment = python_path(environment_of_jobs(os.environ, own_mlflow=True))
     command = [sys.executable, "-m", "syncnorm.trainer.worker.model_inspection"]
     try:
@@ -39,5 +39,9 @@ def inspect(spec: JobSpec, packages: CodePackages) -> Inspection | None:
         return Inspection.model_validate_json(done.stdout)
     except (subprocess.SubprocessError, OSError, ValueError) as error:
         stderr = getattr(error, "stderr", None) or b""
-        logger.warning("a spec could not be inspected: %s %s", error, stderr.decode(errors="replace")[-2000:])
+        logger.warning(
+            "could not build the model of a spec for its plan; the plan has no findings about layers: %s %s",
+            error,
+            stderr.decode(errors="replace")[-2000:],
+        )
         return None

@@ -1,4 +1,4 @@
-"""What Ray's dashboard answers (ray 2.60), read with types. Pure: one odd item is left out, and told to `note`."""
+"""Answers of Ray's dashboard (ray 2.60) with types. Pure: an unreadable entry is skipped and passed to `note`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from syncnorm.trainer.contract.plan import NodeCapacity
 
 Note = Callable[[str, str], None]
-"""Told which item is odd, and why."""
+"""Called with the name of an unreadable entry, and why."""
 _Amount = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 _Usage = tuple[_Amount, _Amount]
 """Used and total."""
@@ -61,7 +61,7 @@ RECORDS = TypeAdapter(list[Any])
 
 
 def nodes_of(cluster: _Cluster, note: Note) -> tuple[NodeCapacity, ...]:
-    """The hosts. One whose numbers make no sense is there, but has nothing to give."""
+    """The hosts. One whose numbers make no sense is listed without capacity."""
     usage = cluster.data.clusterStatus.loadMetricsReport.usageByNode
     return tuple(_node(node_id, used, note) for node_id, used in usage.items())
 
@@ -95,7 +95,7 @@ def _is_address(name: str) -> bool:
 
 
 def records_of(items: list[Any], owner: str, note: Note) -> Iterator[Record]:
-    """The submissions of `owner`. Others, and the drivers that Ray lists among them, are none of our business."""
+    """The submissions of `owner`. Those of others, and Ray's own drivers among them, are ignored."""
     for item in items:
         if not isinstance(item, dict) or not item.get("submission_id") or not is_owned(item.get("metadata"), owner):
             continue

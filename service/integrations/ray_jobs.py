@@ -1,6 +1,6 @@
-"""Starting, stopping and watching attempts on a Ray cluster, through the plain HTTP API of its dashboard.
+"""Starts, stops and observes attempts on a Ray cluster, through the HTTP API of its dashboard.
 
-Ray is a launcher that forgets and lies: everything here may be repeated, and nothing it answers is final by itself.
+Ray forgets and can be wrong: every call here may be repeated, and no answer is final by itself.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ _LIST_BYTES = 256 * 2**20
 _JSON_OBJECT = TypeAdapter(dict[str, Any])
 
 ClusterUnreachableError = UnreachableError
-"""What every method raises while Ray can't be asked. It says nothing about the jobs on Ray."""
+"""Raised by every method while Ray is unavailable. It says nothing about the jobs on Ray."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What Ray says of one of our submissions. message: why it ended, in Ray's words."""
+    """Ray's state of one of our submissions. message: why it ended, in Ray's words."""
 
     status: RayStatus
     node_id: str | None = None
@@ -64,7 +64,7 @@ class Submission:
 
 @dataclass(frozen=True)
 class ClusterState:
-    """One look at the cluster. session: its identity; another session knows nothing of earlier submissions."""
+    """One observation of the cluster. session: its identity; another session knows nothing of earlier submissions."""
 
     session: str
     nodes: tuple[NodeCapacity, ...]
@@ -72,34 +72,34 @@ class ClusterState:
 
     @property
     def capacity(self) -> tuple[NodeCapacity, ...] | None:
-        """The hosts; None while they have not told yet what they have, as in the first seconds of a cluster."""
+        """The hosts; None until they have reported their capacity, as in the first seconds of a cluster."""
         return self.nodes if any(node.cpus or node.gpus for node in self.nodes) else None
 
 
 class Dispatcher(Protocol):
-    """Port to a cluster. Every method but `forget` raises UnreachableError when it can't be asked."""
+    """Port to a cluster. Every method but `forget` raises UnreachableError while the cluster is unavailable."""
 
     def observe(self) -> ClusterState: ...
 
     def start(self, submission_id: str, folder: str, kind: Kind = "attempt") -> None:
-        """Start the driver of an attempt, or a later export; an id that is known already is left alone.
+        """Start the driver of an attempt, or a later export; a known id is left alone.
 
-        Raises: RefusedError for a submission that the cluster will never take.
+        Raises: RefusedError for a submission that the cluster will never accept.
         """
 
     def end(self, submission_id: str) -> None:
         """End the processes of a submission (SIGTERM, then SIGKILL); an unknown or ended one is left alone."""
 
     def forget(self, submission_id: str) -> None:
-        """Nobody needs the record of this ended submission any more. Returns at once; the record goes soon."""
+        """The record of this ended submission is no longer needed. Returns at once; the record is deleted soon."""
 
 
 class RayDispatcher:
-    """The Ray adapter.
+    """The Ray adapter. Ray keeps the record of every submission until it is deleted, and lists them more slowly the
+    more there are.
 
-    Ray keeps the record of every submission until somebody deletes it, and takes longer to list them the more there
-    are. So `look` asks for those that `known` names, a few milliseconds each, and a `ClusterSweep` lists them all now
-    and then: it deletes ended ones, and finds `strays`.
+    So `look` asks for those that `known` names, a few milliseconds each, and a `ClusterSweep` lists them all now and
+    then: it deletes ended ones, and finds `strays`.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class RayDispatcher:
     ) -> None:
         """url: the dashboard's; token: for RAY_AUTH_MODE=token; owner: marks our submissions.
 
-        known: the submissions that `look` is about; None: all of ours, which takes a list.
+        known: the submissions that `observe` is about; None: all of ours, which takes a list.
         """
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = HttpClient("Ray", url, headers=headers, total_s=timeout_s)
@@ -125,7 +125,7 @@ class RayDispatcher:
         self.forgotten: queue.SimpleQueue[str] = queue.SimpleQueue()
         """What a sweep should delete next."""
         self.strays: frozenset[str] = frozenset()
-        """Living submissions of ours that nobody knew at the last sweep."""
+        """Running submissions of ours that were unknown at the last sweep."""
 
     def observe(self) -> ClusterState:
         version, cluster = (_kept(one) for one in self._http.ask_all([_get("/api/version"), _CLUSTER_STATUS]))
@@ -159,9 +159,9 @@ class RayDispatcher:
         if answer.status in _REFUSALS and not answer.is_page:
             raise RefusedError(f"Ray refused {submission_id}: {answer.status} {answer.excerpt}", answer.status)
         if not answer.is_success:
-            raise UnreachableError(f"Ray did not take {submission_id}: {answer.status} {answer.excerpt}")
+            raise UnreachableError(f"Ray did not accept {submission_id}: {answer.status} {answer.excerpt}")
         if _parsed(answer, _JSON_OBJECT).get("submission_id") != submission_id and not self._is_known(submission_id):
-            raise UnexpectedAnswerError(f"Ray took {submission_id}, but does not know it: {answer.excerpt[:80]!r}")
+            raise UnexpectedAnswerError(f"Ray accepted {submission_id}, but does not list it: {answer.excerpt[:80]!r}")
 
     def end(self, submission_id: str) -> None:
         answer = self._http.ask(HttpRequest("POST", f"/api/jobs/{submission_id}/stop"))
@@ -190,7 +190,8 @@ class RayDispatcher:
         return _parsed(answer, RECORD).submission_id == submission_id
 
     def _ask_for(self, names: Collection[str]) -> dict[str, Submission]:
-        """Those that Ray knows. Of one that can't be asked for nothing is said: unknown would mean that it is gone."""
+        """The submissions that Ray knows. One whose state can't be read counts as unreachable, because unknown would
+        mean that it is gone."""
         ordered = sorted(names)
         answers = self._http.ask_all([_get(f"/api/jobs/{name}") for name in ordered])
         found = {name: self._read(name, answer) for name, answer in zip(ordered, answers, strict=True)}
@@ -209,7 +210,9 @@ class RayDispatcher:
         return submission
 
     def _note(self, what: str, why: str) -> None:
-        self._outage_log.failed(what, "Ray says something odd of one item, which is left out", what=what, error=why)
+        self._outage_log.failed(
+            what, "an entry of Ray's answer can't be read and counts as unknown", what=what, error=why
+        )
 
 
 def ray_token() -> str:

@@ -1,4 +1,4 @@
-"""Takes the records of ended submissions off Ray, and finds living ones that nobody knows. Beside the reconciler."""
+"""Deletes records of ended submissions on Ray, and finds running ones that belong to no job. Runs in the background."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from syncnorm.service.jobs.attempt_ending import RayStatus
 logger = logging.getLogger(__name__)
 
 EVERY_S = 10.0
-"""Between two lists of all submissions, or longer where a list takes Ray long."""
+"""Pause between two lists of all submissions; longer if a list takes Ray long."""
 _POLL_S = 1.0
 _MOST_A_ROUND = 200
 _LONGEST_SHARE = 0.05
-"""Of Ray's time, spent on lists."""
+"""Largest share of Ray's time that lists may take."""
 
 
 class ClusterSweep:
-    """Ray never forgets a submission by itself, and lists them the slower the more there are.
+    """Ray never forgets a submission by itself, and lists them more slowly the more there are.
 
-    Only ended submissions of ours go, and only those that `known` does not name: an attempt or export that has not
-    given its capacity back still needs Ray's word. Doing it twice, or in several replicas, is harmless.
+    Only ended submissions of ours are deleted, and only those that `known` does not name: an attempt or export that has
+    not released its capacity still needs Ray's state. Doing it twice, or in several replicas, is harmless.
     """
 
     def __init__(self, dispatcher: RayDispatcher, known: Callable[[], Collection[str]]) -> None:

@@ -1,6 +1,6 @@
-"""Values for the environment of jobs that nobody may read back: kept apart, encrypted, by owner and name.
+"""Secrets for the environment of jobs: encrypted, by owner and name, and never readable through the API.
 
-The key lies in a file beside the database and not in it, so that a copy of the database gives nothing away.
+The key is in a file and not in the database, so that a copy of the database reveals nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KEY_FILE = "secrets.key"
 
 
 class SecretUnreadableError(Exception):
-    """A secret that was kept under another key."""
+    """A secret that was sealed with another key."""
 
 
 class Secrets:
@@ -30,7 +30,7 @@ class Secrets:
         self._fernet = Fernet(key)
 
     def put(self, owner: str, name: str, value: str, by: Actor = SERVICE) -> None:
-        """Keep a value; one of the same name is replaced."""
+        """Store a value; it replaces one of the same name."""
         self._sealed.put(owner, name, self._fernet.encrypt(value.encode()).decode(), by)
 
     def delete(self, owner: str, name: str, by: Actor = SERVICE) -> bool:
@@ -45,23 +45,24 @@ class Secrets:
         return names - self._sealed.names(owner)
 
     def values(self, owner: str, names: set[str]) -> dict[str, str]:
-        """Those that are there, in clear: for the workers of a job, and nobody else.
+        """The decrypted values of existing secrets: for the workers of a job only.
 
-        Raises: SecretUnreadableError.
-        """
+        Raises: SecretUnreadableError."""
         try:
             return {
                 name: self._fernet.decrypt(sealed).decode()
                 for name, sealed in self._sealed.sealed(owner, names).items()
             }
         except InvalidToken as error:
-            raise SecretUnreadableError("a secret was kept under another key; put it again") from error
+            raise SecretUnreadableError(
+                "a secret was sealed with another key. Restore the key file, or store the secret again"
+            ) from error
 
 
 def secrets_key(file: Path | None, home: Path) -> bytes:
-    """The key from the text of its file, or from one made and kept in the state folder.
+    """The key, from its file, or generated and stored in the state folder.
 
-    Raises: ValueError if the file holds too little; OSError if it can't be read.
+    Raises: ValueError if the file is too short; OSError if it can't be read.
     """
     path = file or home / KEY_FILE
     text = private_text(path, lambda: secrets.token_hex(32), is_given=file is not None)

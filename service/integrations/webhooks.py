@@ -1,8 +1,8 @@
-"""Tells other programs what became of jobs: each event posted, signed, in order, until it was taken.
+"""Sends events to webhook receivers: signed, in order, and again until they are accepted.
 
-Signed as Standard Webhooks 1.0 has it (standardwebhooks.com). What was told last is kept in the database, so that
-nothing is lost over a restart; an answer that was lost makes an event come twice, under the same id. An event that its
-receiver refuses (4xx) is left out, so that later ones arrive; silence and 5xx are tried again for three days.
+Signed as in Standard Webhooks 1.0 (standardwebhooks.com). The position of each receiver is in the database, so a
+restart loses nothing. If an answer is lost, the event is sent twice under the same id. An event that its receiver
+refuses (4xx) is skipped, so that later ones arrive. Silence and 5xx are retried for three days.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from syncnorm.trainer.contract.text import storable_json
 logger = logging.getLogger(__name__)
 
 KINDS = (*(state.value for state in JobState), "non_finite", "checkpoint_fallback", "statistics_alert")
-"""Moves of jobs, and what their statistics and checkpoints gave cause to tell."""
+"""Events that receivers get: changes of state, and alerts about statistics and checkpoints."""
 LEASE = "webhooks"
 _LEASE_S = 30.0
 """Longer than one event can take, and renewed before each."""
 _TOTAL_S, _MOST_BYTES = 10.0, 64 * 2**10
-"""Of one answer."""
+"""Limits of one answer."""
 _POLL_S = 1.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _LONGEST_ASKED_S = 1.0, 300.0, 3600.0
 _GIVE_UP_AFTER = timedelta(days=3)
 _PAGE = 100
 _SETTLED_S = 2.0
-"""Numbers are given out in order, but become visible when their transactions end."""
+"""Time until an event is sent: numbers are assigned in order, but become visible when their transactions end."""
 _GONE = 410
 _NOT_NOW = {408, 425, 429}
 
 Observe = Callable[[str], None]
-"""Told what became of an event: delivered, refused or given_up; or that it has to wait: postponed."""
+"""Called with the fate of an event: delivered, refused or given_up, or postponed if it has to wait."""
 
 
 class _Receiver:
-    """One address, told in order, at its own pace."""
+    """One receiver: gets its events in order, at its own speed."""
 
     def __init__(self, store: Store, url: str, secret: bytes, http: HttpClient, holder: str, observe: Observe) -> None:
         self._store = store
@@ -56,22 +56,22 @@ class _Receiver:
         self._holder = holder
         self._observe = observe
         self.key = hashlib.sha256(url.encode()).hexdigest()
-        """Under which the database remembers how far it has got; the address itself may hold a secret."""
+        """Key of the receiver's position in the database; the address itself may hold a secret."""
         self._lease = f"{LEASE}-{self.key[:16]}"
         self._pause_s = 0.0
         self._next_try: datetime | None = None
         self.is_gone = False
-        """It answered 410, and is left alone until the service starts again."""
+        """It answered 410, and gets nothing until the service restarts."""
 
     def tick(self) -> None:
-        """Tell it what it has not heard yet, unless it is being waited for."""
+        """Send the events it has not had, unless a pause is running."""
         if self.is_gone or not self._may_act():
             return
         if self._next_try is None or self._store.now() >= self._next_try:
             self._catch_up()
 
     def _may_act(self) -> bool:
-        """Whether this replica is the one that tells it."""
+        """Whether this replica is the one that sends to it."""
         return self._store.leases.take(self._holder, _LEASE_S, self._lease) is not None
 
     def _catch_up(self) -> None:
@@ -83,7 +83,7 @@ class _Receiver:
             self._store.webhooks.set_position(self.key, event.seq)
 
     def _deliver(self, event: StoredEvent) -> bool:
-        """Whether to go on with the next one."""
+        """Whether to continue with the next event."""
         job = self._store.jobs.get(event.job_id)
         if job is None:  # deleted since
             return True
@@ -105,12 +105,13 @@ class _Receiver:
         if answer.status == _GONE:
             self.is_gone = True
             logger.error(
-                "webhook receiver answered 410 Gone and is left alone until a restart", extra=self._about(event)
+                "webhook receiver answered 410 Gone; it gets no more events until the service restarts",
+                extra=self._about(event),
             )
             return False
         if 400 <= answer.status < 500 and answer.status not in _NOT_NOW:
             about = {**self._about(event), "status": answer.status, "answer": answer.excerpt}
-            logger.error("webhook receiver refused an event, which is left out", extra=about)
+            logger.error("webhook receiver refused an event; skipping the event", extra=about)
             self._observe("refused")
             return True
         return self._wait(event, str(answer.status), _retry_after(answer, self._store.now()))
@@ -118,14 +119,17 @@ class _Receiver:
     def _wait(self, event: StoredEvent, why: str, asked_s: float | None) -> bool:
         now = self._store.now()
         if now - event.at > _GIVE_UP_AFTER:
-            logger.error("webhook event given up after three days", extra={**self._about(event), "why": why})
+            logger.error(
+                "webhook event dropped, because its delivery failed for three days",
+                extra={**self._about(event), "why": why},
+            )
             self._observe("given_up")
             return True
         self._pause_s = min(max(_FIRST_PAUSE_S, 2 * self._pause_s), _LONGEST_PAUSE_S)
         pause_s = max(self._pause_s, min(asked_s or 0.0, _LONGEST_ASKED_S))
         self._next_try = now + timedelta(seconds=pause_s)
         about = {**self._about(event), "why": why, "pause_s": pause_s}
-        logger.warning("webhook receiver did not take an event; retrying", extra=about)
+        logger.warning("webhook delivery failed; retrying", extra=about)
         self._observe("postponed")
         return False
 
@@ -134,7 +138,7 @@ class _Receiver:
 
 
 class Webhooks:
-    """A thread for each receiver, so that a slow one delays no other; of several replicas one tells each."""
+    """A thread for each receiver, so that a slow one delays no other. Of several replicas one sends to each."""
 
     def __init__(
         self,
@@ -156,7 +160,7 @@ class Webhooks:
         ]
 
     def tick(self) -> None:
-        """One round of each receiver, one after another."""
+        """One tick of each receiver, one after another."""
         for receiver in self._receivers:
             receiver.tick()
 

@@ -1,4 +1,4 @@
-"""What users may ask of a job in each state, and what it changes. Pure."""
+"""The requests that users may make in each state of a job, and the change each one makes. Pure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ _UNDER_WAY = (JobState.QUEUED, JobState.STARTING, JobState.RUNNING, JobState.FIN
 
 @dataclass(frozen=True)
 class Change:
-    """An update of the job row. Stopping is a request, carried out by the reconciler; going on is done at once."""
+    """An update of the job row. Stopping is a request that the reconciler carries out; resuming takes effect at
+    once."""
 
     to: JobState
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -38,7 +39,7 @@ class Change:
 
 
 def allowed(job: Job) -> list[Verb]:
-    """The verbs that are possible now. A cancel or a deadline that is being carried out can't be taken back."""
+    """The verbs that are allowed now. A cancel or a deadline that is being carried out can't be undone."""
     ends = job.stop in ("cancel", "deadline")
     return [verb for verb in ALLOWED[job.state] if not (ends and verb in ("pause", "resume"))]
 
@@ -54,7 +55,7 @@ def apply_verb(job: Job, verb: Verb, now: datetime, by: Actor = SERVICE) -> Chan
         raise ValueError(f"a job that is {job.state} can't be asked to {verb}")
     if verb in ("cancel", "pause"):
         stop = {"stop": verb, "stop_at": job.stop_at or now, "stop_by": str(by)}
-        return Change(job.state, stop, NewEvent(f"{verb}_requested", f"Asked for by {by}.", by=by))
+        return Change(job.state, stop, NewEvent(f"{verb}_requested", f"Requested by {by}.", by=by))
     if verb == "resume":
         requeued = {"queued_at": now, "not_before": None, "message": ""}
         return Change(JobState.QUEUED, requeued, NewEvent(JobState.QUEUED, f"Resumed by {by}.", by=by))
@@ -69,15 +70,15 @@ def apply_verb(job: Job, verb: Verb, now: datetime, by: Actor = SERVICE) -> Chan
         "finished_at": None,
         "model": None,
     }
-    message = f"Retried by {by}; continues from its last checkpoint, under a deadline that begins anew."
+    message = f"Retried by {by}. The job continues from its last checkpoint, and its deadline starts again."
     if job.deadline_s is None:
-        message = f"Retried by {by}; continues from its last checkpoint."
+        message = f"Retried by {by}. The job continues from its last checkpoint."
     return Change(JobState.QUEUED, changes, NewEvent(JobState.QUEUED, message, by=by))
 
 
 def _is_so(job: Job, verb: Verb) -> bool:
-    """Whether the job is what `verb` asks for, or was asked for it before. A job that never stopped can't be resumed:
-    then its owner is mistaken, and should hear of it."""
+    """Whether the job already is in the state that `verb` leads to, or on its way. A job that never stopped can't be
+    resumed, and its owner should get an error."""
     if verb == "cancel":
         return job.state is JobState.CANCELLED or job.stop == "cancel"
     if verb == "pause":

@@ -12,9 +12,9 @@ Outcome = Literal["done", "unchanged", "refused", "failed"]
 
 @dataclass(frozen=True)
 class Actor:
-    """owner: name of the user. token_id: of the token they showed; null where authentication is off.
+    """owner: name of the user. token_id: of the token they showed; null if authentication is off.
 
-    request_id: of the request that asked for it, as in its answer and in the service's log.
+    request_id: of the request, as in its answer and in the service log.
     """
 
     kind: ActorKind
@@ -33,9 +33,10 @@ SERVICE, WORKER = Actor("service"), Actor("worker")
 
 @dataclass(frozen=True)
 class NewAuditEntry:
-    """A line of the audit: who did what to which object. before, after: the values that changed, never a secret's.
+    """An entry of the audit: who did what to which object.
 
-    count: how often the same was refused within a minute; only refusals are counted together.
+    before, after: the values that changed, never a secret's. count: how often the same was refused within a minute;
+    only refusals are counted together.
     """
 
     by: Actor

@@ -1,4 +1,4 @@
-"""From the body of a submit to a Job, or to every reason against it."""
+"""From the body of a submit to a Job, or to all reasons for refusing it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def against_plan(spec: JobSpec, nodes: Sequence[NodeCapacity] | None) -> list[Pr
 
 
 def needs_lookup(spec: JobSpec) -> bool:
-    """Whether files, packages or secrets have to be looked for, which may take time."""
+    """Whether files, packages or secrets have to be looked up, which may take time."""
     has_secrets = any(isinstance(value, SecretRef) for value in spec.env.values())
     return has_secrets or spec.code is not None or any(name in spec.data.init_args for name in _PATH_ARGS)
 
@@ -38,7 +38,7 @@ def needs_lookup(spec: JobSpec) -> bool:
 def against_files(spec: JobSpec) -> list[Problem]:
     """Data folders that should be on this host and are not."""
     return [
-        Problem(f"data.init_args.{name}", f"must be a folder or file that exists, or a URL; there is no {value!r}")
+        Problem(f"data.init_args.{name}", f"must be a folder or file that exists, or a URL; {value!r} does not exist")
         for name in _PATH_ARGS
         if isinstance(value := spec.data.init_args.get(name), str) and not is_url(value) and not Path(value).exists()
     ]
@@ -50,18 +50,20 @@ def against_code(spec: JobSpec) -> list[Problem]:
         Problem(
             f"{name}.class_path",
             f"{part.class_path} is not among the allowed classes ({', '.join(_ALLOWED_CLASSES)}*); "
-            "an operator may allow any with SYNCNORM_ALLOW_CODE=on",
+            "an operator can allow all with SYNCNORM_ALLOW_CODE=on",
         )
         for name, part in (("model", spec.model), ("data", spec.data))
         if part.class_path is not None and not part.class_path.startswith(_ALLOWED_CLASSES)
     ]
     if spec.code is not None:
-        problems.append(Problem("code", "uploaded code is off; an operator may allow it with SYNCNORM_ALLOW_CODE=on"))
+        problems.append(
+            Problem("code", "uploaded code is switched off; an operator can allow it with SYNCNORM_ALLOW_CODE=on")
+        )
     return problems
 
 
 def against_urls(spec: JobSpec, allowed: Sequence[str]) -> list[Problem]:
-    """Addresses of data that workers are not to read from."""
+    """URLs of data that workers may not read from."""
     return [
         Problem(f"data.init_args.{name}", f"{wrong}, got {value!r}")
         for name in _PATH_ARGS
@@ -82,7 +84,7 @@ def against_secrets(spec: JobSpec, owner: str, missing: Callable[[str, set[str]]
     named = {variable: value.secret for variable, value in spec.env.items() if isinstance(value, SecretRef)}
     gone = missing(owner, set(named.values())) if named else set()
     return [
-        Problem(f"env.{variable}", f"{owner} has no secret {name}; put it first: syncnorm secret put {name}")
+        Problem(f"env.{variable}", f"{owner} has no secret {name}; store it first: syncnorm secret put {name}")
         for variable, name in named.items()
         if name in gone
     ]

@@ -16,23 +16,23 @@ from syncnorm.trainer.contract.failure import FailureReason
 from syncnorm.trainer.contract.protocol import CANNOT_BEGIN, CANNOT_BEGIN_NOW, Result
 
 LONGEST_ODD_S = 600.0
-"""A silent attempt of which Ray, though it answers, says nothing sensible for so long is taken for dead."""
+"""A silent attempt counts as dead if Ray answers, but gives no usable state of it, for so long."""
 
 
 class RayStatus(StrEnum):
-    """What Ray says of one submission."""
+    """Ray's state of one submission."""
 
     WAITING = "waiting"
     RUNNING = "running"
     ENDED = "ended"
     UNKNOWN = "unknown"
-    """Ray answers that it has never heard of it."""
+    """Ray answers that it does not know the submission."""
     UNREACHABLE = "unreachable"
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What one look at the world showed about an attempt. now: database time."""
+    """What was observed about an attempt. now: database time."""
 
     now: datetime
     ray: RayStatus = RayStatus.UNREACHABLE
@@ -43,9 +43,9 @@ class Observation:
     """Why the submission ended, in Ray's words, with the last lines it printed."""
     result: Result | None = None
     storage_away: bool = False
-    """Whether there is a result can't be found out now."""
+    """The storage is unavailable, so it is unknown whether there is a result."""
     others_launch: bool = False
-    """Whether attempts of other jobs were launched since this one was written down."""
+    """Whether attempts of other jobs were launched since this one was recorded."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Rules:
 
     startup_timeout_s: float = 600.0
     orphan_life_s: float | None = 60.0
-    """How long processes of a cluster that is gone may live on, after their lease; None: they were seen to be gone."""
+    """How long processes of a cluster that is gone may live on after their lease; None: they are known to be gone."""
     retry_base_s: float = 10.0
     retry_max_s: float = 600.0
 
@@ -70,7 +70,7 @@ class Ending:
     counts: bool = True
     """Whether it uses up one of limits.max_failures: not when the whole cluster went away."""
     outage: bool = False
-    """Of the reason storage: it did not answer, and may when asked again."""
+    """For the reason storage: it did not answer, and may on a retry."""
 
 
 def ending_of(job: Job, attempt: Attempt, observation: Observation, rules: Rules) -> Ending | None:
@@ -80,9 +80,11 @@ def ending_of(job: Job, attempt: Attempt, observation: Observation, rules: Rules
     if not _is_dead(attempt, observation, rules):
         return None
     if observation.storage_away and job.stop != "cancel":
-        return None  # what looks dead may have succeeded
+        return None  # an attempt that looks dead may have succeeded
     if _is_from_an_earlier_session(attempt, observation):
-        return Ending("lost", FailureReason.NODE_LOST, f"The cluster restarted at step {attempt.step}.", None, False)
+        return Ending(
+            "lost", FailureReason.NODE_LOST, f"The Ray cluster restarted at step {attempt.step}.", None, False
+        )
     for begin in (CANNOT_BEGIN, CANNOT_BEGIN_NOW):
         if begin in observation.ray_message:
             why = observation.ray_message.rpartition(begin)[2].splitlines()[0]
@@ -100,7 +102,7 @@ def _lost(job: Job, attempt: Attempt, observation: Observation) -> Ending:
 
 
 def may_be_over(attempt: Attempt, observation: Observation) -> bool:
-    """Whether anything says that the attempt may have ended, and it is time to look for a result."""
+    """Whether anything suggests that the attempt has ended, so that it is time to read its result."""
     gone = observation.ray in (RayStatus.ENDED, RayStatus.UNKNOWN) or observation.node_gone
     overdue = attempt.phase == "done" or attempt.lease_expires_at < observation.now
     return gone or overdue or _is_from_an_earlier_session(attempt, observation)
@@ -116,8 +118,8 @@ def _is_dead(attempt: Attempt, observation: Observation, rules: Rules) -> bool:
         observation.ray is RayStatus.UNKNOWN and (attempt.submitted_at is not None or attempt.stop_sent_at is not None)
     )
     if attempt.stop_sent_at is not None and ray_gone:
-        return True  # we had Ray end it, and Ray confirms
-    # What Ray says of the submission and of its host comes from one head: a cut makes both wrong within a second.
+        return True  # we asked Ray to stop it, and Ray confirms
+    # Ray's states of the submission and its host come from one head: a partition makes both wrong within a second.
     return overdue_s > 0 and (ray_gone or observation.node_gone)
 
 

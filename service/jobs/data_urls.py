@@ -1,6 +1,6 @@
-"""Where specs may have workers read data from: addresses under the prefixes that an operator allows. Pure.
+"""Which URLs specs may read data from: those under the prefixes that an operator allows. Pure.
 
-Whoever may name any address has the workers ask it for them, the metadata service of a cloud included.
+Without this, a user could have the workers request any address, including the metadata service of a cloud.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from urllib.parse import SplitResult, urlsplit
 
 DEFAULT = ("s3://", "gs://", "gcs://", "az://", "abfs://")
-"""Object stores, which the workers' own credentials open; no web servers, no files by URL."""
+"""Object stores, opened with the workers' own credentials; no web servers, no files by URL."""
 
 
 def problem(url: str, allowed: Sequence[str]) -> str | None:
@@ -26,8 +26,8 @@ def problem(url: str, allowed: Sequence[str]) -> str | None:
         "must not chain addresses with '::'": "::" in url,
         "must be a plain address: ASCII, without spaces, escapes, query or fragment": not _is_plain(url),
         "must not name a user": "@" in parsed.netloc,
-        "must not go up with '..'": ".." in parsed.path.split("/"),
-        f"must begin with one of {', '.join(allowed)}; an operator may add others": not any(
+        "must not contain '..'": ".." in parsed.path.split("/"),
+        f"must begin with one of {', '.join(allowed)}; an operator can add others with SYNCNORM_DATA_URLS": not any(
             _lies_under(parsed, urlsplit(prefix)) for prefix in allowed
         ),
     }

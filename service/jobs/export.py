@@ -1,8 +1,7 @@
-"""Later exports of finished jobs: as values, and what becomes of one, given what was seen of it. Pure.
+"""Later exports of finished jobs as values, and the decision about the next step of one. Pure.
 
-An export has no heartbeat, so Ray's word that it is gone has to do, once it has stood for a while. Should Ray be wrong,
-one export too many runs for a moment: each start has a folder and a fence of its own, and only the result under the
-fence of the latest one counts.
+An export sends no heartbeat, so once Ray has called it gone for a while, that has to be enough. If Ray is wrong, two
+starts run for a moment. Each has a folder and a fence of its own, and only the result under the latest fence is used.
 """
 
 from __future__ import annotations
@@ -21,14 +20,16 @@ from syncnorm.trainer.contract.failure import FailureReason, may_be_retried
 from syncnorm.trainer.contract.protocol import Result
 
 MOST_STARTS = 4
-"""Of one export: the first, and as many again as a job may fail by default (limits.max_failures)."""
+"""Starts of one export: the first, and as many retries as a job has by default (limits.max_failures)."""
 _GONE_S = 10.0
-"""How long Ray calls it gone before it is lost: a result may take a moment to be seen on a shared storage."""
+"""How long Ray must call it gone before it counts as lost: a result may take a moment to appear on a shared storage."""
 _LONGEST_S = 3600.0
 _PAUSE_S = 10.0
 
 
 class ExportState(StrEnum):
+    """Where an export is in its life."""
+
     QUEUED = "queued"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -40,16 +41,16 @@ OVER = frozenset({ExportState.SUCCEEDED, ExportState.FAILED})
 
 @dataclass(frozen=True)
 class Export:
-    """One more export of a succeeded job. number: from 2 on; 1 is the job's own."""
+    """A later export of a succeeded job. number: from 2 on; 1 is the job's own."""
 
     job_id: str
     number: int
     section: dict[str, Any]
-    """The spec's `export` that is wanted now."""
+    """The `export` section that was requested."""
     state: ExportState
     created_at: datetime
     starts: int = 0
-    """How often it was handed to Ray, each time under another submission id."""
+    """How often it was submitted to Ray, each time under another submission id."""
     fence: str | None = None
     """Of the latest start."""
     session: str | None = None
@@ -79,13 +80,13 @@ class Export:
 
 
 def submission_id(job_id: str, number: int, starts: int) -> str:
-    """Under which Ray knows one start of an export."""
+    """The submission id of one start of an export."""
     return f"{job_id}-export-{number}-{starts}"
 
 
 @dataclass(frozen=True)
 class Begin:
-    """Write another start down: there may be no room for it now."""
+    """Record another start; there may be no capacity for it now."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def decide_export(export: Export, observation: Observation) -> Begin | SubmitToR
 
 
 def begin(export: Export, fence: str, session: str, now: datetime) -> Update:
-    """The next start, written down before anything of it is done."""
+    """The next start, recorded before anything is launched."""
     number = export.starts + 1
     changes = {
         "state": ExportState.RUNNING,
@@ -124,14 +125,14 @@ def begin(export: Export, fence: str, session: str, now: datetime) -> Update:
         "gone_at": None,
         "started_at": export.started_at or now,
     }
-    return Update(changes, _event(export, "export_started", f"Export {export.name} starts.", start=number))
+    return Update(changes, _event(export, "export_started", f"Export {export.name} started.", start=number))
 
 
 def _watch(export: Export, observation: Observation) -> SubmitToRay | Update | StopOnRay | None:
     if observation.session is None or observation.storage_away:
         return None
     if observation.session != export.session:
-        return _lost(export, "The cluster restarted.", FailureReason.NODE_LOST, observation.now)
+        return _lost(export, "The Ray cluster restarted.", FailureReason.NODE_LOST, observation.now)
     if export.submitted_at is None:
         return SubmitToRay()
     if observation.ray in (RayStatus.ENDED, RayStatus.UNKNOWN):
@@ -150,7 +151,7 @@ def _missing(export: Export, now: datetime) -> Update | None:
 def _overdue(export: Export, now: datetime) -> StopOnRay | None:
     assert export.begun_at is not None
     if export.stop_sent_at is None and (now - export.begun_at).total_seconds() > _LONGEST_S:
-        return StopOnRay(FailureReason.WORKER_LOST, f"It did not end within {_LONGEST_S:.0f} s.")
+        return StopOnRay(FailureReason.WORKER_LOST, f"It did not finish within {_LONGEST_S:.0f} s.")
     return None
 
 
@@ -163,18 +164,18 @@ def _settle(export: Export, result: Result, now: datetime) -> Update:
 
 
 def _lost(export: Export, message: str, reason: FailureReason, now: datetime, *, outage: bool = False) -> Update:
-    """Another start, while one may help and is left."""
+    """Another start, if it may help and is allowed."""
     changes: dict[str, Any] = {"reason": reason, "message": message}
     if may_be_retried(reason, outage=outage) and export.starts < MOST_STARTS:
         wait_s = _PAUSE_S * 2 ** (export.starts - 1)  # at most MOST_STARTS - 2
         changes |= {"state": ExportState.QUEUED, "not_before": after(now, wait_s)}
-        text = f"Export {export.name}: {message} It starts again in {wait_s:.0f} s."
+        text = f"Export {export.name}: {message} It will be restarted in {wait_s:.0f} s."
         return Update(changes, _event(export, "export_lost", text, reason=reason.value))
     return _failed(export, changes, message, reason, now)
 
 
 def refused_export(export: Export, why: str, now: datetime) -> Update:
-    """Ray or the storage said no to it: asking again won't help."""
+    """Ray or the storage refused it, so a retry won't help."""
     reason = FailureReason.INTERNAL
     return _failed(export, {"reason": reason, "message": why}, why, reason, now)
 
@@ -186,14 +187,14 @@ def _failed(export: Export, changes: dict[str, Any], message: str, reason: Failu
 
 
 def _leave(export: Export, observation: Observation) -> Update | StopOnRay | None:
-    """Until nothing of it runs any more; a process that lingers is ended."""
+    """Wait until none of its processes runs; a lingering process is stopped."""
     if observation.session is None:
         return None
     if observation.session != export.session or observation.ray in (RayStatus.ENDED, RayStatus.UNKNOWN):
         return Update({"released_at": observation.now})
     assert export.finished_at is not None
     if export.stop_sent_at is None and (observation.now - export.finished_at).total_seconds() > _GONE_S:
-        return StopOnRay(None, "It has left a result and does not end by itself.")
+        return StopOnRay(None, "It wrote its result but did not exit.")
     return None
 
 

@@ -20,6 +20,8 @@ from syncnorm.trainer.contract.result_reader import read_result
 
 
 class JobState(StrEnum):
+    """Where a job is in its life. succeeded, failed and cancelled are final."""
+
     QUEUED = "queued"
     STARTING = "starting"
     RUNNING = "running"
@@ -46,7 +48,7 @@ RUN_STATUS: dict[JobState, str] = {
     JobState.FAILED: "FAILED",
     JobState.CANCELLED: "KILLED",
 }
-"""What the MLflow run of a job in this state has to say."""
+"""The status of a job's MLflow run in each state."""
 
 _S = JobState
 ARROWS: dict[tuple[JobState, JobState], str] = {
@@ -84,7 +86,7 @@ ARROWS: dict[tuple[JobState, JobState], str] = {
 
 @dataclass(frozen=True)
 class Job:
-    """What a user submitted, with its state. `stop` is a request; `state` is what is true."""
+    """What a user submitted, with its state. `stop` is a request; `state` is what is true now."""
 
     id: str
     name: str
@@ -145,8 +147,8 @@ class Job:
         return self.min_workers or self.workers
 
     def size_within(self, free_workers: int) -> int:
-        """How many workers an attempt has where `free_workers` fit: all, or, of an elastic job, as many whole groups
-        of norm.group as fit, but at least min_workers; 0: it can't start."""
+        """How many workers an attempt gets if `room` fit: all, or for an elastic job as many whole groups of norm.group
+        as fit, but at least min_workers; 0: it can't start."""
         if free_workers >= self.workers:
             return self.workers
         if self.min_workers is None:
@@ -158,7 +160,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of a job on Ray. `id` is also the submission id there."""
+    """One execution of a job on Ray. `id` is also the submission id there."""
 
     id: str
     job_id: str
@@ -169,27 +171,27 @@ class Attempt:
     workers: int = 1
     """Chosen when it started; fewer than the job asks for only if that is elastic."""
     session: str | None = None
-    """The Ray session it was meant for; another session has never heard of it."""
+    """The Ray session it was submitted to; another session does not know it."""
     resume_from: str | None = None
     resume_step: int = 0
     submitted_at: datetime | None = None
     heartbeat_at: datetime | None = None
     stop_sent_at: datetime | None = None
-    """When Ray was told to end it, the last rung of the ladder."""
+    """When Ray was asked to stop it, the last step of the stop ladder."""
     phase: str | None = None
     phases: dict[str, str] | None = None
     """When each phase was first reported."""
     step: int = 0
     result: dict[str, Any] | None = None
     outcome: str | None = None
-    """succeeded, failed, stopped or lost; None while it is under way."""
+    """succeeded, failed, stopped or lost; None while it runs."""
     reason: FailureReason | None = None
     message: str = ""
     placement: list[dict[str, Any]] | None = None
-    """Where each rank runs, as `syncnorm.trainer.contract.protocol.RankPlacement`; None until all have come."""
+    """Where each rank runs, as `syncnorm.trainer.contract.protocol.RankPlacement`; None until all ranks have come."""
     ended_at: datetime | None = None
     released_at: datetime | None = None
-    """When Ray confirmed that nothing of it runs any more, so that its room is free."""
+    """When Ray confirmed that none of its processes runs any more, so that its capacity is free."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ class NewEvent:
 
 
 def stored_result(attempt: Attempt) -> Result | None:
-    """What the attempt said itself, also where another version stored it."""
+    """The result the attempt reported itself, also if another version stored it."""
     return None if attempt.result is None else read_result(attempt.result, attempt.fence)
 
 

@@ -39,14 +39,14 @@ class SubmitToRay:
 
 @dataclass(frozen=True)
 class StopOnRay:
-    """Have Ray end the processes (SIGTERM, then SIGKILL): the last rung of the stop ladder."""
+    """Have Ray stop the processes (SIGTERM, then SIGKILL): the last step of the stop ladder."""
 
     reason: FailureReason | None
     message: str
 
 
 _DOUBLINGS = 30
-"""Of the wait before another attempt; by then it is at its longest."""
+"""Largest number of doublings of the wait before the next attempt."""
 
 Decision = Move | SubmitToRay | StopOnRay | None
 
@@ -71,7 +71,11 @@ def _under_way(job: Job, attempt: Attempt, observation: Observation, rules: Rule
     if job.state is JobState.STOPPING:
         return _escalate(job, attempt, observation)
     if _deadline_passed(job, observation.now):
-        return Move(JobState.STOPPING, {"stop": "deadline", "stop_at": observation.now}, message="The deadline passed.")
+        return Move(
+            JobState.STOPPING,
+            {"stop": "deadline", "stop_at": observation.now},
+            message="limits.deadline_s has passed; the job stops with a checkpoint.",
+        )
     return _forward(job, attempt, observation, rules)
 
 
@@ -83,12 +87,14 @@ def _waiting(job: Job, observation: Observation) -> Decision:
             JobState.PAUSED, {"stop": None, "stop_at": None}, message=f"Paused{_by_whom(job)} before it started."
         )
     if _deadline_passed(job, observation.now):
-        return _failed(FailureReason.DEADLINE, f"limits.deadline_s of {job.deadline_s:g} s ran out.", observation.now)
+        return _failed(
+            FailureReason.DEADLINE, f"limits.deadline_s of {job.deadline_s:g} s has passed.", observation.now
+        )
     return None
 
 
 def refused(job: Job, why: str, now: datetime) -> Move:
-    """Ray or MLflow said no to the launch of this job, and would say so again."""
+    """Ray or MLflow refused the launch of this job, and would refuse it again."""
     reason = FailureReason.CANCELLED_BY_USER if job.stop == "cancel" else FailureReason.INTERNAL
     closing = {"outcome": "failed", "reason": reason, "message": why, "ended_at": now}
     move = _cancelled(why, now) if job.stop == "cancel" else _failed(reason, why, now)
@@ -102,33 +108,38 @@ def _forward(job: Job, attempt: Attempt, observation: Observation, rules: Rules)
         may_launch = observation.session is not None and attempt.session in (None, observation.session)
         return SubmitToRay() if may_launch and attempt.stop_sent_at is None else None
     if attempt.phase in ("finalizing", "done") and job.state is not JobState.FINALIZING:
-        return Move(JobState.FINALIZING, _first_start(job, observation.now), message="Training is over; exporting.")
+        return Move(
+            JobState.FINALIZING, _first_start(job, observation.now), message="Training is over; the export has begun."
+        )
     if attempt.phase == "training" and job.state is JobState.STARTING:
-        return Move(JobState.RUNNING, _first_start(job, observation.now), message="The workers train.")
+        return Move(JobState.RUNNING, _first_start(job, observation.now), message="The workers are training.")
     return _overdue_start(job, attempt, observation, rules)
 
 
 def _overdue_start(job: Job, attempt: Attempt, observation: Observation, rules: Rules) -> StopOnRay | None:
-    """Also of an attempt that can't be handed to MLflow and Ray: it must not hold its capacity for ever."""
+    """Also ends an attempt that can't be launched: it must not hold its capacity for ever."""
     waited = (observation.now - attempt.created_at).total_seconds()
     if job.state is not JobState.STARTING or waited <= rules.startup_timeout_s or attempt.stop_sent_at is not None:
         return None
     if observation.session is None:
-        return None  # nobody else could use the capacity
-    what = "could not be handed to MLflow and Ray" if attempt.submitted_at is None else "did not train"
+        return None  # no other job could use the capacity
+    what = "could not be launched through MLflow and Ray" if attempt.submitted_at is None else "did not begin to train"
     return StopOnRay(FailureReason.STARTUP_TIMEOUT, f"The workers {what} within {waited:.0f} s.")
 
 
 def _escalate(job: Job, attempt: Attempt, observation: Observation) -> Decision:
-    """After the grace for a last checkpoint, the processes are ended."""
+    """After grace_s for a last checkpoint, the processes are stopped."""
     grace_over = observation.now >= after(job.stop_at or attempt.created_at, job.grace_s)
     nobody_listens = attempt.heartbeat_at is None
     if attempt.stop_sent_at is not None or observation.ray is RayStatus.UNREACHABLE:
         return None
     if nobody_listens:
-        return StopOnRay(_STOPPED.get(job.stop or ""), "Stopped before its workers had come up.")
+        return StopOnRay(_STOPPED.get(job.stop or ""), "Stopped before its workers were up.")
     if grace_over:
-        return StopOnRay(_STOPPED.get(job.stop or ""), f"No checkpoint within the grace of {job.grace_s:g} s.")
+        return StopOnRay(
+            _STOPPED.get(job.stop or ""),
+            f"No checkpoint within limits.grace_s of {job.grace_s:g} s, so its processes were ended.",
+        )
     return None
 
 
@@ -137,7 +148,7 @@ _STOPPED = {
     "preempt": FailureReason.PREEMPTED,
     "deadline": FailureReason.DEADLINE,
 }
-"""Why an attempt ended that had to be ended on Ray to stop its job."""
+"""The reason of an attempt that had to be stopped on Ray."""
 
 
 def _settle(job: Job, attempt: Attempt, ending: Ending, now: datetime, rules: Rules) -> Move:
@@ -161,12 +172,14 @@ def _outcome(job: Job, attempt: Attempt, ending: Ending, now: datetime, rules: R
     if job.stop == "cancel":
         return _cancelled(_cancelled_at(job, attempt, ending), now)
     if job.stop == "deadline":
-        return _failed(FailureReason.DEADLINE, f"limits.deadline_s of {job.deadline_s or 0:g} s ran out.", now)
+        return _failed(FailureReason.DEADLINE, f"limits.deadline_s of {job.deadline_s or 0:g} s has passed.", now)
     if ending.outcome == "stopped" or (ending.outcome == "lost" and job.stop is not None):
         if job.stop == "pause":
             return Move(JobState.PAUSED, message=f"Paused{_by_whom(job)} at step {attempt.step}.")
-        why = "Stopped to go on with more workers" if job.stop == "resize" else "Gave way"
-        return Move(JobState.QUEUED, message=f"{why}; goes on from its checkpoint.")
+        why = (
+            "Stopped to continue with more workers" if job.stop == "resize" else "Preempted by a job of higher priority"
+        )
+        return Move(JobState.QUEUED, message=f"{why}; it will continue from its checkpoint.")
     return _after_failure(job, attempt, ending, now, rules)
 
 
@@ -179,15 +192,18 @@ def _after_failure(job: Job, attempt: Attempt, ending: Ending, now: datetime, ru
     stalled = 1 if attempt.step > attempt.resume_step else job.stalled + 1
     changes: dict[str, Any] = {"failures": failures, "stalled": stalled, "reason": reason, "message": ending.message}
     if job.stop == "pause":
-        return Move(JobState.PAUSED, changes, message=f"Paused; the attempt had failed: {ending.message}")
+        return Move(JobState.PAUSED, changes, message=f"Paused. The attempt had failed: {ending.message}")
     wait_s = min(rules.retry_base_s * 2 ** min(max(stalled - 1, 0), _DOUBLINGS), rules.retry_max_s)
     changes["not_before"] = after(now, wait_s)
-    return Move(JobState.QUEUED, changes, message=f"{ending.message} Another attempt in {wait_s:.0f} s.")
+    return Move(
+        JobState.QUEUED, changes, message=f"{ending.message} The next attempt starts in {wait_s:.0f} s at the earliest."
+    )
 
 
 def _budget_spent(job: Job) -> str:
     return (
-        f" limits.max_failures of {job.max_failures} is spent: an operator must see that the storage answers the "
+        f" limits.max_failures of {job.max_failures} is used up: an operator must make sure that the storage "
+        "answers the "
         "workers' hosts, then retry the job."
     )
 
@@ -212,7 +228,7 @@ def _cancelled(message: str, now: datetime) -> Move:
 
 
 def _deadline_passed(job: Job, now: datetime) -> bool:
-    """The deadline runs from the first start; waiting for it costs nothing."""
+    """The deadline counts from the first start; waiting in the queue is free."""
     return job.deadline_at is not None and now > job.deadline_at
 
 

@@ -1,4 +1,4 @@
-"""A study and its children as values, and its state, which follows from theirs. Pure."""
+"""A study and its jobs as values, and its state, which follows from theirs. Pure."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from syncnorm.service.jobs.study_spec import Child, Point, StudySpec
 
 
 class StudyState(StrEnum):
+    """Follows from the states of its jobs: queued (none started), running, paused (all that is left), finished."""
+
     QUEUED = "queued"
     RUNNING = "running"
     PAUSED = "paused"
@@ -35,9 +37,9 @@ class Study:
     run_id: str | None = None
     reported_at: datetime | None = None
     failures: int = 0
-    """How often its report could not be made or handed over, since it last could."""
+    """How often in a row its report could not be made or published."""
     problem: str | None = None
-    """Why, the last time."""
+    """The latest error."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def count_states(jobs: Iterable[Job | None]) -> Counts:
 
 
 def state_of(counts: Counts) -> StudyState:
-    """Paused: whatever is left to do was paused. A deleted job is over."""
+    """Paused if all unfinished jobs are paused. A deleted job counts as finished."""
     left = set(counts) - {DELETED, *TERMINAL}
     if not left:
         return StudyState.FINISHED

@@ -1,1 +1,1 @@
-"""The embedded Ray and MLflow: their start, their ports and their certain end."""
+"""The embedded Ray and MLflow: how they start, their ports, and how they are certain to end."""

@@ -1,4 +1,4 @@
-"""Ports on loopback for the programs that the service starts for itself."""
+"""Free ports on loopback for the embedded programs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 def free_port(preferred: int = 0) -> int:
-    """The preferred port if nobody listens there, else a free one."""
+    """The preferred port if it is free, else another free one."""
     for port in (preferred, 0):
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -22,10 +22,10 @@ def free_port(preferred: int = 0) -> int:
 
 @contextlib.contextmanager
 def claimed_port(preferred: int = 0) -> Iterator[int]:
-    """As `free_port`, and no other service on this host is given it before the block ends.
+    """Like `free_port`, and reserves the port against other services on this host until the block ends.
 
-    A program takes seconds until it listens. Of two services that found the same port free, one would talk to the
-    other's program without a word.
+    A program takes seconds until it listens. If two services found the same port free, one would silently talk to the
+    other's program.
     """
     port = free_port(preferred)
     claim = _claim(port)
@@ -37,9 +37,9 @@ def claimed_port(preferred: int = 0) -> Iterator[int]:
 
 
 def _claim(port: int) -> socket.socket | None:
-    """A name that only one process can hold, gone with it: an abstract Unix socket. None: somebody holds it."""
+    """A name that only one process can hold and that disappears with it: an abstract Unix socket. None: it is taken."""
     claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    if sys.platform != "linux":  # has no such names
+    if sys.platform != "linux":  # this platform has no such names
         return claim
     try:
         claim.bind(f"\0syncnorm-port-{port}")

@@ -1,7 +1,7 @@
-"""`python -m syncnorm.service.local.mlflow_server …`: MLflow's own command, whose server answers no page but its own.
+"""`python -m syncnorm.service.local.mlflow_server …`: MLflow's own command, with a check of Host and Origin.
 
-MLflow takes every page on localhost, whatever its port, for one of its own, and lets it read and write (3.17). There is
-no option for that, so its application is wrapped before uvicorn starts it.
+MLflow accepts requests of every page on localhost, whatever its port, and lets it read and write (3.17). There is no
+option against that, so its application is wrapped before uvicorn starts it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from syncnorm.service.api.http.origin_guard import head_of
 from syncnorm.service.origins import Trusted, find_refusal
 
 _PUBLIC_URL = "SYNCNORM_MLFLOW_PUBLIC_URL"
-"""Where browsers reach this server, if not by one of the allowed hosts."""
+"""Where browsers reach this server, if under another name than the allowed hosts."""
 _ALLOWED, _ORIGINS = "MLFLOW_SERVER_ALLOWED_HOSTS", "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"
 """MLflow's own variables: names it answers to, and origins whose pages may write."""
 
 
 class MlflowGuard:
-    """Refuses what a page of somebody else sent; see `syncnorm.service.origins`."""
+    """Refuses requests of foreign web pages; see `syncnorm.service.origins`."""
 
     def __init__(self, app: ASGIApp, trusted: Trusted) -> None:
         self._app = app
@@ -73,7 +73,7 @@ def _trusted(environ: Mapping[str, str]) -> Trusted:
 
 
 def _with_public_url(environ: Mapping[str, str]) -> dict[str, str]:
-    """What MLflow has to be told about its public URL: it takes a page's writes for foreign even under its own name."""
+    """Settings for MLflow's public URL, without which it refuses writes of its own pages under that name."""
     url = urlsplit(environ.get(_PUBLIC_URL) or "")
     if not url.netloc:
         return {}

@@ -1,4 +1,4 @@
-"""The local Ray and the local MLflow that the service starts for itself, and takes along when it goes."""
+"""The embedded Ray and MLflow, which start and end with the service."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _RAY_WITHOUT_CLIENT = (
     "from ray.scripts import scripts; "
     "scripts.get_ray_client_dependency_error = lambda: ImportError('not wanted'); scripts.main()"
 )
-"""`ray start` as where Ray Client's dependencies are not installed: it has no switch for its server (ray 2.60)."""
+"""`ray start` as if the dependencies of Ray Client were missing: its server has no switch (ray 2.60)."""
 _FOLDER_FILE, _PREFIX = "ray.folder", "sn-"
-"""Where it is noted which folder Ray works in, and how such folders are called."""
+"""The file that names Ray's folder, and the pattern of such folders."""
 _SOCKET_PATH_LIMIT = 40
 """Ray's sockets add about 60 characters to its folder, and a Unix socket path ends at 107."""
 
@@ -44,7 +44,7 @@ class Command:
 
 
 class Program:
-    """A program under a keeper, started again when it dies."""
+    """A program under a supervisor, restarted when it dies."""
 
     def __init__(self, name: str, folder: Path, command: Callable[[], Command]) -> None:
         """command: called at each start, so that a restart may take fresh ports."""
@@ -73,20 +73,22 @@ class Program:
         )
 
     def ensure(self) -> None:
-        """Start it again if it is gone."""
+        """Restart it if it has died."""
         if self._supervisor is not None and self._supervisor.poll() is not None:
-            logger.warning("a program died; starting it again", extra={"program": self.name, "log": str(self._log)})
+            logger.warning(
+                "an embedded program died; restarting it", extra={"program": self.name, "log": str(self._log)}
+            )
             self.release()
             self.start()
 
     def release(self) -> None:
-        """Have it end, without waiting."""
+        """Ask it to end, without waiting."""
         if self._supervisor is not None and self._supervisor.stdin is not None:
             with contextlib.suppress(OSError):
                 self._supervisor.stdin.close()
 
     def stop(self) -> None:
-        """Have it end, and wait until nothing of it is left."""
+        """End it, and wait until none of its processes is left."""
         if self._supervisor is None:
             return
         self.release()
@@ -133,7 +135,7 @@ def local_ray(home: Path, *, own_mlflow: bool = True) -> Iterator[tuple[Program,
 
 
 def _remove_left(record: Path) -> None:
-    """Remove the folder of a Ray: our own, or that of a service that was killed and could not."""
+    """Delete the folder of a Ray: our own, or that of a service that was killed before it could."""
     if record.exists() and (folder := Path(record.read_text())).name.startswith(_PREFIX):
         shutil.rmtree(folder, ignore_errors=True)
     record.unlink(missing_ok=True)
@@ -185,7 +187,7 @@ def local_mlflow(
 
 @contextlib.contextmanager
 def supervised(programs: list[Program], every_s: float = 1.0) -> Iterator[None]:
-    """Start dead programs again, until the end of the block."""
+    """Restart dead programs, until the end of the block."""
     stop = threading.Event()
 
     def watch() -> None:
@@ -226,11 +228,11 @@ def _ray_environment(token_file: Path, own_mlflow: bool) -> dict[str, str]:
     return python_path(environment_of_jobs(os.environ, own_mlflow=own_mlflow)) | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),
-        # Else Ray takes the address of an interface for 127.0.0.1, and its servers listen on all (ray 2.60).
+        # Without this Ray replaces 127.0.0.1 by an interface's address, and its servers listen on all (ray 2.60).
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        # How old Ray's report of free room may be; 5 s else, in which the next job could have started.
+        # How old Ray's report of free capacity may be; the default of 5 s would delay the next job.
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-        # Else Ray shows its metrics to everybody, without the token. Two servers have no switch (ray 2.60).
+        # Without this Ray serves its metrics without the token. Two servers have no switch (ray 2.60).
         "RAY_enable_metrics_collection": "0",
         "AUTOSCALER_METRIC_PORT": "-1",
         "DASHBOARD_METRIC_PORT": "-1",

@@ -1,4 +1,4 @@
-"""Runs one program and sees to it that nothing of it outlives the process that asked for it.
+"""Runs one program and makes sure that none of its processes outlives the service that started it.
 
 `python -m syncnorm.service.local.supervisor RECORD LOG COMMAND…`, with a pipe as standard input. It adopts every orphan
 among the program's descendants (Linux: child subreaper), and ends them all when the pipe closes, for whatever reason: a
@@ -49,7 +49,7 @@ def keep(record: Path, log: Path, command: list[str]) -> int:
 
 
 def sweep(record: Path) -> None:
-    """End what an earlier keeper left behind. A pid counts only together with its start time."""
+    """End processes that an earlier supervisor left behind. A pid counts only together with its start time."""
     try:
         left = json.loads(record.read_text())
     except (OSError, ValueError):
@@ -68,7 +68,7 @@ def _adopt_orphans() -> None:
 
 
 def _reap(child: int) -> int | None:
-    """Collect everything that ended; the exit code of the program itself, once it has one."""
+    """Reap everything that has ended; the exit code of the program itself, once it has one."""
     code = None
     while True:
         try:
@@ -92,7 +92,7 @@ def _write_record(record: Path) -> None:
 
 
 def _end_descendants() -> None:
-    """SIGTERM, a grace, then SIGKILL until nobody is left: killing a parent may show new orphans."""
+    """SIGTERM, a grace period, then SIGKILL until no process is left: killing a parent may reveal new orphans."""
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             process.terminate()

@@ -1,4 +1,4 @@
-"""How a tick asks Ray and MLflow: whatever they raise is an error of the port, and silence costs a tick little time."""
+"""Calls Ray and MLflow for a tick: every exception becomes a BackendError, and an outage costs a tick little time."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 Backend = Literal["ray", "mlflow"]
 PATIENCE_S = 5.0
-"""Time of a tick that calls of one port may spend on failing; the rest of the tick goes on without it."""
+"""Time that failing calls of one port may take in a tick; the rest of the tick skips that port."""
 
 
 class BackendCircuitBreaker:
-    """Of one thread. Opens when calls have failed for PATIENCE_S, and closes with the next tick."""
+    """Used by one thread. Opens when calls have failed for PATIENCE_S, and closes with the next tick."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -36,9 +36,12 @@ class BackendCircuitBreaker:
         return sum(self._lost_s.values())
 
     def ask(self, port: Backend, act: Callable[[], T]) -> T:
-        """What `act` returns. Raises: BackendError, whatever `act` raises."""
+        """The result of `act`. Raises: BackendError for whatever `act` raises."""
         if self._lost_s[port] > PATIENCE_S:
-            raise UnreachableError(f"{port} has not answered for {self._lost_s[port]:.0f} s of this tick")
+            raise UnreachableError(
+                f"{port} has not answered for {self._lost_s[port]:.0f} s of this tick, so it is not asked again "
+                "before the next"
+            )
         began = self._clock()
         try:
             return act()
@@ -48,11 +51,15 @@ class BackendCircuitBreaker:
         except Exception as error:
             self._lost_s[port] += self._clock() - began
             self._log_once(port, error)
-            raise UnexpectedAnswerError(f"{port} was asked in vain: {describe(error)}") from error
+            raise UnexpectedAnswerError(f"{port} gave no usable answer: {describe(error)}") from error
 
     def _log_once(self, port: Backend, error: Exception) -> None:
-        """Each kind of error with its traceback, once in the life of the process."""
+        """Log each kind of error with its traceback, once in the life of the process."""
         where = port, type(error).__name__
         if where not in self._odd:
             self._odd.add(where)
-            logger.error("odd answer", extra={"port": port}, exc_info=error)
+            logger.error(
+                "unexpected error from Ray or MLflow; counts as an outage, and is logged once",
+                extra={"port": port},
+                exc_info=error,
+            )

@@ -1,4 +1,4 @@
-"""What all steps of a tick work with: the ports to the outside, and one look at the cluster under one lease."""
+"""Shared by all steps of a tick: the ports to the outside, and one observation of the cluster under one lease."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AttemptEnvironment:
-    """What a launch file tells an attempt about its surroundings."""
+    """The addresses and paths for launch files."""
 
     storage: str
     service_url: str
     mlflow_uri: str
     public_url: str = ""
-    """Of this API, for links; empty: service_url."""
+    """Address of this API for links; empty: service_url."""
 
     def page(self, job: Job) -> str:
         return f"{self.public_url or self.service_url}/v1/jobs/{job.id}"
@@ -45,7 +45,7 @@ class AttemptEnvironment:
 
 
 class Observer(Protocol):
-    """Hears of what happened, for metrics."""
+    """Counts what happened, for metrics."""
 
     def moved(self, before: Job, after: Job) -> None: ...
 
@@ -54,7 +54,7 @@ class Observer(Protocol):
 
 @dataclass
 class Backends:
-    """Everything outside that a step may read or change. on_change: called with the id of a job that changed."""
+    """The systems outside that a step may read or change. on_change: called with the id of a job that changed."""
 
     store: Store
     dispatcher: Dispatcher
@@ -67,28 +67,33 @@ class Backends:
     outage_log: OutageLog = field(default_factory=lambda: OutageLog(logger))
 
     def announce(self, before: Job, after: Job) -> None:
-        """Whoever wants to know of a move."""
+        """Notify metrics, log and followers of a change of state."""
         if self.metrics is not None:
             self.metrics.moved(before, after)
-        logger.info("job moved", extra={"job": after.id, "from": before.state.value, "to": after.state.value})
+        logger.info("job state changed", extra={"job": after.id, "from": before.state.value, "to": after.state.value})
         self.on_change(after.id)
 
     def end_quietly(self, submission_id: str) -> None:
-        """Have Ray end a submission, or try again in the next tick."""
+        """Have Ray stop a submission; retried in the next tick if Ray is unavailable."""
         what = f"end of {submission_id}"
         try:
             self.circuit.ask("ray", lambda: self.dispatcher.end(submission_id))
         except BackendError as error:
-            self.outage_log.failed(what, "could not stop a Ray submission; retrying", what=what, error=str(error))
+            self.outage_log.failed(
+                what, "could not stop a Ray submission; retrying on the next tick", what=what, error=str(error)
+            )
         else:
             self.outage_log.recovered(what)
 
     def giving_up(self, job_id: str, tick: Tick) -> GiveUp:
-        """Ends a job that can't be handled. Its processes are ended and its capacity is released as of any other."""
+        """Fails a job that can't be handled. Its processes are stopped and its capacity is released as of any other."""
 
         def give_up(why: str, trace: str) -> None:
             state = self.store.set_aside.job(job_id, why, trace, tick.token)
-            logger.error("job set aside", extra={"job": job_id, "to": str(state), "why": why})
+            logger.error(
+                "job failed, because the service could not handle it",
+                extra={"job": job_id, "to": str(state), "why": why},
+            )
             self.on_change(job_id)
 
         return give_up
@@ -96,9 +101,9 @@ class Backends:
 
 @dataclass(frozen=True)
 class Tick:
-    """token: of the lease that must still stand for a change. view: of the cluster; None: it can't be reached.
+    """token: of the lease that must still be held for a change. view: of the cluster; None: it is unreachable.
 
-    check: called between two items; raises when the tick must not go on.
+    check: called between two items; raises when the tick must end.
     """
 
     token: int
@@ -107,5 +112,6 @@ class Tick:
 
 
 def attempt_token(fence: str) -> str:
-    """The bearer token of an attempt. Made from its fence, so that a launch file can be written again after a crash."""
+    """The bearer token of an attempt, derived from its fence, so that a launch file can be written again after a
+    crash."""
     return hashlib.sha256(f"syncnorm attempt {fence}".encode()).hexdigest()

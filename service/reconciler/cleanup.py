@@ -1,4 +1,4 @@
-"""What of ours is left on the cluster: attempts that have ended give their room back, orphans are ended."""
+"""Frees the capacity of ended attempts once Ray confirms they are gone, and stops submissions that belong to no job."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from syncnorm.service.reconciler.isolation import Isolation
 logger = logging.getLogger(__name__)
 
 _EXIT_GRACE_S = 15.0
-"""A driver that has sent its result gets this long to leave by itself."""
+"""Time for a driver to exit by itself after it has sent its result."""
 
 
 def has_left(attempt: Attempt, view: ClusterState, now: datetime) -> bool:
     """Whether an ended attempt has left the cluster, so that its capacity is free.
 
-    Where Ray says nothing sensible of it for long, what Ray reports as free on each host has to do.
+    If Ray gives no usable state of it for long, Ray's report of free capacity on each host has to be enough.
     """
     if attempt.ended_at is None:
         return False
@@ -36,7 +36,7 @@ def has_left(attempt: Attempt, view: ClusterState, now: datetime) -> bool:
 def release(
     backends: Backends, items: Isolation, tick: Tick, view: ClusterState, attempts: Sequence[Attempt]
 ) -> list[Attempt]:
-    """Find out which ended attempts have left the cluster, and end those that linger; the ones still there."""
+    """Release ended attempts that have left the cluster, and stop those that linger; returns those still there."""
     now = backends.store.now()
     lingering = []
     for attempt in attempts:
@@ -67,9 +67,9 @@ def _release_one(backends: Backends, items: Isolation, tick: Tick, attempt: Atte
 
 
 def stop_orphans(backends: Backends, tick: Tick, view: ClusterState, known: Collection[str]) -> None:
-    """End submissions of ours that no attempt and no export stands behind."""
+    """Stop submissions of ours that belong to no attempt and no export."""
     for submission_id, submission in view.submissions.items():
         if submission.status in (RayStatus.WAITING, RayStatus.RUNNING) and submission_id not in known:
             tick.check()
-            logger.warning("ending an orphan", extra={"submission": submission_id})
+            logger.warning("stopping a Ray submission that belongs to no job", extra={"submission": submission_id})
             backends.end_quietly(submission_id)

@@ -1,4 +1,4 @@
-"""What one tick does with later exports: begins those that wait, launches, settles and releases them."""
+"""One tick's work on later exports: starts waiting ones, launches, settles and releases them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from syncnorm.trainer.errors import StorageError
 logger = logging.getLogger(__name__)
 
 MOST_AT_ONCE = 2
-"""Exports take no room of the scheduler's, only that of a driver; so there are few at a time, oldest first."""
+"""Exports are not scheduled and use the capacity of a driver only, so few run at a time, oldest first."""
 
 
 class ExportStep:
@@ -43,7 +43,7 @@ class ExportStep:
         self._items = items
 
     def advance_all(self, tick: Tick) -> set[str]:
-        """Do what can be done now; the submissions that belong to exports which may still run."""
+        """Advance all exports; returns the submissions of exports that may still run."""
         known: set[str] = set()
         faults: Faults = {}
         exports = self._backends.store.exports.unreleased(faults)
@@ -60,7 +60,7 @@ class ExportStep:
         return known
 
     def _advance_isolated(self, export: Export, job: Job, tick: Tick, fault: str | None, *, has_capacity: bool) -> bool:
-        """Whether it was begun. One that raises again and again is given up."""
+        """Whether it was started. An export that raises repeatedly is given up."""
 
         def act() -> Export:
             if fault is not None:
@@ -77,7 +77,7 @@ class ExportStep:
         return waited and after is not None and after.state is not ExportState.QUEUED
 
     def _advance(self, export: Export, job: Job, tick: Tick, *, has_capacity: bool) -> Export:
-        """What became of it."""
+        """The export after the change."""
         for _ in range(4):  # begun, launched, succeeded, released: none has more to do at once
             decision = decide_export(export, self._observe(export, tick))
             if isinstance(decision, Begin):
@@ -107,7 +107,7 @@ class ExportStep:
         return replace(observation, result=result)
 
     def _apply(self, export: Export, job: Job, decision: SubmitToRay | Update | StopOnRay, tick: Tick) -> Export | None:
-        """Carry a decision out; None: not now, the next tick looks again."""
+        """Carry out a decision; None: not possible now, the next tick tries again."""
         try:
             if isinstance(decision, SubmitToRay):
                 decision = self._launch(export, job)
@@ -118,15 +118,20 @@ class ExportStep:
             decision = self._refused(export, str(error), launching=isinstance(decision, SubmitToRay))
         except (UnreachableError, StorageError) as error:
             what = f"export {export.submission_id}"
-            self._backends.outage_log.failed(what, "export postponed; retrying", what=what, error=str(error))
+            self._backends.outage_log.failed(
+                what,
+                "export postponed: Ray, MLflow or the storage is unavailable; retrying on the next tick",
+                what=what,
+                error=str(error),
+            )
             return None
         self._backends.outage_log.recovered(f"export {export.submission_id}")
         after = self._backends.store.exports.change(export, decision.changes, event=decision.event, lease=tick.token)
         if after is not None and decision.event is not None:
-            logger.info("export moved", extra={"export": after.submission_id, "to": after.state.value})
+            logger.info("export state changed", extra={"export": after.submission_id, "to": after.state.value})
             self._backends.on_change(job.id)
         launched = after is not None and export.submitted_at != after.submitted_at is not None
-        return None if launched else after  # what Ray said of it is from before the launch
+        return None if launched else after  # the observed state of Ray is from before the launch
 
     def _refused(self, export: Export, why: str, *, launching: bool) -> Update:
         now = self._backends.store.now()
@@ -162,5 +167,5 @@ class ExportStep:
 
 
 def _oldest_first(exports: Iterable[Export]) -> list[Export]:
-    """Those that are over first: they make room."""
+    """Finished ones first, since they free capacity."""
     return sorted(exports, key=lambda one: (one.state not in OVER, one.created_at, one.job_id, one.number))

@@ -1,4 +1,4 @@
-"""What one tick does about deleted jobs: takes their files off the storage, a few at a time."""
+"""One tick's work on deleted jobs: deletes their files from the storage, a few jobs at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_KNOWN = 1000
 
 
 def remove_files(backends: Backends, items: Isolation, tick: Tick) -> None:
-    """Files that can't be removed are tried again later, after those of other jobs."""
+    """Files that can't be deleted are retried later, after those of other jobs."""
     waiting = (
         job_id for job_id in backends.store.removals.pending(_MOST_KNOWN) if not items.is_resting("removal", job_id)
     )
@@ -30,4 +30,4 @@ def _remove(backends: Backends, job_id: str) -> None:
     root, _, name = job_folder(backends.environment.storage, job_id).rpartition("/")
     backends.storage.ask(lambda: storage_at(root).remove(name))
     backends.store.removals.done(job_id)
-    logger.info("files removed", extra={"job": job_id})
+    logger.info("deleted the files of a deleted job", extra={"job": job_id})

@@ -1,4 +1,4 @@
-"""The reconciler's lease while a tick acts under it: renewed by a thread, for as long as the tick may take."""
+"""Holds the reconciler's lease while a tick acts under it: a thread renews it for as long as a tick may take."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ logger = logging.getLogger(__name__)
 
 LEASE_S = 15.0
 BUDGET_S = 120.0
-"""A tick that takes longer loses its lease: a standby replica may do better."""
+"""A tick that takes longer loses its lease, so that a standby replica can take over."""
 
 
 class LeaseLostError(Exception):
-    """Another replica may act by now, so this tick ends."""
+    """The lease may be another replica's by now, so this tick ends."""
 
 
 class HeldLease:
-    """A context around what a tick does. Not `check` but the token protects the database from a holder that was frozen:
-    each write names it, and is refused once somebody else has the lease."""
+    """A context around a tick.
+
+    `check` ends a tick early. What protects the database from a holder that was frozen is the token: each write names
+    it, and is refused once another replica holds the lease.
+    """
 
     def __init__(
         self,
@@ -34,7 +37,7 @@ class HeldLease:
         budget_s: float = BUDGET_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """renew: False when somebody else holds the lease."""
+        """renew: False if another replica holds the lease."""
         self._renew = renew
         self._stopping = stopping
         self._lease_s = lease_s
@@ -55,13 +58,13 @@ class HeldLease:
         self._over.set()
 
     def check(self) -> None:
-        """Between two items of a tick. Raises: LeaseLostError, StoppedError when the tick must not go on."""
+        """Call it between two items of a tick. Raises: LeaseLostError, StoppedError if the tick must end."""
         if self._stopping.is_set():
             raise StoppedError
         if not self._lost and self._clock() - self._good_since > self._lease_s:
-            self._lost = "it could not be renewed in time"
+            self._lost = "could not renew it in time"
         if self._lost:
-            raise LeaseLostError(f"the lease of the reconciler was lost: {self._lost}")
+            raise LeaseLostError(f"this replica lost the reconciler's lease: {self._lost}")
 
     def seconds(self) -> float:
         """Since the tick began."""
@@ -82,6 +85,6 @@ class HeldLease:
             if self._renew():
                 self._good_since = asked_at
             elif not self._over.is_set():
-                self._lost = "another replica has taken it"
+                self._lost = "another replica has it now"
         except Exception:
-            logger.exception("lease could not be renewed; trying again")
+            logger.exception("could not renew the reconciler's lease; retrying")

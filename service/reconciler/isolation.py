@@ -1,6 +1,6 @@
-"""One bad item of a tick is that item's problem: it is recorded, the others go on, and it is given up in the end.
+"""Isolates failures of one item from the others: recorded while the tick continues, and given up in the end.
 
-An item is a job, an attempt to release, an export, a start, …: whatever is handled beside others of its kind.
+An item is a job, an attempt to release, an export, a start, …: whatever a tick handles one of several of.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ GiveUp = Callable[[str, str], None]
 
 GIVE_UP_TICKS = 3
 GIVE_UP_S = 5.0
-"""An item is given up once it failed in so many ticks in a row, over so long; or in three times as many."""
+"""An item is given up after so many failed ticks in a row over so long, or after three times as many."""
 _BETWEEN_S = 60.0
-"""Between two items of a kind that are given up while all of that kind fail: then the fault may not be theirs."""
+"""Pause between two items that are given up while all items of their kind fail: then the fault may not be theirs."""
 _REST_S, _LONGEST_REST_S = 60.0, 600.0
-"""How long an item rests that fails, and can't be given up."""
+"""How long an item is skipped if it fails and can't be given up."""
 _LONGEST_TEXT = 500
 
 
 @dataclass
 class Streak:
-    """Failures of one item in ticks in a row. why: the latest error."""
+    """Failures of one item in consecutive ticks. why: the latest error."""
 
     since: datetime
     ticks: int = 0
@@ -52,7 +52,7 @@ class Isolation:
     """Used by the thread of the reconciler; counts are read by others."""
 
     def __init__(self, now: Callable[[], datetime], can_write: Callable[[], bool]) -> None:
-        """can_write: asks the database, to tell its outage, which is everybody's problem, from an item's."""
+        """can_write: checks the database, to tell its outage, which affects all items, from a fault of one item."""
         self._now = now
         self._can_write = can_write
         self._streaks: dict[tuple[Kind, str], Streak] = {}
@@ -68,12 +68,12 @@ class Isolation:
         self._touched = set()
 
     def end_tick(self) -> None:
-        """Forget items that were not there any more."""
+        """Forget items that no longer exist."""
         for key in self._streaks.keys() - self._touched:
             del self._streaks[key]
 
     def attempt(self, kind: Kind, name: str, act: Callable[[], T], give_up: GiveUp | None = None) -> T | None:
-        """What `act` returns; None if it raised, or rests after it raised too often."""
+        """The result of `act`; None if it raised, or is skipped because it raised too often."""
         key = kind, name
         self._touched.add(key)
         if self.is_resting(kind, name):
@@ -87,7 +87,9 @@ class Isolation:
         self._worked_in[kind] = self._tick
         if streak is not None:
             self._streaks.pop(key, None)
-            logger.info("item recovered", extra={"kind": kind, "item": name, "failed_ticks": streak.ticks})
+            logger.info(
+                "item recovered after failed ticks", extra={"kind": kind, "item": name, "failed_ticks": streak.ticks}
+            )
         return result
 
     def fail(self, kind: Kind, name: str, error: Exception, give_up: GiveUp | None = None) -> None:
@@ -96,17 +98,17 @@ class Isolation:
         self._failed((kind, name), error, give_up)
 
     def is_resting(self, kind: Kind, name: str) -> bool:
-        """Whether it failed so often that it is left alone for a while."""
+        """Whether it is skipped for a while because it failed so often."""
         self._touched.add((kind, name))
         streak = self._streaks.get((kind, name))
         return streak is not None and streak.rests_until is not None and self._now() < streak.rests_until
 
     def worked(self, kind: Kind) -> None:
-        """Others of this kind were handled well."""
+        """Note that other items of this kind were handled successfully."""
         self._worked_in[kind] = self._tick
 
     def problem(self, name: str) -> str | None:
-        """What goes wrong with the job or attempt of this name."""
+        """The error of the job or attempt of this name."""
         return next((streak.why for (_, item), streak in self.failing() if item == name), None)
 
     def failing(self) -> list[tuple[tuple[Kind, str], Streak]]:
@@ -123,7 +125,11 @@ class Isolation:
         streak.why = describe(error)
         self.failures[kind] += 1
         if streak.ticks == 1:
-            logger.error("item failed; trying again", extra={"kind": kind, "item": name}, exc_info=error)
+            logger.error(
+                "could not handle an item; retrying on the next tick",
+                extra={"kind": kind, "item": name},
+                exc_info=error,
+            )
         if self._is_hopeless(kind, streak, now):
             self._end(key, streak, error, give_up)
 
@@ -141,17 +147,19 @@ class Isolation:
         if give_up is None:
             self._rest(streak)
             return
-        why = f"The service could not handle it {streak.ticks} times in a row: {streak.why}"
+        why = f"The service could not handle this {streak.ticks} times in a row: {streak.why}"
         try:
             give_up(why, trace(error))
         except Exception:
-            logger.exception("item could not be given up", extra={"kind": kind, "item": name})
+            logger.exception("could not mark an item as failed; retrying later", extra={"kind": kind, "item": name})
             self._rest(streak)
             return
         del self._streaks[key]
         self._gave_up_at[kind] = self._now()
         self.given_up[kind] += 1
-        logger.error("item given up", extra={"kind": kind, "item": name, "why": streak.why})
+        logger.error(
+            "gave up on an item after repeated failures", extra={"kind": kind, "item": name, "why": streak.why}
+        )
 
     def _rest(self, streak: Streak) -> None:
         streak.rests_until = after(self._now(), streak.rest_s)
@@ -164,7 +172,7 @@ def _is_of_the_database(error: Exception) -> bool:
 
 
 def describe(error: Exception) -> str:
-    """One line, without the values that were in hand: a spec or a statement may hold private ones."""
+    """The error in one line, without values: a spec or a statement may hold private ones."""
     if isinstance(error, ValidationError):
         found = [f"{'/'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_input=False)]
         said = "; ".join(found)
@@ -176,6 +184,6 @@ def describe(error: Exception) -> str:
 
 
 def trace(error: Exception) -> str:
-    """The traceback, which ends with what `describe` says."""
+    """The traceback, ending with the line of `describe`."""
     lines = ["Traceback (most recent call last):\n", *traceback.format_tb(error.__traceback__), describe(error)]
     return "".join(lines)

@@ -1,4 +1,4 @@
-"""What one tick does with one job: see, decide, apply, until there is nothing to do now."""
+"""One tick's work on one job: observe, decide, apply, until there is nothing to do now."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from syncnorm.trainer.errors import StorageError
 logger = logging.getLogger(__name__)
 
 LAUNCH_LEASE_S = 60.0
-"""The first message may take as long as Ray needs for a driver process on a busy host."""
+"""Lease of a new attempt: the first message may take as long as Ray needs to start a driver on a busy host."""
 
 
 ALL_JOBS_S = 20.0
-"""How long a tick may be at jobs, for others wait to start."""
+"""Time of a tick for all jobs, so that other work is not delayed."""
 _SLOW_S = 1.0
 
 
 class JobStep:
-    """Carries out what `decide` says, and tells the MLflow run."""
+    """Carries out what `decide` returns, and updates the MLflow run."""
 
     def __init__(self, backends: Backends, rules: Rules, queue: JobQueue, items: Isolation) -> None:
         self._backends = backends
@@ -46,20 +46,23 @@ class JobStep:
         self._launched_at: datetime | None = None
 
     def advance_all(self, jobs: Iterable[Job], attempts: Mapping[str, Attempt], tick: Tick) -> None:
-        """Every job, until there is nothing to do for it now. Those that took long lately, or waited in vain for Ray or
-        MLflow, come last. What there is no time for comes first in the next tick."""
+        """Advance every job until there is nothing to do for it now.
+
+        Jobs that took long lately come last, and no tick takes twice its time for jobs: the remaining ones come first
+        in the next tick.
+        """
         until = time.monotonic() + ALL_JOBS_S
         turns = in_turn(jobs, self._slow_at)
         self._slow_at = {job.id: self._slow_at[job.id] for job in turns if job.id in self._slow_at}
         for job in turns:
             tick.check()
             if time.monotonic() > until:
-                logger.warning("jobs took too long; the rest comes first in the next tick")
+                logger.warning("tick ran out of time for jobs; the remaining ones come first in the next tick")
                 return
             self.advance(job, attempts.get(job.id), tick)
 
     def advance(self, job: Job, attempt: Attempt | None, tick: Tick) -> None:
-        """Decide and apply until there is nothing to do now. A job that raises again and again is set aside."""
+        """Decide and apply until there is nothing to do now. A job that raises repeatedly is set aside."""
         began, lost_s = time.monotonic(), self._backends.circuit.lost_s
         last = self._items.attempt(
             "job",
@@ -73,7 +76,7 @@ class JobStep:
             self._slow_at[job.id] = time.monotonic()
 
     def _advance(self, job: Job, attempt: Attempt | None, tick: Tick) -> Job | None:
-        """The job as it is now; None: something of it has to wait."""
+        """The job as it is now; None: part of it has to wait."""
         for _ in range(4):  # starting, running, finalizing, succeeded: no job has more to do at once
             decision = decide(job, attempt, self._observe(attempt, tick), self._rules)
             if decision is None:
@@ -109,7 +112,7 @@ class JobStep:
 
     def _with_result(self, attempt: Attempt, observation: Observation) -> Observation:
         if not may_be_over(attempt, observation):
-            return observation  # its exit message is on the way anyway, and each look at a bucket is paid for
+            return observation  # its exit message arrives anyway, and each read of a bucket costs a request
         folder = self._backends.environment.folder(attempt)
         try:
             return replace(
@@ -121,7 +124,7 @@ class JobStep:
     def _apply(
         self, job: Job, attempt: Attempt | None, decision: Move | SubmitToRay | StopOnRay, tick: Tick
     ) -> tuple[Job, Attempt | None] | None:
-        """Carry a decision out; None: not now, the next tick looks again."""
+        """Carry out a decision; None: not possible now, the next tick tries again."""
         if isinstance(decision, Move):
             return self._move(job, attempt, decision, tick)
         assert attempt is not None
@@ -135,10 +138,13 @@ class JobStep:
         except RefusedError as error:
             if isinstance(decision, SubmitToRay):
                 return self._move(job, attempt, refused(job, str(error), self._backends.store.now()), tick)
-            logger.warning("Ray refused to end a submission", extra={"what": what, "error": str(error)})
+            logger.warning("Ray refused to stop a submission", extra={"what": what, "error": str(error)})
         except (UnreachableError, StorageError) as error:
             self._outage_log.failed(
-                what, "postponed: Ray, MLflow or the storage is unavailable", what=what, error=str(error)
+                what,
+                "launch or stop postponed: Ray, MLflow or the storage is unavailable; retrying on the next tick",
+                what=what,
+                error=str(error),
             )
             return None
         self._outage_log.recovered(what)
@@ -186,7 +192,7 @@ class JobStep:
         self._launched_at = now
         self._backends.on_change(job.id)
         job = replace(job, experiment_id=run.experiment_id, run_id=run.run_id)
-        # With its new lease: else a launch that waited for longer than the first one looks dead at once.
+        # With its new lease: without it, a launch that waited longer than the first lease would look dead at once.
         return job, replace(attempt, **noted)
 
     def _launch_file(self, job: Job, attempt: Attempt, run_id: str) -> protocol.Launch:
@@ -214,7 +220,7 @@ class JobStep:
             self._backends.store.jobs.note(job, {"run_status": wanted})
 
     def _update_run(self, job: Job) -> bool:
-        """The state of the job, and its page; whether MLflow heard."""
+        """Write status and note of the MLflow run; whether MLflow answered."""
         if job.run_id is None:
             return False
         what = f"status of run {job.run_id}"
@@ -224,19 +230,27 @@ class JobStep:
                 "mlflow", lambda: self._backends.tracker.set_status(run_id, RUN_STATUS[job.state], note)
             )
         except UnreachableError as error:
-            self._outage_log.failed(what, "could not set the status of a run; retrying", run=run_id, error=str(error))
+            self._outage_log.failed(
+                what,
+                "could not set the status of an MLflow run; retrying on the next tick",
+                run=run_id,
+                error=str(error),
+            )
             return False
         except RefusedError as error:
-            logger.warning("MLflow refused the status of a run", extra={"run": run_id, "error": str(error)})
+            logger.warning(
+                "MLflow refused the status of a run; the run keeps its old one",
+                extra={"run": run_id, "error": str(error)},
+            )
         self._outage_log.recovered(what)
         return True
 
     def _note(self, job: Job) -> str:
-        """Its page in MLflow. A spec of another version must not keep a job from starting or ending."""
+        """The note of its MLflow run. A spec of another version must not keep a job from starting or ending."""
         try:
             return run_note(job, self._backends.environment.page(job))
         except Exception:
-            logger.exception("the page of a job could not be written", extra={"job": job.id})
+            logger.exception("could not make the note of an MLflow run; it gets a short one", extra={"job": job.id})
             return f"**{job.id}** {job.state.value}"
 
 

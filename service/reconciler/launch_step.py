@@ -1,4 +1,4 @@
-"""Which waiting jobs start now: the scheduler's plan, made of what is stored and seen, and carried out."""
+"""Starts waiting jobs: makes the scheduler's plan from the stored and the observed state, and carries it out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from syncnorm.trainer.contract.plan import NodeCapacity
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan, and what it was made of."""
+    """A plan with its input."""
 
     now: datetime
     allocations: Sequence[Allocation]
@@ -31,7 +31,7 @@ class Prepared:
 
 
 class LaunchStep:
-    """Plans, and begins what the plan starts."""
+    """Makes the plan and starts its jobs."""
 
     def __init__(
         self, backends: Backends, policy: Policy, queue: JobQueue, jobs: JobStep, items: Isolation, lease_s: float
@@ -45,7 +45,7 @@ class LaunchStep:
         self._growth_timer = GrowthTimer()
 
     def prepare(self, view: ClusterState, attempts: Sequence[Attempt]) -> Prepared:
-        """The plan for this moment. attempts: those that still take up room."""
+        """The plan for this moment. attempts: those that still hold capacity."""
         now = self._backends.store.now()
         allocations = self._allocations(attempts, now)
         return Prepared(
@@ -53,7 +53,7 @@ class LaunchStep:
         )
 
     def start_fitting(self, tick: Tick, view: ClusterState, attempts: Sequence[Attempt]) -> tuple[Schedule, int]:
-        """The plan, and how many jobs were started by it."""
+        """Returns the plan, and how many of its jobs were started."""
         prepared = self.prepare(view, attempts)
         found, now = prepared.schedule, prepared.now
         for name, error in found.faults.items():
@@ -70,18 +70,20 @@ class LaunchStep:
         return found, started
 
     def _preempt(self, job: Job, now: datetime, tick: Tick) -> None:
-        event = NewEvent("preempt_requested", "A job of higher priority needs the room.")
+        event = NewEvent("preempt_requested", "A job of higher priority needs the capacity.")
         if self._backends.store.jobs.move(
             job, job.state, {"stop": "preempt", "stop_at": now}, event=event, lease=tick.token
         ):
             self._backends.on_change(job.id)
 
     def _grow(self, growth: Growth, now: datetime, tick: Tick) -> None:
-        """Have it stop with a checkpoint; it is first in its line, and starts again with what there is room for."""
+        """Ask the job to stop with a checkpoint. It is first among its owner's jobs, and starts again with the free
+        capacity."""
         job = growth.job
         message = (
-            f"There has been room for {growth.to} workers instead of {growth.workers} for {growth.settled_s:.0f} s; "
-            "it stops for a moment and goes on with them."
+            f"There has been capacity for {growth.to} workers instead of {growth.workers} for "
+            f"{growth.settled_s:.0f} s; "
+            "the job stops with a checkpoint and continues with them."
         )
         event = NewEvent("resize_requested", message, growth.numbers)
         if self._backends.store.jobs.move(
@@ -104,7 +106,7 @@ class LaunchStep:
         return True
 
     def _begin(self, job: Job, workers: int, now: datetime, tick: Tick) -> tuple[Job, Attempt] | None:
-        """Write the next attempt down; None: the job changed at the same moment."""
+        """Record the next attempt; None: the job changed at the same moment."""
         store = self._backends.store
         checkpoint = next(iter(store.history.checkpoints(job.id)), None)
         number = job.attempt + 1
@@ -120,7 +122,7 @@ class LaunchStep:
             resume_step=checkpoint.step if checkpoint else 0,
             step=checkpoint.step if checkpoint else 0,
         )
-        event = NewEvent(JobState.STARTING, f"Attempt {number} starts.", {"attempt": number, "workers": workers})
+        event = NewEvent(JobState.STARTING, f"Attempt {number} started.", {"attempt": number, "workers": workers})
         changes = {"attempt": number, "not_before": None, "world_size": workers}
         also = _workers_changed(job, attempt)
         moved = store.jobs.move(
@@ -141,13 +143,13 @@ def _workers_changed(job: Job, attempt: Attempt) -> list[NewEvent]:
     sizes = {"workers": attempt.workers, "before": before, "step": attempt.resume_step}
     message = (
         f"Attempt {attempt.number} trains on {attempt.workers} workers instead of {before}, from step "
-        f"{attempt.resume_step}. The global batch stays; each worker takes a larger or smaller part of it."
+        f"{attempt.resume_step}. The global batch stays the same; each worker takes a larger or smaller share of it."
     )
     return [NewEvent("workers_changed", message, {"attempt": attempt.number, **sizes})]
 
 
 def _allocation_of(attempt: Attempt, job: Job, now: datetime) -> Allocation:
-    # Once its workers train, what they use is part of what the cluster reports.
+    # Once its workers train, the cluster's report includes what they use.
     placed = attempt.phase is not None and attempt.phase not in ("preparing", "starting_workers")
     began = (attempt.phases or {}).get("training")
     trains_since = datetime.fromisoformat(began) if began else None
@@ -155,7 +157,7 @@ def _allocation_of(attempt: Attempt, job: Job, now: datetime) -> Allocation:
 
 
 def _ends_at(job: Job, now: datetime) -> datetime | None:
-    """By the pace of its steps, or by its deadline."""
+    """Estimated from the speed of its steps, or its deadline."""
     if job.deadline_at is not None:
         return max(now, job.deadline_at)
     eta_s = duration_s((job.progress or {}).get("eta_s"))
@@ -163,5 +165,5 @@ def _ends_at(job: Job, now: datetime) -> datetime | None:
 
 
 def _usable(nodes: Sequence[NodeCapacity]) -> list[NodeCapacity]:
-    """Hosts whose numbers are such: on one that reports NaN nothing starts."""
+    """Hosts with finite numbers: nothing starts on one that reports NaN."""
     return [node for node in nodes if all(map(isfinite, (node.cpus, node.gpus, node.free_cpus, node.free_gpus)))]

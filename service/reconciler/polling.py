@@ -1,4 +1,4 @@
-"""How long the reconciler rests between two looks at the cluster."""
+"""How long the reconciler waits between two ticks."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 
 BRISK_S = 0.3
 LIVELY_S = 10.0
-"""Ray takes a second to notice that a driver has left, and some more until it reports the room as free."""
+"""Ray takes a second to notice that a driver has left, and longer until it reports the capacity as free."""
 
 
 class PollInterval:
-    """Slow while nothing is about to change, brisk for LIVELY_S after an attempt has ended: others want its room."""
+    """Slow while nothing changes, fast for LIVELY_S after an attempt has ended, since others wait for its capacity."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -19,7 +19,7 @@ class PollInterval:
         self._known: set[str] = set()
 
     def note_ended(self, ended: Iterable[str]) -> None:
-        """Of each tick. ended: the attempts that have ended and still hold their room."""
+        """Call it in each tick. ended: the attempts that have ended and still hold their capacity."""
         ended = set(ended)
         if ended - self._known:
             self._lively_until = self._clock() + LIVELY_S

@@ -1,7 +1,7 @@
-"""The reconciliation loop: load, observe, decide, apply. It drives every job towards what was asked for.
+"""The reconciliation loop: load, observe, decide, apply. It drives every job towards its requested state.
 
-Its steps are in service/steps/. Every effect carries an id chosen beforehand, so that a crash between any two lines is
-mended by the next tick. What fails for one item fails for that item alone (steps/isolation.py).
+The steps of a tick are in the other files of this folder. Every effect carries an id chosen beforehand, so the next
+tick repairs a crash between any two lines. A failure of one item affects that item only (isolation.py).
 """
 
 from __future__ import annotations
@@ -43,18 +43,21 @@ T = TypeVar("T")
 Role = Literal["leader", "standby"]
 
 _REST_S = 0.1
-"""Between two ticks at least, so that a stream of requests does not make one tick each."""
+"""Least pause between two ticks, so that a burst of requests does not cause one tick each."""
 STANDBY_POLL_S = 10.0
-"""Between two looks of a standby replica at the cluster: enough to answer users, and little load for Ray."""
+"""Pause between two observations of a standby replica: frequent enough for users, and little load for Ray."""
 
 
 class NothingStartedError(Exception):
-    """The plan says that jobs start, and none could be started."""
+    """The plan starts jobs, but none could be started."""
 
 
 class Reconciler:
-    """One acts at a time, under a lease in the database. Any number may stand by: they look and plan, and change
-    nothing, so that they answer users as the leader does, and know the cluster when they take over."""
+    """One replica acts at a time, under a lease in the database. Standby replicas observe and plan without changing
+    anything.
+
+    So they answer users as the leader does, and know the cluster when they take over.
+    """
 
     def __init__(
         self,
@@ -65,7 +68,7 @@ class Reconciler:
         lease_s: float = 30.0,
         holder: str | None = None,
     ) -> None:
-        """holder: of the lease, where one process at most is alive, so that its successor need not wait for it."""
+        """holder: of the lease, if at most one process is alive, so that its successor need not wait for it."""
         self.backends = backends
         self.policy = policy
         self.health = Health("reconciler")
@@ -83,21 +86,21 @@ class Reconciler:
         self._holder = holder or f"{socket.gethostname()}-{os.getpid()}-{new_fence()[:8]}"
         self._stopping = threading.Event()
         self.view: ClusterState | None = None
-        """The last look at the cluster; None while it can't be reached."""
+        """The latest observation of the cluster; None while it is unreachable."""
         self.schedule: Schedule | None = None
-        """The last plan of what starts and why the others wait."""
+        """The latest plan: what starts, and why the others wait."""
 
     @property
     def capacity(self) -> Sequence[NodeCapacity] | None:
-        """The hosts of the cluster; None while it can't be asked."""
+        """The hosts of the cluster; None while it is unreachable."""
         return self.view.capacity if self.view else None
 
     def lag_s(self) -> float:
-        """Since the last complete tick: a look at jobs and cluster, and all that follows from it."""
+        """Seconds since the last complete tick: jobs and cluster observed, and everything that follows from it."""
         return time.monotonic() - self._completed_at
 
     def problems(self, job_id: str) -> ServiceProblems:
-        """What `explain` has to say of this process, should it be in trouble."""
+        """The troubles of this process that `explain` should mention."""
         culprits = tuple(name for (_, name), streak in self.items.failing() if streak.ticks >= GIVE_UP_TICKS)
         since = None if self.health.is_good else self.health.failing_since
         return ServiceProblems(self.items.problem(job_id), since, self.health.error, culprits)
@@ -115,11 +118,11 @@ class Reconciler:
         return self._poll_interval.pause_s(tick_s)
 
     def leave(self) -> None:
-        """Another replica may act at once."""
+        """The lease may be another replica's by now, so this tick ends."""
         self.backends.store.leases.give_back(self._holder)
 
     def tick(self) -> None:
-        """One look and all that follows from it. Raises what is not the fault of one item."""
+        """Observe once and do everything that follows from it. Raises errors that are not the fault of one item."""
         with self.health.tick():
             token = self.backends.store.leases.take(self._holder, LEASE_S)
             if token is None:
@@ -140,7 +143,7 @@ class Reconciler:
         return True
 
     def _act(self, token: int, lease: HeldLease) -> None:
-        """Steps that fail as a whole don't keep the others from what they can do without them."""
+        """Run the steps. One that fails as a whole does not keep the others from running."""
         self.items.begin_tick()
         self.backends.circuit.begin_tick()
         self.view = view = self._observe_cluster()
@@ -195,11 +198,14 @@ class Reconciler:
     def _start(self, tick: Tick, view: ClusterState, left: Sequence[Attempt]) -> None:
         self.schedule, started = self._launches.start_fitting(tick, view, left)
         if self.schedule.starts and not started:
-            raise NothingStartedError(f"the plan starts {len(self.schedule.starts)} jobs, and none could be started")
+            raise NothingStartedError(f"the plan starts {len(self.schedule.starts)} jobs, but none could be started")
 
     def _stand_by(self) -> None:
-        """Look and plan as the leader does. A view of its own is simpler than one handed over in the database, and
-        says what this replica could do if it had to take over."""
+        """Observe and plan like the leader.
+
+        An observation of its own is simpler than one handed over through the database, and shows what this replica
+        could do if it took over.
+        """
         self.role = "standby"
         now = time.monotonic()
         if self.view is None or now - self._observed_at > STANDBY_POLL_S:
@@ -215,9 +221,11 @@ class Reconciler:
         self._completed_at = now
 
     def _with_sane_lease(self, attempt: Attempt, token: int) -> Attempt:
-        """With a lease that begins now, if it has more left than any lease lasts: the clock was set back since.
+        """The attempt with a lease from now on, if its lease ends later than any lease may: then the clock was set
+        back.
 
-        A living attempt renews it within seconds; a dead one must not count as alive for all the time gone back.
+        A living attempt renews it within seconds; a dead one must not count as alive for all the time the clock went
+        back.
         """
         now, longest_s = self.backends.store.now(), max(self._lease_s, LAUNCH_LEASE_S)
         if (attempt.lease_expires_at - now).total_seconds() <= 2 * longest_s:
@@ -230,27 +238,27 @@ class Reconciler:
         try:
             view = self.backends.circuit.ask("ray", self.backends.dispatcher.observe)
         except BackendError as error:
-            self._outage_log.failed("cluster", "the cluster can't be asked", error=str(error))
+            self._outage_log.failed("cluster", "Ray unreachable; nothing starts until it answers", error=str(error))
             return None
         self._outage_log.recovered("cluster")
         return view
 
 
 class _Steps:
-    """Runs the steps of a tick. The first error is raised in the end, but for those that end the tick at once."""
+    """Runs the steps of a tick. The first error is raised at the end, except those that end the tick at once."""
 
     def __init__(self) -> None:
         self._first: Exception | None = None
 
     def run(self, step: Callable[[], T]) -> T | None:
-        """What `step` returns; None if it raised."""
+        """The result of `step`; None if it raised."""
         try:
             return step()
         except (StoppedError, LeaseLostError):
             raise
         except Exception as error:
             if self._first is not None:
-                logger.exception("step of a tick failed")
+                logger.exception("another step of the same tick failed")
             self._first = self._first or error
             return None
 

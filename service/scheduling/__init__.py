@@ -1,1 +1,1 @@
-"""Which waiting jobs start now, which give way, and why the others wait. Pure: queue and hosts in, plan out."""
+"""Which waiting jobs start now, which are preempted, and why the others wait. Pure: queue and hosts in, plan out."""

@@ -1,4 +1,4 @@
-"""Room for workers on hosts: the arithmetic below the scheduler."""
+"""Capacity for workers on hosts: the arithmetic below the scheduler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from syncnorm.trainer.contract.plan import NodeCapacity
 
 @dataclass(frozen=True)
 class Gang:
-    """Workers that move in together; CPUs and GPUs are of one worker."""
+    """Workers that start together. cpus and gpus are of one worker."""
 
     workers: int
     cpus: float
@@ -19,7 +19,7 @@ class Gang:
 
 
 def gang(job: Job, workers: int | None = None) -> Gang:
-    """workers: None: all that it asks for."""
+    """workers: None: as many as the job asks for."""
     return Gang(job.workers if workers is None else workers, float(job.cpus_per_worker), float(job.gpus_per_worker))
 
 
@@ -29,10 +29,10 @@ Hosts = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Capacity:
-    """Room by our own books, and as the cluster reports it. A gang has to fit both.
+    """Free capacity by our own records, and as the cluster reports it.
 
-    The books never forget an attempt whose processes may still run; the report knows what strangers use and on which
-    host our workers really sit.
+    A gang has to fit both. The records never forget an attempt whose processes may still run; the report includes what
+    others use, and on which hosts our workers really are.
     """
 
     ledger: Hosts
@@ -40,12 +40,13 @@ class Capacity:
 
     @staticmethod
     def of(nodes: Sequence[NodeCapacity], *, whole: bool = False) -> Capacity:
-        """whole: as if nothing ran anywhere."""
+        """whole: the empty cluster."""
         ledger = tuple((node.cpus, node.gpus) for node in nodes)
         return Capacity(ledger, ledger if whole else tuple((node.free_cpus, node.free_gpus) for node in nodes))
 
     def holding(self, gangs: Iterable[tuple[Gang, bool]]) -> Capacity:
-        """Less the gangs (with: are they part of the report already). One that finds no room takes what there is."""
+        """The capacity without the gangs (with: whether the report includes them already). One that does not fit takes
+        what there is."""
         ledger, report = self.ledger, self.report
         for shape, placed in sorted(gangs, key=lambda item: (-item[0].gpus, -item[0].cpus)):
             ledger = _take(ledger, shape)[0]
@@ -53,7 +54,7 @@ class Capacity:
         return Capacity(ledger, report)
 
     def without(self, shape: Gang) -> Capacity | None:
-        """What is left after the gang moved in; None if it does not fit whole."""
+        """The capacity that remains after the gang started; None if it does not fit whole."""
         ledger, left = _take(self.ledger, shape)
         report, left_over = _take(self.report, shape)
         return None if left or left_over else Capacity(ledger, report)
@@ -64,7 +65,7 @@ class Capacity:
 
 
 def _take(hosts: Hosts, shape: Gang) -> tuple[Hosts, int]:
-    """(hosts after as many workers as possible moved in, on as few hosts as possible; workers left over)."""
+    """(hosts after as many workers as possible are placed, on as few hosts as possible; workers left over)."""
     left = shape.workers
     after = list(hosts)
     for index in sorted(range(len(hosts)), key=lambda i: -_fits(hosts[i], shape)):

@@ -1,4 +1,4 @@
-"""Why a job waits or stopped: one reason code, numbers, who is ahead or in the way, and an estimate. Pure."""
+"""Why a job waits, runs or stopped: a reason code, numbers, the jobs ahead or in the way, and an estimate. Pure."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from syncnorm.service.jobs.job import ACTIVE, Attempt, Job, JobState
 from syncnorm.service.scheduling.growth import LEAST_SAVED_S, LEAST_TRAINED_S, SETTLED_S
 from syncnorm.service.scheduling.schedule import Schedule
 from syncnorm.trainer.contract.failure import advised
+from syncnorm.trainer.contract.text import counted
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """code: one of CODES. shortfall: numbers of what is missing. blockers: ids of jobs in the way."""
+    """code: one of CODES. shortfall: numbers of missing capacity. blockers: ids of jobs in the way."""
 
     code: str
     message: str
@@ -25,8 +26,11 @@ class Explanation:
 
 @dataclass(frozen=True)
 class ServiceProblems:
-    """What the service can't do just now. of_job: the error of this job's own step; failing_since, error: of ticks that
-    fail as a whole; culprits: jobs whose steps fail."""
+    """Current troubles of the service.
+
+    of_job: the error of this job's own step; failing_since, error: of ticks that fail as a whole; culprits: jobs whose
+    steps fail.
+    """
 
     of_job: str | None = None
     failing_since: datetime | None = None
@@ -35,12 +39,17 @@ class ServiceProblems:
 
     def explained(self, job: Job) -> Explanation | None:
         if self.of_job is not None:
-            message = f"The service can't handle this job: {self.of_job}. If that goes on, the job fails as `internal`."
+            message = (
+                f"The service can't handle this job: {self.of_job}. If that continues, the job fails with reason "
+                "internal."
+            )
             return Explanation("step_failing", message)
         if self.failing_since is None or job.state is not JobState.QUEUED:
             return None
         since = self.failing_since.isoformat(timespec="seconds")
-        message = f"The scheduler has failed since {since}: {self.error}. The job is kept, and an operator is needed."
+        message = (
+            f"The scheduler has failed since {since}: {self.error}. The job stays queued. Ask an operator to help."
+        )
         return Explanation("scheduler_failing", message, blockers=self.culprits)
 
 
@@ -78,9 +87,8 @@ def explain(
     if not job.is_terminal and (said := problems.explained(job)) is not None:
         return said
     if storage_problem is not None and job.state in ACTIVE:
-        return Explanation(
-            "storage_unreachable", f"Its launch or its result waits, what runs goes on: {storage_problem}"
-        )
+        message = f"The storage is unavailable, so launch and result are delayed; training continues: {storage_problem}"
+        return Explanation("storage_unreachable", message)
     if job.state is JobState.QUEUED:
         return _queued(job, attempt, schedule, ahead)
     if job.state is JobState.STARTING:
@@ -91,16 +99,16 @@ def explain(
 
 
 def _by_its_state(job: Job) -> Explanation:
-    stopped_to = "go on with more workers" if job.stop == "resize" else job.stop or "stop"
+    stopped_to = "continue with more workers" if job.stop == "resize" else job.stop or "stop"
     texts = {
-        JobState.STOPPING: ("stopping", f"It ends at the next batch, with a checkpoint, to {stopped_to}."),
+        JobState.STOPPING: ("stopping", f"The job stops after the current batch, with a checkpoint, to {stopped_to}."),
         JobState.FINALIZING: ("exporting", "Training is over; statistics, folding, export and certificate follow."),
         JobState.PAUSED: (
             "paused",
-            f"Paused by {job.stop_by or 'somebody'}. It continues once it is resumed.",
+            f"Paused by {job.stop_by or 'a user'}. The job continues once you resume it.",
         ),
-        JobState.SUCCEEDED: ("succeeded", "It is finished."),
-        JobState.CANCELLED: ("cancelled", job.message or "It was cancelled on request."),
+        JobState.SUCCEEDED: ("succeeded", "The job is finished."),
+        JobState.CANCELLED: ("cancelled", job.message or "The job was cancelled on request."),
     }
     if job.state in texts:
         return Explanation(*texts[job.state])
@@ -110,32 +118,42 @@ def _by_its_state(job: Job) -> Explanation:
 
 def _queued(job: Job, attempt: Attempt | None, schedule: Schedule | None, ahead: int) -> Explanation:
     if schedule is None:
-        return Explanation("cluster_unreachable", "Ray can't be reached; the job is kept and starts when it can.")
+        return Explanation(
+            "cluster_unreachable", "Ray is unreachable. The job stays queued and starts once Ray is back."
+        )
     if wait := schedule.wait(job):
         return Explanation(wait.code, wait.message, wait.numbers, ahead, wait.blockers, wait.starts_at)
     if attempt is not None and attempt.released_at is None:
-        return Explanation("previous_attempt_leaving", f"Attempt {attempt.number} still has to leave the cluster.")
+        return Explanation(
+            "previous_attempt_leaving",
+            f"Attempt {attempt.number} has ended, but its processes still run on the cluster.",
+        )
     if ahead:
-        return Explanation("queued_behind", f"{ahead} jobs are ahead of it.", jobs_ahead=ahead)
-    return Explanation("starts_next", "There is room; it starts with the next look at the queue.")
+        return Explanation("queued_behind", f"{counted(ahead, 'job')} ahead in the queue.", jobs_ahead=ahead)
+    return Explanation("starts_next", "There is capacity. The job starts with the next scheduling pass.")
 
 
 def _running(job: Job, attempt: Attempt | None, schedule: Schedule | None) -> Explanation:
     if attempt is None or attempt.workers >= job.workers:
         return Explanation("training", "The job is training.")
     numbers = {"workers": float(attempt.workers), "asked_for": float(job.workers)}
-    message = f"It trains on {attempt.workers} of {job.workers} workers; "
+    message = f"The job is training on {attempt.workers} of {job.workers} workers; "
     if schedule is None or job.id not in schedule.spare:
-        return Explanation("training", f"{message}there is no room for more that nobody waits for.", numbers)
+        return Explanation(
+            "training", f"{message}there is no free capacity that is not already claimed by a queued job.", numbers
+        )
     numbers["room_for"] = float(schedule.spare[job.id])
     message += (
-        f"there is room for {schedule.spare[job.id]}. It stops for a moment and goes on with them once that has lasted "
-        f"{SETTLED_S:.0f} s and it has trained {LEAST_TRAINED_S:.0f} s, if it ends {LEAST_SAVED_S:.0f} s sooner."
+        f"there is capacity for {schedule.spare[job.id]}. The job stops with a checkpoint and continues with them once "
+        f"this has lasted {SETTLED_S:.0f} s and the attempt has trained {LEAST_TRAINED_S:.0f} s, if that saves "
+        f"{LEAST_SAVED_S:.0f} s."
     )
     return Explanation("training", message, numbers)
 
 
 def _starting(attempt: Attempt | None) -> Explanation:
     if attempt is None or attempt.submitted_at is None:
-        return Explanation("launch_waits", "Its room is reserved; it is being handed to MLflow and Ray.")
-    return Explanation("workers_starting", "Ray starts its workers; the first step follows in some seconds.")
+        return Explanation(
+            "launch_waits", "Capacity is reserved; the attempt is being launched through MLflow and Ray."
+        )
+    return Explanation("workers_starting", "Ray is starting the workers; the first step follows within seconds.")

@@ -1,7 +1,8 @@
-"""Which running elastic job goes on with more workers, now that there is room: it costs a checkpoint and a start.
+"""Which running elastic job continues with more workers once there is capacity: it costs a checkpoint and a start.
 
-One at a time, while nobody waits for the room; once the room has lasted, the attempt has trained for a while, and the
-time saved, should the job scale, is worth the start. So no job is interrupted more than once in LEAST_TRAINED_S.
+One at a time, and only while no queued job claims the capacity. The capacity must have lasted, the attempt must have
+trained for a while, and the time saved must be worth the start if the job scales. So no job is interrupted more than
+once in LEAST_TRAINED_S.
 """
 
 from __future__ import annotations
@@ -15,17 +16,20 @@ from syncnorm.service.scheduling.ordering import rank
 from syncnorm.service.scheduling.schedule import Allocation, Policy, SpareWorkers
 
 SETTLED_S = 60.0
-"""How long there must have been room: several starts of a job, so that a gap between two jobs is no room."""
+"""How long capacity must have been free: several starts of a job, so that a gap between two jobs does not count."""
 LEAST_TRAINED_S = 600.0
 """How long an attempt trains before it is interrupted: a start takes some 15 s, which is 2.5 % of that."""
 LEAST_SAVED_S = 60.0
-"""How much sooner the job must end, by the pace of its steps, if it scales: four starts."""
+"""How much sooner the job must end, by the speed of its steps, if it scales: four starts."""
 
 
 @dataclass(frozen=True)
 class Growth:
-    """A job that is to stop and go on. settled_s, trained_s: how long there was room, and how long it has trained;
-    saved_s: how much sooner it would end; None: nobody knows when it ends."""
+    """A job to stop and continue with more workers.
+
+    settled_s, trained_s: how long the capacity was free, and how long the job has trained. saved_s: how much sooner it
+    would end; None: unknown.
+    """
 
     job: Job
     workers: int
@@ -42,7 +46,7 @@ class Growth:
 
 @dataclass(frozen=True)
 class GrowthTimer:
-    """Since when there has been room for each job that could grow. Forgotten when there is none, and at a restart."""
+    """Since when capacity has been free for each job that could grow. Forgotten when it is gone, and at a restart."""
 
     since: Mapping[str, datetime] = field(default_factory=dict)
 
@@ -53,7 +57,7 @@ class GrowthTimer:
     def due(
         self, spare: SpareWorkers, allocations: Sequence[Allocation], now: datetime, policy: Policy
     ) -> Growth | None:
-        """The job to grow now, the one that goes first in the queue of those that may."""
+        """The job to grow now: of those that may, the first in the queue."""
         found = [self._growth(item, spare[item.job.id], now) for item in allocations if item.job.id in spare]
         ready = [growth for growth in found if growth is not None]
         return min(ready, key=lambda one: rank(one.job.priority, one.job.queued_at, policy), default=None)
@@ -73,5 +77,5 @@ class GrowthTimer:
 
 
 def can_grow(item: Allocation) -> bool:
-    """Whether it trains on fewer workers than it asks for, and nobody has asked it to stop."""
+    """Whether it trains on fewer workers than it asks for, and no stop was requested."""
     return item.job.state is JobState.RUNNING and item.job.stop is None and item.shape.workers < item.job.workers

@@ -1,4 +1,4 @@
-"""Who has to leave so that the first job that waits fits: by itself, or because it is asked to give way."""
+"""Which running jobs must leave before the first waiting job fits, by ending or by being preempted."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _PREEMPTIBLE = frozenset({JobState.STARTING, JobState.RUNNING})
 
 @dataclass(frozen=True)
 class ClusterLedger:
-    """Who has room, by our own books alone. empty: the whole cluster; started: what this pass has given room to."""
+    """Who holds capacity, by our own records. empty: the whole cluster; started: gangs that this pass has started."""
 
     empty: Capacity
     allocations: Sequence[Allocation]
     started: Sequence[Gang]
 
     def after(self, gone: Sequence[Allocation]) -> Capacity:
-        """Once these have left."""
+        """The capacity once these have left."""
         names = {item.job.id for item in gone}
         stay = [item.shape for item in self.allocations if item.job.id not in names]
         return self.empty.holding((shape, False) for shape in (*stay, *self.started))
@@ -35,7 +35,7 @@ class ClusterLedger:
 
 
 def blockers(shape: Gang, ledger: ClusterLedger) -> list[Allocation]:
-    """Those who end first, by their estimates, and whose room is enough; all of them if it never is."""
+    """The jobs that end first, by their estimates, and free enough capacity; all of them if it never is enough."""
     leaving = sorted(ledger.allocations, key=ends_at)
     return leaving[: _fewest(len(leaving), lambda count: ledger.fits_after(shape, leaving[:count]))]
 
@@ -45,7 +45,8 @@ def ends_at(item: Allocation) -> datetime:
 
 
 def victims(head: Job, shape: Gang, ledger: ClusterLedger, policy: Policy) -> list[Job]:
-    """The fewest, least important, youngest attempts whose room lets the head in; those leaving already count."""
+    """The fewest, lowest-priority, youngest attempts whose capacity lets the head start; those leaving already
+    count."""
     if not policy.preempt:
         return []
     leaving = [item for item in ledger.allocations if item.job.stop is not None]
@@ -57,7 +58,7 @@ def victims(head: Job, shape: Gang, ledger: ClusterLedger, policy: Policy) -> li
     if count > len(weaker):
         return []
     chosen = weaker[:count]
-    for item in reversed(chosen[:-1]):  # let those stay without whose room the head fits as well
+    for item in reversed(chosen[:-1]):  # spare those whose capacity the head does not need
         rest = [other for other in chosen if other is not item]
         chosen = rest if ledger.fits_after(shape, [*leaving, *rest]) else chosen
     return [item.job for item in chosen]

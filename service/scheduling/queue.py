@@ -1,7 +1,7 @@
-"""The waiting jobs in memory, in lines by owner, brought up to date by their versions alone.
+"""The waiting jobs in memory, by owner, kept up to date by their versions.
 
-Loading ten thousand jobs for every look at the queue takes longer than all the rest of it. So a look reads ids and
-versions, and only what changed is loaded in full. A stale entry does no harm: every move is guarded by the version.
+Loading ten thousand jobs for every pass takes longer than all the rest of it. So a pass reads ids and versions, and
+only what changed is loaded in full. A stale entry does no harm: every move is guarded by the version.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from syncnorm.service.store.rows import Faults
 
 
 class Source(Protocol):
-    """What is needed of the store."""
+    """The part of the store that is used."""
 
     def versions(self, state: JobState) -> Mapping[str, int]: ...
 
@@ -37,7 +37,7 @@ class JobQueue:
         """Waiting jobs whose rows can't be read; they are in no line."""
 
     def refresh(self, source: Source) -> None:
-        """Make it what the store has now."""
+        """Update it to the state of the store."""
         versions = source.versions(JobState.QUEUED)
         known = self._versions
         for job_id in [job_id for job_id in known if job_id not in versions]:
@@ -48,7 +48,7 @@ class JobQueue:
             self.note(job)
 
     def note(self, job: Job) -> None:
-        """What became of a job since."""
+        """Update one job."""
         self._remove(job.id)
         if job.state is not JobState.QUEUED:
             return
@@ -57,7 +57,7 @@ class JobQueue:
         insort(self._queues[job.owner], queue_entry(job, self._policy))
 
     def queues(self) -> QueuesByOwner:
-        """Good until the next change."""
+        """The lines, valid until the next change."""
         return self._queues
 
     def _remove(self, job_id: str) -> None:

@@ -1,4 +1,4 @@
-"""What each owner uses of the cluster, how that sets them back in the queue, and how much more they may have."""
+"""What each owner uses of the cluster, how that lowers their place in the queue, and how much more they may use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from syncnorm.trainer.contract.plan import NodeCapacity
 
 
 class Quotas:
-    """Grows with every job that is picked."""
+    """Usage of each owner; grows with every job that is picked."""
 
     def __init__(self, allocations: Iterable[Allocation], nodes: Sequence[NodeCapacity], policy: Policy) -> None:
         self._policy = policy
@@ -32,7 +32,7 @@ class Quotas:
         self._gpus_of[job.owner] += gpus
 
     def penalty(self, owner: str) -> float:
-        """What the owner's share costs, in the unit of ranks."""
+        """The penalty for the owner's share, in the unit of ranks."""
         return self._share[owner] * self._policy.share_points * self._policy.ageing_s
 
     def too_many_running(self, owner: str) -> WaitReason | None:
@@ -40,7 +40,7 @@ class Quotas:
         if most is None or running < most:
             return None
         numbers = {"running": float(running), "limit": float(most)}
-        return WaitReason("quota_running", f"{owner} has {running} jobs under way; the limit is {most}.", numbers)
+        return WaitReason("quota_running", f"{owner} has {running} running jobs; the limit is {most}.", numbers)
 
     def too_many_gpus(self, job: Job) -> WaitReason | None:
         gpus, limit = self._gpus_of[job.owner], self._policy.max_gpus
@@ -48,7 +48,7 @@ class Quotas:
             return None
         wanted = float(job.least_workers * job.gpus_per_worker)
         numbers = {"in_use": gpus, "wanted": wanted, "limit": float(limit)}
-        message = f"{job.owner} uses {gpus:g} GPUs and wants {wanted:g} more; the limit is {limit}."
+        message = f"{job.owner} uses {gpus:g} GPUs and needs {wanted:g} more for this job; the limit is {limit}."
         return WaitReason("quota_gpus", message, numbers)
 
     def workers_left(self, job: Job) -> int:

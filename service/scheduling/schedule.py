@@ -1,4 +1,4 @@
-"""What goes into a plan of the scheduler, and what comes out."""
+"""Input and output of the scheduler."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from syncnorm.service.scheduling.capacity import Gang, gang
 
 @dataclass(frozen=True)
 class Policy:
-    """How the cluster is shared. max_running, max_gpus: for one owner at a time; None: no limit."""
+    """How the cluster is shared. max_running, max_gpus: limits of one owner; None: no limit."""
 
     ageing_s: float = 300.0
     share_points: float = 20.0
@@ -21,20 +21,20 @@ class Policy:
     max_gpus: int | None = None
     preempt: bool = True
     backfill_depth: int = 200
-    """Jobs looked at behind the first one that does not fit."""
+    """Jobs considered after the first one that does not fit."""
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """A job whose attempt has room. placed: its workers show up in what the cluster reports as used."""
+    """A job whose attempt holds capacity. placed: the cluster's report includes its workers."""
 
     job: Job
     since: datetime
     placed: bool
     ends_at: datetime | None = None
-    """Estimate; None: nobody knows."""
+    """Estimated end; None: unknown."""
     workers: int | None = None
-    """Of the attempt; None: all that the job asks for."""
+    """Workers of the attempt; None: as many as the job asks for."""
     trains_since: datetime | None = None
 
     @property
@@ -44,18 +44,18 @@ class Allocation:
 
 @dataclass(frozen=True)
 class WaitReason:
-    """Why a job does not start now. numbers: what it would take."""
+    """Why a job does not start now. numbers: behind the reason."""
 
     code: str
     message: str
     numbers: dict[str, float] = field(default_factory=dict)
     blockers: tuple[str, ...] = ()
     starts_at: datetime | None = None
-    """Estimate for the start; None: nobody knows."""
+    """Estimated start; None: unknown."""
 
 
 SpareWorkers = Mapping[str, int]
-"""How many workers each running elastic job could go on with, more than it has; that nobody waits for."""
+"""How many workers each running elastic job could continue with, more than it has and not claimed by a queued job."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,15 @@ class Schedule:
     starts: tuple[Job, ...]
     preempts: tuple[Job, ...]
     waits: dict[str, WaitReason]
-    """For every job that was looked at; those behind are not."""
+    """For every job that was considered; later ones are missing."""
     owners: dict[str, WaitReason]
-    """Owners none of whose jobs may start, and why."""
+    """Owners whose jobs may not start, and why."""
     sizes: Mapping[str, int]
     """Workers of each job that starts; fewer than it asks for only if it is elastic."""
     spare: SpareWorkers = field(default_factory=dict)
     faults: Mapping[str, Exception] = field(default_factory=dict)
-    """Jobs whose numbers the plan can't be made with, so that it is made without them."""
+    """Jobs that were left out of the plan because their numbers raised an error."""
 
     def wait(self, job: Job) -> WaitReason | None:
-        """Why a job waits, as far as it was looked at."""
+        """Why a job waits; None if it was not considered."""
         return self.waits.get(job.id) or self.owners.get(job.owner)

@@ -1,10 +1,10 @@
 """One pass through the queue.
 
-A job starts whole or not at all; with min_workers, with as many workers as fit, and at least those. Order: points, less
-`share_points` for the part of the cluster that the owner uses already. The first job that does not fit keeps a
+A job starts whole or not at all; with min_workers, with as many workers as fit, and at least those. Order: points,
+minus `share_points` for the share of the cluster that the owner uses already. The first job that does not fit keeps a
 reservation: later ones may only start where they can't delay it (EASY backfilling, Lifka 1995, by the estimated ends of
-what runs now). If jobs of strictly lower priority stand in its way, they are asked to give way. An elastic job reserves
-room for its least.
+running jobs). If jobs of strictly lower priority are in its way, they are preempted. An elastic job reserves capacity
+for min_workers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def schedule(
 
 
 class _SchedulingPass:
-    """Room shrinks as jobs are picked."""
+    """One pass: free capacity shrinks as jobs are picked."""
 
     def __init__(
         self, allocations: Sequence[Allocation], nodes: Sequence[NodeCapacity], now: datetime, policy: Policy
@@ -64,7 +64,7 @@ class _SchedulingPass:
                 continue
             try:
                 looked_at = self._consider(job)
-            except Exception as error:  # of whatever kind: the others are planned without it
+            except Exception as error:  # of any kind: the others are planned without it
                 self._faults[job.id] = error
                 continue
             depth += looked_at and self._head is not None
@@ -76,7 +76,7 @@ class _SchedulingPass:
         return Schedule(starts, self._preempts, self._waits, self._owners, sizes, spare, self._faults)
 
     def _consider(self, job: Job) -> bool:
-        """Start it or say why it waits; whether it could start if there were room."""
+        """Start it or record why it waits; returns whether capacity is all that it could lack."""
         if wait := self._ineligibility(job):
             self._waits[job.id] = wait
             return False
@@ -96,15 +96,16 @@ class _SchedulingPass:
         return True
 
     def _somebody_comes_soon(self) -> bool:
-        """Whether a job that waits for something else, or is just leaving, will want its room."""
+        """Whether a job that waits for something else, or is leaving, will claim capacity soon."""
         if any(wait.code == "backoff" for wait in self._waits.values()):
             return True
         return any(item.job.stop is not None or item.job.state is JobState.QUEUED for item in self._allocations)
 
     def _spare_workers(self) -> dict[str, int]:
-        """For each job by itself: beside its workers, where they really sit, and by the books once it has left.
+        """The number of workers each elastic job could have: next to its own, where they really are, and by the records
+        once it has left.
 
-        Not where its owner has jobs that wait for a quota only: they would start as soon as it stops.
+        Not for owners with jobs that wait for a quota only: those would start as soon as it stops.
         """
         found = {}
         ledger = ClusterLedger(self._empty, self._allocations, ())
@@ -132,7 +133,7 @@ class _SchedulingPass:
         return wait is None
 
     def _size_behind(self, job: Job, now: int, after_head: Capacity | None) -> int:
-        """Of the `now` workers there is room for, as many as the quota allows and delay nobody ahead."""
+        """Of the `now` workers that fit, as many as the quota allows and as delay no job ahead."""
         size = now and job.size_within(min(now, self._quotas.workers_left(job)))
         if size and after_head is not None:
             size = job.size_within(min(size, after_head.largest(gang(job, size))))
@@ -140,10 +141,10 @@ class _SchedulingPass:
 
     def _ineligibility(self, job: Job) -> WaitReason | None:
         if job.stop is not None:
-            return WaitReason("stop_requested", f"Somebody asked to {job.stop} it.")
+            return WaitReason("stop_requested", f"A {job.stop} was requested.")
         if job.not_before is not None and job.not_before > self._now:
             left_s = (job.not_before - self._now).total_seconds()
-            message = f"The last attempt failed; the next one may start in {left_s:.0f} s."
+            message = f"The last attempt failed; the next one starts in {left_s:.0f} s at the earliest."
             return WaitReason("backoff", message, {"seconds": left_s}, starts_at=job.not_before)
         if self._empty.without(gang(job, job.least_workers)) is None:
             return WaitReason(
@@ -163,7 +164,7 @@ class _SchedulingPass:
         self._starts[job.id] = job, shape
 
     def _reserve(self, head: Job) -> tuple[Capacity | None, tuple[Job, ...]]:
-        """(what later jobs may use without delaying the head, who has to give way); records why the head waits."""
+        """(capacity for later jobs that does not delay the head, jobs to preempt); records why the head waits."""
         shape = gang(head, head.least_workers)
         missing = shape.workers - self._capacity.largest(shape)
         numbers = {"workers_missing": float(missing), "workers": float(shape.workers)}
@@ -174,20 +175,26 @@ class _SchedulingPass:
         starts_at = None if at == NEVER else max(at, self._now)
         leave = victims(head, shape, ledger, self._policy)
         if leave:
-            message = f"{missing} of its workers have no room yet; {len(leave)} jobs of lower priority give way."
+            message = (
+                f"There is no capacity yet for {missing} of its workers; {len(leave)} jobs of lower priority are "
+                "being preempted."
+            )
             names = tuple(job.id for job in leave)
             self._waits[head.id] = WaitReason("waiting_for_preemption", message, numbers, names, starts_at)
             return rest, tuple(job for job in leave if job.stop is None)
-        message = f"{missing} of {shape.workers} workers have no room; it is next in line."
+        message = f"There is no capacity for {missing} of its {shape.workers} workers; the job is next in the queue."
         names = tuple(item.job.id for item in in_the_way)
         self._waits[head.id] = WaitReason("no_room", message, numbers, names, starts_at)
         return rest, ()
 
     def _behind(self, job: Job, head: Job, *, fits_now: bool) -> WaitReason:
         if fits_now:
-            message = f"There is room, but taking it would delay {head.id}, which is ahead."
+            message = f"There is capacity, but using it would delay {head.id}, which is ahead in the queue."
             return WaitReason("held_for_job_ahead", message, blockers=(head.id,))
         shape = gang(job, job.least_workers)
         missing = shape.workers - self._capacity.largest(shape)
-        message = f"{missing} of {shape.workers} workers have no room; {head.id} and perhaps others are ahead."
+        message = (
+            f"There is no capacity for {missing} of its {shape.workers} workers; {head.id} and perhaps others are "
+            "ahead."
+        )
         return WaitReason("no_room_behind", message, {"workers_missing": float(missing)}, (head.id,))

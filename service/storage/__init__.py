@@ -1,1 +1,1 @@
-"""What the service reads from and writes to the storage: attempts' files, packages, the marker of the installation."""
+"""The service's files on the storage: those of attempts, code packages, and the marker of the installation."""

@@ -1,4 +1,4 @@
-"""Files of attempts on the storage, a folder or any fsspec URL. Each raises StorageError where that can't be asked."""
+"""Files of attempts on the storage, a folder or any fsspec URL. Raises StorageError if the storage is unavailable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from syncnorm.trainer.storage.storage import storage_at
 
 
 def write_launch(folder: str, launch: Launch) -> None:
-    """Write launch.json for the driver, readable by its owner alone. Writing the same again is harmless."""
+    """Write launch.json for the driver, readable by its owner only. Writing it again is harmless."""
     storage_at(folder).write(LAUNCH_FILE, launch.model_dump_json(indent=2).encode(), private=True)
 
 
@@ -26,13 +26,13 @@ def write_export(folder: str, request: ExportRequest) -> None:
 
 
 def read_metrics(folder: str) -> list[str]:
-    """Whole lines of an attempt's metrics, in order; none where there is no such file. Any of them may be damaged."""
+    """Whole lines of an attempt's metrics, in order; empty without such a file. Any line may be damaged."""
     content = _read(folder, METRICS_FILE) or b""
     return [line for line in content.rpartition(b"\n")[0].decode(errors="replace").split("\n") if line]
 
 
 def read_result(folder: str, fence: str) -> Result | None:
-    """The result of an attempt, if it is there and carries this fence; a failure, if it is there and can't be read."""
+    """The result of an attempt, if it exists and carries this fence; a failure, if it exists and can't be read."""
     content = _read(folder, RESULT_FILE)
     return None if content is None else parse_result(content, fence)
 

@@ -1,4 +1,4 @@
-"""The reconciler's way to the storage: one that does not answer is not asked for every job anew."""
+"""The reconciler's access to the storage: after a failure it is not tried again for every job."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _REMEMBERED_S = 60.0
 
 
 class StorageCircuitBreaker:
-    """Closed for REST_S after an error, so that a tick waits once for a storage that is away, not once a job."""
+    """Closed for REST_S after an error, so that a tick waits only once for an unavailable storage, not once for each
+    job."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, check: Callable[[], None] = lambda: None) -> None:
-        """check: raises StorageError where the storage is not the one it should be."""
+        """check: raises StorageError if the storage is not mounted."""
         self._clock = clock
         self._check = check
         self._was_another = False
@@ -28,13 +29,13 @@ class StorageCircuitBreaker:
         self._failed: tuple[float, str] | None = None
 
     def ask(self, act: Callable[[], T]) -> T:
-        """What `act` answers. Raises: StorageError, also without asking."""
+        """The result of `act`. Raises: StorageError, also without calling it."""
         if self._failed is not None and self._clock() - self._failed[0] < REST_S:
             raise StorageError(self._failed[1])
         try:
             self._require_right_one()
             answer = act()
-            self._require_right_one()  # what was not there may have gone with the whole storage
+            self._require_right_one()  # a missing file may mean that the whole storage was unmounted
         except StorageError as error:
             self._close(error)
             raise
@@ -42,7 +43,7 @@ class StorageCircuitBreaker:
         return answer
 
     def is_usable(self) -> bool:
-        """Whether it is there now, and did what it was last asked for."""
+        """Whether the storage is mounted and the latest call succeeded."""
         try:
             self._require_right_one()
         except StorageError as error:
@@ -57,12 +58,12 @@ class StorageCircuitBreaker:
             self._failed = None
 
     def _close(self, error: StorageError) -> None:
-        logger.warning("the storage can't be used", extra={"error": str(error)})
+        logger.warning("storage unavailable; not asked again for 10 s", extra={"error": str(error)})
         self._failed = self._clock(), str(error)
 
     @property
     def problem(self) -> str | None:
-        """What was wrong when it was last asked, a moment ago."""
+        """The error of the latest call, if it was a moment ago."""
         if self._failed is None or self._clock() - self._failed[0] > _REMEMBERED_S:
             return None
         return self._failed[1]

@@ -1,6 +1,6 @@
-"""Uploaded user code: zip archives kept under the digest of their content, where every worker reaches them.
+"""Uploaded user code: zip archives under the digest of their content, where every worker can read them.
 
-An archive is looked through before it is kept, so that unpacking it can neither leave its folder nor fill a disk.
+An archive is checked before it is stored, so that unpacking it can neither leave its folder nor fill a disk.
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ from syncnorm.trainer.storage.storage import storage_at
 
 MAX_FILES = 2000
 MAX_BYTES = 128 * 2**20
-"""Of all files together, unpacked."""
+"""Size limit of all files together, unpacked."""
 MAX_RATIO = 100
-"""Of unpacked to packed size, for archives of more than a mebibyte."""
+"""Largest ratio of unpacked to packed size, for archives of more than a mebibyte."""
 _HIDES_US = re.compile(r"syncnorm(/__init__)?\.(py|pyc|so|[\w-]+\.so)")
 """A file that `import syncnorm` of a worker would find before ours."""
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 class PackageError(ValueError):
-    """An archive that can't be taken."""
+    """An archive that is not accepted."""
 
 
 class CodePackages:
-    """root: the storage of the service, a folder or an fsspec URL. Raises StorageError where that can't be asked."""
+    """root: the storage of the service, a folder or an fsspec URL. Methods raise StorageError while it is
+    unavailable."""
 
     def __init__(self, root: str, check: Callable[[], None] = lambda: None) -> None:
-        """check: raises StorageError where the storage is not the one it should be."""
+        """check: raises StorageError if the storage is not mounted."""
         self._check = check
         self._folder = f"{root.rstrip('/')}/packages"
 
     def path(self, digest: str) -> str:
-        """Where workers find it. digest: as in the spec, `sha256:…`."""
+        """Its path for workers. digest: as in the spec, `sha256:…`."""
         return f"{self._folder}/{_name(digest)}"
 
     def has(self, digest: str) -> bool:
@@ -46,7 +47,7 @@ class CodePackages:
         return storage_at(self._folder).has(_name(digest))
 
     def put(self, digest: str, archive: IO[bytes]) -> None:
-        """Keep an archive that was checked. Whoever reads it sees all of it or nothing."""
+        """Store an archive that was checked. Readers see all of it or nothing."""
         self._check()
         archive.seek(0)
         storage_at(self._folder).write(_name(digest), archive.read())
@@ -57,10 +58,7 @@ def _name(digest: str) -> str:
 
 
 def check(archive: IO[bytes]) -> int:
-    """How many files an archive holds.
-
-    Raises: PackageError with the first thing wrong.
-    """
+    """Check an archive; returns its number of files. Raises: PackageError with the first problem."""
     try:
         with zipfile.ZipFile(archive) as opened:
             entries = opened.infolist()
@@ -113,7 +111,7 @@ def _check_entry(entry: zipfile.ZipInfo) -> None:
 
 
 def _read_all(opened: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> None:
-    """Every file reads to its end, with the checksum and size that were declared."""
+    """Check that every file can be read to its end, with the checksum and size that were declared."""
     for entry in entries:
         with opened.open(entry) as file:
             left = entry.file_size

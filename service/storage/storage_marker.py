@@ -17,13 +17,16 @@ logger = logging.getLogger(__name__)
 
 MARKER = "syncnorm-storage.json"
 _REST_S = 5.0
-"""For which a storage under a URL is believed to be the one it was: asking costs a request."""
+"""Seconds for which a storage under a URL is not checked again: a check costs a request."""
 _ABOUT = "syncnorm finds by this file that its storage is mounted. Keep it."
 
 
 class StorageMarker:
-    """The marker is written once: at the first start, and where a storage in use has none yet. From then on a storage
-    without it is away: nothing is created there, and nothing is concluded from what is missing."""
+    """The marker is written once: at the first start, and to a storage in use that has none yet.
+
+    From then on a storage without it counts as unavailable: nothing is created there, and a missing file proves
+    nothing.
+    """
 
     def __init__(self, installation: InstallationTable, root: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._facts = installation
@@ -34,7 +37,7 @@ class StorageMarker:
         self._good_until = 0.0
 
     def check(self) -> None:
-        """Raises: StorageError unless this is the storage of this installation; marks it if it is new."""
+        """Raises: StorageError unless this is the storage of this installation. Marks it if it is new."""
         if is_url(self._root) and self._clock() < self._good_until:
             return
         if self._installation is None:
@@ -52,7 +55,7 @@ class StorageMarker:
         self._is_marked, self._good_until = True, self._clock() + _REST_S
 
     def _read(self) -> str | None:
-        """Whose it is; None without a marker. One that can't be read belongs to nobody we know."""
+        """The installation in the marker; None without a marker. An unreadable marker belongs to no installation."""
         try:
             content = storage_at(self._root).read(MARKER)
         except FileNotFoundError:
@@ -72,10 +75,10 @@ class StorageMarker:
         content = json.dumps({"installation": installation, "about": _ABOUT}, indent=1)
         storage_at(self._root).write(MARKER, content.encode())
         self._facts.note_storage(self._root)
-        logger.info("marked the storage", extra={"storage": self._root})
+        logger.info("wrote the marker of this installation to the storage", extra={"storage": self._root})
 
     def _is_ours_or_new(self) -> bool:
-        """A folder without a marker is taken where nothing of ours can be missing from it, or is seen to be there."""
+        """A folder without a marker is ours or new if none of our files can be missing from it, or some are seen."""
         if is_url(self._root) or not self._facts.has_attempts() or self._facts.has_other_storage(self._root):
             return True
         try:

@@ -70,7 +70,7 @@ class Store:
     """The tables of one database, each a part of its own. Hand a consumer the parts that it needs."""
 
     def __init__(self, database: Database, clock: Callable[[], datetime] | None = None) -> None:
-        """clock: for tests; None takes the time of the database."""
+        """clock: for tests; None: the time of the database."""
         self._db = db = database if clock is None else database.timed_by(clock)
         self.now = db.now
         self.idempotency = IdempotencyTable(db)
@@ -93,7 +93,7 @@ class Store:
         self.retention = RetentionTable(db)
 
     def unreleased_submissions(self) -> set[str]:
-        """Names under which Ray may know something that we still need: of attempts and exports not released yet."""
+        """Submission ids on Ray that are still needed: of attempts and exports that are not released."""
         a, e = t.attempts.c, t.exports.c
         with self._db.read() as c:
             attempts = set(c.execute(sa.select(a.id).where(a.released_at.is_(None))).scalars())

@@ -25,7 +25,7 @@ _LONGEST_SHOWN = 60
 
 
 class UnreadableError(ValueError):
-    """A column holds what it can't hold."""
+    """A row has an invalid value."""
 
 
 def one_of(allowed: Sequence[str]) -> Callable[[str], str]:
@@ -60,7 +60,8 @@ def json_text(value: str) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """name, allowed Python types, a further check that makes the value, and what stands for an unreadable one."""
+    """name, allowed Python types, a further check that makes the value, and the value that replaces an unreadable
+    one."""
 
     name: str
     kinds: frozenset[type]
@@ -68,7 +69,7 @@ class Column:
     default: Any
 
     def value(self, raw: Any) -> Any:
-        """Raises: Exception, of whatever kind, if the row holds what it can't hold."""
+        """Raises: Exception, of any kind, if the row has an invalid value."""
         if type(raw) not in self.kinds:
             raise UnreadableError(f"must be {_type_names(self.kinds)}")
         return raw if raw is None or self.read is None else self.read(raw)
@@ -84,8 +85,11 @@ _TYPE_NAMES |= {dict: "a JSON object", list: "a JSON array"}
 
 @dataclass(frozen=True)
 class RowReader(Generic[T]):
-    """How rows of one table are read. columns: in the order of the value's fields, so that rows are read by position:
-    by name takes three times as long."""
+    """How rows of one table are read.
+
+    columns: in the order of the value's fields, so that rows are read by position: reading by name takes three times as
+    long.
+    """
 
     table: sa.Table
     make: Callable[..., T]
@@ -108,7 +112,7 @@ class RowReader(Generic[T]):
         return tuple((column.name, column.read) for column in self.columns if column.read is not None)
 
     def read(self, row: Sequence[Any]) -> T:
-        """Raises: Exception if the row can't be read as it should."""
+        """Raises: Exception if a value of the row is invalid."""
         for raw, kinds in zip(row, self._kinds, strict=True):
             if type(raw) not in kinds:
                 raise UnreadableError(f"must be {_type_names(kinds)}")
@@ -119,7 +123,7 @@ class RowReader(Generic[T]):
         return self.make(**values)
 
     def salvage(self, row: Sequence[Any], now: datetime) -> tuple[T, dict[str, Any], str]:
-        """(as much as can be read, what the other columns are to hold, what is wrong with them)."""
+        """(the readable values, with replacements for the others, and the problems)."""
         values, mended, wrong = {}, {}, []
         for column, raw in zip(self.columns, row, strict=True):
             try:
@@ -137,7 +141,7 @@ def _shown(raw: Any) -> str:
 
 
 Special = Mapping[str, tuple[Callable[[Any], Any] | None, Any]]
-"""(further check that makes the value, what stands for an unreadable one) of columns whose type does not say it."""
+"""(further check that makes the value, replacement of an unreadable one) for columns whose type does not say it."""
 
 
 def row_reader(table: sa.Table, value: type[T], special: Special) -> RowReader[T]:

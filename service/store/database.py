@@ -26,7 +26,7 @@ MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 
 @dataclass(frozen=True)
 class InvalidJson:
-    """What a JSON column holds that is not JSON: one such row must not hide the others of a list."""
+    """Stands for the value of a JSON column that is not JSON: one such row must not hide the others of a list."""
 
     content: str
 
@@ -44,7 +44,7 @@ def _from_json(content: str | bytes) -> Any:
 _JSON: dict[str, Any] = {"json_serializer": lambda value: to_json(value).decode(), "json_deserializer": _from_json}
 """For JSON columns; a few times faster than the json module."""
 _PATIENCE_S, _PROBE_S = 10.0, 1.0
-"""With whoever locks it, or holds all connections: a request is answered 503 after that."""
+"""Seconds to wait for a lock or a free connection; then the request is answered 503."""
 
 
 class UnusableDatabaseError(Exception):
@@ -52,7 +52,7 @@ class UnusableDatabaseError(Exception):
 
 
 class Database:
-    """Transactions on one database. Writers on SQLite take turns in the process and begin IMMEDIATE."""
+    """Transactions on one database. Writers on SQLite take turns within the process and begin IMMEDIATE."""
 
     def __init__(self, url: str, *, synchronous: str = "FULL") -> None:
         """synchronous: SQLite's pragma. FULL outlives a power cut; OFF, for tests, only the death of the process."""
@@ -75,7 +75,7 @@ class Database:
         return timed
 
     def migrate(self) -> None:
-        """Bring the tables to the newest form.
+        """Migrate the tables to the newest form.
 
         Raises: UnusableDatabaseError for tables of a newer version and a damaged file; DatabaseUnavailableError.
         """
@@ -96,13 +96,13 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        """One transaction. Raises: DatabaseUnavailableError, after which nothing of it was written."""
+        """One transaction. Raises: DatabaseUnavailableError, and then nothing of it was written."""
         with self._in_turn(), self._transaction(self._writer) as connection:
             yield connection
 
     @contextmanager
     def try_write(self) -> Iterator[sa.Connection]:
-        """As `write`, but without waiting long for anybody else."""
+        """Like `write`, but without waiting long for other writers."""
         with self._transaction(self._prober) as connection:
             yield connection
 
@@ -131,7 +131,7 @@ class Database:
             yield
             return
         if not self._turn.acquire(timeout=_PATIENCE_S):
-            raise DatabaseUnavailableError("The database is locked: others have been writing for long. Try again.")
+            raise DatabaseUnavailableError("The database is locked by another writer. Try again.")
         try:
             yield
         finally:
@@ -211,7 +211,9 @@ def _sqlite_engine(url: str, begin: str, synchronous: str, patience_s: float = _
     @sa.event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # SQLAlchemy begins transactions itself, below
-        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # first of all: it takes effect only where no tables are
+        connection.execute(
+            "PRAGMA auto_vacuum=INCREMENTAL"
+        )  # first: it takes effect only before the first table exists
         for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 

@@ -1,4 +1,4 @@
-"""Whether an error of a database driver says that the database can't be used now, or that we were wrong. Pure."""
+"""Tells from a driver's error whether the database is unavailable, or our SQL is wrong. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SQLITE = {
 _POSTGRES = {
     "08": "can't be reached",
     "25006": "is read-only",
-    "28": "refuses our account",
+    "28": "refuses the account of the service",
     "3D": "does not exist",
     "40": "is busy with the same rows",
     "53100": "is full",
@@ -36,13 +36,13 @@ _FIXES = {
     "is full": "Free some space.",
     "is read-only": "Point SYNCNORM_DATABASE_URL to the primary, or make it writable.",
     "is damaged": "Restore a backup.",
-    "is no SQLite database": "Restore a backup, or move the file away to begin anew.",
+    "is no SQLite database": "Restore a backup, or move the file away to start with an empty one.",
 }
 _RETRY = "Nothing was changed; try again in a moment."
 
 
 def unavailability(error: BaseException) -> str | None:
-    """Why the database can't be used now, with what to do; None where it is the statement that is at fault."""
+    """Why the database is unavailable, with what to do; None if the statement is at fault."""
     if isinstance(error, sa.exc.TimeoutError):
         return f"has no connection left. {_RETRY}"
     if not isinstance(error, sa.exc.DBAPIError):

@@ -1,4 +1,4 @@
-"""The job list as a query: filters, order, and where a page goes on (keyset pagination)."""
+"""The job list as a query: filters, order, and where the next page begins (keyset pagination)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SORTS: dict[str, sa.Column[Any]] = {
     "priority": _J.priority,
     "state": _J.state,
 }
-"""What a list may be sorted by; jobs that are equal in it, by id."""
+"""The fields a list can be sorted by; equal jobs are sorted by id."""
 
 
 def sort_value(one: ListedJob, sort: str) -> Any:
-    """What of a job the place in such a list is known by, besides its id."""
+    """The value that, with its id, marks a job's place in such a list."""
     return None if SORTS[sort.lstrip("-")] is _J.id else getattr(one, sort.lstrip("-"))
 
 
@@ -52,7 +52,7 @@ def _filters(query: JobQuery) -> Iterator[sa.ColumnElement[bool]]:
 
 
 def _behind(by: sa.Column[Any], descending: bool, value: Any, job_id: str) -> sa.ColumnElement[bool]:
-    """Jobs that come after the one with this value and id."""
+    """Jobs after the one with this value and id."""
     later = _J.id < job_id if descending else _J.id > job_id
     if by is _J.id:
         return later

@@ -36,13 +36,13 @@ from syncnorm.trainer.contract.protocol import Phase, StopRequest
 from syncnorm.trainer.contract.text import storable_json
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
-"""In the order in which an attempt goes through them."""
+"""Phases in the order in which an attempt passes through them."""
 Faults = dict[str, str]
-"""What is wrong with rows that can't be read, by their id."""
+"""Problems of rows that can't be read, by their id."""
 
 
 def _reason(value: str) -> FailureReason:
-    """One that only a newer version knows reads as `internal` here."""
+    """An unknown reason, of a newer version, reads as `internal` here."""
     return FailureReason(value) if value in _REASONS else FailureReason.INTERNAL
 
 
@@ -93,7 +93,8 @@ EXPORT = row_reader(t.exports, Export, _EXPORT_SPECIAL)
 
 
 def job_of(row: Sequence[Any], faults: Faults | None = None) -> Job:
-    """A job; of one that can't be read, as much as can be, as failed unless it is over. faults: where that is noted."""
+    """A job. If parts can't be read, they are replaced, and the job counts as failed unless it is over. faults: gets
+    the problems."""
     job, wrong = read_or_salvage(JOB, row)
     if wrong is None:
         return job
@@ -105,12 +106,12 @@ def job_of(row: Sequence[Any], faults: Faults | None = None) -> Job:
 def unreadable_job(job: Job, wrong: str) -> Job:
     if (job.is_terminal and job.reason is not None) or job.state in (JobState.SUCCEEDED, JobState.CANCELLED):
         return job
-    said = f"The stored job can't be read, so it can't go on: {wrong}."
+    said = f"The stored job can't be read, so the job can't continue: {wrong}."
     return replace(job, state=JobState.FAILED, reason=FailureReason.INTERNAL, message=said, stop=None)
 
 
 def listed_of(job: Job, *, full: bool) -> ListedJob:
-    """A job as a list shows it, made of what could be read of it. full: with its spec."""
+    """A job as a list shows it, from what could be read of it. full: with its spec."""
     values = {name: getattr(job, name) for name in ListedJob._fields} | {"spec": job.spec.document}
     text = {name: to_json(storable_json(values[name])).decode() for name in ("labels", "spec")}
     return ListedJob(**values | text | ({} if full else {"spec": None}))
@@ -133,5 +134,5 @@ def export_of(row: Sequence[Any], faults: Faults | None = None) -> Export:
 
 
 def without_eta(progress: Any) -> dict[str, Any] | None:
-    """The progress of a job that is over: nothing is left to wait for."""
+    """The progress of a finished job: without an estimate."""
     return progress | {"eta_s": None} if isinstance(progress, dict) else None

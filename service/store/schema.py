@@ -26,7 +26,7 @@ class Instant(sa.TypeDecorator[datetime]):
         return None if value is None else format_instant(value)
 
     def process_result_value(self, value: Any, _dialect: sa.Dialect) -> datetime | None:
-        """What is no time stays as it is: one row that can't be read must not hide the others of a list."""
+        """An invalid time stays as it is: one unreadable row must not hide the others of a list."""
         try:
             read = None if value is None else datetime.fromisoformat(value)
         except (TypeError, ValueError):
@@ -49,8 +49,8 @@ UNSETTLED = sa.text(
     "WHEN 'queued' THEN 'SCHEDULED' WHEN 'paused' THEN 'SCHEDULED' WHEN 'succeeded' THEN 'FINISHED' "
     "WHEN 'failed' THEN 'FAILED' WHEN 'cancelled' THEN 'KILLED' ELSE 'RUNNING' END))"
 )
-"""Jobs that more than room may change: a stop was asked for, a deadline runs while they wait, or their MLflow run does
-not say yet what jobs.RUN_STATUS wants. As text, for an index serves it only word by word."""
+"""Jobs that need work besides waiting for capacity: a stop was requested, a deadline runs while they wait, or their
+MLflow run does not have the status of jobs.RUN_STATUS yet. As text, because an index serves it only word by word."""
 
 jobs = sa.Table(
     "jobs",
@@ -181,7 +181,7 @@ events = sa.Table(
     sa.Column("token_id", sa.String(20)),
     sa.Column("request_id", sa.String(40)),
     sa.Index(None, "job_id", "seq"),
-    sqlite_autoincrement=True,  # numbers of deleted rows never come again: followers go on behind the last one they saw
+    sqlite_autoincrement=True,  # numbers are never reused: followers resume after the last one they saw
 )
 
 log_lines = sa.Table(
@@ -212,8 +212,11 @@ reported = sa.Table(
     sa.Column("progress_seq", sa.BigInteger),
     sa.Column("events_pruned_at", Instant),
 )
-"""How much the workers of a job have reported. lines, characters: log lines that are kept; pruned: that were, up to the
-id pruned_to. events: those of workers. progress_seq: the one event that says how far the job is."""
+"""How much the workers of a job have reported.
+
+lines, characters: log lines that are stored; pruned: those that were deleted, up to the id pruned_to. events: those of
+workers. progress_seq: the one event that holds the progress of the job.
+"""
 
 checkpoints = sa.Table(
     "checkpoints",
@@ -281,7 +284,7 @@ audit = sa.Table(
     sa.Index("ix_audit_action", "action", "seq"),
     sa.Index("ix_audit_object", "object", "seq"),
 )
-"""Written with the change itself, in one transaction; refusals are added up and written a little later."""
+"""Written in the transaction of the change; refusals are counted and written a little later."""
 
 usage = sa.Table(
     "usage",
@@ -290,7 +293,7 @@ usage = sa.Table(
     sa.Column("cpu_seconds", sa.Float, nullable=False),
     sa.Column("gpu_seconds", sa.Float, nullable=False),
 )
-"""What released attempts have used. Kept beside them, for it outlives deleted jobs."""
+"""The usage of released attempts, stored separately because it outlives deleted jobs."""
 
 removals = sa.Table(
     "removals",
@@ -298,7 +301,7 @@ removals = sa.Table(
     sa.Column("job_id", sa.String(40), primary_key=True),
     sa.Column("deleted_at", Instant, nullable=False),
 )
-"""Deleted jobs whose files still lie on the storage."""
+"""Deleted jobs whose files are still on the storage."""
 
 descriptions = sa.Table(
     "descriptions",
@@ -306,7 +309,7 @@ descriptions = sa.Table(
     sa.Column("job_id", sa.String(40), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     sa.Column("attempt", sa.Integer, nullable=False),
 )
-"""Attempts that the MLflow run of their job does not tell of yet."""
+"""Attempts whose facts are not in the MLflow run yet."""
 
 storages = sa.Table(
     "storages",
@@ -315,7 +318,7 @@ storages = sa.Table(
     sa.Column("installation", sa.String(40), nullable=False),
     sa.Column("marked_at", Instant, nullable=False),
 )
-"""Where a marker file of this installation was written, so that a storage without it is not taken for an empty one."""
+"""Storages with a marker file of this installation, so that one without it is not mistaken for an empty one."""
 
 probe = sa.Table(
     "probe",
@@ -323,7 +326,7 @@ probe = sa.Table(
     sa.Column("id", sa.String(40), primary_key=True),
     sa.Column("filler", sa.Text, nullable=False),
 )
-"""Written and removed to find out whether the database takes anything."""
+"""Written and deleted to check that the database accepts writes."""
 
 webhooks = sa.Table(
     "webhooks",
@@ -358,7 +361,7 @@ studies = sa.Table(
     sa.Index(None, "owner", "id"),
 )
 
-# job_id without a foreign key: a study remembers its children when their jobs are deleted.
+# job_id has no foreign key, because a study keeps its children when their jobs are deleted.
 study_children = sa.Table(
     "study_children",
     metadata,

@@ -15,14 +15,16 @@ from syncnorm.service.store import schema as t
 from syncnorm.service.store.rows import ATTEMPT, JOB, job_of
 
 RECONCILER = "reconciler"
-"""Name of the lease under which one process at a time decides."""
+"""Name of the reconciler's lease."""
 
 
 def lock_job(c: sa.Connection, which: sa.ColumnElement[bool]) -> None:
-    """Taken before anything else of a job is locked or added, so that nobody waits in a circle, and events and
-    lines of a job become visible in the order of their numbers: a follower goes on behind the last one it saw.
+    """Lock the job's row before anything else of it is locked or added, so that no two transactions deadlock.
+
+    It also makes events and lines of a job visible in the order of their numbers, so a follower can resume after the
+    last one it saw.
     """
-    if not _is_sqlite(c):  # which has one writer at a time anyway
+    if not _is_sqlite(c):  # SQLite has one writer at a time anyway
         c.execute(sa.select(t.jobs.c.id).where(which).with_for_update(key_share=True))
 
 
@@ -49,7 +51,7 @@ def event_row(job_id: str, at: datetime, event: NewEvent) -> dict[str, Any]:
 
 
 def add_audit(c: sa.Connection, at: datetime, entries: Sequence[NewAuditEntry]) -> None:
-    """Written with the change they tell of, so that there is neither without the other."""
+    """Audit entries are written in the transaction of their change, so that neither exists without the other."""
     if entries:
         c.execute(_INSERT_AUDIT, [_audit_row(entry, at) for entry in entries])
 
@@ -73,14 +75,14 @@ def columns(table: sa.Table, value: object) -> dict[str, Any]:
 
 
 def insert_new(c: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> bool:
-    """Insert unless the key is taken. Whether it was inserted."""
+    """Insert unless the key exists; returns whether it was inserted."""
     # Not rowcount: psycopg's is gone once the cursor is closed, which SQLAlchemy does for an insert.
     statement = insert_or_ignore(table, is_sqlite=_is_sqlite(c)).values(**row).returning(sa.literal(1))
     return c.execute(statement).first() is not None
 
 
 def insert_or_ignore(table: sa.Table, *, is_sqlite: bool) -> sqlite.Insert | postgresql.Insert:
-    """An insert that leaves rows alone whose key is taken."""
+    """An insert that skips existing keys."""
     if is_sqlite:
         return sqlite.insert(table).on_conflict_do_nothing()
     return postgresql.insert(table).on_conflict_do_nothing()

@@ -1,4 +1,4 @@
-"""What the store hands out besides jobs and attempts, and what it is asked."""
+"""Queries and results of the store besides jobs and attempts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class StoredEvent:
     message: str
     data: dict[str, Any] | None
     actor_kind: ActorKind | None
-    """Null in rows from before it was recorded, as what follows."""
+    """None in rows from before it was recorded, as are the following."""
     actor: str | None
     token_id: str | None
     request_id: str | None
@@ -60,7 +60,7 @@ class StoredCheckpoint:
 
 @dataclass(frozen=True)
 class StoredToken:
-    """digest: SHA-256 of the token; the token itself is kept nowhere."""
+    """digest: SHA-256 of the token; the token itself is not stored."""
 
     id: str
     owner: str
@@ -102,9 +102,10 @@ class AuditEntry:
 
 @dataclass(frozen=True)
 class AuditQuery:
-    """Filters of the audit. actor: an owner or the id of a token. action: `job.cancel`, or `job` for all of jobs.
+    """Filters of the audit.
 
-    before: the number behind which to go on, newest first.
+    actor: an owner or the id of a token. action: `job.cancel`, or `job` for all about jobs. before: the number after
+    which to continue, newest first.
     """
 
     actor: str | None = None
@@ -118,7 +119,7 @@ class AuditQuery:
 
 @dataclass(frozen=True)
 class StoredResponse:
-    """What was answered to a request with an Idempotency-Key."""
+    """The stored answer to a request with an Idempotency-Key."""
 
     request_hash: str
     answer: dict[str, Any]
@@ -126,7 +127,7 @@ class StoredResponse:
 
 @dataclass(frozen=True)
 class NewJob:
-    """A job to be stored, with its first event. key, answer: what to answer when the same key comes again."""
+    """A job to store, with its first event. key, answer: the answer to repeat if the same key comes again."""
 
     job: Job
     event: NewEvent
@@ -137,21 +138,18 @@ class NewJob:
 class AddOutcome(StrEnum):
     STORED = "stored"
     TOO_MANY = "too_many"
-    """Its owner has as many unfinished jobs as allowed; nothing was stored."""
+    """Nothing was stored, because the owner has reached the limit of unfinished jobs."""
 
 
 class VerbResult(NamedTuple):
-    """What became of a job that was asked for something: changed, so already, or refused because of its state."""
+    """The outcome of a verb on a job: changed, so already, or refused because of its state."""
 
     job: Job
     outcome: Literal["done", "unchanged", "refused"]
 
 
 class ListedJob(NamedTuple):
-    """What a list shows of a job. labels, spec: the JSON text they are kept as, for nobody looks into them.
-
-    spec: None unless asked for.
-    """
+    """A job in a list. labels, spec: as JSON text, since they are passed on unread. spec: None unless requested."""
 
     id: str
     name: str
@@ -189,10 +187,10 @@ class Changes:
 
 @dataclass(frozen=True)
 class JobQuery:
-    """Filters and order of the job list. states: any of them; labels: all of them.
+    """Filters and order of the job list.
 
-    sort: a name of `listing.SORTS`, newest or highest first with a minus. after: where the page before ended, as
-    (value the list is sorted by, id). full: with specs.
+    states: any of them; labels: all of them. sort: a name of `listing.SORTS`, newest or highest first with a minus.
+    after: where the page before ended, as (sort value, id). full: with specs.
     """
 
     states: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""What became of every child of a study: from our rows and from the files of its attempts, never from MLflow."""
+"""The results of every job of a study: from our rows and the files of its attempts, never from MLflow."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def _measured(job: Job, folders: tuple[str, ...]) -> Measured:
 
 @functools.lru_cache(maxsize=2 * MAX_CHILDREN)
 def _finished(folders: tuple[str, ...], _version: int) -> Measured:
-    """Nothing is added any more to what a finished job measured: a report that is looked at again reads no file."""
+    """Cached measurements of finished jobs, which do not change any more: a report that is read again reads no file."""
     return read_measured(folders)
 
 
 class Measured(NamedTuple):
-    """left_out: lines that were no points."""
+    """left_out: lines that are not metrics."""
 
     series: Series
     left_out: int
@@ -66,10 +66,11 @@ def read_series(folders: Sequence[str]) -> Series:
 
 
 def read_measured(folders: Sequence[str]) -> Measured:
-    """All metrics of all attempts. Of a step recorded twice the first value counts; what is not finite, or no point at
-    all, is left out.
+    """All metrics of all attempts.
 
-    Raises: StorageError where they can't be read now: a report is late rather than empty.
+    For a step that was recorded twice the first value counts. Values that are not finite, and lines that are not
+    metrics, are skipped. Raises: StorageError if they can't be read now: a late report is better than an incomplete
+    one.
     """
     found: dict[str, dict[int, float]] = defaultdict(dict)
     left_out = 0

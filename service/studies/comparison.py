@@ -16,8 +16,8 @@ from syncnorm.service.studies.measures import Outcome, measure
 class Row:
     """One place in the grid. estimates: by metric.
 
-    differences: to the place with the first axis at its first value and all else the same, paired by seed; by metric,
-    empty for those places themselves.
+    differences: to the place with the first axis at its first value and everything else equal, paired by seed; by
+    metric, empty for those places themselves.
     """
 
     point: Point

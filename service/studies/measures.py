@@ -1,4 +1,4 @@
-"""What a child of a study measured, and how a metric is named. Pure."""
+"""The measured values of a study's jobs, and how metrics are named. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DIVERGED = "non_finite"
 
 @dataclass(frozen=True)
 class Outcome:
-    """A child with what came of it. state: that of its job, or `deleted`."""
+    """A job of a study with its measurements. state: that of its job, or `deleted`."""
 
     number: int
     job_id: str
@@ -56,11 +56,11 @@ def curve(outcome: Outcome, metric: str) -> list[tuple[int, float]]:
 
 
 def measure(outcome: Outcome, metric: str) -> float | None:
-    """The value of a metric; None where the child has none.
+    """The value of a metric; None if the job has none.
 
-    metric: as `jobs.study_metrics` has it; without a reduction the last value is meant. `running/val/…` and
-    `population/val/…` are those of the trained model with running and with population statistics. The error of a job
-    whose training diverged is 1: it answers nothing.
+    metric: named as in `jobs.study_metrics`; without a reduction the last value is meant. `running/val/…` and
+    `population/val/…` are scores of the trained model with running and with population statistics. The error of a job
+    whose training diverged is 1: it classifies nothing.
     """
     reduction, _, name = metric.rpartition(":")
     if outcome.diverged and name.rpartition("/")[2] == ERROR:

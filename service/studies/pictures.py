@@ -19,12 +19,12 @@ from syncnorm.service.studies.comparison import Row, by_seed
 from syncnorm.service.studies.measures import Outcome, curve
 
 COLUMNS = 3
-"""Panels beside each other."""
+"""Panels in one row."""
 Colour = tuple[float, float, float, float]
 
 
 def draw(study: StudySpec, rows: Sequence[Row]) -> dict[str, bytes]:
-    """`comparison`, `curves` and `heat_map`; those for which nothing was measured are left out."""
+    """`comparison`, `curves` and `heat_map`; pictures without measurements are left out."""
     x_axis = numeric_axis(rows)
     drawn = {
         "comparison": _comparison(study, rows, x_axis),
@@ -51,7 +51,7 @@ def _is_number(label: str) -> bool:
 
 
 def short(point: Point, without: str | None = None) -> str:
-    """A place in few words: the labels of its axes."""
+    """A short name of a place: the labels of its axes."""
     return " · ".join(label for axis, label in point.items() if axis != without) or "all"
 
 

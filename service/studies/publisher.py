@@ -1,4 +1,4 @@
-"""Brings what became of studies into MLflow: load, decide, apply, again and again until MLflow has it.
+"""Publishes studies to MLflow: load, decide, apply, repeated until MLflow has the report.
 
 Nothing else depends on it: the report is made from the database and the files of attempts, with or without MLflow.
 """
@@ -52,16 +52,16 @@ def report_of(study: Study, family: Family, storage: str, mlflow_uri: str) -> Re
 
 
 def draw_report(report: Report) -> dict[str, bytes]:
-    """Its pictures by name. Matplotlib is loaded with the first report, not with the service."""
+    """Its pictures by name. Matplotlib is loaded with the first report, not when the service starts."""
     from syncnorm.service.studies.pictures import draw
 
     return draw(report.spec, report.rows)
 
 
 class StudyPublisher:
-    """One acts at a time, under a lease in the database.
+    """Publishes studies; one replica at a time, under a lease in the database.
 
-    A study whose report can't be made or handed over waits, and holds up no other. After MOST_FAILURES it is set aside,
+    A study whose report can't be made or published waits, and delays no other. After MOST_FAILURES it is set aside,
     with the reason in its view, until one of its jobs is retried.
     """
 
@@ -75,7 +75,7 @@ class StudyPublisher:
         mlflow_uri: str,
         check_storage: Callable[[], None] = lambda: None,
     ) -> None:
-        """mlflow_uri: for links, as a browser reaches it. check_storage: raises StorageError where it isn't mounted."""
+        """mlflow_uri: for links, as a browser reaches it. check_storage: raises StorageError if it isn't mounted."""
         self._studies = studies
         self._leases = leases
         self._now = now
@@ -92,7 +92,7 @@ class StudyPublisher:
         return Loop("studies", self.tick, lambda: every_s, leave=leave)
 
     def tick(self) -> None:
-        """Raises: UnreachableError while MLflow is away; what is not done yet is done by a later tick."""
+        """Publish what is due. Raises: UnreachableError while MLflow is unavailable; a later tick does the rest."""
         for study in self._studies.unreported():
             if self._leases.take(self._holder, _LEASE_S, LEASE) is None:
                 return
@@ -103,10 +103,15 @@ class StudyPublisher:
         try:
             self._publish(study)
         except (UnexpectedAnswerError, StorageError) as error:
-            self._outage_log.failed(study.id, "could not publish a study; retrying", study=study.id, error=str(error))
+            self._outage_log.failed(
+                study.id,
+                "MLflow or the storage is unavailable; a study is published later",
+                study=study.id,
+                error=str(error),
+            )
             return
         except (UnreachableError, DatabaseUnavailableError):
-            raise  # it would be the same for every other study
+            raise  # it affects every other study as well
         except Exception as error:
             self._set_back(study, error)
             return
@@ -116,9 +121,11 @@ class StudyPublisher:
 
     def _set_back(self, study: Study, error: Exception) -> None:
         failures, why = study.failures + 1, f"{type(error).__name__}: {error}"
-        what = "given up" if failures >= MOST_FAILURES else "tried again"
-        logger.error(f"publishing a study failed; {what}", exc_info=error, extra={"study": study.id})
-        problem = f"The report could not be brought into MLflow, {counted(failures, 'time')} in a row. {why}"
+        if failures >= MOST_FAILURES:
+            logger.error("gave up on the report of a study", exc_info=error, extra={"study": study.id})
+        else:
+            logger.error("could not publish a study; retrying", exc_info=error, extra={"study": study.id})
+        problem = f"The report could not be written to MLflow, {counted(failures, 'time')} in a row. {why}"
         self._studies.note(study.id, {"failures": failures, "problem": storable(problem, 2000)})
 
     def report(self, study: Study, family: Family) -> Report:
@@ -132,7 +139,7 @@ class StudyPublisher:
         return outcomes(family, self._storage, self._mlflow_uri)
 
     def _publish(self, study: Study) -> None:
-        now = self._now()  # before looking: what changes from here on makes another report
+        now = self._now()  # before reading: later changes cause another report
         family = self._studies.family(study.id)
         run = self._runs.run_for_study(study)
         if study.run_id is None:
@@ -146,7 +153,7 @@ class StudyPublisher:
             self._runs.upload(run.run_id, report_files(report))
             self._runs.finish(run.run_id, run_status(report.outcomes), _note(report), _metrics(report))
             self._studies.note(study.id, {"reported_at": now})
-            logger.info("study reported", extra={"study": study.id})
+            logger.info("published the report of a study", extra={"study": study.id})
 
 
 def report_files(report: Report) -> dict[str, bytes]:
@@ -163,9 +170,10 @@ def report_files(report: Report) -> dict[str, bytes]:
 
 
 def run_status(children: tuple[Outcome, ...]) -> str:
-    """FINISHED where there is something to compare: a child that diverged is a finding, and counted as `study/failed`.
+    """The status of the run: FINISHED if there is something to compare. A child that diverged is a finding, counted in
+    `study/failed`.
 
-    KILLED if somebody cancelled children, so that nobody takes the study for whole.
+    KILLED if children were cancelled, so that nobody takes the study for complete.
     """
     states = {child.state for child in children}
     if "succeeded" in states:
@@ -180,7 +188,7 @@ def _note(report: Report) -> str:
 
 
 def _metrics(report: Report) -> dict[str, float]:
-    """How many jobs ended how, and how many claims were found to hold."""
+    """Numbers of jobs by outcome, and of claims that hold."""
     found = {"study/failed": 0.0} | {f"study/{state}": float(count) for state, count in report.counts.items()}
     for judgement in report.judgements:
         key = f"study/claims {judgement.verdict}"

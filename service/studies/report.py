@@ -19,7 +19,7 @@ from syncnorm.trainer.contract.text import counted
 FAILED = ("failed", "cancelled", "deleted")
 _CAPTIONS = {
     "comparison": "Means over seeds, with standard deviations along lines; a dot is one job.",
-    "curves": "Over training: bold the mean over seeds, thin each seed.",
+    "curves": "Over training. Bold: the mean over seeds. Thin: each seed.",
     "heat_map": "The first metric over the grid, mean over seeds.",
 }
 _STYLE = """
@@ -34,7 +34,7 @@ th { vertical-align: bottom } td.n { white-space: nowrap } div { overflow-x: aut
 
 @dataclass(frozen=True)
 class Report:
-    """A study with everything measured so far."""
+    """A study with all its measurements so far."""
 
     study_id: str
     spec: StudySpec
@@ -58,7 +58,7 @@ def make_report(study_id: str, spec: StudySpec, state: str, outcomes: Sequence[O
 
 
 def finding(judgement: Judgement) -> str:
-    """A claim and what was measured of it, in one sentence with numbers."""
+    """A claim and its measurements, in one sentence with numbers."""
     claim, found = judgement.claim, judgement.difference
     if found is None or judgement.less is None or judgement.than is None:
         return f"{judgement.verdict}: {claim.text}."
@@ -140,12 +140,12 @@ def _findings(judgements: Sequence[Judgement]) -> str:
         "interval lies on the claimed side. <i>does not agree</i>: the mean does not. <i>undecided</i>: the mean does, "
         "the interval does not."
     )
-    return f"<h2>What was measured</h2><ul>{items}</ul><p><small>{note}</small></p>"
+    return f"<h2>Findings</h2><ul>{items}</ul><p><small>{note}</small></p>"
 
 
 def _left_out(outcomes: Sequence[Outcome]) -> str:
     damaged = [f"{counted(one.left_out, 'line')} of {escape(one.name)}" for one in outcomes if one.left_out]
-    return f"<p>Metrics that could not be read, and are left out: {', '.join(damaged)}.</p>" if damaged else ""
+    return f"<p>Metrics that could not be read and are missing here: {', '.join(damaged)}.</p>" if damaged else ""
 
 
 def _failures(outcomes: Sequence[Outcome]) -> str:
@@ -171,7 +171,8 @@ def _comparison_table(report: Report) -> str:
         cells += [_cell(row.estimates[metric], row.differences.get(metric)) for metric in metrics]
         lines.append(f"<tr{' class=failed' if row.failed else ''}>{''.join(cells)}</tr>")
     note = (
-        f"Mean ± standard deviation over seeds. Below: difference to {first} with all else the same, paired by seed, "
+        f"Mean ± standard deviation over seeds. Below: difference to {first} with everything else equal, paired by "
+        "seed, "
         "with its 95 % confidence interval."
     )
     top = "".join(f"<th>{head}</th>" for head in heads)

@@ -1,4 +1,4 @@
-"""The MLflow run of a study: found or made, its children put under it, its report uploaded. Plain REST."""
+"""The MLflow run of a study: finds or creates it, groups its jobs under it, uploads its report. Plain REST."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from syncnorm.service.jobs.study import Study
 from syncnorm.trainer.contract.text import storable
 
 PARENT_TAG = "mlflow.parentRunId"
-"""By which MLflow shows a run below another."""
+"""Tag by which MLflow shows a run below another."""
 STUDY_TAG = "syncnorm.study_id"
 
 
@@ -32,10 +32,10 @@ class StudyRuns(Protocol):
         """Show a run below another."""
 
     def upload(self, run_id: str, files: Mapping[str, bytes]) -> None:
-        """Put files among the run's artifacts, by path; one that is there already is replaced."""
+        """Upload files to the run's artifacts, by path; an existing one is replaced."""
 
     def finish(self, run_id: str, status: str, note: str, metrics: Mapping[str, float]) -> None:
-        """Say how the study ended."""
+        """Set the final status of the study's run."""
 
 
 class MlflowStudyRuns:

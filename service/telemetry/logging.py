@@ -1,4 +1,4 @@
-"""The service's own log, on standard error: lines for people on a terminal, elsewhere JSON for what collects them."""
+"""The service log on standard error: lines for people on a terminal, JSON lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 def configure(stream: TextIO) -> None:
-    """From INFO on what we say, from WARNING on what libraries do; with the fields that a call gave as `extra`."""
+    """Log our messages from INFO on, and those of libraries from WARNING on, with the fields that a call gives as
+    `extra`."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(Lines() if stream.isatty() else JsonLines())
     root = logging.getLogger()
@@ -41,7 +42,7 @@ class JsonLines(logging.Formatter):
 
 
 class Lines(logging.Formatter):
-    """`12:00:00 WARNING  the cluster can't be asked  error=…`, with nothing in it that a terminal would obey."""
+    """`12:00:00 WARNING  Ray unreachable; nothing starts until it answers  error=…`, without control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
@@ -51,5 +52,5 @@ class Lines(logging.Formatter):
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    """What the call gave, without what others' record factories add, such as Ray's _ray_timestamp_ns."""
+    """The fields that the call gave, without those of other record factories, such as Ray's _ray_timestamp_ns."""
     return {name: value for name, value in vars(record).items() if name not in _STANDARD and name[:1] != "_"}

@@ -17,21 +17,28 @@ _SECONDS = (0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 7200, 43200)
 
 
 class Metrics:
-    """What this process saw; with `watch`, also the store and the cluster."""
+    """Counts of this process; with `watch`, also the store and the cluster."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._requests = Histogram(
             "syncnorm_http_request_seconds",
-            "Time to answer a request",
+            "Seconds to answer a request",
             ("method", "route", "status"),
             registry=self.registry,
         )
         self._wait = Histogram(
-            "syncnorm_queue_wait_seconds", "From submit to first start", buckets=_SECONDS, registry=self.registry
+            "syncnorm_queue_wait_seconds",
+            "Seconds from submit to first start",
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self._run = Histogram(
-            "syncnorm_job_seconds", "From first start to end", ("state",), buckets=_SECONDS, registry=self.registry
+            "syncnorm_job_seconds",
+            "Seconds from first start to end",
+            ("state",),
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self._attempts = Counter(
             "syncnorm_attempts_ended", "Attempts that ended", ("outcome", "reason"), registry=self.registry
@@ -39,12 +46,12 @@ class Metrics:
 
         self._webhooks = Counter(
             "syncnorm_webhook_events",
-            "Events of webhooks by what became of them; postponed ones count at every try",
+            "Webhook events by outcome; a postponed one counts at every try",
             ("outcome",),
             registry=self.registry,
         )
         self._pruned = Counter(
-            "syncnorm_pruned_rows", "Old rows removed from the database", ("table",), registry=self.registry
+            "syncnorm_pruned_rows", "Old rows deleted from the database", ("table",), registry=self.registry
         )
 
     def watch(self, store: Store, reconciler: Reconciler) -> None:
@@ -92,17 +99,19 @@ class _Collector(Collector):
         for state, count in self._store.jobs.count_by_state().items():
             jobs.add_metric([JobState(state).value], count)
         yield jobs
-        # From the store, so that they go on where they were after a restart. Together they are what was allocated.
-        cpu = CounterMetricFamily("syncnorm_cpu_seconds", "CPU time held by attempts", labels=["owner"])
-        gpu = CounterMetricFamily("syncnorm_gpu_seconds", "GPU time held by attempts", labels=["owner"])
+        # From the store, so that they continue after a restart. Together they are what was allocated.
+        cpu = CounterMetricFamily("syncnorm_cpu_seconds", "CPU seconds reserved by attempts", labels=["owner"])
+        gpu = CounterMetricFamily("syncnorm_gpu_seconds", "GPU seconds reserved by attempts", labels=["owner"])
         for owner, (cpu_s, gpu_s) in self._store.attempts.usage().items():
             cpu.add_metric([owner], cpu_s)
             gpu.add_metric([owner], gpu_s)
         yield from (cpu, gpu)
         lines, characters = self._store.retention.kept_lines()
-        yield GaugeMetricFamily("syncnorm_log_lines", "Log lines kept of all jobs", lines)
-        yield GaugeMetricFamily("syncnorm_log_characters", "Characters of the log lines kept of all jobs", characters)
-        yield GaugeMetricFamily("syncnorm_database_bytes", "Size of the database", self._store.retention.size_bytes())
+        yield GaugeMetricFamily("syncnorm_log_lines", "Stored log lines of all jobs", lines)
+        yield GaugeMetricFamily("syncnorm_log_characters", "Characters of the stored log lines of all jobs", characters)
+        yield GaugeMetricFamily(
+            "syncnorm_database_bytes", "Size of the database in bytes", self._store.retention.size_bytes()
+        )
 
     def _of_the_cluster(self) -> Iterator[Metric]:
         nodes = self._reconciler.capacity or ()
@@ -114,24 +123,32 @@ class _Collector(Collector):
 
 
 _MOST_NAMED = 20
-"""Failing items that are named at a time: ids as labels must not grow without end."""
+"""Most failing items that are named at a time: ids as labels must not grow without bound."""
 
 
 def _of_the_reconciler(reconciler: Reconciler) -> Iterator[Metric]:
     health, items = reconciler.health, reconciler.items
-    yield GaugeMetricFamily("syncnorm_reconciler_lag_seconds", "Since the last complete tick", reconciler.lag_s())
     yield GaugeMetricFamily(
-        "syncnorm_reconciler_leader", "1 if this replica acts, 0 if it stands by", float(reconciler.role == "leader")
+        "syncnorm_reconciler_lag_seconds", "Seconds since the last complete tick", reconciler.lag_s()
+    )
+    yield GaugeMetricFamily(
+        "syncnorm_reconciler_leader",
+        "1 if this replica is the leader, 0 if it is a standby",
+        float(reconciler.role == "leader"),
     )
     yield CounterMetricFamily("syncnorm_reconciler_failed_ticks", "Ticks that failed as a whole", health.failed)
     yield GaugeMetricFamily("syncnorm_reconciler_consecutive_failures", "Failed ticks in a row", health.in_a_row)
     failures = CounterMetricFamily(
-        "syncnorm_reconciler_item_failures", "Failures of single jobs, exports, releases, …", labels=["kind"]
+        "syncnorm_reconciler_item_failures",
+        "Failures of single jobs, exports, releases and other items",
+        labels=["kind"],
     )
-    given_up = CounterMetricFamily("syncnorm_reconciler_set_aside", "Items given up after they failed", labels=["kind"])
+    given_up = CounterMetricFamily(
+        "syncnorm_reconciler_set_aside", "Items given up after repeated failures", labels=["kind"]
+    )
     failing = GaugeMetricFamily(
         "syncnorm_reconciler_item_failing",
-        f"Ticks in a row that an item fails, of {_MOST_NAMED}",
+        f"Consecutive failed ticks of an item, for at most {_MOST_NAMED} items",
         labels=["kind", "item"],
     )
     for kind, count in items.failures.copy().items():
@@ -150,7 +167,9 @@ class _Loops(Collector):
     def collect(self) -> Iterator[Metric]:
         failed = CounterMetricFamily("syncnorm_loop_failed_ticks", "Failed ticks of a background loop", labels=["loop"])
         row = GaugeMetricFamily("syncnorm_loop_consecutive_failures", "Failed ticks in a row", labels=["loop"])
-        age = GaugeMetricFamily("syncnorm_loop_success_age_seconds", "Since the last good tick", labels=["loop"])
+        age = GaugeMetricFamily(
+            "syncnorm_loop_success_age_seconds", "Seconds since the last successful tick", labels=["loop"]
+        )
         for health in self._healths:
             failed.add_metric([health.name], health.failed)
             row.add_metric([health.name], health.in_a_row)

@@ -52,7 +52,7 @@ def job(client: Client, s3_server: S3) -> dict[str, Any]:
     client.resume(job_id)
     eventually(lambda: client.job(job_id)["progress"]["step"] > 100, 200)
     s3_server.line.cut()
-    eventually(lambda: [one for one in client.logs(job_id, tail=200) if "is away, trying again" in one["text"]], 60)
+    eventually(lambda: [one for one in client.logs(job_id, tail=200) if "is unavailable; retrying" in one["text"]], 60)
     s3_server.line.mend()
     return finished(client, job_id)
 

@@ -110,7 +110,7 @@ def test_a_rank_that_died_is_named_with_its_host() -> None:
     reason, message = explain_silence([classify(PEER_GONE, 0)], 2, {}, 30)
 
     assert reason == FailureReason.WORKER_LOST
-    assert message == "The worker process of rank 1 (host unknown) ended without a word (killed?)."
+    assert message == "The worker process of rank 1 (host unknown) ended without an error message (killed?)."
 
 
 def test_a_silent_rank_was_killed_and_no_survivor_is_to_blame() -> None:

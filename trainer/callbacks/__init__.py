@@ -1,1 +1,1 @@
-"""What happens beside the training step: one callback a concern, none of which changes what is learned."""
+"""Callbacks around the training step, one for each concern. None changes what is learned."""

@@ -1,4 +1,4 @@
-"""Writes checkpoints as often as the spec says, through Lightning's own save so that nothing of its state is missed."""
+"""Writes checkpoints as often as the spec says, through Lightning's own save, so that none of its state is missed."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ RANKS = "ranks"
 
 
 def between_steps(trainer: Trainer) -> bool:
-    """Whether no gradients are accumulated half way; they would be in no checkpoint."""
+    """Whether the trainer is between optimizer steps. Half-accumulated gradients would be in no checkpoint."""
     return not trainer.fit_loop._should_accumulate()
 
 
 class CheckpointWriter(Callback):
-    """Saves every `every`, keeps the newest `keep` and the best, and tells the service of each one that is complete.
+    """Saves every `every`, keeps the newest `keep` and the best, and reports each complete checkpoint to the service.
 
-    What has to be carried to the storage goes there beside the steps that follow, one checkpoint at a time.
+    A checkpoint is copied to the storage alongside the following steps, one at a time.
     """
 
     def __init__(
@@ -48,15 +48,15 @@ class CheckpointWriter(Callback):
         self._best: tuple[float, int] | None = None
         self._saved_at = -1
         self.publication = BackgroundTasks(is_threaded=folders.mirror.longest_s > 0)
-        """Of the last checkpoint; it counts once that is over."""
+        """The copy of the last checkpoint, which counts once it is over."""
         self.newest: str | None = None
-        """Where the last one that was published lies on the storage."""
+        """Path of the last published checkpoint on the storage."""
 
     def save(self, trainer: Trainer) -> None:
-        """Save now, unless this very step is saved already. Entered by every rank.
+        """Save now, unless this step is saved already. Entered by every rank.
 
-        Raises: DisagreementError on every rank where they do not hold the same model; nothing is saved then.
-        StorageError also of the one before.
+        Raises: DisagreementError on every rank if they do not hold the same model; nothing is saved then. StorageError
+        also of the checkpoint before.
         """
         if trainer.global_step == self._saved_at:
             return
@@ -70,14 +70,15 @@ class CheckpointWriter(Callback):
             self._announce(path)
 
     def save_and_wait(self, trainer: Trainer) -> None:
-        """Save, and have it on the storage."""
+        """Save, and wait until it is on the storage."""
         self.save(trainer)
         self.publication.finish()
 
     def _announce(self, path: Path) -> None:
-        """Have it on the storage, behind the metrics that lead up to it: an attempt that resumes records no more.
+        """Publish the checkpoint after the metrics that lead up to it, since an attempt that resumes does not record
+        them again.
 
-        These go now, for they grow with the next step.
+        The metrics are copied now, because their file grows with the next step.
         """
         self._folders.mirror.publish(self._folders.spool)
         self._folders.mirror.publish_all(self._folders.artifacts)
@@ -107,14 +108,14 @@ class CheckpointWriter(Callback):
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Also for a step that ends an epoch: saved any earlier, its validation and its metrics would be lost."""
+        """Also saves at a step that ends an epoch: saved any earlier, its validation and metrics would be lost."""
         epochs = self._every.epochs
         if (epochs and (trainer.current_epoch + 1) % epochs == 0) or self._is_due_at(trainer.global_step):
             self._judge(trainer, pl_module)
             self.save(trainer)
 
     def _judge(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Whether what is about to be saved is the best so far. Scores are the same on every rank."""
+        """Note whether the checkpoint to be saved is the best so far. Scores are the same on every rank."""
         if self._keep_best is None:
             return
         assert isinstance(pl_module, TrainingModule)
@@ -135,14 +136,14 @@ class CheckpointWriter(Callback):
         self._best = (best[0], best[1]) if best else None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """So that an attempt that dies while it finalizes leaves nothing to train again."""
+        """Save at the end, so that an attempt that dies while it finalizes leaves nothing to train again."""
         self.save_and_wait(trainer)
 
     def _is_due_at(self, step: int) -> bool:
         return bool(self._every.steps) and step > 0 and step % (self._every.steps or 1) == 0
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Every rank brings its random state and what it alone has; rank 0 writes them all."""
+        """Gather the random state and the own statistics of every rank; rank 0 writes them all."""
         assert isinstance(pl_module, TrainingModule)
         checkpoint[RANKS] = gather({"random": random_state(), "own": pl_module.own_state()})
 
@@ -153,7 +154,7 @@ class CheckpointWriter(Callback):
             restore_random_state(ranks[trainer.global_rank]["random"])
             pl_module.restore_own_state(ranks[trainer.global_rank]["own"])
         else:
-            # Other ranks than wrote it: dropout draws anew, statistics of each rank's own are rank 0's on all.
+            # Another number of ranks wrote it: dropout draws anew, and all ranks take rank 0's own statistics.
             pl_module.adopt_counted([rank["own"] for rank in ranks])
         self._saved_at = checkpoint["global_step"]
 

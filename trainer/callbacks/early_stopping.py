@@ -1,4 +1,4 @@
-"""Ends training when a validation score no longer gets better."""
+"""Ends training when a validation score no longer improves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from syncnorm.trainer.training.module import TrainingModule
 
 
 class StopEarly(Callback):
-    """Stops at the end of an epoch in which `monitor` has been without a new best for `patience` validations.
+    """Stops at the end of an epoch if `monitor` has had no new best for `patience` validations.
 
     The score is the same on every rank, so all of them stop together. Best and count are in the checkpoint.
     """
@@ -42,7 +42,7 @@ class StopEarly(Callback):
             trainer.should_stop = True
 
     def _is_better(self, score: float) -> bool:
-        """NaN is never better, and anything is better than none."""
+        """NaN is never better; any other first score is."""
         if math.isnan(score):
             return False
         gain = math.inf if self._best is None else self._best - score

@@ -13,10 +13,8 @@ def ends_epoch(trainer: Trainer) -> bool:
 
 
 class EndAtStep(Callback):
-    """The epoch in which step `steps` falls ends with it, and is validated.
-
-    Comes before the callbacks that ask whether an epoch ends.
-    """
+    """Ends the epoch of step `steps` with that step, and validates it. Comes before the callbacks that ask whether an
+    epoch ends."""
 
     def __init__(self, steps: int) -> None:
         self._steps = steps

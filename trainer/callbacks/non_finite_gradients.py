@@ -1,4 +1,4 @@
-"""Keeps a step with NaN or infinite gradients away from the weights, and ends a job that has too many of them."""
+"""Skips steps with NaN or infinite gradients, and ends a job that has too many of them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SHARE_OF_STEPS = 0.01
 
 
 class NonFiniteGuard(Callback):
-    """Leaves out the optimizer step where a gradient is not finite.
+    """Skips the optimizer step if a gradient is not finite.
 
-    It looks at what DDP has averaged, which is the same on every rank, so all ranks decide alike without asking. After
-    IN_A_ROW such steps, or when they are more than SHARE_OF_STEPS of all (and than IN_A_ROW), the job ends. What was
-    counted is in the checkpoint. Not for 16-mixed: there infinite gradients are how the loss scale finds its size, and
-    the scaler leaves those steps out itself.
+    It checks the gradients that DDP has averaged, which are the same on every rank, so all ranks decide alike without
+    an exchange. After IN_A_ROW such steps, or when they are more than SHARE_OF_STEPS of all (and than IN_A_ROW), the
+    job ends. The counts are in the checkpoint. Not for 16-mixed: there infinite gradients are how the loss scale finds
+    its size, and the scaler skips those steps itself.
     """
 
     def __init__(self, reporter: Reporter, spool: Spool) -> None:
@@ -59,7 +59,7 @@ class NonFiniteGuard(Callback):
     def _report(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
             step = trainer.global_step
-            self._reporter.event("non_finite", f"step {step + 1} left out: gradients are not finite", step=step + 1)
+            self._reporter.event("non_finite", f"step {step + 1} skipped: gradients are not finite", step=step + 1)
             self._spool.append({tracking.NON_FINITE_STEPS: float(self._skipped)}, step + 1)
 
 

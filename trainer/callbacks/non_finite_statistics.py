@@ -13,11 +13,11 @@ from syncnorm.trainer.training.module import TrainingModule
 
 
 class StatisticsShield(Callback):
-    """Undoes a batch's update of all running statistics where one of them is no longer finite after it.
+    """Undoes a batch's update of all running statistics if one of them is no longer finite after it.
 
-    torch's own BatchNorm takes what it is given, and a running mean of NaN stays NaN through any number of good
-    batches. Kinds that synchronize leave such a batch out by themselves, on all ranks alike; of the others each rank
-    has statistics of its own, and undoes its own.
+    torch's own BatchNorm accepts any value, and a running mean of NaN stays NaN through any number of good batches.
+    Kinds that synchronize skip such a batch themselves, on all ranks alike. For other kinds each rank has statistics of
+    its own, and undoes its own.
     """
 
     def __init__(self, alarm: StatisticsAlarm) -> None:

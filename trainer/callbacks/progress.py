@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 
 
 class ProgressReporter(Callback):
-    """Tells the service where training is after every step, and MLflow what an epoch came to.
+    """Reports progress to the service after every step, and the results of an epoch to MLflow.
 
-    It closes the books of an epoch, so it comes before the callback that writes checkpoints.
+    It computes the metrics of an epoch, so it comes before the callback that writes checkpoints.
     """
 
     def __init__(
@@ -51,14 +51,16 @@ class ProgressReporter(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rates = {tracking.LEARNING_RATE: trainer.optimizers[0].param_groups[0]["lr"]}
-        if self._batches:  # none where a job goes on from the very end of an epoch
+        if self._batches:  # empty if a job resumes from the very end of an epoch
             elapsed_s = max(time.monotonic() - self._epoch_began, 1e-9)
             rates[tracking.THROUGHPUT] = self._batches * self._global_batch / elapsed_s
         assert isinstance(pl_module, TrainingModule)
         self._metrics = {**rates, **pl_module.finish_train_epoch(), **pl_module.val_metrics}
         if trainer.is_global_zero:
             self._spool.append(self._metrics, trainer.global_step)
-            logger.info("%s", _line(trainer.current_epoch + 1, self._epochs, trainer.global_step, self._metrics))
+            of = f" of {self._epochs}" if self._epochs is not None else ""
+            learned = _learned(self._metrics)
+            logger.info("epoch %d%s, step %d: %s", trainer.current_epoch + 1, of, trainer.global_step, learned)
         self._report(trainer, finished_epochs=trainer.current_epoch + 1)
 
     def _report(self, trainer: Trainer, *, finished_epochs: int) -> None:
@@ -72,10 +74,9 @@ class ProgressReporter(Callback):
             )
 
 
-def _line(epoch: int, epochs: int | None, step: int, metrics: Mapping[str, float]) -> str:
-    """An epoch for the job's logs: what was learned, and how fast."""
-    of = f" of {epochs}" if epochs is not None else ""
+def _learned(metrics: Mapping[str, float]) -> str:
+    """The scores of an epoch and its throughput, for the job's logs."""
     learned = [f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith(("train/", "val/"))]
     if (rate := metrics.get(tracking.THROUGHPUT)) is not None:
         learned.append(f"{rate:.3g} samples/s")
-    return f"epoch {epoch}{of}, step {step}: {', '.join(learned)}"
+    return ", ".join(learned)

@@ -21,8 +21,8 @@ from syncnorm.trainer.training.module import TrainingModule
 class StatisticsRecorder(Callback):
     """Every `every`: `norm/{layer}/…` metrics and `norm/statistics/step-{n}.safetensors`, from rank 0.
 
-    The batch before a record is observed, so that the drift between its statistics and the running ones is known; this
-    one batch costs another pass over each layer's input. What was recorded is shown to the alarm.
+    The batch before a record is observed, so that the drift between its statistics and the running ones is known. This
+    one batch costs another pass over each layer's input. The alarm checks every record.
     """
 
     def __init__(self, artifacts: Path, spool: Spool, alarm: StatisticsAlarm, *, every: Every) -> None:

@@ -1,4 +1,4 @@
-"""When the statistics of a layer need somebody's eye: decided on the snapshots that are taken for MLflow anyway."""
+"""Alerts about the statistics of a layer, decided on the snapshots that are taken for MLflow anyway."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Cause = Literal["drift", "collapsed", "non_finite"]
 DRIFT = 1.0
 """Standard deviations. The mean of n values lies sqrt(2 / (pi n)) off by chance: 0.8 for a single one."""
 RECOVERED = 0.5
-"""A drift is over below this part of DRIFT, so that one around the threshold is told once."""
+"""A drift ends below this share of DRIFT, so that one around the threshold alerts once."""
 WARM_UP = 30
 """Batches. By then the start values (0 and 1) have 0.9^30 = 4 % of the running statistics, at a momentum of 0.1."""
 _MOST_LAYERS = 50
 _TEXTS: dict[Cause, str] = {
-    "drift": f"the last batch is more than {DRIFT:g} standard deviations from the running mean: in eval mode the layer "
-    "does something else than in training. Raise norm.momentum, or look at what changed in the data",
+    "drift": f"the last batch is more than {DRIFT:g} standard deviations from the running mean: the layer "
+    "behaves differently in eval mode than in training. Raise norm.momentum, or look at what changed in the data",
     "collapsed": "channels have a running variance below the layer's eps: they are constant, and the layer no longer "
     "normalizes them. Lower optimizer.lr, or look for dead units before the layer",
-    "non_finite": "a batch would have made running statistics NaN or infinite, and was kept out of them. Look for such "
-    "values in the data, or lower optimizer.lr",
+    "non_finite": "a batch would have made running statistics NaN or infinite, and was not added to them. Look for "
+    "such values in the data, or lower optimizer.lr",
 }
 
 
@@ -58,7 +58,7 @@ class StatisticsAlarm:
             self._recover(cause, values, step)
 
     def undone(self, paths: Collection[str], step: int) -> None:
-        """A batch was kept out of the statistics of these layers."""
+        """A batch was not added to the statistics of these layers."""
         self._undone |= set(paths)
         self._raise("non_finite", dict.fromkeys(paths, 1.0), step)
 

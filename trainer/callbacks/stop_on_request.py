@@ -14,7 +14,7 @@ from syncnorm.trainer.ranks.stop_agreement import StopAgreement
 
 
 class StopOnRequest(Callback):
-    """Stops between optimizer steps, and not before an epoch that is over has been validated and reported."""
+    """Stops between optimizer steps, and at the end of an epoch only after it was validated and reported."""
 
     def __init__(self, agreement: StopAgreement, checkpoints: CheckpointWriter) -> None:
         self._agreement = agreement

@@ -13,13 +13,13 @@ from syncnorm.trainer.reporting import metric_spool as tracking
 from syncnorm.trainer.reporting.metric_spool import Spool
 
 EVERY_BATCH_ON_GPU = 16
-"""On a GPU every 16th batch is looked at: reading the time needs two events for each exchange."""
+"""On a GPU every 16th batch is measured: reading the time needs two events for each exchange."""
 
 
 class SyncShare(Callback):
     """`norm/sync_share` of every epoch, from rank 0: time in exchanges by time of the batches they belong to.
 
-    Waiting for slower workers counts, too: it is what synchronization costs. Nothing is reported where nothing is
+    Waiting for slower workers counts, too: it is part of the cost of synchronization. Nothing is reported if nothing is
     exchanged.
     """
 

@@ -1,4 +1,4 @@
-"""Types whose values the arithmetic, the columns and the documents behind a field can take, whoever sent them."""
+"""Bounded types for fields: whoever sends a value, arithmetic, database columns and documents can handle it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_STEPS = 10**12
 MOST_EPOCHS = 10**9
 MOST_WORKERS = 4096
 LONGEST_S = 10 * 365 * 86_400.0
-"""Ten years: what is longer counts as that long."""
+"""Ten years. Longer times count as that long."""
 MOST_METRICS = 1000
 MOST_VALUES = 10_000
 DEEPEST = 16
@@ -39,11 +39,11 @@ def _cut(limit: int) -> BeforeValidator:
 
 
 def _number(value: Any) -> Any:
-    return math.nan if value is None else value  # as results were written that knew no word for NaN
+    return math.nan if value is None else value  # older results wrote null for NaN
 
 
 def shown(value: float) -> Any:
-    """A number as JSON has it: NaN and infinity as the words that stand for them."""
+    """A number in JSON: NaN and infinity become words."""
     return storable_json(value)
 
 
@@ -72,7 +72,7 @@ Message = Annotated[str, Field(max_length=16_384), _cut(16_384)]
 
 
 def _tail(value: Any) -> Any:
-    """The end of a traceback says most."""
+    """Cut the beginning of a traceback, since its end says most."""
     if not isinstance(value, str) or len(value) <= LONGEST_TEXT:
         return storable(value) if isinstance(value, str) else value
     head = f"[cut: the last of {len(value)} characters]\n"
@@ -94,7 +94,7 @@ def _now() -> str:
 
 
 Instant = Annotated[str, Field(max_length=40), BeforeValidator(_instant)]
-"""RFC 3339 with an offset; what is no time becomes the time at which it was read."""
+"""RFC 3339 with an offset. An invalid time becomes the time at which it was read."""
 
 
 def _some(value: Any) -> Any:
@@ -107,7 +107,7 @@ Metrics = Annotated[dict[str, Number], Field(max_length=MOST_METRICS), BeforeVal
 
 
 def fitting(most_bytes: int, depth: int = DEEPEST) -> BeforeValidator:
-    """Makes an object plain, storable JSON; one too large is replaced by a note of its size."""
+    """Makes an object plain, storable JSON. One that is too large is replaced by a note of its size."""
 
     def fit(value: Any) -> Any:
         if not isinstance(value, Mapping):
@@ -120,7 +120,8 @@ def fitting(most_bytes: int, depth: int = DEEPEST) -> BeforeValidator:
 
 
 def free_problem(value: Any) -> tuple[str, str] | None:
-    """What is wrong with a value of a field that takes any JSON, and where in it as a dotted path; None: nothing."""
+    """What is wrong with a value of a field that takes any JSON, and where in it as a dotted path; None if it is
+    fine."""
     left = MOST_VALUES
     todo: list[tuple[str, Any, int]] = [("", value, 0)]
     while todo:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 TOKEN_FILE, REPORT_FILE = "token", "report.json"
-"""Written by the doctor, for every host to read, and by the probe, last."""
+"""Files of a probe: one written by the doctor for every host to read, and the report, written last."""
 
 
 class Finding(BaseModel):
@@ -13,7 +13,7 @@ class Finding(BaseModel):
 
 
 class HostReport(Finding):
-    """One host, seen by a process of ours on it. An error is None where the thing works."""
+    """One host, as a probe process on it sees it. An error is None if the check passed."""
 
     host: str
     gpus: int
@@ -24,11 +24,11 @@ class HostReport(Finding):
     api_error: str | None
     mlflow_error: str | None
     clock_ahead_s: float | None
-    """Of the API's clock, to about a second; None where the API did not answer."""
+    """How far the host's clock is ahead of the API's, to about a second; None if the API did not answer."""
 
 
 class ClusterReport(Finding):
-    """hosts: those that take drivers. missing: those where no process of ours could start, with the reason."""
+    """hosts: those that run drivers. missing: those where no probe process could start, with the reason."""
 
     hosts: list[HostReport]
     missing: dict[str, str]

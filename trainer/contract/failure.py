@@ -1,4 +1,4 @@
-"""Why a job failed: a closed list, each with whose turn it is and whether trying again can help."""
+"""Why a job failed: a closed list, each with who has to act and whether a retry can help."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class FailureReason(StrEnum):
-    """The one reason in which a failed (or stopped) job ends."""
+    """The one reason why a job failed or was stopped."""
 
     USER_ERROR = "user_error"
     OUT_OF_MEMORY = "out_of_memory"
@@ -29,7 +29,8 @@ class FailureReason(StrEnum):
 
 @dataclass(frozen=True)
 class Advice:
-    """turn: `user`, `operator` or `nobody`; retryable: another attempt may succeed with nothing changed."""
+    """turn: who has to act (`user`, `operator` or `nobody`). retryable: another attempt may succeed with nothing
+    changed."""
 
     turn: str
     retryable: bool
@@ -38,7 +39,9 @@ class Advice:
 
 ADVICE: dict[FailureReason, Advice] = {
     FailureReason.USER_ERROR: Advice(
-        "user", False, "Your code, model or data raised; the traceback is in the logs. Change it and submit again."
+        "user",
+        False,
+        "Your code, model or data raised an error; the traceback is in the logs. Change it and submit again.",
     ),
     FailureReason.OUT_OF_MEMORY: Advice(
         "user",
@@ -64,16 +67,18 @@ ADVICE: dict[FailureReason, Advice] = {
     FailureReason.COLLECTIVE_TIMEOUT: Advice(
         "operator",
         True,
-        "Workers stopped hearing from each other. The message names the rank that was stuck; check its host.",
+        "Workers lost contact with each other. The message names the rank that was stuck; check its host.",
     ),
     FailureReason.STARTUP_TIMEOUT: Advice(
         "operator", True, "The workers did not come up in time. Check the cluster's load and the Ray logs."
     ),
     FailureReason.NO_CAPACITY: Advice(
-        "operator", False, "The cluster can't give the resources asked for. Lower resources.workers or add hosts."
+        "operator",
+        False,
+        "The cluster does not have the resources that the job asks for. Lower resources.workers or add hosts.",
     ),
     FailureReason.PREEMPTED: Advice(
-        "nobody", True, "A job of higher priority needed the place. This one goes on from its checkpoint."
+        "nobody", True, "A job of higher priority needed the capacity. This one continues from its checkpoint."
     ),
     FailureReason.DEADLINE: Advice(
         "user", False, "The last checkpoint is kept: raise limits.deadline_s of the job, then retry it."
@@ -84,20 +89,23 @@ ADVICE: dict[FailureReason, Advice] = {
     FailureReason.EXPORT_MISMATCH: Advice(
         "user",
         False,
-        "The exported model does not answer as the trained one; nothing was registered. See the certificate.",
+        "The answers of the exported model differ from the trained model's; nothing was registered. See the "
+        "certificate.",
     ),
     FailureReason.STORAGE: Advice(
-        "operator", False, "Checkpoints or exports could not be written. Free space or mend the storage, then retry."
+        "operator", False, "Checkpoints or exports could not be written. Free space or repair the storage, then retry."
     ),
     FailureReason.CANCELLED_BY_USER: Advice("nobody", False, "Cancelled on request."),
     FailureReason.INTERNAL: Advice(
-        "operator", True, "A defect of the service. Please report it with the request id and the logs of the attempt."
+        "operator",
+        True,
+        "Internal error of the service. Please report it with the request id and the logs of the attempt.",
     ),
 }
 
 
 def advised(message: str, reason: FailureReason) -> str:
-    """`message` with whose turn it is; a worker may have said so already."""
+    """`message` with the advice for its reason; a worker may have added it already."""
     advice, said = ADVICE[reason].text, message.rstrip()
     if advice in message or not said:
         return message if said else advice
@@ -106,5 +114,5 @@ def advised(message: str, reason: FailureReason) -> str:
 
 
 def may_be_retried(reason: FailureReason, *, outage: bool = False) -> bool:
-    """outage: of a storage that did not answer. One that refuses, or is full, needs somebody first."""
+    """outage: the storage did not answer. One that refuses, or is full, needs a person first."""
     return outage or ADVICE[reason].retryable

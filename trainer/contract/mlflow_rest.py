@@ -30,9 +30,9 @@ def mlflow_name(name: str) -> str:
 
 
 def mlflow_account() -> tuple[str, str] | None:
-    """User and password from the variables of MLflow's own client; None where the server asks for none.
+    """User and password from the variables of MLflow's own client; None if the server needs no account.
 
-    The password may also lie in the file that MLFLOW_TRACKING_PASSWORD_FILE names.
+    The password may also be in the file that MLFLOW_TRACKING_PASSWORD_FILE names.
     """
     user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
     if path := os.environ.get("MLFLOW_TRACKING_PASSWORD_FILE"):

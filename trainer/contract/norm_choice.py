@@ -12,27 +12,35 @@ from syncnorm.trainer.contract.spec import JobSpec, NormSpec
 from syncnorm.trainer.contract.text import counted
 
 STEADY_SAMPLES = 16
-"""From so many samples on, statistics of a batch cost nothing in accuracy (Wu & He 2018, fig. 1, and our own study)."""
+"""From this many samples on, batch statistics cost nothing in accuracy (Wu & He 2018, fig. 1, and our own study)."""
 SMALL_BATCH_STUDY = "examples/studies/small-batch.yaml"
 LSTM_STUDY = "examples/studies/lstm.yaml"
 
 
 class Alternative(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    """Another kind worth a try."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     kind: str
+    """Its name."""
     why: str
+    """What speaks for it."""
 
 
 class NormChoice(BaseModel):
-    """why: a sentence. evidence: the numbers it rests on. alternative: what else to try; null if a kind was named."""
+    """Which normalization a job gets, and why."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     kind: str
+    """Its name."""
     why: str
+    """The reason, in a sentence."""
     evidence: list[str] = []
+    """The numbers behind the reason; empty if the spec names a kind."""
     alternative: Alternative | None = None
+    """What else to try; null if the spec names a kind."""
 
 
 def choose_norm(spec: JobSpec) -> NormChoice:
@@ -44,14 +52,14 @@ def choose_norm(spec: JobSpec) -> NormChoice:
     per_worker, group = spec.data.batch_size, norm_group_size(spec)
     evidence = _numbers(spec)
     if per_worker >= STEADY_SAMPLES:
-        why = f"{counted(per_worker, 'sample')} a worker give steady batch statistics by themselves"
+        why = f"{counted(per_worker, 'sample')} per worker are enough for stable batch statistics"
         return NormChoice(kind="batch", why=why, evidence=evidence, alternative=_alternative_to_batch(spec))
     if per_worker * group >= STEADY_SAMPLES:
         few = counted(per_worker, "sample")
-        why = f"batch statistics are unsteady with {few} a worker, and steady with the {per_worker * group} together"
+        why = f"batch statistics are noisy with {few} per worker, and stable with the {per_worker * group} of the group"
         other = Alternative(kind=_per_sample(spec), why="exchanges nothing between workers")
         return NormChoice(kind="sync_batch", why=why, evidence=[*evidence, _small_batches()], alternative=other)
-    together = f"even the {group} workers of a group together bring" if group > 1 else "a step brings"
+    together = f"even the {group} workers of a group together have" if group > 1 else "a step has"
     why = (
         f"{together} only {counted(per_worker * group, 'sample')}; {_per_sample(spec)} normalizes each sample by itself"
     )
@@ -66,7 +74,8 @@ def chosen_norm(spec: JobSpec) -> NormSpec:
 
 
 def norm_group_size(spec: JobSpec) -> int:
-    """Workers that share statistics; `node` counts as all here, for hosts are only known once workers are placed."""
+    """Workers that share statistics. `node` counts as all here, because hosts are known only once workers are
+    placed."""
     group: Literal["world", "node"] | int = spec.norm.group
     return min(group, spec.resources.workers) if isinstance(group, int) else spec.resources.workers
 
@@ -79,7 +88,7 @@ def statistics_group(spec: JobSpec, kind: str) -> int:
 def _for_sequences() -> NormChoice:
     return NormChoice(
         kind="layer",
-        why="recurrent networks have other statistics at every time step, which running ones do not know",
+        why="recurrent networks have different statistics at every time step, which one running average can't hold",
         evidence=[
             f"the digits read by rows: error 0.05 with layer, 0.10 with batch: {LSTM_STUDY}",
             "Ba et al. 2016, arXiv:1607.06450, sec. 5",
@@ -95,29 +104,34 @@ def _per_sample(spec: JobSpec) -> str:
 def _alternative_to_batch(spec: JobSpec) -> Alternative:
     if norm_group_size(spec) > 1:
         return Alternative(
-            kind="sync_batch", why="computes what one device would with the whole batch, for an exchange"
+            kind="sync_batch",
+            why="computes what one device would with the whole batch, at the cost of an exchange between workers",
         )
-    return Alternative(kind=_per_sample(spec), why="does the same in training and at inference, and needs no batch")
+    return Alternative(
+        kind=_per_sample(spec), why="does the same in training and at inference, and does not depend on the batch"
+    )
 
 
 def _with_few_samples(group: int) -> Alternative:
     if group > 1:
-        return Alternative(kind="sync_batch", why="makes the most of the samples there are, and folds for inference")
+        return Alternative(kind="sync_batch", why="uses the samples of all workers, and folds for inference")
     return Alternative(kind="batch_renorm", why="corrects a small batch by running statistics, and folds for inference")
 
 
 def _numbers(spec: JobSpec) -> list[str]:
     samples, group = spec.data.batch_size, norm_group_size(spec)
-    shared = f", {samples * group} of the {group} that share them" if group > 1 else ""
-    found = [f"samples behind a statistic: {samples} of one worker{shared}"]
+    shared = f", {samples * group} on the {group} that share them" if group > 1 else ""
+    found = [f"samples per statistic: {samples} on one worker{shared}"]
     positions = smallest_map(spec)
     if positions is not None:
         least = counted(samples * positions, "value")
-        found.append(f"smallest map: {counted(positions, 'position')}, so at least {least} of one worker")
+        found.append(f"smallest map: {counted(positions, 'position')}, so at least {least} on one worker")
     if spec.train.accumulate > 1:
-        found.append(f"the {spec.train.accumulate} micro-batches of a step are normalized each by itself")
+        found.append(f"each of the {spec.train.accumulate} micro-batches of a step is normalized by itself")
     return found
 
 
 def _small_batches() -> str:
-    return f"digits with 1 sample a worker: error 0.70 with batch, 0.04 with sync_batch and group: {SMALL_BATCH_STUDY}"
+    return (
+        f"digits with 1 sample per worker: error 0.70 with batch, 0.04 with sync_batch and group: {SMALL_BATCH_STUDY}"
+    )

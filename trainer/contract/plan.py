@@ -1,4 +1,4 @@
-"""What a spec comes to before anything starts: pure, pydantic only."""
+"""The plan: what a spec comes to before anything starts. Pure, pydantic only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Fits = Literal["now", "later", "never"]
 
 @dataclass(frozen=True)
 class NodeCapacity:
-    """One host of the cluster: what it has and what is free."""
+    """One host of the cluster with its total and free capacity."""
 
     node_id: str
     cpus: float
@@ -29,46 +29,59 @@ class NodeCapacity:
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
 class Batch(_Record):
-    """Samples per step: of one worker, of those that share statistics, of all."""
+    """Samples per step."""
 
     per_worker: int
+    """Samples of one worker."""
     norm_group: int
+    """Samples of the workers that share statistics."""
     global_: Annotated[int, Field(serialization_alias="global")]
+    """Samples of all workers."""
 
 
 class Inspection(_Record):
-    """What building the network showed: one {path, from, to} for each layer exchanged, and the audit's findings."""
+    """What building the network showed: one {path, from, to} for each converted layer, and the audit's findings."""
 
     conversion: list[dict[str, str]]
     findings: list[Finding]
 
 
 class Plan(_Record):
-    """inspected: whether the model was built and looked at, so that `conversion` is filled and the findings that need
-    torch are in: for dry_run where this host has torch, and at the start of each attempt."""
+    """What a spec comes to before anything starts."""
 
     spec: JobSpec
+    """The spec with all defaults."""
     world_size: int
+    """Workers."""
     batch: Batch
+    """Samples of a worker, of a norm group and of all workers."""
     resources: dict[str, float]
+    """workers, cpus and gpus, in all."""
     fits: Fits | None
+    """Whether it fits into the free capacity now, into the whole cluster later, or never; null while the cluster can't
+    be reached."""
     conversion: list[dict[str, str]] | None
+    """One {path, from, to} for each layer that is replaced; null unless `inspected`."""
     findings: list[Finding]
+    """What you should know before you submit."""
     norm: NormChoice
+    """Which normalization the job gets, and why."""
     inspected: bool
+    """Whether the model was built and audited, so that `conversion` and the findings that need torch are there. A dry
+    run does so where the service's host has torch; every attempt does when it starts."""
 
     def as_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json", by_alias=True)
 
 
 def plan(spec: JobSpec, nodes: Sequence[NodeCapacity] | None, inspection: Inspection | None = None) -> Plan:
-    """The plan of `spec` on a cluster of `nodes`; None while the cluster can't be asked.
+    """The plan of `spec` on a cluster of `nodes`; None while the cluster is unreachable.
 
-    inspection: what syncnorm.trainer.worker.model_inspection says, where somebody who knows torch was asked.
+    inspection: from syncnorm.trainer.worker.model_inspection, if a process with torch is available.
     """
     res = spec.resources
     choice = choose_norm(spec)
@@ -90,7 +103,7 @@ def plan(spec: JobSpec, nodes: Sequence[NodeCapacity] | None, inspection: Inspec
 
 
 def _together(of_spec: list[Finding], of_network: list[Finding]) -> list[Finding]:
-    """All of them, but for what the spec lets guess and the audit has said of each layer."""
+    """All findings, except guesses from the spec that the audit of the network has replaced."""
     said = {finding.code for finding in of_network}
     return [*(finding for finding in of_spec if _AUDITED.get(finding.code) not in said), *of_network]
 
@@ -101,7 +114,7 @@ _AUDITED = {
     "few_samples_per_statistic": "statistics_of_one_worker",
     "sync_on_one_worker": "sync_on_one_worker",
 }
-"""Codes of findings on a spec, and what the audit of the network calls the same."""
+"""Codes of findings on a spec, and the audit's codes for the same."""
 
 
 def batch_sizes(spec: JobSpec, kind: str) -> Batch:
@@ -132,9 +145,9 @@ def _workers_that_fit(spec: JobSpec, hosts: Sequence[tuple[float, float]]) -> in
 
 
 def findings(spec: JobSpec, kind: str, nodes: Sequence[NodeCapacity] | None = None) -> list[Finding]:
-    """What can be said from the spec and the cluster alone; the audit of the built model adds the rest.
+    """Findings from the spec and the cluster alone; the audit of the built model adds the rest.
 
-    A submit is refused for those of severity `error`. nodes: None while the cluster can't be asked.
+    A submit is refused for those of severity `error`. nodes: None while the cluster is unreachable.
     """
     return [
         *_about_cluster(spec, nodes),
@@ -147,7 +160,9 @@ def _about_cluster(spec: JobSpec, nodes: Sequence[NodeCapacity] | None) -> Itera
         return
     res = spec.resources
     each = f"{res.cpus_per_worker} CPU" + (f" and {res.gpus_per_worker} GPU" if res.gpus_per_worker else "")
-    capacity = f"the whole cluster has room for {largest_gang(spec, nodes)} workers of {each} each, got {res.workers}."
+    capacity = (
+        f"the whole cluster has capacity for {largest_gang(spec, nodes)} workers of {each} each, got {res.workers}."
+    )
     yield Finding(
         code="never_fits",
         path="resources.workers",

@@ -44,9 +44,9 @@ METRICS_FILE = "metrics.jsonl"
 """Every metric of an attempt, a JSON line each: key, value, step, timestamp."""
 
 CANNOT_BEGIN = "syncnorm can't read its launch file: "
-"""How the last line begins that a driver prints which can't use the storage; the rest says why."""
+"""Prefix of the last line that a driver prints if it can't use the storage; the reason follows."""
 CANNOT_BEGIN_NOW = "syncnorm can't read its launch file now: "
-"""The same where the storage did not answer."""
+"""The same if the storage did not answer."""
 
 StopRequest = Literal["cancel", "pause", "preempt", "deadline", "resize"]
 Outcome = Literal["succeeded", "failed", "stopped"]
@@ -66,41 +66,41 @@ WORKER_EVENTS = frozenset(
         "events_left_out",
     }
 )
-"""Kinds of events that workers may tell under their own names; any other becomes `user.NAME`, so that nothing a job
-sends can be taken for what the service says."""
+"""Kinds of events that workers may send under their own names. Any other becomes `user.NAME`, so that nothing a job
+sends can be mistaken for an event of the service."""
 
 
 class Message(BaseModel):
-    """Bounds see to it that one odd value is mended, cut or refused where it comes in; see bounds.py."""
+    """A message. Bounds correct, cut or refuse an odd value where it arrives; see bounds.py."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Launch(Message):
-    """All that the driver of one attempt needs to know."""
+    """Everything that the driver of one attempt needs."""
 
     job_id: str
     attempt: int
     fence: str
-    """Random, 128 bit, hex; the service takes nothing from an attempt whose fence is not the current one."""
+    """Random, 128 bit, hex. The service rejects messages of an attempt whose fence is not the current one."""
     spec: JobSpec
     workers: int | None = None
-    """Of this attempt, where an elastic job has to do with fewer; None: resources.workers."""
+    """Workers of this attempt, if an elastic job runs on fewer; None: resources.workers."""
     service_url: str | None
-    """None: nobody to report to (a job run by hand)."""
+    """None: no service to report to (a job run by hand)."""
     token: str | None
     mlflow_uri: str
     mlflow_run_id: str
     resume_from: str | None
-    """Folder of the checkpoint to go on from, chosen once by the service; None: from the start."""
+    """Folder of the checkpoint to resume from, chosen once by the service; None: from the start."""
     package: str | None = None
     """Where the uploaded archive of code.package lies."""
     startup_timeout_s: float = 600.0
-    """The service gives up an attempt that does not train after so long."""
+    """The service ends an attempt that does not train after this time."""
 
     @property
     def rendezvous_timeout_s(self) -> float:
-        """How long ranks wait for each other before training: time is left to say who did not come."""
+        """How long ranks wait for each other before training, with time left to report who did not come."""
         return self.startup_timeout_s / 2
 
     @property
@@ -124,11 +124,11 @@ class ExportRequest(Message):
     """`export.json` in the folder of one start of a later export; see `export_folder` and driver/reexport.py."""
 
     name: str
-    """Of this export: where its files lie in the run, `exports/{name}`."""
+    """Name of the export; its files are in the run under `exports/{name}`."""
     job_id: str
     fence: str
     spec: JobSpec
-    """The job's, with the `export` section that is wanted now."""
+    """The job's spec, with the requested `export` section."""
     source: str
     """The export folder of the attempt that succeeded."""
     mlflow_uri: str
@@ -156,14 +156,15 @@ class ModelRecord(Message):
 
 
 class Result(Message):
-    """How an attempt ended. reason is set unless it succeeded; stopped: on request, with a checkpoint to go on from."""
+    """How an attempt ended. reason is set unless it succeeded. stopped: on request, with a checkpoint to resume
+    from."""
 
     fence: Fence
     outcome: Outcome
     reason: FailureReason | None = None
     message: Text = ""
     outage: bool = False
-    """Of the reason storage: nothing was refused, the storage did not answer, and may when asked again."""
+    """For the reason storage: nothing was refused; the storage did not answer, and may on a retry."""
     traceback: Traceback | None = None
     step: Step = 0
     metrics: Metrics = {}
@@ -172,7 +173,7 @@ class Result(Message):
 
 
 class Heartbeat(Message):
-    """`source` is `driver`, `rank-N`, or `asking`: of one that only wants to know whether it still counts."""
+    """`source` is `driver`, `rank-N`, or `asking` for one that only asks whether it is still current."""
 
     fence: Fence
     source: Word
@@ -181,7 +182,7 @@ class Heartbeat(Message):
 
 
 class Progress(Message):
-    """epoch and step count what is finished."""
+    """Training progress: finished epochs and steps."""
 
     fence: Fence
     epoch: Epoch
@@ -207,26 +208,31 @@ class LogLines(Message):
 
 
 class RankPlacement(Message):
-    """Where a rank runs. node_id: the host, as Ray and /v1/cluster name it. gpu: its model; None: on CPUs."""
+    """Where a rank runs."""
 
     rank: Rank
+    """The rank."""
     host: ShortName
+    """Name of the host."""
     pid: Pid
+    """Process id on the host."""
     node_id: ShortName | None = None
+    """The host as Ray and /v1/cluster name it; null if Ray does not say."""
     gpu: ShortName | None = None
+    """Model of its GPU; null: it trains on CPUs."""
 
 
 class Placement(Message):
-    """All ranks of an attempt, once each has come."""
+    """Where all ranks of an attempt run, sent once all have come."""
 
     fence: Fence
     ranks: Annotated[list[RankPlacement], Field(max_length=MOST_WORKERS)]
 
 
 class CheckpointFact(Message):
-    """A checkpoint that is complete on storage. epoch and step count what is finished. digest: of its manifest.
+    """A checkpoint that is complete on storage. epoch and step: finished ones. digest: of its manifest.
 
-    kept: steps of all of the attempt's that are there now; None: of a driver that does not say.
+    kept: steps of all of the attempt's checkpoints that exist now; None: a driver that does not say.
     """
 
     fence: Fence
@@ -239,7 +245,7 @@ class CheckpointFact(Message):
 
 
 class Event(Message):
-    """Something worth keeping: a phase begun, a non-finite batch, a fall-back to an older checkpoint."""
+    """An event worth recording: a phase begun, a non-finite batch, a fall-back to an older checkpoint."""
 
     fence: Fence
     kind: Word
@@ -263,7 +269,7 @@ class SecretValues(Message):
 
 
 class Reply(BaseModel):
-    """Answer to every message. stop: end at the next batch, with a checkpoint."""
+    """The answer to every message. stop: stop after the current batch, with a checkpoint."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -286,5 +292,5 @@ def attempt_folder(storage: str, job_id: str, attempt: int) -> str:
 
 
 def export_folder(storage: str, job_id: str, name: str, start: int) -> str:
-    """Of one start of a later export: one that was given up can't harm its successor."""
+    """Folder of one start of a later export: a start that was given up can't harm its successor."""
     return f"{job_folder(storage, job_id)}/exports/{name}/{start}"

@@ -1,6 +1,6 @@
-"""From the bytes of a result file, or a stored result, to the result of one attempt; of a damaged one what can be read.
+"""Reads the result of an attempt from a file or a row; of a damaged one, the parts that can be read.
 
-"There is no result" means that an attempt was lost and is started again, so nothing that is there may count as that.
+A missing result means that the attempt was lost and starts again, so an existing file must never count as missing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 _LARGEST = 16 * 2**20
 _DECISIVE = frozenset({"fence", "outcome", "model"})
-"""Without these nobody knows how the attempt ended."""
+"""Fields without which it is unknown how the attempt ended."""
 
 
 def parse_result(content: bytes, fence: str) -> Result | None:
@@ -35,7 +35,7 @@ def parse_result(content: bytes, fence: str) -> Result | None:
 
 
 def read_result(raw: dict[str, Any], fence: str) -> Result | None:
-    """The same from parsed JSON. Fields that can't be read are left out, and named in the log and the message."""
+    """The same from parsed JSON. Fields that can't be read are ignored, and named in the log and the message."""
     if raw.get("fence") != fence:
         return None
     try:
@@ -45,13 +45,15 @@ def read_result(raw: dict[str, Any], fence: str) -> Result | None:
         if wrong & _DECISIVE:
             return _unreadable(fence, f"{', '.join(sorted(wrong & _DECISIVE))} can't be read")
     left_out = ", ".join(sorted(wrong))
-    logger.warning("a result was read in part", extra={"left_out": left_out, "outcome": str(raw["outcome"])})
+    logger.warning(
+        "parts of a result can't be read and are ignored", extra={"left_out": left_out, "outcome": str(raw["outcome"])}
+    )
     kept = {name: value for name, value in raw.items() if name not in wrong}
-    kept["message"] = f"{kept.get('message', '')} (Left out of its result, as it can't be read: {left_out}.)".strip()
+    kept["message"] = f"{kept.get('message', '')} (Parts of its result can't be read: {left_out}.)".strip()
     return Result.model_validate(kept)
 
 
 def _unreadable(fence: str, why: str) -> Result:
-    logger.warning("a result can't be read", extra={"why": why})
-    message = f"The attempt left a result.json that can't be read, so nobody knows how it ended: {why}."
+    logger.warning("a result can't be read; the attempt counts as failed", extra={"why": why})
+    message = f"The attempt left a result.json that can't be read, so it is unknown how it ended: {why}."
     return Result(fence=fence, outcome="failed", reason=FailureReason.INTERNAL, message=message)

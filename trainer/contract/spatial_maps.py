@@ -1,4 +1,4 @@
-"""What built-in networks and data come to, from the spec alone: the smallest map, the number of samples.
+"""Facts about built-in networks and data from the spec alone: the smallest map, the number of samples.
 
 Pure, pydantic only.
 """
@@ -56,9 +56,9 @@ def _halve(side: int, times: int, *, up: bool) -> int:
 
 
 def train_samples(spec: JobSpec) -> int | None:
-    """How many samples training has; None for data that has to be looked at.
+    """How many samples training has; None for data that would have to be read.
 
-    tests/trainer/contract/test_norm_choice.py holds it against the data.
+    tests/trainer/contract/test_norm_choice.py compares it with the data.
     """
     if spec.data.name not in DATASETS:
         return None

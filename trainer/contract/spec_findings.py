@@ -15,19 +15,24 @@ from syncnorm.trainer.contract.text import counted
 
 
 class Finding(BaseModel):
-    """Something about the plan that its owner should know."""
+    """Something about the plan that you should know."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     code: str
+    """What it is about, as a word for programs."""
     path: str
+    """Field of the spec, or module path of the layer."""
     message: str
+    """What will happen."""
     fix: str
+    """What you can change."""
     severity: Literal["info", "warning", "error"]
+    """A submit is refused for findings of severity `error`."""
 
 
 def alike(findings: Sequence[Finding]) -> list[tuple[Finding, list[str]]]:
-    """Findings that say the same of several places, once each, with the places; in the order of the first."""
+    """Identical findings about several places, once each, with the places; in the order of the first."""
     places: dict[Finding, list[str]] = {}
     for finding in findings:
         places.setdefault(finding.model_copy(update={"path": ""}), []).append(finding.path)
@@ -44,8 +49,8 @@ def spec_findings(spec: JobSpec, kind: str) -> Iterator[Finding]:
 def _about_single_values(spec: JobSpec, kind: str) -> Iterator[Finding]:
     """Batches that leave one value per channel, whose variance is undefined: training would fail at that step.
 
-    Only where the spec tells how many samples there are and how small the maps get; an attempt looks at the others
-    before it trains.
+    Only if the spec tells how many samples there are and how small the maps get; an attempt checks the others before it
+    trains.
     """
     positions = smallest_map(spec)
     if not KINDS[kind].batch_statistics or positions != 1 or spec.norm.overrides:
@@ -96,13 +101,13 @@ def world_sizes(spec: JobSpec) -> range:
 
 
 def _about_statistics(spec: JobSpec, kind: str) -> Iterator[Finding]:
-    """Whose samples the batch statistics are taken from."""
+    """Findings about the samples that batch statistics are taken from."""
     traits, workers = KINDS[kind], spec.resources.workers
     if traits.synchronizes and workers == 1:
         yield Finding(
             code="sync_on_one_worker",
             path="norm.kind",
-            message=f"{kind} has nobody to synchronize with on 1 worker.",
+            message=f"{kind} has no other worker to synchronize with.",
             fix="Use batch.",
             severity="info",
         )
@@ -136,7 +141,7 @@ def _about_statistics(spec: JobSpec, kind: str) -> Iterator[Finding]:
 
 
 def _about_fields(spec: JobSpec) -> Iterator[Finding]:
-    """Fields that do not go together, or do what few expect."""
+    """Findings about fields that conflict, or have effects that few expect."""
     workers, group = spec.resources.workers, spec.norm.group
     if isinstance(group, int) and workers % group:
         yield Finding(
@@ -151,7 +156,7 @@ def _about_fields(spec: JobSpec) -> Iterator[Finding]:
         yield Finding(
             code="batch_size_twice",
             path="data.init_args.batch_size",
-            message=f"data.batch_size says how many samples a worker takes at a time, {spec.data.batch_size}; the "
+            message=f"data.batch_size sets the samples per worker, {spec.data.batch_size}; the "
             f"{other!r} in data.init_args has no effect on that.",
             fix="Set both to the same number, or leave the one in init_args out.",
             severity="warning",
@@ -160,7 +165,7 @@ def _about_fields(spec: JobSpec) -> Iterator[Finding]:
         yield Finding(
             code="norm_under_weight_decay",
             path="optimizer.decay_norm",
-            message="Weight decay also pulls on the weights of normalization layers.",
+            message="Weight decay also shrinks the weights of normalization layers.",
             fix="Set decay_norm: false.",
             severity="info",
         )

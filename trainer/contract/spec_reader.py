@@ -163,7 +163,7 @@ def _parse(model: type[M], data: Any, prefix: tuple[str, ...]) -> M:
 
 
 def capped(items: Sequence[T], describe: Callable[[T], Problem]) -> list[Problem]:
-    """The first problems, and how many more there are: nobody reads thousands."""
+    """The first problems, and the number of the others."""
     shown = [describe(item) for item in items[:_MOST_PROBLEMS]]
     if more := len(items) - len(shown):
         shown.append(Problem("", f"and {more:,} more problems; correct these first"))

@@ -1,4 +1,4 @@
-"""Text and values from anywhere, made fit for every database, JSON document and terminal."""
+"""Makes text and values from anywhere fit for every database, JSON document and terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _CUT = " … [cut: {} characters in all]"
 _DEEPEST = 32
 _COMMANDS_OF_A_TERMINAL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Control characters but tab and newline, and those that turn the direction of text around."""
+"""Control characters except tab and newline, and those that change the direction of text."""
 
 
 def storable(text: str, limit: int | None = None) -> str:

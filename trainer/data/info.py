@@ -1,4 +1,4 @@
-"""What a data set is: its task, shapes and samples."""
+"""The facts about a data set: its task, shapes and samples."""
 
 from __future__ import annotations
 

@@ -34,10 +34,11 @@ class Batch(NamedTuple):
 
 
 class Loader:
-    """Iterates over a rank's batches of one epoch and knows how many of them were taken.
+    """Iterates over a rank's batches of one epoch and counts them.
 
-    `state_dict` counts what was handed out, not what worker processes have read ahead; after `load_state_dict` the next
-    pass goes on behind that. `len` is that of a whole epoch. Lightning uses these, and `sampler.set_epoch`.
+    `state_dict` counts the batches that were handed out, not those that worker processes have read ahead; after
+    `load_state_dict` the next pass continues after them. `len` is that of a whole epoch. Lightning uses these, and
+    `sampler.set_epoch`.
     """
 
     def __init__(self, dataset: BatchDataset, sampler: ShardedBatches, *, num_workers: int, pin_memory: bool) -> None:
@@ -53,7 +54,7 @@ class Loader:
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             multiprocessing_context=_forkserver() if num_workers else None,
-            generator=torch.Generator(),  # its own: a pass must not draw from the generator that dropout uses
+            generator=torch.Generator(),  # a generator of its own: a pass must not draw from the one that dropout uses
         )
 
     def __len__(self) -> int:
@@ -65,7 +66,7 @@ class Loader:
         self._finished = False
         for batch in self._loader:
             self.sampler.position += 1
-            # Before the yield: whoever takes just `len` batches never comes back for the end of the pass.
+            # Before the yield: a caller that takes just `len` batches never reaches the end of the pass.
             self._finished = self.sampler.position == len(self)
             yield batch
 
@@ -81,7 +82,8 @@ class Loader:
 
 
 class BatchDataset(Dataset[Batch]):
-    """The batch of a Share. Augmentation is drawn from (seed, epoch, index), so where a sample is read changes nothing.
+    """The batch of a Share. Augmentation is drawn from (seed, epoch, index), so it does not matter where a sample is
+    read.
 
     An empty share gives tensors whose first dimension is 0.
     """
@@ -102,7 +104,7 @@ class BatchDataset(Dataset[Batch]):
 
 
 def collate_samples(samples: Sequence[Any]) -> Any:
-    """torch's default, but a pair stays a tuple."""
+    """torch's default, except that a pair stays a tuple."""
     batch = default_collate(list(samples))
     return tuple(batch) if isinstance(batch, list) else batch
 

@@ -21,7 +21,7 @@ class Storage:
     path: str
 
     def files(self, suffixes: frozenset[str]) -> list[str]:
-        """Files of these suffixes anywhere below, relative to the folder, sorted; hidden ones are left out.
+        """Files with these suffixes anywhere below, relative to the folder, sorted, without hidden ones.
 
         Raises: MissingDataError if there are none.
         """
@@ -42,7 +42,7 @@ class Storage:
         try:
             content: bytes = self.filesystem.cat_file(str(PurePosixPath(self.path) / name))
         except FileNotFoundError as error:
-            raise MissingDataError(f"{self.where}: {self.url}/{name} has gone since the job began.") from error
+            raise MissingDataError(f"{self.where}: {self.url}/{name} was deleted since the job began.") from error
         return content
 
 

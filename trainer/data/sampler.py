@@ -98,6 +98,6 @@ class ShardedBatches(Sampler[Share]):
         self.epoch, self.position = epoch, batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Turn to the start of another epoch; a position within the same epoch stays. Lightning calls this."""
+        """Go to the start of another epoch; a position within the same epoch stays. Lightning calls this."""
         if epoch != self.epoch:
             self.seek(epoch, 0)

@@ -18,7 +18,7 @@ Pair = tuple[str, str]  # image, mask
 
 
 class MaskedImages(Source):
-    """Images and masks read from storage each time they are asked for; both are cut and mirrored alike."""
+    """Images and masks, read from storage at every access; both are cropped and mirrored alike."""
 
     def __init__(
         self, storage: Storage, pairs: Sequence[Pair], reader: ImageReader, num_classes: int, *, augments: bool
@@ -53,7 +53,7 @@ class MaskedImages(Source):
 
 
 def segmentation_folder(args: SegmentationFolderArgs, seed: int) -> Data:
-    """`root/images/NAME.*` with `root/masks/NAME.*`; a part, drawn by the seed, is held out."""
+    """`root/images/NAME.*` with `root/masks/NAME.*`; a share, drawn by the seed, is held out."""
     storage = open_storage("data.init_args.root", args.root)
     pairs = _pairs(storage, storage.files(SUFFIXES))
     order = np.random.default_rng(seed).permutation(len(pairs))

@@ -30,9 +30,9 @@ from syncnorm.trainer.user_code.class_path import instantiate
 def by_class_path(class_path: str, init_args: Mapping[str, Any]) -> Data:
     """The data sets behind a LightningDataModule's loaders.
 
-    Its dataset, collate_fn, num_workers and whether it shuffles are kept. How samples are shared out is the trainer's:
+    Its dataset, collate_fn, num_workers and whether it shuffles are kept. The trainer distributes the samples:
     data.batch_size per worker, in an order that can be resumed (Lightning too replaces the sampler on several workers).
-    Samples must be (tensor, label or mask) pairs, and the number of classes must be at hand: an attribute
+    Samples must be (tensor, label or mask) pairs, and the number of classes must be available: an attribute
     `num_classes` of the data module, or `classes` of its training set.
 
     Raises: ValueError naming the spec path.
@@ -42,7 +42,7 @@ def by_class_path(class_path: str, init_args: Mapping[str, Any]) -> Data:
         raise ValueError(
             f"data.class_path must give a LightningDataModule, but {class_path} gave a {type(module).__name__}."
         )
-    with FileLock(_lock_file(class_path)):  # one process of a host at a time: it may download
+    with FileLock(_lock_file(class_path)):  # one process per host at a time, because it may download
         module.prepare_data()
     module.setup("fit")
     train = _map_style(class_path, "train_dataloader", module.train_dataloader())

@@ -1,4 +1,4 @@
-"""Measurements of a training that a job switches on with `diagnostics: [...]`. See README.md."""
+"""Measurements that a job switches on with `diagnostics: [...]`. See README.md."""
 
 from syncnorm.trainer.diagnostics.callback import Diagnostics
 

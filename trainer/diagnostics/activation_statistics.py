@@ -1,4 +1,4 @@
-"""What the values inside the network are like: moments, saturation, dead channels."""
+"""Statistics of the values inside the network: moments, saturation, dead channels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Takes a job's diagnostics at a few steps, evenly over training, and leaves training as it would be without them."""
+"""Takes a job's diagnostics at a few steps, spread evenly over training, without changing training itself."""
 
 from __future__ import annotations
 
@@ -107,7 +107,8 @@ class Diagnostics(Callback):
                 self._keep(trainer, name, {"step": trainer.global_step, **_DIAGNOSTICS[name].measure(probe)})
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Not on_train_end, which a job that was interrupted after its last step does not come to again."""
+        """Writes the results here and not in on_train_end, which does not run again for a job that was interrupted
+        after its last step."""
         if not trainer.is_global_zero:
             return
         for name, records in self._records.items():
@@ -115,7 +116,7 @@ class Diagnostics(Callback):
                 write_atomic(self._folder / f"{name}.json", json.dumps(records).encode())
                 write_atomic(self._folder / f"{name}.png", _PICTURES[name](records))
         if proved := self._records.get("equivalence"):
-            logger.info("%s", equivalence.sentence(proved))
+            logger.info("equivalence: %s", equivalence.sentence(proved))
 
     def state_dict(self) -> dict[str, Any]:
         return {"records": json.dumps(self._records)}

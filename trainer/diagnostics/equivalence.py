@@ -83,7 +83,7 @@ def metrics(record: dict[str, Any]) -> dict[tuple[str, str], float]:
 
 
 def sentence(records: Sequence[Mapping[str, Any]]) -> str:
-    """What came out over all measured steps, for the job's logs. A difference of None was not finite."""
+    """The result over all measured steps, for the job's logs. A difference of None was not finite."""
     differences = [math.nan if (found := record["gradient_difference"]) is None else found for record in records]
     greatest = _greatest(differences)
     verdict = "equal" if all(record["equal"] for record in records) else "NOT equal"
@@ -99,7 +99,7 @@ def _greatest(values: Iterable[float]) -> float:
 
 
 def _by_layer(values: Mapping[str, float], what: str, layers: dict[str, Any]) -> dict[str, Any]:
-    """The greatest of a layer's values under `what`, beside what `layers` has already."""
+    """The greatest of a layer's values under `what`, added to `layers`."""
     for name, value in values.items():
         layer = layers.setdefault(layer_of(name), {})
         layer[what] = _greatest([value, layer.get(what, 0.0)])

@@ -1,4 +1,4 @@
-"""What every worker must know of the others' part of a batch. Every collective is entered by every worker."""
+"""What every worker must know of the others' share of a batch. Every collective is entered by every worker."""
 
 from __future__ import annotations
 

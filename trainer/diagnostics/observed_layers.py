@@ -1,4 +1,4 @@
-"""What counts as a layer, and what is seen of it while a batch goes through: inputs, outputs, the order of calls."""
+"""Which modules count as layers, and what is observed of them in a forward pass: inputs, outputs, order of calls."""
 
 from __future__ import annotations
 

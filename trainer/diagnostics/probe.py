@@ -1,4 +1,4 @@
-"""One optimizer step looked at afterwards: its batch again, at its weights or at any others, by all workers."""
+"""Replays one optimizer step afterwards: the same batch, at its weights or at others, on all workers."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ class Probe:
             self.end.restore(self._network)
 
     def evaluate(self, weights: Mapping[str, Tensor]) -> Evaluation:
-        """At the weights of the step, but for those given by name."""
+        """Evaluate at the weights of the step, except those given by name."""
         self._go_to(weights)
         return self._of_all(*self._differentiate(self._batch, {})[:2])
 
     def evaluate_exactly(self) -> Evaluation:
-        """At the weights of the step, without dropout, in the precision of the parameters."""
+        """Evaluate at the weights of the step, without dropout, in the precision of the parameters."""
         self._go_to({}, dropout=False)
         return self._of_all(*self._differentiate(self._batch, {}, exactly=True)[:2])
 
@@ -110,7 +110,7 @@ class Probe:
         return Evaluation(float(loss), dict(zip(self._parameters, own, strict=True)))
 
     def running_statistics(self) -> dict[str, Tensor]:
-        """Copies of the running means and variances, as the last evaluation left them."""
+        """Copies of the running means and variances after the last evaluation."""
         buffers = self._network.named_buffers()
         return {name: tensor.clone() for name, tensor in buffers if name.endswith(("running_mean", "running_var"))}
 

@@ -1,4 +1,4 @@
-"""All that a forward pass or a change of weights could leave behind, kept to be put back bit for bit."""
+"""Saves all state that a forward pass or a change of weights could alter, and restores it bit for bit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Snapshot:
         )
 
     def restore(self, network: nn.Module) -> None:
-        """In place: DDP and the optimizer hold on to these very tensors."""
+        """Restore in place, because DDP and the optimizer hold these very tensors."""
         copy_into(dict(network.named_parameters()), self.parameters)
         copy_into(dict(network.named_buffers()), self.buffers)
         for path, module in network.named_modules():

@@ -87,7 +87,7 @@ def main(folder: str, api_url: str, mlflow_url: str) -> None:
 
 
 def _start(node_id: str) -> Any:
-    # No CPU asked for, so that a full cluster can be looked at as well.
+    # It asks for no CPU, so that a full cluster can be probed as well.
     affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
     return ray.remote(HostProbe).options(num_cpus=0, scheduling_strategy=affinity).remote()
 
@@ -107,7 +107,7 @@ def _write(folder: str) -> str | None:
     try:
         storage = storage_at(folder)
         if not storage.has(TOKEN_FILE):
-            return f"{folder} is not there: this is not the storage of the API"
+            return f"{folder} does not exist: this is not the storage of the API"
         storage.write(name, b"written")
         storage.remove(name)
     except OSError as error:
@@ -116,7 +116,7 @@ def _write(folder: str) -> str | None:
 
 
 def _call(url: str) -> tuple[str | None, float | None]:
-    """Why the URL can't be read, and how far our clock is ahead of the answer's date."""
+    """Why the URL can't be read, and how far this host's clock is ahead of the answer's date."""
     try:
         answer = httpx.get(url, timeout=REQUEST_TIMEOUT_S, trust_env=False).raise_for_status()
     except httpx.HTTPError as error:

@@ -37,16 +37,16 @@ logger = logging.getLogger(__name__)
 
 
 def main(where: str) -> int:
-    """Run the attempt whose launch file lies in `where`, a folder or a URL; exit code 0 unless it failed.
+    """Run the attempt whose launch file is in `where`, a folder or a URL; exit code 0 unless it failed.
 
-    The exit code is for people: the service believes result.json only.
+    The exit code is for people: the service uses result.json only.
     """
     with ExitStack() as stack:
         try:
             folders = stack.enter_context(opened(where))
             folders.mirror.fetch(folders.launch)
             launch = Launch.model_validate_json(folders.launch.read_bytes())
-        except OSError as error:  # only the launch file says whom to tell; Ray keeps a driver's last lines
+        except OSError as error:  # only the launch file names the service; Ray keeps a driver's last lines
             begin = CANNOT_BEGIN_NOW if isinstance(error, StorageAwayError) else CANNOT_BEGIN
             print(f"{begin}{error}", file=sys.stderr, flush=True)
             return 1
@@ -54,7 +54,7 @@ def main(where: str) -> int:
 
 
 def drive(launch: Launch, folders: AttemptFolders) -> int:
-    """Run the attempt, keep and tell its result."""
+    """Run the attempt, store and report its result."""
     reporter = Reporter(launch, rank=-1).start()
     logging.basicConfig(level=logging.INFO)
     logging.getLogger().addHandler(ReportingHandler(reporter))
@@ -63,7 +63,7 @@ def drive(launch: Launch, folders: AttemptFolders) -> int:
     except (CheckpointCorruptError, StorageError) as error:
         result = _failed(launch, classify(error, rank=-1))
     except Exception as error:
-        logger.exception("the driver failed")
+        logger.exception("the driver failed with an internal error")
         result = _failed(launch, classify(error, rank=-1).model_copy(update={"reason": FailureReason.INTERNAL}))
     if not reporter.superseded:
         result = _keep(result, launch, folders)
@@ -74,7 +74,7 @@ def drive(launch: Launch, folders: AttemptFolders) -> int:
 
 
 def run_attempt(launch: Launch, folders: AttemptFolders, reporter: Reporter) -> Result:
-    """Train on Ray and say how it ended."""
+    """Train on Ray; returns how it ended."""
     reporter.enter("preparing")
     if launch.spec.code is not None and launch.package is not None:
         user_code.unpack(launch.package, launch.spec.code.package, folders.code)
@@ -82,7 +82,7 @@ def run_attempt(launch: Launch, folders: AttemptFolders, reporter: Reporter) -> 
     config = {
         "folder": folders.mirror.name(folders.root),
         "resume_from": resume_point(launch, folders, reporter),
-        # While one rank waits for the storage, the others wait for it.
+        # While one rank waits for the storage, the other ranks wait for that rank.
         "patience_s": min(PATIENCE_S, launch.spec.limits.collective_timeout_s / 2),
     }
     reporter.enter("starting_workers")
@@ -112,17 +112,17 @@ def _train_on_workers(launch: Launch, folders: AttemptFolders, config: dict[str,
 
 
 def _keep(result: Result, launch: Launch, folders: AttemptFolders) -> Result:
-    """Write result.json; what has to be said instead where the storage takes no more files.
+    """Write result.json; returns the result to report, which changes if the storage accepts no more files.
 
-    Of a failure, the message to the service has to do then. A success that nobody can read later is none.
+    A failure is then only in the message to the service. A success that nobody can read later counts as a failure.
     """
     try:
         if not folders.root.is_dir():
-            raise StorageAwayError(f"{folders.root} must be there: its storage is not mounted any more. Mount it.")
+            raise StorageAwayError(f"{folders.root} must exist: its storage is no longer mounted. Mount it.")
         write_atomic(folders.result, result.model_dump_json(indent=1).encode())
         folders.mirror.publish(folders.result)
     except OSError as error:
-        logger.exception("result.json could not be written")
+        logger.exception("could not write result.json; the result goes to the service only")
         return result if result.outcome == "failed" else _failed(launch, classify(error, rank=-1))
     return result
 
@@ -158,7 +158,7 @@ def _trainer(launch: Launch, folders: AttemptFolders, config: dict[str, Any]) ->
 
 
 def _worker_environment(launch: Launch) -> dict[str, str]:
-    """Settings that must stand before a worker's process group is made."""
+    """Settings that are needed before a worker's process group is made."""
     env = {"OMP_NUM_THREADS": str(launch.spec.resources.cpus_per_worker)}
     if len([node for node in ray.nodes() if node["Alive"]]) == 1:
         # gloo guesses an interface from the host name; with all ranks on one host loopback is always right.
@@ -167,7 +167,7 @@ def _worker_environment(launch: Launch) -> dict[str, str]:
 
 
 def _why(launch: Launch, folders: AttemptFolders, error: TrainingFailedError) -> Failure:
-    """What the ranks left behind, or, where one could not write any more, who fell silent and what Ray says."""
+    """The failure in the ranks' files, or, if one could not write any more, who fell silent and Ray's message."""
     from ray.train import ControllerError
 
     left = _failures(folders, error)
@@ -177,19 +177,19 @@ def _why(launch: Launch, folders: AttemptFolders, error: TrainingFailedError) ->
         return cause
     reason, message = explain_silence(left, workers, _hosts(folders), launch.spec.limits.collective_timeout_s)
     if isinstance(error, ControllerError):
-        message = f"The workers could not be brought together: {str(error.controller_failure)[:500]}"
+        message = f"Ray Train could not start the workers: {str(error.controller_failure)[:500]}"
     if says_no_memory(str(error)):
         reason, message = FailureReason.OUT_OF_MEMORY, f"{message} Ray says: {str(error)[-500:]}"
     return classify(error, rank=-1).model_copy(update={"reason": reason, "message": message})
 
 
 def _controller_lost(error: RayActorError) -> Failure:
-    message = "The process in which Ray Train watches over the workers ended without a word (killed?)."
+    message = "The controller process of Ray Train ended without an error message (killed?)."
     return classify(error, rank=-1).model_copy(update={"reason": FailureReason.WORKER_LOST, "message": message})
 
 
 def _hosts(folders: AttemptFolders) -> dict[int, str]:
-    """`host, pid` by rank, as far as the preflight came."""
+    """`host, pid` by rank, as far as the preflight recorded them."""
     with suppress(StorageError):
         folders.mirror.fetch(folders.ranks)
     if not folders.ranks.exists():
@@ -198,7 +198,7 @@ def _hosts(folders: AttemptFolders) -> dict[int, str]:
 
 
 def _failures(folders: AttemptFolders, error: TrainingFailedError) -> list[Failure]:
-    """Of each rank that could still say what it died of: from its file, or as Ray brought it."""
+    """The failure of each rank that could still report it: from its file, or through Ray."""
     with suppress(StorageError):
         folders.mirror.fetch_all(folders.failures)
     found = [Failure.model_validate_json(path.read_bytes()) for path in sorted(folders.failures.glob("rank-*.json"))]

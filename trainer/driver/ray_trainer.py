@@ -1,4 +1,4 @@
-"""Ray Train's TorchTrainer, less what makes jobs wait."""
+"""Ray Train's TorchTrainer without the parts that make jobs wait."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _POLL, _POLL_S = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5"
 
 
 class PromptTrainer(TorchTrainer):
-    """Asks the workers twice a second how they are, and does without the actor that frees a dead controller's room.
+    """Polls the workers twice a second, and omits the actor that frees a dead controller's resources.
 
-    The controller learns from its question that the workers are done, or that one has died; Ray's default is 2 s.
-    Our driver ends with its controller, and once both are gone Ray frees the room by itself. The cleaner takes a
-    process on the head, and a job that is over waits 12 s for it to stop, in vain (ray 2.60).
+    Polling tells the controller that workers are done, or that one has died; Ray's default is 2 s. Our driver ends with
+    its controller, and once both are gone Ray frees the resources by itself. The cleaner takes a process on the head,
+    and a finished job waits 12 s for it to stop, in vain (ray 2.60).
     """
 
     def fit(self) -> Any:

@@ -1,8 +1,8 @@
-"""Exports a finished job once more, in other formats: `python -m syncnorm.trainer.driver.reexport FOLDER`.
+"""Exports a finished job again, in other formats: `python -m syncnorm.trainer.driver.reexport FOLDER`.
 
-FOLDER, or a URL, holds `export.json` (an ExportRequest) and gets the files and, last, `result.json`. What is exported
-are the weights of the first export, if they have the digest that its certificate names; so there is nothing to train,
-and the new certificate speaks of the same network.
+FOLDER, or a URL, holds `export.json` (an ExportRequest) and gets the files and, last, `result.json`. The weights of the
+first export are exported, if they have the digest that its certificate names. So there is nothing to train, and the new
+certificate is about the same network.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 def main(where: str) -> int:
-    """Do what the export.json in `where` asks for; exit code 0 unless it failed. Only result.json means success."""
+    """Run the export of export.json in `where`; exit code 0 unless it failed. Only result.json means success."""
     with opened(where) as folders:
         folders.mirror.fetch(folders.request)
         request = ExportRequest.model_validate_json(folders.request.read_bytes())
@@ -61,7 +61,7 @@ def _export(request: ExportRequest, folders: AttemptFolders) -> Result:
     except Exception as error:
         redacted = redact(classify(error, rank=-1).model_dump_json(), hidden.values())
         failure = Failure.model_validate_json(redacted)
-        logger.error("the export failed\n%s", failure.traceback)
+        logger.error("the export failed:\n%s", failure.traceback)
         return Result(
             fence=request.fence,
             outcome="failed",
@@ -73,7 +73,7 @@ def _export(request: ExportRequest, folders: AttemptFolders) -> Result:
 
 
 def _prepare(request: ExportRequest, folders: AttemptFolders) -> None:
-    """What the workers of the job had: its uploaded code, its variables, its processors."""
+    """Prepare this process like the job's workers: uploaded code, variables, number of threads."""
     spec = request.spec
     if spec.code is not None and request.package is not None:
         user_code.unpack(request.package, spec.code.package, folders.code)
@@ -83,9 +83,9 @@ def _prepare(request: ExportRequest, folders: AttemptFolders) -> None:
 
 
 def reexport(request: ExportRequest, folders: AttemptFolders) -> Result:
-    """Export, prove and publish the network of an earlier export.
+    """Export, certify and publish the network of an earlier export.
 
-    Raises: CheckpointCorruptError where its weights are not those of its certificate; ExportMismatchError.
+    Raises: CheckpointCorruptError if its weights do not match its certificate; ExportMismatchError.
     """
     source, mirror = folders.mirror.local(request.source), folders.mirror
     mirror.fetch(source / CERTIFICATE_FILE)

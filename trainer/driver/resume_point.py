@@ -1,4 +1,4 @@
-"""Where an attempt goes on from: the checkpoint the service chose, or the newest one before it that is whole."""
+"""Where an attempt resumes: the checkpoint the service chose, or the newest one before it that verifies."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from syncnorm.trainer.training.checkpoints import Checkpoint
 def resume_point(launch: Launch, folders: AttemptFolders, reporter: Reporter) -> str | None:
     """The verified checkpoint to resume from; None: from the start. Decided once, by the driver, for all ranks.
 
-    Raises: CheckpointCorruptError where there were checkpoints and none of them is whole; StorageError where that
-    can't be found out now.
+    Raises: CheckpointCorruptError if there were checkpoints and none of them verifies; StorageError if the storage is
+    unavailable.
     """
     if launch.resume_from is None:
         return None
@@ -33,7 +33,7 @@ def _fall_back(
     earlier = checkpoints.newest([each.checkpoints for each in folders.earlier(launch.attempt)], folders.mirror)
     if earlier is None:
         raise error
-    message, used = f"{error}; going on from step {earlier.step} instead", folders.mirror.name(earlier.path)
+    message, used = f"{error}; resuming from step {earlier.step} instead", folders.mirror.name(earlier.path)
     reporter.log("WARNING", message)
     reporter.event("checkpoint_fallback", message, wanted=launch.resume_from, used=used, step=earlier.step)
     return earlier

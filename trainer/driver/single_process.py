@@ -1,4 +1,4 @@
-"""A job of one worker on CPUs trains in its driver's process: there is no group of workers to start and to watch."""
+"""Trains a job of one worker on CPUs in the driver's own process: there is no worker group to start and monitor."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ from syncnorm.trainer.worker import worker
 logger = logging.getLogger(__name__)
 
 RESERVE_S = 10.0
-"""The service saw room a moment ago; if it is not on this host, Ray Train may start the worker on another."""
+"""Time to wait for capacity that the service saw a moment ago. If it is not on this host, Ray Train may start the
+worker on another."""
 
 
 @contextmanager
 def reserve_worker(spec: JobSpec, workers: int) -> Iterator[bool]:
-    """Room for the only worker on this driver's host, held while the block runs, so that Ray counts it as in use.
+    """Reserves capacity for the only worker on this driver's host while the block runs, so that Ray counts it as used.
 
-    workers: of this attempt. False: it needs workers in processes of their own (several, GPUs, variables that must
-    stand when Python starts), or the host has no room.
+    workers: of this attempt. False: it needs workers in processes of their own (several, GPUs, variables that must be
+    set when Python starts), or the host has no free capacity.
     """
     res = spec.resources
     if workers > 1 or res.gpus_per_worker or spec.env:
@@ -40,11 +41,11 @@ def reserve_worker(spec: JobSpec, workers: int) -> Iterator[bool]:
     try:
         is_reserved = reservation.wait(RESERVE_S)
         if not is_reserved:
-            # Once there is room it would have it, and keep the worker, or the job's growth, from it.
+            # Once capacity is free, it would take it from the worker, or from the job's growth.
             remove_placement_group(reservation)
         yield is_reserved
     finally:
-        remove_placement_group(reservation)  # once more does no harm
+        remove_placement_group(reservation)  # repeating it is harmless
 
 
 def _this_node() -> str:

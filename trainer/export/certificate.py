@@ -1,4 +1,4 @@
-"""Is the exported model the trained one? Pure comparison of outputs, and the document that says so."""
+"""Is the exported model the trained one? Pure comparison of outputs, and the document that records it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Check:
 
 
 def compare(runtime: str, inputs: str, trained: Array, candidate: Array) -> Check:
-    """Hold `candidate` outputs against `trained` ones, both (N, ...). Not finite, or another shape, never passes."""
+    """Compare `candidate` outputs with `trained` ones, both (N, ...). Non-finite values or another shape never pass."""
     if trained.shape != candidate.shape or not (np.isfinite(trained).all() and np.isfinite(candidate).all()):
         return Check(runtime, inputs, len(trained), None, None, False)
     a = trained.reshape(len(trained), -1).astype(np.float64)
@@ -48,12 +48,12 @@ def compare(runtime: str, inputs: str, trained: Array, candidate: Array) -> Chec
 
 
 def passed(checks: list[Check]) -> bool:
-    """At least one check, and all of them."""
+    """Whether there is at least one check, and all of them pass."""
     return bool(checks) and all(check.passed for check in checks)
 
 
 def document(*, job_id: str, checks: list[Check], files: dict[str, str], facts: dict[str, Any]) -> dict[str, Any]:
-    """The content of export/certificate.json. files: sha256 by name; facts: whatever else belongs to the proof."""
+    """The content of export/certificate.json. files: sha256 by name; facts: further parts of the certificate."""
     return {
         "job_id": job_id,
         "passed": passed(checks),

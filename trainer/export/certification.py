@@ -1,4 +1,4 @@
-"""From a trained network to files with a proof, and only with the proof to MLflow."""
+"""Exports a trained network, certifies the files, and publishes them to MLflow only if they pass."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Array = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What training left: the network on the CPU in eval mode, samples it has not learned from, facts for the proof."""
+    """Results of training: the network on the CPU in eval mode, held-out samples, facts for the certificate."""
 
     job_id: str
     network: nn.Module
@@ -48,7 +48,7 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was exported, and how it answers. references: inputs with the trained network's answers."""
+    """The exported files and their outputs. references: inputs with the trained network's outputs."""
 
     inference: nn.Module
     references: dict[str, tuple[Array, Array]]
@@ -58,7 +58,7 @@ class Comparison:
 
 
 def export_and_compare(trained: TrainedModel, spec: ExportSpec, folder: Path) -> Comparison:
-    """Every format of `spec` as files in `folder`, and each runtime's answers held against the trained network's."""
+    """Writes every format of `spec` to `folder`, and compares each runtime's outputs with the trained network's."""
     inference, folded = _inference_network(trained.network, spec)
     references = _references(trained)
     example = torch.from_numpy(references["held_out"][0][:2])
@@ -82,12 +82,13 @@ def certify_and_publish(
     name: str = "1",
     mirror: Mirror = IN_PLACE,
 ) -> ModelRecord:
-    """Export, prove, and only then log and register the model, once for all starts of this export. Rank 0 only.
+    """Export, certify, and only then log and register the model, once for all starts of this export. Rank 0 only.
 
-    name: of the export, `1` is the job's own; its files lie in the run under `export`, those of others in
-        `exports/{name}`.
-    Raises: ExportMismatchError with the worst check; the certificate is in the run all the same, the model is not.
-        SupersededError where another start has taken over before the model was registered.
+    name: of the export, `1` is the job's own; its files are in the run under `export`, those of others in
+    `exports/{name}`.
+
+    Raises: ExportMismatchError with the worst check; the certificate is in the run then, the model is not.
+    SupersededError if another start has taken over before the model was registered.
     """
     comparison = export_and_compare(trained, spec, folder)
     identity = ExportIdentity(trained.job_id, name, comparison.files[export.WEIGHTS_FILE])
@@ -107,7 +108,7 @@ def certify_and_publish(
         raise ExportMismatchError(mismatch(checks))
     assert uri is not None
     runtimes = ", ".join(dict.fromkeys(check.runtime for check in checks))
-    logger.info("certified: %s answer as trained, to %.1e", runtimes, proof["max_relative_difference"])
+    logger.info("certified: %s answer as the trained model does, to %.1e", runtimes, proof["max_relative_difference"])
     registered = None
     if spec.register_as:
         digest = sha256_of(folder / CERTIFICATE_FILE)
@@ -124,7 +125,7 @@ def _inference_network(network: nn.Module, spec: ExportSpec) -> tuple[nn.Module,
 
 
 def _references(trained: TrainedModel) -> dict[str, tuple[Array, Array]]:
-    """Inputs with the trained network's answers: samples from validation, and noise of the same shape and spread."""
+    """Inputs with the trained network's outputs: samples from validation, and noise of the same shape and spread."""
     run = export.run_eager(trained.network)
     held_out = trained.held_out[:HELD_OUT_SAMPLES]
     noise = np.random.default_rng(trained.seed).normal(held_out.mean(), held_out.std() + 1e-6, held_out.shape)

@@ -1,4 +1,4 @@
-"""From the trained network to files that run elsewhere, and those files run."""
+"""Writes the trained network in formats that run elsewhere, and runs those files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes into the MLflow run besides metrics: artifacts, and the model with its signature."""
+"""Files for the MLflow run, as they are."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Publisher:
             inputs=Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))]),
             outputs=Schema([TensorSpec(output.dtype, (-1, *output.shape[1:]))]),
         )
-        # Else the model would belong to MLflow's default experiment, where our account may write nothing.
+        # Without it the model would belong to MLflow's default experiment, where our account may have no access.
         mlflow.set_experiment(experiment_id=self._client.get_run(self._run_id).info.experiment_id)
         info = Model.log(
             artifact_path=None,

@@ -1,8 +1,8 @@
-"""What an export publishes, found again by its tags: once, however often the export is started.
+"""Publishes models so that each export appears once in MLflow, however often it is started.
 
-MLflow takes no ids that were chosen beforehand, so models and versions carry tags that say of which export and of which
-weights they are, and are looked for before another is made. Where two starts get ahead of each other, both keep the
-oldest; what else an export has left behind is removed, by a start that still counts.
+MLflow does not accept ids that were chosen beforehand, so models and versions carry tags that name the export and the
+weights, and are looked up before new ones are made. If two starts overtake each other, both keep the oldest. A start
+that is still current removes the other leftovers of the export.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 CERTIFICATE_TAG = "syncnorm.certificate"
-"""Of a version: SHA-256 of the certificate that speaks of it."""
+"""Tag of a version: SHA-256 of its certificate."""
 _PAGE = 100
 
 
 @dataclass(frozen=True)
 class ExportIdentity:
-    """Of which export a model is, whichever start published it; export `1` is the job's own. weights: their SHA-256."""
+    """The export that a model belongs to, whichever start published it; export `1` is the job's own. weights: their
+    SHA-256."""
 
     job_id: str
     export: str
@@ -35,7 +36,7 @@ class ExportIdentity:
 
     @property
     def filter(self) -> str:
-        """MLflow's, for everything of this export, with whatever weights."""
+        """Filter for MLflow that finds everything of this export, with any weights."""
         return f"tags.`syncnorm.job_id` = '{self.job_id}' AND tags.`syncnorm.export` = '{self.export}'"
 
     def is_on(self, tags: dict[str, str]) -> bool:
@@ -43,9 +44,10 @@ class ExportIdentity:
 
 
 class Registry:
-    """Logged models of one run, and versions of registered models. client: an mlflow.MlflowClient.
+    """Logged models of one run, and versions of registered models.
 
-    confirm: raises SupersededError where this start no longer counts; asked before anything is registered or removed.
+    client: an mlflow.MlflowClient. confirm: raises SupersededError if this start is no longer current; called before
+    anything is registered or removed.
     """
 
     def __init__(self, client: Any, run_id: str, confirm: Callable[[], None]) -> None:
@@ -54,7 +56,7 @@ class Registry:
         self._confirm = confirm
 
     def logged(self, identity: ExportIdentity) -> str | None:
-        """URI of the oldest model with this mark that is whole; None: no start has got so far."""
+        """URI of the oldest complete model with this mark; None: no start has come so far."""
         whole = (
             model for model in self._models(identity) if str(model.status) == "READY" and identity.is_on(model.tags)
         )
@@ -78,7 +80,7 @@ class Registry:
         return f"{name}/{kept.version}", kept.source
 
     def remove_others(self, uri: str, registered: str | None, identity: ExportIdentity) -> None:
-        """Remove what earlier starts of this export have left, all but this model and this version."""
+        """Remove leftovers of earlier starts of this export: everything except this model and this version."""
         name, _, number = (registered or "").rpartition("/")
         versions = [one for one in self._found(name, identity) if str(one.version) != number] if name else []
         models = [model for model in self._models(identity) if _uri(model) != uri]

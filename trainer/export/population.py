@@ -1,4 +1,4 @@
-"""The statistics of the whole training set, in the place of running ones, before a model is exported."""
+"""Replaces running statistics by those of the whole training set before a model is exported."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from syncnorm.trainer.storage.atomic_files import write_atomic
 logger = logging.getLogger(__name__)
 
 FILE = "population.safetensors"
-"""Beside the running statistics of each step: `{layer}.mean` and `{layer}.var`, float64."""
+"""File next to the running statistics of each step: `{layer}.mean` and `{layer}.var`, float64."""
 
 
 def population_statistics(
     network: nn.Module, batches: Iterable[Batch], estimator: Literal["pooled", "paper", "none"], device: torch.device
 ) -> norm.PopulationStatistics | None:
-    """Put population in the place of running statistics, where there are any. Entered by every rank."""
+    """Replace running statistics by population statistics, if there are any. Entered by every rank."""
     if estimator == "none" or not norm.snapshot(network):
         return None
     return norm.recompute_population_statistics(network, (batch.x.to(device) for batch in batches), estimator=estimator)
 
 
 def keep(found: norm.PopulationStatistics, folder: Path) -> None:
-    """In a file for the run's artifacts, and in a line for the job's logs; frozen statistics stayed as they were."""
+    """Write them to a file for the run's artifacts, and a line to the job's logs; frozen statistics are unchanged."""
     if not found.layers:
         return
     tensors = {
@@ -40,7 +40,7 @@ def keep(found: norm.PopulationStatistics, folder: Path) -> None:
     write_atomic(folder / FILE, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
     worst = max(found.layers, key=lambda path: found.layers[path].drift)
     logger.info(
-        "population statistics of %d samples; running means were off most, by %.2g standard deviations, in %s",
+        "population statistics of %d samples; running means were furthest off, by %.2g standard deviations, in %s",
         found.num_samples,
         found.layers[worst].drift,
         worst,
@@ -48,7 +48,7 @@ def keep(found: norm.PopulationStatistics, folder: Path) -> None:
 
 
 def as_facts(found: norm.PopulationStatistics) -> dict[str, Any]:
-    """For the certificate: by layer, what `norm.LayerPopulation` says."""
+    """The facts for the certificate: by layer, the fields of `norm.LayerPopulation`."""
     return {
         "estimator": found.estimator,
         "batches": found.num_batches,

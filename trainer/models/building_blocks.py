@@ -1,4 +1,4 @@
-"""What all built-in models are made of: normalization layers, activations, their order, and initialisation.
+"""The parts of all built-in models: normalization layers, activations, their order, and initialisation.
 
 Models are always built with torch's own batch normalization; the worker converts it afterwards with `norm.convert`, so
 that built-in models and a user's own take the same path. For that, every norm and every activation is a registered

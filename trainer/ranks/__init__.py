@@ -1,1 +1,1 @@
-"""What ranks agree on with each other: rendezvous, preflight, stopping, equal replicas."""
+"""What ranks agree on: rendezvous, preflight, stopping, equal replicas."""

@@ -1,4 +1,4 @@
-"""Before anything is built: do the ranks reach each other, see one storage with room, and agree on the time?"""
+"""Checks before anything is built: ranks reach each other, share one storage with free space, and agree on the time."""
 
 from __future__ import annotations
 
@@ -41,11 +41,13 @@ class RankFact:
 
 
 def check(folders: AttemptFolders, context: RankContext, fence: str, patience_s: float) -> list[RankPlacement]:
-    """Exchange with all ranks, write to the storage and read it, compare clocks. Entered by every rank; where all run.
+    """Exchange with all ranks, write to the storage and read it, compare clocks. Entered by every rank; returns where
+    all run.
 
-    Takes at most 20 s from when all have come, or as long as a storage under a URL is waited for; they have
-    `patience_s` to come, for imports may take one host long.
-    Leaves `ranks.json` in the attempt's folder, so that a rank that falls silent later has a host and a process id.
+    Takes at most 20 s after all have come, or as long as a storage under a URL is waited for. Ranks have `patience_s`
+    to come, because imports may take one host long. Leaves `ranks.json` in the attempt's folder, so that a rank that
+    falls silent later has a host and a process id.
+
     Raises: UnreachableError naming the ranks that did not come; StorageError on all ranks, naming those that can't
     write, or see another storage than rank 0.
     """
@@ -90,11 +92,11 @@ def tell_failure(context: RankContext) -> None:
 
 
 def begin(context: RankContext, patience_s: float, timeout_s: float) -> None:
-    """Wait for all ranks once more, now that each has its data and its model; from here on a collective of the default
-    group fails after `timeout_s`, and that of a group made from it. Entered by every rank.
+    """Wait for all ranks again, now that each has its data and its model. From here on a collective of the default
+    group fails after `timeout_s`, and so does one of a group made from it. Entered by every rank.
 
-    They imported torch and user code at the pace of their hosts, for which `patience_s` is meant.
-    Raises: UnreachableError naming the ranks that did not come.
+    Ranks import torch and user code at different speeds, which is what `patience_s` is for. Raises: UnreachableError
+    naming the ranks that did not come.
     """
     if dist.is_initialized() and context.world_size > 1:
         _wait_for_all(context, _BUILT, patience_s)
@@ -102,14 +104,14 @@ def begin(context: RankContext, patience_s: float, timeout_s: float) -> None:
 
 
 def require_disk_space(network: nn.Module, folders: AttemptFolders) -> None:
-    """Raises: StorageError where not even two checkpoints of `network` would fit."""
+    """Check the free space. Raises: StorageError if two checkpoints of `network` would not fit."""
     weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     needed, what = 2 * STATES * weights, folders.mirror.workplace
     folders.root.mkdir(parents=True, exist_ok=True)
     stats = os.statvfs(folders.root)
     if stats.f_bavail * stats.f_frsize < needed:
         raise StorageError(
-            f"{what} must have room for two checkpoints, about {needed / 2**20:.1f} MiB, but {folders.root} has "
+            f"{what} must have space for two checkpoints, about {needed / 2**20:.1f} MiB, but {folders.root} has "
             f"{describe_space(folders.root)}."
         )
 
@@ -124,7 +126,7 @@ def _key(step: str, rank: int) -> str:
 
 
 def _wait_for_all(context: RankContext, step: str, patience_s: float) -> None:
-    """Wait for all ranks at the store that brought them together."""
+    """Wait for all ranks at the rendezvous store."""
     store = dist.distributed_c10d._get_default_store()
     keys = {rank: _key(step, rank) for rank in range(context.world_size)}
     store.set(keys[context.rank], socket.gethostname())
@@ -141,9 +143,9 @@ def _wait_for_all(context: RankContext, step: str, patience_s: float) -> None:
 
 
 def _reach(context: RankContext, storage_s: float) -> dist.ProcessGroup:
-    """A group whose members answer within REACH_S: a barrier that names who does not, and a sum that must be right.
+    """Check a group: a barrier that names silent members within REACH_S, and a sum that must be right.
 
-    storage_s: how much longer they may take for an answer of the storage.
+    storage_s: additional time for an answer of the storage.
     """
     timeout = timedelta(seconds=REACH_S)
     try:
@@ -173,7 +175,7 @@ class _Problem:
 
 
 def _publish_ranks(folders: AttemptFolders, facts: list[RankFact], fence: str) -> _Problem | None:
-    """Rank 0 writes down who is there, and what all ranks should find; what keeps it from that."""
+    """Rank 0 records who is there, and a file that all ranks should find; returns the error that prevents it."""
     files = {folders.ranks: json.dumps([fact.where.model_dump() for fact in facts]), folders.root / _TOKEN: fence}
     try:
         for path, content in files.items():
@@ -185,7 +187,7 @@ def _publish_ranks(folders: AttemptFolders, facts: list[RankFact], fence: str) -
 
 
 def _storage_problem(folders: AttemptFolders, rank: int, fence: str) -> _Problem | None:
-    """What keeps this rank from the storage that rank 0 wrote to."""
+    """The error that keeps this rank from the storage that rank 0 wrote to."""
     mirror, token, own = folders.mirror, folders.root / _TOKEN, folders.root / f"{_TOKEN}-{rank}"
     try:
         mirror.fetch(token)
@@ -206,12 +208,12 @@ def _described(rank: int, folders: AttemptFolders, error: OSError) -> _Problem:
 
 
 def _compare_clocks(facts: list[RankFact]) -> None:
-    """Nothing is decided by a wall clock, but log lines and MLflow's points carry its time."""
+    """Warn about clocks that differ. Nothing is decided by them, but log lines and MLflow's points carry their time."""
     for fact in facts:
         if abs(fact.time - facts[0].time) > CLOCK_S:
             logger.warning(
-                "the clock of rank %d on %s is %.0f s off rank 0's; times in logs and MLflow will not be in order. "
-                "Switch on NTP there.",
+                "the clock of rank %d on %s is %.0f s off rank 0's; times in logs and MLflow will be out of order. "
+                "Enable NTP on that host.",
                 fact.where.rank,
                 fact.where.host,
                 fact.time - facts[0].time,

@@ -1,4 +1,4 @@
-"""Where a rank stands among the others, and how Lightning is told."""
+"""The position of a rank among the others, and how Lightning learns it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from lightning.pytorch.strategies import DDPStrategy
 
 @dataclass(frozen=True)
 class RankContext:
-    """The process group is made before; `strategy` and `environment` only use it."""
+    """Strategy and environment for Lightning; the process group exists before, and they only use it."""
 
     rank: int
     world_size: int
     strategy: Callable[..., DDPStrategy]
     environment: ClusterEnvironment
     node_id: str | None = None
-    """The host, as Ray names it."""
+    """Ray's id of the host."""
     gpu: str | None = None
-    """Model of the GPU it has; None: it computes on CPUs."""
+    """Model of its GPU; None: it computes on CPUs."""
 
 
 def ray_context() -> RankContext:
@@ -57,7 +57,7 @@ class _SingleProcessEnvironment(LightningEnvironment):
 
 
 def single_process_context(node_id: str | None = None) -> RankContext:
-    """The place of the only worker, on CPUs, whose process group of one is made already."""
+    """The place of the only worker, on CPUs, whose process group of one exists already."""
     return RankContext(
         rank=0, world_size=1, strategy=DDPStrategy, environment=_SingleProcessEnvironment(), node_id=node_id
     )

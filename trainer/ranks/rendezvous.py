@@ -1,7 +1,7 @@
-"""Where the workers of an attempt find each other: torch's store on rank 0, at the address of its host alone.
+"""The rendezvous of an attempt's workers: torch's store on rank 0, at the address of its host only.
 
-Ray Train has torch open the store, which then listens on all interfaces and asks nobody for a token (ray 2.60). But a
-store also takes a socket that listens already, and that can be one of our choice.
+Ray Train has torch open the store, which then listens on all interfaces and asks for no token (ray 2.60). But a store
+also accepts a socket that is already listening, and that one can be ours.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BACKLOG = 4096
 
 
 class Rendezvous(TorchConfig):
-    """Ray's configuration of the process group, with a store that only the cluster's own network reaches."""
+    """Ray's configuration of the process group, with a store that listens in the cluster's own network only."""
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
@@ -43,24 +43,24 @@ class _Backend(_TorchBackend):
 
 
 _listening: list[socket.socket] = []
-"""On rank 0, from when the port is known until the store takes the socket over."""
+"""The listening socket on rank 0, until the store takes it over."""
 
 
 def _listen() -> tuple[str, int]:
-    """Listen where Ray reaches this host. Address and port for the others."""
+    """Listen at the address under which Ray reaches this host; returns address and port for the others."""
     address = ray.util.get_node_ip_address()
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         listening = socket.create_server((address, 0), family=family, backlog=_BACKLOG)
-    except OSError:  # an address that leads here, but is none of this host's: behind NAT
+    except OSError:  # an address that leads here but is not one of this host's, as behind NAT
         listening = socket.create_server(("", 0), family=family, backlog=_BACKLOG)
     _listening.append(listening)
     return address, listening.getsockname()[1]
 
 
 def _join(address: str, port: int, rank: int, world_size: int, backend: str, timeout: timedelta) -> None:
-    os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}  # as with Ray's own, for whoever looks there
-    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")  # as Ray has it: a dead peer ends the wait for it
+    os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}  # as Ray's own code sets it
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")  # as Ray sets it: a dead peer ends the wait for it
     socket_of_store = _listening.pop().detach() if rank == 0 else None
     store = TCPStore(address, port, world_size, is_master=rank == 0, timeout=timeout, master_listen_fd=socket_of_store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)

@@ -1,4 +1,4 @@
-"""Do all ranks hold the same model? Compared by digests of every parameter and buffer."""
+"""Checks that all ranks hold the same model, by digests of every parameter and buffer."""
 
 from __future__ import annotations
 

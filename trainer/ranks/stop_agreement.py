@@ -1,4 +1,4 @@
-"""What all ranks must agree on while they train: whether to stop, and at which step."""
+"""Agreement of all ranks during training: whether to stop, and at which step."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _NAMES = {code: name for name, code in _CODES.items()}
 
 
 class StopAgreement:
-    """Every rank says what it has heard; the highest code wins, at the same step everywhere.
+    """Agrees on a request: every rank sends the code of its request, and the highest wins, at the same step everywhere.
 
-    The exchange of one number is begun before a batch and read after it, so that it hides behind the batch. It has a
-    process group of its own on gloo: on GPUs it must not queue up with NCCL or make the host wait for the device.
-    timeout_s: how long a rank waits for the others' number; where gradients accumulate, it is all that ranks exchange.
+    The exchange of one number begins before a batch and is read after it, so that the batch hides it. It has a process
+    group of its own on gloo: on GPUs it must not queue behind NCCL or make the host wait for the device. timeout_s: how
+    long a rank waits for the others' number; where gradients accumulate, it is all that ranks exchange.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class StopAgreement:
             self._work = dist.all_reduce(self._code, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
 
     def agreed(self) -> StopRequest | None:
-        """What the exchange begun last came to.
+        """The result of the exchange that was begun last.
 
         Raises: SupersededError on every rank if any of them heard that another attempt has taken over.
         """

@@ -1,1 +1,1 @@
-"""What a rank tells: logs, progress and metrics to the service and MLflow, without secrets."""
+"""What a rank reports: logs, progress and metrics, to the service and MLflow, without secrets."""

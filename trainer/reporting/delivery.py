@@ -20,15 +20,15 @@ EVENTS_KEPT = 1000
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 15.0
 TRIES = 10
-"""Of a message that the service fails to take while it takes others."""
+"""Tries of a message that the service fails to accept while it accepts others."""
 
 
 class Delivery(Enum):
-    """What became of a message."""
+    """The fate of a message."""
 
     TAKEN = auto()
     LATER = auto()
-    """The service is there and can't take it now."""
+    """The service answers, but can't accept it now."""
     NEVER = auto()
     """It was refused, or can't be sent at all."""
     AWAY = auto()
@@ -36,7 +36,7 @@ class Delivery(Enum):
 
 @dataclass
 class Lane:
-    """Messages of one kind, in order. One that has to be sent again holds up no other lane."""
+    """Messages of one kind, in order. One that has to be retried delays no other lane."""
 
     name: str
     due: float = 0.0
@@ -61,13 +61,13 @@ class Outgoing:
     path: str
     body: BaseModel
     done: Callable[[], None]
-    """Called under the lock once nothing more will become of it."""
+    """Called under the lock once the message is settled."""
     every_s: float = 0.0
 
 
 @dataclass
 class Undelivered:
-    """What is to be told, newest state and ordered messages."""
+    """What is to be sent: the newest state, and ordered messages."""
 
     ordered: deque[tuple[str, BaseModel]] = field(default_factory=deque)
     progress: dict[str, Any] | None = None
@@ -85,7 +85,7 @@ class Undelivered:
         _, body = self.ordered.popleft()
         if left_out := self.events_left_out:
             self.events_left_out = 0
-            message = f"{left_out} events of {source} were left out: they came faster than they can be told."
+            message = f"{left_out} events of {source} were dropped: they came faster than they can be sent."
             self.ordered.append(("events", Event(fence=fence, kind="events_left_out", message=message)))
         return body
 
@@ -102,10 +102,10 @@ def client_of(launch: Launch) -> httpx.Client | None:
 
 
 def numbers_of(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Those of the metrics that are numbers."""
+    """The metrics that are numbers."""
     found = {}
     for name, value in metrics.items():
-        with suppress(Exception):  # whatever a foreign object raises, it is no number
+        with suppress(Exception):  # whatever a foreign object raises: it is not a number
             found[text_of(name)] = float(value)
     return found
 

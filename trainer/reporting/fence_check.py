@@ -1,4 +1,4 @@
-"""Whether this start of an attempt or export still counts: asked before what nobody takes back later."""
+"""Asks the service whether this attempt or export is still current, before it does something that can't be undone."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from syncnorm.trainer.errors import ServiceAwayError, SupersededError
 from syncnorm.trainer.reporting.service_client import post
 
 _PAUSES_S = (1.0, 2.0, 5.0, *[10.0] * 59)
-"""Ten minutes: a service that restarts must not cost a job its end."""
+"""Ten minutes: a restart of the service must not cost a job its result."""
 
 
 def is_current(launch: Launch | ExportRequest, client: httpx.Client | None = None) -> bool | None:
-    """Whether the service knows of no later start; None: it does not answer now. One by hand always counts."""
+    """Whether this start is current; None: the service is unavailable. A start by hand is always current."""
     return _send_heartbeat(launch, (), client)
 
 
 def require_current(launch: Launch | ExportRequest, client: httpx.Client | None = None) -> None:
-    """Return if this start still counts.
+    """Return if this start is still current.
 
     Raises: SupersededError; ServiceAwayError after ten minutes without an answer: silence is no permission.
     """
     answer = _send_heartbeat(launch, _PAUSES_S, client)
     if answer is None:
         raise ServiceAwayError(
-            "the service must say that this start still counts before it publishes, but it did not answer for "
-            f"{sum(_PAUSES_S):.0f} s. See whether it runs."
+            "the service must confirm that this start is still current before it publishes, but it did not answer for "
+            f"{sum(_PAUSES_S):.0f} s. Check that it runs."
         )
     if not answer:
-        raise SupersededError("another start of it has taken over")
+        raise SupersededError("a newer start has taken over")
 
 
 def _send_heartbeat(

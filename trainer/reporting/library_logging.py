@@ -1,4 +1,4 @@
-"""Libraries that speak of themselves, kept out of a job's logs: what is left there is meant for its owner."""
+"""Lowers the log level of chatty libraries, so that a job's logs hold what its owner needs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import logging
 import os
 import warnings
 
-# Of these, warnings and errors only: every heartbeat is a request, every pass over an ONNX graph a dozen lines.
+# Warnings and errors only: every heartbeat is a request, and every pass over an ONNX graph a dozen lines.
 _TALKATIVE = ("httpx", "lightning.pytorch", "onnx_ir", "onnxscript")
 
-# Said by one library of another: nothing that a job could change.
+# Warnings of one library about another, which a job can't change.
 _BETWEEN_LIBRARIES = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     "`torch.jit.script_method` is deprecated",
@@ -18,7 +18,7 @@ _BETWEEN_LIBRARIES = (
 
 
 def lower_library_log_levels() -> None:
-    """For the whole process; called before the libraries are first used."""
+    """Set the levels for the whole process. Call it before the libraries are first used."""
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in _BETWEEN_LIBRARIES:

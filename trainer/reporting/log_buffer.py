@@ -1,4 +1,5 @@
-"""Log lines of one process on their way to the service: bounded in rate, size and number, saying what was left out."""
+"""Buffers the log lines of one process for the service: bounded in rate, size and number, and it says what it
+dropped."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 _LEVELS = get_args(Level)
 
 LINES_A_S = 200.0
-"""Of all processes of an attempt together; each has its part of it."""
+"""Lines a second of all processes of an attempt together; each has its share."""
 BURST_S = 10.0
-"""A process may log at once what it may log in so long."""
+"""Burst: a process may log at once as much as it may log in this time."""
 LEAST_A_S = 5.0
 LONGEST_LINE = 8192
 CHARACTERS_A_LINE = 256
@@ -27,7 +28,7 @@ LONGEST_TEXT = 1 << 20
 LINES_A_MESSAGE = 500
 CHARACTERS_A_MESSAGE = 128 * 1024
 CHARACTERS_KEPT = 8 << 20
-"""While the service is away; the oldest lines go first."""
+"""Kept while the service is unavailable; the oldest lines are dropped first."""
 
 
 def cost_of(text: str) -> float:
@@ -36,7 +37,7 @@ def cost_of(text: str) -> float:
 
 
 class TokenBucket:
-    """A token bucket: `per_s` a second, and what is saved in BURST_S at once."""
+    """A token bucket: `per_s` a second, and the unused part of BURST_S at once."""
 
     def __init__(self, per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_s, self._most, self._clock = per_s, per_s * BURST_S, clock
@@ -53,7 +54,7 @@ class TokenBucket:
 
 
 class LogBuffer:
-    """Takes lines from any thread. Errors have an allowance of their own: a flood of prints must not hide them."""
+    """Accepts lines from any thread. Errors have a limit of their own, so that a flood of prints does not hide them."""
 
     def __init__(self, rank: int, processes: int, clock: Callable[[], float] = time.monotonic) -> None:
         """processes: of the attempt, which share LINES_A_S."""
@@ -76,7 +77,7 @@ class LogBuffer:
                     self._too_fast += 1
 
     def batch(self) -> list[LogLine]:
-        """The oldest lines, as many as go into one message; with a line for those that were left out."""
+        """The oldest lines, as many as fit into one message, with a line that counts the dropped ones."""
         with self._lock:
             self._append_gaps()
             lines: list[LogLine] = []
@@ -89,7 +90,7 @@ class LogBuffer:
             return lines
 
     def forget(self, lines: list[LogLine]) -> None:
-        """They were delivered, or never will be."""
+        """Forget lines that were delivered, or never will be."""
         with self._lock:
             while self._lines and self._lines[0].seq <= lines[-1].seq:
                 self._characters -= len(self._lines.popleft().text)
@@ -111,7 +112,7 @@ class LogBuffer:
         too_fast, too_many, self._too_fast, self._too_many = self._too_fast, self._too_many, 0, 0
         if too_fast:
             why = f"this process may log {self._per_s:g} a second. Print less often; the host's Ray logs have them all"
-            self._append("WARNING", f"… {too_fast:,} lines left out here: {why}.")
+            self._append("WARNING", f"… {too_fast:,} lines dropped here: {why}.")
         if too_many:
-            why = f"the service was away, and {CHARACTERS_KEPT:,} characters are kept for it"
-            self._append("WARNING", f"… {too_many:,} earlier lines left out: {why}.")
+            why = f"the service was unavailable, and {CHARACTERS_KEPT:,} characters are kept for it"
+            self._append("WARNING", f"… {too_many:,} earlier lines dropped: {why}.")

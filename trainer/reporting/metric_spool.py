@@ -1,7 +1,7 @@
 """Metrics on their way to MLflow: the training thread appends to a spool file, a background thread delivers.
 
-Nothing in training waits for MLflow. What could not be delivered stays in the spool, and a resumed attempt delivers it
-first. A (key, step) that MLflow already has is never sent again.
+Training never waits for MLflow. Undelivered metrics stay in the spool, and a resumed attempt delivers them first. A
+(key, step) that MLflow already has is never sent again.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Point(TypedDict):
 
 
 class Spool:
-    """An append-only file of points; one line a point, so that a torn last line costs one point only."""
+    """An append-only file of points, one per line, so that a torn last line costs one point only."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -90,7 +90,7 @@ class Spool:
 
 
 class _RunGoneError(Exception):
-    """Somebody deleted the run."""
+    """The run was deleted."""
 
 
 class _GivenUpError(Exception):
@@ -100,8 +100,8 @@ class _GivenUpError(Exception):
 class MetricSender:
     """Delivers spools to one MLflow run, in order, at most once per (key, step), for as long as it takes.
 
-    counts: whether this attempt still does; None: nobody can say now. Asked after MLflow was away: that may have been a
-    cut, behind which another attempt was started that writes to the run.
+    counts: whether this attempt is still current; None: unknown now. Asked after an MLflow outage: that may have been a
+    partition, behind which another attempt was started that writes to the run.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class MetricSender:
         return self
 
     def close(self, timeout_s: float) -> bool:
-        """Deliver what is left for at most `timeout_s`; whether everything arrived."""
+        """Deliver the remaining metrics for at most `timeout_s`; returns whether everything arrived."""
         self._deadline = time.monotonic() + timeout_s
         self._ending.set()
         self._thread.join(timeout_s + REQUEST_TIMEOUT_S)
@@ -144,13 +144,13 @@ class MetricSender:
                     self.delivered = True
                     return
             except _RunGoneError:
-                logger.warning("MLflow has no run %s any more; its metrics stay in %s", self._run_id, self._spools)
+                logger.warning("MLflow run %s was deleted; its metrics stay in %s", self._run_id, self._spools)
                 return
             except _GivenUpError:
-                logger.warning("another attempt writes to run %s now; this one sends no more", self._run_id)
+                logger.warning("another attempt writes to run %s now; this one sends no more metrics", self._run_id)
                 return
             except Exception as error:
-                # Also an answer that is none of MLflow's, or a defect of ours: neither may end the thread.
+                # Also an answer of another server, or a bug of ours: neither may end the thread.
                 self._note_outage(error)
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
                 if ending and time.monotonic() > self._deadline:
@@ -160,15 +160,17 @@ class MetricSender:
     def _note_outage(self, error: Exception) -> None:
         is_odd = not isinstance(error, httpx.HTTPError)
         if is_odd and not self.was_away:
-            logger.warning("MLflow can't be understood; metrics wait in the spool: %s: %s", type(error).__name__, error)
+            logger.warning(
+                "MLflow gave an unexpected answer; metrics are kept and sent later: %s: %s", type(error).__name__, error
+            )
         elif not is_odd:
-            logger.info("MLflow is away; metrics wait in the spool: %s", error)
+            logger.info("MLflow is unavailable; metrics are kept and sent later: %s", error)
         self.was_away = True
 
     def _require_standing(self) -> None:
         counts = self._counts()
         if counts is None:
-            raise httpx.ConnectError("the service can't say whether this attempt still counts")
+            raise httpx.ConnectError("the service can't say whether this attempt is still current")
         if not counts:
             raise _GivenUpError
 
@@ -181,7 +183,7 @@ class MetricSender:
                 self._offsets[spool] = offset
 
     def _send(self, batch: list[Point], last_step: dict[str, int]) -> None:
-        """Send what is new in `batch`; `last_step` moves on with each request that MLflow has answered for good."""
+        """Send the new points in `batch`; `last_step` advances with each request that MLflow has accepted."""
         after = dict(last_step)
         new = []
         for point in batch:
@@ -192,8 +194,9 @@ class MetricSender:
             self._post(new, last_step)
 
     def _post(self, points: list[Point], last_step: dict[str, int]) -> None:
-        """A point that MLflow will never take is found by halves and left out, so that it holds no other up."""
-        # MLflow takes NaN and infinity as words, and shows them.
+        """Send points. One that MLflow will never accept is found by bisection and skipped, so that it blocks no
+        other."""
+        # MLflow accepts NaN and infinity as words, and shows them.
         answer = self._client.post("runs/log-batch", json={"run_id": self._run_id, "metrics": storable_json(points)})
         if answer.status_code not in _REFUSED:
             answer.raise_for_status()
@@ -203,7 +206,7 @@ class MetricSender:
             self._post(points[:middle], last_step)
             self._post(points[middle:], last_step)
         else:
-            logger.warning("MLflow refuses the metric %s: %s", points[0], answer.text[:300])
+            logger.warning("MLflow refused a metric value; skipping it: %s: %s", points[0], answer.text[:300])
         last_step.update({point["key"]: point["step"] for point in points})
 
     def _steps_already_there(self) -> dict[str, int]:
@@ -222,7 +225,7 @@ class MetricSender:
 
 
 def _read_batches(spool: Path, offset: int) -> Iterator[tuple[list[Point], int]]:
-    """Whole lines from `offset` on, up to a request's worth at a time, each with the offset behind it."""
+    """Whole lines from `offset` on, up to a request's worth at a time, each with the offset after it."""
     if not spool.exists():
         return
     with spool.open("rb") as file:
@@ -242,7 +245,7 @@ def _read_batches(spool: Path, offset: int) -> Iterator[tuple[list[Point], int]]
 
 
 def _read_point(line: bytes) -> Point | None:
-    """None: the line is none, for after a power cut a file may hold anything."""
+    """The point in a line; None if it holds none: after a power cut a file may hold anything."""
     try:
         point = json.loads(line)
         step, at_ms = int(point["step"]), int(point["timestamp"])
@@ -250,7 +253,7 @@ def _read_point(line: bytes) -> Point | None:
             raise ValueError(step)
         return Point(key=storable(point["key"], LONGEST_KEY), value=float(point["value"]), step=step, timestamp=at_ms)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-        logger.warning("a line of the spool is no point and is left out: %r", line[:80])
+        logger.warning("skipping a line of the metrics file that is not a metric: %r", line[:80])
         return None
 
 

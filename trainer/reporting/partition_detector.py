@@ -1,7 +1,7 @@
-"""Whether this attempt is alone: it has heard nothing for long of the service, and its cluster's head is out of reach.
+"""Detects a network partition: neither the service nor Ray's head has been reachable for long.
 
-A service that is down stops nobody's training. But behind a cut an attempt has been replaced, and should not use its
-host for ever: where packets are lost rather than refused, Ray itself does not notice (ray 2.60).
+A service that is down stops nobody's training. But behind a partition an attempt has been replaced, and should not use
+its host for ever: where packets are lost rather than refused, Ray itself does not notice (ray 2.60).
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import time
 from collections.abc import Callable
 
 SILENT_S = 600.0
-"""How long the service may be silent before anybody asks why."""
+"""How long the service may be silent before the head is checked."""
 _CHECK_S = 60.0
 _CONNECT_S = 2.0
 
 
 class PartitionDetector:
-    """silent_s: since the service was last heard. reaches_head: whether a connection can be made; it may block a while.
+    """Checked at every batch; connects to the head now and then, and only after a long silence.
 
-    Asked at every batch; looks for the head once in a while, and only after a long silence.
+    silent_s: seconds since the service was last heard. reaches_head: whether a connection can be made; it may block a
+    while.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class PartitionDetector:
 
 
 def reaches_ray_head() -> bool:
-    """Whether the head of the cluster takes connections; True where there is no cluster."""
+    """Whether the head of the cluster accepts connections; True without a cluster."""
     import ray
 
     if not ray.is_initialized():

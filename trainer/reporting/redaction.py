@@ -1,6 +1,6 @@
-"""Keeps secrets out of text: out of messages, and out of everything a process logs or prints, however it prints it.
+"""Removes secrets from text: from messages, and from everything a process logs or prints, however it prints it.
 
-Imports nothing outside the standard library, for the process that reads along is this file.
+Imports nothing outside the standard library, because the process that filters the output runs this file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 _SHORTEST = 4
-"""Shorter ones occur everywhere by chance."""
+"""Shorter values occur everywhere by chance."""
 _LONGEST_LINE = 2**16
 _END_S = 5.0
 
@@ -53,7 +53,9 @@ def _redacted_records(values: list[str]) -> Iterator[None]:
 
     def redacted(*args: Any, **options: Any) -> logging.LogRecord:
         record = make(*args, **options)
-        with suppress(Exception):  # arguments that don't fit the message: logging says so itself, on standard error
+        with suppress(
+            Exception
+        ):  # arguments that don't fit the message: logging reports that itself, on standard error
             record.msg, record.args = redact(record.getMessage(), values), None
         if record.exc_info:
             record.exc_text = redact(logging.Formatter().formatException(record.exc_info), values)
@@ -71,7 +73,7 @@ def _through_reader(number: int, stream: object, values: list[str]) -> Iterator[
     _flush(stream)
     original = os.dup(number)
     command = [sys.executable, "-I", "-S", __file__]
-    # Without the secrets in its environment; and it goes on for as long as anybody holds the other end.
+    # Without the secrets in its environment. It runs for as long as any process holds the other end.
     reader = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=original, env={}, start_new_session=True)
     assert reader.stdin is not None
     try:
@@ -84,7 +86,7 @@ def _through_reader(number: int, stream: object, values: list[str]) -> Iterator[
         _flush(stream)
         os.dup2(original, number)
         os.close(original)
-        with suppress(subprocess.TimeoutExpired):  # a child of ours still prints; the reader stays with it
+        with suppress(subprocess.TimeoutExpired):  # a child of ours still prints, so the reader keeps running
             reader.wait(_END_S)
 
 
@@ -94,7 +96,7 @@ def _flush(stream: object) -> None:
 
 
 def _read_along() -> None:
-    """Standard input without the values, which are its first line, to standard output; until its end."""
+    """Copy standard input, without the values in its first line, to standard output, until its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     rest = b""
@@ -108,7 +110,7 @@ def _read_along() -> None:
         rest = _without(rest + read, values)
         end = max(rest.rfind(b"\n"), rest.rfind(b"\r")) + 1
         if not end and len(rest) > _LONGEST_LINE + longest:
-            end = len(rest) - longest  # a line without an end: all but what may be the beginning of a value
+            end = len(rest) - longest  # a line without an end: everything except a possible beginning of a value
         _write(rest[:end])
         read, rest = os.read(0, _LONGEST_LINE), rest[end:]
     _write(rest)

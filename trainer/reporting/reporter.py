@@ -1,4 +1,4 @@
-"""Tells the service how an attempt goes, from a thread of its own; keeps what can't be delivered and sends it later."""
+"""Reports an attempt to the service from a background thread; undelivered messages are kept and sent later."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ HEARTBEAT_S = 5.0
 PROGRESS_S = 1.0
 LOGS_S = 1.0
 LOG_MESSAGES_A_S = 20.0
-"""Of all processes of an attempt together: those of a large one send their lines less often."""
+"""Messages a second of all processes of an attempt: those of a large one send their lines less often."""
 
 
 class Reporter:
-    """One reporter a process: the driver's, or a rank's.
+    """The reporter of one process: the driver, or a rank.
 
-    Nothing here blocks the caller or raises into it, whatever it is given. While the service is away everything is kept
-    in order (of heartbeats and progress the newest, of lines and events as many as there is room for, see log_buffer)
-    and sent when it is back. What the service refuses is left out with a note. `stop_request` and `superseded` hold
-    what the service last answered.
+    Nothing here blocks the caller or raises into it, whatever it is given. While the service is unavailable everything
+    is kept in order (of heartbeats and progress the newest, of lines and events as many as fit, see log_buffer) and
+    sent when it is back. Messages that the service refuses are dropped with a note. `stop_request` and `superseded`
+    hold the service's latest answer.
     """
 
     def __init__(self, launch: Launch, rank: int, *, client: httpx.Client | None = None) -> None:
@@ -91,11 +91,11 @@ class Reporter:
         return self
 
     def is_sending(self) -> bool:
-        """Whether the caller is the reporter's own thread, of which nothing must be reported: that would never end."""
+        """Whether the caller is the reporter's own thread, which must not report about itself: that would never end."""
         return threading.current_thread() is self._thread
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Deliver what is left, for at most `timeout_s`."""
+        """Deliver the remaining messages, for at most `timeout_s`."""
         self._end_by = time.monotonic() + timeout_s
         self._ending.set()
         self._wake.set()
@@ -108,11 +108,11 @@ class Reporter:
         self._hidden = tuple(values)
 
     def silent_s(self) -> float:
-        """Since the service was last heard; 0 where there is none."""
+        """Seconds since the service was last heard; 0 without one."""
         return 0.0 if self._client is None else time.monotonic() - self._answered_at
 
     def enter(self, phase: Phase) -> None:
-        """A phase begins; told at once with a heartbeat. Rank 0 and the driver also make an event of it."""
+        """Begin a phase; sent at once with a heartbeat. Rank 0 and the driver also make an event of it."""
         with self._lock:
             self._phase, self._beat.due = phase, 0.0
         self._wake.set()
@@ -122,7 +122,7 @@ class Reporter:
     def progress(
         self, *, epoch: int, epochs: int | None, step: int, steps: int | None, metrics: Mapping[str, float]
     ) -> None:
-        # As it is: a message of it is made once a second, not at every step.
+        # Stored as it is: a message is made of it once a second, not at every step.
         current = {"epoch": epoch, "epochs": epochs, "step": step, "steps": steps, "metrics": metrics}
         with self._lock:
             self._undelivered.progress, self._step = current, step
@@ -148,8 +148,8 @@ class Reporter:
         self._put("checkpoints", fact)
 
     def checkpoints_to_spare(self) -> set[int]:
-        """Steps from one of which the service would have another attempt go on, should it hear no more of this one:
-        the last checkpoint it is known to have heard of, and the next, of which only its answer may be lost."""
+        """Steps from one of which another attempt would resume if the service heard no more of this one: the last
+        checkpoint it is known to have heard of, and the next one, for which only its answer may be lost."""
         with self._lock:
             facts = (body.step for _, body in self._undelivered.ordered if isinstance(body, CheckpointFact))
             return {step for step in (self._known_checkpoint, next(facts, None)) if step is not None}
@@ -169,7 +169,7 @@ class Reporter:
                 is_done = self._send_all()
                 pause_s = FIRST_PAUSE_S if ending else self._away_pause_s
             except BaseException as error:
-                # Whatever it is: a silent thread would mean no progress, no checkpoints, and no stop that is heard.
+                # Any exception: a dead thread would mean no progress, no checkpoints, and no stop request.
                 is_done, pause_s = False, 1.0
                 self._report_own_failure(error)
             if self.superseded or (ending and (is_done or time.monotonic() > self._end_by)):
@@ -178,16 +178,18 @@ class Reporter:
             self._wake.clear()
 
     def _report_own_failure(self, error: BaseException) -> None:
-        """Once, in logs and events: a defect that repeats would do so for ever."""
+        """Report it once, in logs and events: a bug that repeats would do so for ever."""
         self._failures += 1
         if self._failures > 1:
             return
-        text = f"{self._source} could not report, and goes on trying: {type(error).__name__}: {text_of(error)}"
+        text = (
+            f"{self._source} could not report to the service and keeps trying: {type(error).__name__}: {text_of(error)}"
+        )
         self._lines.add("ERROR", text)
         self._put("events", Event(fence=self._fence, kind="reporter_failed", message=text))
 
     def _send_all(self) -> bool:
-        """Send everything that is due; whether nothing is left."""
+        """Send everything that is due; returns whether nothing is left."""
         while (out := self._next()) is not None:
             delivery = self._send(out)
             now = time.monotonic()
@@ -204,16 +206,16 @@ class Reporter:
                 out.done()
                 out.lane.settle(now + out.every_s)
             if delivery is Delivery.LATER:
-                self._note(out.path, f"the service failed {TRIES} times to take it, and took others")
+                self._note(out.path, f"the service failed {TRIES} times to accept it, and accepted others")
         with self._lock:
             return not (self._undelivered.ordered or self._lines or self._undelivered.progress)
 
     def _is_hopeless(self, lane: Lane) -> bool:
-        """Whether the service has taken other messages, and never this one."""
+        """Whether the service has accepted other messages, but never this one."""
         return lane.tries >= TRIES and self._taken_at > lane.failing_since
 
     def _next(self) -> Outgoing | None:
-        """What is due next: first what tells that the attempt lives, and how far it is."""
+        """The next message that is due: first heartbeat and progress."""
         now = time.monotonic()
         with self._lock:
             makers = (
@@ -278,11 +280,11 @@ class Reporter:
         return self._interpret(out, answer)
 
     def _note(self, path: str, why: str) -> None:
-        """A message was left out. Said once, ten times, a hundred times: what is said is a message, too."""
+        """Log a dropped message the first, tenth, hundredth … time only, since the log line is a message, too."""
         self._left_out[path] += 1
         count = self._left_out[path]
         if str(count).strip("0") == "1":
-            logger.warning("left out %d messages of %s (%s), the last because %s", count, self._source, path, why)
+            logger.warning("dropped %d messages of %s (%s), the last because %s", count, self._source, path, why)
 
     def _interpret(self, out: Outgoing, answer: httpx.Response) -> Delivery:
         if answer.status_code == httpx.codes.CONFLICT:
@@ -296,5 +298,5 @@ class Reporter:
         try:
             self.stop_request = Reply.model_validate_json(answer.content).stop
         except ValueError:
-            return Delivery.LATER  # something between us and the service answered in its place
+            return Delivery.LATER  # a server between us and the service answered instead
         return Delivery.TAKEN

@@ -1,4 +1,4 @@
-"""Secrets of a job: fetched by each rank from the service into its own environment, and kept out of what it reports."""
+"""Secrets of a job: each rank fetches them into its environment and keeps them out of its reports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0)
 def fetch(launch: Launch | ExportRequest, client: httpx.Client | None = None) -> dict[str, str]:
     """Value by variable, for every variable of the spec that names a secret.
 
-    Raises: ValueError if one is not there any more, or the service can't be reached for half a minute.
+    Raises: ValueError if a secret was deleted, or the service is unreachable for half a minute.
     """
     wanted = {variable for variable, value in launch.spec.env.items() if isinstance(value, SecretRef)}
     if not wanted:
@@ -25,7 +25,7 @@ def fetch(launch: Launch | ExportRequest, client: httpx.Client | None = None) ->
         )
     values = _request(launch, client)
     if missing := wanted - values.keys():
-        raise ValueError(f"env.{min(missing)}: its secret is not there any more. Put it again: syncnorm secret put.")
+        raise ValueError(f"env.{min(missing)}: its secret was deleted. Store it again: syncnorm secret put.")
     return values
 
 

@@ -1,4 +1,4 @@
-"""Questions that a start of an attempt or export asks the service and waits for, unlike what its reporter sends."""
+"""Requests of an attempt or export to the service whose answer it waits for, unlike the reporter's messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from syncnorm.trainer.contract.protocol import ExportRequest, Launch
 def post(
     launch: Launch | ExportRequest, path: str, body: BaseModel, pauses_s: Iterable[float], client: httpx.Client | None
 ) -> httpx.Response | None:
-    """The answer, whatever it is but an error of the server; None if there was none, after all these pauses."""
+    """The answer, unless it is a server error; None if there was none after all these pauses."""
     url = f"{(launch.service_url or '').rstrip('/')}{path}"
     headers = {"Authorization": f"Bearer {launch.token}", "Content-Type": "application/json"}
     content = body.model_dump_json()

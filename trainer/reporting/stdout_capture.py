@@ -1,4 +1,4 @@
-"""What user code prints, line by line, into the job's logs as well."""
+"""Copies what user code prints, line by line, into the job's logs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from syncnorm.trainer.reporting.reporter import Reporter
 
 
 class _Tee(io.TextIOBase):
-    """Passes everything on, and tells the reporter of every whole line. Of a progress bar's line, its last state."""
+    """Passes everything on, and sends every whole line to the reporter. Of a progress bar's line, its last state."""
 
     def __init__(self, original: TextIO, reporter: Reporter, level: Level) -> None:
         self._original, self._reporter, self._level = original, reporter, level
@@ -26,7 +26,7 @@ class _Tee(io.TextIOBase):
 
     def write(self, text: str) -> int:
         self._original.write(text)
-        # Log records reach the reporter by themselves; one of the request that sends the lines must not.
+        # Log records reach the reporter anyway; one of the request that sends the lines must not.
         if _writes_for_the_root_logger() or self._reporter.is_sending():
             return len(text)
         with self._lock:
@@ -44,7 +44,7 @@ class _Tee(io.TextIOBase):
         return False
 
     def close_line(self) -> None:
-        """A last line without an end is a line, too."""
+        """Send a last line without an end, too."""
         if self._rest:
             self.write("\n")
 
@@ -67,7 +67,8 @@ def _writes_for_the_root_logger() -> bool:
 
 @contextmanager
 def _plain_print() -> Iterator[None]:
-    """Within, print is Python's own: Ray Train's (2.60) also makes a log record of each line, so it comes twice."""
+    """Within the block, print is Python's own: Ray Train's (2.60) also makes a log record of each line, so lines would
+    appear twice."""
     current = builtins.print
     builtins.print = getattr(sys.modules.get(current.__module__), "_original_print", current)
     try:

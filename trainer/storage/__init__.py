@@ -1,1 +1,1 @@
-"""Files on a folder or any fsspec URL: atomic writes, checkpoints' folders, mirrors, and their errors."""
+"""Files in a folder or under any fsspec URL: atomic writes, folders of attempts, mirrors, and their errors."""

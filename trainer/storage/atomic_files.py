@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written beside, synced, renamed."""
+"""Files that are either whole or missing: written alongside, synced, renamed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 TEMPORARY = ".tmp-"
-"""How names of what is not whole yet begin."""
+"""Prefix of files that are not complete yet."""
 
 
 def write_atomic(path: Path, content: bytes, *, private: bool = False) -> None:
@@ -56,7 +56,7 @@ def write_with(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 class _SteadyFile:
-    """Takes every write as if it had gone well, and keeps the first error."""
+    """Accepts every write as if it had succeeded, and keeps the first error."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -74,7 +74,7 @@ class _SteadyFile:
 
 
 def describe_space(folder: Path) -> str:
-    """`{free} of {total} MiB free`, or why nobody can tell."""
+    """`{free} of {total} MiB free`, or why that is unknown."""
     try:
         usage = shutil.disk_usage(folder)
     except OSError as error:

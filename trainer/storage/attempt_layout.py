@@ -1,4 +1,4 @@
-"""Where things lie in the folder of an attempt."""
+"""The layout of an attempt's folder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class AttemptFolders:
 
     @property
     def artifacts(self) -> Path:
-        """What goes into the MLflow run as it is."""
+        """Files for the MLflow run, as they are."""
         return self.root / "artifacts"
 
     @property
@@ -73,16 +73,16 @@ class AttemptFolders:
         return self.root / METRICS_FILE
 
     def earlier(self, attempt: int) -> list[AttemptFolders]:
-        """Those of the job's attempts before `attempt`, in order."""
+        """The folders of the job's attempts before `attempt`, in order."""
         return [AttemptFolders(self.root.parent / str(number), self.mirror) for number in range(1, attempt)]
 
     def spools(self, attempt: int) -> list[Path]:
-        """The spools of all attempts up to this one, in order: what an earlier one could not deliver goes first."""
+        """The spools of all attempts up to this one, in order, so that undelivered metrics of earlier ones go first."""
         return [*(each.spool for each in self.earlier(attempt)), self.spool]
 
 
 @contextmanager
 def opened(where: str, *, patience_s: float = PATIENCE_S) -> Iterator[AttemptFolders]:
-    """To work on what `where` names, a folder or a URL; of a URL nothing is left here behind the block."""
+    """Access to the folder or URL `where`; for a URL nothing is left on this host after the block."""
     with workplace(where, patience_s=patience_s) as (root, mirror):
         yield AttemptFolders(root, mirror)

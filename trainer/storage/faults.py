@@ -1,4 +1,4 @@
-"""What an error of one of fsspec's file systems says about the storage. Pure, and without importing any of them."""
+"""What an error of fsspec's file systems means for the storage. Pure, and without importing any of them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from enum import Enum
 
 
 class Fault(Enum):
-    """What is the matter."""
+    """The kind of an error."""
 
     MISSING = "missing"
     """The storage answers that there is no such file."""
     REFUSED = "refused"
-    """It answers no, and would again: credentials, bucket, region."""
+    """It refuses, and would again: credentials, bucket, region."""
     AWAY = "away"
-    """It does not answer, or not now."""
+    """It does not answer now."""
 
 
 _NO = {errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENAMETOOLONG, getattr(errno, "EREMCHG", None)}
@@ -34,7 +34,7 @@ _NO_CREDENTIALS = frozenset(
 )
 _TEXT = 300
 NO_BUCKET = "The specified bucket does not exist"
-"""In S3's words, as also said of others, which give no sign of their own."""
+"""S3's message, also used for other storages, which have no sign of their own."""
 _NOT_NOW = {408, 429}
 
 _FIXES = {
@@ -45,7 +45,7 @@ _FIXES = {
 
 
 def fault_of(error: BaseException) -> Fault:
-    """What `error`, raised by an fsspec file system, says of its storage."""
+    """What `error`, raised by an fsspec file system, means for its storage."""
     if type(error) is RuntimeError and error.__cause__ is not None:  # adlfs, of a deletion
         return fault_of(error.__cause__)
     text = str(error)

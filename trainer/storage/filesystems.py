@@ -1,7 +1,7 @@
-"""fsspec's file system behind a URL, so that what one call takes is known: one try, with limits, without remembering.
+"""fsspec's file system behind a URL, with one try per call and with time limits, so that a call takes a known time.
 
-Each library has tries and pauses of its own, which would multiply ours: 33 s of gcsfs 2026.10 and 83 s of adlfs 2026.8
-for one call to a server that is off.
+Each library has retries and pauses of its own, which would multiply ours: 33 s of gcsfs 2026.10 and 83 s of adlfs
+2026.8 for one call to a server that is off.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INSTALL = "For s3://, gs:// and az:// install the extras: pip install 'syncnorm[
 
 @dataclass(frozen=True)
 class Times:
-    """How long one try may take: to connect, for each piece of an answer, and in all, with a second a MiB more."""
+    """Time limits of one try: to connect, for each piece of an answer, and in all, with a second more for each MiB."""
 
     connect_s: float
     read_s: float
@@ -38,9 +38,9 @@ def filesystem_at(url: str) -> tuple[Any, str]:
 
 
 def steady_filesystem_at(url: str, times: Times) -> tuple[Any, str]:
-    """The same, of one try a call. Raises: ImportError, ValueError."""
+    """The same, with one try per call. Raises: ImportError, ValueError."""
     protocol = url.partition("://")[0]
-    # A listing that is remembered would hide what other hosts write.
+    # A cached listing would hide files that other hosts write.
     options: dict[str, Any] = {"use_listings_cache": False}
     if protocol == "s3":
         return _s3_at(url, times, options)

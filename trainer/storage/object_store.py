@@ -1,4 +1,4 @@
-"""A storage under a URL that fsspec knows, with limits to how long anything takes."""
+"""A storage under a URL that fsspec knows, with limits on how long every call takes."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ T = TypeVar("T")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
 _PATIENT = Times(connect_s=5, read_s=30, call_s=40)
 _IMPATIENT = Times(connect_s=3, read_s=8, call_s=10)
-"""Of the service, whose every look must end within its lease."""
+"""Patience of the service, where every call must end within its lease."""
 _BLOCK_BYTES = 16 * 2**20
 
 
 class Bucket:
-    """Whatever fsspec reaches under a URL. Credentials are those of this host's environment, never ours to know.
+    """Any storage that fsspec reaches under a URL. Credentials come from this host's environment.
 
-    What can't be reached is tried again for `patience_s`; after that each call tries once, until one succeeds, so that
-    a process that has given up is not held up again at every step of its end.
+    An unavailable storage is retried for `patience_s`. After that each call tries once, until one succeeds, so that a
+    process that has given up is not delayed again at every step of its end.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Bucket:
         self._clock = clock
         self._sleep = sleep
         self._times = _PATIENT if patience_s > 0 else _IMPATIENT
-        # Only S3 says whether it was the bucket that is not there.
+        # Only S3 says whether it is the bucket that does not exist.
         self._seen = url.partition("://")[0] not in GOOGLE | AZURE
         try:
             self._fs, self._path = steady_filesystem_at(self.root, self._times)
@@ -64,7 +64,7 @@ class Bucket:
         return content
 
     def write(self, name: str, content: bytes, *, private: bool = False) -> None:
-        del private  # whoever may read the bucket
+        del private  # readable by everyone who may read the bucket
         self._tried(f"write {name}", lambda: self._limited(len(content), "pipe_file", self._at(name), content))
 
     def put(self, source: Path, name: str) -> None:
@@ -78,7 +78,7 @@ class Bucket:
             end = min(start + _BLOCK_BYTES, size_bytes)
             arrived.update(self._fs.cat_file(self._at(name), start=start, end=end))
         if self._limited(0, "info", self._at(name))["size"] != size_bytes or arrived.hexdigest() != sent:
-            raise ConnectionError("what arrived is not what was sent")
+            raise ConnectionError("the stored content differs from what was sent")
 
     def get(self, name: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ class Bucket:
                 with suppress(FileNotFoundError):  # gone meanwhile
                     self._limited(0, "rm", found)
                 if left := self._find(name):  # s3fs says nothing of keys that were refused (2026.9)
-                    raise PermissionError(f"{len(left)} of {len(found)} files are still there")
+                    raise PermissionError(f"{len(left)} of {len(found)} files still exist")
 
         self._tried(f"remove {name}", act)
 
@@ -126,7 +126,7 @@ class Bucket:
             raise
 
     def _require_bucket(self) -> None:
-        """What is not there may be the bucket itself. Raises: FileNotFoundError saying so."""
+        """A missing file may mean a missing bucket. Raises: FileNotFoundError that says so."""
         if self._seen:
             return
         bucket = self._path.partition("/")[0]
@@ -137,8 +137,8 @@ class Bucket:
         self._seen = True
 
     def _limited(self, size_bytes: int, method: str, *args: Any) -> Any:
-        """What has no limit of its own, ended after a while: for one, aiohttp waits for a server's leave to send a body
-        as long as that likes (3.14)."""
+        """Ends calls without a time limit of their own: for example, aiohttp waits for a server's permission to send a
+        body without limit (3.14)."""
         if not self._fs.async_impl:
             return getattr(self._fs, method)(*args)
 
@@ -152,9 +152,7 @@ class Bucket:
         return f"{self._path}/{name}".rstrip("/")
 
     def _tried(self, what: str, act: Callable[[], T], *, may_miss: bool = False) -> T:
-        """What `act` answers, tried again while the storage is away.
-
-        may_miss: that something is not there is an answer.
+        """The result of `act`, retried while the storage is unavailable. may_miss: a missing file is a valid answer.
 
         Raises: FileNotFoundError (may_miss), StorageError.
         """
@@ -165,14 +163,14 @@ class Bucket:
             except Exception as error:  # each of fsspec's file systems has its own
                 fault = fault_of(error)
                 if fault is Fault.MISSING and may_miss:
-                    raise FileNotFoundError(f"{self.root}: can't {what}: it is not there") from error
+                    raise FileNotFoundError(f"{self.root}: can't {what}: it does not exist") from error
                 tried_s = self._clock() - began
                 if fault is not Fault.AWAY or self._gave_up or tried_s + pause_s > self._patience_s:
                     self._gave_up = fault is Fault.AWAY
                     kind = StorageAwayError if fault is Fault.AWAY else StorageError
                     raise kind(explain(fault, self.root, what, error, tried_s)) from error
                 if pause_s == _FIRST_PAUSE_S:
-                    logger.warning("the storage %s is away, trying again to %s: %s", self.root, what, error)
+                    logger.warning("the storage %s is unavailable; retrying to %s: %s", self.root, what, error)
                 self._sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             else:

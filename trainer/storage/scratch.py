@@ -19,9 +19,10 @@ _LOCK = ".lock"
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """An empty folder, readable by its owner alone, in SYNCNORM_SCRATCH or the temporary folder; removed in the end.
+    """An empty folder, readable by its owner only, in SYNCNORM_SCRATCH or the temporary folder; deleted at the end.
 
-    A process that is killed can't remove its own: the next one on the host does, for the lock goes with its holder.
+    A process that is killed can't delete its own. The next one on the host does, because the lock is released with its
+    holder.
     """
     _remove_left()
     while True:
@@ -29,7 +30,7 @@ def scratch() -> Iterator[Path]:
         lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
         if _take(lock):
             break
-        os.close(lock)  # taken for one that was left, between the two lines above
+        os.close(lock)  # another process mistook it for a leftover, between the two lines above
     try:
         yield folder / "files"
     finally:
@@ -39,11 +40,11 @@ def scratch() -> Iterator[Path]:
 
 def _remove_left() -> None:
     for folder in _folder().glob(f"{_PREFIX}*"):
-        with suppress(OSError):  # another user's, or gone meanwhile
+        with suppress(OSError):  # another user's, or deleted meanwhile
             lock = os.open(folder / _LOCK, os.O_RDWR)
             try:
                 if _take(lock):
-                    logger.info("removing what a killed process left: %s", folder)
+                    logger.info("deleting scratch files that a killed process left behind: %s", folder)
                     shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(lock)

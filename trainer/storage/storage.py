@@ -1,7 +1,7 @@
-"""Where attempts keep what must outlive their processes: a folder that all hosts share, or an fsspec URL.
+"""The storage that outlives the processes of attempts: a folder that all hosts share, or an fsspec URL.
 
-Both kinds answer alike, `test_storage.py` asks them the same: a file is whole or not there, and "not
-there" is never said of a storage that can't be asked.
+Both kinds behave alike, and `test_storage.py` runs the same checks on both: a file is whole or missing, and a storage
+that is unavailable never answers "missing".
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from syncnorm.trainer.storage.object_store import Bucket
 class Storage(Protocol):
     """Files by their names relative to `root`, with slashes.
 
-    Everything raises StorageError where the storage can't be asked or refuses, with what to change.
+    Every method raises StorageError, with what to change, if the storage is unavailable or refuses.
     """
 
     @property
@@ -36,7 +36,7 @@ class Storage(Protocol):
         """private: readable by its owner alone, where files have owners."""
 
     def put(self, source: Path, name: str) -> None:
-        """A copy of `source`; returns once what arrived has its digest."""
+        """Copy `source` to the storage; returns once the stored content has its digest."""
 
     def get(self, name: str, target: Path) -> None:
         """A copy at `target`. Raises: FileNotFoundError."""
@@ -45,10 +45,10 @@ class Storage(Protocol):
         """Whether there is a file."""
 
     def names(self, below: str = "") -> list[str]:
-        """All files below a folder, sorted; none where there is no such folder."""
+        """All files below a folder, sorted; empty if there is no such folder."""
 
     def remove(self, name: str) -> None:
-        """A file, or everything below a folder; what is not there is fine."""
+        """Delete a file, or everything below a folder; a missing one is fine."""
 
 
 def is_url(path: str) -> bool:
@@ -56,7 +56,7 @@ def is_url(path: str) -> bool:
 
 
 def storage_at(root: str, *, patience_s: float = 0.0) -> Storage:
-    """patience_s: for how long what can't be reached is tried again; a folder has none."""
+    """The storage at a folder or URL. patience_s: how long an unavailable one is retried; a folder has none."""
     return Bucket(root, patience_s=patience_s) if is_url(root) else Folder(root)
 
 
@@ -129,7 +129,7 @@ class Folder:
         except (IsADirectoryError, NotADirectoryError) as error:
             raise FileNotFoundError(f"{self.root}: can't {what}: {error}") from error
         except OSError as error:
-            raise StorageError(f"the storage {self.root} can't {what}: {error}. Mend it, then retry.") from error
+            raise StorageError(f"the storage {self.root} can't {what}: {error}. Repair it, then retry.") from error
 
 
 def _raise_unless_gone(error: OSError) -> None:

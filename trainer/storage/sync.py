@@ -1,8 +1,8 @@
-"""Which of the files that a process works on lie on the job's storage, and which of the storage's it has here.
+"""Which files of a process are on the job's storage, and which of the storage's files it has on this host.
 
-Where the storage is a folder, processes work in it, and there is nothing to bring or take: `IN_PLACE`. Where it is a
-URL, each process works in a scratch folder of its own, and `Mirrored` carries files to and fro, by their places: below
-the scratch folder a file lies as it does behind the `://` of its URL.
+If the storage is a folder, processes work in it and nothing is copied: `IN_PLACE`. If it is a URL, each process works
+in a scratch folder of its own and `Mirrored` copies files both ways, by their places: below the scratch folder a file
+has the path that it has behind the `://` of its URL.
 """
 
 from __future__ import annotations
@@ -18,45 +18,45 @@ from syncnorm.trainer.storage.scratch import scratch
 from syncnorm.trainer.storage.storage import Storage, is_url, storage_at
 
 PATIENCE_S = 90.0
-"""For how long a storage that is away is waited for. Shorter than the time ranks wait for each other by default."""
+"""How long an unavailable storage is retried. Shorter than the time ranks wait for each other by default."""
 _ONE_CALL_S = 40.0
 """The last try may take as long as a connection and an answer may."""
 
 
 class Mirror(Protocol):
-    """Between files here and on the storage. Raises: StorageError where that can't be asked, from everything."""
+    """Copies files between this host and the storage. Every method raises StorageError if it is unavailable."""
 
     longest_s: float
-    """How long one file may keep its caller; 0 where nothing is carried."""
+    """How long one file may delay its caller; 0 if nothing is copied."""
     workplace: str
-    """What it is that processes work in, for messages."""
+    """Where processes work, for messages."""
 
     def local(self, name: str) -> Path:
-        """Where a file or folder that others call `name` lies here."""
+        """The path on this host of a file or folder whose public name is `name`."""
 
     def name(self, path: Path) -> str:
-        """What others call it: a path that all hosts share, or a URL."""
+        """Its public name: a path that all hosts share, or a URL."""
 
     def publish(self, path: Path) -> None:
-        """Have a file on the storage, as it is now. It is there, and whole, when this returns."""
+        """Copy a file to the storage, as it is now. It is complete there when this returns."""
 
     def publish_all(self, folder: Path, last: str | None = None) -> None:
-        """Publish what is new in a folder, the file `last` after all others."""
+        """Publish the new files of a folder, `last` after all others."""
 
     def fetch(self, path: Path) -> None:
-        """Have a file here as it is on the storage: not at all, where it is not there."""
+        """Fetch a file from the storage; if it does not exist there, delete it here."""
 
     def fetch_all(self, folder: Path) -> None:
-        """Have all files of a folder here."""
+        """Fetch all files of a folder."""
 
     def children(self, folder: Path) -> list[Path]:
-        """What lies directly in a folder on the storage, sorted."""
+        """Names directly in a folder on the storage, sorted."""
 
     def remove(self, path: Path) -> None:
-        """Take a file, or all files of a folder, off a storage that is elsewhere."""
+        """Delete a file, or all files of a folder, from a storage that is elsewhere."""
 
     def forget(self, folder: Path) -> None:
-        """Give the room here back, where that is not the storage."""
+        """Delete the local copy, if the storage is elsewhere."""
 
     def describe(self, folder: Path) -> str:
         """The storage of a folder in a message: how full it is, or its URL."""
@@ -97,7 +97,7 @@ IN_PLACE = InPlace()
 
 
 class Mirrored:
-    """The storage lies under a URL. base: the scratch folder of this process. where: any URL in its bucket."""
+    """The storage is under a URL. base: the scratch folder of this process. where: any URL in its bucket."""
 
     workplace = "the scratch folder of each rank (SYNCNORM_SCRATCH on the host names another place)"
 
@@ -129,7 +129,7 @@ class Mirrored:
 
     def fetch(self, path: Path) -> None:
         if not path.is_relative_to(self._top):
-            return  # of another storage, as an operator may have changed it: it is here or it is not
+            return  # of another storage, as an operator may have changed it: use what is here
         try:
             self._storage.get(self._key(path), path)
         except FileNotFoundError:
@@ -173,5 +173,5 @@ def workplace(where: str, *, patience_s: float = PATIENCE_S) -> Iterator[tuple[P
     with scratch() as base:
         mirror = Mirrored(base, where, patience_s=patience_s)
         root = mirror.local(where)
-        root.mkdir(parents=True)  # ours to make: it is on this host, so nothing that should be mounted
+        root.mkdir(parents=True)  # on this host, so it may be created: nothing is missing a mount
         yield root, mirror

@@ -1,4 +1,4 @@
-"""One thing done beside training, in a thread of its own, and waited for before the next."""
+"""One background task alongside training, in a thread of its own, awaited before the next one starts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class BackgroundTasks:
-    """Does what it is given in order, one at a time. Behind its block nothing is under way any more.
+    """Runs tasks in order, one at a time; after its block none is running.
 
     is_threaded: in a thread; else at once, in the caller's.
     """
@@ -22,7 +22,7 @@ class BackgroundTasks:
         self._under_way: Future[None] | None = None
 
     def do(self, act: Callable[[], None]) -> None:
-        """Begin `act`, once what came before it is over. Raises: what that did."""
+        """Start `act` after the previous task has ended. Raises: the error of that one."""
         self.finish()
         if self._executor is None:
             act()
@@ -46,7 +46,7 @@ class BackgroundTasks:
         except Exception as missed:
             if error is None:
                 raise
-            logger.warning("what was under way when training ended failed as well: %s", missed)
+            logger.warning("a background task failed too when training ended: %s", missed)
         finally:
             if self._executor is not None:
                 self._executor.shutdown()

@@ -1,7 +1,7 @@
 """Checkpoints on storage: a folder of files with a manifest of their digests, which is written last.
 
-A folder without a manifest that fits its files does not count. The newest one that verifies is the one to resume from.
-Paths are of this host; a mirror says what lies on the storage, where that is elsewhere.
+A folder whose manifest does not match its files does not count. Training resumes from the newest one that verifies.
+Paths are on this host; a mirror says which are on the storage, if that is elsewhere.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def write(folder: Path, state: dict[str, Any], *, step: int, epoch: int, world_s
 
 
 def verify(path: Path) -> Checkpoint:
-    """The checkpoint at `path`, every file held against its digest.
+    """The checkpoint at `path`, with every file compared with its digest.
 
     Raises: CheckpointCorruptError naming the file that is missing or differs.
     """
@@ -85,11 +85,11 @@ def verify(path: Path) -> Checkpoint:
         content = (path / MANIFEST).read_bytes()
         manifest = json.loads(content)
         if manifest.pop("sha256") != _digest(manifest):
-            raise CheckpointCorruptError(f"checkpoint {path}: {MANIFEST} does not fit its own digest")
+            raise CheckpointCorruptError(f"checkpoint {path}: {MANIFEST} does not match its own digest")
         files = manifest["files"]
         for name, fact in files.items():
             if (path / name).stat().st_size != fact["bytes"] or sha256_of(path / name) != fact["sha256"]:
-                raise CheckpointCorruptError(f"checkpoint {path}: {name} does not fit its digest in {MANIFEST}")
+                raise CheckpointCorruptError(f"checkpoint {path}: {name} does not match its digest in {MANIFEST}")
         return Checkpoint(
             path=path,
             step=manifest["step"],
@@ -104,9 +104,9 @@ def verify(path: Path) -> Checkpoint:
 
 
 def fetch(path: Path, mirror: Mirror) -> Checkpoint:
-    """Have the checkpoint at `path` here, verified; of one without a manifest nothing is brought.
+    """Fetch the checkpoint at `path` and verify it; one without a manifest is not fetched.
 
-    Raises: CheckpointCorruptError; StorageError where the storage can't be asked, which says nothing of the checkpoint.
+    Raises: CheckpointCorruptError; StorageError if the storage is unavailable, which says nothing about the checkpoint.
     """
     mirror.fetch(path / MANIFEST)
     if (path / MANIFEST).exists():
@@ -115,15 +115,12 @@ def fetch(path: Path, mirror: Mirror) -> Checkpoint:
 
 
 def publish(path: Path, mirror: Mirror) -> None:
-    """Have a checkpoint on the storage: there it counts once its manifest is there.
-
-    Raises: StorageError.
-    """
+    """Copy a checkpoint to the storage, where it counts once its manifest is there. Raises: StorageError."""
     try:
         mirror.publish_all(path, last=MANIFEST)
     except StorageError as error:
         raise type(error)(
-            f"the checkpoint {path.name} could not be kept: {error} The one before it is kept."
+            f"the checkpoint {path.name} could not be stored: {error} The one before it is kept."
         ) from error
 
 
@@ -136,7 +133,8 @@ def load(path: Path, mirror: Mirror = IN_PLACE) -> dict[str, Any]:
 
 
 def newest(folders: list[Path], mirror: Mirror = IN_PLACE) -> Checkpoint | None:
-    """The verified checkpoint with the most steps in any of `folders`; those that fail are logged and passed over."""
+    """The verified checkpoint with the most steps in any of `folders`; those that do not verify are logged and
+    skipped."""
     found = sorted(
         (path for folder in folders for path in _candidates(folder, mirror)), key=lambda path: path.name, reverse=True
     )
@@ -144,7 +142,7 @@ def newest(folders: list[Path], mirror: Mirror = IN_PLACE) -> Checkpoint | None:
         try:
             return fetch(path, mirror)
         except CheckpointCorruptError as error:
-            logger.warning("passing over a checkpoint: %s", error)
+            logger.warning("skipping a checkpoint that does not verify: %s", error)
             mirror.forget(path)
     return None
 
@@ -152,13 +150,13 @@ def newest(folders: list[Path], mirror: Mirror = IN_PLACE) -> Checkpoint | None:
 def retain(folder: Path, keep: int, spare: Collection[int] = (), mirror: Mirror = IN_PLACE) -> list[int]:
     """Delete all but the newest `keep` checkpoints and those of steps `spare`, and leftovers of unfinished writes.
 
-    The steps of those that are left, in order.
+    Returns the steps of the remaining ones, in order.
     """
     found = sorted(_candidates(folder, mirror), key=lambda path: path.name)
     kept = {*found[-keep:], *(_path(folder, step) for step in spare)}
     for path in found:
         if path not in kept:
-            mirror.remove(path / MANIFEST)  # what is half deleted must not look like a checkpoint
+            mirror.remove(path / MANIFEST)  # a half-deleted folder must not look like a checkpoint
             mirror.remove(path)
             _remove(path)
     for path in folder.glob(f"{TEMPORARY}*"):
@@ -167,7 +165,7 @@ def retain(folder: Path, keep: int, spare: Collection[int] = (), mirror: Mirror 
 
 
 def _remove(path: Path) -> None:
-    """Whole or not at all: a folder that is half deleted should not look like a checkpoint."""
+    """Delete a checkpoint so that a half-deleted folder does not look like one."""
     if path.exists():
         aside = path.with_name(f"{TEMPORARY}gone-{path.name}")
         shutil.rmtree(aside, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The spec's normalization applied to a network, and the report of what became of every layer."""
+"""Applies the spec's normalization to a network, and reports what happened to every layer."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class TrainingModule(LightningModule):
         self.info = info
         self.spec = spec
         self._total_steps = total_steps
-        # Not registered as submodules: what they have counted differs from rank to rank and is no part of the model.
+        # Not registered as submodules: their counts differ from rank to rank and are not part of the model.
         self._scores = {
             "train": _persistent(Scores(info, "train", loss_only=self._own is not None)),
             "val": _persistent(Scores(info, "val")),
@@ -105,7 +105,7 @@ class TrainingModule(LightningModule):
         return loss * batch.weight
 
     def uncounted_loss(self, batch: Batch, batch_idx: int) -> Tensor:
-        """What training_step returns for `batch`, leaving out of the metrics that it was ever looked at."""
+        """The loss that training_step returns for `batch`, without counting the batch in the metrics."""
         if self._own is not None:
             with unlogged(self._own):
                 return training_loss(self._own, batch, batch_idx) * batch.weight
@@ -147,14 +147,14 @@ class TrainingModule(LightningModule):
         return self.train_metrics
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """With the metrics of the last epoch, for an attempt that finds nothing left to train."""
+        """The metrics of the last epoch, for an attempt that finds nothing left to train."""
         checkpoint[METRICS] = {"train": self.train_metrics, "val": self.val_metrics}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.train_metrics, self.val_metrics = checkpoint[METRICS]["train"], checkpoint[METRICS]["val"]
 
     def own_state(self) -> dict[str, dict[str, Any]]:
-        """What this rank alone has: what it counted of the epoch so far, and statistics that are not synchronized."""
+        """State of this rank only: its counts of the epoch so far, and statistics that are not synchronized."""
         tensors = self.network.state_dict()
         return {
             "counted": {name: tensor.cpu() for name, tensor in self._scores["train"].state_dict().items()},
@@ -168,7 +168,7 @@ class TrainingModule(LightningModule):
         self.network.load_state_dict(state["statistics"], strict=False)
 
     def adopt_counted(self, states: list[dict[str, Any]]) -> None:
-        """What ranks of another world size had counted of the epoch: all of it on rank 0, so that it counts once."""
+        """Take over the counts of ranks of another world size: all on rank 0, so that they count once."""
         if self.trainer.global_rank == 0:
             counted = [state["counted"] for state in states]
             self._scores["train"].load_state_dict(

@@ -1,4 +1,4 @@
-"""What a task asks of a model's output: a loss, and scores that are exact over workers and uneven batches."""
+"""Loss and scores of each task, exact over workers and uneven batches."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def task_loss(info: DataInfo, output: Tensor, target: Tensor) -> Tensor:
 
 
 class SampleMean(Metric):
-    """Mean over samples of what is given as means of batches; sums in fp64. A NaN stays, for it should be seen.
+    """Mean over samples of values given as means of batches; sums in fp64. A NaN stays, so that it is noticed.
 
-    Not torchmetrics.MeanMetric: it looks for NaN with a device synchronization at every step, and told not to, it
+    Not torchmetrics.MeanMetric: it looks for NaN with a device synchronization at every step, and without that it
     forgets the weights (nan_strategy="disable", torchmetrics 1.9).
     """
 
@@ -47,7 +47,7 @@ class SampleMean(Metric):
         self.add_state("samples", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, mean: Tensor, samples: int) -> None:
-        # In place: to assign to a state of torchmetrics takes longer than to add.
+        # In place, because assigning to a state of torchmetrics takes longer than adding.
         self.total.add_(mean.detach().double() * samples)
         self.samples.add_(samples)
 
@@ -97,7 +97,7 @@ class Scores(nn.Module):
 
 
 def score_names(info: DataInfo) -> tuple[str, ...]:
-    """The scores of a task beside its loss; the first one is the score to compare models by."""
+    """The scores of a task besides its loss; the first one is the score to compare models by."""
     return tuple(_scores(info))
 
 

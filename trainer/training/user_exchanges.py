@@ -1,7 +1,7 @@
-"""Exchanges between workers in a user's own training_step, where the last batch can't take them.
+"""Refuses exchanges between workers in a user's training_step that the last batch would break.
 
 A loss that gathers over workers (SimCLR, CLIP) needs shares of one size: with others gloo aborts the process and NCCL
-hangs. That would be at the end of the first epoch, so such an exchange is refused at the first step already.
+hangs. That would happen at the end of the first epoch, so such an exchange is refused at the first step.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _BY_SHAPE = ("allgather", "_allgather_base", "gather", "alltoall", "alltoall_bas
 _ANY = (*_BY_SHAPE, "_reduce_scatter_base", "allreduce", "broadcast", "reduce", "scatter", "barrier")
 _BY_SHAPE_OPS = ("all_gather_into_tensor", "all_to_all_single", "reduce_scatter_tensor")
 _ANY_OPS = (*_BY_SHAPE_OPS, "all_reduce", "broadcast")
-"""Of torch.distributed._functional_collectives, which go past the methods of a process group."""
+"""Functions of torch.distributed._functional_collectives, which bypass the methods of a process group."""
 
 
 @contextmanager
 def refused(name: str, shares: Sequence[int] | None, samples: int) -> Iterator[None]:
-    """Within, exchanges that the last batch could not take raise ValueError, whoever calls them but norm layers.
+    """Within the block, exchanges that the last batch would break raise ValueError, unless norm layers call them.
 
     name: of the user's class. shares: samples of each rank in the last batch; None: all have as many. samples: of this
     worker now. An empty share skips training_step, so then nothing may be exchanged there at all; otherwise nothing
@@ -48,7 +48,7 @@ def refused(name: str, shares: Sequence[int] | None, samples: int) -> Iterator[N
 
 @contextmanager
 def _preceded(owner: Any, name: str, check: Callable[[Any], None]) -> Iterator[None]:
-    """Within, `owner.name` is called only after `check` was, with its arguments."""
+    """Within the block, `check` runs before each call of `owner.name`, with its arguments."""
     original = getattr(owner, name)
     kept = vars(owner)[name]  # what binds to an instance, which `original` does not
 
@@ -81,7 +81,7 @@ def _is_as_long(arguments: Any, samples: int) -> bool:
 
 
 def _is_of_norm() -> bool:
-    """Whether a normalization layer asks: they weight by count, and take part with an empty share too."""
+    """Whether a normalization layer calls: those weight by count, and take part with an empty share too."""
     frame = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")

@@ -1,4 +1,4 @@
-"""What a user's LightningModule gives to self.log: means over an epoch, over all samples of all ranks."""
+"""Metrics that a user's LightningModule passes to self.log: means over an epoch, over all samples of all ranks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from syncnorm.trainer.ranks.exchange import gather
 
 
 class UserMetrics:
-    """Stands in for `log` and `log_dict` of a user's module while it trains.
+    """Replaces `log` and `log_dict` of a user's module while it trains.
 
-    Lightning's own would average over batches, and over ranks only where asked to, and forgets an epoch's first half
-    when a job resumes. Here a value counts by the samples of its batch (`batch_size` where it is given), whatever
-    on_step, on_epoch and sync_dist say; a torchmetrics.Metric is computed and reset at the end of the epoch.
+    Lightning's own would average over batches, and over ranks only on request, and forgets the first half of an epoch
+    when a job resumes. Here a value counts by the samples of its batch (`batch_size` if given), whatever on_step,
+    on_epoch and sync_dist say. A torchmetrics.Metric is computed and reset at the end of the epoch.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class UserMetrics:
 
     def log(self, name: str, value: Any, *_: object, batch_size: int | None = None, **__: object) -> None:
         """As LightningModule.log."""
-        name = mlflow_name(name)  # one that MLflow refuses would hold up all metrics behind it
+        name = mlflow_name(name)  # one that MLflow refuses would block all later metrics
         if isinstance(value, Metric):
             self._metrics[name] = value
             return
@@ -55,7 +55,7 @@ class UserMetrics:
         return found | {name: total / weight for name, (total, weight) in add_up(gather(own)).items()}
 
     def state(self) -> dict[str, list[float]]:
-        """What this rank has counted of the epoch so far, for a checkpoint."""
+        """The counts of this rank in the epoch so far, for a checkpoint."""
         return {name: [float(total), float(weight)] for name, (total, weight) in self._sums.items()}
 
     def restore(self, state: dict[str, list[float]]) -> None:

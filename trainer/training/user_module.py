@@ -1,6 +1,6 @@
-"""What of a user's LightningModule takes part in training: training_step, forward, configure_optimizers.
+"""The parts of a user's LightningModule that training uses: training_step, forward, configure_optimizers.
 
-It stands inside the trainer's own module, which does the rest: validation (forward must give class scores), epochs,
+It is wrapped in the trainer's own module, which does the rest: validation (forward must give class scores), epochs,
 checkpoints. Its validation_step is called for what it logs, see user_metrics.py; its other hooks are not.
 """
 
@@ -45,7 +45,7 @@ def training_loss(own: LightningModule, batch: Batch, batch_idx: int) -> Tensor:
 
 @contextmanager
 def unlogged(own: LightningModule) -> Iterator[None]:
-    """Within, own.log and own.log_dict do nothing: Lightning would add what they are given to the epoch's means."""
+    """Within the block, own.log and own.log_dict do nothing: Lightning would add their values to the epoch's means."""
     names = ("log", "log_dict")
     before = {name: vars(own)[name] for name in names if name in vars(own)}
     vars(own).update(dict.fromkeys(names, _log_nothing))
@@ -62,7 +62,7 @@ def has_validation_step(own: LightningModule) -> bool:
 
 
 def own_optimizers(own: LightningModule) -> OptimizerLRScheduler:
-    """What own.configure_optimizers gives; None if `own` does not define it, so that the spec's optimizer is used."""
+    """The optimizers of own.configure_optimizers; None if `own` does not define it, so that the spec's is used."""
     if type(own).configure_optimizers is LightningModule.configure_optimizers:
         return None
     return own.configure_optimizers()

@@ -50,7 +50,7 @@ def _require_known(init_args: Mapping[str, Any], known: Mapping[str, Any]) -> No
 
 
 def _require_reachable(target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """What jsonargparse lets pass and the call would not. Raises: ValueError."""
+    """Check arguments that jsonargparse accepts although the call would fail. Raises: ValueError."""
     for name, parameter in _parameters(target).items():
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise ValueError(f"it takes {name!r} by position only, and init_args are passed by name")

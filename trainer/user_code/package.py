@@ -1,4 +1,4 @@
-"""Uploaded user code: unpacked by the driver into the attempt's folder, put onto the path by every rank."""
+"""Uploaded user code: the driver unpacks it into the attempt's folder, and every rank puts it onto its path."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from syncnorm.trainer.storage.sync import PATIENCE_S
 
 
 def unpack(package: str, digest: str, into: Path) -> None:
-    """Unpack an archive that the service has looked through; digest: `sha256:…`, as the spec names it.
+    """Unpack an archive that the service has checked; digest: `sha256:…`, as in the spec.
 
-    Raises: FileNotFoundError if it is not on storage any more; StorageError if that can't be asked; ValueError if it is
-    another one than was uploaded.
+    Raises: FileNotFoundError if it is no longer on the storage; StorageError if the storage is unavailable; ValueError
+    if it is another archive than was uploaded.
     """
     with local_copy(package, patience_s=PATIENCE_S) as path, path.open("rb") as file:
         found = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
         if found != digest:
-            raise ValueError(f"code.package must be the archive that was uploaded, {digest}; on storage lies {found}.")
+            raise ValueError(f"code.package must be the archive that was uploaded, {digest}; the storage has {found}.")
         shutil.rmtree(into, ignore_errors=True)
         with zipfile.ZipFile(file) as archive:
             archive.extractall(into)
 
 
 def put_on_path(package: Path) -> None:
-    """Let this process, and those it forks or spawns, import from `package` before all else.
+    """Make this process, and those it forks or spawns, import from `package` before everything else.
 
-    package: the folder it was unpacked into, or the archive itself, which Python imports from as it is.
+    package: the folder it was unpacked into, or the archive itself, from which Python can import.
     """
     if package.exists() and str(package) not in sys.path:
         sys.path.insert(0, str(package))

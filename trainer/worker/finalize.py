@@ -1,4 +1,4 @@
-"""After the last step: population statistics and scores on every rank, then export, proof and publication."""
+"""After the last step: population statistics and scores on every rank, then export, certificate and publication."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from syncnorm.trainer.worker.fit import FitResult, Loaders
 def finalize(
     module: TrainingModule, data: Data, loaders: Loaders, launch: Launch, folders: AttemptFolders, fitted: FitResult
 ) -> Result:
-    """Population statistics and scores on every rank; export, proof and publication on rank 0.
+    """Population statistics and scores on every rank; export, certificate and publication on rank 0.
 
     Raises: ExportMismatchError; nothing is logged or registered then.
     """
     device = _device(launch)
     network = module.network.to(device)  # Lightning has put it on the CPU
     agreement = check_agreement(network)
-    network.float()  # what was trained in 64-true is exported, and answered for, in the precision of its data
+    network.float()  # a network trained in 64-true is exported and certified in the precision of its data
     before = evaluate(network, data.info, loaders.val, device)
     population = population_statistics(network, loaders.train, launch.spec.statistics.population, device)
     after = evaluate(network, data.info, loaders.val, device)
@@ -70,7 +70,7 @@ def finalize(
 
 
 def _upload_artifacts(launch: Launch, folders: AttemptFolders, publisher: Publisher) -> None:
-    """Those of earlier attempts first: statistics they recorded, which a resumed one does not record again."""
+    """Upload artifacts, those of earlier attempts first: their statistics are not recorded again by a resumed one."""
     for earlier in folders.earlier(launch.attempt):
         folders.mirror.fetch_all(earlier.artifacts)
         if earlier.artifacts.is_dir():
@@ -97,7 +97,7 @@ def held_out_samples(data: Data) -> Array:
 
 
 def describe_network(job_id: str, spec: JobSpec, data: Data) -> dict[str, Any]:
-    """export/model.json: all it takes to build the network that the weights belong to."""
+    """export/model.json: everything needed to build the network that the weights belong to."""
     return {
         "job_id": job_id,
         "model": spec.model.model_dump(mode="json"),

@@ -61,7 +61,7 @@ class Loaders:
 
     @classmethod
     def build(cls, data: Data, spec: JobSpec, rank: int, world_size: int) -> Loaders:
-        # The global batch is that of the workers asked for, also when an elastic job goes on with fewer.
+        # The global batch is that of resources.workers, also while an elastic job runs on fewer.
         global_batch = spec.data.batch_size * spec.resources.workers
         on_gpu = spec.resources.gpus_per_worker > 0
         train = train_loader(
@@ -86,10 +86,10 @@ def total_steps(train: TrainSpec, batches_an_epoch: int) -> int:
 
 
 def compile_in_place(network: nn.Module) -> None:
-    """Have calls of `network` run compiled; neither names nor classes change.
+    """Run calls of `network` compiled, without changing names or classes.
 
-    `nn.Module.compile` would compile nothing where the outermost module is one of torch's own, e.g. nn.Sequential:
-    Dynamo passes over frames in torch.nn unless a frame outside calls them (torch 2.13).
+    `nn.Module.compile` would compile nothing if the outermost module is one of torch's own, for example nn.Sequential:
+    Dynamo skips frames in torch.nn unless a frame outside calls them (torch 2.13).
     """
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -135,7 +135,8 @@ def fit(
 
 @contextmanager
 def _spool(folders: AttemptFolders, context: RankContext) -> Iterator[Spool]:
-    """What was recorded is on the storage in the end, whatever becomes of the block, if only that takes it."""
+    """Within the block, metrics are recorded; at its end they are on the storage, whatever happens, if that accepts
+    files."""
     spool = Spool(folders.spool)
     try:
         yield spool
@@ -145,7 +146,7 @@ def _spool(folders: AttemptFolders, context: RankContext) -> Iterator[Spool]:
             if context.rank == 0:
                 folders.mirror.publish(folders.spool)
         except StorageError as error:
-            logger.warning("metrics since the last checkpoint are not kept: %s", error)
+            logger.warning("could not store the metrics since the last checkpoint: %s", error)
 
 
 def _callbacks(
@@ -156,7 +157,8 @@ def _callbacks(
     checkpoints: CheckpointWriter,
     steps: int,
 ) -> list[Callback]:
-    """In the order they are called in; what keeps state that an epoch's end changes comes before the checkpoint."""
+    """The callbacks in the order of their calls; those with state that an epoch's end changes come before the
+    checkpoint."""
     partition = PartitionDetector(reporter.silent_s, reaches_ray_head)
 
     def requested() -> StopRequest | None:
@@ -179,7 +181,7 @@ def _callbacks(
         ),
     ]
     if spec.diagnostics:
-        # Behind the recorder, which must not take a probe's forward passes for those of training.
+        # After the recorder, which must not mistake a probe's forward passes for those of training.
         callbacks.append(Diagnostics(spec.diagnostics, folders.artifacts, spool, steps=steps))
     if spec.train.precision != "16-mixed":
         callbacks.append(NonFiniteGuard(reporter, spool))

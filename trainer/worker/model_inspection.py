@@ -1,8 +1,8 @@
-"""What only a process that knows torch can say of a spec: which layers are converted, and what the audit finds.
+"""Facts about a spec that need torch: which layers are converted, and what the audit finds.
 
-`python -m syncnorm.trainer.worker.model_inspection [PACKAGE]` reads a job spec (JSON) from standard input and prints an
-Inspection (JSON). PACKAGE is the archive of the user's code. Nothing is trained. The service runs it as a process of
-its own for a dry run; an attempt audits its own network the same way.
+`python -m syncnorm.trainer.worker.model_inspection` reads a job spec (JSON) from standard input and prints an
+Inspection (JSON). Nothing is trained. The service runs it as a separate process for a dry run; an attempt audits its
+own network the same way.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from syncnorm.trainer.worker.smoke_forward import SAMPLES, check_forward
 
 
 def inspect(spec: JobSpec) -> Inspection:
-    """Build, convert and audit the network of `spec`; what goes wrong on the way is a finding, too."""
+    """Build, convert and audit the network of `spec`; an error on the way is a finding, too."""
     try:
         return _inspect(spec)
     except Exception as error:
@@ -54,7 +54,7 @@ def inspect(spec: JobSpec) -> Inspection:
 
 
 def _field(error: Exception) -> str:
-    """The field that our own messages begin with."""
+    """The field of the spec that begins one of our own messages."""
     found = re.match(r"(model|data|norm|optimizer|train)(\.\w+)+", str(error))
     return found.group() if found else ""
 
@@ -68,7 +68,7 @@ def _inspect(spec: JobSpec) -> Inspection:
 
 
 def audit(network: nn.Module, data: Data, spec: JobSpec, workers: int) -> list[Finding]:
-    """What norm.audit finds about a converted network, as findings of a plan for an attempt of `workers`."""
+    """The findings of norm.audit about a converted network, as findings of a plan, for an attempt of `workers`."""
     assert isinstance(data.train, Sized)
     samples, full = len(data.train), spec.data.batch_size * spec.resources.workers
     batches = max(1, samples // full)
@@ -96,7 +96,7 @@ def _dtype_of(network: nn.Module) -> torch.dtype:
 
 
 def require_no_error(findings: Sequence[Finding]) -> None:
-    """Raises: ValueError for what a plan calls an error, in its words: the job would fail, or train for nothing."""
+    """Raises: ValueError for errors of a plan, in its words: the job would fail, or train in vain."""
     errors = alike([finding for finding in findings if finding.severity == "error"])
     if errors:
         texts = [f"{name_some(paths) or 'spec'}: {one.message} {one.fix}" for one, paths in errors]

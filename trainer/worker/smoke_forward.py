@@ -1,4 +1,4 @@
-"""One forward of two samples before anything is trained: whether the network takes the data and answers the task."""
+"""One forward pass of two samples before training: does the network accept the data and fit the task?"""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_forward(network: nn.Module, info: DataInfo) -> None:
     got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if got != expected:
         raise ValueError(
-            f"the network must answer {SAMPLES} samples with class scores of shape {expected}, got {got}. The data has "
+            f"for {SAMPLES} samples the network must return class scores of shape {expected}, got {got}. The data has "
             f"{info.num_classes} classes: give the model as many outputs, or correct num_classes of the data."
         )
 
@@ -55,7 +55,7 @@ def _undisturbed(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _watched(network: nn.Module, inside: list[str], given: list[str]) -> Iterator[None]:
-    """Keeps the path of the layer that is running at the end of `inside`, with what it was given."""
+    """Records the path of the layer that is running at the end of `inside`, with its inputs."""
 
     def enter(path: str, args: tuple[object, ...]) -> None:
         inside.append(path)

@@ -49,17 +49,16 @@ MLFLOW_PATIENCE_S = 60.0
 
 
 def train(config: dict[str, Any]) -> dict[str, Any] | None:
-    """The train loop that Ray Train runs on each worker: `train_at` its place."""
+    """The train loop that Ray Train runs on each worker: `train_at` with the worker's place."""
     user_code.hide_checkout()
     return train_at(ray_context(), config)
 
 
 def train_at(context: RankContext, config: dict[str, Any]) -> dict[str, Any] | None:
-    """What the worker at `place` does; rank 0 returns the attempt's Result as plain values.
+    """Runs the worker at `place`; rank 0 returns the attempt's Result as plain values.
 
-    A failure leaves `failures/rank-N.json` in the attempt's folder, for the driver to classify.
-
-    Raises: RankFailedError, which says the same, for a storage that takes no more files.
+    A failure leaves `failures/rank-N.json` in the attempt's folder, for the driver to classify. Raises: RankFailedError
+    with the same content, in case the storage accepts no more files.
     """
     with ExitStack() as stack:
         try:
@@ -96,7 +95,7 @@ def _work(launch: Launch, folders: AttemptFolders, context: RankContext) -> dict
             write_atomic(folders.failure(context.rank), failure.model_dump_json().encode())
             folders.mirror.publish(folders.failure(context.rank))
         preflight.tell_failure(context)
-        # Ray logs the cause with its text, so one that may hold a secret is left out.
+        # Ray logs the cause with its text, so a cause that may hold a secret is dropped.
         raise RankFailedError(failure.model_dump_json()) from (None if hidden else error)
     finally:
         at_the_end.close()
@@ -109,7 +108,8 @@ def run(
 ) -> Result:
     """Build, train to the end or to a stop, finalize.
 
-    at_the_end: closed once a failure is on file. Waiting for MLflow belongs there: the other ranks don't wait as long.
+    at_the_end: closed once a failure is on file. Waiting for MLflow belongs there, because the other ranks don't wait
+    as long.
     """
     spec = launch.spec
     torch.set_num_threads(spec.resources.cpus_per_worker)
@@ -147,7 +147,8 @@ def run(
 
 
 def describe(launch: Launch, inspection: Inspection, folders: AttemptFolders) -> None:
-    """spec.yaml, plan.json and norm/conversion.json, for the run's artifacts; what to mind, for the job's logs."""
+    """Write spec.yaml, plan.json and norm/conversion.json for the run's artifacts, and the plan's warnings to the job's
+    logs."""
     spec = launch.spec
     planned = plan(spec, None, inspection)
     layers = Counter(one["to"] for one in inspection.conversion)
@@ -161,7 +162,7 @@ def describe(launch: Launch, inspection: Inspection, folders: AttemptFolders) ->
     for finding, paths in alike(planned.findings):
         if finding.severity != "info":
             where = f"{places}: " if (places := name_some(paths)) else ""
-            logger.warning("%s%s %s", where, finding.message, finding.fix)
+            logger.warning("plan finding: %s%s %s", where, finding.message, finding.fix)
     text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
     conversion = json.dumps(inspection.conversion, indent=1)
     write_atomic(folders.artifacts / "spec.yaml", text.encode())

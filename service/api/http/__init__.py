@@ -1,1 +1,1 @@
-"""What holds for every request: methods, queries, bodies, entity tags, pages, errors, foreign origins."""
+"""HTTP rules for every request: methods, queries, bodies, entity tags, pages, errors and foreign origins."""

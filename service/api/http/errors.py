@@ -26,38 +26,47 @@ _PATH = "/:@!$&'()*+,;=-._~"
 
 
 class FieldProblem(BaseModel):
-    """One thing wrong in a body: where, as a JSON pointer (RFC 6901), and what must hold."""
+    """One thing that is wrong in a request."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     pointer: str
+    """Where: a JSON pointer into the body (RFC 6901), or `query:NAME`, `path:NAME` or `header:NAME`."""
     detail: str
+    """What must hold, and what we got."""
 
 
 class ProblemDetails(BaseModel):
     """Every answer of 4xx and 5xx (RFC 9457). `code` is stable and meant for programs; `detail` is for people."""
 
     type: str
+    """The code as a URN."""
     title: str
+    """The HTTP status in words."""
     status: int
+    """The HTTP status."""
     detail: str
+    """What is wrong and what to change, for people."""
     instance: str
     """Path of the request."""
     code: str
+    """What is wrong, as a word for programs; it does not change between versions."""
     request_id: str
-    """Also in the service's log, and in the header X-Request-Id."""
+    """Names this request in the service log. Also in the header X-Request-Id."""
     errors: list[FieldProblem] = []
-    """What is wrong where, of a request that can't be taken."""
+    """Each thing that is wrong, with its place, if the request can't be accepted."""
     state: str | None = None
-    """With 409 `state_conflict`: the state that the request is in conflict with."""
+    """With 409 `state_conflict`: the state that does not allow the request."""
     allowed: list[str] | None = None
     """With 409 `state_conflict`: what that state allows."""
     available: list[str] | None = None
-    """With 406: the media types there are."""
+    """With 406: the media types you can ask for."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
 
 class ApiError(Exception):
-    """An answer other than 2xx. extra: further members, e.g. the state a conflict is with."""
+    """An answer other than 2xx. extra: further members, for example the state of a conflict."""
 
     def __init__(
         self,
@@ -79,7 +88,7 @@ class ApiError(Exception):
 
 
 def refused(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For `responses` of a route: problems that it has besides those that all have (`syncnorm.service.api.openapi`)."""
+    """For `responses` of a route: problems besides those that all routes have (`syncnorm.service.api.openapi`)."""
     return {status: {"description": ""} for status in statuses}
 
 
@@ -120,17 +129,17 @@ async def _own(request: Request, error: ApiError) -> JSONResponse:
 async def _framework(request: Request, error: HTTPException) -> JSONResponse:
     path, headers, detail = request.scope["path"], dict(error.headers or {}), str(error.detail)
     if error.status_code == 404:
-        detail = f"There is nothing at {path[:200]}." + (" Leave the last slash out." if path.endswith("/") else "")
+        detail = f"There is nothing at {path[:200]}." + (" Remove the trailing slash." if path.endswith("/") else "")
     elif error.status_code == 405:
         headers["Allow"] = ", ".join(allowed(request.scope))
-        detail = f"{request.method} is not possible at {path[:200]}. Possible: {headers['Allow']}."
+        detail = f"{request.method} is not allowed at {path[:200]}. Allowed: {headers['Allow']}."
     code = _CODES.get(error.status_code) or _title(error.status_code).lower().replace(" ", "_")
     return problem(request, ApiError(error.status_code, code, detail, headers=headers))
 
 
 _CODES = {413: "request_entity_too_large", 422: "invalid_request"}
 TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
-"""Python's own differ between its versions."""
+"""Titles whose wording differs between Python versions."""
 
 
 def _title(status: int) -> str:
@@ -139,7 +148,9 @@ def _title(status: int) -> str:
 
 async def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
     errors = [_field_problem(item) for item in error.errors()]
-    return problem(request, ApiError(422, "invalid_request", "The request can't be read.", errors=errors))
+    return problem(
+        request, ApiError(422, "invalid_request", "The request is not valid; `errors` says where.", errors=errors)
+    )
 
 
 def _field_problem(item: Mapping[str, Any]) -> FieldProblem:
@@ -147,31 +158,36 @@ def _field_problem(item: Mapping[str, Any]) -> FieldProblem:
     detail = item["msg"].removeprefix("Value error, ")
     if place == "body":
         return FieldProblem(pointer="".join(f"/{_escaped(part)}" for part in rest), detail=detail)
-    # What was sent is told of queries and paths only: bodies and headers may hold secrets.
+    # Values are quoted from queries and paths only: bodies and headers may hold secrets.
     got = f"; got {item['input'][:100]!r}" if place in ("query", "path") and isinstance(item["input"], str) else ""
     return FieldProblem(pointer=f"{place}:{'.'.join(rest)}", detail=detail + got)
 
 
 async def _storage(request: Request, error: StorageError) -> JSONResponse:
-    logger.warning("the storage can't be used", extra={**_which(request), "error": str(error)})
+    logger.warning(
+        "request answered with 503: the storage is unavailable", extra={**_which(request), "error": str(error)}
+    )
     return problem(request, ApiError(503, "storage_unreachable", str(error), headers={"Retry-After": "10"}))
 
 
 async def _outside(request: Request, error: BackendError) -> JSONResponse:
     code = "database_unavailable" if isinstance(error, DatabaseUnavailableError) else "unreachable"
-    logger.warning("something that the service needs can't be used", extra={**_which(request), "error": str(error)})
+    logger.warning(
+        "request answered with 503: the database, Ray or MLflow is unavailable",
+        extra={**_which(request), "error": str(error)},
+    )
     return problem(request, ApiError(503, code, str(error), headers={"Retry-After": "5"}))
 
 
 async def _gone(request: Request, _: Exception) -> JSONResponse:
-    """Nobody reads it, but it is counted as what it was."""
-    return problem(request, ApiError(408, "request_timeout", "The rest of the body did not come."))
+    """The client has gone, so nobody reads this answer, but it is counted under the right status."""
+    return problem(request, ApiError(408, "request_timeout", "The connection ended before the whole body had arrived."))
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    logger.error("request failed", exc_info=error, extra=_which(request))
+    logger.error("request failed with an internal error", exc_info=error, extra=_which(request))
     detail = "Internal error. Search the service log for this request id."
-    # This answer passes the gate by, which adds the header to all others.
+    # This answer bypasses the middleware, which adds the header to all others.
     headers = {"X-Request-ID": _which(request)["request_id"]}
     return problem(request, ApiError(500, "internal", detail, headers=headers))
 

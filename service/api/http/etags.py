@@ -1,4 +1,4 @@
-"""Entity tags: telling that nothing changed (If-None-Match), and changing only what one has seen (If-Match)."""
+"""Entity tags: 304 if nothing changed (If-None-Match), and changes only to the version the client knows (If-Match)."""
 
 from __future__ import annotations
 

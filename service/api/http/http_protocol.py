@@ -1,4 +1,4 @@
-"""HTTP on a connection, with an end to waiting: uvicorn itself waits for the rest of a request for ever (0.54)."""
+"""HTTP on a connection, with time limits: uvicorn itself waits for the rest of a request for ever (0.54)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEAD_S = 20.0
 """From the first byte of a request, or from the connection, to the end of its headers."""
 IDLE_S = 30.0
-"""Longest pause within a body, and what a body may take whatever its rate."""
+"""Longest pause within a body; the time a body may take whatever its rate."""
 MIN_RATE = 1024
-"""Bytes a second that a body has to come at, on average; a package of 64 MiB may take hours."""
+"""Least average rate of a body in bytes a second; a package of 64 MiB may take hours."""
 MAX_HEAD = 64 * 2**10
 """Bytes of request line and headers."""
 UNREAD_S = 300
-"""A client that reads nothing of an answer for so long is given up, as one that is gone."""
+"""A client that has read nothing of an answer for so long is disconnected."""
 _UPGRADE = re.compile(rb"^upgrade(?=[ \t]*:)", re.IGNORECASE | re.MULTILINE)
 _EMPTY_LINE = re.compile(rb"^\r?\n", re.MULTILINE)
 
 
 class Part(Enum):
-    """What a connection waits for."""
+    """What a connection is waiting for."""
 
     HEAD = "the headers"
     BODY = "the body"
@@ -35,7 +35,7 @@ class Part(Enum):
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """Closes a connection whose request does not come in time. An answer may take as long as it likes."""
+    """Closes a connection whose request does not arrive in time. An answer may take any time."""
 
     _part = Part.NOTHING
     _began_at = _last_at = 0.0
@@ -63,9 +63,9 @@ class BoundedHttp(HttpToolsProtocol):
             self._end(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
     def _without_upgrade(self, data: bytes) -> bytes:
-        """A head in which no upgrade is offered, for nothing here speaks HTTP/2 or WebSocket.
+        """The head without the offer of an upgrade, since the service has neither HTTP/2 nor WebSockets.
 
-        Java's HttpClient and `curl --http2` offer one with each request. A server may pass it over, but httptools drops
+        Java's HttpClient and `curl --http2` offer one with each request. A server may ignore it, but httptools drops
         the body of such a request, and all that follows on the connection (0.9).
         """
         data, self._begun_line = self._begun_line + data, b""
@@ -103,11 +103,11 @@ class BoundedHttp(HttpToolsProtocol):
         return min(self._last_at + IDLE_S, self._began_at + IDLE_S + self._received / MIN_RATE)
 
     def _check(self) -> None:
-        """One timer a connection, set anew when it fires: a request costs none of its own."""
+        """One timer for each connection, reset when it fires: a request needs no timer of its own."""
         self._timer = None
         if self._part is Part.NOTHING or self.transport.is_closing():
             return
-        if self.flow.read_paused:  # it is us who are slow
+        if self.flow.read_paused:  # the service is slow, not the client
             self._wait_for(self._part)
         elif self.loop.time() < self._due_at():
             self._timer = self.loop.call_at(self._due_at(), self._check)
@@ -124,7 +124,7 @@ class BoundedHttp(HttpToolsProtocol):
 
 
 def make_server(app: ASGIApp) -> uvicorn.Server:
-    """The web server of this service, for listeners that `bound_connections` has seen."""
+    """The web server of this service, for listeners that `bound_connections` has prepared."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -139,7 +139,7 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
 
 
 def bound_connections(listener: socket.socket) -> None:
-    """Have the connections of a listener end when the other side is gone, or reads nothing for `UNREAD_S`."""
+    """Close connections of a listener when the other side is gone, or reads nothing for `UNREAD_S`."""
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_S * 1000)

@@ -1,4 +1,4 @@
-"""Reading JSON bodies strictly: plain JSON as RFC 8259 has it, neither too deep nor unstorable."""
+"""Reads JSON bodies strictly: plain JSON as in RFC 8259, not nested too deeply, and storable in every database."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class JsonBody:
 
 
 async def read_json(request: Request) -> JsonBody:
-    """Raises: ApiError 400 for what is not JSON, 422 for values that can't be kept."""
+    """Raises: ApiError 400 if it is not JSON, 422 for values that can't be stored."""
     value = parse(await request.body())
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return JsonBody(value, hashlib.sha256(canonical.encode()).hexdigest())
@@ -35,7 +35,7 @@ Json = Annotated[JsonBody, Depends(read_json)]
 
 
 def parse(raw: bytes) -> Any:
-    """Raises: ApiError 400 for what is not JSON, 422 for a key given twice and for values that can't be kept."""
+    """Raises: ApiError 400 if it is not JSON, 422 for duplicate keys and values that can't be stored."""
     try:
         value = json.loads(raw, parse_constant=_refuse, parse_int=_integer, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
@@ -49,12 +49,12 @@ def _refuse(name: str) -> Any:
 
 
 def _integer(text: str) -> int:
-    """Of more digits than Python reads, the first ones: the value is refused as too large all the same."""
+    """Keeps the first digits of a number that is longer than Python reads; it is refused as too large anyway."""
     return int(text[:40])
 
 
 class _Repeated(dict[str, Any]):
-    """An object in which a key came twice, of which readers would silently take one value or the other."""
+    """An object with a duplicate key, for which readers would silently take one value or the other."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -99,4 +99,6 @@ def _escape(key: str) -> str:
 
 def _bad(where: str, detail: str) -> ApiError:
     errors = [FieldProblem(pointer=where, detail=detail)]
-    return ApiError(422, "invalid_value", "The body holds a value that can't be kept.", errors=errors)
+    return ApiError(
+        422, "invalid_value", "The body holds a value that can't be stored; `errors` says where.", errors=errors
+    )

@@ -1,4 +1,4 @@
-"""HEAD wherever GET is, OPTIONS everywhere, and which methods a path has."""
+"""HEAD for every GET, OPTIONS everywhere, and the list of methods that a path has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ORDER = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 
 
 def allowed(scope: Scope) -> list[str]:
-    """The methods of the scope's path, as for an Allow header; empty where there is nothing."""
+    """The methods of the scope's path, as for an Allow header; empty for an unknown path."""
     app: FastAPI = scope["app"]
     routes = (route for route in iter_route_contexts(app.routes) if route.methods)
     found = {method for route in routes if route.path_regex.match(scope["path"]) for method in route.methods or ()}
@@ -37,7 +37,7 @@ class MethodMiddleware:
             await self._app(scope, receive, send)
 
     async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Ends the answer after its headers: a stream that GET would follow for hours, too."""
+        """Ends the answer after its headers, also for a stream that GET would follow for hours."""
         is_sent = False
 
         async def headers_only(message: Message) -> None:
@@ -47,7 +47,7 @@ class MethodMiddleware:
                 await send({"type": "http.response.body", "body": b""})
                 is_sent = True
             if is_sent:
-                raise OSError("HEAD has no body")  # what starlette takes for a client that has gone
+                raise OSError("HEAD has no body")  # starlette treats this as a client that has gone
 
         scope["method"] = "GET"
         try:

@@ -1,4 +1,4 @@
-"""Refuses the requests of foreign web pages, and tells browsers what they may do with our answers."""
+"""Refuses requests of foreign web pages, and tells browsers what they may do with our answers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ANSWERS = {
 
 
 class OriginGuard:
-    """Only what a user may have sent reaches the application. Plain ASGI, so that streams pass through untouched."""
+    """Passes on only requests that a user may have sent. Plain ASGI, so that streams pass through untouched."""
 
     def __init__(self, app: ASGIApp, trusted: Trusted) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Query strings, read strictly: nothing that a client wrote is left out without a word."""
+"""Reads query strings strictly: a parameter that would have no effect is refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def check_query(request: Request, known: Known) -> None:
         return
     problems = list(_problems(request, known))
     if problems:
-        raise ApiError(422, "invalid_request", "The request can't be read.", errors=problems[:_MOST])
+        raise ApiError(
+            422, "invalid_request", "The request is not valid; `errors` says where.", errors=problems[:_MOST]
+        )
 
 
 def _problems(request: Request, known: Known) -> Iterator[FieldProblem]:
@@ -45,7 +47,7 @@ def _problems(request: Request, known: Known) -> Iterator[FieldProblem]:
 
 def _unknown(name: str, known: Known) -> str:
     if not known:
-        return "is not a parameter: this operation takes none"
+        return "is not a parameter; this operation takes none"
     meant = difflib.get_close_matches(name, known, 1)
-    hint = f"did you mean {meant[0]}? " if meant else ""
-    return f"is not a parameter; {hint}It may be {', '.join(sorted(known))}"
+    hint = f"Did you mean {meant[0]}? " if meant else ""
+    return f"is not a parameter. {hint}Use one of: {', '.join(sorted(known))}"

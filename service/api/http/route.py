@@ -1,4 +1,4 @@
-"""What holds for every operation of the public API: strict queries and bodies, Accept, conditional reading."""
+"""The route class of the public API: strict queries and bodies, Accept, and conditional reads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Route(APIRoute):
     """Wraps FastAPI's own handling of a request."""
 
     def get_route_handler(self) -> Handler:
-        """Checks come first, so that nothing is done by a request that is refused."""
+        """Checks run first, so that a refused request has no effect."""
         answer, known = super().get_route_handler(), parameters_of(self.dependant)
         reads = self.path.startswith("/v1/") and "GET" in (self.methods or ())
         has_one_form = list(self.responses.get(200, {}).get("content", {JSON: {}})) == [JSON]

@@ -1,4 +1,4 @@
-"""What the workers of an attempt report. See trainer/contract/protocol.py for the messages."""
+"""Endpoints for the reports of an attempt's workers. See trainer/contract/protocol.py for the messages."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def heartbeat(
     attempt_id: AttemptId, message: protocol.Heartbeat, reports: Reports, authorization: Bearer = ""
 ) -> protocol.Reply:
     _authenticate(reports, message.fence, authorization, "heartbeat")
-    # Ranks renew the lease and count steps; the phase is what the driver and rank 0 say.
+    # Every rank renews the lease and counts steps; the phase comes from the driver and rank 0.
     phase = message.phase if message.source in ("driver", "rank-0") else None
     return _reply(
         reports,
@@ -139,14 +139,14 @@ def events(
 ) -> protocol.Reply:
     _authenticate(reports, message.fence, authorization, "events")
     if not reports.limits.event(message.fence):
-        detail = "The workers of an attempt may tell 50 events a second; try again in 1 s."
+        detail = "The workers of an attempt may send 50 events a second; try again in 1 s."
         raise ApiError(429, "rate_limited", detail, headers={"Retry-After": "1"})
     event = NewEvent(_kind_of(message), message.message, message.data, WORKER)
     return _reply(reports, reports.table.add_event(attempt_id, message.fence, event))
 
 
 def _kind_of(message: protocol.Event) -> str:
-    """What is not known to come from workers is the job's own, and says so."""
+    """Kinds that syncnorm's workers do not send are prefixed with `user.`."""
     if message.kind in protocol.WORKER_EVENTS:
         return message.kind
     return f"user.{_NOT_IN_A_NAME.sub('_', message.kind)[:_MOST_OF_A_NAME]}"
@@ -188,7 +188,7 @@ def secrets_of_export(
 def heartbeat_of_export(
     job_id: JobId, name: ExportName, message: protocol.Heartbeat, reports: Reports, authorization: Bearer = ""
 ) -> protocol.Reply:
-    """Whether this start of it still counts: asked before it registers a model. It renews nothing."""
+    """Whether this start of the export is current: asked before it registers a model. It renews no lease."""
     _running_export(reports, job_id, name, message.fence, authorization)
     return protocol.Reply()
 
@@ -198,7 +198,7 @@ def _running_export(reports: _Reports, job_id: str, name: str, fence: str, autho
     _check(fence, authorization)
     export, job = reports.exports.get(job_id, name), reports.jobs.get(job_id)
     if export is None or job is None or export.state is not ExportState.RUNNING or export.fence != fence:
-        raise ApiError(409, "stale_fence", f"Export {name} of {job_id} is over or was started again.")
+        raise ApiError(409, "stale_fence", f"Export {name} of {job_id} has ended or was started again.")
     return job
 
 
@@ -216,7 +216,7 @@ def _authenticate(reports: _Reports, fence: str, authorization: str, path: str) 
 
 def _check(fence: str, authorization: str) -> None:
     if not hmac.compare_digest(authorization.encode(), f"Bearer {attempt_token(fence)}".encode()):
-        raise ApiError(401, "unauthorized", "This is not the token of the attempt.")
+        raise ApiError(401, "unauthorized", "This is not the token of this attempt.")
 
 
 def _reply(reports: _Reports, job: Job | None, new_phase: str | None = None) -> protocol.Reply:
@@ -229,11 +229,13 @@ def _reply(reports: _Reports, job: Job | None, new_phase: str | None = None) -> 
 
 
 def _stale_fence(attempt_id: str) -> ApiError:
-    return ApiError(409, "stale_fence", f"Attempt {attempt_id} is over or was replaced; stop and write nothing more.")
+    return ApiError(
+        409, "stale_fence", f"Attempt {attempt_id} has ended or was superseded. Stop, and write nothing more."
+    )
 
 
 def progress_of(job: Job, attempt: Attempt, message: protocol.Progress, now: datetime) -> dict[str, Any]:
-    """Progress as the API shows it; the estimate takes the pace of this attempt's steps."""
+    """Progress as the API shows it, with an estimate from the speed of this attempt's steps."""
     eta_s = percent = None
     if message.steps:
         percent = min(100.0, round(100 * message.step / message.steps, 2))

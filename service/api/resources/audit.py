@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query
 
 from syncnorm.service.api.dependencies import Admin, provide
-from syncnorm.service.api.http.pagination import LONGEST, decode, encode, list_id
+from syncnorm.service.api.http.pagination import Cursor, decode, encode, list_id
 from syncnorm.service.api.http.route import Route
 from syncnorm.service.api.resources.job_list import Instant
 from syncnorm.service.api.views import ActorView, View
@@ -21,24 +21,37 @@ Audit = Annotated[AuditTable, Depends(provide(lambda components: components.stor
 
 
 class AuditView(View):
-    """before, after: the values that changed; never the value of a secret. outcome `unchanged`: it was so already.
-    count: how often the same was refused, for refusals are added up. request_id: as in the answer and in the log."""
+    """An entry of the audit."""
 
     at: datetime
+    """When it happened."""
     actor: ActorView
+    """Who did it."""
     action: str
+    """What was done, such as `job.cancel` or `token.create`."""
     object: str
+    """What it was done to: an id, or OWNER/NAME of a secret."""
     before: dict[str, Any] | None
+    """The values that changed, as they were; never the value of a secret. null if none changed."""
     after: dict[str, Any] | None
+    """The values that changed, as they are; never the value of a secret. null if none changed."""
     outcome: Outcome
+    """Whether it was done. `unchanged`: it was so already."""
     detail: str
+    """For refusals: status and code of the answer."""
     count: int
+    """How often the same was refused: repetitions within a minute become one entry."""
     request_id: str | None
+    """As in the answer and in the service log; null if no request asked for it."""
 
 
 class AuditPage(View):
+    """A page of the audit."""
+
     items: list[AuditView]
+    """The entries, newest first."""
     next_cursor: str | None
+    """Send it as `cursor` to get the next page. null: this is the last page."""
 
 
 @router.get("")
@@ -46,20 +59,22 @@ def list_audit(
     *,
     audit: Audit,
     who: Admin,  # noqa: ARG001  (its check is what is wanted)
-    actor: Annotated[str | None, Query(max_length=120, description="An owner, or the id of a token.")] = None,
+    actor: Annotated[
+        str | None, Query(max_length=120, description="By this owner, or with the token of this id.")
+    ] = None,
     action: Annotated[
-        str | None, Query(max_length=40, description="E.g. job.cancel; job: everything about jobs.")
+        str | None, Query(max_length=40, description="Such as job.cancel; job: everything about jobs.")
     ] = None,
     object: Annotated[
         str | None, Query(max_length=400, description="Id of a job, study, token or package; OWNER/NAME of a secret.")
     ] = None,
-    since: Instant | None = None,
-    until: Instant | None = None,
-    cursor: Annotated[str | None, Query(max_length=LONGEST)] = None,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    since: Annotated[Instant | None, Query(description="At this time or later, such as 2026-01-31T12:00:00Z.")] = None,
+    until: Annotated[Instant | None, Query(description="Before this time, such as 2026-01-31T12:00:00Z.")] = None,
+    cursor: Cursor = None,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Most entries in a page. Default: 50.")] = 50,
 ) -> AuditPage:
     """Who did what, newest first: verbs on jobs and studies, changes of priority, labels and limits, exports, tokens,
-    secrets, packages, what was refused, and failed authentication."""
+    secrets and packages, refused requests, and failed authentication."""
     listing = list_id("audit", actor=actor, action=action, object=object, since=since, until=until)
     before = decode(listing, cursor, int)[0] if cursor is not None else None
     found = audit.find(AuditQuery(actor, action, object, since, until, before, limit))

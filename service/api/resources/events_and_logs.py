@@ -1,4 +1,4 @@
-"""/v1/jobs/{id}/events and /logs: pages, or a stream that can be taken up again anywhere."""
+"""/v1/jobs/{id}/events and /logs: as pages, or as a stream that can be resumed at any position."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from syncnorm.service.api.dependencies import Reader, provide, visible_job
 from syncnorm.service.api.http.accept import wanted
-from syncnorm.service.api.http.pagination import LONGEST, decode, encode, list_id
+from syncnorm.service.api.http.pagination import Cursor, decode, encode, list_id
 from syncnorm.service.api.http.route import JSON, Route
 from syncnorm.service.api.sse import NDJSON, NDJSON_FORMAT, SSE, TEXT, Entry, Feed, StreamFormat, sse_format, stream
 from syncnorm.service.api.views import EventPage, EventView, LinePage, LineView, View, event_view, line_view
@@ -20,17 +20,24 @@ JobFeed = Annotated[
     Feed,
     Depends(provide(lambda parts: Feed(parts.store.jobs, parts.store.history, parts.notifier))),
 ]
-Cursor = Annotated[str | None, Query(max_length=LONGEST)]
-Limit = Annotated[int, Query(ge=1, le=1000, description="Of a page. A stream has no limit.")]
+Limit = Annotated[
+    int, Query(ge=1, le=1000, description="Most items in a page. Without effect on a stream. Default: 200.")
+]
 LastId = Annotated[
     str | None,
-    Header(alias="Last-Event-ID", pattern=r"^[0-9]{1,18}$", description="Of a stream: continue behind this id."),
+    Header(
+        alias="Last-Event-ID",
+        pattern=r"^[0-9]{1,18}$",
+        description="For a stream: continue after the item with this id.",
+    ),
 ]
-Follow = Annotated[bool, Query(description="Stay connected until the job is finished, in any form but JSON.")]
+Follow = Annotated[
+    bool, Query(description="Stay connected until the job is finished, in any form but JSON. Default: false.")
+]
 
 
 def _formats(view: type[View], *, text: bool) -> dict[int | str, dict[str, Any]]:
-    """What there is besides JSON pages, for the OpenAPI document."""
+    """The media types besides JSON pages, for the OpenAPI document."""
     shown = [{"$ref": f"#/components/schemas/{view.__name__}"}, {"type": "object", "maxProperties": 0}]
     one = {"contentMediaType": JSON, "contentSchema": {"anyOf": shown}}
     event = {
@@ -57,7 +64,8 @@ def events(
 ) -> Response:
     """Everything that happened to a job, oldest first.
 
-    `Accept: text/event-stream` streams what comes, too. So does `follow=true`, as server-sent events or NDJSON.
+    `Accept: text/event-stream` also streams new events as they come. So does `follow=true`, as server-sent events or
+    NDJSON.
     """
     visible_job(feed.jobs, who, job_id)
     form = wanted(request, [SSE, NDJSON] if follow else [JSON, NDJSON, SSE])
@@ -82,10 +90,16 @@ def logs(
     feed: JobFeed,
     who: Reader,
     last_event_id: LastId = None,
-    attempt: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,
-    rank: Annotated[int | None, Query(ge=-1, le=2**31 - 1, description="-1 is the driver.")] = None,
-    q: Annotated[str | None, Query(max_length=200, description="Only lines that contain this.")] = None,
-    tail: Annotated[int | None, Query(ge=1, le=1000, description="Begin with the last so many lines.")] = None,
+    attempt: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Only of this attempt. Default: all.")] = None,
+    rank: Annotated[
+        int | None, Query(ge=-1, le=2**31 - 1, description="Only of this rank; -1 is the driver. Default: all.")
+    ] = None,
+    q: Annotated[
+        str | None, Query(max_length=200, description="Only lines that contain this text. Default: all.")
+    ] = None,
+    tail: Annotated[
+        int | None, Query(ge=1, le=1000, description="Begin with this many of the last lines. Default: all.")
+    ] = None,
     follow: Follow = False,
     cursor: Cursor = None,
     limit: Limit = 200,
@@ -93,7 +107,7 @@ def logs(
     """Log lines of all ranks, in the order in which they came.
 
     `Accept` chooses among a JSON page, plain text, NDJSON and server-sent events; with `follow=true`, among the last
-    three. Text is given as it was printed, control characters included.
+    three. The text of a line is as it was printed, control characters included.
     """
     visible_job(feed.jobs, who, job_id)
     form = wanted(request, [SSE, NDJSON, TEXT] if follow else [JSON, TEXT, NDJSON, SSE])

@@ -1,4 +1,4 @@
-"""/v1/jobs/{id}/exports: what a finished job has given, and more of it in other formats."""
+"""/v1/jobs/{id}/exports: the exports of a finished job, and new ones in other formats."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Path, Response
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
@@ -27,6 +27,7 @@ from syncnorm.trainer.contract.failure import FailureReason, advised
 from syncnorm.trainer.contract.spec_reader import read_export
 from syncnorm.trainer.errors import SpecError
 
+ExportName = Annotated[str, Path(description="`1` is the job's own export; later ones count up.")]
 router = APIRouter(prefix="/v1/jobs/{job_id}/exports", tags=["jobs"], route_class=Route)
 
 
@@ -52,39 +53,56 @@ _BODY = {
 
 
 class ExportView(View):
-    """name: `1` is the job's own, later ones count on. path: of the files among the run's artifacts. files: SHA-256 by
-    name. certificate: how far the answers of the exported model are from the trained one's. What there is only after
-    success is null before. starts: how often it was started, more than once if one was lost."""
+    """An export of a succeeded job. What exists only after success is null before."""
 
     name: str
+    """`1` is the job's own export; later ones count up."""
     state: ExportState
+    """Where the export is in its life."""
     reason: FailureReason | None
+    """Why its latest start failed; null otherwise."""
     message: str
+    """What happened, and after a failure what to do."""
     export: dict[str, Any]
+    """The `export` section of a spec it was made from."""
     path: str
+    """Folder of its files among the run's artifacts."""
     uri: str | None
+    """Where MLflow serves the model from."""
     registered: str | None
+    """Name and version in the model registry; null if export.register_as was not given."""
     passed: bool | None
+    """Whether every exported form answers as the trained model does."""
     files: dict[str, str]
+    """SHA-256 of each file, by name."""
     certificate: dict[str, Any] | None
+    """How far the answers of each exported form are from the trained model's."""
     starts: int
+    """How often it was started: more than once if a start was lost."""
     created_at: datetime
+    """When you asked for it."""
     started_at: datetime | None
+    """When it was first started; null before."""
     finished_at: datetime | None
+    """When it succeeded or failed; null before."""
 
 
 class ExportPage(View):
+    """All exports of a job."""
+
     items: list[ExportView]
+    """The exports, the job's own first."""
     next_cursor: str | None = None
+    """Always null: all of them are on this page."""
 
 
 @router.post("", status_code=201, response_model=ExportView, responses=refused(409), openapi_extra=_BODY)
 def export_again(job_id: str, body: Json, exports: Exports, who: Submitter, key: Key = None) -> Response:
-    """Export a succeeded job once more, from its certified weights; the body is the spec's `export`."""
+    """Export a succeeded job again, from its certified weights. The body is the `export` section of a spec."""
     job = visible_job(exports.jobs, who, job_id)
     section = _read(body.value)
     if job.state is not JobState.SUCCEEDED:
-        detail = f"Job {job.id} is {job.state}; only what has succeeded can be exported again."
+        detail = f"Job {job.id} is {job.state}; only succeeded jobs can be exported."
         raise ApiError(409, "state_conflict", detail, extra={"state": job.state, "allowed": [JobState.SUCCEEDED]})
     digest = hashlib.sha256(f"{job.id} {body.digest}".encode()).hexdigest()
     found = exports.table.add(
@@ -98,7 +116,10 @@ def export_again(job_id: str, body: Json, exports: Exports, who: Submitter, key:
     if found is None:
         raise not_found("job", job_id)
     if isinstance(found, AddOutcome):
-        detail = f"{job.owner} may have {exports.max_unfinished} unfinished exports, no more; wait for some."
+        detail = (
+            f"{job.owner} has reached the limit of {exports.max_unfinished} unfinished exports. Wait for some to "
+            "finish."
+        )
         raise ApiError(429, "too_many_exports", detail, headers={"Retry-After": "60"})
     if isinstance(found, StoredResponse):
         if found.request_hash != digest:
@@ -122,14 +143,15 @@ def _created(job: Job, content: dict[str, Any], headers: dict[str, str]) -> Resp
 
 @router.get("")
 def list_exports(job_id: str, exports: Exports, who: Reader) -> ExportPage:
-    """In order; nothing before the job has succeeded."""
+    """All exports of a job, in order. Empty before the job has succeeded."""
     job = visible_job(exports.jobs, who, job_id)
     first = [first_view(job)] if job.model else []
     return ExportPage(items=first + [later_view(export) for export in exports.table.of_job(job_id)])
 
 
 @router.get("/{name}")
-def get_export(job_id: str, name: str, exports: Exports, who: Reader) -> ExportView:
+def get_export(job_id: str, name: ExportName, exports: Exports, who: Reader) -> ExportView:
+    """One export of a job."""
     job = visible_job(exports.jobs, who, job_id)
     if name == "1" and job.model:
         return first_view(job)

@@ -1,4 +1,4 @@
-"""/healthz: the process lives. /readyz: what it needs answers."""
+"""/healthz: the process is alive. /readyz: everything that jobs need is available. /metrics: for Prometheus."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
-from pydantic import BaseModel
 
 from syncnorm.service.api.components import Components
 from syncnorm.service.api.dependencies import provide
 from syncnorm.service.api.http.route import Route
+from syncnorm.service.api.views import View
 from syncnorm.service.integrations.mlflow_runs import Tracker
 from syncnorm.service.reconciler.reconciler import Reconciler
 from syncnorm.service.telemetry.metrics import Metrics
@@ -35,34 +35,42 @@ Checks = Annotated[_Checks, Depends(provide(_checks))]
 Scrape = Annotated[Metrics, Depends(provide(lambda parts: parts.metrics))]
 
 
-class Health(BaseModel):
+class Health(View):
+    """The process is alive."""
+
     status: str
+    """Always `ok`."""
 
 
-class Readiness(BaseModel):
-    """Whether jobs can run now. The API takes jobs even while the cluster or MLflow is away.
-
-    role: one replica acts as leader; the others stand by and answer as it does.
-    """
+class Readiness(View):
+    """Whether jobs can run now. You can submit jobs even while the cluster or MLflow is unavailable."""
 
     ready: bool
+    """Whether all of the following are true."""
     role: Literal["leader", "standby"]
+    """`leader`: this replica schedules and launches. `standby`: it answers requests, and takes over if the leader
+    dies."""
     database: bool
+    """Whether the database can be written to."""
     cluster: bool
+    """Whether Ray answers."""
     mlflow: bool
+    """Whether MLflow answers."""
     storage: bool
-    """False for a while after it could not be used."""
+    """False for a while after the storage could not be used."""
     reconciler: bool
     """False after three failed ticks in a row, or while one has taken over two minutes."""
 
 
 @router.get("/healthz")
 async def healthz() -> Health:
+    """Whether the process is alive. It asks nothing else, so use it for restarts."""
     return Health(status="ok")
 
 
 @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
 def readyz(checks: Checks) -> JSONResponse:
+    """Whether jobs can run now: 503 while something that they need does not answer."""
     parts = {
         "database": checks.can_write(),
         "cluster": checks.reconciler.view is not None,
@@ -77,5 +85,5 @@ def readyz(checks: Checks) -> JSONResponse:
 
 @router.get("/metrics", response_class=PlainTextResponse)
 def metrics(metrics: Scrape) -> Response:
-    """For Prometheus. Names no secret; owners appear by name, jobs by id while they can't be handled."""
+    """Metrics for Prometheus. Owners appear by name, and jobs by id while they can't be handled; no secrets."""
     return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

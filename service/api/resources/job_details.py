@@ -1,4 +1,4 @@
-"""/v1/jobs/{id}/…: explain, attempts, checkpoints, statistics; and what may be changed or removed."""
+"""/v1/jobs/{id}/…: explain, attempts, checkpoints and statistics, and how to change or delete a job."""
 
 from __future__ import annotations
 
@@ -70,89 +70,128 @@ Details = Annotated[_Details, Depends(provide(_details))]
 
 
 class ExplanationView(View):
-    """Why the job waits or stopped. code is stable; estimated_start is null where nobody can know."""
+    """Why the job is where it is: why it waits, runs or stopped."""
 
     code: str
+    """The reason as a word for programs; it does not change between versions."""
     message: str
+    """The reason in a sentence."""
     shortfall: dict[str, float]
+    """Numbers behind the reason, such as how much capacity is missing."""
     jobs_ahead: int
+    """Queued jobs that go first."""
     blockers: list[str]
+    """Ids of the jobs in the way."""
     estimated_start: datetime | None
+    """When it is expected to start; null where that can't be known."""
 
 
 class CheckpointView(View):
+    """A complete checkpoint."""
+
     attempt: int
+    """Number of the attempt that wrote it."""
     step: int
+    """Finished optimizer steps."""
     epoch: int
+    """Finished epochs."""
     path: str
+    """Its folder on the storage."""
     digest: str
+    """Digest of its manifest, which holds the digests of its files."""
     size_bytes: int
+    """Size of all its files."""
     at: datetime
+    """When the service heard of it."""
     problem: str | None = None
-    """What of its row can't be read, where the database was damaged."""
+    """Which part of its row can't be read, if the database was damaged; null if it can."""
 
 
 class CheckpointPage(View):
+    """All checkpoints of a job."""
+
     items: list[CheckpointView]
+    """The checkpoints, the furthest first."""
     next_cursor: str | None = None
+    """Always null: all of them are on this page."""
 
 
 class StatisticsPoint(View):
+    """Running statistics of one layer at one step."""
+
     step: int
+    """Optimizer step of the record."""
     running_mean_abs: Number | None = None
+    """Mean of |running_mean| over channels."""
     running_var_mean: Number | None = None
+    """Mean of running_var over channels."""
     drift: Number | None = None
+    """How far the batch mean is from the running mean, in standard deviations."""
 
 
 class PopulationView(View):
-    """Of one norm layer over the training set; mean_abs and var_mean are means over channels."""
+    """Statistics of one layer over the whole training set."""
 
     mean_abs: Number
+    """Mean of |mean| over channels."""
     var_mean: Number
+    """Mean of var over channels."""
     drift: Number
+    """How far the running mean was from the population mean, in standard deviations."""
 
 
 class LayerStatistics(View):
-    """Of one norm layer, over steps. population: null until training is over, or where the job asks for none.
-
-    population_drift, and drift there: how far running statistics were from the population's.
-    """
+    """Running statistics of one normalization layer over training."""
 
     layer: str
+    """Module path of the layer."""
     points: list[StatisticsPoint]
+    """A record for each recorded step, in order."""
     population: PopulationView | None
+    """Statistics over the training set; null until training is over, or if statistics.population is none."""
     population_drift: Number | None
+    """The same as population.drift; null until training is over."""
 
 
 class StatisticsPage(View):
+    """Running statistics of all layers."""
+
     items: list[LayerStatistics]
+    """The layers."""
     next_cursor: str | None = None
+    """Always null: all of them are on this page."""
 
 
 IfMatch = Annotated[
-    str | None, Header(alias="If-Match", min_length=1, description='ETags of the job as you know it, e.g. "7", or *.')
+    str | None,
+    Header(alias="If-Match", min_length=1, description='ETag of the job as you know it, such as "7", or * for any.'),
 ]
 
 
 class JobPatch(BaseModel):
-    """What may change while a job lives. labels replaces all of them; of limits only the fields given change, while
-    the job is queued, paused or failed. Null, or a field left out, changes nothing; deadline_s: null takes it away."""
+    """What you want to change. null, or a field left out, changes nothing."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
     priority: Annotated[int, Field(ge=-100, le=100)] | None = None
+    """The new priority. It counts from the next scheduling on. Default: null, no change."""
     labels: Annotated[dict[LabelName, Label], Field(max_length=32)] | None = None
+    """The new labels; they replace all of the old ones at once. Default: null, no change."""
     limits: LimitsSpec | None = None
+    """Limits to change, while the job is queued, paused or failed; those you leave out stay. `deadline_s: null` removes
+    the deadline. They apply to the next attempt. Default: null, no change."""
 
 
 @router.get("/attempts")
 def get_attempts(job_id: str, details: Details, who: Reader) -> AttemptPage:
+    """All attempts of a job, the first one first."""
     visible_job(details.jobs, who, job_id)
     return AttemptPage(items=attempt_views(details.attempts.of_job(job_id)))
 
 
 @router.get("/explain")
 def get_explanation(job_id: str, details: Details, who: Reader) -> ExplanationView:
+    """Why a job waits, runs or stopped, who is ahead of it, and when it is expected to start."""
     job = visible_job(details.jobs, who, job_id)
     attempt = details.attempts.get(attempt_id(job.id, job.attempt)) if job.attempt else None
     policy = details.reconciler.policy
@@ -201,7 +240,7 @@ def get_statistics(job_id: str, details: Details, who: Reader) -> StatisticsPage
 
 
 def _population(facts: Mapping[str, Any], layer: str) -> PopulationView | None:
-    """None also of jobs that ended before certificates said so much."""
+    """None also for jobs that ended before certificates had these numbers."""
     found = {name: facts.get(name, {}).get(layer) for name in PopulationView.model_fields}
     return None if None in found.values() else PopulationView.model_validate(found)
 
@@ -210,21 +249,27 @@ def _population(facts: Mapping[str, Any], layer: str) -> PopulationView | None:
 def patch_job(
     job_id: str, body: JobPatch, request: Request, details: Details, who: Submitter, if_match: IfMatch = None
 ) -> Response:
-    """Change priority, labels or limits. Needs If-Match with the ETag the change is based on; a body that changes
+    """Change priority, labels or limits. Send If-Match with the ETag that your change is based on. A body that changes
     nothing makes no new version."""
     job = visible_job(details.jobs, who, job_id)
     if not if_match:
-        raise ApiError(428, "precondition_required", "Send If-Match with the ETag of the job as you know it.")
+        raise ApiError(
+            428,
+            "precondition_required",
+            "Send If-Match with the ETag of the job that you last read, or * for any version.",
+        )
     check_match(request, job)
     moved = details.jobs.change(job, _changes(job, body), who.actor)
     if moved is None:
-        raise ApiError(412, "precondition_failed", "The job changed at the same moment; look again.")
+        raise ApiError(
+            412, "precondition_failed", "The job changed at the same moment. Read it again, then repeat the change."
+        )
     details.changed(job.id)
     return shown(moved, details.mlflow_uri)
 
 
 def _changes(job: Job, body: JobPatch) -> dict[str, Any]:
-    """Raises: ApiError 409 where limits can't change now."""
+    """Raises: ApiError 409 if the limits can't change in this state."""
     changes: dict[str, Any] = {
         name: value for name, value in (("priority", body.priority), ("labels", body.labels)) if value is not None
     }
@@ -238,11 +283,11 @@ def _changes(job: Job, body: JobPatch) -> dict[str, Any]:
 
 @router.delete("", status_code=204, responses=refused(409, 412))
 def delete_job(job_id: str, request: Request, details: Details, who: Submitter, if_match: IfMatch = None) -> None:
-    """Remove a finished job with its events and logs, and soon its files on the storage. Its MLflow run stays.
+    """Delete a finished job with its events and logs. Its files on the storage follow soon; its MLflow run stays.
 
     With If-Match, only if the job has not changed since.
     """
-    del if_match  # read from the request, where it may come several times
+    del if_match  # read from the request, because the header may appear several times
     job = visible_job(details.jobs, who, job_id)
     check_match(request, job)
     if not job.is_terminal:
@@ -258,6 +303,6 @@ def delete_job(job_id: str, request: Request, details: Details, who: Submitter, 
 def _still_busy(details: _Details, job: Job) -> ApiError:
     exports = [f"export {one.name}" for one in details.exports.of_job(job.id) if one.released_at is None]
     attempts = [f"attempt {one.number}" for one in details.attempts.of_job(job.id) if one.released_at is None]
-    busy = " and ".join([*attempts, *exports]) or "something"
-    detail = f"Job {job.id} is {job.state}, but {busy} of it has not left the cluster yet. Delete it afterwards."
+    busy = " and ".join([*attempts, *exports]) or "one of its attempts"
+    detail = f"Job {job.id} is {job.state}, but {busy} still runs on the cluster. Delete the job once that has ended."
     return ApiError(409, "state_conflict", detail, extra={"state": job.state, "allowed": []})

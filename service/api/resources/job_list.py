@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
 from syncnorm.service.api.dependencies import Reader, provide
-from syncnorm.service.api.http.pagination import LONGEST, decode, encode, invalid_cursor, list_id
+from syncnorm.service.api.http.pagination import Cursor, decode, encode, invalid_cursor, list_id
 from syncnorm.service.api.http.route import Route
 from syncnorm.service.api.views import JobPage, job_text
 from syncnorm.service.jobs.job import JobState
@@ -62,7 +62,7 @@ _OF_PAGES = ("after", "limit", "full")
 
 def _instant(value: Any) -> datetime:
     if not isinstance(value, str) or not _RFC_3339.fullmatch(value):
-        raise ValueError("must be a time with its zone, e.g. 2026-01-31T12:00:00Z; a + is written %2B in a URL")
+        raise ValueError("must be a time with its zone, for example 2026-01-31T12:00:00Z; write a + as %2B in a URL")
     try:
         return datetime.fromisoformat(value.upper()).astimezone(UTC)
     except OverflowError as error:
@@ -71,13 +71,16 @@ def _instant(value: Any) -> datetime:
 
 def _label(value: str) -> str:
     if not re.fullmatch(_LABEL, value):
-        raise ValueError("must be key:value, e.g. team:vision")
+        raise ValueError("must be key:value, for example team:vision")
     return value
 
 
 Instant = Annotated[datetime, BeforeValidator(_instant)]
 LabelFilter = Annotated[str, AfterValidator(_label), WithJsonSchema({"type": "string", "pattern": _LABEL})]
-Text = Annotated[str | None, Query(max_length=120)]
+
+
+def _exactly(what: str, longest: int = 120) -> Any:
+    return Query(max_length=longest, description=f"With exactly this {what}. Default: any.")
 
 
 @router.get("", response_model=JobPage)
@@ -85,30 +88,36 @@ async def list_jobs(
     *,
     lists: Lists,
     who: Reader,
-    state: Annotated[list[JobState], Query(default_factory=list, max_length=20, description="In any of these states.")],
-    project: Text = None,
-    owner: Text = None,
-    norm: Annotated[str | None, Query(max_length=32)] = None,
-    name: Text = None,
+    state: Annotated[
+        list[JobState], Query(default_factory=list, max_length=20, description="In any of these states. Default: all.")
+    ],
+    project: Annotated[str | None, _exactly("project")] = None,
+    owner: Annotated[str | None, _exactly("owner")] = None,
+    norm: Annotated[str | None, _exactly("normalization in use", 32)] = None,
+    name: Annotated[str | None, _exactly("name")] = None,
     id_prefix: Annotated[
-        str | None, Query(pattern=r"^job_[0-9a-z]{0,26}$", description="With ids that begin so.")
+        str | None, Query(pattern=r"^job_[0-9a-z]{0,26}$", description="With an id that begins with this.")
     ] = None,
     label: Annotated[
         list[LabelFilter],
-        Query(default_factory=list, max_length=16, description="With all of these labels, as key:value."),
+        Query(default_factory=list, max_length=16, description="With all of these labels, each as key:value."),
     ],
-    created_after: Annotated[Instant | None, Query(description="RFC 3339, e.g. 2026-01-31T12:00:00Z.")] = None,
+    created_after: Annotated[
+        Instant | None, Query(description="Submitted after this time, such as 2026-01-31T12:00:00Z.")
+    ] = None,
     sort: Annotated[
         Sort,
-        Query(description="With a minus, from the highest or latest down. By finished_at, unfinished jobs come last."),
+        Query(description="With a minus, the highest or latest first. By finished_at, unfinished jobs come last."),
     ] = "-created_at",
-    full: Annotated[bool, Query(description="With the spec and the certificate of every job.")] = False,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=LONGEST)] = None,
+    full: Annotated[
+        bool, Query(description="Include the spec and the certificate of every job. Default: false.")
+    ] = False,
+    limit: Annotated[int, Query(ge=1, le=200, description="Most jobs in a page. Default: 50.")] = 50,
+    cursor: Cursor = None,
 ) -> Response:
     """Jobs, newest first unless sorted otherwise.
 
-    `next_cursor` leads to the next page, whatever was added since. It is good for the same filters and sort only.
+    `next_cursor` leads to the next page, also if jobs were added since. Use it with the same filters and sort.
     """
     if not who.is_admin:
         if owner not in (None, who.name):

@@ -1,4 +1,4 @@
-"""/v1/jobs: submit, look, and ask for a change."""
+"""/v1/jobs: submit a job, plan it, and read it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.responses import JSONResponse
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
@@ -59,7 +59,16 @@ def _jobs(parts: Components) -> _Jobs:
 
 
 Jobs = Annotated[_Jobs, Depends(provide(_jobs))]
-Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
+Key = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="A key of yours for this submit. Sent again with the same key and body, it gets the same answer.",
+    ),
+]
+DryRun = Annotated[bool, Query(description="Answer with the plan, and store nothing. Default: false.")]
 _SPEC_BODY = {
     "requestBody": {
         "required": True,
@@ -70,16 +79,16 @@ _PLAN: dict[int | str, dict[str, Any]] = {200: {"description": "The plan (dry_ru
 
 
 @router.post("", status_code=201, response_model=JobView, responses=_PLAN | refused(410), openapi_extra=_SPEC_BODY)
-async def submit(body: Json, jobs: Jobs, who: Submitter, key: Key = None, dry_run: bool = False) -> Response:
+async def submit(body: Json, jobs: Jobs, who: Submitter, key: Key = None, dry_run: DryRun = False) -> Response:
     """Submit a job. With dry_run: what it comes to, and nothing is stored.
 
-    A plan shows findings of severity `error`; a submit is refused for them (422). What only a process with torch can
-    find is in the plan where `inspected` is true, and is found by an attempt before it trains.
+    A plan shows findings of severity `error`; a submit is refused for them (422). Findings that need torch are in the
+    plan where `inspected` is true. In any case an attempt finds them before it trains.
     """
     try:
         spec = await _read(body, jobs, who, dry_run=dry_run)
     except ApiError:
-        # What was taken once is answered as it was, whatever is allowed by now.
+        # A submit that was accepted once gets the same answer, even if it would be refused now.
         if (
             key is None
             or dry_run
@@ -103,7 +112,7 @@ async def _replay(before: StoredResponse, body: JsonBody, jobs: _Jobs) -> Respon
     answer = replayed(before, body)
     job_id = before.answer["id"]
     if await run_in_threadpool(jobs.table.get, job_id) is None:
-        detail = f"This Idempotency-Key stands for job {job_id}, which was deleted. Use a new key to submit it again."
+        detail = f"This Idempotency-Key belongs to job {job_id}, which was deleted. Use a new key to submit it again."
         raise ApiError(410, "job_deleted", detail)
     return answer
 
@@ -127,7 +136,10 @@ async def _read(body: JsonBody, jobs: _Jobs, who: Principal, *, dry_run: bool) -
 
 
 def too_many(who: Principal, max_unfinished: int) -> ApiError:
-    detail = f"{who.name} may have {max_unfinished} unfinished jobs, no more; wait or cancel some."
+    detail = (
+        f"{who.name} has reached the limit of {max_unfinished} unfinished jobs. Wait for some to finish, or cancel "
+        "some."
+    )
     return ApiError(429, "too_many_jobs", detail, headers={"Retry-After": "60"})
 
 
@@ -147,13 +159,13 @@ def replayed(before: StoredResponse, body: JsonBody, what: str = "jobs") -> Resp
 
 
 def reused_key(what: str) -> ApiError:
-    detail = f"This Idempotency-Key was used with another body. Take a new key for each {what}."
+    detail = f"This Idempotency-Key was used with another body. Use a new key for each {what}."
     return ApiError(422, "idempotency_key_reused", detail)
 
 
 @router.get("/{job_id}", response_model=JobView)
 def get_job(job_id: str, jobs: Jobs, who: Reader) -> Response:
-    """A job as it stands."""
+    """A job as it is now."""
     return shown(visible_job(jobs.table, who, job_id), jobs.mlflow_uri)
 
 

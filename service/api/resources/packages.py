@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import IO, Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Request, Response
-from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from syncnorm.service.api.audit_trail import AuditTrail
@@ -16,6 +15,7 @@ from syncnorm.service.api.components import Components
 from syncnorm.service.api.dependencies import Submitter, provide
 from syncnorm.service.api.http.errors import ApiError
 from syncnorm.service.api.http.route import Route
+from syncnorm.service.api.views import View
 from syncnorm.service.jobs.actors import Actor, NewAuditEntry
 from syncnorm.service.storage.code_packages import CodePackages, PackageError, check
 from syncnorm.service.store.administration.audit import AuditTable
@@ -38,7 +38,7 @@ def _uploads(parts: Components) -> _Uploads:
 
 
 Uploads = Annotated[_Uploads, Depends(provide(_uploads))]
-Sha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the archive, in hex.")]
 _BODY = {
     "requestBody": {
         "required": True,
@@ -47,24 +47,31 @@ _BODY = {
 }
 
 
-class PackageView(BaseModel):
-    """package: what a spec names as `code.package`."""
+class PackageView(View):
+    """An uploaded package."""
 
     package: str
+    """What your spec names as `code.package`."""
     files: int
+    """Files in the archive."""
     size_bytes: int
+    """Size of the archive."""
 
 
-_KNOWN: dict[int | str, dict[str, Any]] = {200: {"description": "It was there already", "model": PackageView}}
+_KNOWN: dict[int | str, dict[str, Any]] = {200: {"description": "It was uploaded before", "model": PackageView}}
 
 
 @router.put("/{sha256}", status_code=201, responses=_KNOWN, openapi_extra=_BODY)
 async def put_package(
     sha256: Sha256, request: Request, response: Response, uploads: Uploads, who: Submitter
 ) -> PackageView:
-    """Upload a zip of Python packages. It goes onto the path of the workers of jobs that name it."""
+    """Upload a zip of Python packages. Workers of jobs that name it have it on their path."""
     if not uploads.allow_code:
-        raise ApiError(403, "code_not_allowed", "Uploaded code is off; an operator may allow it (SYNCNORM_ALLOW_CODE).")
+        raise ApiError(
+            403,
+            "code_not_allowed",
+            "Uploaded code is switched off. An operator can allow it with SYNCNORM_ALLOW_CODE=on.",
+        )
     digest, size = hashlib.sha256(), 0
     with tempfile.SpooledTemporaryFile(max_size=2**20) as archive:
         async for piece in request.stream():
@@ -86,7 +93,7 @@ def _keep(uploads: _Uploads, package: str, archive: IO[bytes], by: Actor) -> tup
     try:
         files = check(archive)
     except PackageError as error:
-        raise ApiError(422, "invalid_package", f"The package can't be taken: {error}.") from error
+        raise ApiError(422, "invalid_package", f"The package is not accepted: {error}.") from error
     is_new = not uploads.packages.has(package)
     if is_new:
         uploads.packages.put(package, archive)

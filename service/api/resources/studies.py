@@ -1,4 +1,4 @@
-"""/v1/studies: a family of jobs submitted, asked for a change and looked at as one."""
+"""/v1/studies: submit, read and control a family of jobs as one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from syncnorm.service.api.dependencies import Reader, Submitter, provide, visibl
 from syncnorm.service.api.http.accept import wanted
 from syncnorm.service.api.http.errors import ApiError, FieldProblem
 from syncnorm.service.api.http.json_body import Json, JsonBody
-from syncnorm.service.api.http.pagination import LONGEST, decode, encode, list_id
+from syncnorm.service.api.http.pagination import Cursor, decode, encode, list_id
 from syncnorm.service.api.http.route import JSON, Route
 from syncnorm.service.api.resources.jobs import Key, created, replayed, too_many
 from syncnorm.service.api.views import MlflowView, View
@@ -86,56 +86,82 @@ _REPORT: dict[int | str, dict[str, Any]] = {
 
 
 class StudyView(View):
-    """jobs: how many are in which state. reported_at: when the report in MLflow was made, if it is up to date."""
+    """A study."""
 
     id: str
+    """Id of the study."""
     name: str
+    """The spec's name."""
     project: str
+    """The project of its jobs."""
     owner: str
+    """Who submitted it."""
     state: StudyState
+    """Where the study is; it follows from its jobs."""
     jobs: dict[str, int]
+    """How many of its jobs are in each state; `deleted`: jobs that no longer exist."""
     mlflow: MlflowView
+    """The study's run in MLflow, which holds its report."""
     created_at: datetime
+    """When it was submitted."""
     reported_at: datetime | None
+    """When the report in MLflow was made; null if there is none, or a job has changed since."""
     problem: str | None = None
-    """Why the report could not be brought into MLflow, or what of the study can't be read, where that is so."""
+    """Why the report could not be written to MLflow, or which part of the study can't be read; null if all is well."""
 
 
 class ChildView(View):
-    """A job of a study; point and seed say which. state `deleted`: the job is no longer there."""
+    """A job of a study."""
 
     number: int
+    """Its place in the grid, from 1, seeds innermost."""
     job_id: str
+    """Id of the job."""
     name: str
+    """Name of the job."""
     point: dict[str, str]
+    """Label of its value on each axis of the grid."""
     seed: int
+    """Its seed."""
     state: str
+    """State of the job, or `deleted`."""
     reason: str | None
+    """Why the job failed; null otherwise."""
     message: str
+    """What happened to the job, in a sentence."""
     run_url: str | None
+    """Page of its run in MLflow; null until there is one."""
 
 
 class StudyDetail(StudyView):
-    """findings, table: as in the report's JSON."""
+    """A study with its jobs and the comparison as it stands."""
 
     spec: dict[str, Any]
+    """The study's spec, defaults included."""
     children: list[ChildView]
+    """Its jobs, in the order of the grid."""
     findings: list[dict[str, Any]]
+    """What became of each claim, as in the report's JSON."""
     table: list[dict[str, Any]]
+    """The comparison table, as in the report's JSON."""
 
 
 class StudyPage(View):
+    """A page of studies."""
+
     items: list[StudyView]
+    """The studies, newest first."""
     next_cursor: str | None
+    """Send it as `cursor` to get the next page. null: this is the last page."""
 
 
 @router.post("", status_code=201, response_model=StudyView, openapi_extra=_BODY)
 def submit(body: Json, studies: Studies, who: Submitter, key: Key = None) -> Response:
-    """Submit a study: all its jobs enter the queue at once, or none does."""
+    """Submit a study. All its jobs enter the queue together, or none does."""
     try:
         spec, children = _read(body.value, studies, who)
     except ApiError:
-        # What was taken once is answered as it was, whatever is allowed by now.
+        # A submit that was accepted once gets the same answer, even if it would be refused now.
         if key is None or (before := studies.idempotency.answer(who.name, key)) is None:
             raise
         return replayed(before, _keyed(body), "studies")
@@ -173,8 +199,8 @@ def list_studies(
     *,
     studies: Studies,
     who: Reader,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=LONGEST)] = None,
+    limit: Annotated[int, Query(ge=1, le=200, description="Most studies in a page. Default: 50.")] = 50,
+    cursor: Cursor = None,
 ) -> StudyPage:
     """Studies, newest first."""
     owner = None if who.is_admin else who.name
@@ -187,7 +213,7 @@ def list_studies(
 
 @router.get("/{study_id}")
 def get_study(study_id: str, studies: Studies, who: Reader) -> StudyDetail:
-    """A study with its children and the comparison table as it stands."""
+    """A study with its jobs and the comparison table as it is now."""
     study = visible_study(studies.table, who, study_id)
     family = studies.table.family(study_id)
     shown = study_view(studies.mlflow_uri, study, count_states(job for _, job in family))
@@ -215,10 +241,14 @@ def get_report(
     studies: Studies,
     who: Reader,
     request: Request,
-    format: Annotated[Literal["html", "png", "json"] | None, Query()] = None,
-    picture: Literal["comparison", "curves", "heat_map"] = "comparison",
+    format: Annotated[
+        Literal["html", "png", "json"] | None, Query(description="Default: what the header Accept asks for.")
+    ] = None,
+    picture: Annotated[
+        Literal["comparison", "curves", "heat_map"], Query(description="Which picture a png shows.")
+    ] = "comparison",
 ) -> Response:
-    """The report as it stands: an HTML page that needs nothing else, one of its pictures, or JSON."""
+    """The report as it is now: a self-contained HTML page, one of its pictures, or JSON."""
     study = visible_study(studies.table, who, study_id)
     form = _FORMATS[format] if format else wanted(request, list(_FORMATS.values()))
     try:
@@ -232,7 +262,7 @@ def get_report(
     if form == _FORMATS["html"]:
         return HTMLResponse(as_html(report, pictures), headers=vary)
     if picture not in pictures:
-        raise ApiError(404, "not_measured", f"Study {study_id} has measured nothing yet that {picture} could show.")
+        raise ApiError(404, "not_measured", f"Study {study_id} has no measurements yet for the picture {picture}.")
     return Response(pictures[picture], headers=vary, media_type=form)
 
 
@@ -244,7 +274,7 @@ def cancel(study_id: str, studies: Studies, who: Submitter) -> StudyView:
 
 @router.post("/{study_id}/pause", status_code=202)
 def pause(study_id: str, studies: Studies, who: Submitter) -> StudyView:
-    """Ask every job that waits or trains to stop with a checkpoint; those that export already go on to their end."""
+    """Ask every job that waits or trains to stop with a checkpoint. Jobs that already export continue to their end."""
     return _apply_verb(studies, who, visible_study(studies.table, who, study_id), "pause")
 
 

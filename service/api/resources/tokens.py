@@ -1,4 +1,4 @@
-"""/v1/tokens: made, listed and revoked by admins."""
+"""/v1/tokens: create, list and revoke tokens. For admins."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from syncnorm.service.api.components import Components
 from syncnorm.service.api.dependencies import Admin, provide
 from syncnorm.service.api.http.errors import ApiError, FieldProblem, not_found
 from syncnorm.service.api.http.route import Route
+from syncnorm.service.api.views import View
 from syncnorm.service.store import StoredToken
 from syncnorm.service.store.administration.tokens import TokenTable
 
@@ -35,45 +36,64 @@ def _tokens(parts: Components) -> _Tokens:
 Tokens = Annotated[_Tokens, Depends(provide(_tokens))]
 Owner = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[A-Za-z0-9][A-Za-z0-9@._-]*$")]
 LONGEST = timedelta(days=3650)
-TokenId = Annotated[str, Path(max_length=20, pattern=r"^[0-9a-f]+$")]
+TokenId = Annotated[str, Path(max_length=20, pattern=r"^[0-9a-f]+$", description="Id of the token.")]
 
 
 def _as_text(value: object) -> object:
-    """A number would be read as seconds since 1970, which nobody means."""
+    """Refuses numbers, which pydantic would read as seconds since 1970."""
     if value is not None and not isinstance(value, str | datetime):
         raise ValueError(f"must be a time such as 2027-01-31T00:00:00Z, or null; got {value!r}")
     return value
 
 
 class TokenRequest(BaseModel):
+    """A token to make."""
+
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     owner: Owner
+    """Who the token is for; jobs submitted with it belong to this name. No default."""
     scopes: Annotated[list[Literal["read", "submit", "admin"]], Field(min_length=1, max_length=3)] = ["read", "submit"]
+    """What it allows: `read`, `submit` (which includes changes of one's own jobs), `admin` (everything, for all
+    owners). Default: read and submit, what a user needs."""
     expires_at: Annotated[AwareDatetime | None, BeforeValidator(_as_text)] = None
-    """RFC 3339, e.g. 2027-01-31T00:00:00Z: in the future, and at most ten years ahead. Null: until it is revoked."""
+    """When it stops working, in RFC 3339, for example 2027-01-31T00:00:00Z: in the future, and at most ten years ahead.
+    Default: null, until it is revoked."""
 
 
-class TokenView(BaseModel):
+class TokenView(View):
+    """A token, without its secret."""
+
     id: str
+    """Id of the token, for revoking it and in the audit."""
     owner: str
+    """Who the token is for."""
     scopes: list[str]
+    """What it allows."""
     created_at: datetime
+    """When it was made."""
     expires_at: datetime | None
+    """When it stops working; null: not before it is revoked."""
     revoked_at: datetime | None
+    """When it was revoked; null: it was not."""
     problem: str | None = None
-    """What of it can't be read, where the database was damaged. Revoke the token, and make a new one."""
+    """Which part of it can't be read, if the database was damaged: revoke the token. null if it can."""
 
 
 class NewTokenView(TokenView):
-    """token is shown here and never again."""
+    """A new token. Its secret is shown here and never again."""
 
     token: str
+    """What you send as `Authorization: Bearer …`. Keep it: it can't be shown again."""
 
 
-class TokenPage(BaseModel):
+class TokenPage(View):
+    """All tokens."""
+
     items: list[TokenView]
+    """The tokens, without their secrets."""
     next_cursor: str | None = None
+    """Always null: all of them are on this page."""
 
 
 @router.post("", status_code=201)
@@ -88,12 +108,13 @@ def create_token(body: TokenRequest, tokens: Tokens, who: Admin) -> NewTokenView
 
 @router.get("")
 def list_tokens(tokens: Tokens, _: Admin) -> TokenPage:
+    """All tokens, without their secrets, those that were revoked included."""
     return TokenPage(items=[_view(token) for token in tokens.table.all()])
 
 
 @router.delete("/{token_id}", status_code=204)
 def revoke_token(token_id: TokenId, tokens: Tokens, who: Admin) -> None:
-    """The token stops working at once."""
+    """Revoke a token. It stops working at once."""
     if not tokens.table.revoke(token_id, who.actor):
         raise not_found("token", token_id)
     tokens.authenticator.forget(token_id)
@@ -108,5 +129,5 @@ def _within_bounds(expires_at: datetime, now: datetime) -> datetime:
     if not now < expires_at <= now + LONGEST:
         must = f"must lie in the future and at most {LONGEST.days // 365} years ahead of {now:%Y-%m-%dT%H:%M:%SZ}"
         errors = [FieldProblem(pointer="/expires_at", detail=f"{must}; got {expires_at.isoformat()}")]
-        raise ApiError(422, "invalid_request", "The token would be of no use; none was made.", errors=errors)
+        raise ApiError(422, "invalid_request", "No token was created, because it could never be used.", errors=errors)
     return expires_at.astimezone(UTC)

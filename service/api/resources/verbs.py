@@ -1,6 +1,6 @@
-"""Asking jobs to cancel, pause, resume or retry: the one that an address names, or many by ids or filter.
+"""Cancel, pause, resume or retry jobs: one by its address, or many by ids or filter.
 
-Who may: `Submitter` asks for the scope (dependencies.py), and `Store.ask_jobs` leaves the jobs of other owners alone.
+The scope comes from `Submitter` (dependencies.py), and the store leaves the jobs of other owners alone.
 """
 
 from __future__ import annotations
@@ -52,17 +52,23 @@ Name = Annotated[str, StringConstraints(max_length=120)]
 
 
 class JobFilter(BaseModel):
-    """Which jobs: all given conditions hold. state: any of those named; left out, any that the verb can act on, so that
-    {} cancels every unfinished job that you may see."""
+    """Which jobs: all the conditions you give must hold. {} means every job that the verb can act on and that you may
+    see."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     state: Annotated[list[JobState], Field(min_length=1, max_length=9)] | None = None
+    """In any of these states. Default: null, all states in which the verb is possible."""
     project: Name | None = None
+    """Of this project. Default: null, of any."""
     owner: Name | None = None
+    """Of this owner; admins only see those of others. Default: null, of any owner that you may see."""
     norm: Name | None = None
+    """With this normalization in use. Default: null, with any."""
     name: Name | None = None
+    """With exactly this name. Default: null, with any."""
     labels: Annotated[dict[LabelName, Label], Field(max_length=32)] = {}
+    """With all of these labels. Default: none required."""
 
 
 _NULL: dict[str, Any] = {"type": "null"}
@@ -75,13 +81,17 @@ _ONE_WAY: dict[str, Any] = {
 
 
 class JobSelection(BaseModel):
-    """Jobs to ask: by ids, or by filter. A filter takes up to 500 jobs at a time; cursor continues behind them."""
+    """The jobs to act on: by ids, or by a filter, which takes up to 500 jobs in one call."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra=_ONE_WAY)
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_ONE_WAY, use_attribute_docstrings=True)
 
     ids: Annotated[list[Id], Field(min_length=1, max_length=MOST)] | None = None
+    """Ids of 1 to 500 jobs. Give exactly one of ids and filter."""
     filter: JobFilter | None = None
+    """Conditions that choose the jobs. Give exactly one of ids and filter."""
     cursor: Annotated[str, StringConstraints(max_length=LONGEST)] | None = None
+    """With a filter only: next_cursor of the call before, to continue behind its jobs. Default: null, from the
+    first."""
 
     @model_validator(mode="after")
     def _one_way(self) -> JobSelection:
@@ -93,25 +103,31 @@ class JobSelection(BaseModel):
 
 
 class VerbResultView(View):
-    """ok: whether the job is now as asked for, or on its way. status, problem: as the job's own address would answer;
-    200: it was so before. job: null where there is a problem."""
+    """What the verb did to one job."""
 
     id: str
+    """Id of the job, as you gave it."""
     ok: bool
+    """Whether the job is now as you asked, or on its way."""
     status: int
+    """HTTP status that the job's own address would answer. 200: it was so before."""
     job: JobView | None = None
+    """The job now; null where there is a problem."""
     problem: dict[str, Any] | None = None
+    """The problem that the job's own address would answer; null where there is none."""
 
 
 class VerbResultPage(View):
-    """next_cursor: where a filter matches more jobs than one call takes, what to send as cursor next."""
+    """What the verb did to each job."""
 
     items: list[VerbResultView]
+    """An answer for each job, in your order or that of the filter."""
     next_cursor: str | None = None
+    """Send it as `cursor`, with the same filter, to act on the jobs that follow. null: there are no more."""
 
 
 _ALREADY: dict[int | str, dict[str, Any]] = {
-    200: {"model": JobView, "description": "It is so already; nothing changed"}
+    200: {"model": JobView, "description": "The job was already as you asked; nothing changed"}
 }
 
 
@@ -141,30 +157,30 @@ def retry_many(body: JobSelection, verbs: Verbs, who: Submitter) -> VerbResultPa
 
 @router.post("/jobs/{job_id}/cancel", status_code=202, responses=_ALREADY | refused(409))
 def cancel(job_id: str, response: Response, verbs: Verbs, who: Submitter) -> JobView:
-    """Ask for the job to end. It stops at the next batch, with a checkpoint. Asking again changes nothing: 200 for a
-    job that is cancelled already."""
+    """Ask the job to end. It stops after the current batch, with a checkpoint. If the job is cancelled already, you get
+    200 and nothing changes."""
     return _apply_to_one(verbs, who, job_id, "cancel", response)
 
 
 @router.post("/jobs/{job_id}/pause", status_code=202, responses=_ALREADY | refused(409))
 def pause(job_id: str, response: Response, verbs: Verbs, who: Submitter) -> JobView:
-    """Ask for the job to stop with a checkpoint and to give its resources back, until it is resumed. Asking again
-    changes nothing: 200 for a job that is paused already."""
+    """Ask the job to stop with a checkpoint and to free its resources until you resume it. If the job is paused
+    already, you get 200 and nothing changes."""
     return _apply_to_one(verbs, who, job_id, "pause", response)
 
 
 @router.post("/jobs/{job_id}/resume", status_code=202, responses=_ALREADY | refused(409))
 def resume(job_id: str, response: Response, verbs: Verbs, who: Submitter) -> JobView:
-    """Put a paused job back into the queue. It continues from the step it stopped at. Asking again changes nothing:
-    200 for a job that was put back already."""
+    """Put a paused job back into the queue. It continues from the step it stopped at. If it was put back already, you
+    get 200 and nothing changes."""
     return _apply_to_one(verbs, who, job_id, "resume", response)
 
 
 @router.post("/jobs/{job_id}/retry", status_code=202, responses=_ALREADY | refused(409))
 def retry(job_id: str, response: Response, verbs: Verbs, who: Submitter) -> JobView:
-    """Put a failed or cancelled job back into the queue. It continues from its last checkpoint, with its failures
-    forgotten and limits.deadline_s counted anew. Asking again changes nothing: 200 for a job that was put back
-    already. Where the deadline was too short, raise it first: PATCH the job's limits."""
+    """Put a failed or cancelled job back into the queue. It continues from its last checkpoint; its failures are
+    forgotten, and limits.deadline_s starts again. If it was put back already, you get 200 and nothing changes. If the
+    deadline was too short, raise it first: PATCH the job's limits."""
     return _apply_to_one(verbs, who, job_id, "retry", response)
 
 
@@ -195,7 +211,7 @@ def _apply_to_many(verbs: _Verbs, who: Principal, body: JobSelection, verb: Verb
 def _matching(
     verbs: _Verbs, who: Principal, wanted: JobFilter, verb: Verb, cursor: str | None
 ) -> tuple[list[str], str | None]:
-    """(ids, cursor of what follows)."""
+    """(ids, cursor of the following ones)."""
     owner = wanted.owner if who.is_admin else who.name
     if wanted.owner not in (None, owner):
         return [], None
@@ -215,7 +231,7 @@ def _matching(
 
 
 def _apply_verb(verbs: _Verbs, who: Principal, ids: Sequence[str], verb: Verb) -> list[tuple[int, Job] | ApiError]:
-    """Of each job: (200 where it was so already, else 202; the job), or why not."""
+    """For each job: (200 if it was so already, else 202; the job), or the problem."""
     owner = None if who.is_admin else who.name
     results = verbs.jobs.apply(ids, verb, verbs.now(), who.actor, owner)
     return [_answer(verbs, who, job_id, results.get(job_id), verb) for job_id in ids]
@@ -249,5 +265,5 @@ def _as_item(
 def conflict(job: Job, verb: str) -> ApiError:
     possible = allowed(job)
     stopping = f" and was asked to {job.stop}" if job.stop in ("cancel", "pause") else ""
-    detail = f"Job {job.id} is {job.state}{stopping}, so {verb} is not possible. Possible: {', '.join(possible)}."
+    detail = f"Job {job.id} is {job.state}{stopping}, so {verb} is not allowed. Allowed: {', '.join(possible)}."
     return ApiError(409, "state_conflict", detail, extra={"state": job.state, "allowed": possible})

@@ -1,1 +1,1 @@
-"""The verbs, one file a family."""
+"""The commands, one file for each family."""

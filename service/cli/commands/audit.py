@@ -18,12 +18,18 @@ app = typer.Typer()
 @app.command()
 def audit(
     *,
-    actor: Annotated[str | None, typer.Option(help="Only what this owner, or the token with this id, did.")] = None,
-    action: Annotated[str | None, typer.Option(help="E.g. job.cancel, token or auth.failed.")] = None,
-    obj: Annotated[str | None, typer.Option("--object", help="Id of a job, study, token or package.")] = None,
-    since: Annotated[str | None, typer.Option(help="RFC 3339, e.g. 2026-11-28T00:00:00Z.")] = None,
-    until: Annotated[str | None, typer.Option(help="RFC 3339; up to, and without, this moment.")] = None,
-    limit: Annotated[int, typer.Option("-n", "--limit", min=1, help="Lines at most.")] = 50,
+    actor: Annotated[str | None, typer.Option(help="Only actions of this owner, or with the token of this id.")] = None,
+    action: Annotated[
+        str | None, typer.Option(help="Only these actions, for example job.cancel, token or auth.failed.")
+    ] = None,
+    obj: Annotated[
+        str | None, typer.Option("--object", help="Only actions on the job, study, token or package with this id.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only at this time or later, for example 2026-11-28T00:00:00Z.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Only before this time, for example 2026-11-28T00:00:00Z.")] = None,
+    limit: Annotated[int, typer.Option("-n", "--limit", min=1, help="Most entries to print.")] = 50,
     as_json: AsJson = False,
 ) -> None:
     """Show who did what, newest first. For admins."""

@@ -1,4 +1,4 @@
-"""`syncnorm norms`, `models`, `datasets`: what a job may name; `cluster`: what there is to run on."""
+"""`syncnorm norms`, `models`, `datasets`: names that a job may use. `cluster`: hosts and their capacity."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def norms(as_json: AsJson = False) -> None:
 
 @app.command()
 def models(as_json: AsJson = False) -> None:
-    """List the built-in models; with --json, what their init_args take."""
+    """List the built-in models; with --json, the arguments they take."""
     with connect() as client:
         found = client.models()
     show_value(found, as_json, _lines)
@@ -32,7 +32,7 @@ def models(as_json: AsJson = False) -> None:
 
 @app.command()
 def datasets(as_json: AsJson = False) -> None:
-    """List the built-in data; with --json, what their init_args take."""
+    """List the built-in data; with --json, the arguments they take."""
     with connect() as client:
         found = client.datasets()
     show_value(found, as_json, _lines)
@@ -40,14 +40,14 @@ def datasets(as_json: AsJson = False) -> None:
 
 @app.command()
 def cluster(as_json: AsJson = False) -> None:
-    """Show the hosts of the cluster and what is free on them."""
+    """Show the hosts of the cluster and their free capacity."""
     with connect() as client:
         found = client.cluster()
     show_value(found, as_json, _nodes)
 
 
 def _nodes(cluster: dict[str, Any]) -> RenderableType:
-    return nodes_table(cluster["nodes"]) if cluster["reachable"] else "Ray can't be reached now."
+    return nodes_table(cluster["nodes"]) if cluster["reachable"] else "Ray is unreachable now."
 
 
 def _lines(entries: list[dict[str, Any]]) -> str:

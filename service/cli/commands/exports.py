@@ -1,4 +1,4 @@
-"""`syncnorm export`: a finished job exported once more; `exports`: all of its exports."""
+"""`syncnorm export`: export a finished job again. `exports`: list all of its exports."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ def export(
     job: Job,
     *,
     formats: Annotated[
-        list[str] | None, typer.Option("--format", help="pt2 or onnx; may be given twice. None: both.")
+        list[str] | None, typer.Option("--format", help="pt2 or onnx; may be given twice. Default: both.")
     ] = None,
-    fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Fold norms into their neighbours.")] = True,
+    fold: Annotated[
+        bool, typer.Option("--fold/--no-fold", help="Fold normalization layers into their neighbours.")
+    ] = True,
     register_as: Annotated[str | None, typer.Option(help="Name in MLflow's model registry.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Wait until it is finished.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Export a finished job once more, from its certified weights."""
+    """Export a finished job again, from its certified weights."""
     with connect() as client:
         one = job_id(client, job)
         made = client.export(one, formats=formats, fold=fold, register_as=register_as)
@@ -49,7 +51,7 @@ def export(
 
 @app.command()
 def exports(job: Job, as_json: AsJson = False) -> None:
-    """List the exports of a job, the one it ended with first."""
+    """List the exports of a job, its own first."""
     with connect() as client:
         found = client.exports(job_id(client, job))
     show_value(found, as_json, lambda found: "\n".join(map(sentence, found)))
@@ -63,7 +65,7 @@ def wait(client: Client, job_id: str, name: str, rest: Callable[[float], None] =
 
 
 def sentence(export: dict[str, Any]) -> str:
-    """What became of an export, in a line or two."""
+    """The result of an export, in a line or two."""
     lines = [f"export {export['name']} {export['state']} {export['message']}".rstrip()]
     if export["certificate"]:
         lines.append(f"Model        {export['uri']}")

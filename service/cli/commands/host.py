@@ -1,4 +1,4 @@
-"""`syncnorm serve`, `doctor`, `version`: verbs of the host they are typed on."""
+"""`syncnorm serve`, `doctor`, `version`: commands about the host you type them on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _ONLY_IN = {"server": "fastapi_offline", "worker": "lightning"}
 
 @app.command()
 def serve() -> None:
-    """Run the service until Ctrl-C. What no SYNCNORM_ variable names, it starts for itself."""
+    """Run the service until Ctrl-C. It starts Ray, MLflow and a database itself, unless SYNCNORM_ variables name
+    them."""
     _require("serve", "server", *(() if os.environ.get("SYNCNORM_RAY_ADDRESS") else ("worker",)))
     from syncnorm.service.api.auth import admin_file
     from syncnorm.service.backend_errors import DatabaseUnavailableError

@@ -1,4 +1,4 @@
-"""`syncnorm cancel`, `pause`, `resume`, `retry`, `rm`: what may be asked of jobs, one or many at a time."""
+"""`syncnorm cancel`, `pause`, `resume`, `retry`, `rm`: for one or many jobs."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _delete_each(client: Client, ids: Sequence[str]) -> Answers:
 
 @dataclass(frozen=True)
 class Verb:
-    """states: those in which a job can be asked for it."""
+    """states: those in which the verb is allowed. done: printed about a job after the verb."""
 
     name: str
     help: str
@@ -104,12 +104,12 @@ VERBS = (
         _delete_each,
     ),
 )
-Everything = Annotated[bool, typer.Option("--all", help="All jobs you can see that can be asked for it.")]
+Everything = Annotated[bool, typer.Option("--all", help="All jobs that you can see and that allow it.")]
 Project = Annotated[str | None, typer.Option(help="All jobs of this project.")]
 States = Annotated[
     list[str] | None, typer.Option("--state", help="All jobs in this state; may be given several times.")
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before many jobs are changed.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Change many jobs without asking you to confirm.")]
 
 
 def _add(verb: Verb) -> None:
@@ -164,7 +164,7 @@ def _confirm(verb: Verb, jobs: Sequence[dict[str, Any]]) -> None:
 
 
 def _carry_out(client: Client, verb: Verb, wanted: Sequence[str], as_list: bool, as_json: bool) -> None:
-    """Ask each job; what one of them refuses is said and doesn't keep the others from being asked."""
+    """Apply the verb to each job. A refusal of one is printed and doesn't keep the others from being asked."""
     done, first_error = [], None
     for answer in _answers(client, verb, wanted):
         if isinstance(answer, ClientError):

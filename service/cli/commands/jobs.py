@@ -1,4 +1,4 @@
-"""`syncnorm submit`, `plan`, `show`, `explain`, `change`: verbs of one job."""
+"""`syncnorm submit`, `plan`, `show`, `explain`, `change`: commands about one job."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def submit(
 
 @app.command()
 def plan(file: JobFile, settings: Settings = None, as_json: AsJson = False) -> None:
-    """Show what a job file comes to, without submitting it."""
+    """Show the plan of a job file, without submitting it."""
     with connect() as client:
         found = client.plan(load(file, settings or ()))
     show_value(found, as_json, plan_table)
@@ -62,7 +62,7 @@ def show(job: Job, as_json: AsJson = False) -> None:
 
 @app.command()
 def explain(job: Job, as_json: AsJson = False) -> None:
-    """Say why a job waits or stopped."""
+    """Explain why a job waits, runs or stopped."""
     with connect() as client:
         found = client.explain(job_id(client, job))
     show_value(found, as_json, _explanation)
@@ -72,13 +72,19 @@ def explain(job: Job, as_json: AsJson = False) -> None:
 def change(
     job: Job,
     *,
-    priority: Annotated[int | None, typer.Option(min=-100, max=100, help="Higher goes first.")] = None,
+    priority: Annotated[
+        int | None, typer.Option(min=-100, max=100, help="Place in the queue: higher goes first.")
+    ] = None,
     label: Labels = None,
-    no_labels: Annotated[bool, typer.Option("--no-labels", help="Take all labels off.")] = False,
-    deadline_s: Annotated[float | None, typer.Option(help="Seconds after its start at which the job ends.")] = None,
-    no_deadline: Annotated[bool, typer.Option("--no-deadline", help="Take the deadline away.")] = False,
-    max_failures: Annotated[int | None, typer.Option(help="Failures after which the job is given up.")] = None,
-    grace_s: Annotated[float | None, typer.Option(help="Seconds for the last checkpoint of a stop.")] = None,
+    no_labels: Annotated[bool, typer.Option("--no-labels", help="Remove all labels.")] = False,
+    deadline_s: Annotated[
+        float | None, typer.Option(help="Seconds from its first start until the job is stopped and fails.")
+    ] = None,
+    no_deadline: Annotated[bool, typer.Option("--no-deadline", help="Remove the deadline.")] = False,
+    max_failures: Annotated[int | None, typer.Option(help="Failed attempts after which the job fails.")] = None,
+    grace_s: Annotated[
+        float | None, typer.Option(help="Seconds for the last checkpoint when the job is asked to stop.")
+    ] = None,
     collective_timeout_s: Annotated[float | None, typer.Option(help="Seconds that ranks wait for each other.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -99,7 +105,7 @@ def change(
 
 
 def _limits(given: Mapping[str, float | None], no_deadline: bool) -> dict[str, float | None]:
-    """Those that are to change, and what to."""
+    """The limits to change, with their new values."""
     limits = {name: value for name, value in given.items() if value is not None}
     if wrong := [name for name, value in limits.items() if not math.isfinite(value)]:
         fail(f"{wrong[0]} must be a finite number, got {limits[wrong[0]]}.", WRONG_USE)
@@ -110,7 +116,7 @@ def _limits(given: Mapping[str, float | None], no_deadline: bool) -> dict[str, f
 
 
 def _labels(given: list[str] | None, none: bool) -> dict[str, str] | None:
-    """All labels that a job is to have; None: as they are."""
+    """The new labels of a job; None: no change."""
     if none:
         _exclude("--label", given, "--no-labels")
         return {}

@@ -1,4 +1,4 @@
-"""`syncnorm ls` and `watch`: many jobs at a glance."""
+"""`syncnorm ls` and `watch`: lists of jobs, and the live view of one."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def ls(
     project: Annotated[str | None, typer.Option(help="Only jobs of this project.")] = None,
     owner: Annotated[str | None, typer.Option(help="Only jobs of this owner.")] = None,
     norm: Annotated[str | None, typer.Option(help="Only jobs with this kind of normalization.")] = None,
-    name: Annotated[str | None, typer.Option(help="Only jobs of this name.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only jobs with exactly this name.")] = None,
     label: Labels = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 50,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show the list anew until Ctrl-C.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Most jobs to list.")] = 50,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh the list until Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
     if watch and as_json:
-        fail("--watch is for people. Ask again for --json as often as you like.", WRONG_USE)
+        fail("--watch can't be used with --json. Run `syncnorm ls --json` again instead.", WRONG_USE)
     exact = {"project": project, "owner": owner, "norm": norm, "name": name}
     with connect() as client:
 
@@ -53,10 +53,8 @@ def ls(
 
 @app.command()
 def watch(jobs: Jobs = None, as_json: AsJson = False) -> None:
-    """Follow a job, or several in a live table, until they are finished. Without JOB: all that are not finished.
-
-    With --json, the list of them is printed in the end.
-    """
+    """Follow a job, or several in a live table, until they are finished. Without JOB: all that are not finished. With
+    --json, the list of them is printed at the end."""
     with connect() as client:
         if jobs and len(jobs) == 1:
             ended: Sequence[Any] = [screen.follow(client, job_id(client, jobs[0]), err)]
@@ -75,7 +73,7 @@ def _unfinished(client: Client) -> list[Any]:
 
 
 def _poller(client: Client, jobs: Sequence[Any]) -> Callable[[], list[Any]]:
-    """Asks for those jobs again that were not finished the last time."""
+    """Reads those jobs again that were not finished the last time."""
     known = {job["id"]: job for job in jobs}
 
     def poll() -> list[Any]:

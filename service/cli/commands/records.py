@@ -1,4 +1,4 @@
-"""`syncnorm logs`, `events`, `attempts` and the other records that a job leaves."""
+"""`syncnorm logs`, `events`, `attempts` and the other records of a job."""
 
 from __future__ import annotations
 
@@ -21,14 +21,20 @@ app = typer.Typer()
 def logs(
     job: Job,
     *,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job is finished.")] = False,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Keep printing until the job is finished.")] = False,
     rank: Annotated[int | None, typer.Option(help="Only this rank; -1 is the driver.")] = None,
     attempt: Annotated[int | None, typer.Option(help="Only this attempt.")] = None,
     q: Annotated[str | None, typer.Option("-q", "--search", help="Only lines that contain this text.")] = None,
-    tail: Annotated[int | None, typer.Option(min=1, max=1000, help="Only the last lines.")] = None,
+    tail: Annotated[int | None, typer.Option(min=1, max=1000, help="Only this many of the last lines.")] = None,
     raw: Annotated[
         bool,
-        typer.Option("--raw", help="Let lines colour and move on the terminal as they like. Only for code you trust."),
+        typer.Option(
+            "--raw",
+            help=(
+                "Print control characters as they are, so that lines can colour and overwrite your terminal. Only "
+                "for code you trust."
+            ),
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -50,7 +56,7 @@ def _line(line: dict[str, Any]) -> str:
 def events(
     job: Job,
     *,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job is finished.")] = False,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Keep printing until the job is finished.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print what happened to a job: states, phases, checkpoints, alerts."""
@@ -66,7 +72,7 @@ def events(
 
 @app.command()
 def attempts(job: Job, as_json: AsJson = False) -> None:
-    """Show each start of a job: how far it came, why it ended, how long its phases took, where its ranks ran."""
+    """Show each attempt of a job: how far it came, why it ended, how long its phases took, where its ranks ran."""
     with connect() as client:
         found = client.attempts(job_id(client, job))
     show_value(found, as_json, attempts_table)
@@ -82,7 +88,7 @@ def checkpoints(job: Job, as_json: AsJson = False) -> None:
 
 @app.command()
 def statistics(job: Job, as_json: AsJson = False) -> None:
-    """Show the last running statistics of each normalization layer; with --json, all over time."""
+    """Show the latest running statistics of each normalization layer; with --json, all over time."""
     with connect() as client:
         found = client.statistics(job_id(client, job))
     show_value(found, as_json, statistics_table)

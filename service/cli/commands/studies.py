@@ -28,13 +28,13 @@ from syncnorm.service.cli.terminal import (
 from syncnorm.service.client.client import Client
 
 study_app = typer.Typer(help="Run families of jobs, and compare them.", no_args_is_help=True)
-StudyId = Annotated[str, typer.Argument(help="Study id, e.g. study_01h…", metavar="STUDY")]
+StudyId = Annotated[str, typer.Argument(help="Id of a study, for example study_01h…", metavar="STUDY")]
 _POLL_S = 2.0
 _FORMS = {".html": "html", ".png": "png", ".json": "json"}
 _COLORS = {"agrees": "green", "does not agree": "red"}
 _VERBS = {
     "cancel": "Ask all unfinished jobs of a study to stop.",
-    "pause": "Ask all jobs of a study to stop with a checkpoint, until it is resumed.",
+    "pause": "Ask all jobs of a study to stop with a checkpoint. They continue once you resume it.",
     "resume": "Put all paused jobs of a study back into the queue.",
     "retry": "Put all failed and cancelled jobs of a study back into the queue.",
 }
@@ -84,7 +84,7 @@ def ls(as_json: AsJson = False) -> None:
 
 @study_app.command()
 def show(study: StudyId, as_json: AsJson = False) -> None:
-    """Show a study: what was found, and the comparison table."""
+    """Show a study: its findings and the comparison table."""
     with connect() as client:
         found = client.study(study)
     show_value(found, as_json, _summary)
@@ -94,9 +94,10 @@ def show(study: StudyId, as_json: AsJson = False) -> None:
 def report(
     study: StudyId,
     to: Annotated[
-        Path | None, typer.Option("-o", "--output", help="A file ending in .html, .png or .json; else STUDY.html.")
+        Path | None,
+        typer.Option("-o", "--output", help="File to write, ending in .html, .png or .json. Default: STUDY.html."),
     ] = None,
-    picture: Annotated[str, typer.Option(help="For .png: comparison, curves or heat_map.")] = "comparison",
+    picture: Annotated[str, typer.Option(help="Picture in a .png: comparison, curves or heat_map.")] = "comparison",
     as_json: AsJson = False,
 ) -> None:
     """Write the report of a study to a file; with --json, print it."""

@@ -15,12 +15,15 @@ token_app = typer.Typer(help="Make, list and revoke tokens.", no_args_is_help=Tr
 
 @token_app.command("create")
 def create_token(
-    owner: Annotated[str, typer.Argument(help="Whose jobs the token is for.")],
+    owner: Annotated[str, typer.Argument(help="Who the token is for; jobs submitted with it belong to this name.")],
     scope: Annotated[list[str], typer.Option(help="read, submit or admin; may be given several times.")],
-    expires_at: Annotated[str | None, typer.Option(help="RFC 3339, e.g. 2027-01-31T00:00:00Z.")] = None,
+    expires_at: Annotated[
+        str | None,
+        typer.Option(help="When it stops working, for example 2027-01-31T00:00:00Z. Default: when you revoke it."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a token. It is printed here and never again."""
+    """Create a token. It is printed here and never again."""
     with connect() as client:
         made = client.create_token(owner, scope, expires_at)
     show_value(made, as_json, lambda made: made["token"])
@@ -35,8 +38,10 @@ def list_tokens(as_json: AsJson = False) -> None:
 
 
 @token_app.command("revoke")
-def revoke_token(token_id: Annotated[str, typer.Argument(help="Id as `token ls` shows it.")]) -> None:
-    """Make a token stop working at once."""
+def revoke_token(
+    token_id: Annotated[str, typer.Argument(help="Id of the token, as `syncnorm token ls` shows it.")],
+) -> None:
+    """Revoke a token. It stops working at once."""
     with connect() as client:
         client.revoke_token(token_id)
     print(f"{token_id} revoked")

@@ -1,4 +1,4 @@
-"""`syncnorm package` and `syncnorm secret`: what jobs need besides their file."""
+"""`syncnorm package` and `syncnorm secret`: code and secrets that jobs need besides their file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from syncnorm.service.cli.formatting import local_time
 from syncnorm.service.cli.terminal import WRONG_USE, connect, fail, show_value
 
 package_app = typer.Typer(help="Upload code for the workers.", no_args_is_help=True)
-secret_app = typer.Typer(help="Keep values for the environment of jobs.", no_args_is_help=True)
+secret_app = typer.Typer(help="Store secret values for the environment of jobs.", no_args_is_help=True)
 MAX_BYTES = 128 * 2**20
-"""As `syncnorm.service.storage.code_packages` takes."""
+"""The limit of `syncnorm.service.storage.code_packages`."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 SecretName = Annotated[str, typer.Argument(help="Name, as in `env: {VARIABLE: {secret: NAME}}`.")]
 
@@ -28,7 +28,7 @@ def put_package(
     as_json: AsJson = False,
 ) -> None:
     """Upload a folder of code; prints what a job file names as code.package."""
-    if not folder.strip() or not Path(folder).is_dir():  # an empty word would be the folder you are in
+    if not folder.strip() or not Path(folder).is_dir():  # an empty text would mean the current folder
         fail(f"{folder!r} must be a folder.", WRONG_USE)
     try:
         archive = pack(Path(folder))
@@ -41,7 +41,8 @@ def put_package(
 
 @secret_app.command("put")
 def put_secret(name: SecretName) -> None:
-    """Keep a secret; its value is asked for, or read from standard input, so that no shell remembers it."""
+    """Store a secret. You are asked for its value, or it is read from standard input, so that no shell history keeps
+    it."""
     value = typer.prompt("Value", hide_input=True) if sys.stdin.isatty() else sys.stdin.read().rstrip("\n")
     with connect() as client:
         client.put_secret(name, value)
@@ -67,7 +68,7 @@ def delete_secret(name: SecretName) -> None:
 def pack(folder: Path) -> bytes:
     """A zip of a folder without hidden files and caches. The same files give the same bytes, so the same digest.
 
-    Raises: ValueError for more than the service takes.
+    Raises: ValueError for more than the service accepts.
     """
     made, size = io.BytesIO(), 0
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -21,7 +21,7 @@ class AuditTable:
         self._db = database
 
     def add(self, entries: Sequence[NewAuditEntry]) -> None:
-        """What stands in no transaction of its own: refusals, and files that were stored."""
+        """Audit entries without a transaction of their own: refusals, and stored files."""
         with self._db.write() as c:
             add_audit(c, self._db.now(c), entries)
 

@@ -1,4 +1,4 @@
-"""Which installation this database belongs to, the storages it has marked, and whether it takes anything now."""
+"""The id of this installation, the storages it has marked, and whether the database can be written to now."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from syncnorm.service.store.database import Database
 from syncnorm.service.store.statements import insert_new
 
 _ITSELF = ""
-"""In the place of a root: the row that names the installation."""
+"""Stands for a root in the row that names the installation."""
 _ROOT = 400
 _FILLER = "x" * 16_384
-"""More than a page of either database: an update in place would go well on a full disk."""
+"""More than a page of either database: a small update in place would succeed on a full disk."""
 
 
 class InstallationTable:
@@ -33,7 +33,7 @@ class InstallationTable:
             return str(c.execute(sa.select(s.installation).where(s.root == _ITSELF)).scalar_one())
 
     def note_storage(self, root: str) -> None:
-        """The storage carries our marker."""
+        """Record that the storage has our marker."""
         installation = self.id()
         with self._db.write() as c:
             row = {"root": root[:_ROOT], "installation": installation, "marked_at": self._db.now(c)}
@@ -46,12 +46,12 @@ class InstallationTable:
         return self._any(t.storages.c.root.not_in([_ITSELF, root[:_ROOT]]))
 
     def has_attempts(self) -> bool:
-        """Whether anything was ever launched, as far as it is known still."""
+        """Whether anything was ever launched, as far as is still known."""
         with self._db.read() as c:
             return c.execute(sa.select(t.attempts.c.id).limit(1)).first() is not None
 
     def can_write(self) -> bool:
-        """Whether the database takes new rows now: not full, locked, read-only or away."""
+        """Whether the database accepts new rows now: not full, locked, read-only or unreachable."""
         name = secrets.token_hex(8)
         try:
             with self._db.try_write() as c:

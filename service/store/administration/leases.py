@@ -1,4 +1,4 @@
-"""Leases: who may act now, by the time of the database."""
+"""Leases: who may act now, by the clock of the database."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LeaseTable:
         self._db = database
 
     def take(self, holder: str, seconds: float, name: str = RECONCILER) -> int | None:
-        """The token under which `holder` may act; None while somebody else's lease stands.
+        """The token under which `holder` may act; None while another holder's lease is valid.
 
         Written down again only when half of it is over: a look each tick must not be a write each tick. A row that
         can't be read is replaced.
@@ -55,7 +55,7 @@ class LeaseTable:
             return token
 
     def renew(self, holder: str, token: int, seconds: float, name: str = RECONCILER) -> bool:
-        """Hold a lease for longer; False if somebody else has taken it since."""
+        """Renew a lease; False if another holder has taken it since."""
         l = t.leases.c  # noqa: E741
         with self._db.write() as c:
             mine = (l.name == name, l.holder == holder, l.token == token)
@@ -72,10 +72,10 @@ def _next_token(row: sa.RowMapping, holder: str, now: datetime, expires_at: date
     """The token under which `holder` takes this lease; None: somebody else's lease stands."""
     token = row["token"]
     if fault := _fault(row):
-        logger.error("lease can't be read and is replaced", extra={"lease": row["name"], "fault": fault})
+        logger.error("a lease can't be read; replacing it", extra={"lease": row["name"], "fault": fault})
         # By the time where the token is lost: no earlier holder can have the same one.
         return token + 1 if _is_token(token) else int(now.timestamp() * 1000)
-    # A lease with more left than it is given for is from before the clock was set back.
+    # A lease with more time left than any lease lasts is from before the clock was set back.
     if row["holder"] != holder and now < row["expires_at"] <= expires_at:
         return None
     return int(token) if row["holder"] == holder else int(token) + 1

@@ -1,4 +1,4 @@
-"""Removes what is kept too long, a batch in a transaction, so that nobody waits long for the right to write."""
+"""Deletes old rows, one batch in each transaction, so that no other writer waits long."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ _ENDED = t.jobs.c.state.in_(tuple(TERMINAL))
 
 
 class RetentionTable:
-    """Each method that removes something removes at most BATCH rows, and says how many."""
+    """Each method that deletes rows deletes at most BATCH of them, and returns how many."""
 
     def __init__(self, database: Database) -> None:
         self._db = database
 
     def ended_with_lines(self, before: datetime | None, limit: int = 200) -> list[str]:
-        """Jobs whose log lines may go, the first that ended first. before: when they ended; None: whenever."""
+        """Jobs whose log lines may be deleted, the first that ended first. before: when they ended; None: at any
+        time."""
         j, r = t.jobs.c, t.reported.c
         wanted = [_ENDED, r.lines > 0] + ([] if before is None else [j.finished_at < before])
         return self._ids(sa.select(j.id).join(t.reported).where(*wanted).order_by(j.finished_at).limit(limit))
@@ -36,7 +37,7 @@ class RetentionTable:
         return self._ids(sa.select(r.job_id).where(r.lines > 0).order_by(r.characters.desc()).limit(limit))
 
     def ended_with_events(self, before: datetime, limit: int = 200) -> list[str]:
-        """Jobs that ended before and whose events have not been looked through since."""
+        """Jobs that ended before this time and whose events have not been checked since."""
         j, r = t.jobs.c, t.reported.c
         due = sa.or_(r.events_pruned_at.is_(None), r.events_pruned_at < j.finished_at)
         wanted = (_ENDED, j.finished_at < before, due)
@@ -56,7 +57,7 @@ class RetentionTable:
             return delete_oldest_lines(c, job_id, BATCH)
 
     def forget_reported_events(self, job_id: str) -> int:
-        """What workers told of a job. What the service and people did to it stays for as long as the job."""
+        """Delete events of a job's workers. Events of the service and of people stay as long as the job."""
         e = t.events.c
         reported = sa.or_(e.kind.in_(_REPORTED_KINDS), e.kind.startswith("user.", autoescape=True))
         part = sa.select(e.seq).where(e.job_id == job_id, reported).order_by(e.seq).limit(BATCH)
@@ -74,7 +75,7 @@ class RetentionTable:
             return c.execute(sa.delete(t.audit).where(a.seq.in_(part))).rowcount
 
     def forget_answers(self, before: datetime) -> int:
-        """Under idempotency keys: the same key makes a new job from then on."""
+        """Delete old idempotency keys: from then on the same key makes a new job."""
         i = t.idempotency.c
         part = sa.select(i.owner, i.key).where(i.at < before).order_by(i.at).limit(BATCH)
         with self._db.write() as c:

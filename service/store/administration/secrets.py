@@ -1,4 +1,4 @@
-"""Sealed secrets by owner and name. What is here can't be read without the key, which is not."""
+"""Sealed secrets by owner and name. They can't be read without the key, which is not in the database."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from syncnorm.service.store.values import StoredSecret
 
 
 class SecretTable:
-    """Secrets, sealed before they come here."""
+    """Secrets, sealed by the caller."""
 
     def __init__(self, database: Database) -> None:
         self._db = database

@@ -1,4 +1,4 @@
-"""Attempts, as the reconciler notes them. What their workers report is in reports.py."""
+"""Attempts as the reconciler records them. Reports of their workers are in reports.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from syncnorm.service.store.statements import ATTEMPTS, insert_new, job_of_attem
 
 
 class AttemptTable:
-    """Attempts, and what they have used."""
+    """Attempts and their usage."""
 
     def __init__(self, database: Database) -> None:
         self._db = database
@@ -34,13 +34,13 @@ class AttemptTable:
             return [attempt_of(row) for row in rows]
 
     def unreleased(self, faults: Faults | None = None) -> list[Attempt]:
-        """Attempts that may still take up room on the cluster. faults: is told of rows that can't be read."""
+        """Attempts that may still hold capacity. faults: gets the problems of rows that can't be read."""
         with self._db.read() as c:
             rows = c.execute(ATTEMPTS.where(t.attempts.c.released_at.is_(None)))
             return [attempt_of(row, faults) for row in rows]
 
     def note(self, attempt_id: str, changes: Mapping[str, Any], lease: int | None = None) -> bool:
-        """Record what was done or seen; False if the reconciler's lease no longer stands."""
+        """Record an action or observation; False if this replica no longer holds the reconciler's lease."""
         with self._db.write() as c:
             if not lease_stands(c, lease):
                 return False
@@ -48,9 +48,10 @@ class AttemptTable:
         return True
 
     def release(self, attempt_id: str, lease: int | None = None) -> float | None:
-        """An ended attempt has left the cluster: its room is free, and what it used is added up.
+        """Release an ended attempt that has left the cluster: its capacity is free, and its usage is added up.
 
-        Seconds for which it held its room; None if it was released before or the reconciler's lease no longer stands.
+        Returns the seconds for which it held capacity; None if it was released before, or this replica no longer holds
+        the lease.
         """
         a = t.attempts.c
         with self._db.write() as c:
@@ -75,7 +76,7 @@ class AttemptTable:
             c.execute(sa.update(t.usage).where(u.owner == job.owner).values(more))
 
     def usage(self) -> dict[str, tuple[float, float]]:
-        """(CPU seconds, GPU seconds) by owner, of everything that was ever given room, what holds it now included."""
+        """(CPU seconds, GPU seconds) by owner, of everything that ever held capacity, including what holds it now."""
         found: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
         a, j = t.attempts.c, t.jobs.c
         live = sa.select(j.owner, a.workers * j.cpus_per_worker, a.workers * j.gpus_per_worker, a.created_at)

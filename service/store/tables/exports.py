@@ -34,11 +34,11 @@ class ExportTable:
         most_unfinished: int | None = None,
         by: Actor = SERVICE,
     ) -> StoredResponse | Export | AddOutcome | None:
-        """Store the wish for one more export; otherwise nothing is stored: the answer given before under its key, too
-        many, or None for a job that was deleted meanwhile.
+        """Store the request for a later export.
 
-        describe: what to answer when the same key comes again. key: (who asks, Idempotency-Key).
-        most_unfinished: exports of the jobs of one owner.
+        If nothing is stored, returns why: the earlier answer under its key, too many, or None for a job that was
+        deleted meanwhile. describe: makes the answer that is stored with the key. key: (owner, Idempotency-Key).
+        most_unfinished: limit for each owner.
         """
         e = t.exports.c
         with self._db.write() as c:
@@ -53,10 +53,10 @@ class ExportTable:
             if most_unfinished is not None and self._unfinished_exports(c, job.owner) >= most_unfinished:
                 return AddOutcome.TOO_MANY
             if key is not None and (before := self._idempotency.take(c, *key, now, describe(export))) is not None:
-                return before  # somebody was faster, with another job
+                return before  # another request was faster, with another job
             c.execute(sa.insert(t.exports).values(**vars(export)))
             about = {"export": export.name, **section}
-            add_event(c, job.id, now, NewEvent("export_queued", f"Export {export.name} was asked for.", about, by))
+            add_event(c, job.id, now, NewEvent("export_queued", f"Export {export.name} was requested.", about, by))
             add_audit(c, now, [NewAuditEntry(by, "job.export", job.id, after=about)])
         return export
 
@@ -66,12 +66,12 @@ class ExportTable:
         return int(c.execute(mine.where(j.owner == owner, e.state.not_in(OVER))).scalar_one())
 
     def of_job(self, job_id: str) -> list[Export]:
-        """In the order in which they were asked for."""
+        """All exports of a job, in the order in which they were requested."""
         e = t.exports.c
         return self._exports(EXPORT.query.where(e.job_id == job_id).order_by(e.number))
 
     def unreleased(self, faults: Faults | None = None) -> list[Export]:
-        """Those with something left to do."""
+        """Exports that are not released yet."""
         return self._exports(EXPORT.query.where(t.exports.c.released_at.is_(None)), faults)
 
     def get(self, job_id: str, name: str) -> Export | None:
@@ -80,9 +80,9 @@ class ExportTable:
     def change(
         self, export: Export, changes: Mapping[str, Any], *, event: NewEvent | None = None, lease: int | None = None
     ) -> Export | None:
-        """Change an export if it still is as it was read; None: nothing changed.
+        """Change an export if it has not changed since it was read; None: nothing changed.
 
-        lease: token of the reconciler's lease, which must still stand.
+        lease: token of the reconciler's lease, which must still be valid.
         """
         e = t.exports.c
         guard = (e.job_id == export.job_id, e.number == export.number, e.version == export.version)

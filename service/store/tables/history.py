@@ -1,4 +1,4 @@
-"""What happened to a job: events, log lines and checkpoints, in the order in which they came."""
+"""The history of a job: events, log lines and checkpoints, in the order in which they came."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from syncnorm.service.store.values import Changes, Heads, StoredCheckpoint, Stor
 
 
 class HistoryTable:
-    """Everything that is only ever added to."""
+    """Records that are only ever added to."""
 
     def __init__(self, database: Database) -> None:
         self._db = database
@@ -45,7 +45,7 @@ class HistoryTable:
     ) -> list[StoredLine]:
         """Log lines in order of arrival. tail: the last ones instead of the first ones.
 
-        Where lines of the job were pruned that would come first, one stands for them that says so.
+        If earlier lines were pruned, one line stands for them and says so.
         """
         l = t.log_lines.c  # noqa: E741
         wanted = [l.job_id == job_id, l.id > after]
@@ -72,7 +72,7 @@ class HistoryTable:
             return [CHECKPOINT.of(row) for row in c.execute(query)]
 
     def changes_since(self, since: Heads | None) -> Changes:
-        """Where events and log lines end, and which jobs have any behind `since`."""
+        """The newest event and log line, and the jobs with any after `since`."""
         e, l = t.events.c, t.log_lines.c  # noqa: E741
         with self._db.read() as c:
             ends = sa.select(
@@ -87,7 +87,8 @@ class HistoryTable:
             return Changes(heads, set(c.execute(events.union(lines)).scalars()))
 
     def events_of_kinds(self, kinds: Collection[str], after: int, until: datetime, limit: int) -> list[StoredEvent]:
-        """Of all jobs, oldest first. until: leaves transactions of different jobs time to become visible in order."""
+        """Events of all jobs, oldest first. until: gives transactions of different jobs time to become visible in
+        order."""
         e = t.events.c
         wanted = (e.seq > after, e.kind.in_(kinds), e.at <= until)
         query = EVENT.query.where(*wanted).order_by(e.seq).limit(limit)
@@ -96,6 +97,6 @@ class HistoryTable:
 
 
 def _stand_in(count: int, last: int) -> StoredLine:
-    """For lines that are gone: it has the place of the last of them, so that whoever reads on begins behind it."""
-    text = f"… {count:,} earlier lines of this job are gone: log lines are kept for so long, and so many of a job."
+    """The line that stands for pruned ones: it has the id of the last of them, so that readers resume after it."""
+    text = f"… {count:,} earlier lines of this job were deleted, to stay within the limits of age and size."
     return StoredLine(last, 1, -1, 0, "", "WARNING", text)

@@ -42,7 +42,7 @@ class IdempotencyTable:
         return before
 
     def take_all(self, c: sa.Connection, new: Sequence[NewJob]) -> dict[tuple[str, str | None], StoredResponse]:
-        """Keep the keys and answers that are new; the answers under keys that were taken before."""
+        """Store new keys with their answers; returns the answers of keys that exist."""
         now = self._db.now(c)
         rows: dict[tuple[str, str], dict[str, Any]] = {}
         for one in new:
@@ -51,7 +51,7 @@ class IdempotencyTable:
                 rows.setdefault(name, {"owner": name[0], "key": name[1], "at": now, **vars(one.answer)})
         if not rows:
             return {}
-        # In one order everywhere, so that two replicas never wait for each other's keys.
+        # In one order everywhere, so that two replicas never deadlock on each other's keys.
         ours = {tuple(row) for row in c.execute(self._take_key, [rows[name] for name in sorted(rows)])}
         found = {name: self.find(c, *name) for name in rows if name not in ours}
         return {name: answer for name, answer in found.items() if answer is not None}

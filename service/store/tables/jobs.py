@@ -35,9 +35,9 @@ class JobTable:
         self.add_all([NewJob(job, event)])
 
     def add_all(self, new: Sequence[NewJob], most_unfinished: int | None = None) -> list[StoredResponse | AddOutcome]:
-        """Store jobs in one transaction. For each: stored, too many, or the answer given before under its key.
+        """Store jobs in one transaction. For each: stored, too many, or the earlier answer under its key.
 
-        most_unfinished: of one owner, counting those that are stored here; None: no limit.
+        most_unfinished: limit for each owner, including the jobs that are stored here; None: no limit.
         """
         with self._db.write() as c:
             answers = self._idempotency.take_all(c, new)
@@ -59,7 +59,7 @@ class JobTable:
                     if remaining is not None:
                         remaining[owner] -= 1
                     if one.answer is not None:
-                        answers[owner, one.key] = one.answer  # for the same key once more in this batch
+                        answers[owner, one.key] = one.answer  # the same key appears again in this batch
             self.insert(c, stored)
         return results
 
@@ -84,9 +84,9 @@ class JobTable:
         add_audit(c, now, [*entries, *(_submitted(one) for one in new if one.event.by.kind == "user")])
 
     def delete(self, job: Job, by: Actor = SERVICE) -> bool:
-        """Remove a job with everything kept of it; False if it changed since it was read, or something of it runs.
+        """Delete a job with all its rows; False if it changed since it was read, or parts of it still run.
 
-        Its files are noted to be removed.
+        Its files are recorded for deletion.
         """
         j, a = t.jobs.c, t.attempts.c
         with self._db.write() as c:
@@ -106,7 +106,11 @@ class JobTable:
             return deleted
 
     def change(self, job: Job, changes: Mapping[str, Any], by: Actor = SERVICE) -> Job | None:
-        """Change priority, labels or limits; None if the job changed since it was read, and nothing is changed."""
+        """Change priority, labels or limits. limits: only those given change, while the job is queued, paused or
+        failed.
+
+        Raises: ProblemError 412 if the job changed at the same moment.
+        """
         was, is_now = differences({**vars(job), "limits": job.spec.limits}, changes)
         if not is_now:
             return job
@@ -126,12 +130,13 @@ class JobTable:
     def apply(
         self, ids: Collection[str], verb: Verb, now: datetime, by: Actor = SERVICE, owner: str | None = None
     ) -> dict[str, VerbResult]:
-        """Ask jobs for what each one's state allows, in one transaction; what became of those that are there, by id.
+        """Apply a verb to jobs where their state allows it, in one transaction; the outcome for each existing job, by
+        id.
 
-        owner: leaves jobs of others alone, as if they were not there; None: of anybody.
+        owner: jobs of other owners are treated as missing; None: of any owner.
         """
         with self._db.write() as c:
-            # In the order of ids, so that two who lock the same jobs wait for, and not on, each other.
+            # In the order of ids, so that two transactions that lock the same jobs can't deadlock.
             theirs = JOBS.where(t.jobs.c.id.in_(sorted(ids))).order_by(t.jobs.c.id)
             jobs = [job_of(row) for row in c.execute(theirs.with_for_update()).all()]
             return {job.id: self.apply_one(c, job, verb, now, by) for job in jobs if owner in (None, job.owner)}
@@ -169,12 +174,12 @@ class JobTable:
     def _listed(self, c: sa.Connection, row: sa.Row[Any]) -> ListedJob:
         try:
             return rows.LISTED.read(row)
-        except Exception:  # of whatever kind: the others of the list are fine
+        except Exception:  # of any kind: the others of the list are fine
             job = job_of(c.execute(JOBS.where(t.jobs.c.id == row.id)).one())
             return listed_of(job, full=row.spec is not None)
 
     def find_ids(self, query: JobQuery) -> list[str]:
-        """Ids of what the list would show."""
+        """Ids of the jobs that the list would show."""
         with self._db.read() as c:
             return list(c.execute(select_jobs(query).with_only_columns(t.jobs.c.id)).scalars())
 
@@ -190,11 +195,11 @@ class JobTable:
         new_attempt: Attempt | None = None,
         lease: int | None = None,
     ) -> Job | None:
-        """Change the state of a job, if it still is as it was read; None: somebody was faster, and nothing changed.
+        """Change the state of a job if it has not changed since it was read; None: another process was faster, and
+        nothing changed.
 
-        also: events that come with it. attempt_changes: of the attempt under way. lease: token of the reconciler's
-        lease, which must still stand.
-        Raises: ValueError for a move that is not in the table of arrows.
+        also: further events. lease: token of the reconciler's lease, which must still be valid. Raises: ValueError for
+        a move that is not in the table of arrows.
         """
         if to is not job.state and (job.state, to) not in ARROWS:
             raise ValueError(f"a job can't go from {job.state} to {to}")
@@ -250,7 +255,7 @@ def _listed(changes: Mapping[str, Any]) -> str:
 
 
 def _columns(job: Job, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Limits stand in the spec, and those that decide something in columns of their own."""
+    """Limits are in the spec, and those that decisions need also in columns of their own."""
     limits = changes.get("limits")
     if limits is None:
         return dict(changes)

@@ -13,13 +13,13 @@ from syncnorm.service.store.statements import JOBS, insert_new
 
 
 class DescriptionTable:
-    """Attempts that the MLflow run of their job does not tell of yet: what the describer has yet to do."""
+    """Attempts whose facts are not in the MLflow run yet."""
 
     def __init__(self, database: Database) -> None:
         self._db = database
 
     def pending(self, limit: int) -> list[tuple[Job, int]]:
-        """Jobs that have a run, oldest first, each with the attempt that the run does not tell of yet."""
+        """Jobs with a run, oldest first, each with the attempt that is not in the run yet."""
         d, j = t.descriptions.c, t.jobs.c
         query = JOBS.add_columns(d.attempt.label("undescribed")).join(t.descriptions, d.job_id == j.id)
         with self._db.read() as c:
@@ -40,7 +40,7 @@ def request_description(c: sa.Connection, job_id: str, attempt: int) -> None:
 
 
 class RemovalTable:
-    """Deleted jobs whose files still lie on the storage: what the reconciler has yet to remove."""
+    """Deleted jobs whose files are still on the storage."""
 
     def __init__(self, database: Database) -> None:
         self._db = database
@@ -52,7 +52,7 @@ class RemovalTable:
             return list(c.execute(sa.select(r.job_id).order_by(r.deleted_at, r.job_id).limit(limit)).scalars())
 
     def done(self, job_id: str) -> None:
-        """Nothing of the job is on the storage any more."""
+        """Record that no file of the job is on the storage any more."""
         with self._db.write() as c:
             c.execute(sa.delete(t.removals).where(t.removals.c.job_id == job_id))
 
@@ -64,7 +64,7 @@ class WebhookTable:
         self._db = database
 
     def position(self, receiver: str) -> int:
-        """The last event told; a new receiver begins with what happens from now on."""
+        """The position of a webhook receiver; a new one begins with the events from now on."""
         w = t.webhooks.c
         with self._db.write() as c:
             newest = c.execute(sa.select(sa.func.max(t.events.c.seq))).scalar() or 0

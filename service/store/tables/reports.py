@@ -1,4 +1,4 @@
-"""What workers report, under the fence of an attempt. Whatever they send, what is kept of a job is bounded."""
+"""Reports of workers, under the fence of an attempt. Whatever they send, the stored amount per job is bounded."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from syncnorm.service.store.statements import (
 from syncnorm.trainer.contract.protocol import CheckpointFact, LogLine, Placement
 
 MOST_EVENTS = 2000
-"""Of the workers of one job."""
+"""Most events of the workers of one job."""
 _MOST_CHECKPOINTS = 1000
 """Of one attempt."""
 _PRUNED_AT_ONCE = 2000
 _SPARE = 1 / 16
-"""Of a full log, which goes with what is too much, so that not every message removes some."""
+"""Share of a full log that is deleted at once, so that not every message deletes some lines."""
 
 
 class ReportTable:
-    """Each report takes effect only while its attempt is under way; log lines also for a while after."""
+    """A report takes effect only while its attempt runs; log lines also for a while after."""
 
     def __init__(self, database: Database) -> None:
         self._db = database
@@ -45,7 +45,7 @@ class ReportTable:
         self._add_line = insert.returning(sa.func.length(lines.c.text))
 
     def heartbeat(self, attempt_id: str, fence: str, lease_s: float, phase: str | None, step: int | None) -> Job | None:
-        """Renew the lease of an attempt. Its job; None if the fence is stale."""
+        """Renew the lease of an attempt; returns its job, or None if the fence is stale."""
         with self._db.write() as c:
             attempt = self._live(c, attempt_id, fence)
             if attempt is None:
@@ -64,7 +64,7 @@ class ReportTable:
             return job_of_attempt(c, attempt)
 
     def _replace_progress(self, c: sa.Connection, job_id: str, event: NewEvent) -> None:
-        """A new event for those who follow, in the place of the one before: the course of training is in MLflow."""
+        """An event for followers that replaces the one before: the course of training is in MLflow."""
         before = report_counts(c, job_id).progress_seq
         if before is not None:
             c.execute(sa.delete(t.events).where(t.events.c.seq == before))
@@ -75,9 +75,9 @@ class ReportTable:
     def add_lines(
         self, attempt_id: str, fence: str, lines: Sequence[LogLine], most_characters: int | None = None
     ) -> Job | None:
-        """Keep log lines, the last words of an ended attempt included; those that are there already are left alone.
+        """Store log lines, also the last ones of an ended attempt; lines that exist already are skipped.
 
-        most_characters: of one job; beyond, its oldest lines go. None: no limit.
+        most_characters: limit of one job; beyond it, its oldest lines are deleted. None: no limit.
         """
         with self._db.write() as c:
             attempt = self._fenced(c, attempt_id, fence)
@@ -107,7 +107,7 @@ class ReportTable:
             return job
 
     def add_checkpoint(self, attempt_id: str, fact: CheckpointFact) -> Job | None:
-        """Keep a checkpoint, and forget those before it that the attempt has deleted since."""
+        """Store a checkpoint, and forget earlier ones that the attempt has deleted since."""
         with self._db.write() as c:
             attempt = self._live(c, attempt_id, fact.fence)
             if attempt is None:
@@ -125,14 +125,14 @@ class ReportTable:
             return job_of_attempt(c, attempt)
 
     def add_event(self, attempt_id: str, fence: str, event: NewEvent) -> Job | None:
-        """Keep an event; of a job that tells too many, one that says that no more are kept."""
+        """Store an event; if a job sends too many, one that says that no more are stored."""
         with self._db.write() as c:
             attempt = self._live(c, attempt_id, fence)
             if attempt is None:
                 return None
             count = report_counts(c, attempt.job_id).events
             if count == MOST_EVENTS:
-                text = f"The workers of this job have told {MOST_EVENTS} events; later ones are not kept."
+                text = f"The workers of this job have sent {MOST_EVENTS} events; later ones are not stored."
                 event = NewEvent("events_left_out", text)
             if count <= MOST_EVENTS:
                 add_event(c, attempt.job_id, self._db.now(c), event)
@@ -140,7 +140,7 @@ class ReportTable:
             return job_of_attempt(c, attempt)
 
     def exit(self, attempt_id: str, fence: str, result: dict[str, Any]) -> Job | None:
-        """Keep the result an attempt sent; the reconciler settles the job by it."""
+        """Store the result that an attempt sent; the reconciler settles the job by it."""
         with self._db.write() as c:
             attempt = self._live(c, attempt_id, fence)
             if attempt is None:
@@ -165,7 +165,7 @@ class ReportTable:
         values: dict[str, Any] = {"heartbeat_at": now, "lease_expires_at": after(now, lease_s)}
         if phase is not None and phase not in (attempt.phases or {}):
             values["phases"] = {**(attempt.phases or {}), phase: t.format_instant(now)}
-            # The driver's word may come after what rank 0 said later.
+            # The driver's message may arrive after a later one of rank 0.
             values["phase"] = max(values["phases"], key=PHASES.index)
         if step is not None and step > attempt.step:
             values["step"] = step

@@ -1,6 +1,7 @@
-"""Jobs, attempts and exports that can't be handled are ended by updates which depend on nothing else in their rows.
+"""Ends jobs, attempts and exports that can't be handled, with updates that depend on nothing else in their rows.
 
-What can't be read of a row is replaced on the way (see rows.py), so that it can be shown, retried and deleted later.
+Fields that can't be read are replaced on the way (see rows.py), so that the row can be shown, retried and deleted
+later.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ _LONGEST_TRACE = 8000
 
 
 class SetAsideTable:
-    """The end of what the service could not handle. `why`: a sentence; `trace`: where it was raised."""
+    """Ends what the service could not handle. `why`: a sentence; `trace`: the traceback."""
 
     def __init__(self, database: Database) -> None:
         self._db = database
 
     def job(self, job_id: str, why: str, trace: str = "", lease: int | None = None) -> JobState | None:
-        """End a job and its attempts: cancelled where that was asked for, else failed; one that is over stays so.
+        """End a job and its attempts: cancelled if that was requested, else failed; a finished one stays so.
 
-        The state it has now; None if there is no such job or the reconciler's lease no longer stands.
+        Returns its state now; None if there is no such job or this replica no longer holds the lease.
         """
         j = t.jobs.c
         with self._db.write() as c:
@@ -65,13 +66,13 @@ class SetAsideTable:
         wrong = None if row is None else read_or_salvage(JOB, row)[1]
         if wrong is None:
             return None
-        self.job(job_id, f"The stored job can't be read, so it can't go on: {wrong}.")
+        self.job(job_id, f"The stored job can't be read, so the job can't continue: {wrong}.")
         with self._db.read() as c:
             row = c.execute(of_this_job).one_or_none()
         return None if row is None else job_of(row)
 
     def _end_attempts(self, c: sa.Connection, job_id: str, why: str, trace: str) -> None:
-        """Their processes are ended, and their capacity is released, as of any attempt that has ended."""
+        """Their processes are stopped, and their capacity is released, as for any ended attempt."""
         a, now = t.attempts.c, self._db.now(c)
         closing = {"outcome": "failed", "reason": FailureReason.INTERNAL, "message": _text(why, trace), "ended_at": now}
         for row in c.execute(ATTEMPT.query.where(a.job_id == job_id, a.released_at.is_(None))).all():
@@ -105,7 +106,7 @@ class SetAsideTable:
             c.execute(sa.update(t.exports).where(*key).values(**values))
 
     def release_uncounted(self, attempt_id: str, lease: int | None = None) -> None:
-        """Free the capacity of an ended attempt whose use can't be added up."""
+        """Free the capacity of an ended attempt whose usage can't be added up."""
         a = t.attempts.c
         with self._db.write() as c:
             if not lease_stands(c, lease):
@@ -141,5 +142,5 @@ def _sentence(why: str) -> str:
 
 
 def _text(why: str, trace: str) -> str:
-    """The end of a traceback says most, so its beginning is cut."""
+    """Cut the beginning of a traceback, since its end says most."""
     return f"{_sentence(why)}\n\n{storable(trace[-_LONGEST_TRACE // 2 :])}".strip()

@@ -22,7 +22,7 @@ from syncnorm.service.store.tables.jobs import JobTable
 from syncnorm.service.store.values import AddOutcome, NewJob, StoredResponse
 
 MOST_FAILURES = 5
-"""Of making or handing over one report, after which it is set aside."""
+"""Failures in a row to make or publish one report, after which it is set aside."""
 Family = list[tuple[StudyChild, Job | None]]
 """Children with their jobs; None: the job was deleted."""
 
@@ -44,9 +44,9 @@ class StudyTable:
         most_unfinished: int | None = None,
         by: Actor = SERVICE,
     ) -> StoredResponse | AddOutcome:
-        """Store a study and queue all its jobs. Otherwise nothing is stored: too many, or the answer given before.
+        """Store a study and queue all its jobs. If nothing is stored, returns why: too many, or the earlier answer.
 
-        most_unfinished: jobs of one owner, counting these; None: no limit.
+        most_unfinished: limit of jobs for each owner, including these; None: no limit.
         """
         with self._db.write() as c:
             remaining = (
@@ -76,7 +76,7 @@ class StudyTable:
         return None if row is None else STUDY.of(row)
 
     def find(self, owner: str | None, after: str | None, limit: int) -> list[Study]:
-        """Newest first, behind the one with the id `after`."""
+        """Studies, newest first, after the one with the id `after`."""
         s = t.studies.c
         wanted = [] if owner is None else [s.owner == owner]
         if after is not None:
@@ -94,14 +94,14 @@ class StudyTable:
         k, j = t.study_children.c, t.jobs.c
         mine = CHILD.query.where(k.study_id == study_id).order_by(k.number)
         children = [CHILD.of(row) for row in c.execute(mine)]
-        # In the order of ids, so that two who lock the same jobs wait for, and not on, each other.
+        # In the order of ids, so that two transactions that lock the same jobs can't deadlock.
         theirs = JOBS.where(j.id.in_([child.job_id for child in children])).order_by(j.id)
         found = c.execute(theirs.with_for_update() if lock else theirs)
         jobs = {job.id: job for job in map(job_of, found)}
         return [(child, jobs.get(child.job_id)) for child in children]
 
     def count_children(self, study_ids: Sequence[str]) -> dict[str, Counts]:
-        """Of each study how many jobs are in which state."""
+        """For each study, how many jobs are in each state."""
         k, j = t.study_children.c, t.jobs.c
         state = sa.func.coalesce(j.state, DELETED).label("child_state")
         together = t.study_children.outerjoin(t.jobs, j.id == k.job_id)
@@ -113,9 +113,9 @@ class StudyTable:
         return counts
 
     def apply(self, study_id: str, verb: Verb, now: datetime, by: Actor = SERVICE) -> list[str]:
-        """Ask all children at once for what each one's state allows; ids of the jobs that it changed."""
+        """Apply a verb to all children where their state allows it; ids of the jobs that changed."""
         with self._db.write() as c:
-            if verb == "retry":  # its report is worth another try, too
+            if verb == "retry":  # retry its report, too
                 c.execute(sa.update(t.studies).where(t.studies.c.id == study_id).values(failures=0))
             family = self._family(c, study_id, lock=True)
             results = [self._jobs.apply_one(c, job, verb, now, by) for _, job in family if job is not None]
@@ -132,14 +132,14 @@ class StudyTable:
             c.execute(sa.update(t.studies).where(t.studies.c.id == study_id).values(**changes))
 
     def note_grouped(self, child: StudyChild, run_id: str) -> None:
-        """The child's run is known to belong to the run of the study."""
+        """Record that the child's run is grouped under the run of the study."""
         k = t.study_children.c
         with self._db.write() as c:
             mine = (k.study_id == child.study_id, k.number == child.number)
             c.execute(sa.update(t.study_children).where(*mine).values(grouped_run=run_id))
 
     def unreported(self) -> list[Study]:
-        """Those whose run in MLflow does not show yet what became of every child, and that are not set aside."""
+        """Studies whose MLflow run does not show all results yet, and that are not set aside."""
         k, j = t.study_children.c, t.jobs.c
         moved_on = sa.or_(j.state.not_in(TERMINAL), j.finished_at > t.studies.c.reported_at)
         changed = sa.exists().where(k.study_id == t.studies.c.id, j.id == k.job_id, moved_on)

@@ -24,7 +24,7 @@ class WorkloadTable:
         self._db = database
 
     def jobs(self, ids: Collection[str], faults: Faults | None = None) -> list[Job]:
-        """Those that are there, oldest first. faults: is told of rows that can't be read."""
+        """The existing ones, oldest first. faults: gets the problems of rows that can't be read."""
         wanted = sorted(ids)
         j = t.jobs.c
         parts = [wanted[start : start + _CHUNK] for start in range(0, len(wanted), _CHUNK)]
@@ -37,12 +37,12 @@ class WorkloadTable:
             return {row[0]: row[1] for row in c.execute(sa.select(j.id, j.version).where(j.state == state))}
 
     def unsettled(self) -> set[str]:
-        """Ids of jobs with something to do that is not waiting for room, see schema.UNSETTLED."""
+        """Ids of jobs that need work besides waiting for capacity, see schema.UNSETTLED."""
         with self._db.read() as c:
             return set(c.execute(sa.select(t.jobs.c.id).where(t.UNSETTLED)).scalars())
 
     def strays(self) -> set[str]:
-        """Ids of jobs that no step would ever come to: in a state nobody knows, or under way without an attempt."""
+        """Ids of jobs that no step would ever handle: in an unknown state, or active without an attempt."""
         with self._db.read() as c:
             return set(c.execute(_STRAYS).scalars())
 
@@ -63,7 +63,8 @@ class WorkloadTable:
 
 
 def _unknown_state() -> sa.ColumnElement[bool]:
-    """In the ranges between the states there are: each is one look at the index, unlike NOT IN."""
+    """A condition for unknown states, as the ranges between the known ones: each is one index look-up, unlike NOT
+    IN."""
     state, known = t.jobs.c.state, sorted(JobState)
     between = [sa.and_(state > one, state < other) for one, other in pairwise(known)]
     return sa.or_(state < known[0], *between, state > known[-1])

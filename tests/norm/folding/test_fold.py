@@ -178,8 +178,8 @@ NOT_FOLDABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), nn.ConvTranspose2d(3, 4, 3)),
         "a ConvTranspose2d",
     ),
-    "second reader": (_TwoReaders, "it reads no module that it has for itself"),
-    "convolution called twice": (_Twice, "it reads no module that it has for itself"),
+    "second reader": (_TwoReaders, "it reads no module of its own"),
+    "convolution called twice": (_Twice, "it reads no module of its own"),
     "hook between": (_hooked, "a Conv2d with hooks"),
     "no running statistics": (
         lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)),

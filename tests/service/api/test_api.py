@@ -131,7 +131,7 @@ def test_missing_data_folder_is_named(running: Running) -> None:
 
     error = problem(client.post("/v1/jobs", json=spec), 422, "invalid_spec")["errors"][0]
 
-    assert (error["pointer"], "there is no '/no/such'" in error["detail"]) == ("/data/init_args/root", True)
+    assert (error["pointer"], "'/no/such' does not exist" in error["detail"]) == ("/data/init_args/root", True)
 
 
 def test_class_path_needs_permission(tmp_path: Path) -> None:
@@ -450,7 +450,7 @@ def test_unexpected_error_is_a_problem_that_tells_no_secrets(
     assert answer.status_code == 500
     assert answer.headers["content-type"] == "application/problem+json"
     assert "ZeroDivisionError" not in answer.text
-    (record,) = [record for record in caplog.records if record.message == "request failed"]
+    (record,) = [record for record in caplog.records if record.message == "request failed with an internal error"]
     assert vars(record)["request_id"] == answer.json()["request_id"] == answer.headers["x-request-id"]
 
 

@@ -223,6 +223,31 @@ def test_document_names_its_server_license_and_tags(document: Document) -> None:
     assert {tag["name"] for tag in document["tags"]} >= used
 
 
+def undescribed(document: Document) -> list[str]:
+    """Operations, parameters, schemas and their properties that have no description."""
+    found = []
+    for name, operation in operations(document):
+        found += [] if operation.get("description") else [name]
+        found += [f"{name} {one['name']}" for one in operation["parameters"] if not one.get("description")]
+    for name, schema in document["components"]["schemas"].items():
+        found += [] if schema.get("description") else [name]
+        found += [f"{name}.{key}" for key, one in schema.get("properties", {}).items() if not one.get("description")]
+    return found
+
+
+def test_everything_is_described(document: Document) -> None:
+    assert undescribed(document) == []
+
+
+def test_whatever_lacks_a_description_is_found() -> None:
+    bare = {
+        "paths": {"/a": {"get": {"parameters": [{"name": "q", "description": ""}]}}},
+        "components": {"schemas": {"A": {"properties": {"b": {"type": "string"}}}}},
+    }
+
+    assert undescribed(bare) == ["GET /a", "GET /a q", "A", "A.b"]
+
+
 # Generators
 
 

@@ -16,14 +16,14 @@ def test_outage_is_logged_when_it_begins_and_when_it_is_over(caplog: pytest.LogC
     with caplog.at_level(logging.INFO, "service.tests"):
         outage_log.recovered("cluster")
         for _ in range(3):
-            outage_log.failed("cluster", "the cluster can't be asked", error="refused")
+            outage_log.failed("cluster", "Ray unreachable; nothing starts until it answers", error="refused")
         outage_log.recovered("cluster")
         outage_log.recovered("cluster")
-        outage_log.failed("cluster", "the cluster can't be asked", error="refused")
+        outage_log.failed("cluster", "Ray unreachable; nothing starts until it answers", error="refused")
 
     assert [record.message for record in caplog.records] == [
-        "the cluster can't be asked",
-        "works again",
-        "the cluster can't be asked",
+        "Ray unreachable; nothing starts until it answers",
+        "recovered after an outage",
+        "Ray unreachable; nothing starts until it answers",
     ]
-    assert caplog.records[1].__dict__["after_s"] == 60.5
+    assert caplog.records[1].__dict__["outage_s"] == 60.5

@@ -56,7 +56,7 @@ def test_state_folder_without_a_service_is_told_how_to_start_one(tmp_path: Path)
     checks = list(examine(Settings(home=tmp_path)))
 
     assert [check.name for check in checks] == ["service"]
-    assert "none runs on" in (checks[0].problem or "")
+    assert "no service runs on" in (checks[0].problem or "")
     assert "`syncnorm serve`" in (checks[0].problem or "")
 
 

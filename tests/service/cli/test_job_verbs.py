@@ -62,7 +62,7 @@ def test_name_and_beginning_that_several_jobs_have_are_refused_with_their_ids(se
         refused = sn("cancel", wanted)
 
         assert refused.exit_code == 2
-        assert f"'{wanted}' names several jobs" in refused.stderr
+        assert f"'{wanted}' matches several jobs" in refused.stderr
         assert ids[-1] in refused.stderr
         assert refused.stderr.rstrip().endswith("…")
     assert {stop for _, stop in states(world, *ids)} == {None}
@@ -76,7 +76,7 @@ def test_name_that_no_job_has_is_refused(served: tuple[Sn, World]) -> None:
 
     for wanted in ("firs", "FIRST", "job_7", "nothing"):
         refused = sn("show", wanted)
-        assert (refused.exit_code, "No job has the id" in refused.stderr) == (2, True)
+        assert (refused.exit_code, "No job has an id that begins with" in refused.stderr) == (2, True)
 
 
 def test_service_that_ignores_filters_makes_no_job_answer_for_another() -> None:
@@ -97,7 +97,7 @@ def test_several_jobs_are_asked_and_one_refusal_keeps_none_from_it(served: tuple
     assert asked.exit_code == 2
     assert [line.split()[0] for line in asked.stdout.splitlines()] == [waiting.id, other.id]
     assert done.id in asked.stderr
-    assert "No job has the id" in asked.stderr
+    assert "No job has an id that begins with" in asked.stderr
     assert {stop for _, stop in states(world, waiting.id, other.id)} == {"cancel"}
 
 

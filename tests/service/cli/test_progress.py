@@ -95,7 +95,7 @@ def test_plan_is_shown_for_people_and_as_json(tmp_path: Path, monkeypatch: pytes
     assert (shown.exit_code, read.exit_code) == (0, 0), shown.output
     assert "workers" in shown.stdout
     assert "2 of 1 CPU each, fit now" in shown.stdout
-    assert "1 a worker, 1 behind a statistic, 2 a batch of all" in shown.stdout
+    assert "1 per worker, 1 per norm group, 2 in the global batch" in shown.stdout
     assert "sync_batch, group or a larger batch" in shown.stdout
     assert json.loads(read.stdout)["batch"] == {"per_worker": 1, "norm_group": 1, "global": 2}
 

@@ -151,7 +151,7 @@ def test_slow_answer_is_a_timeout_and_says_what_to_do() -> None:
         for call in (client.job, client.cancel):
             with pytest.raises(ServiceTimeoutError, match=r"Timed out after 0.2 s.*SYNCNORM_TIMEOUT=0.4"):
                 call("job_1")
-        with pytest.raises(ServiceTimeoutError, match="look before you ask again"):
+        with pytest.raises(ServiceTimeoutError, match="check before you repeat it"):
             client.submit({})
 
     assert len(server.requests) == 3  # none is asked for again by itself

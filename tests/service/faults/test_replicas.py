@@ -208,12 +208,12 @@ def test_tick_ends_once_its_lease_is_lost(answer: bool, budget_s: float) -> None
     with held(lambda: answer, budget_s=budget_s) as lease:
         lost = eventually(lambda: _lost(lease), 10)
 
-    assert "the lease of the reconciler was lost" in str(lost)
+    assert "lost the reconciler's lease" in str(lost)
 
 
 def test_lease_that_can_not_be_renewed_in_time_is_lost() -> None:
     with held(lambda: 1 / 0) as lease:
-        assert "could not be renewed in time" in str(eventually(lambda: _lost(lease), 10))
+        assert "could not renew it in time" in str(eventually(lambda: _lost(lease), 10))
 
 
 def _lost(lease: HeldLease) -> LeaseLostError | None:

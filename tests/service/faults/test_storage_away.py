@@ -200,10 +200,10 @@ def test_outage_is_followed_by_another_attempt_until_the_budget_is_spent() -> No
     first, last = moves["first"], moves["last"]
     assert isinstance(first, Move)
     assert isinstance(last, Move)
-    assert first.message == "s3://b is away. Another attempt in 10 s."
+    assert first.message == "s3://b is away. The next attempt starts in 10 s at the earliest."
     assert first.changes["failures"] == 1
     assert last.changes["reason"] is FailureReason.STORAGE
-    assert "limits.max_failures of 3 is spent: an operator must" in last.changes["message"]
+    assert "limits.max_failures of 3 is used up: an operator must" in last.changes["message"]
 
 
 def test_storage_that_is_away_is_asked_once_in_a_while() -> None:
@@ -295,5 +295,5 @@ def test_folders_and_plain_addresses_are_taken(storage: str) -> None:
 
 
 def test_memory_of_one_process_is_no_storage() -> None:
-    with pytest.raises(ValueError, match="a place that all hosts reach"):
+    with pytest.raises(ValueError, match="storage that all hosts reach"):
         Settings.from_environment({"SYNCNORM_STORAGE": "memory://jobs"})

@@ -54,7 +54,7 @@ def test_page_of_a_success_has_scores_model_and_proof() -> None:
         "| certificate | passed: eager, onnxruntime answer as the trained model, max relative difference 1.1e-06"
         in note
     )
-    assert "of 1438 samples; running means were off most, by 0.014 standard deviations, in layer2.bn1" in note
+    assert "of 1438 samples; running means were furthest off, by 0.014 standard deviations, in layer2.bn1" in note
     assert "| val/accuracy, exported | 0.95 (0.94 with running statistics) |" in note
 
 

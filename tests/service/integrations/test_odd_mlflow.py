@@ -115,7 +115,7 @@ def test_page_that_is_refused_leaves_the_status(caplog: pytest.LogCaptureFixture
         port.set_status("r1", "KILLED", "note")
 
     assert mlflow.asked == ["POST runs/update", "POST runs/set-tag"]
-    assert "MLflow refused the page of a run" in caplog.text
+    assert "MLflow refused the note of a run; the run keeps its old one" in caplog.text
 
 
 @pytest.mark.parametrize(

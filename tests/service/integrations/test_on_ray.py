@@ -79,7 +79,7 @@ def test_cancelled_job_stops_with_a_checkpoint(service: Client) -> None:
     ("change", "pointer", "text"),
     [
         ({"resources": {"workers": 0}}, "/resources/workers", "must be at least 1"),
-        ({"resources": {"workers": 4096}}, "/resources/workers", "the whole cluster has room for"),
+        ({"resources": {"workers": 4096}}, "/resources/workers", "the whole cluster has capacity for"),
         ({"model": {"name": "nope"}}, "/model/name", "must be one of cnn"),
         ({"norm": {"kind": "nope"}}, "/norm/kind", "must be one of none"),
     ],

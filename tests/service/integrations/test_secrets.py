@@ -110,7 +110,7 @@ def test_missing_secret_ends_the_attempt_with_its_name(guarded: Guarded) -> None
     launch = start(client, world, ann, {"T": {"secret": "HUB"}})
     client.delete("/v1/secrets/HUB", headers=ann)
 
-    with pytest.raises(ValueError, match=r"env.T: its secret is not there any more"):
+    with pytest.raises(ValueError, match=r"env.T: its secret was deleted"):
         fetch(launch, through(client))
 
 

@@ -181,7 +181,7 @@ def test_attempt_that_can_not_be_launched_is_given_up_as_one_that_does_not_train
 
     assert (early, nobody_can) == (SubmitToRay(), None)
     assert isinstance(late, StopOnRay)
-    assert (late.reason, "could not be handed to MLflow and Ray" in late.message) == (
+    assert (late.reason, "could not be launched through MLflow and Ray" in late.message) == (
         FailureReason.STARTUP_TIMEOUT,
         True,
     )
@@ -217,7 +217,7 @@ def test_attempt_that_is_stopped_before_it_began_says_so(stop: Any, reason: Fail
 
     assert isinstance(move, Move)
     closing = {name: move.attempt_changes[name] for name in ("outcome", "reason", "message")}
-    assert closing == {"outcome": "stopped", "reason": reason, "message": "Stopped before its workers had come up."}
+    assert closing == {"outcome": "stopped", "reason": reason, "message": "Stopped before its workers were up."}
 
 
 def test_text_of_a_deadline_is_said_once_and_names_the_way_on() -> None:
@@ -225,7 +225,7 @@ def test_text_of_a_deadline_is_said_once_and_names_the_way_on() -> None:
 
     assert isinstance(over, Move)
     said = advised(over.changes["message"], FailureReason.DEADLINE)
-    assert said.count("ran out") == 1
+    assert said.count("has passed") == 1
     assert said.endswith("raise limits.deadline_s of the job, then retry it.")
 
 

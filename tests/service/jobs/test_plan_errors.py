@@ -112,7 +112,7 @@ def test_a_job_too_large_is_planned_as_never_and_waits_for_hosts_where_it_is_tol
         world.step()
 
     assert planned["fits"] == waiting["fits"] == "never"
-    assert "room for 4 workers" in problem(refused, 422, "invalid_spec")["errors"][0]["detail"]
+    assert "capacity for 4 workers" in problem(refused, 422, "invalid_spec")["errors"][0]["detail"]
     assert "wait_for_hosts" in refused.json()["errors"][0]["detail"]
     (finding,) = [one for one in waiting["findings"] if one["code"] == "never_fits"]
     assert finding["severity"] == "warning"

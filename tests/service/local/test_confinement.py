@@ -151,8 +151,8 @@ def test_operator_is_told_where_the_first_token_is_and_what_jobs_can_read(tmp_pa
 
     told = notes(settings, file)
 
-    assert told[0] == f"The token of the first admin is in {file}"
-    assert "Whoever may submit code can read all that this user can" in told[1]
+    assert told[0] == f"The first admin's token is in {file}"
+    assert "Anyone who may submit code can read what this user can read" in told[1]
     assert len(notes(replace(settings, allow_code=False), file)) == 1
     assert len(notes(replace(settings, ray_address="http://ray-head:8265"), file)) == 1
     assert notes(replace(settings, auth=False), file) == []

@@ -345,7 +345,7 @@ def test_odd_answers_about_one_launch_do_not_hold_its_capacity_for_ever(
 
     assert has_succeeded(world, other)
     assert world.job(poison.id).reason is FailureReason.STARTUP_TIMEOUT
-    assert "could not be handed to MLflow and Ray" in world.job(poison.id).message
+    assert "could not be launched through MLflow and Ray" in world.job(poison.id).message
     assert world.reconciler.health.failed == 0
 
 

@@ -333,7 +333,7 @@ def test_job_stays_while_an_export_of_it_runs(running: Running) -> None:
     refused = problem(client.delete(f"/v1/jobs/{job.id}"), 409, "state_conflict")
     finish(world, job.id)
 
-    assert "export 2 of it has not left the cluster yet" in refused["detail"]
+    assert "export 2 still runs on the cluster" in refused["detail"]
     assert (refused["state"], refused["allowed"]) == ("succeeded", [])
 
     assert client.delete(f"/v1/jobs/{job.id}").status_code == 204

@@ -200,6 +200,8 @@ def test_job_that_runs_on_fewer_workers_explains_what_it_waits_for(tmp_path: Pat
         world.step()
         alone = explanation()
 
-    assert crowded["message"] == "It trains on 1 of 4 workers; there is no room for more that nobody waits for."
-    assert alone["message"].startswith("It trains on 1 of 4 workers; there is room for 4.")
+    assert crowded["message"] == (
+        "The job is training on 1 of 4 workers; there is no free capacity that is not already claimed by a queued job."
+    )
+    assert alone["message"].startswith("The job is training on 1 of 4 workers; there is capacity for 4.")
     assert alone["shortfall"] == {"workers": 1.0, "asked_for": 4.0, "room_for": 4.0}

@@ -447,7 +447,7 @@ def test_lease_that_cannot_be_read_is_replaced_and_said_once(
 
     assert len(set(tokens)) == 1
     assert tokens[0] not in (None, before)
-    assert [record.message for record in caplog.records] == ["lease can't be read and is replaced"]
+    assert [record.message for record in caplog.records] == ["a lease can't be read; replacing it"]
     assert store.leases.take("a", 15) is None
 
 

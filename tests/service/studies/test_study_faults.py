@@ -78,7 +78,7 @@ def test_damaged_lines_are_said_in_the_report(running: Running) -> None:
 
     assert study.status_code == 200
     assert report["unreadable_lines"] == 3
-    assert "Metrics that could not be read, and are left out: " in page
+    assert "Metrics that could not be read and are missing here: " in page
 
 
 def test_study_that_can_not_be_published_holds_up_no_other_and_says_why(

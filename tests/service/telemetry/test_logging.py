@@ -29,7 +29,9 @@ def loggers_as_they_were() -> Iterator[None]:
 
 
 def say() -> None:
-    logging.getLogger("syncnorm.x").info("job moved", extra={"job": "job_1", "from": "queued", "to": "starting"})
+    logging.getLogger("syncnorm.x").info(
+        ("job state changed"), extra={"job": "job_1", "from": "queued", "to": "starting"}
+    )
     logging.getLogger("syncnorm.x").debug("not this")
     logging.getLogger("httpx").info("nor this")
     try:
@@ -64,7 +66,7 @@ def test_elsewhere_each_record_is_one_line_of_json_with_its_fields() -> None:
         "at": "",
         "level": "INFO",
         "logger": "syncnorm.x",
-        "message": "job moved",
+        "message": "job state changed",
         "job": "job_1",
         "from": "queued",
         "to": "starting",
@@ -80,7 +82,7 @@ def test_on_a_terminal_people_read_it() -> None:
     say()
 
     first, second, *rest = stream.getvalue().splitlines()
-    assert first[8:] == " INFO     job moved  job=job_1  from=queued  to=starting"
+    assert first[8:] == " INFO     job state changed  job=job_1  from=queued  to=starting"
     assert second[8:] == " ERROR    failed"
     assert rest[-2:] == ["ValueError: boom", "with a second line"]
 

@@ -55,10 +55,10 @@ def test_kind_follows_from_model_batch_and_workers(chosen: JobSpec, kind: str, a
 def test_choice_shows_its_numbers_in_the_plan() -> None:
     shown = plan(spec(4, workers=4), None).as_json()["norm"]
 
-    assert shown["why"] == "batch statistics are unsteady with 4 samples a worker, and steady with the 16 together"
+    assert shown["why"] == "batch statistics are noisy with 4 samples per worker, and stable with the 16 of the group"
     assert shown["evidence"][:2] == [
-        "samples behind a statistic: 4 of one worker, 16 of the 4 that share them",
-        "smallest map: 4 positions, so at least 16 values of one worker",
+        "samples per statistic: 4 on one worker, 16 on the 4 that share them",
+        "smallest map: 4 positions, so at least 16 values on one worker",
     ]
     assert shown["alternative"] == {"kind": "group", "why": "exchanges nothing between workers"}
 

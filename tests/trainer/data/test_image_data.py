@@ -181,7 +181,7 @@ def test_image_that_has_gone_is_named(tmp_path: Path) -> None:
     data = _build("image_folder", root=str(tmp_path), size=4)
     (tmp_path / "cat" / "0.png").unlink()
 
-    with pytest.raises(FileNotFoundError, match=r"data.init_args.root: .*/cat/0.png has gone since the job began"):
+    with pytest.raises(FileNotFoundError, match=r"data.init_args.root: .*/cat/0.png was deleted since the job began"):
         data.train[0]
 
 

@@ -124,7 +124,7 @@ def test_start_that_was_given_up_registers_nothing(mlflow_server: Mlflow, source
     with answering(beats=(409,)) as service:
         result = export(mlflow_server, source, tmp_path / "2", document, service_url=service.url)
 
-    assert (result.outcome, "another start of it has taken over" in result.message) == ("failed", True)
+    assert (result.outcome, "a newer start has taken over" in result.message) == ("failed", True)
     assert service.asked == ["/internal/v1/exports/j/2/heartbeat"]
     assert name not in registered_models(mlflow_server)
 

@@ -62,7 +62,7 @@ def test_nothing_whole_is_an_error_not_a_fresh_start(tmp_path: Path) -> None:
     chosen = write(tmp_path, 2, 20)
     damage(chosen)
 
-    with pytest.raises(CheckpointCorruptError, match=r"step-0000000020.*state.pt does not fit"):
+    with pytest.raises(CheckpointCorruptError, match=r"step-0000000020.*state.pt does not match"):
         resume_point(*third_attempt(tmp_path, chosen))
 
 

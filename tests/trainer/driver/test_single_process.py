@@ -138,7 +138,7 @@ def test_job_that_was_given_up_while_it_finalizes_registers_nothing(
         (tmp_path / "launch.json").write_text(launch.model_dump_json())
         before = logged_models(mlflow_server)
 
-        with pytest.raises(RankFailedError, match="another start of it has taken over"):
+        with pytest.raises(RankFailedError, match="a newer start has taken over"):
             alone.train(config)
 
     assert len(logged_models(mlflow_server)) == len(before) + 1  # it got as far as that

@@ -43,7 +43,7 @@ def test_population_is_kept_as_tensors_and_told_as_numbers(tmp_path: Path, caplo
     assert facts["drift"]["0"] == pytest.approx(
         5.0, abs=0.2
     )  # from a running mean of 0, in running standard deviations of 1
-    assert "population statistics of 64 samples; running means were off most, by 5 " in caplog.text
+    assert "population statistics of 64 samples; running means were furthest off, by 5 " in caplog.text
 
 
 def test_frozen_statistics_leave_nothing_to_keep(tmp_path: Path) -> None:

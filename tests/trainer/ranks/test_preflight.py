@@ -117,7 +117,7 @@ def test_room_for_less_than_two_checkpoints_is_refused(small_disk: Disk) -> None
     preflight.require_disk_space(nn.Linear(100, 100), folders)
 
     with pytest.raises(
-        StorageError, match=r"room for two checkpoints, about 30\.5 MiB, but .* has 8.0 of 8.0 MiB free"
+        StorageError, match=r"space for two checkpoints, about 30\.5 MiB, but .* has 8.0 of 8.0 MiB free"
     ):
         preflight.require_disk_space(nn.Linear(1000, 1000), folders)
 
@@ -142,6 +142,6 @@ def test_a_clock_that_is_off_is_warned_of(caplog: pytest.LogCaptureFixture) -> N
         )
 
     assert [record.getMessage() for record in caplog.records] == [
-        "the clock of rank 1 on b is 100 s off rank 0's; times in logs and MLflow will not be in order. "
-        "Switch on NTP there."
+        "the clock of rank 1 on b is 100 s off rank 0's; times in logs and MLflow will be out of order. "
+        "Enable NTP on that host."
     ]

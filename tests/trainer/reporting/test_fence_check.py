@@ -32,7 +32,7 @@ def test_start_that_the_service_knows_goes_on_after_a_restart_of_it() -> None:
 
 
 def test_start_that_was_given_up_hears_it_at_once() -> None:
-    with answering(beats=(409,)) as service, pytest.raises(SupersededError, match="another start of it has taken over"):
+    with answering(beats=(409,)) as service, pytest.raises(SupersededError, match="a newer start has taken over"):
         require_current(request(service.url))
 
     assert len(service.asked) == 1
@@ -42,7 +42,7 @@ def test_silence_is_no_permission() -> None:
     with answering() as service:
         gone = service.url
 
-    with pytest.raises(ServiceAwayError, match="must say that this start still counts"):
+    with pytest.raises(ServiceAwayError, match="must confirm that this start is still current"):
         require_current(request(gone))
 
 

@@ -149,7 +149,7 @@ def test_a_run_that_was_deleted_is_given_up(
         rest.post("runs/delete", json={"run_id": run}).raise_for_status()
 
     assert not sender.start().close(30)
-    assert f"no run {run} any more" in caplog.text
+    assert f"run {run} was deleted" in caplog.text
 
 
 @pytest.mark.timeout(300)

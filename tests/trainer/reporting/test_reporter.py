@@ -312,7 +312,7 @@ def test_refused_message_is_left_out_and_said_so_once(status: int, caplog: pytes
         service.wait("checkpoints")
         reporter.close()
 
-    assert len([record for record in caplog.records if "left out" in record.message]) == 1
+    assert len([record for record in caplog.records if record.message.startswith("dropped")]) == 1
     assert not service.bodies("events")
 
 
@@ -380,7 +380,7 @@ def test_flood_is_cut_at_the_source_and_says_how_much_is_missing() -> None:
         reporter.close()
 
     texts = lines_of(service)
-    left_out = sum(int(text.split()[1].replace(",", "")) for text in texts if "lines left out here" in text)
+    left_out = sum(int(text.split()[1].replace(",", "")) for text in texts if "lines dropped here" in text)
     assert "what matters" in texts
     assert len([text for text in texts if text[:1].isdigit()]) + left_out == 50_000
     assert left_out > 45_000
@@ -399,7 +399,7 @@ def test_what_is_kept_while_the_service_is_away_is_bounded() -> None:
     while following := buffer.batch():
         lines = following
         buffer.forget(following)
-    assert "earlier lines left out" in lines[-1].text
+    assert "earlier lines dropped" in lines[-1].text
 
 
 def test_events_beyond_what_is_kept_are_counted() -> None:

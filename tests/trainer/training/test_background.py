@@ -118,7 +118,7 @@ def test_checkpoint_that_can_not_be_sent_ends_training_at_the_next_or_at_the_end
         original(mirror, path)
 
     monkeypatch.setattr(Mirrored, "publish", publish)
-    with pytest.raises(StorageAwayError, match=f"step-{4 * failing:010d} could not be kept.* one before it is kept"):
+    with pytest.raises(StorageAwayError, match=f"step-{4 * failing:010d} could not be stored.* one before it is kept"):
         train(0, 1, attempt(bucket), DOCUMENT, told=told, where=ALONE)
 
     assert [name for name in told.done if "told" in name] == [f"told of {step}" for step in (4, 8)[: failing - 1]]

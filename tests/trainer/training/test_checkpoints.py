@@ -45,7 +45,7 @@ def test_one_flipped_bit_is_noticed(folder: Path) -> None:
     content[len(content) // 2] ^= 1
     state.write_bytes(content)
 
-    with pytest.raises(CheckpointCorruptError, match=r"state.pt does not fit its digest"):
+    with pytest.raises(CheckpointCorruptError, match=r"state.pt does not match its digest"):
         checkpoints.load(state.parent)
 
 

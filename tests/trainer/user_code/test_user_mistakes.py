@@ -147,7 +147,7 @@ def test_workers_that_could_not_be_brought_together_are_told_in_rays_words(tmp_p
     result = main._failed(launch, main._why(launch, folders, error))
 
     assert result.reason == FailureReason.WORKER_LOST
-    assert result.message.startswith("The workers could not be brought together: no address for rank 1")
+    assert result.message.startswith("Ray Train could not start the workers: no address for rank 1")
 
 
 @pytest.mark.chaos

@@ -186,7 +186,7 @@ def test_log_of_a_job_keeps_its_newest_lines_and_says_how_many_are_gone(worker: 
     behind = worker.get("/logs?tail=3")["items"]
     kept, characters = store.retention.kept_lines()
 
-    assert "earlier lines of this job are gone" in page[0]["text"]
+    assert "earlier lines of this job were deleted" in page[0]["text"]
     assert int(page[0]["text"].split()[1].replace(",", "")) + kept == 10_000
     assert characters <= 300_000
     assert "earlier lines" in text.splitlines()[0]
@@ -215,7 +215,7 @@ def test_flood_of_a_worker_that_keeps_to_no_rate_is_cut_with_a_mark() -> None:
     after = limits.lines("t", lines(12_000, 10))
 
     assert len(kept) == 4000
-    assert "7,010 lines left out here" in after[0].text
+    assert "7,010 lines dropped here" in after[0].text
     assert len(limits.lines("another", lines(1, 10))) == 10
 
 

@@ -67,7 +67,7 @@ def test_each_reason_is_told_to_the_holder_only(guarded: Running) -> None:
     assert said(f"Bearer {expired['token']}").startswith(f"This token expired on {soon[:10]} at ")
     assert said(f"Bearer {revoked['token']}").startswith("This token was revoked on ")
     assert with_wrong_secret(expired) == with_wrong_secret(revoked) == unknown
-    assert "not known" in unknown
+    assert "is unknown" in unknown
     missing = said(None)
     assert "SYNCNORM_TOKEN" in missing
     assert "admin.token" in missing
