@@ -57,6 +57,10 @@ class RunFound(BaseModel):
     run: MlflowRun
 
 
+class RunUpdated(BaseModel):
+    run_info: _Info
+
+
 class RunsFound(BaseModel):
     runs: list[MlflowRun] = []
 
@@ -83,6 +87,7 @@ class _Problem(BaseModel):
 _PROBLEM = TypeAdapter(_Problem)
 EXPERIMENT_FOUND, EXPERIMENT_MADE = TypeAdapter(ExperimentFound), TypeAdapter(ExperimentMade)
 RUN_FOUND, RUNS_FOUND, HISTORY = TypeAdapter(RunFound), TypeAdapter(RunsFound), TypeAdapter(History)
+RUN_UPDATED = TypeAdapter(RunUpdated)
 OBJECT = TypeAdapter(dict[str, Any])
 
 

@@ -19,6 +19,7 @@ from syncnorm.service.integrations.mlflow_answers import (
     HISTORY,
     OBJECT,
     RUN_FOUND,
+    RUN_UPDATED,
     RUNS_FOUND,
     read,
 )
@@ -95,7 +96,7 @@ class MlflowTracker:
         body: dict[str, Any] = {"run_id": run_id, "status": status}
         if status in _ENDED:
             body["end_time"] = _now_ms()
-        self.call("POST", "runs/update", body)
+        self.read("POST", "runs/update", body, RUN_UPDATED)
         self._set_note(run_id, note)
 
     def _set_note(self, run_id: str, note: str) -> None:

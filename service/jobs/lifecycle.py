@@ -119,7 +119,7 @@ def _forward(job: Job, attempt: Attempt, observation: Observation, rules: Rules)
 def _overdue_start(job: Job, attempt: Attempt, observation: Observation, rules: Rules) -> StopOnRay | None:
     """Also ends an attempt that can't be launched: it must not hold its capacity for ever."""
     waited = (observation.now - attempt.created_at).total_seconds()
-    if job.state is not JobState.STARTING or waited <= rules.startup_timeout_s or attempt.stop_sent_at is not None:
+    if job.state is not JobState.STARTING or waited <= rules.startup_timeout_s or _stop_is_sent(attempt, observation):
         return None
     if observation.session is None:
         return None  # no other job could use the capacity
@@ -127,11 +127,19 @@ def _overdue_start(job: Job, attempt: Attempt, observation: Observation, rules: 
     return StopOnRay(FailureReason.STARTUP_TIMEOUT, f"The workers {what} within {waited:.0f} s.")
 
 
+def _stop_is_sent(attempt: Attempt, observation: Observation) -> bool:
+    """Whether Ray was asked to stop it, and need not be asked again: it may take a stop, and not carry it out."""
+    if attempt.stop_sent_at is None:
+        return False
+    alive = observation.ray in (RayStatus.WAITING, RayStatus.RUNNING)
+    return not alive or observation.now < after(attempt.stop_sent_at, STOP_AGAIN_S)
+
+
 def _escalate(job: Job, attempt: Attempt, observation: Observation) -> Decision:
     """After grace_s for a last checkpoint, the processes are stopped."""
     grace_over = observation.now >= after(job.stop_at or attempt.created_at, job.grace_s)
     nobody_listens = attempt.heartbeat_at is None
-    if attempt.stop_sent_at is not None or observation.ray is RayStatus.UNREACHABLE:
+    if _stop_is_sent(attempt, observation) or observation.ray is RayStatus.UNREACHABLE:
         return None
     if nobody_listens:
         return StopOnRay(_STOPPED.get(job.stop or ""), "Stopped before its workers were up.")
@@ -143,6 +151,8 @@ def _escalate(job: Job, attempt: Attempt, observation: Observation) -> Decision:
     return None
 
 
+STOP_AGAIN_S = 30.0
+"""Ray gives a process 3 s between SIGTERM and SIGKILL."""
 _STOPPED = {
     "cancel": FailureReason.CANCELLED_BY_USER,
     "preempt": FailureReason.PREEMPTED,

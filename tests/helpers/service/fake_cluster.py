@@ -116,6 +116,7 @@ class FakeServers:
             return 200, {"run": {"info": {"run_id": run_id}}}
         if path == "runs/update":
             self.runs[body["run_id"]] = body["status"]
+            return 200, {"run_info": {"run_id": body["run_id"], "status": body["status"]}}
         return 200, {}
 
 

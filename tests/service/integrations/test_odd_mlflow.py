@@ -28,6 +28,7 @@ ANSWERS: dict[str, Any] = {
     "GET experiments/get-by-name": {"experiment": {"experiment_id": "7", "lifecycle_stage": "active"}},
     "POST runs/search": {},
     "POST runs/create": {"run": {"info": {"run_id": "r1"}}},
+    "POST runs/update": {"run_info": {"run_id": "r1"}},
     "GET runs/get": {"run": {"info": {"run_id": "r1"}, "data": {"metrics": [{"key": "norm/bn1/drift"}]}}},
     "GET metrics/get-history": {"metrics": [{"key": "norm/bn1/drift", "value": 0.5, "step": 1}]},
 }

@@ -220,6 +220,21 @@ def test_attempt_that_is_stopped_before_it_began_says_so(stop: Any, reason: Fail
     assert closing == {"outcome": "stopped", "reason": reason, "message": "Stopped before its workers were up."}
 
 
+@pytest.mark.parametrize(
+    ("sent_s", "ray", "again"),
+    [
+        (29, RayStatus.RUNNING, False),
+        (31, RayStatus.RUNNING, True),
+        (31, RayStatus.UNREACHABLE, False),
+    ],
+)
+def test_stop_that_ray_did_not_carry_out_is_sent_again(sent_s: float, ray: RayStatus, again: bool) -> None:
+    stopping = job(JobState.STOPPING, stop="cancel", stop_at=NOW - timedelta(seconds=90), grace_s=10.0)
+    asked = attempt(stop_sent_at=NOW - timedelta(seconds=sent_s))
+
+    assert isinstance(decide(stopping, asked, observation(ray), RULES), StopOnRay) is again
+
+
 def test_text_of_a_deadline_is_said_once_and_names_the_way_on() -> None:
     over = decide(job(JobState.QUEUED, deadline_s=8.0), None, observation(), RULES)
 
