@@ -95,6 +95,8 @@ class Ray:
         if kind == "stop" and name in self.cluster.submissions:
             self.cluster.end(name)
             return 200, {"stopped": True}
+        if kind == "delete" and name not in old and self.cluster.submissions[name].status is not RayStatus.ENDED:
+            return 500, {"error": f"Attempted to delete job {name}, but it is in a non-terminal state"}
         if kind == "delete":
             self.deleted.add(name)
             self.history = [item for item in self.history if item["submission_id"] != name]
