@@ -127,14 +127,14 @@ def test_change_sets_and_takes_away_limits(served: tuple[Sn, World]) -> None:
     job = world.submit(limits={"deadline_s": 60.0, "grace_s": 20.0})
 
     changed = sn("change", job.id, "--deadline-s", "1e4", "--max-failures", "0", "--collective-timeout-s", "90")
-    longer = world.job(job.id).spec["limits"]
+    longer = world.job(job.id).spec.document["limits"]
     endless = sn("change", job.id, "--no-deadline", "--grace-s", "5")
 
     assert changed.exit_code == endless.exit_code == 0, changed.output + endless.output
     assert "deadline_s 10000.0, max_failures 0, collective_timeout_s 90.0" in changed.stdout
     assert longer == {"deadline_s": 1e4, "max_failures": 0, "grace_s": 20.0, "collective_timeout_s": 90.0}
     assert "grace_s 5.0, deadline_s none" in endless.stdout
-    assert world.job(job.id).spec["limits"] == longer | {"deadline_s": None, "grace_s": 5.0}
+    assert world.job(job.id).spec.document["limits"] == longer | {"deadline_s": None, "grace_s": 5.0}
 
 
 @pytest.mark.parametrize(
