@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from pydantic_core import from_json
 
 from syncnorm.service.store import schema as t
+from syncnorm.trainer.contract.bounds import MOST_WORKERS
 from syncnorm.trainer.contract.text import storable
 
 T = TypeVar("T")
@@ -35,6 +36,13 @@ def one_of(allowed: Sequence[str]) -> Callable[[str], str]:
         return value
 
     return check
+
+
+def workers(value: int) -> int:
+    """Of an attempt, which holds capacity for each."""
+    if not 1 <= value <= MOST_WORKERS:
+        raise UnreadableError(f"must be a whole number from 1 to {MOST_WORKERS}")
+    return value
 
 
 def count(value: int) -> int:

@@ -29,6 +29,7 @@ from syncnorm.service.store.columns import (
     one_of,
     read_or_salvage,
     row_reader,
+    workers,
 )
 from syncnorm.service.store.values import ListedJob
 from syncnorm.trainer.contract.failure import FailureReason
@@ -79,7 +80,7 @@ _ATTEMPT_SPECIAL: Special = {
     "reason": _REASON,
     "phase": (one_of(PHASES), None),
     "phases": (_phases, None),
-    "workers": (None, 1),
+    "workers": (workers, 1),
 }
 JOB = row_reader(t.jobs, Job, _JOB_SPECIAL)
 ATTEMPT = row_reader(t.attempts, Attempt, _ATTEMPT_SPECIAL)

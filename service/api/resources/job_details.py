@@ -226,17 +226,25 @@ def get_statistics(job_id: str, details: Details, who: Reader) -> StatisticsPage
         if layer and what in StatisticsPoint.model_fields:
             for step, value in points:
                 layers.setdefault(layer, {}).setdefault(step, {})[what] = value
-    facts = (job.model or {}).get("certificate", {}).get("population") or {}
+    facts = _population_facts(job)
     items = [
         LayerStatistics(
             layer=layer,
             points=[StatisticsPoint(step=step, **values) for step, values in sorted(steps.items())],
             population=_population(facts, layer),
-            population_drift=facts.get("drift", {}).get(layer),
+            population_drift=facts["drift"].get(layer) if "drift" in facts else None,
         )
         for layer, steps in layers.items()
     ]
     return StatisticsPage(items=items)
+
+
+def _population_facts(job: Job) -> dict[str, dict[str, Any]]:
+    """By name, then by layer; of what another version stored in another form, or a damaged row holds, nothing."""
+    found: Any = job.model
+    for part in ("certificate", "population"):
+        found = found.get(part) if isinstance(found, dict) else None
+    return {name: value for name, value in found.items() if isinstance(value, dict)} if isinstance(found, dict) else {}
 
 
 def _population(facts: Mapping[str, Any], layer: str) -> PopulationView | None:
