@@ -22,12 +22,6 @@ Running = tuple[TestClient, World]
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[Running]:
-    with api(tmp_path) as pair:
-        yield pair
-
-
-@pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[Running]:
     with api(tmp_path, auth=True) as pair:
         yield pair

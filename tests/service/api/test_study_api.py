@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -34,12 +33,6 @@ STUDY: dict[str, Any] = {
     "claims": [{"text": "t", "metric": "val/error", "less": {"norm.kind": "group"}, "than": {"norm.kind": "batch"}}],
 }
 MAX_STEPS = 60
-
-
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[Running]:
-    with api(tmp_path) as pair:
-        yield pair
 
 
 def context(client: TestClient) -> Components:

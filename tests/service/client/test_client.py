@@ -452,9 +452,16 @@ def test_reader_that_leaves_is_no_error_of_ours() -> None:
     assert (said, code) == ("", 141)
 
 
-def test_interrupt_is_130_and_says_nothing() -> None:
-    # Where tests run in the background of a shell an interrupt is ignored, which the client would inherit.
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Where tests run in the background of a shell an interrupt is ignored, and children would inherit that."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_interrupt_is_130_and_says_nothing() -> None:
     with odd(None) as (_, server):
         asked = sn("show", "job_01m7yng3kae23np1brvwtk9g1z", SYNCNORM_URL=server.url)
         deadline = time.monotonic() + 60
@@ -462,7 +469,6 @@ def test_interrupt_is_130_and_says_nothing() -> None:
             time.sleep(0.05)
         asked.send_signal(signal.SIGINT)
         out, err = asked.communicate(timeout=30)
-    signal.signal(signal.SIGINT, before)
 
     assert (out, asked.returncode) == ("", 130)
     assert "Traceback" not in err

@@ -24,7 +24,7 @@ from syncnorm.trainer.reporting.reporter import Reporter
 from syncnorm.trainer.worker import worker
 from tests.helpers.trainer.answers import answering
 from tests.helpers.trainer.on_ray import ROOT
-from tests.helpers.trainer.ranks import RecordingReporter
+from tests.helpers.trainer.ranks import RecordingReporter, launch_of
 from tests.trainer.conftest import Mlflow
 from tests.trainer.worker.test_finalize import logged_models, registered_models
 
@@ -33,18 +33,7 @@ SPEC = {"name": "j", "model": {"name": "mlp"}, "data": {"name": "digits", "batch
 
 @pytest.fixture
 def config(tmp_path: Path) -> dict[str, Any]:
-    launch = Launch(
-        job_id="j",
-        attempt=1,
-        fence="f",
-        spec=read_spec(SPEC),
-        service_url=None,
-        token=None,
-        mlflow_uri="",
-        mlflow_run_id="",
-        resume_from=None,
-    )
-    (tmp_path / "launch.json").write_text(launch.model_dump_json())
+    (tmp_path / "launch.json").write_text(launch_of(SPEC).model_dump_json())
     return {"folder": str(tmp_path), "resume_from": None, "patience_s": 0.0}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,17 +23,6 @@ def still(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """For requests that change nothing."""
     with api(tmp_path_factory.mktemp("still")) as (http, _):
         yield http
-
-
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[Running]:
-    with api(tmp_path) as pair:
-        yield pair
-
-
-@pytest.fixture
-def http(running: Running) -> TestClient:
-    return running[0]
 
 
 def submitted(http: TestClient, **changes: Any) -> str:

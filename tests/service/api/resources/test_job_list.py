@@ -23,17 +23,6 @@ Running = tuple[TestClient, World]
 SORTS = [sign + by for by in ("created_at", "finished_at", "name", "priority", "state") for sign in ("", "-")]
 
 
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[Running]:
-    with api(tmp_path) as pair:
-        yield pair
-
-
-@pytest.fixture
-def http(running: Running) -> TestClient:
-    return running[0]
-
-
 def submit(http: TestClient, **changes: Any) -> str:
     return str(http.post("/v1/jobs", json=SPEC | changes).json()["id"])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,6 @@ from tests.helpers.service.world import World
 from tests.service.api.test_api import make_token, problem
 
 Running = tuple[TestClient, World]
-
-
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[Running]:
-    with api(tmp_path) as pair:
-        yield pair
 
 
 def submitted(client: TestClient, **spec: Any) -> str:
