@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,17 @@ class Snapshot:
         for path, module in network.named_modules():
             vars(module).update(self.plain[path])
         restore_random_state(self.random)
+
+
+@contextmanager
+def undisturbed(network: nn.Module) -> Iterator[None]:
+    """Within the block `network` is in eval mode; at its end all state that a Snapshot holds is as it was."""
+    before = Snapshot.take(network)
+    try:
+        network.eval()
+        yield
+    finally:
+        before.restore(network)
 
 
 @torch.no_grad()

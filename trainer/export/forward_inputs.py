@@ -1,0 +1,187 @@
+"""What the forward of a network takes, found from its signature and one batch of a loader.
+
+The batch may be a tensor, an (input, target) pair, a longer tuple or a dict. Of the possible readings of a batch, the
+first one that the network accepts is taken. A LightningModule's `example_input_array` answers first.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from inspect import Parameter
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from syncnorm.trainer.diagnostics.undisturbed import undisturbed
+
+REMEDY = "set example_input_array"
+_INPUTS = ("x", "image", "images", "img", "input", "inputs", "pixel_values", "data", "features")
+"""Keys of a dict that name the network's input by custom."""
+_TARGETS = ("y", "target", "targets", "label", "labels")
+"""Optional parameters of a forward that make it compute a loss. They are left out."""
+_WHOLE = ("batch", "sample", "data")
+"""Names of the only parameter of a forward that takes a batch as it is."""
+
+
+@dataclass(frozen=True)
+class ForwardInputs:
+    """The arguments of one call of forward. Any pytree."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def call(self, network: nn.Module) -> Any:
+        return network(*self.args, **self.kwargs)
+
+    def to(self, device: torch.device) -> ForwardInputs:
+        args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to(device), (self.args, self.kwargs))
+        return ForwardInputs(args, kwargs)
+
+    def is_like(self, other: ForwardInputs) -> bool:
+        """Whether both have the same structure, with tensors in the same places."""
+        (ours, our_shape), (theirs, their_shape) = (tree_flatten((one.args, one.kwargs)) for one in (self, other))
+        return our_shape == their_shape and all(
+            isinstance(a, Tensor) == isinstance(b, Tensor) for a, b in zip(ours, theirs, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Unclear:
+    """Why it could not be found out, in a sentence without its full stop."""
+
+    reason: str
+
+
+def forward_inputs(module: nn.Module, batch: Any) -> ForwardInputs | Unclear:
+    """What `module.forward` takes: its example_input_array, or else the part of `batch` that fits its signature.
+
+    The network is called in eval mode and left as it was, so every rank should call this, or a single process.
+    """
+    if not defines_forward(module):
+        return Unclear(f"{type(module).__name__} defines no forward")
+    return _example(module) or inputs_of_batch(module, batch)
+
+
+def defines_forward(module: nn.Module) -> bool:
+    """Whether it has a forward of its own; a LightningModule may do without."""
+    return getattr(module.forward, "__func__", None) not in (nn.Module.forward, LightningModule.forward)
+
+
+def _example(module: nn.Module) -> ForwardInputs | None:
+    example = getattr(module, "example_input_array", None)
+    if example is None:
+        return None
+    if isinstance(example, Mapping):
+        return ForwardInputs(kwargs=dict(example))
+    return ForwardInputs(tuple(example) if isinstance(example, tuple | list) else (example,))
+
+
+def inputs_of_batch(module: nn.Module, batch: Any) -> ForwardInputs | Unclear:
+    """The part of `batch` that fits the signature of forward, which the module must define."""
+    try:
+        parameters = _Parameters.of(module)
+    except (TypeError, ValueError) as error:
+        return Unclear(f"the signature of {type(module).__name__}.forward can't be read ({error}); {REMEDY}")
+    readings = list(_readings(parameters, batch))
+    if not readings:
+        return Unclear(
+            f"{type(module).__name__}.forward takes {parameters}, which can't be found in a batch that is "
+            f"{describe(batch)}; {REMEDY}"
+        )
+    return _first_accepted(module, readings, batch)
+
+
+def _first_accepted(module: nn.Module, readings: Sequence[ForwardInputs], batch: Any) -> ForwardInputs | Unclear:
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    why = ""
+    for reading in readings:
+        try:
+            with undisturbed(module), torch.no_grad():
+                reading.to(device).call(module)
+        except Exception as error:  # whatever the user's own code raises
+            why = why or f"{type(error).__name__}: {error}".partition("\n")[0]
+            continue
+        return reading
+    return Unclear(
+        f"{type(module).__name__}.forward takes no part of a batch that is {describe(batch)} ({why}); {REMEDY}"
+    )
+
+
+@dataclass(frozen=True)
+class _Parameters:
+    """Of a forward: those that it must be given, and those with a default."""
+
+    needed: tuple[str, ...]
+    optional: tuple[str, ...]
+    takes_dict: bool
+    """Whether the only needed one is annotated as a dict."""
+
+    @classmethod
+    def of(cls, module: nn.Module) -> _Parameters:
+        found = list(inspect.signature(module.forward).parameters.values())
+        named = [one for one in found if one.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)]
+        needed = [one for one in named if one.default is Parameter.empty]
+        return cls(
+            tuple(one.name for one in needed),
+            tuple(one.name for one in named if one.default is not Parameter.empty),
+            len(needed) == 1 and any(word in str(needed[0].annotation).lower() for word in ("dict", "mapping")),
+        )
+
+    def __str__(self) -> str:
+        return ", ".join(self.needed) or "only optional arguments"
+
+
+def _readings(parameters: _Parameters, batch: Any) -> Iterator[ForwardInputs]:
+    """The ways to call a forward with `batch`, the likeliest first."""
+    if isinstance(batch, Mapping):
+        yield from _readings_of_dict(parameters, batch)
+    elif isinstance(batch, tuple | list):
+        yield from _readings_of_sequence(parameters, batch)
+    elif len(parameters.needed) == 1 or (not parameters.needed and parameters.optional):
+        yield ForwardInputs((batch,))
+
+
+def _readings_of_dict(parameters: _Parameters, batch: Mapping[Any, Any]) -> Iterator[ForwardInputs]:
+    wanted = [*parameters.needed, *(name for name in parameters.optional if name not in _TARGETS)]
+    given = {name: batch[name] for name in wanted if name in batch}
+    takes_whole = parameters.takes_dict or parameters.needed in [(name,) for name in _WHOLE]
+    if given and set(parameters.needed) <= set(given):
+        yield ForwardInputs(kwargs=given)
+    elif takes_whole:
+        yield ForwardInputs((batch,))
+    elif len(parameters.needed) == 1:
+        named = [name for name in _INPUTS if name in batch]
+        tensors = [name for name, value in batch.items() if isinstance(value, Tensor) and value.is_floating_point()]
+        if len(obvious := named or tensors) == 1:
+            yield ForwardInputs((batch[obvious[0]],))
+        yield ForwardInputs((batch,))
+
+
+def _readings_of_sequence(parameters: _Parameters, batch: Sequence[Any]) -> Iterator[ForwardInputs]:
+    count = len(parameters.needed) or min(len(parameters.optional), 1)
+    if not count or not len(batch):
+        return
+    if parameters.needed in [(name,) for name in _WHOLE]:
+        yield ForwardInputs((batch,))
+    elif len(batch) >= count:
+        yield ForwardInputs(tuple(batch[:count]))
+    if count == 1 and isinstance(batch[0], tuple | list) and batch[0]:  # several views of the same samples
+        yield ForwardInputs((batch[0][0],))
+    if isinstance(batch[0], Mapping) and not parameters.takes_dict:  # (inputs by name, target)
+        yield from _readings_of_dict(parameters, batch[0])
+
+
+def describe(batch: Any) -> str:
+    """The kind of a batch and its parts, for a message."""
+    if isinstance(batch, Tensor):
+        return f"a tensor of shape {tuple(batch.shape)}"
+    if isinstance(batch, Mapping):
+        return f"a dict with {', '.join(map(str, batch))}" if batch else "an empty dict"
+    if isinstance(batch, tuple | list):
+        return f"a {type(batch).__name__} of {', '.join(type(part).__name__ for part in batch) or 'nothing'}"
+    return f"a {type(batch).__name__}"
