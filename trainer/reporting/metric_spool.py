@@ -79,8 +79,9 @@ class Spool:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
 
-    def append(self, metrics: Mapping[str, float], step: int) -> None:
-        at_ms = int(time.time() * 1000)
+    def append(self, metrics: Mapping[str, float], step: int, at_ms: int | None = None) -> None:
+        """at_ms: the time of the values, in milliseconds since 1970; None: now."""
+        at_ms = int(time.time() * 1000) if at_ms is None else at_ms
         points = [Point(key=key, value=float(value), step=step, timestamp=at_ms) for key, value in metrics.items()]
         self._file.writelines(json.dumps(point) + "\n" for point in points)
         self._file.flush()
