@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 import httpx
 
 from syncnorm.trainer.contract.mlflow_rest import mlflow_account
-from syncnorm.trainer.contract.text import storable, storable_json
+from syncnorm.trainer.contract.text import storable
+from syncnorm.trainer.reporting.run_sender import REQUEST_TIMEOUT_S, RunSender
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +29,8 @@ THROUGHPUT = "throughput/samples_per_s"
 SYNC_SHARE = "norm/sync_share"
 NON_FINITE_STEPS = "train/non_finite_steps"
 
-REQUEST_TIMEOUT_S = 10.0
-LONGEST_PAUSE_S = 15.0
 METRICS_A_REQUEST = 1000
+HISTORY_A_REQUEST = 25_000
 LONGEST_KEY = 250
 """Of MLflow."""
 
@@ -58,7 +56,6 @@ def diagnostic_metric(layer: str, name: str) -> str:
     return f"diagnostics/{layer or 'network'}/{name}"
 
 
-_REFUSED = (httpx.codes.BAD_REQUEST, httpx.codes.REQUEST_ENTITY_TOO_LARGE, httpx.codes.UNPROCESSABLE_ENTITY)
 _LARGEST_STEP = 2**53
 
 
@@ -90,139 +87,74 @@ class Spool:
         self._file.close()
 
 
-class _RunGoneError(Exception):
-    """The run was deleted."""
+class DeliveredSteps:
+    """Which (key, step) MLflow has.
 
-
-class _GivenUpError(Exception):
-    """Another attempt writes to the run now."""
-
-
-class MetricSender:
-    """Delivers spools to one MLflow run, in order, at most once per (key, step), for as long as it takes.
-
-    counts: whether this attempt is still current; None: unknown now. Asked after an MLflow outage: that may have been a
-    partition, behind which another attempt was started that writes to the run.
+    newest: the largest step of each key. A step above it is new. For another one, as after a resume or where a module
+    logs step 5 after step 6, all steps of the key are asked for, once. history: all steps of a key, from MLflow.
     """
+
+    def __init__(self, newest: dict[str, int], history: Callable[[str], set[int]]) -> None:
+        self._newest = newest
+        self._history = history
+        self._steps: dict[str, set[int]] = {}
+
+    def has(self, key: str, step: int) -> bool:
+        if step > self._newest.get(key, -1):
+            return False
+        if key not in self._steps:
+            self._steps[key] = self._history(key)
+        return step in self._steps[key]
+
+    def add(self, points: Sequence[Mapping[str, Any]]) -> None:
+        for point in points:
+            key, step = point["key"], point["step"]
+            self._newest[key] = max(step, self._newest.get(key, -1))
+            if key in self._steps:
+                self._steps[key].add(step)
+
+
+class MetricSender(RunSender):
+    """Delivers spools to one MLflow run, in order, at most once per (key, step), for as long as it takes."""
 
     def __init__(
         self, client: httpx.Client, run_id: str, spools: list[Path], counts: Callable[[], bool | None] = lambda: True
     ) -> None:
-        self._client = client
-        self._counts = counts
-        self._run_id = run_id
+        super().__init__(client, run_id, "metrics", counts)
         self._spools = spools
         self._offsets = dict.fromkeys(spools, 0)
-        self._last_step: dict[str, int] | None = None
-        self._ending = threading.Event()
-        self._deadline = math.inf
-        self.delivered = self.was_away = False
-        self._thread = threading.Thread(target=self._run, name="metric-sender", daemon=True)
-
-    def start(self) -> MetricSender:
-        self._thread.start()
-        return self
-
-    def close(self, timeout_s: float) -> bool:
-        """Deliver the remaining metrics for at most `timeout_s`; returns whether everything arrived."""
-        self._deadline = time.monotonic() + timeout_s
-        self._ending.set()
-        self._thread.join(timeout_s + REQUEST_TIMEOUT_S)
-        self._client.close()
-        return self.delivered
-
-    def _run(self) -> None:
-        pause_s = 1.0
-        while True:
-            ending = self._ending.is_set()
-            try:
-                if self.was_away:
-                    self._require_standing()
-                    self.was_away = False
-                self._deliver()
-                pause_s = 1.0
-                if ending:
-                    self.delivered = True
-                    return
-            except _RunGoneError:
-                logger.warning("MLflow run %s was deleted; its metrics stay in %s", self._run_id, self._spools)
-                return
-            except _GivenUpError:
-                logger.warning("another attempt writes to run %s now; this one sends no more metrics", self._run_id)
-                return
-            except Exception as error:
-                # Also an answer of another server, or a bug of ours: neither may end the thread.
-                self._note_outage(error)
-                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
-                if ending and time.monotonic() > self._deadline:
-                    return
-            self._ending.wait(pause_s) if not ending else time.sleep(0.5)
-
-    def _note_outage(self, error: Exception) -> None:
-        is_odd = not isinstance(error, httpx.HTTPError)
-        if is_odd and not self.was_away:
-            logger.warning(
-                "MLflow gave an unexpected answer; metrics are kept and sent later: %s: %s", type(error).__name__, error
-            )
-        elif not is_odd:
-            logger.info("MLflow is unavailable; metrics are kept and sent later: %s", error)
-        self.was_away = True
-
-    def _require_standing(self) -> None:
-        counts = self._counts()
-        if counts is None:
-            raise httpx.ConnectError("the service can't say whether this attempt is still current")
-        if not counts:
-            raise _GivenUpError
+        self._delivered_steps: DeliveredSteps | None = None
 
     def _deliver(self) -> None:
-        if self._last_step is None:
-            self._last_step = self._steps_already_there()
+        if self._delivered_steps is None:
+            metrics = self._check_run()["data"].get("metrics", [])
+            newest = {metric["key"]: int(metric.get("step", 0)) for metric in metrics}
+            self._delivered_steps = DeliveredSteps(newest, self._all_steps)
         for spool in self._spools:
             for batch, offset in _read_batches(spool, self._offsets[spool]):
-                self._send(batch, self._last_step)
+                self._send(batch, self._delivered_steps)
                 self._offsets[spool] = offset
 
-    def _send(self, batch: list[Point], last_step: dict[str, int]) -> None:
-        """Send the new points in `batch`; `last_step` advances with each request that MLflow has accepted."""
-        after = dict(last_step)
-        new = []
+    def _send(self, batch: list[Point], delivered: DeliveredSteps) -> None:
+        """Send the new points in `batch`, each noted in `delivered` with the request that MLflow has accepted."""
+        new: dict[tuple[str, int], Point] = {}
         for point in batch:
-            if point["step"] > after.get(point["key"], -1):
-                after[point["key"]] = point["step"]
-                new.append(point)
+            at = point["key"], point["step"]
+            if at not in new and not delivered.has(*at):
+                new[at] = point
         if new:
-            self._post(new, last_step)
+            # MLflow accepts NaN and infinity as words, and shows them.
+            self._log_batch("metrics", list(new.values()), delivered.add)
 
-    def _post(self, points: list[Point], last_step: dict[str, int]) -> None:
-        """Send points. One that MLflow will never accept is found by bisection and skipped, so that it blocks no
-        other."""
-        # MLflow accepts NaN and infinity as words, and shows them.
-        answer = self._client.post("runs/log-batch", json={"run_id": self._run_id, "metrics": storable_json(points)})
-        if answer.status_code not in _REFUSED:
-            answer.raise_for_status()
-        elif len(points) > 1:
-            self._check_run()
-            middle = len(points) // 2
-            self._post(points[:middle], last_step)
-            self._post(points[middle:], last_step)
-        else:
-            logger.warning("MLflow refused a metric value; skipping it: %s: %s", points[0], answer.text[:300])
-        last_step.update({point["key"]: point["step"] for point in points})
-
-    def _steps_already_there(self) -> dict[str, int]:
-        metrics = self._check_run()["data"].get("metrics", [])
-        return {metric["key"]: int(metric.get("step", 0)) for metric in metrics}
-
-    def _check_run(self) -> dict[str, Any]:
-        """The run, which can be written to. Raises: _RunGoneError if it was deleted."""
-        answer = self._client.get("runs/get", params={"run_id": self._run_id})
-        if answer.status_code == httpx.codes.NOT_FOUND:
-            raise _RunGoneError
-        run: dict[str, Any] = answer.raise_for_status().json()["run"]
-        if run["info"]["lifecycle_stage"] == "deleted":
-            raise _RunGoneError
-        return run
+    def _all_steps(self, key: str) -> set[int]:
+        found, token = set[int](), ""
+        while True:
+            params = {"run_id": self._run_id, "metric_key": key, "max_results": HISTORY_A_REQUEST, "page_token": token}
+            page = self._get("metrics/get-history", params)
+            found |= {int(metric.get("step", 0)) for metric in page.get("metrics", [])}
+            token = page.get("next_page_token") or ""
+            if not token:
+                return found
 
 
 def _read_batches(spool: Path, offset: int) -> Iterator[tuple[list[Point], int]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from syncnorm.trainer.reporting import metric_spool
 from syncnorm.trainer.reporting.metric_spool import MetricSender, Spool, rest_client
 from tests.trainer.conftest import Mlflow
 
@@ -251,3 +252,71 @@ def test_the_end_does_not_wait_for_ever(tmp_path: Path) -> None:
     sender = MetricSender(rest_client("http://127.0.0.1:9"), "no-run", [spool]).start()
 
     assert not sender.close(0.1)
+
+
+# Steps out of order, as a module may log them
+
+
+def by_step(server: Mlflow, run: str, key: str) -> list[tuple[int, float]]:
+    return sorted(server.history(run, key))
+
+
+def test_step_below_the_last_one_is_sent(mlflow_server: Mlflow, tmp_path: Path) -> None:
+    run, spool = mlflow_server.new_run(), tmp_path / "s"
+    for step in (1, 2, 4, 6, 5, 3, 7):
+        append(spool, {"mine": float(step), "other": 0.0}, step)
+
+    assert MetricSender(rest_client(mlflow_server.uri), run, [spool]).start().close(30)
+
+    assert by_step(mlflow_server, run, "mine") == [(step, float(step)) for step in range(1, 8)]
+    assert [step for step, _ in by_step(mlflow_server, run, "other")] == list(range(1, 8))
+
+
+def test_step_below_the_last_one_is_sent_in_a_later_request_too(mlflow_server: Mlflow, tmp_path: Path) -> None:
+    run, spool = mlflow_server.new_run(), tmp_path / "s"
+    sender = MetricSender(rest_client(mlflow_server.uri), run, [spool])
+    for step in (6, 5, 7, 5, 6, 1):
+        append(spool, {"mine": float(step)}, step)
+        sender._deliver()
+    sender.start().close(30)
+
+    assert by_step(mlflow_server, run, "mine") == [(step, float(step)) for step in (1, 5, 6, 7)]
+
+
+def test_resumed_attempt_repeats_steps_in_any_order_and_each_arrives_once(
+    mlflow_server: Mlflow, tmp_path: Path
+) -> None:
+    run = mlflow_server.new_run()
+    first, second = tmp_path / "1", tmp_path / "2"
+    steps_of = {"by_step": (10, 20, 30, 40), "by_epoch": (1, 1, 2, 2), "backwards": (4, 3, 2, 1)}
+    for now in range(4):
+        for key, steps in steps_of.items():
+            append(first, {key: 1.0}, steps[now])
+    MetricSender(rest_client(mlflow_server.uri), run, [first]).start().close(30)
+    append(first, {"by_step": 1.0, "late": 1.0}, 50)  # never sent: the attempt was killed
+    for now in range(2, 4):
+        for key, steps in steps_of.items():
+            append(second, {key: 2.0}, steps[now])
+    append(second, {"by_step": 2.0, "late": 2.0}, 45)  # which the first attempt did not log
+    append(second, {"by_step": 2.0, "late": 2.0}, 50)
+    append(second, {"backwards": 2.0}, 0)
+
+    MetricSender(rest_client(mlflow_server.uri), run, [first, second]).start().close(30)
+
+    assert by_step(mlflow_server, run, "by_step") == [(10, 1), (20, 1), (30, 1), (40, 1), (45, 2), (50, 1)]
+    assert by_step(mlflow_server, run, "by_epoch") == [(1, 1), (2, 1)]
+    assert by_step(mlflow_server, run, "backwards") == [(0, 2), (1, 1), (2, 1), (3, 1), (4, 1)]
+    assert by_step(mlflow_server, run, "late") == [(45, 2), (50, 1)]
+
+
+def test_steps_of_a_key_are_asked_for_by_the_page(
+    mlflow_server: Mlflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metric_spool, "HISTORY_A_REQUEST", 3)
+    run = mlflow_server.new_run()
+    first, second = fill(tmp_path / "1", range(10)), fill(tmp_path / "2", range(5, 12))
+    MetricSender(rest_client(mlflow_server.uri), run, [first]).start().close(30)
+
+    MetricSender(rest_client(mlflow_server.uri), run, [first, second]).start().close(30)
+
+    assert mlflow_server.history(run, "train/loss") == [(step, float(step)) for step in range(12)]
