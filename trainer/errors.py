@@ -11,6 +11,7 @@
         CheckpointCorruptError     files that don't fit their manifest
         DisagreementError          ranks hold different tensors
         ExportMismatchError        the exported model answers otherwise than the trained one
+        NoExportError              the network can't be exported, as it is written
         NonFiniteError             loss, gradients or statistics stayed NaN or infinite
         PeerFailedError            another rank has failed before training, and says itself why
         RankFailedError            what a rank tells the driver when it fails
@@ -65,6 +66,15 @@ class DisagreementError(RuntimeError):
 
 class ExportMismatchError(RuntimeError):
     """The outputs of the exported model differ from the trained model's."""
+
+
+class NoExportError(RuntimeError):
+    """The network can't be exported, as it is written. The job's weights are published all the same."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        """reason: an ExportReason."""
+        super().__init__(message)
+        self.reason = reason
 
 
 class NonFiniteError(RuntimeError):

@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from syncnorm import norm
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.data import build_data
-from syncnorm.trainer.export.population import population_statistics
+from syncnorm.trainer.export.statistics.population import population_statistics
 from syncnorm.trainer.models import build_model
 from syncnorm.trainer.ranks.rank_context import RankContext
 from syncnorm.trainer.ranks.replica_check import check_agreement

@@ -12,7 +12,8 @@ import torch
 
 from syncnorm import norm
 from syncnorm.trainer.export.certification import TrainedModel, export_and_compare
-from syncnorm.trainer.export.population import population_statistics
+from syncnorm.trainer.export.forward_inputs import ForwardInputs
+from syncnorm.trainer.export.statistics.population import population_statistics
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.worker.fit import fit
 from tests.helpers.norm.pool import Pool
@@ -51,7 +52,7 @@ def train_and_certify(rank: int, world_size: int, root: str, job: dict[str, Any]
     population_statistics(network, built.loaders.train, "pooled", torch.device("cpu"))
     if rank:
         return []
-    held_out = torch.stack([built.data.val[index][0] for index in range(8)]).numpy()
+    held_out = [ForwardInputs((torch.stack([built.data.val[index][0] for index in range(8)]),))]
     trained = TrainedModel("j", network.eval(), held_out, {}, {}, seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters warn about their own internals

@@ -27,6 +27,20 @@ class FailureReason(StrEnum):
     INTERNAL = "internal"
 
 
+class ExportReason(StrEnum):
+    """Why a job that succeeded has no certified model, besides what may happen to any process."""
+
+    EXPORT_MISMATCH = "export_mismatch"
+    NOT_EXPORTABLE = "not_exportable"
+    NO_FORWARD = "no_forward"
+    INPUTS_UNCLEAR = "inputs_unclear"
+    LAYERS_OUTSIDE = "layers_outside"
+
+
+SKIPPED = frozenset({ExportReason.NO_FORWARD, ExportReason.INPUTS_UNCLEAR, ExportReason.LAYERS_OUTSIDE})
+"""Reasons for which no export is tried: the network, as it is written, has nothing to export."""
+
+
 @dataclass(frozen=True)
 class Advice:
     """turn: who has to act (`user`, `operator` or `nobody`). retryable: another attempt may succeed with nothing
@@ -89,8 +103,8 @@ ADVICE: dict[FailureReason, Advice] = {
     FailureReason.EXPORT_MISMATCH: Advice(
         "user",
         False,
-        "The answers of the exported model differ from the trained model's; nothing was registered. See the "
-        "certificate.",
+        "There is no certified model, so nothing was registered; the trained weights are in the run. Change what the "
+        "message names, or leave out export.required.",
     ),
     FailureReason.STORAGE: Advice(
         "operator", False, "Checkpoints or exports could not be written. Free space or repair the storage, then retry."

@@ -147,10 +147,25 @@ class ExportRequest(Message):
         return f"/internal/v1/exports/{self.job_id}/{self.name}/heartbeat"
 
 
-class ModelRecord(Message):
-    """The exported model. certificate: the content of export/certificate.json."""
+ExportState = Literal["running", "certified", "failed", "skipped"]
 
-    uri: Path
+
+class ExportRecord(Message):
+    """How the export of a job that is trained ended; `running` is said by the service alone."""
+
+    state: ExportState
+    reason: Word | None = None
+    """Why there is no certified model: an ExportReason, or a FailureReason where something else went wrong."""
+    message: Text = ""
+
+
+class ModelRecord(Message):
+    """The exported model. certificate: the content of export/certificate.json.
+
+    uri: None where MLflow has no form for a model with such inputs and outputs.
+    """
+
+    uri: Path | None
     registered: ShortName | None
     certificate: Annotated[dict[str, Any], fitting(4 * 2**20, depth=32)]
 
@@ -169,6 +184,8 @@ class Result(Message):
     step: Step = 0
     metrics: Metrics = {}
     model: ModelRecord | None = None
+    export: ExportRecord | None = None
+    """Of an attempt that succeeded; None in results of versions that failed a job with its export."""
     checkpoint: Path | None = None
 
 

@@ -20,6 +20,7 @@ PositiveFloat = Annotated[float, Field(gt=0, le=Large)]
 NonNegative = Annotated[float, Field(ge=0, le=Large)]
 MetricName = Annotated[str, StringConstraints(min_length=1, max_length=250)]
 KindName = Annotated[str, StringConstraints(max_length=64)]
+ModulePath = Annotated[str, StringConstraints(max_length=256, pattern=r"^\w+(\.\w+)*$")]
 
 
 class Part(BaseModel):
@@ -318,6 +319,19 @@ class ExportSpec(Part):
     register_as: Name | None = None
     """Name in MLflow's model registry; each export becomes a new version of it. Default: null, the model is logged with
     the run and not registered."""
+    checkpoint: Literal["last", "best"] | Steps = "last"
+    """Whose weights are exported: `last`, those at the end of training, or `best`, those of the checkpoint that
+    train.keep_best keeps. A later export may name a step that has a checkpoint. Default: last."""
+    statistics: Literal["auto", "population", "running"] = "auto"
+    """Which statistics the batch normalizations are exported with. `auto` validates with both, takes the better and
+    says by how much. Without validation of ours, as for a LightningModule of yours, it takes the running ones.
+    Default: auto."""
+    module: ModulePath | None = None
+    """Path of the submodule to export alone, such as `net.backbone`; it gets what it is given while the whole network
+    runs. The weights that are always written are those of the whole network. Default: null, the whole network."""
+    required: bool = False
+    """Whether an export that fails, or is not possible, fails the job. Default: false: the job succeeds once its
+    weights are published, and its `export` says how the export went."""
 
 
 class CodeSpec(Part):

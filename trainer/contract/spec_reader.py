@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from syncnorm.norm.kind import KINDS
 from syncnorm.trainer.contract.bounds import free_problem
 from syncnorm.trainer.contract.catalog import DATASETS, MODELS
-from syncnorm.trainer.contract.spec import DataSpec, ExportSpec, JobSpec, ModelSpec, NormSpec
+from syncnorm.trainer.contract.spec import DataSpec, ExportSpec, JobSpec, ModelSpec, NormSpec, TrainSpec
 from syncnorm.trainer.contract.text import storable
 from syncnorm.trainer.errors import Problem, SpecError
 
@@ -39,7 +39,12 @@ def read_spec(data: Any) -> JobSpec:
     spec = _parse(JobSpec, data, ())
     if found := list(_free_problems(spec)):
         raise SpecError(found)
-    problems = [*_norm_problems(spec.norm), *_environment_problems(spec), *_elastic_problems(spec)]
+    problems = [
+        *_norm_problems(spec.norm),
+        *_environment_problems(spec),
+        *_elastic_problems(spec),
+        *_export_problems(spec),
+    ]
     filled: dict[str, Any] = {}
     parts: list[tuple[str, ModelSpec | DataSpec, Mapping[str, type[BaseModel]]]] = [
         ("model", spec.model, MODELS),
@@ -127,6 +132,25 @@ def _elastic_problems(spec: JobSpec) -> Iterator[Problem]:
         if workers % group:
             text = f"must be a multiple of norm.group ({group}) where min_workers is given; got {workers}"
             yield Problem(f"resources.{name}", text)
+
+
+def _export_problems(spec: JobSpec) -> Iterator[Problem]:
+    export = spec.export
+    if isinstance(export.checkpoint, int):
+        text = f"a job has no steps yet when you submit it: must be last or best, got {export.checkpoint}"
+        yield Problem("export.checkpoint", text)
+    if problem := best_problem(export, spec.train):
+        yield Problem("export.checkpoint", problem)
+    if export.statistics == "population" and spec.statistics.population == "none":
+        text = "population needs statistics.population to be pooled or paper, got none"
+        yield Problem("export.statistics", text)
+
+
+def best_problem(export: ExportSpec, train: TrainSpec) -> str | None:
+    """Why there is no best checkpoint to export, if that is asked for."""
+    if export.checkpoint != "best" or train.keep_best is not None:
+        return None
+    return "best needs train.keep_best, which says what is best and keeps that checkpoint; got none"
 
 
 def _norm_problems(norm: NormSpec) -> Iterator[Problem]:

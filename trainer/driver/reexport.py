@@ -13,6 +13,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load
@@ -22,9 +23,16 @@ from syncnorm.trainer.contract.norm_choice import chosen_norm
 from syncnorm.trainer.contract.protocol import ExportRequest, Result
 from syncnorm.trainer.data import build_data
 from syncnorm.trainer.errors import CheckpointCorruptError
-from syncnorm.trainer.export.certification import CERTIFICATE_FILE, TrainedModel, certify_and_publish
-from syncnorm.trainer.export.formats import WEIGHTS_FILE
+from syncnorm.trainer.export.certification import (
+    CERTIFICATE_FILE,
+    Place,
+    TrainedModel,
+    certify_and_publish,
+    publish_weights,
+)
+from syncnorm.trainer.export.held_out import inputs_of_data
 from syncnorm.trainer.export.mlflow_publisher import Publisher
+from syncnorm.trainer.export.weights import DESCRIPTION_FILE, WEIGHTS_FILE
 from syncnorm.trainer.failure_classifier import Failure, classify
 from syncnorm.trainer.models import build_model
 from syncnorm.trainer.reporting import secrets as secret_values
@@ -34,7 +42,7 @@ from syncnorm.trainer.storage.atomic_files import sha256_of, write_atomic
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders, opened
 from syncnorm.trainer.training.conversion import convert
 from syncnorm.trainer.user_code import package as user_code
-from syncnorm.trainer.worker.finalize import describe_network, held_out_samples
+from syncnorm.trainer.worker.finalize import describe_network
 
 logger = logging.getLogger(__name__)
 
@@ -85,20 +93,23 @@ def _prepare(request: ExportRequest, folders: AttemptFolders) -> None:
 def reexport(request: ExportRequest, folders: AttemptFolders) -> Result:
     """Export, certify and publish the network of an earlier export.
 
-    Raises: CheckpointCorruptError if its weights do not match its certificate; ExportMismatchError.
+    Raises: CheckpointCorruptError if its weights do not have the digest that was recorded; NoExportError and
+    ExportMismatchError.
     """
     source, mirror = folders.mirror.local(request.source), folders.mirror
-    mirror.fetch(source / CERTIFICATE_FILE)
-    mirror.fetch(source / WEIGHTS_FILE)
+    for name in (CERTIFICATE_FILE, DESCRIPTION_FILE, WEIGHTS_FILE):
+        mirror.fetch(source / name)
     trained = _trained(request, source)
     publisher = Publisher(request.mlflow_uri, request.mlflow_run_id, partial(require_current, request))
-    record = certify_and_publish(trained, request.spec.export, folders.export, publisher, request.name, mirror)
+    place = Place(folders.export, request.name, mirror)
+    weights = publish_weights(trained, place, publisher)
+    record = certify_and_publish(trained, request.spec.export, place, publisher, weights)
     return Result(fence=request.fence, outcome="succeeded", model=record)
 
 
 def _trained(request: ExportRequest, source: Path) -> TrainedModel:
-    proof, weights = json.loads((source / CERTIFICATE_FILE).read_bytes()), source / WEIGHTS_FILE
-    if sha256_of(weights) != proof["files"][WEIGHTS_FILE]:
+    weights, proof, digest = source / WEIGHTS_FILE, _read(source / CERTIFICATE_FILE), _digest(source)
+    if sha256_of(weights) != digest:
         raise CheckpointCorruptError(f"{weights} must have the digest that its certificate names, but it has another")
     spec = request.spec
     data = build_data(spec.data, spec.seed)
@@ -107,11 +118,23 @@ def _trained(request: ExportRequest, source: Path) -> TrainedModel:
     return TrainedModel(
         job_id=request.job_id,
         network=network.eval(),
-        held_out=held_out_samples(data),
+        held_out=inputs_of_data(data),
         description=describe_network(request.job_id, spec, data),
-        facts={"again": {"of": proof["files"][WEIGHTS_FILE]}, "validation": proof.get("validation")},
+        facts={"again": {"of": digest}, "validation": proof.get("validation"), "statistics": proof.get("statistics")},
         seed=spec.seed,
     )
+
+
+def _digest(source: Path) -> str | None:
+    """Of the weights, from their certificate, or where the first export failed from what they belong to."""
+    recorded: str | None = _read(source / CERTIFICATE_FILE).get("files", {}).get(WEIGHTS_FILE)
+    return recorded or _read(source / DESCRIPTION_FILE).get("weights", {}).get("sha256")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Empty for a file that does not exist: without an export there is no certificate."""
+    content: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
+    return content
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -23,6 +24,7 @@ class Check:
 
     max_rel: over the samples, the largest of max|candidate - trained| / max|trained|. max_abs and max_rel are None
         where there is nothing to compare: another shape, or outputs that are not finite.
+    leaf: of several outputs, the one that differs most, such as `['out']`; empty for a single tensor.
     """
 
     runtime: str
@@ -31,10 +33,30 @@ class Check:
     max_abs: float | None
     max_rel: float | None
     passed: bool
+    leaf: str = ""
+
+
+def compare_outputs(
+    runtime: str, inputs: str, batches: Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]]
+) -> Check:
+    """The worst of all outputs of all batches, each a pair of the trained model's and the candidate's."""
+    checks = [check for trained, candidate in batches for check in _of_batch(runtime, inputs, trained, candidate)]
+    worst = max(checks, key=lambda check: float("inf") if check.max_rel is None else check.max_rel)
+    samples = sum(len(next(iter(trained.values()))) for trained, _ in batches)
+    return replace(worst, samples=samples, passed=all(check.passed for check in checks))
+
+
+def _of_batch(runtime: str, inputs: str, trained: Mapping[str, Array], candidate: Mapping[str, Array]) -> list[Check]:
+    if trained.keys() != candidate.keys():
+        other = ", ".join(sorted(trained.keys() ^ candidate.keys()))
+        return [Check(runtime, inputs, 0, None, None, False, other)]
+    return [replace(compare(runtime, inputs, output, candidate[leaf]), leaf=leaf) for leaf, output in trained.items()]
 
 
 def compare(runtime: str, inputs: str, trained: Array, candidate: Array) -> Check:
     """Compare `candidate` outputs with `trained` ones, both (N, ...). Non-finite values or another shape never pass."""
+    if trained.size == 0 and trained.shape == candidate.shape:
+        return Check(runtime, inputs, len(trained), 0.0, 0.0, True)
     if trained.shape != candidate.shape or not (np.isfinite(trained).all() and np.isfinite(candidate).all()):
         return Check(runtime, inputs, len(trained), None, None, False)
     a = trained.reshape(len(trained), -1).astype(np.float64)
@@ -60,7 +82,7 @@ def document(*, job_id: str, checks: list[Check], files: dict[str, str], facts: 
         "max_relative_difference": max((check.max_rel for check in checks if check.max_rel is not None), default=None),
         "tolerance": {
             "max_relative_difference": MAX_RELATIVE_DIFFERENCE,
-            "meaning": "largest over samples of max|exported - trained| / max|trained|",
+            "meaning": "largest over samples and outputs of max|exported - trained| / max|trained|",
         },
         "checks": [asdict(check) for check in checks],
         "files": files,

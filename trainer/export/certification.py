@@ -4,46 +4,73 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from syncnorm import norm
+from syncnorm.trainer.contract.failure import ExportReason
 from syncnorm.trainer.contract.protocol import ModelRecord
 from syncnorm.trainer.contract.spec import ExportSpec
 from syncnorm.trainer.contract.text import storable_json
-from syncnorm.trainer.errors import ExportMismatchError
-from syncnorm.trainer.export import certificate
+from syncnorm.trainer.errors import ExportMismatchError, NoExportError
+from syncnorm.trainer.export import certificate, samples
 from syncnorm.trainer.export import formats as export
-from syncnorm.trainer.export.mlflow_publisher import Publisher
+from syncnorm.trainer.export.exported_part import Part, find_part, inference_network
+from syncnorm.trainer.export.forward_inputs import ForwardInputs
+from syncnorm.trainer.export.mlflow_publisher import Publisher, problem_of_model
 from syncnorm.trainer.export.mlflow_registry import ExportIdentity
+from syncnorm.trainer.export.outputs import Outputs
+from syncnorm.trainer.export.weights import WEIGHTS_FILE, write_weights
 from syncnorm.trainer.storage.atomic_files import sha256_of, write_atomic
 from syncnorm.trainer.storage.sync import IN_PLACE, Mirror
 
 logger = logging.getLogger(__name__)
 
 HELD_OUT_SAMPLES = 64
-RANDOM_SAMPLES = 64
 CERTIFICATE_FILE = "certificate.json"
-
-Array = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """Results of training: the network on the CPU in eval mode, held-out samples, facts for the certificate."""
+    """Results of training: the network on the CPU in eval mode, inputs of held-out samples, facts for the
+    certificate."""
 
     job_id: str
     network: nn.Module
-    held_out: Array
-    description: dict[str, Any]
-    facts: dict[str, Any]
+    held_out: list[ForwardInputs]
+    description: Mapping[str, Any]
+    facts: Mapping[str, Any]
     seed: int
+
+
+References = Mapping[str, Sequence[tuple[ForwardInputs, Outputs]]]
+"""By name of the set: inputs with the trained network's outputs."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the files of an export go. name: of the export; `1` is the job's own, whose files are in the run under
+    `export`, those of others in `exports/{name}`."""
+
+    folder: Path
+    name: str = "1"
+    mirror: Mirror = IN_PLACE
+
+    @property
+    def artifact_path(self) -> str:
+        return "export" if self.name == "1" else f"exports/{self.name}"
+
+
+def publish_weights(trained: TrainedModel, place: Place, publisher: Publisher) -> dict[str, str]:
+    """Write the trained weights and what they belong to, and put them into the run; SHA-256 by file name."""
+    written = write_weights(trained.network, trained.description, place.folder)
+    place.mirror.publish_all(place.folder)
+    for path in written:
+        publisher.upload_file(path, place.artifact_path)
+    return {path.name: sha256_of(path) for path in written}
 
 
 @dataclass(frozen=True)
@@ -51,95 +78,127 @@ class Comparison:
     """The exported files and their outputs. references: inputs with the trained network's outputs."""
 
     inference: nn.Module
-    references: dict[str, tuple[Array, Array]]
+    exports: list[export.ExportedModel]
+    references: References
     checks: list[certificate.Check]
-    files: dict[str, str]
     folded: list[dict[str, Any]]
+
+    @property
+    def example(self) -> tuple[ForwardInputs, Outputs]:
+        """Two samples, and outputs of the form that the network gives."""
+        inputs, outputs = self.references["held_out"][0]
+        return samples.example(inputs), outputs
 
 
 def export_and_compare(trained: TrainedModel, spec: ExportSpec, folder: Path) -> Comparison:
-    """Writes every format of `spec` to `folder`, and compares each runtime's outputs with the trained network's."""
-    inference, folded = _inference_network(trained.network, spec)
-    references = _references(trained)
-    example = torch.from_numpy(references["held_out"][0][:2])
-    exports = export.export(inference, example, list(spec.formats), folder)
-    written = export.write_weights(trained.network, trained.description, folder)
-    runners = {"eager": export.run_eager(inference)} | {exported.runtime: exported.run for exported in exports}
-    checks = [
-        certificate.compare(runtime, inputs, outputs, run(samples))
-        for runtime, run in runners.items()
-        for inputs, (samples, outputs) in references.items()
-    ]
-    files = {path.name: sha256_of(path) for path in [*written, *(exported.path for exported in exports)]}
-    return Comparison(inference, references, checks, files, folded)
+    """Writes every format of `spec` to `folder`, and compares each runtime's outputs with the trained network's.
+
+    Raises: NoExportError if the network can't be exported.
+    """
+    part = find_part(trained.network, trained.held_out, spec.module)
+    inference, folded = inference_network(part.network, spec.fold)
+    references = _references(part, trained.seed)
+    exports = export.export(inference, samples.example(references["held_out"][0][0]), spec.formats, folder)
+    return Comparison(inference, exports, references, _compare(inference, exports, references), folded)
 
 
 def certify_and_publish(
-    trained: TrainedModel,
-    spec: ExportSpec,
-    folder: Path,
-    publisher: Publisher,
-    name: str = "1",
-    mirror: Mirror = IN_PLACE,
+    trained: TrainedModel, spec: ExportSpec, place: Place, publisher: Publisher, weights: Mapping[str, str]
 ) -> ModelRecord:
     """Export, certify, and only then log and register the model, once for all starts of this export. Rank 0 only.
 
-    name: of the export, `1` is the job's own; its files are in the run under `export`, those of others in
-    `exports/{name}`.
-
-    Raises: ExportMismatchError with the worst check; the certificate is in the run then, the model is not.
-    SupersededError if another start has taken over before the model was registered.
+    weights: from `publish_weights`.
+    Raises: NoExportError if the network can't be exported. ExportMismatchError with the worst check; the certificate
+    is in the run then, the model is not. SupersededError if another start has taken over before the model was
+    registered.
     """
-    comparison = export_and_compare(trained, spec, folder)
-    identity = ExportIdentity(trained.job_id, name, comparison.files[export.WEIGHTS_FILE])
-    checks, uri = list(comparison.checks), None
-    if certificate.passed(checks):
-        example = comparison.references["held_out"][0][:2]
-        uri = publisher.registry.logged(identity) or publisher.log_model(comparison.inference, example, identity)
-        checks += _check_logged(publisher, uri, comparison.references)
-    facts = trained.facts | {"folded": comparison.folded}
-    proof = certificate.document(job_id=trained.job_id, checks=checks, files=comparison.files, facts=facts)
-    write_atomic(folder / CERTIFICATE_FILE, json.dumps(storable_json(proof), indent=1).encode())
-    mirror.publish_all(folder, last=CERTIFICATE_FILE)
-    publisher.upload(folder, "export" if name == "1" else f"exports/{name}")
+    compared = export_and_compare(trained, spec, place.folder)
+    files = {**weights, **{exported.path.name: sha256_of(exported.path) for exported in compared.exports}}
+    identity, uri = ExportIdentity(trained.job_id, place.name, weights[WEIGHTS_FILE]), None
+    checks, no_model = list(compared.checks), problem_of_model(*compared.example)
+    if certificate.passed(checks) and no_model is None:
+        uri = _log_once(compared, publisher, identity)
+        checks += _check_logged(publisher, uri, compared.references)
+    facts = {**trained.facts, "folded": compared.folded, "module": spec.module, "no_model": no_model}
+    proof = certificate.document(job_id=trained.job_id, checks=checks, files=files, facts=facts)
+    _publish_files(proof, compared.exports, place, publisher)
     if not proof["passed"]:
         if uri is not None:
             publisher.delete_model(uri)
         raise ExportMismatchError(mismatch(checks))
-    assert uri is not None
     runtimes = ", ".join(dict.fromkeys(check.runtime for check in checks))
     logger.info("certified: %s answer as the trained model does, to %.1e", runtimes, proof["max_relative_difference"])
+    return _registered(uri, spec, place, publisher, identity, proof)
+
+
+def _log_once(compared: Comparison, publisher: Publisher, identity: ExportIdentity) -> str:
+    return publisher.registry.logged(identity) or publisher.log_model(compared.inference, *compared.example, identity)
+
+
+def _registered(
+    uri: str | None,
+    spec: ExportSpec,
+    place: Place,
+    publisher: Publisher,
+    identity: ExportIdentity,
+    proof: Mapping[str, Any],
+) -> ModelRecord:
     registered = None
     if spec.register_as:
-        digest = sha256_of(folder / CERTIFICATE_FILE)
+        if uri is None:
+            text = f"export.register_as can't be honoured: {proof['no_model']}"
+            raise NoExportError(ExportReason.NOT_EXPORTABLE, text)
+        digest = sha256_of(place.folder / CERTIFICATE_FILE)
         registered, uri = publisher.registry.register(uri, spec.register_as, identity, digest)
-    publisher.registry.remove_others(uri, registered, identity)
-    return ModelRecord(uri=uri, registered=registered, certificate=proof)
+    if uri is not None:
+        publisher.registry.remove_others(uri, registered, identity)
+    return ModelRecord(uri=uri, registered=registered, certificate=dict(proof))
 
 
-def _inference_network(network: nn.Module, spec: ExportSpec) -> tuple[nn.Module, list[dict[str, Any]]]:
-    if not spec.fold:
-        return network, []
-    folded, report = norm.fold(network)
-    return folded, [asdict(entry) for entry in report]
+def _publish_files(
+    proof: Mapping[str, Any], exports: Sequence[export.ExportedModel], place: Place, publisher: Publisher
+) -> None:
+    """The weights are in the run already."""
+    write_atomic(place.folder / CERTIFICATE_FILE, json.dumps(storable_json(proof), indent=1).encode())
+    place.mirror.publish_all(place.folder, last=CERTIFICATE_FILE)
+    for path in [*(exported.path for exported in exports), place.folder / CERTIFICATE_FILE]:
+        publisher.upload_file(path, place.artifact_path)
 
 
-def _references(trained: TrainedModel) -> dict[str, tuple[Array, Array]]:
+def _references(part: Part, seed: int) -> References:
     """Inputs with the trained network's outputs: samples from validation, and noise of the same shape and spread."""
-    run = export.run_eager(trained.network)
-    held_out = trained.held_out[:HELD_OUT_SAMPLES]
-    noise = np.random.default_rng(trained.seed).normal(held_out.mean(), held_out.std() + 1e-6, held_out.shape)
-    noise = np.resize(noise, (RANDOM_SAMPLES, *held_out.shape[1:])).astype(held_out.dtype)
-    return {"held_out": (held_out, run(held_out)), "random": (noise, run(noise))}
+    run, held_out = export.run_eager(part.network), _chosen(part.inputs)
+    noise = [samples.noise_like(inputs, seed + index) for index, inputs in enumerate(held_out)]
+    sets = {"held_out": held_out, "random": noise}
+    return {name: [(inputs, run(inputs)) for inputs in batches] for name, batches in sets.items()}
 
 
-def _check_logged(
-    publisher: Publisher, uri: str, references: dict[str, tuple[Array, Array]]
+def _chosen(batches: Sequence[ForwardInputs]) -> list[ForwardInputs]:
+    """The first samples of the batches that are shaped like the first one: a file fixes all but their number."""
+    found, left = list[ForwardInputs](), HELD_OUT_SAMPLES
+    for inputs in batches:
+        if left > 0 and samples.shapes(inputs) == samples.shapes(batches[0]):
+            found.append(samples.first(inputs, left))
+            left -= samples.count(inputs) or 1
+    return found
+
+
+def _compare(
+    inference: nn.Module, exports: Sequence[export.ExportedModel], references: References
 ) -> list[certificate.Check]:
+    runners = {"eager": export.run_eager(inference)} | {exported.runtime: exported.run for exported in exports}
+    return [
+        certificate.compare_outputs(runtime, inputs, [(outputs, run(batch)) for batch, outputs in batches])
+        for runtime, run in runners.items()
+        for inputs, batches in references.items()
+    ]
+
+
+def _check_logged(publisher: Publisher, uri: str, references: References) -> list[certificate.Check]:
     predict = publisher.load_model(uri)
     return [
-        certificate.compare("mlflow.pyfunc", inputs, outputs, np.asarray(predict(samples)))
-        for inputs, (samples, outputs) in references.items()
+        certificate.compare_outputs("mlflow.pyfunc", inputs, [(outputs, predict(batch)) for batch, outputs in batches])
+        for inputs, batches in references.items()
     ]
 
 
@@ -147,7 +206,8 @@ def mismatch(checks: list[certificate.Check]) -> str:
     """The worst check in words."""
     worst = max(checks, key=lambda check: float("inf") if check.max_rel is None else check.max_rel)
     how = "another shape or values that are not finite" if worst.max_rel is None else f"{worst.max_rel:.2g} relative"
+    where = f" in output {worst.leaf}" if worst.leaf else ""
     return (
-        f"the exported model must answer as the trained one: {worst.runtime} differs by {how} on {worst.inputs} "
+        f"the exported model must answer as the trained one: {worst.runtime} differs by {how}{where} on {worst.inputs} "
         f"inputs, allowed is {certificate.MAX_RELATIVE_DIFFERENCE:g}."
     )

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import json
+import io
+import logging
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from syncnorm.trainer.storage.atomic_files import write_atomic, write_with
+from syncnorm.trainer.contract.failure import ExportReason
+from syncnorm.trainer.errors import NoExportError
+from syncnorm.trainer.export import samples
+from syncnorm.trainer.export.forward_inputs import ForwardInputs
+from syncnorm.trainer.export.outputs import Outputs, to_arrays
+from syncnorm.trainer.storage.atomic_files import write_with
 
-Array = NDArray[np.floating[Any]]
-Runner = Callable[[Array], Array]
+Runner = Callable[[ForwardInputs], Outputs]
 
 PT2_FILE = "model.pt2"
 ONNX_FILE = "model.onnx"
-WEIGHTS_FILE = "weights.safetensors"
-DESCRIPTION_FILE = "model.json"
 
 
 @dataclass(frozen=True)
@@ -38,48 +41,52 @@ class ExportedModel:
 def run_eager(network: nn.Module) -> Runner:
     """`network` itself, in eval mode, without gradients."""
 
-    def run(x: Array) -> Array:
+    def run(inputs: ForwardInputs) -> Outputs:
         network.eval()
-        device = next(network.parameters(), torch.empty(0)).device
+        device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
         with torch.no_grad():
-            output: Array = network(torch.from_numpy(x).to(device)).float().cpu().numpy()
-        return output
+            return to_arrays(inputs.to(device).call(network))
 
     return run
 
 
-def write_weights(network: nn.Module, description: dict[str, Any], folder: Path) -> list[Path]:
-    """The trusted form: tensors without code, and JSON that says which network they belong to."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
-    write_atomic(folder / WEIGHTS_FILE, save(tensors))
-    write_atomic(folder / DESCRIPTION_FILE, json.dumps(description, indent=1, sort_keys=True).encode())
-    return [folder / WEIGHTS_FILE, folder / DESCRIPTION_FILE]
+def capture(network: nn.Module, example: ForwardInputs) -> torch.export.ExportedProgram:
+    """`network` as torch.export takes it, for any number of samples.
+
+    example: of at least two samples, because a size of one would be taken as a constant.
+    Raises: NoExportError if torch.export can't take the network, or only for this many samples.
+    """
+    shapes = torch.export.ShapesCollection()
+    for tensor in samples.batched(example):
+        shapes[tensor] = {0: torch.export.Dim.DYNAMIC}
+    network = network.eval()
+    try:
+        with torch.no_grad(), _without_output():
+            dynamic = shapes.dynamic_shapes(network, example.args, example.kwargs)
+            return torch.export.export(network, example.args, example.kwargs, dynamic_shapes=dynamic)
+    except Exception as error:  # torch.export has many, and few of them public
+        raise NoExportError(
+            ExportReason.NOT_EXPORTABLE,
+            f"the network must be exportable for any number of samples, but torch.export says: {_said(error)} "
+            "Take the number of samples from x.shape[0] (len(x) makes it a constant) and don't branch on values.",
+        ) from error
 
 
-def export(network: nn.Module, example: torch.Tensor, formats: list[str], folder: Path) -> list[ExportedModel]:
+def export(network: nn.Module, example: ForwardInputs, formats: Sequence[str], folder: Path) -> list[ExportedModel]:
     """`network` as each of `formats`, with a dynamic batch dimension; each is loaded back from its file.
 
-    example: an input of at least two samples (a size of one would be taken as a constant).
-    Raises: ValueError if torch.export can't take the network, or only for this many samples.
+    Raises: NoExportError, see `capture`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not formats:
         return []
-    network = network.eval()
-    try:
-        with torch.no_grad():
-            program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-    except Exception as error:  # torch.export has many, and few of them public
-        raise ValueError(
-            f"the network must be exportable for any number of samples, but torch.export says: {error} "
-            "Take the number of samples from x.shape[0] (len(x) makes it a constant) and don't branch on values."
-        ) from error
+    program = capture(network, example)
     exported = []
     if "pt2" in formats:
         exported.append(_write_pt2(program, folder / PT2_FILE))
     if "onnx" in formats:
-        exported.append(_write_onnx(program, folder / ONNX_FILE))
+        names = list(run_eager(network)(example))
+        exported.append(_write_onnx(program, folder / ONNX_FILE, names, is_single=example.tensor is not None))
     return exported
 
 
@@ -88,15 +95,17 @@ def _write_pt2(program: torch.export.ExportedProgram, path: Path) -> ExportedMod
     # Our own file of a moment ago. A foreign pt2 is code: never load one whose digest is not in a certificate.
     module = torch.export.load(path).module()
 
-    def run(x: Array) -> Array:
+    def run(inputs: ForwardInputs) -> Outputs:
         with torch.no_grad():
-            output: Array = module(torch.from_numpy(x)).float().numpy()
-        return output
+            return to_arrays(inputs.to(torch.device("cpu")).call(module))
 
     return ExportedModel("torch.export", path, run)
 
 
-def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> ExportedModel:
+def _write_onnx(
+    program: torch.export.ExportedProgram, path: Path, outputs: Sequence[str], *, is_single: bool
+) -> ExportedModel:
+    """outputs: names of the tensors that the network returns. is_single: whether it takes one tensor."""
     import onnxruntime
 
     with warnings.catch_warnings():
@@ -109,14 +118,40 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> ExportedMo
             dynamo=True,
             external_data=False,
             verbose=False,
-            input_names=["input"],
-            output_names=["output"],
+            input_names=["input"] if is_single else None,
+            output_names=["output"] if len(outputs) == 1 else None,
         )
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
+    names = [one.name for one in session.get_inputs()]
 
-    def run(x: Array) -> Array:
-        output: Array = session.run(None, {name: x})[0]
-        return output
+    def run(inputs: ForwardInputs) -> Outputs:
+        tensors = [leaf for leaf in tree_leaves((inputs.args, inputs.kwargs)) if isinstance(leaf, Tensor)]
+        feed = {name: tensor.cpu().numpy() for name, tensor in zip(names, tensors, strict=True)}
+        return dict(zip(outputs, map(np.atleast_1d, session.run(None, feed)), strict=True))
 
     return ExportedModel("onnxruntime", path, run)
+
+
+_CALL = re.compile(r'File "[^"]*?([^"/]+)", line (\d+), in \w+\n\s*(.+)')
+
+
+def _said(error: Exception) -> str:
+    """The first line of an error of torch.export, and the line of the network's code that it names."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    where = _CALL.search(str(error))
+    return f"{first} ({where[1]}, line {where[2]}: {where[3].strip()})" if where else first
+
+
+@contextmanager
+def _without_output() -> Iterator[None]:
+    """torch.export prints the whole graph of a network that it can't take, and more to its log."""
+    loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch.export")]
+    levels = [one.level for one in loggers]
+    try:
+        for one in loggers:
+            one.setLevel(logging.CRITICAL)
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)

@@ -17,7 +17,9 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from syncnorm.trainer.contract.failure import ExportReason
 from syncnorm.trainer.diagnostics.undisturbed import undisturbed
+from syncnorm.trainer.errors import NoExportError
 
 REMEDY = "set example_input_array"
 _INPUTS = ("x", "image", "images", "img", "input", "inputs", "pixel_values", "data", "features")
@@ -38,6 +40,12 @@ class ForwardInputs:
     def call(self, network: nn.Module) -> Any:
         return network(*self.args, **self.kwargs)
 
+    @property
+    def tensor(self) -> Tensor | None:
+        """The only argument, if that is a tensor."""
+        is_alone = len(self.args) == 1 and not self.kwargs and isinstance(self.args[0], Tensor)
+        return self.args[0] if is_alone else None
+
     def to(self, device: torch.device) -> ForwardInputs:
         args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to(device), (self.args, self.kwargs))
         return ForwardInputs(args, kwargs)
@@ -55,6 +63,12 @@ class Unclear:
     """Why it could not be found out, in a sentence without its full stop."""
 
     reason: str
+    why: ExportReason = ExportReason.INPUTS_UNCLEAR
+
+    @property
+    def error(self) -> NoExportError:
+        """The same as the error of an export."""
+        return NoExportError(self.why, f"{self.reason}.")
 
 
 def forward_inputs(module: nn.Module, batch: Any) -> ForwardInputs | Unclear:
@@ -63,8 +77,8 @@ def forward_inputs(module: nn.Module, batch: Any) -> ForwardInputs | Unclear:
     The network is called in eval mode and left as it was, so every rank should call this, or a single process.
     """
     if not defines_forward(module):
-        return Unclear(f"{type(module).__name__} defines no forward")
-    return _example(module) or inputs_of_batch(module, batch)
+        return Unclear(f"{type(module).__name__} defines no forward", ExportReason.NO_FORWARD)
+    return example_of(module) or inputs_of_batch(module, batch)
 
 
 def defines_forward(module: nn.Module) -> bool:
@@ -72,7 +86,8 @@ def defines_forward(module: nn.Module) -> bool:
     return getattr(module.forward, "__func__", None) not in (nn.Module.forward, LightningModule.forward)
 
 
-def _example(module: nn.Module) -> ForwardInputs | None:
+def example_of(module: nn.Module) -> ForwardInputs | None:
+    """Its example_input_array: a tensor, a tuple of arguments, or a dict of arguments by name."""
     example = getattr(module, "example_input_array", None)
     if example is None:
         return None
@@ -150,7 +165,9 @@ def _readings_of_dict(parameters: _Parameters, batch: Mapping[Any, Any]) -> Iter
     wanted = [*parameters.needed, *(name for name in parameters.optional if name not in _TARGETS)]
     given = {name: batch[name] for name in wanted if name in batch}
     takes_whole = parameters.takes_dict or parameters.needed in [(name,) for name in _WHOLE]
-    if given and set(parameters.needed) <= set(given):
+    if len(given) == 1 and parameters.needed == tuple(given):
+        yield ForwardInputs(tuple(given.values()))
+    elif given and set(parameters.needed) <= set(given):
         yield ForwardInputs(kwargs=given)
     elif takes_whole:
         yield ForwardInputs((batch,))

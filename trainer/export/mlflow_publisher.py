@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from syncnorm.trainer.export.forward_inputs import ForwardInputs
 from syncnorm.trainer.export.mlflow_registry import ExportIdentity, Registry
-
-Array = NDArray[np.floating[Any]]
+from syncnorm.trainer.export.outputs import Array, Outputs
 
 # MLflow waits for minutes by default; an export that can't reach it should say so within one.
 _MLFLOW_ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
@@ -42,17 +40,16 @@ class Publisher:
     def upload_file(self, path: Path, artifact_path: str) -> None:
         self._client.log_artifact(self._run_id, str(path), artifact_path)
 
-    def log_model(self, network: nn.Module, example: Array, identity: ExportIdentity) -> str:
-        """Log `network` as the model named `model` in pt2 form; its URI."""
+    def log_model(self, network: nn.Module, inputs: ForwardInputs, outputs: Outputs, identity: ExportIdentity) -> str:
+        """Log `network` as the model named `model` in pt2 form; its URI. inputs, outputs: examples."""
         import mlflow
         from mlflow.models import Model, ModelSignature
         from mlflow.types import Schema, TensorSpec
 
-        with torch.no_grad():
-            output = network.eval()(torch.from_numpy(example)).numpy()
+        example, answer = _array(inputs), next(iter(outputs.values()))
         signature = ModelSignature(
             inputs=Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))]),
-            outputs=Schema([TensorSpec(output.dtype, (-1, *output.shape[1:]))]),
+            outputs=Schema([TensorSpec(answer.dtype, (-1, *answer.shape[1:]))]),
         )
         # Without it the model would belong to MLflow's default experiment, where our account may have no access.
         mlflow.set_experiment(experiment_id=self._client.get_run(self._run_id).info.experiment_id)
@@ -70,11 +67,30 @@ class Publisher:
         )
         return str(info.model_uri)
 
-    def load_model(self, uri: str) -> Any:
-        """A function from input to output arrays that runs the logged model as its users will."""
+    def load_model(self, uri: str) -> Callable[[ForwardInputs], Outputs]:
+        """A function that runs the logged model as its users will."""
         import mlflow
 
-        return mlflow.pyfunc.load_model(uri).predict
+        predict = mlflow.pyfunc.load_model(uri).predict
+        return lambda inputs: {"": np.atleast_1d(np.asarray(predict(_array(inputs))))}
 
     def delete_model(self, uri: str) -> None:
         self._client.delete_logged_model(uri.rsplit("/", 1)[-1])
+
+
+def problem_of_model(inputs: ForwardInputs, outputs: Outputs) -> str | None:
+    """Why there can be no MLflow model with these inputs and outputs, in a sentence; None: there can."""
+    if inputs.tensor is not None and list(outputs) == [""]:
+        return None
+    gives = f"the outputs {', '.join(outputs)}" if len(outputs) > 1 else "one output"
+    takes = "one tensor" if inputs.tensor is not None else "other arguments"
+    return (
+        f"An MLflow model takes one tensor and gives one, but this network takes {takes} and gives {gives}, so the run "
+        "has its weights and files and no model."
+    )
+
+
+def _array(inputs: ForwardInputs) -> Array:
+    assert inputs.tensor is not None
+    array: Array = inputs.tensor.cpu().numpy()
+    return array

@@ -18,17 +18,16 @@ import torch
 from syncnorm.trainer.contract.failure import FailureReason
 from syncnorm.trainer.contract.norm_choice import chosen_norm
 from syncnorm.trainer.contract.protocol import EXPORT_FILE, ExportRequest, Result
-from syncnorm.trainer.contract.spec import ExportSpec
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.data import build_data
 from syncnorm.trainer.driver import reexport as again
-from syncnorm.trainer.export.certification import CERTIFICATE_FILE, TrainedModel, export_and_compare
-from syncnorm.trainer.export.formats import WEIGHTS_FILE
+from syncnorm.trainer.export.certification import CERTIFICATE_FILE
+from syncnorm.trainer.export.weights import WEIGHTS_FILE, write_weights
 from syncnorm.trainer.models import build_model
 from syncnorm.trainer.storage.atomic_files import sha256_of
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.training.conversion import convert
-from syncnorm.trainer.worker.finalize import describe_network, held_out_samples
+from syncnorm.trainer.worker.finalize import describe_network
 from tests.helpers.paths import ROOT
 from tests.helpers.trainer.answers import answering
 from tests.trainer.conftest import Mlflow
@@ -57,9 +56,9 @@ def first_export(document: dict[str, Any], folder: Path) -> Path:
     torch.manual_seed(7)
     network, _ = convert(build_model(spec.model, chosen_norm(spec), data.info), spec, None)
     network(torch.randn(16, *data.info.shape))
-    trained = TrainedModel("j", network.eval(), held_out_samples(data), describe_network("j", spec, data), {}, 0)
-    compared = export_and_compare(trained, ExportSpec(formats=[]), folder)
-    (folder / CERTIFICATE_FILE).write_text(json.dumps({"files": compared.files, "validation": {"population": 1}}))
+    written = write_weights(network.eval(), describe_network("j", spec, data), folder)
+    files = {path.name: sha256_of(path) for path in written}
+    (folder / CERTIFICATE_FILE).write_text(json.dumps({"files": files, "validation": {"population": 1}}))
     return folder
 
 

@@ -19,12 +19,11 @@ import torch
 from syncnorm.trainer.contract.protocol import ModelRecord
 from syncnorm.trainer.contract.spec import ExportSpec
 from syncnorm.trainer.errors import SupersededError
-from syncnorm.trainer.export.certification import certify_and_publish
 from syncnorm.trainer.export.mlflow_publisher import Publisher
 from syncnorm.trainer.export.mlflow_registry import CERTIFICATE_TAG
 from syncnorm.trainer.storage.atomic_files import sha256_of
 from tests.trainer.conftest import Mlflow
-from tests.trainer.worker.test_finalize import trained
+from tests.trainer.worker.test_finalize import published_model, trained
 
 # Exporters and MLflow warn about their own internals.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -85,7 +84,7 @@ class Job:
             model.network[5].bias += seed
         publisher = Publisher(self.server.uri, self.run_id, confirm)
         spec = ExportSpec(formats=[], register_as=self.name)
-        return certify_and_publish(model, spec, self.folder / str(self.starts), publisher, self.export)
+        return published_model(model, spec, self.folder / str(self.starts), publisher, self.export)
 
     def versions(self) -> list[dict[str, Any]]:
         """As MLflow has them."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from syncnorm.trainer.export.plots import draw_statistics, heat_map, read_series
+from syncnorm.trainer.export.statistics.plots import draw_statistics, heat_map, read_series
 
 
 def spool(path: Path, points: list[tuple[str, int, float]]) -> Path:

@@ -13,7 +13,7 @@ from torch import nn
 
 from syncnorm import norm
 from syncnorm.trainer.data.loader import Batch
-from syncnorm.trainer.export.population import FILE, as_facts, keep, population_statistics
+from syncnorm.trainer.export.statistics.population import FILE, as_facts, keep, population_statistics
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,7 @@ def found(kind: str) -> norm.PopulationStatistics:
 def test_population_is_kept_as_tensors_and_told_as_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     population = found("sync_batch")
 
-    with caplog.at_level(logging.INFO, "syncnorm.trainer.export.population"):
+    with caplog.at_level(logging.INFO, "syncnorm.trainer.export.statistics.population"):
         keep(population, tmp_path)
 
     tensors, facts = load_file(tmp_path / FILE), as_facts(population)

@@ -14,7 +14,9 @@ from syncnorm.trainer.contract.protocol import Launch, Result
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.driver import main
 from syncnorm.trainer.errors import RankFailedError, StorageError
-from syncnorm.trainer.export.formats import export, write_weights
+from syncnorm.trainer.export.formats import export
+from syncnorm.trainer.export.forward_inputs import ForwardInputs
+from syncnorm.trainer.export.weights import write_weights
 from syncnorm.trainer.failure_classifier import classify
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.training import checkpoints
@@ -89,7 +91,7 @@ def test_an_export_that_does_not_fit_is_a_matter_of_storage(small_disk: Disk, fm
         if fmt == "weights":
             write_weights(network, {}, small_disk.folder)
         else:
-            export(network, torch.randn(2, 700), [fmt], small_disk.folder)
+            export(network, ForwardInputs((torch.randn(2, 700),)), [fmt], small_disk.folder)
 
     assert classify(raised.value, rank=0).reason == FailureReason.STORAGE
 

@@ -27,7 +27,8 @@ from syncnorm.norm.folding.fold import fold
 from syncnorm.trainer.contract.protocol import ModelRecord
 from syncnorm.trainer.contract.spec import ExportSpec
 from syncnorm.trainer.errors import ExportMismatchError
-from syncnorm.trainer.export.certification import TrainedModel, certify_and_publish
+from syncnorm.trainer.export.certification import Place, TrainedModel, certify_and_publish, publish_weights
+from syncnorm.trainer.export.forward_inputs import ForwardInputs
 from syncnorm.trainer.export.mlflow_publisher import Publisher
 from tests.trainer.conftest import Mlflow
 
@@ -47,8 +48,23 @@ def trained(**changes: Any) -> TrainedModel:
     )
     network(torch.randn(16, 1, 8, 8))  # running statistics of their own
     held_out = np.random.default_rng(0).normal(size=(70, 1, 8, 8)).astype(np.float32)
-    known = {"job_id": "j", "network": network.eval(), "held_out": held_out, "description": {}, "facts": {}, "seed": 0}
+    known = {
+        "job_id": "j",
+        "network": network.eval(),
+        "held_out": [ForwardInputs((torch.from_numpy(held_out),))],
+        "description": {},
+        "facts": {},
+        "seed": 0,
+    }
     return TrainedModel(**(known | changes))
+
+
+def published_model(
+    model: TrainedModel, spec: ExportSpec, folder: Path, publisher: Publisher, name: str = "1"
+) -> ModelRecord:
+    """As a job and a later export do."""
+    place = Place(folder, name)
+    return certify_and_publish(model, spec, place, publisher, publish_weights(model, place, publisher))
 
 
 def logged_models(server: Mlflow) -> list[str]:
@@ -75,7 +91,8 @@ class Published:
 def published(mlflow_server: Mlflow, tmp_path_factory: pytest.TempPathFactory) -> Published:
     model, folder = trained(), tmp_path_factory.mktemp("export")
     publisher = Publisher(mlflow_server.uri, mlflow_server.new_run())
-    return Published(model, folder, certify_and_publish(model, ExportSpec(register_as="proven"), folder, publisher))
+    record = published_model(model, ExportSpec(register_as="proven"), folder, publisher)
+    return Published(model, folder, record)
 
 
 def test_proven_model_is_logged_registered_and_certified(published: Published) -> None:
@@ -135,7 +152,7 @@ def test_served_model_answers_as_onnx_runtime_and_the_trained_network(
 ) -> None:
     import onnxruntime
 
-    samples = published.trained.held_out[:5]
+    samples = published.trained.held_out[0].args[0][:5].numpy()
     session = onnxruntime.InferenceSession(str(published.folder / "model.onnx"), providers=["CPUExecutionProvider"])
 
     with served(published.record.uri, mlflow_server.uri, tmp_path / "log") as url:
@@ -162,7 +179,7 @@ def test_corrupted_running_var_fails_the_certificate_and_nothing_is_published(
     monkeypatch.setattr(norm, "fold", corrupt)
 
     with pytest.raises(ExportMismatchError, match=r"must answer as the trained one: \w.* differs by .* relative"):
-        certify_and_publish(trained(), ExportSpec(register_as="damaged"), tmp_path, Publisher(mlflow_server.uri, run))
+        published_model(trained(), ExportSpec(register_as="damaged"), tmp_path, Publisher(mlflow_server.uri, run))
 
     assert not json.loads((tmp_path / "certificate.json").read_text())["passed"]
     assert logged_models(mlflow_server) == before
@@ -175,4 +192,4 @@ def test_model_whose_outputs_are_not_finite_is_not_published(mlflow_server: Mlfl
         broken.network[5].weight[0, 0] = float("nan")
 
     with pytest.raises(ExportMismatchError, match="not finite"):
-        certify_and_publish(broken, ExportSpec(), tmp_path, Publisher(mlflow_server.uri, mlflow_server.new_run()))
+        published_model(broken, ExportSpec(), tmp_path, Publisher(mlflow_server.uri, mlflow_server.new_run()))

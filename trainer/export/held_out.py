@@ -1,0 +1,48 @@
+"""Inputs of held-out samples, on which an exported network is compared with the trained one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from syncnorm.trainer.data.info import Data
+from syncnorm.trainer.export import samples
+from syncnorm.trainer.export.certification import HELD_OUT_SAMPLES
+from syncnorm.trainer.export.forward_inputs import (
+    ForwardInputs,
+    Unclear,
+    defines_forward,
+    example_of,
+    forward_inputs,
+    inputs_of_batch,
+)
+
+_MOST_BATCHES = 16
+
+
+def inputs_of_data(data: Data) -> list[ForwardInputs]:
+    """Of the first samples of the validation set, in one batch."""
+    count = min(HELD_OUT_SAMPLES, len(data.val))  # type: ignore[arg-type]
+    return [ForwardInputs((torch.stack([data.val[index][0] for index in range(count)]),))]
+
+
+def inputs_of_batches(module: nn.Module, batches: Iterable[Any]) -> list[ForwardInputs] | Unclear:
+    """Of the first batches, as a validation step gets them; the module's example_input_array says what is wanted, and
+    stands in for batches that do not have it."""
+    example = example_of(module) if defines_forward(module) else None
+    found, left = list[ForwardInputs](), HELD_OUT_SAMPLES
+    for batch in islice(batches, _MOST_BATCHES):
+        inputs = forward_inputs(module, batch) if example is None else inputs_of_batch(module, batch)
+        if isinstance(inputs, Unclear):
+            if example is None:
+                return inputs
+        elif example is None or inputs.is_like(example):
+            found.append(inputs)
+            left -= samples.count(inputs) or 1
+        if left <= 0:
+            break
+    return found or ([example] if example is not None else Unclear("there is no batch to find the inputs in"))
