@@ -26,9 +26,11 @@ demo: $(INSTALLED)  ## run one real job through the whole service, then stop eve
 serve: $(INSTALLED)  ## the embedded service, until Ctrl-C
 	$(BIN)/python -m syncnorm.service.cli.main serve
 
-# Two processes, one of which mostly waits for Ray; more would only make real services wait for each other.
+# Two processes, one of which mostly waits for Ray; more would only make real services wait for each other. A process
+# in which a test hangs outside of Python ends after 15 minutes, and the other goes on.
 test: $(INSTALLED)  ## the whole test suite
-	$(PYTEST) tests -m 'not chaos and not deploy' -n 2 --no-loadscope-reorder
+	$(PYTEST) tests -m 'not chaos and not deploy' -n 2 --no-loadscope-reorder \
+		-o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true
 
 deploy-test: $(INSTALLED)  ## the composition in real containers; needs a Docker engine
 	$(PYTEST) tests/deploy -m deploy -s

@@ -1,4 +1,4 @@
-"""Which tests share a process: `make test` spreads them over two."""
+"""Which tests share a process: `make test` spreads them over two. What holds for all of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
+from tests.helpers.amounts import SHORT
 from tests.helpers.paths import ROOT
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What a test starts finds the tests' helpers, and so do jobs that name a class of theirs.
 os.environ.setdefault("PYTHONPATH", str(ROOT))
+
+settings.register_profile("short", SHORT)
+settings.load_profile("short")
 
 STACK = "tests/stack"
 
@@ -37,6 +42,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFile(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             return STACK if nodeid.startswith(STACK) else nodeid.partition("::")[0]
+
+        def remove_node(self, node: Any) -> str | None:
+            """Leave to the others what a process that died had not begun; returns the test in which it died.
+
+            xdist 3.8 alone runs that test again in each next process, and waits for ever for files that were done.
+            """
+            work = self.assigned_work[node]
+            died_in, *rest = [name for file in work.values() for name, is_done in file.items() if not is_done] or [None]
+            self.assigned_work[node] = {
+                scope: left for scope, file in work.items() if (left := {name: False for name in file if name in rest})
+            }
+            super().remove_node(node)
+            return died_in
 
     return ByFile(config, log)
 

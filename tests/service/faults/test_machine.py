@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -24,11 +24,11 @@ from hypothesis.stateful import (
 )
 
 from syncnorm.service.integrations.ray_jobs import Submission
-from syncnorm.service.jobs.actions import ALLOWED
+from syncnorm.service.jobs.actions import ALLOWED, allowed
 from syncnorm.service.jobs.attempt_ending import RayStatus
 from syncnorm.service.jobs.export import MOST_STARTS, OVER, Export
 from syncnorm.service.jobs.job import ACTIVE, ARROWS, TERMINAL, JobState
-from tests.helpers.amounts import amount
+from tests.helpers.amounts import LONG, amount
 from tests.helpers.service.databases import fresh_sqlite
 from tests.helpers.service.world import World
 
@@ -219,7 +219,7 @@ class Machine(RuleBasedStateMachine):
         while quiet < _STUCK:  # not so many steps in all: thirty jobs that are lost thrice each take long
             jobs = [self.world.job(job_id) for job_id in self.ids]
             for job in jobs:
-                if job.state is JobState.PAUSED:
+                if "resume" in allowed(job):  # not one that is paused and about to be cancelled
                     self.world.apply_verb(job.id, "resume")
             exports = self.exports()
             if all(job.is_terminal for job in jobs) and all(export.released_at for export in exports):
@@ -238,16 +238,30 @@ class Machine(RuleBasedStateMachine):
 
 _STUCK = 200
 """Steps without any move of a job or export, while one is not over: longer than any lease and pause before a retry."""
-COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
 
 
 def test_promises_hold_whatever_happens() -> None:
-    run_state_machine_as_test(Machine, settings=settings(max_examples=12, stateful_step_count=25, **COMMON))
+    run_state_machine_as_test(Machine, settings=settings(max_examples=12, stateful_step_count=25))
 
 
 @pytest.mark.chaos
 def test_promises_hold_whatever_happens_long() -> None:
-    run_state_machine_as_test(Machine, settings=settings(max_examples=amount(1500), stateful_step_count=60, **COMMON))
+    run_state_machine_as_test(Machine, settings=settings(LONG, max_examples=amount(1500), stateful_step_count=60))
+
+
+def test_story_ends_though_a_paused_job_was_asked_to_cancel() -> None:
+    """A resume is refused then, for a cancel can't be undone."""
+    machine = Machine()
+    job_id = machine.world.submit().id
+    machine.ids.append(job_id)
+    machine.world.apply_verb(job_id, "pause")
+    machine.tick()
+    machine.world.apply_verb(job_id, "cancel")
+
+    machine.settle()
+
+    assert machine.in_state(JobState.CANCELLED) == [job_id]
+    machine.teardown()
 
 
 @pytest.mark.parametrize("planted", [False, True])

@@ -14,7 +14,7 @@ from typing import Any
 import botocore.exceptions
 import fsspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from syncnorm.trainer.errors import StorageError
@@ -53,7 +53,7 @@ def answer(storage: Storage, operation: tuple[str, str, bytes | None], scratch: 
 
 
 @EVERYWHERE
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20)
 @given(operations=st.lists(OPERATIONS, max_size=12))
 def test_folder_and_bucket_give_the_same_answers(
     bucket: str, tmp_path: Path, operations: list[tuple[str, str, bytes | None]]
