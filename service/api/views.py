@@ -12,10 +12,11 @@ from pydantic_core import to_json
 
 from syncnorm.service.integrations.mlflow_runs import run_page
 from syncnorm.service.jobs.actors import ActorKind
+from syncnorm.service.jobs.export_summary import export_summary
 from syncnorm.service.jobs.job import Attempt, Job, JobState
 from syncnorm.service.store import ListedJob, StoredEvent, StoredLine
 from syncnorm.trainer.contract.failure import FailureReason, advised
-from syncnorm.trainer.contract.protocol import RankPlacement
+from syncnorm.trainer.contract.protocol import ExportState, RankPlacement
 
 
 class View(BaseModel):
@@ -67,12 +68,29 @@ class MlflowView(View):
 class ModelView(View):
     """The exported model."""
 
-    uri: str
-    """Where MLflow serves the model from, such as `models:/m-…`."""
+    uri: str | None
+    """Where MLflow serves the model from, such as `models:/m-…`; null where MLflow has no form for its inputs and
+    outputs, and only its files are in the run."""
     registered: str | None
     """Name and version in the model registry, such as `digits/3`; null if export.register_as was not given."""
     certificate: dict[str, Any]
     """How far the answers of each exported form are from the trained model's, with digests of all files."""
+
+
+class JobExportView(View):
+    """How the export of a job went. The job has succeeded whatever it is: its trained weights are in the run."""
+
+    state: ExportState
+    """`certified`: the exported model answers as the trained one. `failed` or `skipped`: there is none, for `reason`.
+    `running`: it is being made."""
+    reason: str | None
+    """export_mismatch, not_exportable, no_forward, inputs_unclear, layers_outside, or a reason that a job may fail for;
+    null if nothing went wrong."""
+    message: str
+    """What happened, and what you can change. Empty if there is nothing to say."""
+    name: str
+    """The export that is meant: `1` is the job's own. One that you asked for later stands in for it, if it did not give
+    a certified model."""
 
 
 class JobFields(View):
@@ -108,6 +126,8 @@ class JobFields(View):
     """Training progress as last reported."""
     mlflow: MlflowView
     """The job's run in MLflow."""
+    export: JobExportView | None
+    """How its export went; null before training is over."""
     created_at: datetime
     """When the job was submitted."""
     started_at: datetime | None
@@ -130,8 +150,9 @@ class JobView(JobFields):
 class ListedModelView(View):
     """The exported model, in a list."""
 
-    uri: str
-    """Where MLflow serves the model from, such as `models:/m-…`."""
+    uri: str | None
+    """Where MLflow serves the model from, such as `models:/m-…`; null where MLflow has no form for its inputs and
+    outputs."""
     registered: str | None
     """Name and version in the model registry; null if export.register_as was not given."""
     certificate: dict[str, Any] | None
@@ -308,11 +329,17 @@ def _shown(job: Job | ListedJob, mlflow_uri: str) -> dict[str, Any]:
         "world_size": job.world_size,
         "progress": _progress(job),
         "mlflow": MlflowView(run_id=job.run_id, url=run_page(mlflow_uri, job.experiment_id, job.run_id)),
+        "export": _export(job),
         "created_at": job.created_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "version": job.version,
     }
+
+
+def _export(job: Job | ListedJob) -> JobExportView | None:
+    summary = export_summary(job)
+    return JobExportView(**vars(summary)) if summary else None
 
 
 def _progress(job: Job | ListedJob) -> ProgressView:

@@ -91,8 +91,10 @@ def _facts(job: Json) -> Iterator[tuple[str, str]]:
         yield "Started", f"{local_time(job['started_at'])}, {verb} {took(job)}"
     if job["mlflow"]["url"]:
         yield "MLflow run", job["mlflow"]["url"]
+    if (export := job.get("export")) and export["state"] != "certified":
+        yield "Export", ": ".join(filter(None, (export["state"], export["message"])))
     if model := job["model"]:
-        yield "Model", model["uri"]
+        yield "Model", model["uri"] or f"none in MLflow. {(job.get('export') or {}).get('message', '')}".rstrip()
         if model["registered"]:
             yield "Registered", model["registered"]
         yield "Certificate", certificate_line(model["certificate"])

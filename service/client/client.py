@@ -190,10 +190,18 @@ class Client:
         formats: list[str] | None = None,
         fold: bool = True,
         register_as: str | None = None,
+        checkpoint: str | int | None = None,
+        statistics: str | None = None,
+        module: str | None = None,
         key: str | None = None,
     ) -> Json:
-        """Export a succeeded job again, exactly once, as `submit` does. formats: pt2, onnx; None: both."""
-        body = {"fold": fold, "register_as": register_as} | ({} if formats is None else {"formats": formats})
+        """Export a succeeded job again, exactly once, as `submit` does. formats: pt2, onnx; None: both.
+
+        checkpoint: last, best or a step; statistics: auto, population or running; module: path of a submodule. None:
+        the default of the spec's `export` section.
+        """
+        given = {"formats": formats, "checkpoint": checkpoint, "statistics": statistics, "module": module}
+        body = {"fold": fold, "register_as": register_as} | {k: v for k, v in given.items() if v is not None}
         return self._once(api_path("jobs", job_id, "exports"), body, key, _EXPORT)
 
     def one_export(self, job_id: str, name: str) -> Json:

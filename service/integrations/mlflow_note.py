@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from syncnorm.service.jobs.export_summary import export_summary
 from syncnorm.service.jobs.job import Job, JobState
 from syncnorm.trainer.contract.failure import advised
 from syncnorm.trainer.contract.norm_choice import choose_norm
@@ -19,7 +20,7 @@ def run_note(job: Job, url: str) -> str:
     """The note in Markdown; MLflow shows its first lines. url: of the job in the API."""
     pages = ", ".join(f"[{page}]({url}/{page})" for page in _PAGES)
     lines = [_what(job), "", *_state(job), "", f"Job [`{job.id}`]({url}), owner {job.owner}: {pages}"]
-    if job.state is JobState.SUCCEEDED and (rows := [*_model(job), *_scores(job)]):
+    if job.state is JobState.SUCCEEDED and (rows := [*_export(job), *_model(job), *_scores(job)]):
         lines += ["", "| | |", "|---|---|", *(f"| {label} | {_cell(text)} |" for label, text in rows)]
     return "\n".join(lines)
 
@@ -73,12 +74,18 @@ def _scores(job: Job) -> Iterator[tuple[str, str]]:
             yield name, f"{float(metrics[name]):.6g}"
 
 
+def _export(job: Job) -> Iterator[tuple[str, str]]:
+    export = export_summary(job)
+    if export is not None and export.state != "certified":
+        yield "export", ": ".join(filter(None, (export.state, export.message)))
+
+
 def _model(job: Job) -> Iterator[tuple[str, str]]:
     if job.model is None:
         return
     certificate = job.model.get("certificate") or {}
     registered = f", registered as {job.model['registered']}" if job.model.get("registered") else ""
-    yield "model", f"`{job.model['uri']}`{registered}"
+    yield "model", f"`{job.model['uri']}`{registered}" if job.model["uri"] else str(certificate.get("no_model"))
     yield "certificate", certificate_line(certificate)
     if population := certificate.get("population"):
         drifts = population["drift"]
@@ -90,10 +97,12 @@ def _model(job: Job) -> Iterator[tuple[str, str]]:
         )
         yield "population statistics", f"of {counted(population['samples'], 'sample')}{off}"
     if validation := certificate.get("validation"):
-        for name, value in sorted(validation["population"].items()):
+        used = (certificate.get("statistics") or {}).get("used", "population")
+        other = "running" if used == "population" else "population"
+        for name, value in sorted(validation[used].items()):
             yield (
                 f"{name}, exported",
-                f"{float(value):.6g} ({float(validation['running'][name]):.6g} with running statistics)",
+                f"{float(value):.6g} ({float(validation[other][name]):.6g} with {other} statistics)",
             )
 
 

@@ -70,7 +70,7 @@ ARROWS: dict[tuple[JobState, JobState], str] = {
     (_S.FINALIZING, _S.STOPPING): "A stop was requested during the export.",
     (_S.FINALIZING, _S.SUCCEEDED): "The result file with the right fence says succeeded.",
     (_S.FINALIZING, _S.QUEUED): "The attempt was lost while exporting. Another repeats it from the last checkpoint.",
-    (_S.FINALIZING, _S.FAILED): "The export failed, or does not answer like the trained model.",
+    (_S.FINALIZING, _S.FAILED): "What follows training failed, or an export that the job requires.",
     (_S.STOPPING, _S.CANCELLED): "The attempt is over, and it was stopped to cancel the job.",
     (_S.STOPPING, _S.PAUSED): "The attempt is over, and it was stopped to pause the job.",
     (_S.STOPPING, _S.QUEUED): "The attempt is over. It was stopped for a job of higher priority, or to grow.",
@@ -127,6 +127,8 @@ class Job:
     run_status: str | None = None
     """The status last given to the MLflow run."""
     model: dict[str, Any] | None = None
+    export: dict[str, Any] | None = None
+    """How the export of a succeeded job went; read by export_summary.py."""
     started_at: datetime | None = None
     finished_at: datetime | None = None
     version: int = 1

@@ -17,6 +17,7 @@ from syncnorm.service.jobs.attempt_ending import (
     Rules,
     ending_of,
 )
+from syncnorm.service.jobs.export_summary import summary_of_result
 from syncnorm.service.jobs.instants import after
 from syncnorm.service.jobs.job import ACTIVE, Attempt, Job, JobState
 from syncnorm.trainer.contract.failure import FailureReason, may_be_retried
@@ -177,8 +178,17 @@ def _settle(job: Job, attempt: Attempt, ending: Ending, now: datetime, rules: Ru
 def _outcome(job: Job, attempt: Attempt, ending: Ending, now: datetime, rules: Rules) -> Move:
     if ending.outcome == "succeeded" and ending.result is not None:
         model = ending.result.model.model_dump(mode="json") if ending.result.model else None
-        changes = {"model": model, "finished_at": now, "reason": None, "message": "", **_first_start(job, now)}
-        return Move(JobState.SUCCEEDED, changes, message="Succeeded.")
+        export = summary_of_result(ending.result)
+        changes = {
+            "model": model,
+            "export": vars(export) if export else None,
+            "finished_at": now,
+            "reason": None,
+            "message": "",
+            **_first_start(job, now),
+        }
+        said = f"Succeeded. {export.sentence}" if export and export.sentence else "Succeeded."
+        return Move(JobState.SUCCEEDED, changes, message=said)
     if job.stop == "cancel":
         return _cancelled(_cancelled_at(job, attempt, ending), now)
     if job.stop == "deadline":

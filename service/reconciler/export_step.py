@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from syncnorm.service.backend_errors import RefusedError, UnreachableError
 from syncnorm.service.jobs.attempt_ending import Observation, RayStatus
-from syncnorm.service.jobs.export import (
+from syncnorm.service.jobs.exports.export import (
     OVER,
     Begin,
     Export,

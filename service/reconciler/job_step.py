@@ -269,4 +269,6 @@ def _event_data(job: Job, changes: dict[str, object]) -> dict[str, str | int]:
     data: dict[str, str | int] = {"attempt": job.attempt}
     if reason := changes.get("reason"):
         data["reason"] = str(reason)
+    if isinstance(export := changes.get("export"), dict):
+        data["export"] = str(export["state"])
     return data

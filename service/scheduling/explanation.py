@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from syncnorm.service.jobs.export_summary import export_summary
 from syncnorm.service.jobs.job import ACTIVE, Attempt, Job, JobState
 from syncnorm.service.scheduling.growth import LEAST_SAVED_S, LEAST_TRAINED_S, SETTLED_S
 from syncnorm.service.scheduling.schedule import Schedule
@@ -107,13 +108,18 @@ def _by_its_state(job: Job) -> Explanation:
             "paused",
             f"Paused by {job.stop_by or 'a user'}. The job continues once you resume it.",
         ),
-        JobState.SUCCEEDED: ("succeeded", "The job is finished."),
+        JobState.SUCCEEDED: ("succeeded", _finished(job)),
         JobState.CANCELLED: ("cancelled", job.message or "The job was cancelled on request."),
     }
     if job.state in texts:
         return Explanation(*texts[job.state])
     said = advised(job.message, job.reason) if job.reason else job.message
     return Explanation("failed", f"{job.reason}: {said}")
+
+
+def _finished(job: Job) -> str:
+    export = export_summary(job)
+    return f"The job is finished. {export.sentence}" if export and export.sentence else "The job is finished."
 
 
 def _queued(job: Job, attempt: Attempt | None, schedule: Schedule | None, ahead: int) -> Explanation:

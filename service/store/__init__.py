@@ -7,7 +7,7 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from syncnorm.service.jobs.export import submission_id
+from syncnorm.service.jobs.exports.export import submission_id
 from syncnorm.service.store import schema as t
 from syncnorm.service.store.administration.audit import AuditTable
 from syncnorm.service.store.administration.installation import InstallationTable

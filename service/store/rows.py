@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from pydantic_core import to_json
 
-from syncnorm.service.jobs.export import Export, ExportState
+from syncnorm.service.jobs.exports.export import Export, ExportState
 from syncnorm.service.jobs.job import Attempt, Job, JobState
 from syncnorm.service.jobs.stored_spec import StoredSpec
 from syncnorm.service.store import schema as t

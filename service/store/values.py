@@ -169,6 +169,7 @@ class ListedJob(NamedTuple):
     experiment_id: str | None
     run_id: str | None
     model: dict[str, Any] | None
+    export: dict[str, Any] | None
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None

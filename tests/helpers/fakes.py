@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from syncnorm.service.integrations.mlflow_run_facts import world_size_tags
 from syncnorm.service.integrations.mlflow_runs import Run, TrackingUnreachableError
@@ -22,6 +23,7 @@ from syncnorm.trainer.contract.protocol import (
     LAUNCH_FILE,
     RESULT_FILE,
     CheckpointFact,
+    ExportRecord,
     ExportRequest,
     Launch,
     ModelRecord,
@@ -49,6 +51,7 @@ class FakeDriver:
 
     phases: what it reports, joined by `-` (default training-finalizing; none: nothing). outcome: succeeded, silent
     (dies without a result), deaf (ignores a stop), or the failure reason it ends with. works: looks a phase takes.
+    export: how the export of one that succeeds ends, certified, failed or skipped (default: its result does not say).
     """
 
     launch: Launch
@@ -59,6 +62,15 @@ class FakeDriver:
     def label(self, name: str, default: str) -> str:
         values = self.launch.spec.labels.get(name, default).split(".")
         return values[min(self.launch.attempt, len(values)) - 1]
+
+    def export(self) -> tuple[ExportRecord | None, ModelRecord | None]:
+        state: Any = self.label("export", "unsaid")
+        if state == "unsaid":
+            return None, None
+        if state == "certified":
+            proof = {"passed": True, "files": {}, "checks": []}
+            return ExportRecord(state=state), ModelRecord(uri="models:/m-own", registered=None, certificate=proof)
+        return ExportRecord(state=state, reason="not_exportable", message="It branches on values."), None
 
     @property
     def phases(self) -> list[str]:
@@ -196,7 +208,16 @@ class FakeCluster:
         good = outcome in ("succeeded", "deaf")
         word: Outcome = "succeeded" if good else "failed"
         reason = None if good else FailureReason(outcome)
-        result = Result(fence=driver.launch.fence, outcome=word, reason=reason, message="", step=driver.works)
+        export, model = driver.export() if good else (None, None)
+        result = Result(
+            fence=driver.launch.fence,
+            outcome=word,
+            reason=reason,
+            message="",
+            step=driver.works,
+            model=model,
+            export=export,
+        )
         self._leave(attempt_id, driver, result)
 
     def _leave(self, attempt_id: str, driver: FakeDriver, result: Result) -> None:

@@ -75,11 +75,9 @@ def capture(network: nn.Module, example: ForwardInputs) -> torch.export.Exported
 def export(network: nn.Module, example: ForwardInputs, formats: Sequence[str], folder: Path) -> list[ExportedModel]:
     """`network` as each of `formats`, with a dynamic batch dimension; each is loaded back from its file.
 
-    Raises: NoExportError, see `capture`.
+    Raises: NoExportError, see `capture`; also where there are no formats, since an MLflow model is one, too.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if not formats:
-        return []
     program = capture(network, example)
     exported = []
     if "pt2" in formats:

@@ -10,12 +10,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from syncnorm.trainer.contract.protocol import ExportRecord
+from syncnorm.trainer.contract.text import storable
 from syncnorm.trainer.export.forward_inputs import ForwardInputs
 from syncnorm.trainer.export.mlflow_registry import ExportIdentity, Registry
 from syncnorm.trainer.export.outputs import Array, Outputs
 
 # MLflow waits for minutes by default; an export that can't reach it should say so within one.
 _MLFLOW_ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+
+STATE_TAG, MESSAGE_TAG = "syncnorm.export_state", "syncnorm.export_message"
+_LONGEST_TAG = 5000
 
 
 class Publisher:
@@ -39,6 +44,12 @@ class Publisher:
 
     def upload_file(self, path: Path, artifact_path: str) -> None:
         self._client.log_artifact(self._run_id, str(path), artifact_path)
+
+    def tag(self, export: ExportRecord) -> None:
+        """Say on the run how the job's export went."""
+        self._client.set_tag(self._run_id, STATE_TAG, export.state)
+        if export.message:
+            self._client.set_tag(self._run_id, MESSAGE_TAG, storable(export.message, _LONGEST_TAG))
 
     def log_model(self, network: nn.Module, inputs: ForwardInputs, outputs: Outputs, identity: ExportIdentity) -> str:
         """Log `network` as the model named `model` in pt2 form; its URI. inputs, outputs: examples."""

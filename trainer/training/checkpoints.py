@@ -180,8 +180,13 @@ def _digest(manifest: dict[str, Any]) -> str:
 _PREFIX = "step-"
 
 
+def name_of(step: int) -> str:
+    """The folder of the checkpoint of a step."""
+    return f"{_PREFIX}{step:010d}"
+
+
 def _path(folder: Path, step: int) -> Path:
-    return folder / f"{_PREFIX}{step:010d}"
+    return folder / name_of(step)
 
 
 def _step(path: Path) -> int:

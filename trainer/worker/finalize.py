@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,37 +13,45 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch import nn
 
+from syncnorm.trainer.contract.failure import ExportReason
 from syncnorm.trainer.contract.norm_choice import choose_norm
 from syncnorm.trainer.contract.protocol import ExportRecord, Launch, ModelRecord, Result
 from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.data import Data
+from syncnorm.trainer.errors import CheckpointCorruptError, NoExportError
 from syncnorm.trainer.export import outcome
 from syncnorm.trainer.export.certification import Place, TrainedModel, certify_and_publish, publish_weights
+from syncnorm.trainer.export.checkpoint_choice import Which, find_checkpoint
 from syncnorm.trainer.export.forward_inputs import ForwardInputs, Unclear
 from syncnorm.trainer.export.held_out import inputs_of_batches, inputs_of_data
 from syncnorm.trainer.export.mlflow_publisher import Publisher
 from syncnorm.trainer.export.statistics.plots import draw_statistics
 from syncnorm.trainer.export.statistics.population import keep, population_statistics
 from syncnorm.trainer.export.statistics.statistics_choice import StatisticsChoice, choose_statistics
+from syncnorm.trainer.ranks.exchange import gather
 from syncnorm.trainer.ranks.replica_check import check_agreement
 from syncnorm.trainer.reporting.fence_check import require_current
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
+from syncnorm.trainer.training import checkpoints
 from syncnorm.trainer.training.evaluation import evaluate
 from syncnorm.trainer.training.module import TrainingModule
 from syncnorm.trainer.training.tasks import score_names
 from syncnorm.trainer.worker.fit import FitResult, Loaders
 
+logger = logging.getLogger(__name__)
+
+HeldOut = Callable[[], list[ForwardInputs] | Unclear]
+
 
 @dataclass(frozen=True)
 class Finished:
-    """What is published of a training that is over. network: on the CPU in eval mode; held_out: inputs of its forward,
-    or why there are none."""
+    """What is published of a training that is over. network: on the CPU in eval mode. held_out: gives inputs of its
+    forward, or why there are none; called on rank 0 once the weights are published."""
 
     network: nn.Module
-    held_out: list[ForwardInputs] | Unclear
+    held_out: HeldOut
     description: Mapping[str, Any]
     choice: StatisticsChoice
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def finalize(
@@ -53,6 +62,7 @@ def finalize(
     Raises: NoExportError or ExportMismatchError where export.required is set; nothing is logged or registered then.
     """
     device, spec = _device(launch), launch.spec
+    checkpoint = load_checkpoint(module, launch, folders)
     network = module.network.to(device)  # Lightning has put it on the CPU
     agreement = check_agreement(network)
     network.float()  # a network trained in 64-true is exported and certified in the precision of its data
@@ -63,9 +73,11 @@ def finalize(
         validate=lambda: evaluate(network, data.info, loaders.val, device),
         score=f"val/{score_names(data.info)[0]}",
     )
-    description, facts = describe_network(launch.job_id, spec, data), {"agreement": agreement}
-    held_out = inputs_of_data(data) if _is_first() else []
-    return publish(Finished(network.cpu().eval(), held_out, description, choice, facts), launch, folders, fitted)
+    description = describe_network(launch.job_id, spec, data)
+    held_out = checkpoint.unless(lambda: inputs_of_data(data))
+    finished = Finished(network.cpu().eval(), held_out, description, choice)
+    facts = {"agreement": agreement, "checkpoint": checkpoint.facts}
+    return publish(finished, facts, launch, folders, fitted)
 
 
 def finalize_user_module(
@@ -82,21 +94,64 @@ def finalize_user_module(
     statistics are tried, in words that follow "because".
     Raises: as `finalize`.
     """
+    checkpoint = load_checkpoint(module, launch, folders)
     agreement = check_agreement(module)
     network = module.cpu().eval()
-    held_out = inputs_of_batches(network, batches) if _is_first() else []
+    held_out = checkpoint.unless(lambda: inputs_of_batches(network, batches))
     choice = StatisticsChoice("running", f"running only, because {why_running}", None, {})
-    description = describe_job(launch.job_id, launch.spec)
-    return publish(Finished(network, held_out, description, choice, {"agreement": agreement}), launch, folders, fitted)
+    finished = Finished(network, held_out, describe_job(launch.job_id, launch.spec), choice)
+    return publish(finished, {"agreement": agreement, "checkpoint": checkpoint.facts}, launch, folders, fitted)
 
 
-def publish(finished: Finished, launch: Launch, folders: AttemptFolders, fitted: FitResult) -> Result:
-    """On rank 0: weights, artifacts, and the export with its certificate. The same result on every rank, but for the
-    model and what is said of its export.
+@dataclass(frozen=True)
+class Loaded:
+    """The checkpoint whose weights are published. problem: why those of the last step are, though others were asked
+    for."""
+
+    facts: Mapping[str, Any]
+    problem: Unclear | None = None
+
+    def unless(self, find: HeldOut) -> HeldOut:
+        """`find`, unless there is a problem, which comes instead."""
+        problem = self.problem
+        return find if problem is None else lambda: problem
+
+
+def load_checkpoint(module: LightningModule, launch: Launch, folders: AttemptFolders) -> Loaded:
+    """Put the weights that export.checkpoint names into `module`. Entered by every rank."""
+    which = launch.spec.export.checkpoint
+    if which == "last":
+        return Loaded({"which": which})
+    step, path, problem = gather(_find(which, launch, folders) if _is_first() else _NOT_ASKED)[0]
+    if path is None:
+        return Loaded({"which": "last"}, Unclear(problem.removesuffix("."), ExportReason.NOT_EXPORTABLE))
+    module.load_state_dict(checkpoints.load(folders.mirror.local(path), folders.mirror)["state_dict"])
+    logger.info("exporting the %s checkpoint, that of step %d", which, step)
+    return Loaded({"which": which, "step": step})
+
+
+_NOT_ASKED: tuple[int, str | None, str] = (0, None, "")
+
+
+def _find(which: Which, launch: Launch, folders: AttemptFolders) -> tuple[int, str | None, str]:
+    """(step, path on the storage, why there is none). Does not raise, because the other ranks wait for it."""
+    attempts = [*folders.earlier(launch.attempt), folders]
+    try:
+        found = find_checkpoint([each.checkpoints for each in attempts], which, folders.mirror)
+    except (NoExportError, CheckpointCorruptError, OSError) as error:
+        return 0, None, str(error)
+    return found.step, folders.mirror.name(found.path), ""
+
+
+def publish(
+    finished: Finished, facts: Mapping[str, Any], launch: Launch, folders: AttemptFolders, fitted: FitResult
+) -> Result:
+    """On rank 0: weights, artifacts, and the export with its certificate, which states `facts`. The same result on
+    every rank, but for the model and what is said of its export.
 
     Raises: NoExportError or ExportMismatchError where export.required is set; nothing is logged or registered then.
     """
-    model, record = _export(finished, launch, folders) if _is_first() else (None, None)
+    model, record = _export(finished, facts, launch, folders) if _is_first() else (None, None)
     return Result(
         fence=launch.fence,
         outcome="succeeded",
@@ -109,17 +164,16 @@ def publish(finished: Finished, launch: Launch, folders: AttemptFolders, fitted:
 
 
 def _export(
-    finished: Finished, launch: Launch, folders: AttemptFolders
+    finished: Finished, facts: Mapping[str, Any], launch: Launch, folders: AttemptFolders
 ) -> tuple[ModelRecord | None, ExportRecord | None]:
     publisher = Publisher(launch.mlflow_uri, launch.mlflow_run_id, partial(require_current, launch))
     spec, place = launch.spec.export, Place(folders.export, mirror=folders.mirror)
-    held_out = finished.held_out
     trained = TrainedModel(
         job_id=launch.job_id,
         network=finished.network,
-        held_out=[] if isinstance(held_out, Unclear) else held_out,
+        held_out=[],
         description=finished.description,
-        facts={**finished.facts, **finished.choice.as_facts()},
+        facts={**facts, **finished.choice.as_facts()},
         seed=launch.spec.seed,
     )
     if finished.choice.population:
@@ -129,11 +183,14 @@ def _export(
     weights = publish_weights(trained, place, publisher)
 
     def export() -> ModelRecord:
+        held_out = finished.held_out()
         if isinstance(held_out, Unclear):
             raise held_out.error
-        return certify_and_publish(trained, spec, place, publisher, weights)
+        return certify_and_publish(replace(trained, held_out=held_out), spec, place, publisher, weights)
 
-    return outcome.settle(export, spec)
+    model, record = outcome.settle(export, spec)
+    publisher.tag(record)
+    return model, record
 
 
 def _upload_artifacts(launch: Launch, folders: AttemptFolders, publisher: Publisher) -> None:

@@ -19,7 +19,7 @@ from syncnorm.service.api.http.errors import ApiError
 from syncnorm.service.api.report_limits import ReportLimits
 from syncnorm.service.integrations.secrets import Secrets
 from syncnorm.service.jobs.actors import WORKER
-from syncnorm.service.jobs.export import ExportState
+from syncnorm.service.jobs.exports.export import ExportState
 from syncnorm.service.jobs.job import Attempt, Job, NewEvent
 from syncnorm.service.reconciler.backends import attempt_token
 from syncnorm.service.store.tables.attempts import AttemptTable

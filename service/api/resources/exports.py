@@ -18,14 +18,17 @@ from syncnorm.service.api.http.json_body import Json
 from syncnorm.service.api.http.route import Route
 from syncnorm.service.api.resources.jobs import Key, reused_key
 from syncnorm.service.api.views import ListedModelView, View
-from syncnorm.service.jobs.export import Export, ExportState
+from syncnorm.service.jobs.export_summary import OWN, ExportSummary, stored_summary
+from syncnorm.service.jobs.exports.export import Export, ExportState
 from syncnorm.service.jobs.job import Job, JobState
 from syncnorm.service.store import AddOutcome, StoredResponse
 from syncnorm.service.store.tables.exports import ExportTable
+from syncnorm.service.store.tables.history import HistoryTable
 from syncnorm.service.store.tables.jobs import JobTable
-from syncnorm.trainer.contract.failure import FailureReason, advised
-from syncnorm.trainer.contract.spec_reader import read_export
-from syncnorm.trainer.errors import SpecError
+from syncnorm.trainer.contract.failure import advised
+from syncnorm.trainer.contract.spec import ExportSpec
+from syncnorm.trainer.contract.spec_reader import best_problem, read_export
+from syncnorm.trainer.errors import Problem, SpecError
 
 ExportName = Annotated[str, Path(description="`1` is the job's own export; later ones count up.")]
 router = APIRouter(prefix="/v1/jobs/{job_id}/exports", tags=["jobs"], route_class=Route)
@@ -35,12 +38,14 @@ router = APIRouter(prefix="/v1/jobs/{job_id}/exports", tags=["jobs"], route_clas
 class _Exports:
     jobs: JobTable
     table: ExportTable
+    history: HistoryTable
     changed: JobChanges
     max_unfinished: int
 
 
 def _exports(parts: Components) -> _Exports:
-    return _Exports(parts.store.jobs, parts.store.exports, parts.job_changes, parts.settings.max_queued)
+    store = parts.store
+    return _Exports(store.jobs, store.exports, store.history, parts.job_changes, parts.settings.max_queued)
 
 
 Exports = Annotated[_Exports, Depends(provide(_exports))]
@@ -59,8 +64,9 @@ class ExportView(View):
     """`1` is the job's own export; later ones count up."""
     state: ExportState
     """Where the export is in its life."""
-    reason: FailureReason | None
-    """Why its latest start failed; null otherwise."""
+    reason: str | None
+    """Why its latest start failed, one of the reasons that a job may fail for; of the job's own export also
+    not_exportable, no_forward, inputs_unclear or layers_outside. null otherwise."""
     message: str
     """What happened, and after a failure what to do."""
     export: dict[str, Any]
@@ -68,7 +74,7 @@ class ExportView(View):
     path: str
     """Folder of its files among the run's artifacts."""
     uri: str | None
-    """Where MLflow serves the model from."""
+    """Where MLflow serves the model from; null also where MLflow has no form for its inputs and outputs."""
     registered: str | None
     """Name and version in the model registry; null if export.register_as was not given."""
     passed: bool | None
@@ -98,16 +104,19 @@ class ExportPage(View):
 
 @router.post("", status_code=201, response_model=ExportView, responses=refused(409), openapi_extra=_BODY)
 def export_again(job_id: str, body: Json, exports: Exports, who: Submitter, key: Key = None) -> Response:
-    """Export a succeeded job again, from its certified weights. The body is the `export` section of a spec."""
+    """Export a succeeded job again, from its published weights or those of a checkpoint. The body is the `export`
+    section of a spec."""
     job = visible_job(exports.jobs, who, job_id)
     section = _read(body.value)
     if job.state is not JobState.SUCCEEDED:
         detail = f"Job {job.id} is {job.state}; only succeeded jobs can be exported."
         raise ApiError(409, "state_conflict", detail, extra={"state": job.state, "allowed": [JobState.SUCCEEDED]})
+    if wrong := _checkpoint_problem(job, section, exports.history):
+        raise bad_spec([Problem("checkpoint", wrong)])
     digest = hashlib.sha256(f"{job.id} {body.digest}".encode()).hexdigest()
     found = exports.table.add(
         job,
-        section,
+        section.model_dump(mode="json"),
         lambda export: StoredResponse(digest, later_view(export).model_dump(mode="json")),
         None if key is None else (who.name, key),
         exports.max_unfinished,
@@ -129,11 +138,24 @@ def export_again(job_id: str, body: Json, exports: Exports, who: Submitter, key:
     return _created(job, later_view(found).model_dump(mode="json"), {})
 
 
-def _read(value: Any) -> dict[str, Any]:
+def _read(value: Any) -> ExportSpec:
     try:
-        return read_export(value).model_dump(mode="json")
+        return read_export(value)
     except SpecError as error:
         raise bad_spec(error.problems) from error
+
+
+def _checkpoint_problem(job: Job, section: ExportSpec, history: HistoryTable) -> str | None:
+    spec = job.spec.value
+    if spec is not None and (problem := best_problem(section, spec.train)):
+        return problem
+    if not isinstance(section.checkpoint, int):
+        return None
+    steps = sorted({checkpoint.step for checkpoint in history.checkpoints(job.id)})
+    if section.checkpoint in steps:
+        return None
+    there = ", ".join(map(str, steps)) or "none"
+    return f"the job has no checkpoint of step {section.checkpoint}; it has one of {there}"
 
 
 def _created(job: Job, content: dict[str, Any], headers: dict[str, str]) -> Response:
@@ -145,7 +167,7 @@ def _created(job: Job, content: dict[str, Any], headers: dict[str, str]) -> Resp
 def list_exports(job_id: str, exports: Exports, who: Reader) -> ExportPage:
     """All exports of a job, in order. Empty before the job has succeeded."""
     job = visible_job(exports.jobs, who, job_id)
-    first = [first_view(job)] if job.model else []
+    first = [first_view(job)] if _own(job) else []
     return ExportPage(items=first + [later_view(export) for export in exports.table.of_job(job_id)])
 
 
@@ -153,7 +175,7 @@ def list_exports(job_id: str, exports: Exports, who: Reader) -> ExportPage:
 def get_export(job_id: str, name: ExportName, exports: Exports, who: Reader) -> ExportView:
     """One export of a job."""
     job = visible_job(exports.jobs, who, job_id)
-    if name == "1" and job.model:
+    if name == OWN and _own(job):
         return first_view(job)
     export = exports.table.get(job_id, name)
     if export is None:
@@ -163,19 +185,33 @@ def get_export(job_id: str, name: ExportName, exports: Exports, who: Reader) -> 
 
 def first_view(job: Job) -> ExportView:
     """The job's own export."""
+    own = _own(job)
     return ExportView(
-        name="1",
-        state=ExportState.SUCCEEDED,
-        reason=None,
-        message="",
+        name=OWN,
+        state=_OWN_STATES[own.state] if own else ExportState.SUCCEEDED,
+        reason=own.reason if own else None,
+        message=own.message if own else "",
         export=_section(job),
         path="export",
         starts=1,
         created_at=job.created_at,
         started_at=job.started_at,
         finished_at=job.finished_at,
-        **_of_model(job.model),
+        **_of_model(job.model if own is None or own.state == "certified" else None),
     )
+
+
+_OWN_STATES = {
+    "certified": ExportState.SUCCEEDED,
+    "failed": ExportState.FAILED,
+    "skipped": ExportState.SKIPPED,
+}
+
+
+def _own(job: Job) -> ExportSummary | None:
+    """How the export of its own attempt ended, also where a later one stands in for it."""
+    result = job.export and job.export.get("own", job.export)
+    return stored_summary(result) or (ExportSummary("certified") if job.model else None)
 
 
 def later_view(export: Export) -> ExportView:

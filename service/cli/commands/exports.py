@@ -15,7 +15,7 @@ from syncnorm.service.client.client import Client
 from syncnorm.service.integrations.mlflow_note import certificate_line
 
 _POLL_S = 1.0
-_OVER = ("succeeded", "failed")
+_OVER = ("succeeded", "failed", "skipped")
 
 app = typer.Typer()
 
@@ -31,13 +31,31 @@ def export(
         bool, typer.Option("--fold/--no-fold", help="Fold normalization layers into their neighbours.")
     ] = True,
     register_as: Annotated[str | None, typer.Option(help="Name in MLflow's model registry.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="best|last|STEP", help="Whose weights: of this checkpoint. Default: last.")
+    ] = None,
+    statistics: Annotated[
+        str | None, typer.Option(metavar="auto|population|running", help="Statistics of batch normalizations.")
+    ] = None,
+    module: Annotated[
+        str | None, typer.Option(help="Path of the submodule to export alone, like net.backbone.")
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Wait until it is finished.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Export a finished job again, from its certified weights."""
+    """Export a finished job again, from its published weights or a checkpoint."""
+    step = int(checkpoint) if checkpoint is not None and checkpoint.isdigit() else checkpoint
     with connect() as client:
         one = job_id(client, job)
-        made = client.export(one, formats=formats, fold=fold, register_as=register_as)
+        made = client.export(
+            one,
+            formats=formats,
+            fold=fold,
+            register_as=register_as,
+            checkpoint=step,
+            statistics=statistics,
+            module=module,
+        )
         if follow:
             err.print(f"export {made['name']} (Ctrl-C leaves it running)")
             try:
@@ -68,7 +86,7 @@ def sentence(export: dict[str, Any]) -> str:
     """The result of an export, in a line or two."""
     lines = [f"export {export['name']} {export['state']} {export['message']}".rstrip()]
     if export["certificate"]:
-        lines.append(f"Model        {export['uri']}")
+        lines.append(f"Model        {export['uri'] or 'none in MLflow, its files are in the run'}")
         lines += [f"Registered   {export['registered']}"] if export["registered"] else []
         lines.append(f"Certificate  {certificate_line(export['certificate'])}")
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from syncnorm.service.jobs.actors import SERVICE, Actor, NewAuditEntry
-from syncnorm.service.jobs.export import OVER, Export, ExportState
+from syncnorm.service.jobs.exports.export import OVER, Export, ExportState, after_export
 from syncnorm.service.jobs.job import Job, NewEvent
 from syncnorm.service.store import schema as t
 from syncnorm.service.store.database import Database
@@ -16,6 +16,17 @@ from syncnorm.service.store.rows import EXPORT, Faults, export_of
 from syncnorm.service.store.statements import add_audit, add_event, lease_stands, lock_job
 from syncnorm.service.store.tables.idempotency import IdempotencyTable
 from syncnorm.service.store.values import AddOutcome, StoredResponse
+
+
+def note_on_job(c: sa.Connection, export: Export) -> None:
+    """Note on the job how this export stands, if it stands in for one that gave no certified model."""
+    j = t.jobs.c
+    stored, version = c.execute(sa.select(j.export, j.version).where(j.id == export.job_id)).one()
+    after = after_export(stored if isinstance(stored, dict) else None, export)
+    if after is None:
+        return
+    model = {"model": export.model} if export.state is ExportState.SUCCEEDED else {}
+    c.execute(sa.update(t.jobs).where(j.id == export.job_id).values(export=after, version=version + 1, **model))
 
 
 class ExportTable:
@@ -55,6 +66,7 @@ class ExportTable:
             if key is not None and (before := self._idempotency.take(c, *key, now, describe(export))) is not None:
                 return before  # another request was faster, with another job
             c.execute(sa.insert(t.exports).values(**vars(export)))
+            note_on_job(c, export)
             about = {"export": export.name, **section}
             add_event(c, job.id, now, NewEvent("export_queued", f"Export {export.name} was requested.", about, by))
             add_audit(c, now, [NewAuditEntry(by, "job.export", job.id, after=about)])
@@ -96,7 +108,10 @@ class ExportTable:
             if event is not None:
                 add_event(c, export.job_id, self._db.now(c), event)
             key = (e.job_id == export.job_id, e.number == export.number)
-            return export_of(c.execute(EXPORT.query.where(*key)).one())
+            after = export_of(c.execute(EXPORT.query.where(*key)).one())
+            if after.state is not export.state:
+                note_on_job(c, after)
+            return after
 
     def _exports(self, query: sa.Select[Any], faults: Faults | None = None) -> list[Export]:
         with self._db.read() as c:

@@ -11,13 +11,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from syncnorm.service.jobs.export import ExportState
+from syncnorm.service.jobs.exports.export import ExportState
 from syncnorm.service.jobs.job import TERMINAL, Job, JobState, NewEvent
 from syncnorm.service.store import schema as t
 from syncnorm.service.store.columns import read_or_salvage
 from syncnorm.service.store.database import Database
-from syncnorm.service.store.rows import ATTEMPT, EXPORT, JOB, job_of, without_eta
+from syncnorm.service.store.rows import ATTEMPT, EXPORT, JOB, export_of, job_of, without_eta
 from syncnorm.service.store.statements import add_event, lease_stands, lock_job
+from syncnorm.service.store.tables.exports import note_on_job
 from syncnorm.trainer.contract.failure import FailureReason
 from syncnorm.trainer.contract.text import storable
 
@@ -104,6 +105,7 @@ class SetAsideTable:
                 text = _sentence(f"Export {export.name} failed: {why}")
                 add_event(c, job_id, now, NewEvent("export_failed", text, about))
             c.execute(sa.update(t.exports).where(*key).values(**values))
+            note_on_job(c, export_of(c.execute(EXPORT.query.where(*key)).one()))
 
     def release_uncounted(self, attempt_id: str, lease: int | None = None) -> None:
         """Free the capacity of an ended attempt whose usage can't be added up."""

@@ -10,7 +10,7 @@ from typing import Any
 from syncnorm.service.jobs.actions import Verb, apply_verb
 from syncnorm.service.jobs.admission import new_job
 from syncnorm.service.jobs.attempt_ending import RayStatus, Rules
-from syncnorm.service.jobs.export import Export
+from syncnorm.service.jobs.exports.export import Export
 from syncnorm.service.jobs.job import RUN_STATUS, Job, JobState, NewEvent
 from syncnorm.service.reconciler.backends import AttemptEnvironment, Backends
 from syncnorm.service.reconciler.reconciler import Reconciler

@@ -38,6 +38,20 @@ class LitNet(pl.LightningModule):
         self.lr = lr
 
 
+class Branches(nn.Module):
+    """Branches on values, so that torch.export can't take it."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, num_classes)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.net(x)
+        return out * 2 if out.mean() > 0 else out
+
+
 class OwnLoss(pl.LightningModule):
     """Its loss is a multiple of cross-entropy; its optimizer has a rate of its own."""
 

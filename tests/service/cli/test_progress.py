@@ -21,6 +21,7 @@ from syncnorm.service.cli.tables import jobs_table
 from syncnorm.service.client.client import TERMINAL, Client
 from syncnorm.service.client.connection import Connection
 from syncnorm.service.jobs.job import new_job_id
+from syncnorm.trainer.contract.spec import ExportSpec
 from tests.helpers.service.api import SPEC, api
 
 
@@ -113,11 +114,14 @@ def test_watched_job_is_printed_as_json_when_it_is_over(tmp_path: Path, monkeypa
 
 def test_export_command_follows_to_the_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with api(tmp_path) as (http, world):
-        job = world.succeed(labels={"exports": "succeeded", "export_works": "2"})
+        best = {"train": {"keep_best": {"monitor": "val/loss"}}}
+        job = world.succeed(labels={"exports": "succeeded", "export_works": "2"}, **best)
         monkeypatch.setattr(terminal, "Client", lambda: client_of(http))
         monkeypatch.setattr(exports.wait, "__defaults__", (lambda _s: world.step(),))
 
-        done = CliRunner().invoke(cli.app, ["export", job.id, "--format", "onnx", "--no-fold", "--follow"])
+        done = CliRunner().invoke(
+            cli.app, ["export", job.id, "--format", "onnx", "--no-fold", "--follow", "--checkpoint", "best"]
+        )
         asked = CliRunner().invoke(cli.app, ["export", job.id, "--register-as", "mine", "--json"])
         refused = CliRunner().invoke(cli.app, ["export", world.submit().id])
 
@@ -125,7 +129,7 @@ def test_export_command_follows_to_the_certificate(tmp_path: Path, monkeypatch: 
     assert "export 2 succeeded" in done.output
     assert "Model        models:/m-1" in done.output
     section = world.store.exports.of_job(job.id)[0].section
-    assert section == {"formats": ["onnx"], "fold": False, "register_as": None}
+    assert ExportSpec.model_validate(section) == ExportSpec(formats=["onnx"], fold=False, checkpoint="best")
     assert json.loads(asked.stdout)["export"] == {"formats": ["pt2", "onnx"], "fold": True, "register_as": "mine"}
 
 

@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 from syncnorm.service.integrations.ray_jobs import Submission
 from syncnorm.service.jobs.actions import ALLOWED, allowed
 from syncnorm.service.jobs.attempt_ending import RayStatus
-from syncnorm.service.jobs.export import MOST_STARTS, OVER, Export
+from syncnorm.service.jobs.exports.export import MOST_STARTS, OVER, Export
 from syncnorm.service.jobs.job import ACTIVE, ARROWS, TERMINAL, JobState
 from tests.helpers.amounts import LONG, amount
 from tests.helpers.service.databases import fresh_sqlite

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from syncnorm.service.api.views import attempt_views, job_text, job_view
 from syncnorm.service.jobs.actors import Actor
 from syncnorm.service.jobs.admission import new_job
-from syncnorm.service.jobs.export import Export, ExportState
+from syncnorm.service.jobs.exports.export import Export, ExportState
 from syncnorm.service.jobs.job import ARROWS, RUN_STATUS, Attempt, Job, JobState, NewEvent, new_fence
 from syncnorm.service.jobs.study import Study, new_study
 from syncnorm.service.jobs.study_spec import expand, read_study

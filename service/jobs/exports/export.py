@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from syncnorm.service.jobs.attempt_ending import Observation, RayStatus
+from syncnorm.service.jobs.export_summary import ExportSummary, stored_summary
 from syncnorm.service.jobs.instants import after
 from syncnorm.service.jobs.job import NewEvent
 from syncnorm.service.jobs.lifecycle import StopOnRay, SubmitToRay
@@ -34,9 +35,11 @@ class ExportState(StrEnum):
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
+    SKIPPED = "skipped"
+    """Only of a job's own: the network, as it is written, has nothing to export."""
 
 
-OVER = frozenset({ExportState.SUCCEEDED, ExportState.FAILED})
+OVER = frozenset({ExportState.SUCCEEDED, ExportState.FAILED, ExportState.SKIPPED})
 
 
 @dataclass(frozen=True)
@@ -200,3 +203,24 @@ def _leave(export: Export, observation: Observation) -> Update | StopOnRay | Non
 
 def _event(export: Export, kind: str, message: str, **data: str | int) -> NewEvent:
     return NewEvent(kind, message, {"export": export.name, **data})
+
+
+def after_export(stored: dict[str, Any] | None, export: Export) -> dict[str, Any] | None:
+    """What is stored of a job's export once a later one is in this state; None: nothing changes.
+
+    A later export stands in for one that gave no certified model, until one does.
+    """
+    before = stored_summary(stored)
+    if stored is None or before is None or (before.state == "certified" and before.name != export.name):
+        return None
+    own = stored.get("own", stored)
+    return {**vars(_of_export(export)), "own": own}
+
+
+def _of_export(export: Export) -> ExportSummary:
+    if export.state is ExportState.SUCCEEDED:
+        no_model = (export.model or {}).get("certificate", {}).get("no_model")
+        return ExportSummary("certified", message=str(no_model or ""), name=export.name)
+    if export.state is ExportState.FAILED:
+        return ExportSummary("failed", export.reason, export.message, export.name)
+    return ExportSummary("running", name=export.name)

@@ -1,0 +1,161 @@
+"""Networks that take and give dicts, tuples and several tensors are exported, and compared output by output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from syncnorm import norm
+from syncnorm.trainer.contract.spec import ExportSpec
+from syncnorm.trainer.errors import NoExportError
+from syncnorm.trainer.export import certification
+from syncnorm.trainer.export.certificate import passed
+from syncnorm.trainer.export.certification import TrainedModel, export_and_compare, mismatch
+from syncnorm.trainer.export.forward_inputs import ForwardInputs
+from syncnorm.trainer.export.held_out import inputs_of_batches
+from syncnorm.trainer.export.mlflow_publisher import problem_of_model
+
+# Exporters warn about their own internals.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Heads(nn.Module):
+    """Two inputs, of which one has a default, and a dict of outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 5), norm.build("sync_batch", 5, dims=1), nn.ReLU())
+        self.out, self.aux = nn.Linear(5, 3), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> dict[str, Any]:
+        h = self.body(x if mask is None else x * mask)
+        return {"out": self.out(h), "aux": [self.aux(h), h.argmax(1)]}
+
+
+class Named(Heads):
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
+        out: Tensor = self.out(self.body(batch["left"] + batch["right"]))
+        return out
+
+
+class Detects(nn.Module):
+    """Takes images of different sizes, and returns what no graph can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Conv2d(3, 1, 1)
+
+    def forward(self, images: list[Tensor]) -> list[Any]:
+        return [type("Boxes", (), {})() for _ in images]
+
+
+def trained(network: nn.Module, held_out: list[ForwardInputs]) -> TrainedModel:
+    return TrainedModel("j", network.eval(), held_out, {}, {}, seed=0)
+
+
+def inputs(samples: int, seed: int = 0) -> ForwardInputs:
+    generator = torch.Generator().manual_seed(seed)
+    x, mask = (torch.randn(samples, 6, generator=generator) for _ in range(2))
+    return ForwardInputs((x,), {"mask": mask})
+
+
+def both(samples: int) -> dict[str, Tensor]:
+    return {"left": inputs(samples).args[0], "right": inputs(samples).kwargs["mask"], "label": torch.arange(samples)}
+
+
+def test_dict_of_outputs_is_compared_in_every_runtime(tmp_path: Path) -> None:
+    compared = export_and_compare(trained(Heads(), [inputs(4), inputs(4, 1), inputs(3, 2)]), ExportSpec(), tmp_path)
+
+    assert {check.runtime for check in compared.checks} == {"eager", "torch.export", "onnxruntime"}
+    assert [check.samples for check in compared.checks] == [11] * 6  # with another number in the last batch
+    assert passed(compared.checks), compared.checks
+    assert {check.leaf for check in compared.checks} <= {"['out']", "['aux'][0]", "['aux'][1]"}
+
+
+def test_worst_output_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damage(network: nn.Module, fold: bool) -> tuple[nn.Module, list[Any]]:
+        copy = Heads().eval()
+        copy.load_state_dict(network.state_dict())
+        with torch.no_grad():
+            copy.aux.bias += 0.1
+        return copy, []
+
+    monkeypatch.setattr(certification, "inference_network", damage)
+
+    compared = export_and_compare(trained(Heads(), [inputs(4)]), ExportSpec(formats=[]), tmp_path)
+
+    assert {check.leaf for check in compared.checks} == {"['aux'][0]"}
+    assert not passed(compared.checks)
+    assert "in output ['aux'][0]" in mismatch(compared.checks)
+
+
+def test_whole_dict_is_an_input(tmp_path: Path) -> None:
+    network = Named()
+    held_out = inputs_of_batches(network, [both(4), both(2)])
+    assert isinstance(held_out, list)
+
+    compared = export_and_compare(trained(network, held_out), ExportSpec(), tmp_path)
+
+    assert passed(compared.checks), compared.checks
+    assert [check.samples for check in compared.checks] == [6] * 6
+
+
+def test_batches_of_another_shape_are_left_out_of_the_comparison(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    held_out = [ForwardInputs((torch.randn(2, 1, size, size),)) for size in (8, 9, 8)]
+
+    compared = export_and_compare(trained(network, held_out), ExportSpec(), tmp_path)
+
+    assert [check.samples for check in compared.checks] == [4] * 6
+    assert passed(compared.checks)
+
+
+def test_single_sample_a_batch_makes_an_example_for_any_number(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv3d(1, 2, 1), nn.Flatten())
+
+    compared = export_and_compare(
+        trained(network, [ForwardInputs((torch.randn(1, 1, 4, 4, 4),))] * 3), ExportSpec(), tmp_path
+    )
+
+    assert passed(compared.checks), compared.checks
+
+
+def test_submodule_is_compared_on_what_it_is_given(tmp_path: Path) -> None:
+    compared = export_and_compare(trained(Heads(), [inputs(4)]), ExportSpec(module="body"), tmp_path)
+
+    assert passed(compared.checks)
+    assert {check.leaf for check in compared.checks} == {""}
+    assert compared.example[0].args[0].shape == (2, 6)
+
+
+def test_output_without_tensors_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    held_out = [ForwardInputs(([torch.randn(3, 4, 5), torch.randn(3, 6, 7)],))]
+
+    with pytest.raises(NoExportError, match="forward must return tensors"):
+        export_and_compare(trained(Detects(), held_out), ExportSpec(), tmp_path)
+
+
+def test_mlflow_model_is_of_one_tensor_to_one_tensor() -> None:
+    one, many = ForwardInputs((torch.ones(2, 3),)), inputs(2)
+    single: Any = {"": torch.ones(2).numpy()}
+
+    assert problem_of_model(one, single) is None
+    assert "takes other arguments and gives one output" in str(problem_of_model(many, single))
+    assert "gives the outputs a, b" in str(problem_of_model(one, {"a": single[""], "b": single[""]}))
+
+
+def test_example_input_array_says_what_is_held_out() -> None:
+    network = Heads()
+    network.example_input_array = (torch.ones(2, 6),)
+
+    found = inputs_of_batches(network, [(torch.zeros(3, 6), torch.arange(3))])
+    none = inputs_of_batches(network, [])
+
+    assert isinstance(found, list)
+    assert isinstance(none, list)
+    assert found[0].args[0].shape == (3, 6)  # real samples, of the form of the example
+    assert none[0].args[0].shape == (2, 6)
