@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from syncnorm.norm.kind import KINDS
 from syncnorm.trainer.contract.bounds import free_problem
 from syncnorm.trainer.contract.catalog import DATASETS, MODELS
-from syncnorm.trainer.contract.spec import DataSpec, ExportSpec, JobSpec, ModelSpec, NormSpec, TrainSpec
+from syncnorm.trainer.contract.spec import DataSpec, ExportSpec, JobSpec, ModelSpec, NormSpec
 from syncnorm.trainer.contract.text import storable
 from syncnorm.trainer.errors import Problem, SpecError
 
@@ -139,18 +139,17 @@ def _export_problems(spec: JobSpec) -> Iterator[Problem]:
     if isinstance(export.checkpoint, int):
         text = f"a job has no steps yet when you submit it: must be last or best, got {export.checkpoint}"
         yield Problem("export.checkpoint", text)
-    if problem := best_problem(export, spec.train):
-        yield Problem("export.checkpoint", problem)
+    for problem in export_problems(export, spec):
+        yield Problem(f"export.{problem.path}", problem.message)
+
+
+def export_problems(export: ExportSpec, spec: JobSpec) -> Iterator[Problem]:
+    """What is wrong with this `export` section for a job with this spec; paths are within the section."""
+    if export.checkpoint == "best" and spec.train.keep_best is None:
+        text = "best needs train.keep_best, which says what is best and keeps that checkpoint; got none"
+        yield Problem("checkpoint", text)
     if export.statistics == "population" and spec.statistics.population == "none":
-        text = "population needs statistics.population to be pooled or paper, got none"
-        yield Problem("export.statistics", text)
-
-
-def best_problem(export: ExportSpec, train: TrainSpec) -> str | None:
-    """Why there is no best checkpoint to export, if that is asked for."""
-    if export.checkpoint != "best" or train.keep_best is not None:
-        return None
-    return "best needs train.keep_best, which says what is best and keeps that checkpoint; got none"
+        yield Problem("statistics", "population needs statistics.population to be pooled or paper, got none")
 
 
 def _norm_problems(norm: NormSpec) -> Iterator[Problem]:

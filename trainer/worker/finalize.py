@@ -168,12 +168,13 @@ def _export(
 ) -> tuple[ModelRecord | None, ExportRecord | None]:
     publisher = Publisher(launch.mlflow_uri, launch.mlflow_run_id, partial(require_current, launch))
     spec, place = launch.spec.export, Place(folders.export, mirror=folders.mirror)
+    chosen = finished.choice.as_facts()
     trained = TrainedModel(
         job_id=launch.job_id,
         network=finished.network,
         held_out=[],
-        description=finished.description,
-        facts={**facts, **finished.choice.as_facts()},
+        description={**finished.description, "checkpoint": facts["checkpoint"], "statistics": chosen["statistics"]},
+        facts={**facts, **chosen},
         seed=launch.spec.seed,
     )
     if finished.choice.population:

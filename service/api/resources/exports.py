@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
@@ -27,7 +28,7 @@ from syncnorm.service.store.tables.history import HistoryTable
 from syncnorm.service.store.tables.jobs import JobTable
 from syncnorm.trainer.contract.failure import advised
 from syncnorm.trainer.contract.spec import ExportSpec
-from syncnorm.trainer.contract.spec_reader import best_problem, read_export
+from syncnorm.trainer.contract.spec_reader import export_problems, read_export
 from syncnorm.trainer.errors import Problem, SpecError
 
 ExportName = Annotated[str, Path(description="`1` is the job's own export; later ones count up.")]
@@ -107,12 +108,12 @@ def export_again(job_id: str, body: Json, exports: Exports, who: Submitter, key:
     """Export a succeeded job again, from its published weights or those of a checkpoint. The body is the `export`
     section of a spec."""
     job = visible_job(exports.jobs, who, job_id)
-    section = _read(body.value)
+    section = _as_before(_read(body.value), job)
     if job.state is not JobState.SUCCEEDED:
         detail = f"Job {job.id} is {job.state}; only succeeded jobs can be exported."
         raise ApiError(409, "state_conflict", detail, extra={"state": job.state, "allowed": [JobState.SUCCEEDED]})
-    if wrong := _checkpoint_problem(job, section, exports.history):
-        raise bad_spec([Problem("checkpoint", wrong)])
+    if wrong := list(_problems(job, section, exports.history)):
+        raise bad_spec(wrong)
     digest = hashlib.sha256(f"{job.id} {body.digest}".encode()).hexdigest()
     found = exports.table.add(
         job,
@@ -145,17 +146,24 @@ def _read(value: Any) -> ExportSpec:
         raise bad_spec(error.problems) from error
 
 
-def _checkpoint_problem(job: Job, section: ExportSpec, history: HistoryTable) -> str | None:
-    spec = job.spec.value
-    if spec is not None and (problem := best_problem(section, spec.train)):
-        return problem
-    if not isinstance(section.checkpoint, int):
-        return None
-    steps = sorted({checkpoint.step for checkpoint in history.checkpoints(job.id)})
-    if section.checkpoint in steps:
-        return None
-    there = ", ".join(map(str, steps)) or "none"
-    return f"the job has no checkpoint of step {section.checkpoint}; it has one of {there}"
+def _as_before(section: ExportSpec, job: Job) -> ExportSpec:
+    """Where the request names no checkpoint, it means the one that the job itself exported."""
+    own = job.spec.value
+    if own is None or "checkpoint" in section.model_fields_set:
+        return section
+    return section.model_copy(update={"checkpoint": own.export.checkpoint})
+
+
+def _problems(job: Job, section: ExportSpec, history: HistoryTable) -> Iterator[Problem]:
+    """What keeps this job from being exported so."""
+    if job.spec.value is not None:
+        yield from export_problems(section, job.spec.value)
+    if isinstance(section.checkpoint, int):
+        steps = sorted({checkpoint.step for checkpoint in history.checkpoints(job.id)})
+        if section.checkpoint not in steps:
+            there = ", ".join(map(str, steps)) or "none"
+            text = f"the job has no checkpoint of step {section.checkpoint}; it has one of {there}"
+            yield Problem("checkpoint", text)
 
 
 def _created(job: Job, content: dict[str, Any], headers: dict[str, str]) -> Response:

@@ -51,6 +51,14 @@ def test_every_default_is_filled_in_and_reading_again_changes_nothing() -> None:
             "norm.overrides.0.zz",
             "not a known field; it may be kind, match, options",
         ),
+        ({"export": {"checkpoint": "best"}}, "export.checkpoint", "best needs train.keep_best"),
+        ({"export": {"checkpoint": 30}}, "export.checkpoint", "a job has no steps yet when you submit it"),
+        (
+            {"export": {"statistics": "population"}, "statistics": {"population": "none"}},
+            "export.statistics",
+            "needs statistics.population to be pooled or paper",
+        ),
+        ({"export": {"module": "net/backbone"}}, "export.module", "pattern"),
         ({"train": {"checkpoint_every": {"step": 5}}}, "train.checkpoint_every.step", "did you mean steps?"),
         (
             {"data": {"name": "digits", "batch_size": 8, "init_args": {"x": 1}}},

@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from syncnorm.trainer.contract.failure import FailureReason
 from syncnorm.trainer.contract.norm_choice import chosen_norm
 from syncnorm.trainer.contract.protocol import EXPORT_FILE, ExportRequest, Result
+from syncnorm.trainer.contract.spec import ExportSpec
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.data import build_data
 from syncnorm.trainer.driver import reexport as again
@@ -26,6 +28,7 @@ from syncnorm.trainer.export.weights import WEIGHTS_FILE, write_weights
 from syncnorm.trainer.models import build_model
 from syncnorm.trainer.storage.atomic_files import sha256_of
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
+from syncnorm.trainer.training import checkpoints
 from syncnorm.trainer.training.conversion import convert
 from syncnorm.trainer.worker.finalize import describe_network
 from tests.helpers.paths import ROOT
@@ -65,7 +68,9 @@ def first_export(document: dict[str, Any], folder: Path) -> Path:
 def write_request(folder: Path, source: Path, document: dict[str, Any], **about: str) -> None:
     folder.mkdir()
     known = {"name": "2", "job_id": "j", "fence": "f", "mlflow_uri": "", "mlflow_run_id": "", "token": "t"}
-    request = ExportRequest(**{**known, "spec": read_spec(document), "source": str(source), **about})
+    section = ExportSpec.model_validate(document.get("export", {}))  # as the API reads it: with a step as checkpoint
+    spec = read_spec({**document, "export": {}}).model_copy(update={"export": section})
+    request = ExportRequest(**{**known, "spec": spec, "source": str(source), **about})
     (folder / EXPORT_FILE).write_text(request.model_dump_json())
 
 
@@ -114,6 +119,63 @@ def test_weights_that_are_not_those_of_the_certificate_are_refused(
 
     assert (result.outcome, result.reason) == ("failed", FailureReason.CHECKPOINT_CORRUPT)
     assert "must have the digest that its certificate names" in result.message
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """A job's folder: its export without a certificate, and checkpoints of two attempts."""
+    attempts = tmp_path / "attempts"
+    (attempts / "2").mkdir(parents=True)
+    source = first_export(SPEC, attempts / "2" / "export")
+    (source / CERTIFICATE_FILE).unlink()
+    tensors = load_file(source / WEIGHTS_FILE)
+    for attempt, step in ((1, 10), (1, 20), (2, 30)):
+        (attempts / str(attempt)).mkdir(exist_ok=True)
+        state = {
+            "state_dict": {f"network.{name}": tensor + step for name, tensor in tensors.items()},
+            "callbacks": {"CheckpointWriter": {"best": (0.1, 20)}, "Other": {"best": None}},
+        }
+        folder = attempts / str(attempt) / "checkpoints"
+        checkpoints.write(folder, state, step=step, epoch=1, world_size=1, fence="f")
+    return source
+
+
+@pytest.mark.parametrize(
+    ("section", "step"),
+    [
+        ({}, 0),
+        ({"statistics": "running"}, 0),
+        ({"checkpoint": "best"}, 20),
+        ({"checkpoint": 10}, 10),
+        ({"statistics": "population"}, 30),
+    ],
+)
+def test_weights_of_the_asked_checkpoint_are_exported(
+    mlflow_server: Mlflow, job: Path, tmp_path: Path, section: dict[str, Any], step: int
+) -> None:
+    document = SPEC | {"export": {"formats": ["pt2"], **section}, "train": {"keep_best": {"monitor": "val/loss"}}}
+
+    result = export(mlflow_server, job, tmp_path / "2", document)
+
+    assert result.outcome == "succeeded", result.message
+    assert result.model is not None
+    own, published = load_file(job / WEIGHTS_FILE), load_file(tmp_path / "2" / "export" / WEIGHTS_FILE)
+    is_recomputed = section.get("statistics") == "population"
+    for name, tensor in own.items():
+        if not (is_recomputed and "running_" in name):
+            assert torch.equal(published[name], tensor + step), name
+    certificate = result.model.certificate
+    assert certificate["statistics"]["used"] == ("population" if is_recomputed else "running")
+    assert certificate["checkpoint"].get("step", 0) == step
+    if is_recomputed:
+        assert certificate["population"]["samples"] == 1438  # all of digits that are trained on
+
+
+def test_checkpoint_that_is_gone_is_named(mlflow_server: Mlflow, job: Path, tmp_path: Path) -> None:
+    result = export(mlflow_server, job, tmp_path / "2", SPEC | {"export": {"checkpoint": 15}})
+
+    assert (result.outcome, result.reason) == ("failed", FailureReason.EXPORT_MISMATCH)
+    assert "no checkpoint of step 15 any more; there is one of 10, 20, 30" in result.message
 
 
 def test_start_that_was_given_up_registers_nothing(mlflow_server: Mlflow, source: Path, tmp_path: Path) -> None:

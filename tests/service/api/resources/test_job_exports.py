@@ -189,6 +189,16 @@ def test_checkpoint_that_is_there_is_taken(running: Running, checkpoint: Any) ->
     assert (made.json()["export"]["checkpoint"], made.json()["export"]["module"]) == (checkpoint, "net")
 
 
+def test_checkpoint_that_is_not_named_is_that_of_the_job(running: Running) -> None:
+    client, world = running
+    job = world.succeed(train=KEEP_BEST, export={"checkpoint": "best"})
+
+    made = client.post(f"/v1/jobs/{job.id}/exports", json={"formats": ["onnx"]}).json()
+    last = client.post(f"/v1/jobs/{job.id}/exports", json={"checkpoint": "last"}).json()
+
+    assert (made["export"]["checkpoint"], last["export"]["checkpoint"]) == ("best", "last")
+
+
 def add_checkpoint(world: World, job_id: str, step: int) -> None:
     with world.database.write() as c:
         c.execute(sa.update(t.attempts).values(ended_at=None, released_at=None))
