@@ -73,7 +73,7 @@ def missing_modules(page: Path, text: str) -> Iterator[str]:
             yield name
 
 
-MLFLOW_TAGS = {"syncnorm.not_logged", "syncnorm.world_size", "syncnorm.world_size_changes"}
+MLFLOW_TAGS = {"syncnorm.export_state", "syncnorm.not_logged", "syncnorm.world_size", "syncnorm.world_size_changes"}
 
 
 def missing_targets(page: Path, text: str) -> Iterator[str]:

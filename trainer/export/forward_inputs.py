@@ -98,6 +98,12 @@ def example_of(module: nn.Module) -> ForwardInputs | None:
 
 def inputs_of_batch(module: nn.Module, batch: Any) -> ForwardInputs | Unclear:
     """The part of `batch` that fits the signature of forward, which the module must define."""
+    reader = reader_of(module, batch)
+    return reader if isinstance(reader, Unclear) else reader(batch)
+
+
+def reader_of(module: nn.Module, batch: Any) -> InputReader | Unclear:
+    """How forward is given a batch like this one. The network is called, see `forward_inputs`."""
     try:
         parameters = _Parameters.of(module)
     except (TypeError, ValueError) as error:
@@ -108,23 +114,36 @@ def inputs_of_batch(module: nn.Module, batch: Any) -> ForwardInputs | Unclear:
             f"{type(module).__name__}.forward takes {parameters}, which can't be found in a batch that is "
             f"{describe(batch)}; {REMEDY}"
         )
-    return _first_accepted(module, readings, batch)
+    accepted = _first_accepted(module, readings, batch)
+    return accepted if isinstance(accepted, Unclear) else InputReader(parameters, accepted)
 
 
-def _first_accepted(module: nn.Module, readings: Sequence[ForwardInputs], batch: Any) -> ForwardInputs | Unclear:
+def _first_accepted(module: nn.Module, readings: Sequence[ForwardInputs], batch: Any) -> int | Unclear:
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     why = ""
-    for reading in readings:
+    for index, reading in enumerate(readings):
         try:
             with undisturbed(module), torch.no_grad():
                 reading.to(device).call(module)
         except Exception as error:  # whatever the user's own code raises
             why = why or f"{type(error).__name__}: {error}".partition("\n")[0]
             continue
-        return reading
+        return index
     return Unclear(
         f"{type(module).__name__}.forward takes no part of a batch that is {describe(batch)} ({why}); {REMEDY}"
     )
+
+
+@dataclass(frozen=True)
+class InputReader:
+    """Reads batches of one form, without calling the network again."""
+
+    parameters: _Parameters
+    index: int
+    """Of the reading that the network accepts."""
+
+    def __call__(self, batch: Any) -> ForwardInputs:
+        return list(_readings(self.parameters, batch))[self.index]
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from syncnorm.trainer.export.forward_inputs import ForwardInputs, Unclear
 from syncnorm.trainer.export.held_out import inputs_of_batches, inputs_of_data
 from syncnorm.trainer.export.mlflow_publisher import Publisher
 from syncnorm.trainer.export.statistics.plots import draw_statistics
-from syncnorm.trainer.export.statistics.population import keep, population_statistics
-from syncnorm.trainer.export.statistics.statistics_choice import StatisticsChoice, choose_statistics
+from syncnorm.trainer.export.statistics.population import keep, population_of_module, population_statistics
+from syncnorm.trainer.export.statistics.statistics_choice import StatisticsChoice, Used, choose_statistics
 from syncnorm.trainer.ranks.exchange import gather
 from syncnorm.trainer.ranks.replica_check import check_agreement
 from syncnorm.trainer.reporting.fence_check import require_current
@@ -86,21 +86,38 @@ def finalize_user_module(
     launch: Launch,
     folders: AttemptFolders,
     fitted: FitResult,
+    training: Iterable[Any] = (),
     why_running: str = "the validation of a LightningModule of yours belongs to it",
 ) -> Result:
     """A user's module: its running statistics, then what `publish` does. Entered by every rank.
 
-    batches: of validation, or else of training, as its steps get them; rank 0 reads a few. why_running: why no other
-    statistics are tried, in words that follow "because".
+    batches: of validation, or else of training, as its steps get them; rank 0 reads a few. training: all of this rank's
+    training batches, read where export.statistics is population. why_running: why no other statistics are tried, in
+    words that follow "because".
     Raises: as `finalize`.
     """
     checkpoint = load_checkpoint(module, launch, folders)
     agreement = check_agreement(module)
+    choice, problem = _statistics_of_user(module, training, launch, why_running)
     network = module.cpu().eval()
-    held_out = checkpoint.unless(lambda: inputs_of_batches(network, batches))
-    choice = StatisticsChoice("running", f"running only, because {why_running}", None, {})
+    held_out = checkpoint.unless(lambda: problem or inputs_of_batches(network, batches))
     finished = Finished(network, held_out, describe_job(launch.job_id, launch.spec), choice)
     return publish(finished, {"agreement": agreement, "checkpoint": checkpoint.facts}, launch, folders, fitted)
+
+
+def _statistics_of_user(
+    module: LightningModule, training: Iterable[Any], launch: Launch, why_running: str
+) -> tuple[StatisticsChoice, Unclear | None]:
+    """The choice, and why population statistics that were asked for are not there."""
+    spec = launch.spec
+    running = StatisticsChoice("running", f"running only, because {why_running}", None, {})
+    if spec.export.statistics != "population":
+        return running, None
+    found = population_of_module(module.to(_device(launch)), training, spec.statistics.population)
+    if isinstance(found, Unclear):
+        return running, Unclear(f"export.statistics: {found.reason}", ExportReason.NOT_EXPORTABLE)
+    used: Used = "running" if found is None else "population"
+    return StatisticsChoice(used, "export.statistics says so", found, {}), None
 
 
 @dataclass(frozen=True)

@@ -146,11 +146,11 @@ Finalize = Callable[..., Result]
 
 @pytest.fixture
 def finalized(job: Job) -> Finalize:
-    def run(own: pl.LightningModule, batches: Any, **export: Any) -> Result:
+    def run(own: pl.LightningModule, batches: Any, training: Any = (), **export: Any) -> Result:
         folders = AttemptFolders(job.folder)
         write_atomic(folders.artifacts / "spec.yaml", b"")
         launch = job.launch(BRANCHES | {"export": export})
-        return finalize_user_module(own, batches, launch, folders, FitResult(3, {"own": 1.0}, None))
+        return finalize_user_module(own, batches, launch, folders, FitResult(3, {"own": 1.0}, None), training)
 
     return run
 
@@ -182,6 +182,29 @@ def test_submodule_is_certified_and_the_whole_module_published(job: Job, finaliz
     assert {check["samples"] for check in proof["checks"] if check["inputs"] == "held_out"} == {12}
     assert sorted(load(job.artifact("export/weights.safetensors") or b"")) == sorted(module.state_dict())
     assert (result.metrics, result.step) == ({"own": 1.0}, 3)
+
+
+def test_population_statistics_of_a_module_are_taken_from_its_training_batches(job: Job, finalized: Finalize) -> None:
+    module, given = Contrastive(), [{"x": first, "label": label} for (first, _), label in views()]
+    inputs = torch.cat([module.backbone[0](batch["x"]) for batch in given])
+
+    result = finalized(module, views(), given, module="backbone", formats=[], statistics="population")
+
+    assert result.export is not None
+    assert result.export.state == "certified", result.export
+    published = load(job.artifact("export/weights.safetensors") or b"")
+    assert_close(published["backbone.1.running_mean"], inputs.mean(0).detach())
+    assert_close(published["proj.1.running_mean"], torch.zeros(4))  # which forward does not reach
+    assert result.model is not None
+    assert result.model.certificate["statistics"]["used"] == "population"
+
+
+def test_population_statistics_that_are_not_to_be_had_are_no_secret(finalized: Finalize) -> None:
+    result = finalized(Contrastive(), views(), module="backbone", statistics="population")
+
+    assert result.export is not None
+    assert (result.export.state, result.export.reason) == ("failed", "not_exportable")
+    assert "export.statistics: there is no training batch" in result.export.message
 
 
 @pytest.mark.parametrize(

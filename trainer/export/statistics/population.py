@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ from torch import nn
 
 from syncnorm import norm
 from syncnorm.trainer.data.loader import Batch
+from syncnorm.trainer.export.forward_inputs import ForwardInputs, Unclear, reader_of
 from syncnorm.trainer.storage.atomic_files import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -58,3 +61,29 @@ def as_facts(found: norm.PopulationStatistics) -> dict[str, Any]:
             for what in ("mean_abs", "var_mean", "drift")
         },
     }
+
+
+def population_of_module(
+    module: nn.Module, batches: Iterable[Any], estimator: Literal["pooled", "paper", "none"]
+) -> norm.PopulationStatistics | Unclear | None:
+    """The same for a network of any inputs, from batches as its training step gets them. Entered by every rank.
+
+    Layers that do not run in forward keep their running statistics. Unclear: why forward can't be given the batches.
+    """
+    if estimator == "none" or not norm.snapshot(module):
+        return None
+    remaining = iter(batches)
+    first = next(remaining, None)
+    if first is None:
+        return Unclear("there is no training batch to take population statistics from")
+    reader = reader_of(module, first)
+    if isinstance(reader, Unclear):
+        return reader
+    named = (_by_name(module, reader(batch)) for batch in chain([first], remaining))
+    return norm.recompute_population_statistics(module, named, estimator=estimator)
+
+
+def _by_name(module: nn.Module, inputs: ForwardInputs) -> dict[str, Any]:
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    moved = inputs.to(device)
+    return inspect.signature(module.forward).bind(*moved.args, **moved.kwargs).arguments
