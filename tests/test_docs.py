@@ -28,7 +28,15 @@ NOT_OURS = {"trainer.py", "norm.py", "service/__init__.py", "job.json", "norm/au
 """Files of a reader, and one that must not exist."""
 FILE = re.compile(r"[\w./-]+\.(?:pyi?|c|ya?ml|md|ini|toml|png)")
 FOLDER = re.compile(r"(?:[a-z_.]+/)+")
-WRITTEN_AT_RUN_TIME = {".env", "deploy/secrets/", "checkpoints/", "artifacts/", "diagnostics/"}
+WRITTEN_AT_RUN_TIME = {
+    ".env",
+    "deploy/secrets/",
+    "checkpoints/",
+    "artifacts/",
+    "diagnostics/",
+    "logged/",
+    "logged/histograms/",
+}
 
 
 def missing_links(page: Path, text: str) -> Iterator[str]:

@@ -61,8 +61,11 @@ def small_disk(tmp_path: Path) -> Iterator[Disk]:
 class Mlflow:
     """A real MLflow server on SQLite that tests may kill and start again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, serve_artifacts: bool = True) -> None:
         self._folder = folder
+        self._artifacts = ["--artifacts-destination", str(folder / "artifacts"), "--serve-artifacts"]
+        if not serve_artifacts:
+            self._artifacts = ["--default-artifact-root", str(folder / "artifacts"), "--no-serve-artifacts"]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
@@ -70,8 +73,7 @@ class Mlflow:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        arguments = ["--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db", "--serve-artifacts"]
-        arguments += ["--artifacts-destination", str(self._folder / "artifacts"), "--workers", "1"]
+        arguments = ["--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db", *self._artifacts, "--workers", "1"]
         arguments += ["--host", "127.0.0.1", "--port", str(self._port)]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
