@@ -3,55 +3,35 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import LightningModule
-from torch import nn
 
 from syncnorm.trainer.contract.failure import ExportReason
 from syncnorm.trainer.contract.norm_choice import choose_norm
-from syncnorm.trainer.contract.protocol import ExportRecord, Launch, ModelRecord, Result
+from syncnorm.trainer.contract.protocol import Launch, Result
 from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.data import Data
 from syncnorm.trainer.errors import CheckpointCorruptError, NoExportError
-from syncnorm.trainer.export import outcome
-from syncnorm.trainer.export.certification import Place, TrainedModel, certify_and_publish, publish_weights
 from syncnorm.trainer.export.checkpoint_choice import Which, find_checkpoint
-from syncnorm.trainer.export.forward_inputs import ForwardInputs, Unclear
+from syncnorm.trainer.export.forward_inputs import Unclear
 from syncnorm.trainer.export.held_out import inputs_of_batches, inputs_of_data
-from syncnorm.trainer.export.mlflow_publisher import Publisher
-from syncnorm.trainer.export.statistics.plots import draw_statistics
-from syncnorm.trainer.export.statistics.population import keep, population_of_module, population_statistics
+from syncnorm.trainer.export.statistics.population import population_of_module, population_statistics
 from syncnorm.trainer.export.statistics.statistics_choice import StatisticsChoice, Used, choose_statistics
 from syncnorm.trainer.ranks.exchange import gather
 from syncnorm.trainer.ranks.replica_check import check_agreement
-from syncnorm.trainer.reporting.fence_check import require_current
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.training import checkpoints
 from syncnorm.trainer.training.evaluation import evaluate
 from syncnorm.trainer.training.module import TrainingModule
 from syncnorm.trainer.training.tasks import score_names
 from syncnorm.trainer.worker.fit import FitResult, Loaders
+from syncnorm.trainer.worker.publication import Finished, HeldOut, is_first, publish
 
 logger = logging.getLogger(__name__)
-
-HeldOut = Callable[[], list[ForwardInputs] | Unclear]
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What is published of a training that is over. network: on the CPU in eval mode. held_out: gives inputs of its
-    forward, or why there are none; called on rank 0 once the weights are published."""
-
-    network: nn.Module
-    held_out: HeldOut
-    description: Mapping[str, Any]
-    choice: StatisticsChoice
 
 
 def finalize(
@@ -139,7 +119,7 @@ def load_checkpoint(module: LightningModule, launch: Launch, folders: AttemptFol
     which = launch.spec.export.checkpoint
     if which == "last":
         return Loaded({"which": which})
-    step, path, problem = gather(_find(which, launch, folders) if _is_first() else _NOT_ASKED)[0]
+    step, path, problem = gather(_find(which, launch, folders) if is_first() else _NOT_ASKED)[0]
     if path is None:
         return Loaded({"which": "last"}, Unclear(problem.removesuffix("."), ExportReason.NOT_EXPORTABLE))
     module.load_state_dict(checkpoints.load(folders.mirror.local(path), folders.mirror)["state_dict"])
@@ -158,70 +138,6 @@ def _find(which: Which, launch: Launch, folders: AttemptFolders) -> tuple[int, s
     except (NoExportError, CheckpointCorruptError, OSError) as error:
         return 0, None, str(error)
     return found.step, folders.mirror.name(found.path), ""
-
-
-def publish(
-    finished: Finished, facts: Mapping[str, Any], launch: Launch, folders: AttemptFolders, fitted: FitResult
-) -> Result:
-    """On rank 0: weights, artifacts, and the export with its certificate, which states `facts`. The same result on
-    every rank, but for the model and what is said of its export.
-
-    Raises: NoExportError or ExportMismatchError where export.required is set; nothing is logged or registered then.
-    """
-    model, record = _export(finished, facts, launch, folders) if _is_first() else (None, None)
-    return Result(
-        fence=launch.fence,
-        outcome="succeeded",
-        step=fitted.step,
-        metrics={**fitted.metrics, **finished.choice.scores},
-        model=model,
-        export=record,
-        checkpoint=fitted.checkpoint,
-    )
-
-
-def _export(
-    finished: Finished, facts: Mapping[str, Any], launch: Launch, folders: AttemptFolders
-) -> tuple[ModelRecord | None, ExportRecord | None]:
-    publisher = Publisher(launch.mlflow_uri, launch.mlflow_run_id, partial(require_current, launch))
-    spec, place = launch.spec.export, Place(folders.export, mirror=folders.mirror)
-    chosen = finished.choice.as_facts()
-    trained = TrainedModel(
-        job_id=launch.job_id,
-        network=finished.network,
-        held_out=[],
-        description={**finished.description, "checkpoint": facts["checkpoint"], "statistics": chosen["statistics"]},
-        facts={**facts, **chosen},
-        seed=launch.spec.seed,
-    )
-    if finished.choice.population:
-        keep(finished.choice.population, folders.artifacts / "norm" / "statistics")
-    draw_statistics(folders.spools(launch.attempt), folders.artifacts / "norm")
-    _upload_artifacts(launch, folders, publisher)
-    weights = publish_weights(trained, place, publisher)
-
-    def export() -> ModelRecord:
-        held_out = finished.held_out()
-        if isinstance(held_out, Unclear):
-            raise held_out.error
-        return certify_and_publish(replace(trained, held_out=held_out), spec, place, publisher, weights)
-
-    model, record = outcome.settle(export, spec)
-    publisher.tag(record)
-    return model, record
-
-
-def _upload_artifacts(launch: Launch, folders: AttemptFolders, publisher: Publisher) -> None:
-    """Upload artifacts, those of earlier attempts first: their statistics are not recorded again by a resumed one."""
-    for earlier in folders.earlier(launch.attempt):
-        folders.mirror.fetch_all(earlier.artifacts)
-        if earlier.artifacts.is_dir():
-            publisher.upload(earlier.artifacts)
-    publisher.upload(folders.artifacts)
-
-
-def _is_first() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def _device(launch: Launch) -> torch.device:

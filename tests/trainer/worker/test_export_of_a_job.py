@@ -54,9 +54,9 @@ class Job:
         where = {"mlflow_uri": self.server.uri, "mlflow_run_id": self.run}
         return made.model_copy(update={**where, "spec": read_spec(document)})
 
-    def train(self, **export: Any) -> Result:
-        document = BRANCHES | {"export": export}
-        (self.folder / "launch.json").write_text(self.launch(document).model_dump_json())
+    def train(self, attempt: int = 1, **export: Any) -> Result:
+        launch = self.launch(BRANCHES | {"export": export}).model_copy(update={"attempt": attempt})
+        (self.folder / "launch.json").write_text(launch.model_dump_json())
         config = {"folder": str(self.folder), "resume_from": None, "patience_s": 0.0}
         return Result.model_validate(single_process.train(config))
 
@@ -112,6 +112,25 @@ def test_best_checkpoint_is_published_where_the_spec_says_so(job: Job, tmp_path:
     saved = states[f"step-{best:010d}"]["state_dict"]
     assert_close(weights, {name.removeprefix("network."): tensor for name, tensor in saved.items()}, rtol=0, atol=0)
     assert result.outcome == "succeeded"
+
+
+@pytest.mark.parametrize(("lost", "left", "is_tried"), [(1, [], True), (2, [], False), (2, ["result.json"], True)])
+def test_job_whose_attempts_die_while_they_export_succeeds_without(
+    mlflow_server: Mlflow, tmp_path: Path, lost: int, left: list[str], is_tried: bool
+) -> None:
+    for number in range(1, lost + 1):  # an attempt leaves its weights before it tries
+        for name in ("export/model.json", *left):
+            write_atomic(tmp_path / str(number) / name, b"{}")
+    (tmp_path / str(lost + 1)).mkdir()
+    job = Job(mlflow_server, tmp_path / str(lost + 1), mlflow_server.new_run())
+
+    result = job.train(attempt=lost + 1, formats=[])
+
+    assert result.outcome == "succeeded"
+    assert result.export is not None
+    assert ("out.mean() > 0" in result.export.message) is is_tried
+    assert ("2 attempts ended while they exported" in result.export.message) is not is_tried
+    assert job.artifact("export/weights.safetensors") is not None
 
 
 class Contrastive(pl.LightningModule):
