@@ -11,12 +11,14 @@ from typing import Any
 from urllib.parse import unquote
 
 import httpx
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
 from mlflow import MlflowClient
 
-from syncnorm.trainer.reporting.metric_spool import Spool, rest_client
+from syncnorm.trainer.reporting.metric_spool import MetricSender, Spool, rest_client
 from syncnorm.trainer.reporting.run_logger.artifact_paths import image_path
 from syncnorm.trainer.reporting.run_logger.journal import journal_path
 from syncnorm.trainer.reporting.run_logger.journal_sender import JournalSender
@@ -258,6 +260,79 @@ def test_store_that_the_server_does_not_serve_is_written_by_mlflow_s_client(tmp_
         assert in_run(server, attempt.run) == {"notes/a.txt": b"x", "b.txt": b"y"}
     finally:
         server.kill()
+
+
+# Training by Lightning, interrupted and resumed
+
+
+class Logs(BoringModel):
+    """Logs every way at every step; some steps are epochs, some come backwards. dies_at: the step of its power cut."""
+
+    def __init__(self, dies_at: int | None = None) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["dies_at"])
+        self.dies_at = dies_at
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> Any:
+        if self.global_step == self.dies_at:
+            raise SystemExit("power cut")
+        out = super().training_step(batch, batch_idx)
+        self.log("loss", out["loss"], on_step=True, on_epoch=True)
+        self.logger.experiment.add_scalar("by_epoch", float(self.current_epoch), self.current_epoch)
+        self.logger.experiment.log_metric("backwards", float(self.global_step), 100 - self.global_step)
+        self.logger.experiment.log_text(f"{batch.sum().item():.6f}")
+        self.logger.experiment.add_image("x", batch.reshape(1, 1, -1).sigmoid(), self.global_step)
+        return out
+
+
+def train(attempt: Attempt, folder: Path, *, epochs: int, dies_at: int | None = None, resume: bool = False) -> None:
+    pl.seed_everything(0, verbose=False)
+    trainer = pl.Trainer(
+        logger=attempt.logger,
+        max_epochs=epochs,
+        limit_train_batches=4,
+        limit_val_batches=0,
+        log_every_n_steps=1,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[pl.callbacks.ModelCheckpoint(folder, filename="at-{epoch}", save_top_k=-1)],
+    )
+    attempt.logger._run._current_step = lambda: trainer.global_step
+    try:
+        trainer.fit(Logs(dies_at), ckpt_path=str(folder / "at-epoch=0.ckpt") if resume else None)
+    except SystemExit:
+        assert dies_at is not None
+
+
+def send_all(attempt: Attempt) -> None:
+    spools = [artifacts.parent / "metrics.jsonl" for artifacts in attempt.all]
+    assert MetricSender(rest_client(attempt.server.uri), attempt.run, spools).start().close(60)
+    assert attempt.sender().start().close(60)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice
+def test_training_that_was_cut_and_resumed_leaves_the_run_of_one_that_was_not(
+    attempts: Any, mlflow_server: Mlflow, tmp_path: Path
+) -> None:
+    whole = Attempt(tmp_path / "whole", 1, mlflow_server, mlflow_server.new_run())
+    train(whole, tmp_path / "a", epochs=3)
+    send_all(whole)
+    whole.close()
+    first = attempts()
+    train(first, tmp_path / "b", epochs=3, dies_at=7)
+    send_all(first)
+
+    second = attempts()
+    train(second, tmp_path / "b", epochs=3, resume=True)  # from step 4
+    send_all(second)
+
+    keys = ("loss_step", "loss_epoch", "epoch", "by_epoch", "backwards")
+    for key in keys:
+        expected = [(step, pytest.approx(value)) for step, value in sorted(mlflow_server.history(whole.run, key))]
+        assert expected
+        assert sorted(mlflow_server.history(second.run, key)) == expected
+    assert in_run(mlflow_server, second.run) == in_run(mlflow_server, whole.run)
 
 
 # Bounds
