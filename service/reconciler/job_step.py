@@ -10,13 +10,13 @@ from datetime import datetime
 from typing import Any
 
 from syncnorm.service.backend_errors import RefusedError, UnreachableError
-from syncnorm.service.integrations.mlflow_note import run_note
 from syncnorm.service.jobs.attempt_ending import Observation, RayStatus, Rules, may_be_over
 from syncnorm.service.jobs.instants import after
 from syncnorm.service.jobs.job import RUN_STATUS, TERMINAL, Attempt, Job, NewEvent
 from syncnorm.service.jobs.lifecycle import Move, StopOnRay, SubmitToRay, decide, refused
 from syncnorm.service.reconciler.backends import Backends, Tick, attempt_token
 from syncnorm.service.reconciler.isolation import Isolation
+from syncnorm.service.reconciler.run_status import RunStatus
 from syncnorm.service.scheduling.queue import JobQueue
 from syncnorm.service.storage import attempt_files as files
 from syncnorm.trainer.contract import protocol
@@ -34,13 +34,14 @@ _SLOW_S = 1.0
 
 
 class JobStep:
-    """Carries out what `decide` returns, and updates the MLflow run."""
+    """Carries out what `decide` returns, and has the MLflow run follow."""
 
     def __init__(self, backends: Backends, rules: Rules, queue: JobQueue, items: Isolation) -> None:
         self._backends = backends
         self._rules = rules
         self._queue = queue
         self._items = items
+        self._run_status = RunStatus(backends)
         self._outage_log = backends.outage_log
         self._slow_at: dict[str, float] = {}
         self._launched_at: datetime | None = None
@@ -71,7 +72,7 @@ class JobStep:
             self._backends.giving_up(job.id, tick),
         )
         if last is not None:
-            self._items.attempt("run_status", job.id, lambda: self._settle_run(last))
+            self._items.attempt("run_status", job.id, lambda: self._run_status.settle(last))
         if time.monotonic() - began > _SLOW_S or self._backends.circuit.lost_s > lost_s:
             self._slow_at[job.id] = time.monotonic()
 
@@ -155,7 +156,7 @@ class JobStep:
 
     def _move(self, job: Job, attempt: Attempt | None, move: Move, tick: Tick) -> tuple[Job, Attempt | None] | None:
         changes = dict(move.changes)
-        if move.to in TERMINAL and self._update_run(replace(job, state=move.to, **changes)):
+        if move.to in TERMINAL and self._run_status.update(replace(job, state=move.to, **changes)):
             changes["run_status"] = RUN_STATUS[move.to]
         event = NewEvent(move.to.value, move.message, _event_data(job, changes))
         moved = self._backends.store.jobs.move(
@@ -171,7 +172,7 @@ class JobStep:
     def _launch(self, job: Job, attempt: Attempt, tick: Tick) -> tuple[Job, Attempt] | None:
         assert tick.view is not None
         store, environment, circuit = self._backends.store, self._backends.environment, self._backends.circuit
-        known, note = store.attempts.of_job(job.id), self._note(job)
+        known, note = store.attempts.of_job(job.id), self._run_status.note(job)
         run = circuit.ask("mlflow", lambda: self._backends.tracker.run_for(job, known, note))
         store.jobs.note(job, {"experiment_id": run.experiment_id, "run_id": run.run_id})
         if attempt.session is None:
@@ -211,47 +212,6 @@ class JobStep:
             package=environment.package(job),
             startup_timeout_s=self._rules.startup_timeout_s,
         )
-
-    # The MLflow run follows the state
-
-    def _settle_run(self, job: Job) -> None:
-        wanted = RUN_STATUS[job.state]
-        if job.run_status != wanted and self._update_run(job):
-            self._backends.store.jobs.note(job, {"run_status": wanted})
-
-    def _update_run(self, job: Job) -> bool:
-        """Write status and note of the MLflow run; whether MLflow answered."""
-        if job.run_id is None:
-            return False
-        what = f"status of run {job.run_id}"
-        run_id, note = job.run_id, self._note(job)
-        try:
-            self._backends.circuit.ask(
-                "mlflow", lambda: self._backends.tracker.set_status(run_id, RUN_STATUS[job.state], note)
-            )
-        except UnreachableError as error:
-            self._outage_log.failed(
-                what,
-                "could not set the status of an MLflow run; retrying on the next tick",
-                run=run_id,
-                error=str(error),
-            )
-            return False
-        except RefusedError as error:
-            logger.warning(
-                "MLflow refused the status of a run; the run keeps its old one",
-                extra={"run": run_id, "error": str(error)},
-            )
-        self._outage_log.recovered(what)
-        return True
-
-    def _note(self, job: Job) -> str:
-        """The note of its MLflow run. A spec of another version must not keep a job from starting or ending."""
-        try:
-            return run_note(job, self._backends.environment.page(job))
-        except Exception:
-            logger.exception("could not make the note of an MLflow run; it gets a short one", extra={"job": job.id})
-            return f"**{job.id}** {job.state.value}"
 
 
 def in_turn(jobs: Iterable[Job], slow_at: Mapping[str, float]) -> list[Job]:

@@ -26,6 +26,7 @@ _GONE_S = 10.0
 """How long Ray must call it gone before it counts as lost: a result may take a moment to appear on a shared storage."""
 _LONGEST_S = 3600.0
 _PAUSE_S = 10.0
+_LONGEST_PAUSE_S = _PAUSE_S * 2 ** (MOST_STARTS - 2)
 
 
 class ExportState(StrEnum):
@@ -103,15 +104,20 @@ class Update:
 def decide_export(export: Export, observation: Observation) -> Begin | SubmitToRay | Update | StopOnRay | None:
     """The next step; None: nothing to do now."""
     if export.state is ExportState.QUEUED:
-        may_start = observation.session is not None and (
-            export.not_before is None or export.not_before <= observation.now
-        )
+        may_start = observation.session is not None and _is_due(export, observation.now)
         return Begin() if may_start else None
     if export.state in OVER:
         return _leave(export, observation)
     if observation.result is not None:
         return _settle(export, observation.result, observation.now)
     return _watch(export, observation)
+
+
+def _is_due(export: Export, now: datetime) -> bool:
+    """Whether the pause before another start is over. One that is longer than any counts as over as well: the clock
+    was set back, or the row is damaged, and nobody could delete the job meanwhile."""
+    left_s = 0.0 if export.not_before is None else (export.not_before - now).total_seconds()
+    return not 0 < left_s <= _LONGEST_PAUSE_S
 
 
 def begin(export: Export, fence: str, session: str, now: datetime) -> Update:
@@ -170,7 +176,7 @@ def _lost(export: Export, message: str, reason: FailureReason, now: datetime, *,
     """Another start, if it may help and is allowed."""
     changes: dict[str, Any] = {"reason": reason, "message": message}
     if may_be_retried(reason, outage=outage) and export.starts < MOST_STARTS:
-        wait_s = _PAUSE_S * 2 ** (export.starts - 1)  # at most MOST_STARTS - 2
+        wait_s = _PAUSE_S * 2 ** (export.starts - 1)  # at most _LONGEST_PAUSE_S
         changes |= {"state": ExportState.QUEUED, "not_before": after(now, wait_s)}
         text = f"Export {export.name}: {message} It will be restarted in {wait_s:.0f} s."
         return Update(changes, _event(export, "export_lost", text, reason=reason.value))

@@ -15,7 +15,7 @@ from tests.service.poison.bends import AWAY, ODD, REFUSED, SLOW, leaves, slow
 from tests.service.poison.conftest import NewScene
 from tests.service.poison.groups import Faults, culprits, must_be_none
 from tests.service.poison.outside import Bend, Outside, Request
-from tests.service.poison.scene import TERMINAL, VICTIM, Scene
+from tests.service.poison.scene import TERMINAL, TICKS, VICTIM, Scene
 
 LOOK = ("ray:version", "ray:cluster_status")
 """What a look at the cluster asks for, beside each submission."""
@@ -123,9 +123,16 @@ def check_recovery(scene: Scene, case: Case, trains: str, ends: str, waits: str)
         scene.faults.append(f"after recovery: {states}")
     scene.step()
     scene.check_ready()
-    statuses = {run["tags"].get("syncnorm.job_id"): run["info"]["status"] for run in scene.outside.mlflow.runs.values()}
-    if not may_fail and (statuses.get(waits), statuses.get(ends)) != ("FINISHED", "KILLED"):
-        scene.faults.append(f"after recovery the runs say {statuses.get(waits)}, {statuses.get(ends)}")
+    if not may_fail and not scene.step_until(
+        lambda: run_statuses(scene, waits, ends) == ["FINISHED", "KILLED"], 2 * TICKS
+    ):
+        scene.faults.append(f"after recovery the runs say {run_statuses(scene, waits, ends)}")
+
+
+def run_statuses(scene: Scene, *jobs: str) -> list[str | None]:
+    runs = scene.outside.mlflow.runs.values()
+    statuses = {run["tags"].get("syncnorm.job_id"): run["info"]["status"] for run in runs}
+    return [statuses.get(job_id) for job_id in jobs]
 
 
 def test_bent_answer_to_all_is_survived(new_scene: NewScene, database: Database) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from syncnorm.service.jobs.attempt_ending import Observation, RayStatus
-from syncnorm.service.jobs.exports.export import MOST_STARTS, Export, ExportState, Update, decide_export
+from syncnorm.service.jobs.exports.export import MOST_STARTS, Begin, Export, ExportState, Update, decide_export
 from syncnorm.service.jobs.lifecycle import StopOnRay
 from syncnorm.service.reconciler.backends import attempt_token
 from syncnorm.service.reconciler.export_step import MOST_AT_ONCE
@@ -216,6 +216,22 @@ def test_export_that_ray_finds_again_is_not_lost() -> None:
     decision = decide_export(gone, Observation(START + timedelta(minutes=1), ray=RayStatus.RUNNING, session="s"))
 
     assert decision == Update({"gone_at": None})
+
+
+@pytest.mark.parametrize(
+    ("not_before", "starts"),
+    [
+        (START - timedelta(seconds=1), True),
+        (START + timedelta(seconds=40), False),
+        (START + timedelta(seconds=41), True),
+        (datetime.max.replace(tzinfo=UTC), True),
+    ],
+)
+def test_export_waits_no_longer_than_any_pause(not_before: datetime, starts: bool) -> None:
+    """A clock that was set back, or a damaged row, must not keep the job from being exported and deleted."""
+    waiting = Export("job_1", 2, {}, ExportState.QUEUED, START, starts=1, not_before=not_before)
+
+    assert decide_export(waiting, Observation(START, session="s")) == (Begin() if starts else None)
 
 
 def test_process_that_lingers_after_its_result_is_ended() -> None:
