@@ -20,7 +20,7 @@ from syncnorm.trainer.export import certificate, samples
 from syncnorm.trainer.export import formats as export
 from syncnorm.trainer.export.exported_part import Part, find_part, inference_network
 from syncnorm.trainer.export.forward_inputs import ForwardInputs
-from syncnorm.trainer.export.mlflow_publisher import Publisher, problem_of_model
+from syncnorm.trainer.export.mlflow_publisher import Publisher, form_of, no_form
 from syncnorm.trainer.export.mlflow_registry import ExportIdentity
 from syncnorm.trainer.export.outputs import Outputs
 from syncnorm.trainer.export.weights import WEIGHTS_FILE, write_weights
@@ -89,6 +89,10 @@ class Comparison:
         inputs, outputs = self.references["held_out"][0]
         return samples.example(inputs), outputs
 
+    @property
+    def onnx(self) -> export.ExportedModel | None:
+        return next((exported for exported in self.exports if exported.names is not None), None)
+
 
 def export_and_compare(trained: TrainedModel, spec: ExportSpec, folder: Path) -> Comparison:
     """Writes every format of `spec` to `folder`, and compares each runtime's outputs with the trained network's.
@@ -115,10 +119,11 @@ def certify_and_publish(
     compared = export_and_compare(trained, spec, place.folder)
     files = {**weights, **{exported.path.name: sha256_of(exported.path) for exported in compared.exports}}
     identity, uri = ExportIdentity(trained.job_id, place.name, weights[WEIGHTS_FILE]), None
-    checks, no_model = list(compared.checks), problem_of_model(*compared.example)
-    if certificate.passed(checks) and no_model is None:
-        uri = _log_once(compared, publisher, identity)
-        checks += _check_logged(publisher, uri, compared.references)
+    checks, form = list(compared.checks), form_of(compared.inference, *compared.example, compared.onnx)
+    if certificate.passed(checks) and form is not None:
+        uri = publisher.registry.logged(identity) or publisher.log_model(form, identity)
+        checks += _check_logged(publisher.load_model(uri, form), compared.references)
+    no_model = None if form else no_form(spec)
     facts = {**trained.facts, "folded": compared.folded, "module": spec.module, "no_model": no_model}
     proof = certificate.document(job_id=trained.job_id, checks=checks, files=files, facts=facts)
     _publish_files(proof, compared.exports, place, publisher)
@@ -129,10 +134,6 @@ def certify_and_publish(
     runtimes = ", ".join(dict.fromkeys(check.runtime for check in checks))
     logger.info("certified: %s answer as the trained model does, to %.1e", runtimes, proof["max_relative_difference"])
     return _registered(uri, spec, place, publisher, identity, proof)
-
-
-def _log_once(compared: Comparison, publisher: Publisher, identity: ExportIdentity) -> str:
-    return publisher.registry.logged(identity) or publisher.log_model(compared.inference, *compared.example, identity)
 
 
 def _registered(
@@ -194,8 +195,7 @@ def _compare(
     ]
 
 
-def _check_logged(publisher: Publisher, uri: str, references: References) -> list[certificate.Check]:
-    predict = publisher.load_model(uri)
+def _check_logged(predict: export.Runner, references: References) -> list[certificate.Check]:
     return [
         certificate.compare_outputs("mlflow.pyfunc", inputs, [(outputs, predict(batch)) for batch, outputs in batches])
         for inputs, batches in references.items()

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 
 from syncnorm.trainer.contract.failure import ExportReason
 from syncnorm.trainer.errors import NoExportError
 from syncnorm.trainer.export import samples
 from syncnorm.trainer.export.forward_inputs import ForwardInputs
-from syncnorm.trainer.export.outputs import Outputs, to_arrays
+from syncnorm.trainer.export.outputs import Array, Outputs, to_arrays
 from syncnorm.trainer.storage.atomic_files import write_with
 
 Runner = Callable[[ForwardInputs], Outputs]
@@ -30,12 +32,28 @@ ONNX_FILE = "model.onnx"
 
 
 @dataclass(frozen=True)
+class OnnxNames:
+    """What an ONNX file calls the tensors it takes and gives. outputs: name by place in the network's output."""
+
+    inputs: tuple[str, ...]
+    outputs: Mapping[str, str]
+
+    def feed(self, inputs: ForwardInputs) -> Outputs:
+        tensors = [leaf for leaf in tree_leaves((inputs.args, inputs.kwargs)) if isinstance(leaf, Tensor)]
+        return {name: tensor.cpu().numpy() for name, tensor in zip(self.inputs, tensors, strict=True)}
+
+    def read(self, answer: Mapping[str, Array]) -> Outputs:
+        return {leaf: np.atleast_1d(answer[name]) for leaf, name in self.outputs.items()}
+
+
+@dataclass(frozen=True)
 class ExportedModel:
-    """One file, and how to run it."""
+    """One file, and how to run it. names: of an ONNX file."""
 
     runtime: str
     path: Path
     run: Runner
+    names: OnnxNames | None = None
 
 
 def run_eager(network: nn.Module) -> Runner:
@@ -83,8 +101,7 @@ def export(network: nn.Module, example: ForwardInputs, formats: Sequence[str], f
     if "pt2" in formats:
         exported.append(_write_pt2(program, folder / PT2_FILE))
     if "onnx" in formats:
-        names = list(run_eager(network)(example))
-        exported.append(_write_onnx(program, folder / ONNX_FILE, names, is_single=example.tensor is not None))
+        exported.append(_write_onnx(program, folder / ONNX_FILE, _names(network, example)))
     return exported
 
 
@@ -100,10 +117,25 @@ def _write_pt2(program: torch.export.ExportedProgram, path: Path) -> ExportedMod
     return ExportedModel("torch.export", path, run)
 
 
-def _write_onnx(
-    program: torch.export.ExportedProgram, path: Path, outputs: Sequence[str], *, is_single: bool
-) -> ExportedModel:
-    """outputs: names of the tensors that the network returns. is_single: whether it takes one tensor."""
+def _names(network: nn.Module, example: ForwardInputs) -> OnnxNames:
+    """`input` and `output` where there is one, or else the names of parameters, keys and places."""
+    named = zip_longest(inspect.signature(network.forward).parameters, example.args)
+    positional = list(named)[: len(example.args)]
+    given = {name or f"input_{at}": value for at, (name, value) in enumerate(positional)} | example.kwargs
+    places = [keystr(path) for path, leaf in tree_flatten_with_path(given)[0] if isinstance(leaf, Tensor)]
+    outputs = list(run_eager(network)(example))
+    return OnnxNames(
+        ("input",) if example.tensor is not None else tuple(map(_word, places)),
+        {leaf: "output" if len(outputs) == 1 else f"output_{_word(leaf)}" for leaf in outputs},
+    )
+
+
+def _word(place: str) -> str:
+    """A place in a pytree as a name: `['aux'][0]` is aux_0."""
+    return re.sub(r"\W+", "_", place).strip("_")
+
+
+def _write_onnx(program: torch.export.ExportedProgram, path: Path, names: OnnxNames) -> ExportedModel:
     import onnxruntime
 
     with warnings.catch_warnings():
@@ -116,18 +148,16 @@ def _write_onnx(
             dynamo=True,
             external_data=False,
             verbose=False,
-            input_names=["input"] if is_single else None,
-            output_names=["output"] if len(outputs) == 1 else None,
+            input_names=list(names.inputs),
+            output_names=list(names.outputs.values()),
         )
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [one.name for one in session.get_inputs()]
 
     def run(inputs: ForwardInputs) -> Outputs:
-        tensors = [leaf for leaf in tree_leaves((inputs.args, inputs.kwargs)) if isinstance(leaf, Tensor)]
-        feed = {name: tensor.cpu().numpy() for name, tensor in zip(names, tensors, strict=True)}
-        return dict(zip(outputs, map(np.atleast_1d, session.run(None, feed)), strict=True))
+        wanted = list(names.outputs.values())
+        return names.read(dict(zip(wanted, session.run(wanted, names.feed(inputs)), strict=True)))
 
-    return ExportedModel("onnxruntime", path, run)
+    return ExportedModel("onnxruntime", path, run, names)
 
 
 _CALL = re.compile(r'File "[^"]*?([^"/]+)", line (\d+), in \w+\n\s*(.+)')

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from syncnorm.trainer.contract.protocol import ExportRecord
+from syncnorm.trainer.contract.spec import ExportSpec
 from syncnorm.trainer.contract.text import storable
+from syncnorm.trainer.export.formats import ExportedModel
 from syncnorm.trainer.export.forward_inputs import ForwardInputs
 from syncnorm.trainer.export.mlflow_registry import ExportIdentity, Registry
 from syncnorm.trainer.export.outputs import Array, Outputs
@@ -51,54 +55,106 @@ class Publisher:
         if export.message:
             self._client.set_tag(self._run_id, MESSAGE_TAG, storable(export.message, _LONGEST_TAG))
 
-    def log_model(self, network: nn.Module, inputs: ForwardInputs, outputs: Outputs, identity: ExportIdentity) -> str:
-        """Log `network` as the model named `model` in pt2 form; its URI. inputs, outputs: examples."""
+    def log_model(self, form: ModelForm, identity: ExportIdentity) -> str:
+        """Log the model named `model`; its URI."""
         import mlflow
         from mlflow.models import Model, ModelSignature
-        from mlflow.types import Schema, TensorSpec
 
-        example, answer = _array(inputs), next(iter(outputs.values()))
-        signature = ModelSignature(
-            inputs=Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))]),
-            outputs=Schema([TensorSpec(answer.dtype, (-1, *answer.shape[1:]))]),
-        )
         # Without it the model would belong to MLflow's default experiment, where our account may have no access.
         mlflow.set_experiment(experiment_id=self._client.get_run(self._run_id).info.experiment_id)
         info = Model.log(
             artifact_path=None,
             name="model",
-            flavor=mlflow.pytorch,
             run_id=self._run_id,
-            pytorch_model=network,
-            serialization_format="pt2",
-            signature=signature,
+            signature=ModelSignature(inputs=_schema(form.example), outputs=_schema(form.answer)),
             tags=identity.tags,
-            input_example=example,
-            pip_requirements=[f"mlflow=={mlflow.__version__}", f"torch=={torch.__version__.split('+')[0]}", "numpy"],
+            input_example=form.example,
+            **form.flavor(),
         )
         return str(info.model_uri)
 
-    def load_model(self, uri: str) -> Callable[[ForwardInputs], Outputs]:
+    def load_model(self, uri: str, form: ModelForm) -> Callable[[ForwardInputs], Outputs]:
         """A function that runs the logged model as its users will."""
         import mlflow
 
         predict = mlflow.pyfunc.load_model(uri).predict
-        return lambda inputs: {"": np.atleast_1d(np.asarray(predict(_array(inputs))))}
+        return lambda inputs: form.read(predict(form.feed(inputs)))
 
     def delete_model(self, uri: str) -> None:
         self._client.delete_logged_model(uri.rsplit("/", 1)[-1])
 
 
-def problem_of_model(inputs: ForwardInputs, outputs: Outputs) -> str | None:
-    """Why there can be no MLflow model with these inputs and outputs, in a sentence; None: there can."""
+Example = Array | dict[str, Array]
+
+
+@dataclass(frozen=True)
+class ModelForm:
+    """How MLflow keeps and calls a model: with a tensor, or with a dict of tensors.
+
+    flavor: the arguments of its flavor. feed: what it is called with; read: the outputs in its answer.
+    """
+
+    flavor: Callable[[], dict[str, Any]]
+    example: Example
+    answer: Example
+    feed: Callable[[ForwardInputs], Example]
+    read: Callable[[Any], Outputs]
+
+
+def form_of(
+    network: nn.Module, inputs: ForwardInputs, outputs: Outputs, onnx: ExportedModel | None
+) -> ModelForm | None:
+    """pt2 for one tensor in and out, ONNX for several; None: there is no ONNX file, so MLflow has no form for it.
+
+    inputs, outputs: examples.
+    """
     if inputs.tensor is not None and list(outputs) == [""]:
+        return ModelForm(
+            lambda: _pytorch(network),
+            _array(inputs),
+            outputs[""],
+            _array,
+            lambda answer: {"": np.atleast_1d(np.asarray(answer))},
+        )
+    if onnx is None or onnx.names is None:
         return None
-    gives = f"the outputs {', '.join(outputs)}" if len(outputs) > 1 else "one output"
-    takes = "one tensor" if inputs.tensor is not None else "other arguments"
-    return (
-        f"An MLflow model takes one tensor and gives one, but this network takes {takes} and gives {gives}, so the run "
-        "has its weights and files and no model."
-    )
+    path, names = onnx.path, onnx.names
+    answer = {name: outputs[leaf] for leaf, name in names.outputs.items()}
+    return ModelForm(lambda: _onnx(path), names.feed(inputs), answer, names.feed, names.read)
+
+
+def no_form(spec: ExportSpec) -> str:
+    """Why there is no MLflow model, in a sentence."""
+    remedy = "" if "onnx" in spec.formats else " Add onnx to export.formats for a model that takes several tensors."
+    return f"This network does not take one tensor and give one, so the run has its files and no MLflow model.{remedy}"
+
+
+def _pytorch(network: nn.Module) -> dict[str, Any]:
+    import mlflow
+
+    needs = [f"mlflow=={mlflow.__version__}", f"torch=={torch.__version__.split('+')[0]}", "numpy"]
+    return {
+        "flavor": mlflow.pytorch,
+        "pytorch_model": network,
+        "serialization_format": "pt2",
+        "pip_requirements": needs,
+    }
+
+
+def _onnx(path: Path) -> dict[str, Any]:
+    import mlflow
+    import onnx
+    import onnxruntime
+
+    needs = [f"{module.__name__}=={module.__version__}" for module in (mlflow, onnx, onnxruntime)]
+    return {"flavor": mlflow.onnx, "onnx_model": onnx.load(path), "pip_requirements": [*needs, "numpy"]}
+
+
+def _schema(example: Example) -> Any:
+    from mlflow.types import Schema, TensorSpec
+
+    named = example.items() if isinstance(example, dict) else [(None, example)]
+    return Schema([TensorSpec(array.dtype, (-1, *array.shape[1:]), name) for name, array in named])
 
 
 def _array(inputs: ForwardInputs) -> Array:

@@ -5,19 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 from syncnorm import norm
 from syncnorm.trainer.contract.spec import ExportSpec
 from syncnorm.trainer.errors import NoExportError
 from syncnorm.trainer.export import certification
 from syncnorm.trainer.export.certificate import passed
-from syncnorm.trainer.export.certification import TrainedModel, export_and_compare, mismatch
+from syncnorm.trainer.export.certification import (
+    Place,
+    TrainedModel,
+    certify_and_publish,
+    export_and_compare,
+    mismatch,
+    publish_weights,
+)
 from syncnorm.trainer.export.forward_inputs import ForwardInputs
 from syncnorm.trainer.export.held_out import inputs_of_batches
-from syncnorm.trainer.export.mlflow_publisher import problem_of_model
+from syncnorm.trainer.export.mlflow_publisher import Publisher
+from tests.trainer.conftest import Mlflow
 
 # Exporters warn about their own internals.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -74,6 +84,14 @@ def test_dict_of_outputs_is_compared_in_every_runtime(tmp_path: Path) -> None:
     assert [check.samples for check in compared.checks] == [11] * 6  # with another number in the last batch
     assert passed(compared.checks), compared.checks
     assert {check.leaf for check in compared.checks} <= {"['out']", "['aux'][0]", "['aux'][1]"}
+
+
+def test_arguments_by_name_may_come_in_any_order(tmp_path: Path) -> None:
+    x, mask = inputs(4).args[0], inputs(4).kwargs["mask"]
+
+    compared = export_and_compare(trained(Heads(), [ForwardInputs((), {"mask": mask, "x": x})]), ExportSpec(), tmp_path)
+
+    assert passed(compared.checks), compared.checks
 
 
 def test_worst_output_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,13 +157,37 @@ def test_output_without_tensors_is_refused_in_a_sentence(tmp_path: Path) -> None
         export_and_compare(trained(Detects(), held_out), ExportSpec(), tmp_path)
 
 
-def test_mlflow_model_is_of_one_tensor_to_one_tensor() -> None:
-    one, many = ForwardInputs((torch.ones(2, 3),)), inputs(2)
-    single: Any = {"": torch.ones(2).numpy()}
+def test_mlflow_model_takes_and_gives_named_tensors(tmp_path: Path, mlflow_server: Mlflow) -> None:
+    model, place = trained(Heads(), [inputs(4), inputs(3, 1)]), Place(tmp_path)
+    publisher = Publisher(mlflow_server.uri, mlflow_server.new_run())
 
-    assert problem_of_model(one, single) is None
-    assert "takes other arguments and gives one output" in str(problem_of_model(many, single))
-    assert "gives the outputs a, b" in str(problem_of_model(one, {"a": single[""], "b": single[""]}))
+    record = certify_and_publish(model, ExportSpec(), place, publisher, publish_weights(model, place, publisher))
+
+    checks = record.certificate["checks"]
+    assert ("mlflow.pyfunc", True) in {(check["runtime"], check["passed"]) for check in checks}
+    loaded = mlflow.pyfunc.load_model(record.uri)
+    x = inputs(5).args[0]
+    answer = loaded.predict({"x": x.numpy(), "mask": torch.ones(5, 6).numpy()})
+    assert sorted(answer) == ["output_aux_0", "output_aux_1", "output_out"]
+    with torch.no_grad():
+        assert_close(torch.from_numpy(answer["output_out"]), model.network(x)["out"])  # fp32, folded
+    assert [(one.name, one.shape) for one in loaded.metadata.get_input_schema().inputs] == [
+        ("x", (-1, 6)),
+        ("mask", (-1, 6)),
+    ]
+
+
+def test_without_an_onnx_file_several_tensors_make_no_mlflow_model(tmp_path: Path, mlflow_server: Mlflow) -> None:
+    model, place = trained(Heads(), [inputs(4)]), Place(tmp_path)
+    publisher = Publisher(mlflow_server.uri, mlflow_server.new_run())
+    weights = publish_weights(model, place, publisher)
+
+    record = certify_and_publish(model, ExportSpec(formats=["pt2"]), place, publisher, weights)
+
+    assert (record.uri, record.certificate["passed"]) == (None, True)
+    assert "Add onnx to export.formats" in record.certificate["no_model"]
+    with pytest.raises(NoExportError, match="register_as can't be honoured"):
+        certify_and_publish(model, ExportSpec(formats=["pt2"], register_as="m"), place, publisher, weights)
 
 
 def test_example_input_array_says_what_is_held_out() -> None:
