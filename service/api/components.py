@@ -31,6 +31,8 @@ from syncnorm.trainer.contract.spec import JobSpec
 
 _REPORTS = 2
 """Messages with log lines that are stored concurrently: however many come, threads are left for other requests."""
+_STREAMS = 2
+"""Parts of streams that are read concurrently, for the same reason: any number may follow a job."""
 _LISTS = 2
 """Lists that are made concurrently; others wait. More threads would compete for the interpreter."""
 
@@ -82,6 +84,7 @@ class Components:
     background: tuple[Background, ...] = ()
     limits: ReportLimits = field(default_factory=ReportLimits)
     reports: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_REPORTS))
+    streams: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_STREAMS))
     lists: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_LISTS))
 
     @property

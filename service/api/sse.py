@@ -6,18 +6,20 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
+from anyio import CapacityLimiter, to_thread
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
-from starlette.concurrency import run_in_threadpool
 
 from syncnorm.service.api.change_notifier import ChangeNotifier
 from syncnorm.service.api.views import View
-from syncnorm.service.jobs.job import TERMINAL
 from syncnorm.service.store.tables.history import HistoryTable
 from syncnorm.service.store.tables.jobs import JobTable
 
 _QUIET_S = 15.0
 """After so long without a change the follower reads again, and a comment is sent if the format has one."""
+_REST_S = 0.25
+"""Least time between two reads of a follower: it gets all lines of that time at once, so that a job that prints without
+end costs each of its followers a few reads a second, not one for every message of every rank."""
 _PAGE = 500
 
 SSE, NDJSON, TEXT = "text/event-stream", "application/x-ndjson", "text/plain"
@@ -29,11 +31,22 @@ Read = Callable[[int, int], Sequence[Entry]]
 
 @dataclass(frozen=True)
 class Feed:
-    """What is needed to follow a job."""
+    """What is needed to follow a job. limiter: of the threads that read for followers."""
 
     jobs: JobTable
     history: HistoryTable
     notifier: ChangeNotifier
+    limiter: CapacityLimiter
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What comes next in a stream, as bytes. position: of its last item. is_full: there may be more already."""
+
+    content: bytes
+    position: int
+    is_full: bool
+    is_last: bool
 
 
 @dataclass(frozen=True)
@@ -66,21 +79,31 @@ def stream(feed: Feed, job_id: str, read: Read, after: int, form: StreamFormat) 
 
 
 async def _entries(feed: Feed, job_id: str, read: Read, after: int, form: StreamFormat) -> AsyncIterator[bytes]:
+    loop = asyncio.get_running_loop()
     with feed.notifier.following(job_id) as changed:
         while not feed.notifier.is_closed:
             changed.clear()
-            # Read the state first: everything written before it became final is then in the page.
-            job = await run_in_threadpool(feed.jobs.get, job_id)
-            page = await run_in_threadpool(read, after, _PAGE)
-            for position, view in page:
-                yield form.write(position, view)
-                after = position
-            if len(page) == _PAGE:
-                continue
-            if job is None or job.state in TERMINAL:
+            rested = loop.time() + _REST_S
+            part = await to_thread.run_sync(_next_part, feed, job_id, read, after, form, limiter=feed.limiter)
+            after = part.position
+            if part.content:
+                yield part.content
+            if part.is_last:
                 yield form.end(after)
                 return
+            if part.is_full:
+                continue
             try:
                 await asyncio.wait_for(changed.wait(), _QUIET_S)
             except TimeoutError:
                 yield form.comment
+            await asyncio.sleep(rested - loop.time())
+
+
+def _next_part(feed: Feed, job_id: str, read: Read, after: int, form: StreamFormat) -> _Part:
+    # Read the state first: everything written before it became final is then in the page.
+    is_over = feed.jobs.is_over(job_id)
+    page = read(after, _PAGE)
+    is_full = len(page) == _PAGE
+    content = b"".join(form.write(position, view) for position, view in page)
+    return _Part(content, page[-1][0] if page else after, is_full, is_over and not is_full)

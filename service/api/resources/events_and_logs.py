@@ -18,7 +18,7 @@ from syncnorm.service.api.views import EventPage, EventView, LinePage, LineView,
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], route_class=Route)
 JobFeed = Annotated[
     Feed,
-    Depends(provide(lambda parts: Feed(parts.store.jobs, parts.store.history, parts.notifier))),
+    Depends(provide(lambda parts: Feed(parts.store.jobs, parts.store.history, parts.notifier, parts.streams))),
 ]
 Limit = Annotated[
     int, Query(ge=1, le=1000, description="Most items in a page. Without effect on a stream. Default: 200.")

@@ -167,6 +167,12 @@ class JobTable:
             row = c.execute(JOBS.where(t.jobs.c.id == job_id)).one_or_none()
         return None if row is None else job_of(row)
 
+    def is_over(self, job_id: str) -> bool:
+        """Whether the job has ended, or is not there. Costs less than `get`."""
+        with self._db.read() as c:
+            state = c.execute(sa.select(t.jobs.c.state).where(t.jobs.c.id == job_id)).scalar()
+        return state is None or state in TERMINAL
+
     def find(self, query: JobQuery) -> list[ListedJob]:
         with self._db.read() as c:
             return [self._listed(c, row) for row in c.execute(select_jobs(query)).all()]

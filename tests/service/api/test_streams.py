@@ -15,6 +15,8 @@ import pytest
 
 from syncnorm.service.client.client import Client
 from syncnorm.service.jobs.job import JobState, NewEvent
+from syncnorm.service.store.tables.history import HistoryTable
+from syncnorm.service.store.values import StoredEvent
 from syncnorm.trainer.contract.protocol import LogLine
 from tests.helpers.service.api import SPEC, api, on_a_socket
 from tests.helpers.service.world import World
@@ -139,6 +141,32 @@ def test_follower_hears_of_a_change_at_once(served: tuple[int, World]) -> None:
 
     assert client_two.status_code == 202
     assert took_s < 0.9  # the look at news alone would take up to 1 s
+
+
+def test_job_that_never_rests_is_read_a_few_times_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often its ranks report: each report wakes every follower."""
+    reads: list[int] = []
+    whole = HistoryTable.events
+
+    def counted(table: HistoryTable, job_id: str, after: int = 0, limit: int = 200) -> list[StoredEvent]:
+        reads.append(after)
+        return whole(table, job_id, after, limit)
+
+    monkeypatch.setattr(HistoryTable, "events", counted)
+    with api(tmp_path) as (here, world), on_a_socket(here.app) as port:
+        job_id = here.post("/v1/jobs", json=SPEC).json()["id"]
+        with httpx.stream("GET", f"http://127.0.0.1:{port}/v1/jobs/{job_id}/events?follow=true") as answer:
+            lines = answer.iter_lines()
+            began = time.monotonic()
+            while time.monotonic() - began < 1:
+                here.app.state.context.notifier.changed(job_id)  # type: ignore[attr-defined]
+                time.sleep(0.002)
+            world.store.history.add_event(job_id, NewEvent("note", "the last one"))
+            while "the last one" not in next(lines):
+                pass
+            took_s = time.monotonic() - began
+
+    assert len(reads) <= 2 + took_s / 0.25
 
 
 def job_with_lines(port: int, world: World) -> str:
