@@ -43,10 +43,9 @@ def _what(job: Job) -> str:
         return f"**{job.name}** has a spec that this version of the service can't read."
     model, data = spec.model.name or spec.model.class_path, spec.data.name or spec.data.class_path
     why = f" ({_why(spec)})" if spec.norm.kind == "auto" else ""
-    return (
-        f"**{job.name}** trains `{model}` on `{data}` with `{job.norm}` normalization{why}, "
-        f"{counted(job.workers, 'worker')} of {counted(spec.data.batch_size, 'sample')} each."
-    )
+    samples = f" of {counted(spec.data.batch_size, 'sample')} each" if spec.data.batch_size else ""
+    workers = counted(job.workers, "worker")
+    return f"**{job.name}** trains `{model}` on `{data}` with `{job.norm}` normalization{why}, {workers}{samples}."
 
 
 def _why(spec: JobSpec) -> str:

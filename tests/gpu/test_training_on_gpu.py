@@ -19,7 +19,7 @@ from syncnorm.trainer.ranks.rank_context import RankContext
 from syncnorm.trainer.ranks.replica_check import check_agreement
 from syncnorm.trainer.training import checkpoints
 from syncnorm.trainer.training.evaluation import evaluate
-from syncnorm.trainer.worker.fit import Loaders
+from syncnorm.trainer.worker.module_and_data import Loaders
 from tests.helpers.trainer.ranks import PoolEnvironment, RecordingReporter, TrainedModel, train
 
 pytestmark = pytest.mark.usefixtures("nccl")

@@ -15,6 +15,7 @@ from syncnorm.trainer.export.certification import TrainedModel, export_and_compa
 from syncnorm.trainer.export.forward_inputs import ForwardInputs
 from syncnorm.trainer.export.statistics.population import population_statistics
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
+from syncnorm.trainer.training.task_module import network_of
 from syncnorm.trainer.worker.fit import fit
 from tests.helpers.norm.pool import Pool
 from tests.helpers.trainer.ranks import RecordingReporter, build, launch_of, rank_context
@@ -45,18 +46,20 @@ def document(name: str, kind: str, formats: list[str]) -> dict[str, Any]:
 
 def train_and_certify(rank: int, world_size: int, root: str, job: dict[str, Any]) -> list[dict[str, Any]]:
     """Two steps, population statistics, and on rank 0 the comparison of every runtime."""
-    built = build(rank, world_size, launch_of(job))
+    launch = launch_of(job)
+    built = build(rank, world_size, launch)
     folders, reporter = AttemptFolders(Path(root)), RecordingReporter()
-    fit(built.module, built.loaders, built.launch, folders, reporter, rank_context(rank, world_size), built.steps)  # type: ignore[arg-type]
-    network = built.module.network
-    population_statistics(network, built.loaders.train, "pooled", torch.device("cpu"))
+    fit(built, launch, folders, reporter, rank_context(rank, world_size))  # type: ignore[arg-type]
+    assert built.task_data is not None
+    network, data = network_of(built.module), built.task_data.data
+    population_statistics(network, built.task_data.loaders.train, "pooled", torch.device("cpu"))
     if rank:
         return []
-    held_out = [ForwardInputs((torch.stack([built.data.val[index][0] for index in range(8)]),))]
+    held_out = [ForwardInputs((torch.stack([data.val[index][0] for index in range(8)]),))]
     trained = TrainedModel("j", network.eval(), held_out, {}, {}, seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters warn about their own internals
-        return [asdict(check) for check in export_and_compare(trained, built.launch.spec.export, folders.export).checks]
+        return [asdict(check) for check in export_and_compare(trained, launch.spec.export, folders.export).checks]
 
 
 def assert_certified_or_refused(ranks: Pool, folder: Path, name: str, kind: str, formats: list[str]) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
 
+from syncnorm.trainer.callbacks.epoch_metrics import EpochMetrics
 from syncnorm.trainer.callbacks.max_steps import ends_epoch
 from syncnorm.trainer.contract.spec import Every, KeepBest
 from syncnorm.trainer.ranks.exchange import gather
@@ -21,7 +20,9 @@ from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.storage.sync import Mirror
 from syncnorm.trainer.training import checkpoints
 from syncnorm.trainer.training.background import BackgroundTasks
-from syncnorm.trainer.training.module import TrainingModule
+from syncnorm.trainer.training.late_hooks import LateCallback
+from syncnorm.trainer.training.rank_state import adopt, rank_state, restore
+from syncnorm.trainer.training.task_module import network_of
 
 RANKS = "ranks"
 
@@ -31,22 +32,31 @@ def between_steps(trainer: Trainer) -> bool:
     return not trainer.fit_loop._should_accumulate()
 
 
-class CheckpointWriter(Callback):
+class CheckpointWriter(LateCallback):
     """Saves every `every`, keeps the newest `keep` and the best, and reports each complete checkpoint to the service.
 
     A checkpoint is copied to the storage alongside the following steps, one at a time.
     """
 
     def __init__(
-        self, folders: AttemptFolders, *, every: Every, keep: int, reporter: Reporter, keep_best: KeepBest | None = None
+        self,
+        folders: AttemptFolders,
+        *,
+        every: Every,
+        keep: int,
+        reporter: Reporter,
+        metrics: EpochMetrics,
+        keep_best: KeepBest | None = None,
     ) -> None:
         self._folders = folders
         self._every = every
         self._keep = keep
         self._reporter = reporter
         self._keep_best = keep_best
+        self._metrics = metrics
         self._best: tuple[float, int] | None = None
         self._saved_at = -1
+        self._before = self._step = 0
         self.publication = BackgroundTasks(is_threaded=folders.mirror.longest_s > 0)
         """The copy of the last checkpoint, which counts once it is over."""
         self.newest: str | None = None
@@ -61,8 +71,7 @@ class CheckpointWriter(Callback):
         if trainer.global_step == self._saved_at:
             return
         self.publication.finish()
-        assert isinstance(trainer.lightning_module, TrainingModule)
-        check_agreement(trainer.lightning_module.network)
+        check_agreement(network_of(trainer.lightning_module))
         path = self._folders.checkpoints / f"step-{trainer.global_step:010d}"
         trainer.save_checkpoint(path)
         self._saved_at = trainer.global_step
@@ -101,29 +110,27 @@ class CheckpointWriter(Callback):
             kept=kept,
         )
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if between_steps(trainer) and not ends_epoch(trainer) and self._is_due_at(trainer.global_step):
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
+
+    def after_train_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._before, self._step = self._step, trainer.global_step
+        if between_steps(trainer) and not ends_epoch(trainer) and self._is_due(trainer):
             self.save(trainer)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def after_train_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Also saves at a step that ends an epoch: saved any earlier, its validation and metrics would be lost."""
         epochs = self._every.epochs
-        if (epochs and (trainer.current_epoch + 1) % epochs == 0) or self._is_due_at(trainer.global_step):
-            self._judge(trainer, pl_module)
+        if (epochs and (trainer.current_epoch + 1) % epochs == 0) or self._is_due(trainer):
+            self._judge(trainer)
             self.save(trainer)
 
-    def _judge(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _judge(self, trainer: Trainer) -> None:
         """Note whether the checkpoint to be saved is the best so far. Scores are the same on every rank."""
         if self._keep_best is None:
             return
-        assert isinstance(pl_module, TrainingModule)
-        scores, monitor = {**pl_module.train_metrics, **pl_module.val_metrics}, self._keep_best.monitor
-        if monitor not in scores:
-            known = ", ".join(sorted(scores))
-            raise ValueError(f"train.keep_best.monitor must be one of {known}; got {monitor!r}. Change the monitor.")
-        sign, score = 1.0 if self._keep_best.mode == "min" else -1.0, scores[monitor]
+        score = self._metrics.require("train.keep_best.monitor", self._keep_best.monitor)
+        sign = 1.0 if self._keep_best.mode == "min" else -1.0
         is_first = (self._best is None or math.isnan(self._best[0])) and not math.isnan(score)
         if is_first or (self._best is not None and sign * score < sign * self._best[0]):
             self._best = (score, trainer.global_step)
@@ -139,37 +146,46 @@ class CheckpointWriter(Callback):
         """Save at the end, so that an attempt that dies while it finalizes leaves nothing to train again."""
         self.save_and_wait(trainer)
 
-    def _is_due_at(self, step: int) -> bool:
-        return bool(self._every.steps) and step > 0 and step % (self._every.steps or 1) == 0
+    def _is_due(self, trainer: Trainer) -> bool:
+        """Whether the last batch came to a multiple of `every.steps`, which several optimizers may pass over."""
+        every = self._every.steps
+        return every is not None and trainer.global_step // every > self._before // every
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Gather the random state and the own statistics of every rank; rank 0 writes them all."""
-        assert isinstance(pl_module, TrainingModule)
-        checkpoint[RANKS] = gather({"random": random_state(), "own": pl_module.own_state()})
+        checkpoint[RANKS] = gather(rank_state(trainer, pl_module) | {"epoch": self._metrics.rank_state()})
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        assert isinstance(pl_module, TrainingModule)
         ranks = checkpoint[RANKS]
         if len(ranks) == trainer.world_size:
-            restore_random_state(ranks[trainer.global_rank]["random"])
-            pl_module.restore_own_state(ranks[trainer.global_rank]["own"])
+            restore(ranks[trainer.global_rank], trainer, pl_module)
+            self._metrics.restore_rank_state(ranks[trainer.global_rank]["epoch"])
         else:
             # Another number of ranks wrote it: dropout draws anew, and all ranks take rank 0's own statistics.
-            pl_module.adopt_counted([rank["own"] for rank in ranks])
+            adopt(ranks, pl_module)
+            self._metrics.adopt_rank_states([rank["epoch"] for rank in ranks], trainer.global_rank)
         self._saved_at = checkpoint["global_step"]
 
 
 class VerifiedCheckpointIO(CheckpointIO):
-    """Lightning's checkpoints in our form: atomic, with digests, loaded without executing anything."""
+    """Lightning's checkpoints in our form: atomic, with digests, loaded without executing anything.
 
-    def __init__(self, *, world_size: int, fence: str, mirror: Mirror) -> None:
+    Those that a callback of the user writes elsewhere are plain files, as Lightning makes them.
+    """
+
+    def __init__(self, folder: Path, *, world_size: int, fence: str, mirror: Mirror) -> None:
+        self._folder = folder
         self._world_size = world_size
         self._fence = fence
         self._mirror = mirror
+        self._plain = TorchCheckpointIO()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        if Path(path).parent != self._folder:
+            self._plain.save_checkpoint(checkpoint, path, storage_options)
+            return
         checkpoints.write(
-            Path(path).parent,
+            self._folder,
             checkpoint,
             step=checkpoint["global_step"],
             epoch=checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"],
@@ -180,28 +196,9 @@ class VerifiedCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
+        if Path(path).is_file():
+            return self._plain.load_checkpoint(path, map_location, weights_only)
         return checkpoints.load(Path(path), self._mirror)
 
     def remove_checkpoint(self, path: Any) -> None:
-        raise AssertionError("checkpoints.retain decides what is kept")
-
-
-def random_state() -> dict[str, Any]:
-    """The state of every random generator that training may draw from, in plain values and tensors."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (str(name), torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        self._plain.remove_checkpoint(path)  # checkpoints.retain decides what is kept of ours

@@ -5,32 +5,28 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
+from syncnorm.trainer.callbacks.epoch_metrics import EpochMetrics
 from syncnorm.trainer.contract.spec import EarlyStopping
-from syncnorm.trainer.training.module import TrainingModule
+from syncnorm.trainer.training.late_hooks import LateCallback
 
 
-class StopEarly(Callback):
+class StopEarly(LateCallback):
     """Stops at the end of an epoch if `monitor` has had no new best for `patience` validations.
 
     The score is the same on every rank, so all of them stop together. Best and count are in the checkpoint.
     """
 
-    def __init__(self, spec: EarlyStopping) -> None:
+    def __init__(self, spec: EarlyStopping, metrics: EpochMetrics) -> None:
         self._spec = spec
+        self._metrics = metrics
         self._best: float | None = None
         self._without_better = 0
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, TrainingModule)
-        scores = {**pl_module.train_metrics, **pl_module.val_metrics}
-        if self._spec.monitor not in scores:
-            known = ", ".join(sorted(scores))
-            raise ValueError(
-                f"train.early_stopping.monitor must be one of {known}; got {self._spec.monitor!r}. Change the monitor."
-            )
-        self._without_better = 0 if self._is_better(scores[self._spec.monitor]) else self._without_better + 1
+    def after_train_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        score = self._metrics.require("train.early_stopping.monitor", self._spec.monitor)
+        self._without_better = 0 if self._is_better(score) else self._without_better + 1
         self._stop_if_due(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,6 +11,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 def ends_epoch(trainer: Trainer) -> bool:
     """Whether this batch is the last of its epoch, because the data or the job ends with it."""
     return trainer.is_last_batch or trainer.should_stop
+
+
+def planned_steps(trainer: Trainer) -> int | None:
+    """Optimizer steps of the whole job; None where its loader or its module does not tell."""
+    batches, epochs = trainer.num_training_batches, trainer.max_epochs
+    if epochs is None or epochs < 0 or math.isinf(batches) or not trainer.lightning_module.automatic_optimization:
+        return None
+    return math.ceil(batches / trainer.accumulate_grad_batches) * epochs
 
 
 class EndAtStep(Callback):

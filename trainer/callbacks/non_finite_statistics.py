@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from syncnorm.trainer.callbacks.statistics_alerts import StatisticsAlarm
-from syncnorm.trainer.training.module import TrainingModule
+from syncnorm.trainer.training.task_module import network_of
 
 
 class StatisticsShield(Callback):
@@ -28,10 +28,9 @@ class StatisticsShield(Callback):
         self._before: list[Tensor] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, TrainingModule)
         named = {
             path: layer
-            for path, layer in pl_module.network.named_modules()
+            for path, layer in network_of(pl_module).named_modules()
             if isinstance(getattr(layer, "running_mean", None), Tensor)
         }
         layers = list(named.values())

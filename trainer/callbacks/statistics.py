@@ -15,7 +15,7 @@ from syncnorm.trainer.callbacks.statistics_alerts import StatisticsAlarm
 from syncnorm.trainer.contract.spec import Every
 from syncnorm.trainer.reporting.metric_spool import Spool, layer_metric
 from syncnorm.trainer.storage.atomic_files import write_atomic
-from syncnorm.trainer.training.module import TrainingModule
+from syncnorm.trainer.training.task_module import network_of
 
 
 class StatisticsRecorder(Callback):
@@ -34,14 +34,13 @@ class StatisticsRecorder(Callback):
         self._recorded_at = -1
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if trainer.is_global_zero and self._ends_a_period(trainer, batch_idx):
-            assert isinstance(pl_module, TrainingModule)
-            self._observing.enter_context(observe(pl_module.network))
+        if trainer.is_global_zero and self._ends_a_period(trainer):
+            self._observing.enter_context(observe(network_of(pl_module)))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.is_global_zero and self._ends_a_period(trainer, batch_idx, done=True):
+        if trainer.is_global_zero and self._ends_a_period(trainer, done=True):
             self._observing.close()
             self._record(trainer, pl_module)
 
@@ -54,26 +53,25 @@ class StatisticsRecorder(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._alarm.load_state_dict(state_dict)
 
-    def _ends_a_period(self, trainer: Trainer, batch_idx: int, *, done: bool = False) -> bool:
+    def _ends_a_period(self, trainer: Trainer, *, done: bool = False) -> bool:
         """Whether this batch is the last before a record. done: its step is counted in global_step already."""
         if self._every.epochs:
-            last = batch_idx + 1 == trainer.num_training_batches
-            return last and (trainer.current_epoch + 1) % self._every.epochs == 0
+            return trainer.is_last_batch and (trainer.current_epoch + 1) % self._every.epochs == 0
         assert self._every.steps
         if trainer.fit_loop._should_accumulate():
             return False
         return (trainer.global_step + (0 if done else 1)) % self._every.steps == 0
 
     def _record(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, TrainingModule)
         step = trainer.global_step
         if step == self._recorded_at:
             return
         self._recorded_at = step
-        layers = snapshot(pl_module.network)
+        network = network_of(pl_module)
+        layers = snapshot(network)
         if layers:
             self._spool.append(_metrics(layers), step)
-            self._alarm.check(layers, lambda path: getattr(pl_module.network.get_submodule(path), "eps", 1e-5), step)
+            self._alarm.check(layers, lambda path: getattr(network.get_submodule(path), "eps", 1e-5), step)
             tensors = {
                 f"{path}.{name}": getattr(layer, name).contiguous()
                 for path, layer in layers.items()

@@ -49,7 +49,7 @@ def choose_norm(spec: JobSpec) -> NormChoice:
         return NormChoice(kind=spec.norm.kind, why="named in the spec")
     if spec.model.name == "lstm":
         return _for_sequences()
-    per_worker, group = spec.data.batch_size, norm_group_size(spec)
+    per_worker, group = _samples_per_worker(spec), norm_group_size(spec)
     evidence = _numbers(spec)
     if per_worker >= STEADY_SAMPLES:
         why = f"{counted(per_worker, 'sample')} per worker are enough for stable batch statistics"
@@ -119,7 +119,7 @@ def _with_few_samples(group: int) -> Alternative:
 
 
 def _numbers(spec: JobSpec) -> list[str]:
-    samples, group = spec.data.batch_size, norm_group_size(spec)
+    samples, group = _samples_per_worker(spec), norm_group_size(spec)
     shared = f", {samples * group} on the {group} that share them" if group > 1 else ""
     found = [f"samples per statistic: {samples} on one worker{shared}"]
     positions = smallest_map(spec)
@@ -129,6 +129,11 @@ def _numbers(spec: JobSpec) -> list[str]:
     if spec.train.accumulate > 1:
         found.append(f"each of the {spec.train.accumulate} micro-batches of a step is normalized by itself")
     return found
+
+
+def _samples_per_worker(spec: JobSpec) -> int:
+    assert spec.data.batch_size is not None  # JobSpec wants it for `auto`
+    return spec.data.batch_size
 
 
 def _small_batches() -> str:

@@ -33,14 +33,34 @@ class _Record(BaseModel):
 
 
 class Batch(_Record):
-    """Samples per step."""
+    """Samples per step; null where only your loader knows them, and the plan was made without it."""
 
-    per_worker: int
+    per_worker: int | None
     """Samples of one worker."""
-    norm_group: int
+    norm_group: int | None
     """Samples of the workers that share statistics."""
-    global_: Annotated[int, Field(serialization_alias="global")]
+    global_: Annotated[int | None, Field(serialization_alias="global")]
     """Samples of all workers."""
+
+
+class Guarantee(_Record):
+    """Whether something holds for this job, and why."""
+
+    holds: Literal["yes", "partly", "no"]
+    """Whether it does."""
+    why: str
+    """The reason, in a sentence."""
+
+
+class Guarantees(_Record):
+    """What holds for this job."""
+
+    equals_one_device: Guarantee
+    """Whether a step of all workers is the step that one device would take with the whole batch."""
+    resumes_exactly: Guarantee
+    """Whether a job that was interrupted ends with the same weights, bit for bit, as one that was not."""
+    exported: Guarantee
+    """Whether the trained model is exported and compared with the network that was trained."""
 
 
 class Inspection(_Record):
@@ -48,6 +68,10 @@ class Inspection(_Record):
 
     conversion: list[dict[str, str]]
     findings: list[Finding]
+    batch_size: int | None = None
+    """Samples per worker of the user's own loader, where the spec leaves them to it."""
+    guarantees: Guarantees | None = None
+    """None where the network could not be built."""
 
 
 class Plan(_Record):
@@ -70,6 +94,8 @@ class Plan(_Record):
     """What you should know before you submit."""
     norm: NormChoice
     """Which normalization the job gets, and why."""
+    guarantees: Guarantees | None = None
+    """What holds for this job, and why; null unless `inspected`."""
     inspected: bool
     """Whether the model was built and audited, so that `conversion` and the findings that need torch are there. A dry
     run does so where the service's host has torch; every attempt does when it starts."""
@@ -88,7 +114,7 @@ def plan(spec: JobSpec, nodes: Sequence[NodeCapacity] | None, inspection: Inspec
     return Plan(
         spec=spec,
         world_size=res.workers,
-        batch=batch_sizes(spec, choice.kind),
+        batch=batch_sizes(spec, choice.kind, inspection.batch_size if inspection else None),
         resources={
             "workers": res.workers,
             "cpus": float(res.workers * res.cpus_per_worker),
@@ -98,6 +124,7 @@ def plan(spec: JobSpec, nodes: Sequence[NodeCapacity] | None, inspection: Inspec
         conversion=inspection.conversion if inspection else None,
         findings=_together(findings(spec, choice.kind, nodes), inspection.findings if inspection else []),
         norm=choice,
+        guarantees=inspection.guarantees if inspection else None,
         inspected=inspection is not None,
     )
 
@@ -117,8 +144,11 @@ _AUDITED = {
 """Codes of findings on a spec, and the audit's codes for the same."""
 
 
-def batch_sizes(spec: JobSpec, kind: str) -> Batch:
-    per_worker, workers = spec.data.batch_size, spec.resources.workers
+def batch_sizes(spec: JobSpec, kind: str, of_loader: int | None = None) -> Batch:
+    """of_loader: samples per worker of the user's own loader."""
+    per_worker, workers = spec.data.batch_size or of_loader, spec.resources.workers
+    if per_worker is None:
+        return Batch(per_worker=None, norm_group=None, global_=None)
     return Batch(
         per_worker=per_worker,
         norm_group=per_worker * statistics_group(spec, kind),

@@ -61,19 +61,23 @@ class DataSpec(Part):
     class_path: ClassPath | None = None
     """Import path of your LightningDataModule, or of a function that returns one. Default: none. Give exactly one of
     name and class_path."""
-    batch_size: Annotated[int, Field(ge=1, le=1_000_000)]
-    """Samples per worker and batch. No default, because learning rate and batch statistics depend on it. The global
-    batch is batch_size * resources.workers, also while an elastic job runs on fewer workers."""
-    last_batch: Literal["weight", "drop"] = "weight"
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Samples per worker and batch. Built-in data needs it, because learning rate and batch statistics depend on it.
+    Default: null, the batch size of your LightningDataModule's own loader. The global batch is batch_size *
+    resources.workers, also while an elastic job runs on fewer workers."""
+    last_batch: Literal["weight", "pad", "drop"] | None = None
     """What happens to a smaller last batch of an epoch. `weight` spreads it over the workers and weights their losses
-    by their samples, which is exactly the large-batch gradient. `drop` leaves it out. Default: weight, so that no
-    sample is lost."""
+    by their samples, which is exactly the large-batch gradient. `pad` repeats samples until all workers have as many,
+    as Lightning does. `drop` leaves it out. Default: null, which is pad for a LightningModule of yours and weight for
+    everything else."""
     init_args: dict[str, Any] = {}
     """Arguments of the data set, such as `root` or `size`. Default: none, so that the data set's own defaults hold."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSpec:
         _require_one(self.name, self.class_path, "data")
+        if self.name is not None and self.batch_size is None:
+            raise ValueError("data.batch_size must be given for built-in data: the samples per worker and batch")
         return self
 
 
@@ -116,8 +120,12 @@ class NormSpec(Part):
 
 
 class OptimizerSpec(Part):
-    """The optimizer, with torch's meaning of every field. Without effect if your LightningModule defines
-    configure_optimizers."""
+    """The optimizer, with torch's meaning of every field. If your LightningModule defines configure_optimizers, leave
+    it out, or say with `override: true` that this one is used instead."""
+
+    override: bool = False
+    """Whether optimizer and schedule of the spec replace those of your LightningModule's configure_optimizers.
+    Default: false, so that giving both is an error."""
 
     name: Literal["sgd", "adagrad", "rmsprop", "adam", "adamw", "lbfgs"] = "sgd"
     """Which optimizer of torch. Default: sgd."""
@@ -184,6 +192,15 @@ class Every(Part):
         return self
 
 
+class DdpSpec(Part):
+    """Settings of DistributedDataParallel, for networks that don't use all of their parameters in every step."""
+
+    find_unused_parameters: bool | None = None
+    """Whether each step looks for parameters that got no gradient, which costs time. Default: null, where the first
+    step decides: it goes on only if there are any, or if your module steps its optimizers itself. Set it to true for
+    parameters that are used in some steps only, as the heads of several tasks are."""
+
+
 class EarlyStopping(Part):
     """Stop training when `monitor` has not improved by `min_delta` for `patience` validations."""
 
@@ -236,6 +253,8 @@ class TrainSpec(Part):
     an older one if the newest does not verify."""
     keep_best: KeepBest | None = None
     """Which further checkpoint to keep, judged at the ends of epochs that write one. Default: null, only the newest."""
+    ddp: DdpSpec = DdpSpec()
+    """Settings of DistributedDataParallel. The defaults suit networks that use all of their parameters."""
     compile: bool = False
     """Whether the network runs through torch.compile, from the first step of each attempt. Default: false, because
     short jobs lose more to compiling than they gain."""
@@ -378,10 +397,10 @@ class JobSpec(Part):
     norm: NormSpec = NormSpec()
     """Which normalization the network gets. Default: sync_batch over all workers. Applied when an attempt builds the
     network."""
-    optimizer: OptimizerSpec = OptimizerSpec()
-    """The optimizer. Default: sgd with lr 0.1."""
-    schedule: ScheduleSpec = ScheduleSpec()
-    """How the learning rate changes. Default: constant."""
+    optimizer: OptimizerSpec | None = None
+    """The optimizer. Default: that of your LightningModule's configure_optimizers, else sgd with lr 0.1."""
+    schedule: ScheduleSpec | None = None
+    """How the learning rate changes. Default: as your LightningModule's configure_optimizers says, else constant."""
     train: TrainSpec = TrainSpec(epochs=10)
     """How long the job trains and how often it saves. Default: 10 epochs in fp32, with a checkpoint after each."""
     resources: ResourcesSpec = ResourcesSpec()
@@ -401,6 +420,21 @@ class JobSpec(Part):
     env: Annotated[dict[EnvName, EnvValue | SecretRef], Field(max_length=64)] = {}
     """Environment variables of the workers: a text, or `{secret: NAME}` for a secret of yours. Names that begin with
     RAY_ or SYNCNORM_ are refused. Default: none. Set before your code is imported."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _optimizer_of_named_models(cls, value: Any) -> Any:
+        """Only a class of the user can bring an optimizer of its own."""
+        model = value.get("model") if isinstance(value, dict) else None
+        if not isinstance(model, dict) or model.get("class_path") is not None:
+            return value
+        return value | {name: {} for name in ("optimizer", "schedule") if value.get(name) is None}
+
+    @model_validator(mode="after")
+    def _batch_size_to_choose_by(self) -> JobSpec:
+        if self.norm.kind == "auto" and self.data.batch_size is None:
+            raise ValueError("norm.kind: auto picks by the batch size; give data.batch_size, or name a kind")
+        return self
 
     @field_validator("diagnostics")
     @classmethod

@@ -52,11 +52,11 @@ def _about_single_values(spec: JobSpec, kind: str) -> Iterator[Finding]:
     Only if the spec tells how many samples there are and how small the maps get; an attempt checks the others before it
     trains.
     """
-    positions = smallest_map(spec)
-    if not KINDS[kind].batch_statistics or positions != 1 or spec.norm.overrides:
+    per_worker = spec.data.batch_size
+    if per_worker is None or not KINDS[kind].batch_statistics or smallest_map(spec) != 1 or spec.norm.overrides:
         return
     workers, group = spec.resources.workers, statistics_group(spec, kind)
-    if spec.data.batch_size * group == 1:
+    if per_worker * group == 1:
         yield Finding(
             code="one_value_per_channel",
             path="data.batch_size",
@@ -65,7 +65,7 @@ def _about_single_values(spec: JobSpec, kind: str) -> Iterator[Finding]:
             severity="error",
         )
     samples = train_samples(spec)
-    full = spec.data.batch_size * workers
+    full = per_worker * workers
     if samples is None or spec.data.last_batch == "drop" or not reaches_last_batch(spec.train, -(-samples // full)):
         return
     rest = samples % full
@@ -102,7 +102,7 @@ def world_sizes(spec: JobSpec) -> range:
 
 def _about_statistics(spec: JobSpec, kind: str) -> Iterator[Finding]:
     """Findings about the samples that batch statistics are taken from."""
-    traits, workers = KINDS[kind], spec.resources.workers
+    traits, workers, per_worker = KINDS[kind], spec.resources.workers, spec.data.batch_size
     if traits.synchronizes and workers == 1:
         yield Finding(
             code="sync_on_one_worker",
@@ -111,11 +111,11 @@ def _about_statistics(spec: JobSpec, kind: str) -> Iterator[Finding]:
             fix="Use batch.",
             severity="info",
         )
-    if traits.batch_statistics and not traits.synchronizes and spec.data.batch_size < 8 and workers > 1:
+    if traits.batch_statistics and not traits.synchronizes and per_worker and per_worker < 8 and workers > 1:
         yield Finding(
             code="few_samples_per_statistic",
             path="data.batch_size",
-            message=f"{kind} takes its statistics from {counted(spec.data.batch_size, 'sample')} a worker.",
+            message=f"{kind} takes its statistics from {counted(per_worker, 'sample')} a worker.",
             fix="Use sync_batch, group or a larger batch.",
             severity="warning",
         )
@@ -134,7 +134,7 @@ def _about_statistics(spec: JobSpec, kind: str) -> Iterator[Finding]:
             code="elastic_statistics",
             path="resources.min_workers",
             message=f"With fewer workers {kind} takes its statistics from more samples: the global batch stays "
-            f"{spec.data.batch_size * workers}.",
+            + (f"{per_worker * workers}." if per_worker else "as large."),
             fix="Use sync_batch over the world, or a kind without batch statistics.",
             severity="warning",
         )
@@ -152,7 +152,7 @@ def _about_fields(spec: JobSpec) -> Iterator[Finding]:
             severity="error",
         )
     other = spec.data.init_args.get("batch_size") if spec.data.class_path is not None else None
-    if other not in (None, spec.data.batch_size):
+    if spec.data.batch_size is not None and other not in (None, spec.data.batch_size):
         yield Finding(
             code="batch_size_twice",
             path="data.init_args.batch_size",
@@ -161,7 +161,7 @@ def _about_fields(spec: JobSpec) -> Iterator[Finding]:
             fix="Set both to the same number, or leave the one in init_args out.",
             severity="warning",
         )
-    if spec.optimizer.weight_decay and spec.optimizer.decay_norm:
+    if spec.optimizer and spec.optimizer.weight_decay and spec.optimizer.decay_norm:
         yield Finding(
             code="norm_under_weight_decay",
             path="optimizer.decay_norm",

@@ -24,7 +24,7 @@ def build_data(data: DataSpec, seed: int) -> Data:
     Raises: ValueError naming the spec path; FileNotFoundError (MissingDataError) where a folder or file is not there.
     """
     if data.class_path is not None:
-        from syncnorm.trainer.data.user_data import by_class_path  # Lightning is slow to import
+        from syncnorm.trainer.data.user.datamodule import by_class_path  # Lightning is slow to import
 
         return by_class_path(data.class_path, data.init_args)
     if data.name not in DATASETS:

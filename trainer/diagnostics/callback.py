@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from syncnorm.trainer.callbacks.checkpoint import between_steps
+from syncnorm.trainer.callbacks.max_steps import planned_steps
 from syncnorm.trainer.contract.spec import Diagnostic
-from syncnorm.trainer.data.loader import Batch
 from syncnorm.trainer.diagnostics import (
     activation_statistics,
     covariate_shift,
@@ -28,10 +28,11 @@ from syncnorm.trainer.diagnostics import (
     pictures,
 )
 from syncnorm.trainer.diagnostics.probe import Gradient, Probe
+from syncnorm.trainer.diagnostics.replayed_step import uncounted_loss
 from syncnorm.trainer.diagnostics.undisturbed import Snapshot
 from syncnorm.trainer.reporting.metric_spool import Spool, diagnostic_metric
 from syncnorm.trainer.storage.atomic_files import write_atomic
-from syncnorm.trainer.training.module import TrainingModule
+from syncnorm.trainer.training.task_module import network_of
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ _PICTURES: dict[Diagnostic, Callable[[list[Record]], bytes]] = {
 
 
 class Diagnostics(Callback):
-    """Measures `names` at MEASUREMENTS steps of `steps`: metrics to the spool at once, and at the end of training
+    """Measures `names` at MEASUREMENTS steps: metrics to the spool at once, and at the end of training
     `diagnostics/{name}.png` and `{name}.json` in the artifacts, both from rank 0.
 
     A step is measured once it is over, from copies of the network and of the random state before and after it: nothing
@@ -65,14 +66,16 @@ class Diagnostics(Callback):
     measured is in the checkpoint, so that a job that was interrupted shows all of it.
     Costs at a measured step, in passes over its batch: one for all, landscape 7 more, covariate_shift one per layer,
     equivalence one more and one over the whole batch.
+    steps: of the whole job; None: as many as the loader tells.
     Called after whatever observes a step's own forward pass, and before the checkpoint.
     """
 
-    def __init__(self, names: Sequence[Diagnostic], artifacts: Path, spool: Spool, *, steps: int) -> None:
+    def __init__(self, names: Sequence[Diagnostic], artifacts: Path, spool: Spool, *, steps: int | None) -> None:
         self._names = tuple(names)
         self._folder = artifacts / "diagnostics"
         self._spool = spool
-        self._due = measured_steps(steps)
+        self._steps = steps
+        self._due: frozenset[int] = frozenset()
         self._start: Snapshot | None = None
         self._given: Gradient = {}
         self._of_one: dist.ProcessGroup | None = None
@@ -82,24 +85,24 @@ class Diagnostics(Callback):
         if trainer.world_size > 1 and "equivalence" in self._names:
             self._of_one = dist.new_group([0])
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._due = measured_steps(self._steps or planned_steps(trainer))
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        assert isinstance(pl_module, TrainingModule)
         if trainer.global_step in self._due and between_steps(trainer):
-            self._start = Snapshot.take(pl_module.network)
+            self._start = Snapshot.take(network_of(pl_module))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Before clipping; the gradients of 16-mixed have their true scale here."""
         if self._start is not None and "equivalence" in self._names and trainer.accumulate_grad_batches == 1:
-            assert isinstance(pl_module, TrainingModule)
-            named = pl_module.network.named_parameters()
+            named = network_of(pl_module).named_parameters()
             self._given = {name: tensor.grad.clone() for name, tensor in named if tensor.grad is not None}
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._start is None:
             return
-        assert isinstance(pl_module, TrainingModule)
         probe = self._probe(trainer, pl_module, batch, batch_idx)
         self._start, self._given = None, {}
         with probe.undisturbed():
@@ -124,19 +127,19 @@ class Diagnostics(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._records |= json.loads(state_dict["records"])
 
-    def _probe(self, trainer: Trainer, module: TrainingModule, batch: Batch, batch_idx: int) -> Probe:
-        def loss_of(batch: Batch, exactly: bool) -> Tensor:
+    def _probe(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> Probe:
+        def loss_of(batch: Any, exactly: bool) -> Tensor:
             with nullcontext() if exactly else trainer.precision_plugin.forward_context():
-                return module.uncounted_loss(batch, batch_idx)
+                return uncounted_loss(module, batch, batch_idx)
 
         assert self._start is not None
         scaler = getattr(trainer.precision_plugin, "scaler", None)  # of 16-mixed
         return Probe(
-            module.network,
+            network_of(module),
             batch,
             loss_of,
             start=self._start,
-            end=Snapshot.take(module.network),
+            end=Snapshot.take(network_of(module)),
             lr=base_lr(trainer.optimizers[0]),
             scale=scaler.get_scale() if scaler else 1.0,
             given_to_optimizer=self._given,
@@ -155,8 +158,11 @@ def base_lr(optimizer: Optimizer) -> float:
     return max(float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups)
 
 
-def measured_steps(steps: int, count: int = MEASUREMENTS) -> frozenset[int]:
-    """`count` of the steps 0 to steps - 1, evenly spaced, the first and the last among them."""
+def measured_steps(steps: int | None, count: int = MEASUREMENTS) -> frozenset[int]:
+    """`count` of the steps 0 to steps - 1, evenly spaced, the first and the last among them; where nobody knows how
+    many steps there will be, 0, 1, 2, 4, 8 and so on."""
+    if steps is None:
+        return frozenset({0, *(2**power for power in range(count - 1))})
     if steps <= count:
         return frozenset(range(steps))
     return frozenset(round(i * (steps - 1) / (count - 1)) for i in range(count))

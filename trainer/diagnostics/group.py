@@ -59,15 +59,21 @@ def union(moments: dict[str, Moments]) -> dict[str, Moments]:
     return merged
 
 
-def whole(batch: Batch, device: torch.device) -> Batch | None:
-    """On worker 0 the batch of all workers, in the order of their ranks; None on the others."""
+def whole(batch: Any, device: torch.device) -> Any:
+    """On worker 0 the batch of all workers, in the order of their ranks; None on the others.
+
+    Raises: ValueError on worker 0 if the workers' batches can't be joined leaf by leaf.
+    """
     if world_size() == 1:
         return batch
+    is_ours = isinstance(batch, Batch)
     parts: list[Any] | None = [None] * world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(tree_map_only(Tensor, lambda tensor: tensor.cpu(), batch.data), parts)
+    own = batch.data if is_ours else batch
+    dist.gather_object(tree_map_only(Tensor, lambda tensor: tensor.cpu(), own), parts)
     if parts is None:
         return None
-    return Batch(tree_map(lambda *each: _joined(each, device), *parts), weight=1.0)
+    joined = tree_map(lambda *each: _joined(each, device), *parts)
+    return Batch(joined, weight=1.0) if is_ours else joined
 
 
 def _joined(parts: Sequence[Any], device: torch.device) -> Any:

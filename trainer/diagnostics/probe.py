@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from syncnorm.norm.statistics.moments import Moments
-from syncnorm.trainer.data.loader import Batch
 from syncnorm.trainer.diagnostics import group
 from syncnorm.trainer.diagnostics.observed_layers import watch, weights_of_layers
 from syncnorm.trainer.diagnostics.undisturbed import Snapshot, copy_into
@@ -59,8 +59,8 @@ class Probe:
     def __init__(
         self,
         network: nn.Module,
-        batch: Batch,
-        loss_of: Callable[[Batch, bool], Tensor],
+        batch: Any,
+        loss_of: Callable[[Any, bool], Tensor],
         *,
         start: Snapshot,
         end: Snapshot,
@@ -137,7 +137,7 @@ class Probe:
                 module.train(dropout and module.training)
 
     def _differentiate(
-        self, batch: Batch, inputs: dict[str, list[Tensor]], *, exactly: bool = False
+        self, batch: Any, inputs: dict[str, list[Tensor]], *, exactly: bool = False
     ) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
         """Loss and gradients of this worker alone: of the parameters, and of what the layers in `inputs` took."""
         # inputs is filled by the forward pass. Not loss.backward(): that would add to .grad and wake DDP.

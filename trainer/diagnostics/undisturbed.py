@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from syncnorm.trainer.callbacks.checkpoint import random_state, restore_random_state
+from syncnorm.trainer.random_state import random_state, restore_random_state
 
 
 @dataclass(frozen=True, eq=False)

@@ -90,6 +90,7 @@ def _statistics(network: nn.Module, spec: JobSpec, data: Data) -> Facts:
     if spec.export.statistics != "population":
         why = "a later export takes the running ones, unless export.statistics is population"
         return {"statistics": {"used": "running", "why": why}}
+    assert spec.data.batch_size is not None  # a built-in task has one
     loader = train_loader(data, global_batch=spec.data.batch_size * spec.resources.workers, seed=spec.seed)
     found = population_statistics(network, loader, spec.statistics.population, torch.device("cpu"))
     used = "running" if found is None else "population"

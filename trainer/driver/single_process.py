@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import ray
-import torch.distributed as dist
 from ray.util.placement_group import placement_group, remove_placement_group
-from torch._C._distributed_c10d import HashStore
 
 from syncnorm.trainer.contract.spec import JobSpec
-from syncnorm.trainer.ranks.rank_context import single_process_context
+from syncnorm.trainer.ranks.rank_context import single_process_context, single_process_group
 from syncnorm.trainer.reporting.log_handler import ReportingHandler
 from syncnorm.trainer.worker import worker
 
@@ -64,18 +61,15 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
 
     Raises: RankFailedError.
     """
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     root = logging.getLogger()
     drivers = [handler for handler in root.handlers if isinstance(handler, ReportingHandler)]
     for handler in drivers:  # the rank reports its lines itself
         root.removeHandler(handler)
     try:
-        with ThreadPoolExecutor(1, thread_name_prefix="rank-0") as thread:
+        with single_process_group(), ThreadPoolExecutor(1, thread_name_prefix="rank-0") as thread:
             return thread.submit(
                 worker.train_at, single_process_context(_node_id() if ray.is_initialized() else None), config
             ).result()
     finally:
         for handler in drivers:
             root.addHandler(handler)
-        dist.destroy_process_group()

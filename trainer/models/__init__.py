@@ -15,7 +15,7 @@ from syncnorm.trainer.models.lstm import LSTMClassifier
 from syncnorm.trainer.models.plain import cnn, mlp, vgg
 from syncnorm.trainer.models.resnet import ResNet
 from syncnorm.trainer.models.unet import UNet, require_divisible
-from syncnorm.trainer.models.user_model import by_class_path, from_timm
+from syncnorm.trainer.models.user_model import by_class_path, fill_of, from_timm
 
 
 def build_model(model: ModelSpec, norm: NormSpec, info: DataInfo) -> nn.Module:
@@ -29,7 +29,7 @@ def build_model(model: ModelSpec, norm: NormSpec, info: DataInfo) -> nn.Module:
     Raises: ValueError naming the spec path if the model can't be built or does not suit the data.
     """
     if model.class_path is not None:
-        return by_class_path(model.class_path, model.init_args, info)
+        return by_class_path(model.class_path, model.init_args, fill_of(info))
     assert model.name is not None  # the spec has one of the two
     if model.name.startswith("timm/"):
         return from_timm(model.name.removeprefix("timm/"), model.init_args, info)

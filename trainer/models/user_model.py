@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from lightning.pytorch import LightningModule
 from torch import nn
 
 from syncnorm.trainer.data.info import DataInfo
-from syncnorm.trainer.user_code.class_path import instantiate
+from syncnorm.trainer.user_code.class_path import find, instantiate
 
 
-def by_class_path(class_path: str, init_args: Mapping[str, Any], info: DataInfo) -> nn.Module:
-    """The user's nn.Module or LightningModule; `syncnorm.trainer.training.user_module` says what of the latter is used.
+def is_lightning_module(class_path: str) -> bool:
+    """Whether it names a class of LightningModules. Raises: ValueError naming the spec path."""
+    target = find("model", class_path)
+    return inspect.isclass(target) and issubclass(target, LightningModule)
 
-    Where the constructor has a parameter num_classes, in_channels or in_chans that init_args leaves out, it is that of
-    the data: `{class_path: torchvision.models.resnet50}` has as many outputs as there are classes.
 
-    Raises: ValueError naming the spec path.
-    """
-    fill = {"num_classes": info.num_classes, "in_channels": info.shape[0], "in_chans": info.shape[0]}
+def fill_of(info: DataInfo) -> dict[str, Any]:
+    """Arguments that a model of the user's gets from the data where its constructor has such parameters and init_args
+    leaves them out: `{class_path: torchvision.models.resnet50}` has as many outputs as there are classes."""
+    return {"num_classes": info.num_classes, "in_channels": info.shape[0], "in_chans": info.shape[0]}
+
+
+def by_class_path(class_path: str, init_args: Mapping[str, Any], fill: Mapping[str, Any]) -> nn.Module:
+    """The user's nn.Module or LightningModule. fill: as in `fill_of`. Raises: ValueError naming the spec path."""
     model = instantiate("model", class_path, init_args, fill=fill)
     if any(base.__module__.startswith("pytorch_lightning.") for base in type(model).__mro__):
         raise ValueError(f"model.class_path: {class_path} must derive from lightning.pytorch, not pytorch_lightning.")

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -73,13 +74,18 @@ def check(folders: AttemptFolders, context: RankContext, fence: str, patience_s:
     return [fact.where for fact in facts]
 
 
-def ready(context: RankContext, patience_s: float) -> None:
-    """Wait until every rank is done with what it does alone before training. Entered by every rank.
+def ready(
+    context: RankContext, patience_s: float, timeout_s: float, groups: Sequence[dist.ProcessGroup | None] = (None,)
+) -> None:
+    """Wait until every rank is done with what it does alone before training. From here on a collective of `groups`
+    fails after `timeout_s`; None is the default group. Entered by every rank.
 
     Raises: PeerFailedError as soon as a rank has failed; UnreachableError naming the ranks that did not come.
     """
     if dist.is_initialized() and context.world_size > 1:
         _wait_for_all(context, _READY, patience_s)
+        for group in groups:
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
 
 
 def tell_failure(context: RankContext) -> None:
@@ -91,16 +97,14 @@ def tell_failure(context: RankContext) -> None:
                 store.set(_key(step, context.rank), _FAILED)
 
 
-def begin(context: RankContext, patience_s: float, timeout_s: float) -> None:
-    """Wait for all ranks again, now that each has its data and its model. From here on a collective of the default
-    group fails after `timeout_s`, and so does one of a group made from it. Entered by every rank.
+def begin(context: RankContext, patience_s: float) -> None:
+    """Wait for all ranks again, now that each has its data and its model. Entered by every rank.
 
     Ranks import torch and user code at different speeds, which is what `patience_s` is for. Raises: UnreachableError
     naming the ranks that did not come.
     """
     if dist.is_initialized() and context.world_size > 1:
         _wait_for_all(context, _BUILT, patience_s)
-        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s))
 
 
 def require_disk_space(network: nn.Module, folders: AttemptFolders) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins.layer_sync import LayerSync
 from torch import nn
 
 from syncnorm import norm
 from syncnorm.trainer.contract.norm_choice import choose_norm
 from syncnorm.trainer.contract.spec import JobSpec
+from syncnorm.trainer.training.task_module import TaskModule
 
 
 def convert(
@@ -31,3 +35,28 @@ def convert(
         **wanted.options,
     )
     return converted, [replacement.as_json() for replacement in replacements]
+
+
+class ConvertedNorms(LayerSync):
+    """Converts a module once it is complete: after its setup and configure_model, before it gets its optimizers.
+
+    report: one entry {path, from, to} for every layer, once it is done.
+    """
+
+    def __init__(self, spec: JobSpec, make_group: Callable[[], dist.ProcessGroup | None]) -> None:
+        self._spec = spec
+        self._make_group = make_group
+        self.report: list[dict[str, Any]] = []
+        self.group: dist.ProcessGroup | None = None
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        assert isinstance(model, LightningModule)
+        group = self.group = self._make_group()
+        if isinstance(model, TaskModule):
+            model.network, self.report = convert(model.network, self._spec, group)
+            return model
+        converted, self.report = convert(model, self._spec, group)
+        return converted
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        return norm.revert(model)

@@ -1,7 +1,8 @@
-"""Switches off what Lightning does at every step without use for a job (lightning 2.6)."""
+"""Switches off what Lightning does without use for a job (lightning 2.6)."""
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 from typing import Any
 
@@ -29,6 +30,16 @@ def exchange_no_signals(trainer: Trainer) -> None:
     is swallowed. Training runs in a thread, which gets no signals, and ranks/stop_agreement.py agrees on stops.
     """
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
+
+
+def ignore_advice() -> None:
+    """Leave out Lightning's warnings about what a job does in another way."""
+    for message in (
+        r"It is recommended to use `self.log\(",  # logged_metrics.py averages over the ranks
+        r"The number of training batches \(\d+\) is smaller than the logging interval",
+        r"You passed in a `val_dataloader` but have no `validation_step`",
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def _nothing() -> None: ...

@@ -8,14 +8,22 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from syncnorm.norm.conversion.fixup import scalars
-from syncnorm.trainer.contract.spec import OptimizerSpec, ScheduleSpec
+from syncnorm.trainer.contract.spec import JobSpec, OptimizerSpec, ScheduleSpec
 
 _WEIGHTED = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd, nn.modules.rnn.RNNBase)
+
+
+def optimizer_of_spec(model: nn.Module, spec: JobSpec, total_steps: int) -> OptimizerLRScheduler:
+    """Optimizer and schedule of the spec, as configure_optimizers gives them."""
+    optimizer = build_optimizer(model, spec.optimizer or OptimizerSpec())
+    schedule = build_schedule(optimizer, spec.schedule or ScheduleSpec(), total_steps)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> Optimizer:

@@ -1,4 +1,4 @@
-"""Refuses exchanges between workers in a user's training_step that the last batch would break.
+"""Refuses exchanges between workers in a user's training_step that an uneven last batch would break.
 
 A loss that gathers over workers (SimCLR, CLIP) needs shares of one size: with others gloo aborts the process and NCCL
 hangs. That would happen at the end of the first epoch, so such an exchange is refused at the first step.
@@ -18,9 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 _BY_SHAPE = ("allgather", "_allgather_base", "gather", "alltoall", "alltoall_base", "reduce_scatter")
-_ANY = (*_BY_SHAPE, "_reduce_scatter_base", "allreduce", "broadcast", "reduce", "scatter", "barrier")
 _BY_SHAPE_OPS = ("all_gather_into_tensor", "all_to_all_single", "reduce_scatter_tensor")
-_ANY_OPS = (*_BY_SHAPE_OPS, "all_reduce", "broadcast")
 """Functions of torch.distributed._functional_collectives, which bypass the methods of a process group."""
 
 
@@ -29,19 +27,16 @@ def refused(name: str, shares: Sequence[int] | None, samples: int) -> Iterator[N
     """Within the block, exchanges that the last batch would break raise ValueError, unless norm layers call them.
 
     name: of the user's class. shares: samples of each rank in the last batch; None: all have as many. samples: of this
-    worker now. An empty share skips training_step, so then nothing may be exchanged there at all; otherwise nothing
-    that is as long as the batch.
+    worker now. Refused is what is as long as the batch.
     """
     if shares is None:
         yield
         return
-    least = 0 if 0 in shares else samples
-    methods, ops = (_BY_SHAPE, _BY_SHAPE_OPS) if least else (_ANY, _ANY_OPS)
     functional = torch.ops._c10d_functional
     with ExitStack() as stack:
-        for owner, names in ((dist.ProcessGroup, methods), (functional, ops)):
+        for owner, names in ((dist.ProcessGroup, _BY_SHAPE), (functional, _BY_SHAPE_OPS)):
             for method in names:
-                check = partial(_check, method.strip("_"), name, shares, least)
+                check = partial(_check, method.strip("_"), name, shares, samples)
                 stack.enter_context(_preceded(owner, method, check))
         yield
 
@@ -63,14 +58,14 @@ def _preceded(owner: Any, name: str, check: Callable[[Any], None]) -> Iterator[N
         setattr(owner, name, kept)
 
 
-def _check(method: str, name: str, shares: Sequence[int], least: int, arguments: Any) -> None:
-    if _is_of_norm() or not (least == 0 or _is_as_long(arguments, least)):
+def _check(method: str, name: str, shares: Sequence[int], samples: int, arguments: Any) -> None:
+    if _is_of_norm() or not _is_as_long(arguments, samples):
         return
     each = ", ".join(map(str, shares[:8])) + (", …" if len(shares) > 8 else "")
     raise ValueError(
         f"model.class_path: {name}.training_step exchanges tensors between workers ({method}), but the last batch of "
-        f"an epoch gives them {each} samples, and such an exchange needs shares of one size. Set data.last_batch: "
-        "drop, or choose a data.batch_size that divides the training data."
+        f"an epoch gives them {each} samples, and such an exchange needs shares of one size. Leave "
+        "data.last_batch out, or choose a data.batch_size that divides the training data."
     )
 
 
@@ -87,7 +82,7 @@ def _is_of_norm() -> bool:
         module = frame.f_globals.get("__name__", "")
         if module.startswith("syncnorm.norm."):
             return True
-        if module == "syncnorm.trainer.training.user_module":
+        if module == "syncnorm.trainer.training.strategy":
             return False
         frame = frame.f_back  # type: ignore[assignment]
     return False

@@ -26,22 +26,23 @@ from syncnorm.trainer.ranks.replica_check import check_agreement
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.training import checkpoints
 from syncnorm.trainer.training.evaluation import evaluate
-from syncnorm.trainer.training.module import TrainingModule
+from syncnorm.trainer.training.task_module import TaskModule
 from syncnorm.trainer.training.tasks import score_names
-from syncnorm.trainer.worker.fit import FitResult, Loaders
+from syncnorm.trainer.worker.fit import FitResult
+from syncnorm.trainer.worker.module_and_data import TaskData
 from syncnorm.trainer.worker.publication import Finished, HeldOut, is_first, publish
 
 logger = logging.getLogger(__name__)
 
 
 def finalize(
-    module: TrainingModule, data: Data, loaders: Loaders, launch: Launch, folders: AttemptFolders, fitted: FitResult
+    module: TaskModule, task_data: TaskData, launch: Launch, folders: AttemptFolders, fitted: FitResult
 ) -> Result:
     """A task of ours: the statistics that validate better on every rank, then what `publish` does.
 
     Raises: NoExportError or ExportMismatchError where export.required is set; nothing is logged or registered then.
     """
-    device, spec = _device(launch), launch.spec
+    device, spec, data, loaders = _device(launch), launch.spec, task_data.data, task_data.loaders
     checkpoint = load_checkpoint(module, launch, folders)
     network = module.network.to(device)  # Lightning has put it on the CPU
     agreement = check_agreement(network)

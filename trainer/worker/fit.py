@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import nn
 
+from syncnorm import norm
+from syncnorm.trainer.callbacks.adaptive_clipping import AdaptiveClipping
+from syncnorm.trainer.callbacks.before_first_step import BeforeFirstStep
 from syncnorm.trainer.callbacks.checkpoint import CheckpointWriter, VerifiedCheckpointIO
 from syncnorm.trainer.callbacks.early_stopping import StopEarly
+from syncnorm.trainer.callbacks.epoch_metrics import EpochMetrics
 from syncnorm.trainer.callbacks.max_steps import EndAtStep
 from syncnorm.trainer.callbacks.non_finite_gradients import NonFiniteGuard
 from syncnorm.trainer.callbacks.non_finite_statistics import StatisticsShield
@@ -25,9 +33,9 @@ from syncnorm.trainer.callbacks.statistics_alerts import StatisticsAlarm
 from syncnorm.trainer.callbacks.stop_on_request import StopOnRequest
 from syncnorm.trainer.callbacks.sync_share import SyncShare
 from syncnorm.trainer.contract.protocol import Launch, StopRequest
-from syncnorm.trainer.contract.spec import JobSpec, TrainSpec
-from syncnorm.trainer.data import Data
-from syncnorm.trainer.data.loader import Loader, train_loader, val_loader
+from syncnorm.trainer.contract.spec import JobSpec
+from syncnorm.trainer.data.loader import Loader
+from syncnorm.trainer.data.user.shared_loader import Workers, share
 from syncnorm.trainer.diagnostics import Diagnostics
 from syncnorm.trainer.errors import StorageError
 from syncnorm.trainer.ranks.rank_context import RankContext
@@ -35,10 +43,14 @@ from syncnorm.trainer.ranks.stop_agreement import StopAgreement
 from syncnorm.trainer.reporting.metric_spool import Spool
 from syncnorm.trainer.reporting.partition_detector import PartitionDetector, reaches_ray_head
 from syncnorm.trainer.reporting.reporter import Reporter
+from syncnorm.trainer.reporting.run_logger.assembly import run_logger_of
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
-from syncnorm.trainer.storage.sync import Mirror
-from syncnorm.trainer.training.lightning_overhead import NoProfiler, exchange_no_signals
-from syncnorm.trainer.training.module import TrainingModule
+from syncnorm.trainer.training.conversion import ConvertedNorms
+from syncnorm.trainer.training.late_hooks import LateCallback, call_late
+from syncnorm.trainer.training.lightning_overhead import NoProfiler, exchange_no_signals, ignore_advice
+from syncnorm.trainer.training.strategy import ReplicaStrategy
+from syncnorm.trainer.training.task_module import network_of
+from syncnorm.trainer.worker.module_and_data import Assembly
 
 logger = logging.getLogger(__name__)
 
@@ -50,39 +62,10 @@ class FitResult:
     step: int
     metrics: dict[str, float]
     checkpoint: str | None
-
-
-@dataclass(frozen=True)
-class Loaders:
-    """A rank's part of the training and validation batches."""
-
-    train: Loader
-    val: Loader
-
-    @classmethod
-    def build(cls, data: Data, spec: JobSpec, rank: int, world_size: int) -> Loaders:
-        # The global batch is that of resources.workers, also while an elastic job runs on fewer.
-        global_batch = spec.data.batch_size * spec.resources.workers
-        on_gpu = spec.resources.gpus_per_worker > 0
-        train = train_loader(
-            data,
-            global_batch=global_batch,
-            rank=rank,
-            world_size=world_size,
-            seed=spec.seed,
-            last_batch=spec.data.last_batch,
-            pin_memory=on_gpu,
-        )
-        val = val_loader(data, global_batch=global_batch, rank=rank, world_size=world_size, pin_memory=on_gpu)
-        return cls(train, val)
-
-
-def total_steps(train: TrainSpec, batches_an_epoch: int) -> int:
-    """Optimizer steps of the whole job; a last, incomplete accumulation of an epoch is a step too."""
-    if train.steps is not None:
-        return train.steps
-    assert train.epochs is not None
-    return math.ceil(batches_an_epoch / train.accumulate) * train.epochs
+    held_out: Iterable[Any] = ()
+    """Batches of validation, or of training where there is none."""
+    training: Iterable[Any] = ()
+    """Those of training."""
 
 
 def compile_in_place(network: nn.Module) -> None:
@@ -98,39 +81,82 @@ def compile_in_place(network: nn.Module) -> None:
     network._compiled_call_impl = torch.compile(call)
 
 
+Prepare = Callable[[Trainer, LightningModule, ConvertedNorms], None]
+
+
 def fit(
-    module: TrainingModule,
-    loaders: Loaders,
+    assembly: Assembly,
     launch: Launch,
     folders: AttemptFolders,
     reporter: Reporter,
     context: RankContext,
-    steps: int,
+    prepare: Prepare = lambda *_: None,
 ) -> FitResult:
-    """Train to the end. Entered by every rank.
+    """Train to the end. Entered by every rank. prepare: called once everything is ready for the first step.
 
     Raises: StopRequested after a checkpoint, on every rank at the same step; SupersededError.
     """
-    train = launch.spec.train
+    spec = launch.spec
+    metrics = EpochMetrics()
     checkpoints = CheckpointWriter(
         folders,
-        every=train.checkpoint_every,
-        keep=train.keep_checkpoints,
-        keep_best=train.keep_best,
+        every=spec.train.checkpoint_every,
+        keep=spec.train.keep_checkpoints,
+        keep_best=spec.train.keep_best,
         reporter=reporter,
+        metrics=metrics,
     )
     resume_from = str(folders.mirror.local(launch.resume_from)) if launch.resume_from else None
-    if train.compile:
-        compile_in_place(module.network)
+    norms = ConvertedNorms(spec, lambda: norm.create_group(spec.norm.group))
+
+    def ready(trainer: Trainer, module: LightningModule) -> None:
+        prepare(trainer, module, norms)
+        if spec.train.compile:
+            compile_in_place(network_of(module))
+
     try:
         with _spool(folders, context) as spool, checkpoints.publication:
-            callbacks = _callbacks(launch.spec, folders, spool, reporter, checkpoints, steps)
-            trainer = _trainer(launch, callbacks, context, folders.mirror)
-            exchange_no_signals(trainer)
-            trainer.fit(module, loaders.train, loaders.val, ckpt_path=resume_from)
+            early = _early(launch, folders, spool, reporter, assembly.steps)
+            late = _late(launch, spool, reporter, metrics, checkpoints, assembly.steps)
+            trainer = lightning_trainer(
+                spec,
+                context,
+                [BeforeFirstStep(ready, spec.seed), *early, *late],
+                norms,
+                io=VerifiedCheckpointIO(
+                    folders.checkpoints, world_size=context.world_size, fence=launch.fence, mirror=folders.mirror
+                ),
+                # The metrics of a built-in task go to the spool themselves.
+                logger=run_logger_of(launch, folders, spool, lambda: trainer.global_step)
+                if assembly.task_data is None
+                else None,
+                root=folders.root / "lightning",
+            )
+            call_late(trainer, late)
+            with _own_error():
+                trainer.fit(assembly.module, datamodule=assembly.datamodule, ckpt_path=resume_from)
     finally:
-        module.network._compiled_call_impl = None  # export needs the network as it is written
-    return FitResult(trainer.global_step, {**module.train_metrics, **module.val_metrics}, checkpoints.newest)
+        network_of(assembly.module)._compiled_call_impl = None  # export needs the network as it is written
+    return FitResult(trainer.global_step, metrics.latest, checkpoints.newest, *_batches(trainer))
+
+
+@contextmanager
+def _own_error() -> Iterator[None]:
+    """Let a loader that can't begin be the error, instead of what Lightning's teardown then stumbles over (2.6.6)."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "iter(combined_loader)" in str(error) and error.__context__ is not None:
+            raise error.__context__ from None
+        raise
+
+
+def _batches(trainer: Trainer) -> tuple[Iterable[Any], Iterable[Any]]:
+    """Held-out batches, and those of training; of several loaders the first."""
+    given = (trainer.val_dataloaders, trainer.train_dataloader)
+    flat = [CombinedLoader([] if each is None else each).flattened for each in given]
+    val, training = (loaders[0] if loaders else () for loaders in flat)
+    return val or training, training
 
 
 @contextmanager
@@ -149,70 +175,119 @@ def _spool(folders: AttemptFolders, context: RankContext) -> Iterator[Spool]:
             logger.warning("could not store the metrics since the last checkpoint: %s", error)
 
 
-def _callbacks(
-    spec: JobSpec,
-    folders: AttemptFolders,
-    spool: Spool,
-    reporter: Reporter,
-    checkpoints: CheckpointWriter,
-    steps: int,
+def _early(
+    launch: Launch, folders: AttemptFolders, spool: Spool, reporter: Reporter, steps: int | None
 ) -> list[Callback]:
-    """The callbacks in the order of their calls; those with state that an epoch's end changes come before the
-    checkpoint."""
-    partition = PartitionDetector(reporter.silent_s, reaches_ray_head)
-
-    def requested() -> StopRequest | None:
-        return reporter.stop_request or ("preempt" if partition.is_partitioned() else None)
-
-    timeout_s = spec.limits.collective_timeout_s
-    agreement = StopAgreement(requested, lambda: reporter.superseded, timeout_s=timeout_s)
+    """Callbacks around the step itself, in the order of their calls."""
+    spec = launch.spec
     alarm = StatisticsAlarm(reporter)
-    callbacks: list[Callback] = [
-        EndAtStep(steps),
+    callbacks: list[Callback] = [] if steps is None else [EndAtStep(steps)]
+    callbacks += [
         SyncShare(spool),
         StatisticsShield(alarm),
         StatisticsRecorder(folders.artifacts, spool, alarm, every=spec.statistics.every),
-        ProgressReporter(
-            reporter,
-            spool,
-            epochs=spec.train.epochs,
-            steps=steps,
-            global_batch=spec.data.batch_size * spec.resources.workers,
-        ),
     ]
     if spec.diagnostics:
         # After the recorder, which must not mistake a probe's forward passes for those of training.
         callbacks.append(Diagnostics(spec.diagnostics, folders.artifacts, spool, steps=steps))
     if spec.train.precision != "16-mixed":
         callbacks.append(NonFiniteGuard(reporter, spool))
-    if spec.train.early_stopping:
-        callbacks.append(StopEarly(spec.train.early_stopping))
-    return [*callbacks, checkpoints, StopOnRequest(agreement, checkpoints)]
+    if spec.train.clip_adaptive is not None:
+        callbacks.append(AdaptiveClipping(spec.train.clip_adaptive))
+    return callbacks
 
 
-def _trainer(launch: Launch, callbacks: list[Callback], context: RankContext, mirror: Mirror) -> Trainer:
-    train, res = launch.spec.train, launch.spec.resources
-    return Trainer(
-        accelerator="gpu" if res.gpus_per_worker else "cpu",
-        devices=1 if not res.gpus_per_worker else "auto",
-        # Buffers are kept equal by what they are computed from; sending rank 0's would hide a difference.
-        strategy=context.strategy(broadcast_buffers=False),
-        plugins=[
-            context.environment,
-            VerifiedCheckpointIO(world_size=context.world_size, fence=launch.fence, mirror=mirror),
-        ],
-        precision=train.precision,
+def _late(
+    launch: Launch,
+    spool: Spool,
+    reporter: Reporter,
+    metrics: EpochMetrics,
+    checkpoints: CheckpointWriter,
+    steps: int | None,
+) -> list[LateCallback]:
+    """Callbacks that follow all hooks of the module, in the order of their calls: those with state that an epoch's end
+    changes come before the checkpoint."""
+    spec = launch.spec
+    partition = PartitionDetector(reporter.silent_s, reaches_ray_head)
+
+    def requested() -> StopRequest | None:
+        return reporter.stop_request or ("preempt" if partition.is_partitioned() else None)
+
+    agreement = StopAgreement(requested, lambda: reporter.superseded, timeout_s=spec.limits.collective_timeout_s)
+    stopping = [StopEarly(spec.train.early_stopping, metrics)] if spec.train.early_stopping else []
+    return [
+        metrics,
+        ProgressReporter(reporter, spool, metrics, epochs=spec.train.epochs, steps=steps),
+        *stopping,
+        checkpoints,
+        StopOnRequest(agreement, checkpoints),
+    ]
+
+
+def lightning_trainer(
+    spec: JobSpec,
+    context: RankContext,
+    callbacks: Sequence[Callback],
+    norms: ConvertedNorms,
+    *,
+    io: CheckpointIO | None = None,
+    logger: Logger | None = None,
+    root: Path | None = None,
+    precision: Literal["32-true"] | None = None,
+    shares: int | None = None,
+) -> Trainer:
+    """The Trainer of this rank. root: where callbacks of a user's module write their files. precision: in place of
+    that of the spec. shares: workers that a user's loader is shared out over, in place of those of `context`."""
+    train, on_gpu, world_size = spec.train, context.device.type == "cuda", shares or context.world_size
+    workers = Workers(
+        rank=context.rank,
+        world_size=world_size,
+        seed=spec.seed,
+        last_batch=spec.data.last_batch or "pad",
+        batch_size=_batch_size(spec, world_size),
+        is_alone=spec.resources.workers == 1,
+    )
+
+    def share_out(loader: object, training: bool) -> object:
+        if isinstance(loader, Loader):
+            return loader
+        return share(loader, workers, training=training, epoch=lambda: _epoch(trainer))
+
+    trainer = Trainer(
+        accelerator="gpu" if on_gpu else "cpu",
+        devices="auto" if on_gpu else 1,
+        strategy=ReplicaStrategy(
+            context.device, share_out, steps=train.steps, find_unused=train.ddp.find_unused_parameters
+        ),
+        plugins=[context.environment, norms, *([io] if io else [])],
+        precision=precision or train.precision,
         max_epochs=train.epochs if train.epochs is not None else -1,
         # Not max_steps: with it, Lightning repeats the epoch at whose end a checkpoint was written (lightning 2.6.6).
         max_steps=-1,
         accumulate_grad_batches=train.accumulate,
         gradient_clip_val=train.clip_grad_norm,
-        callbacks=callbacks,
+        callbacks=list(callbacks),
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
-        logger=False,
+        logger=logger or False,
+        default_root_dir=root,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         profiler=NoProfiler(),
     )
+    exchange_no_signals(trainer)
+    ignore_advice()
+    return trainer
+
+
+def _epoch(trainer: Trainer) -> int:
+    """The epoch that samplers are told, which is also right where an attempt resumes from the end of one."""
+    epoch: int = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+    return epoch
+
+
+def _batch_size(spec: JobSpec, world_size: int) -> int | None:
+    """Samples of each of `world_size` workers, so that the global batch is that of resources.workers."""
+    per_worker = spec.data.batch_size
+    return None if per_worker is None else math.ceil(per_worker * spec.resources.workers / world_size)

@@ -12,18 +12,21 @@ import math
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Sequence, Sized
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 
 from syncnorm import norm
-from syncnorm.trainer.contract.norm_choice import chosen_norm
+from syncnorm.trainer.callbacks.before_first_step import BeforeFirstStep
 from syncnorm.trainer.contract.plan import Inspection
-from syncnorm.trainer.contract.spec import JobSpec
+from syncnorm.trainer.contract.spec import JobSpec, OptimizerSpec
 from syncnorm.trainer.contract.spec_findings import (
     LAST_BATCH_FIX,
     Finding,
@@ -33,13 +36,20 @@ from syncnorm.trainer.contract.spec_findings import (
 )
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.contract.text import counted, name_some
-from syncnorm.trainer.data import Data, build_data
-from syncnorm.trainer.models import build_model
-from syncnorm.trainer.training.conversion import convert
+from syncnorm.trainer.data import Data
+from syncnorm.trainer.export.exportability import try_export
+from syncnorm.trainer.export.forward_inputs import ForwardInputs, Unclear, forward_inputs
+from syncnorm.trainer.random_state import kept_random_state
+from syncnorm.trainer.ranks.rank_context import single_process_context, single_process_group
+from syncnorm.trainer.training.batch_size import samples_in
+from syncnorm.trainer.training.conversion import ConvertedNorms
 from syncnorm.trainer.training.optim import build_optimizer
+from syncnorm.trainer.training.task_module import network_of
 from syncnorm.trainer.user_code import package as user_code
-from syncnorm.trainer.worker.fit import total_steps
-from syncnorm.trainer.worker.smoke_forward import SAMPLES, check_forward
+from syncnorm.trainer.worker.fit import lightning_trainer
+from syncnorm.trainer.worker.guarantees import guarantees
+from syncnorm.trainer.worker.module_and_data import Assembly, assemble, total_steps
+from syncnorm.trainer.worker.smoke_forward import SAMPLES
 
 
 def inspect(spec: JobSpec) -> Inspection:
@@ -60,34 +70,159 @@ def _field(error: Exception) -> str:
 
 
 def _inspect(spec: JobSpec) -> Inspection:
+    """Go as far as the first step of an attempt with one worker, and look."""
     torch.manual_seed(spec.seed)
-    data = build_data(spec.data, spec.seed)
-    network, conversion = convert(build_model(spec.model, chosen_norm(spec), data.info), spec, None)
-    check_forward(network, data.info)
-    return Inspection(conversion=conversion, findings=audit(network, data, spec, spec.resources.workers))
+    assembly = assemble(spec, 0, 1)
+    norms, found = ConvertedNorms(spec, lambda: None), list[Inspection]()
+
+    def stop(trainer: Trainer, _module: LightningModule) -> None:
+        found.append(inspection_of(trainer, assembly, norms.report, spec, spec.resources.workers))
+        raise _ReadyError
+
+    with single_process_group():
+        trainer = lightning_trainer(
+            spec,
+            single_process_context(),
+            [BeforeFirstStep(stop, spec.seed)],
+            norms,
+            logger=None if assembly.task_data is not None else DummyLogger(),
+            root=Path(tempfile.gettempdir()),
+            shares=spec.resources.workers,
+            precision="32-true",  # this host's CPU may have no other
+        )
+        with suppress(_ReadyError):
+            trainer.fit(assembly.module, datamodule=assembly.datamodule)
+    return found[0]
+
+
+class _ReadyError(Exception):
+    """There is no need to train."""
+
+
+def inspection_of(
+    trainer: Trainer, assembly: Assembly, conversion: list[dict[str, str]], spec: JobSpec, workers: int
+) -> Inspection:
+    """What shows once everything is ready for the first step; nothing is changed by looking."""
+    module, loader = assembly.module, trainer.train_dataloader
+    with kept_random_state():
+        if assembly.task_data is not None:
+            data, example = assembly.task_data.data, torch.zeros(SAMPLES, *assembly.task_data.data.info.shape)
+            inputs: ForwardInputs | Unclear = ForwardInputs((example.to(module.device),))
+            found, size = audit(network_of(module), data, spec, workers), spec.data.batch_size
+        else:
+            inputs, size = _first_inputs(module, loader)
+            found = _audit_own(module, inputs, loader, size, spec, workers)
+        no_export = (
+            inputs.reason if isinstance(inputs, Unclear) else try_export(network_of(module), inputs, spec.export)
+        )
+    return Inspection(
+        conversion=conversion,
+        findings=found,
+        batch_size=size,
+        guarantees=guarantees(module, loader, spec, no_export),
+    )
+
+
+def _first_inputs(module: LightningModule, loader: Any) -> tuple[ForwardInputs | Unclear, int | None]:
+    """What forward would take of a first batch, and how many samples that has."""
+    try:
+        batch = first_batch(loader)
+    except Exception as error:  # of the user's data; training will say so, with its traceback
+        return Unclear(f"a first batch can't be read ({type(error).__name__}: {error})"), None
+    order = getattr(loader, "order", None)
+    size = order.how.batch_size if order is not None and order.how.batch_size else samples_in(batch)
+    return forward_inputs(module, batch), size
+
+
+def first_batch(loader: Any) -> Any:
+    """The first batch of a pass, without beginning one where the data can be read by index."""
+    order = getattr(loader, "order", None)
+    if order is None:
+        return next(iter(loader))
+    first = order.first()
+    samples = [loader.dataset[index] for index in first] if isinstance(first, list | tuple) else loader.dataset[first]
+    return loader.collate_fn(samples)
+
+
+def _audit_own(
+    module: LightningModule, inputs: ForwardInputs | Unclear, loader: Any, size: int | None, spec: JobSpec, workers: int
+) -> list[Finding]:
+    """As far as forward shows the layers; what only a guess says is not an error."""
+    order = getattr(loader, "order", None)
+    uneven = [_uneven_shares(shares)] if order is not None and (shares := order.uneven_shares()) else []
+    if isinstance(inputs, Unclear) or len(inputs.args) != 1 or inputs.kwargs or size is None:
+        why = inputs.reason if isinstance(inputs, Unclear) else "forward takes more than one tensor"
+        return [_not_audited(why), *uneven]
+    samples = order.samples() if order is not None else None
+    is_cut = order is not None and (order.how.drop_last or order.how.last_batch == "drop")
+    found = norm.audit(
+        module,
+        inputs.args[0],
+        batch_size=size,
+        workers=workers,
+        accumulate=spec.train.accumulate,
+        dataset_size=samples,
+        drop_last=is_cut,
+        group=spec.norm.group if isinstance(spec.norm.group, int) else None,
+    )
+    rest = 0 if samples is None or is_cut else samples % (size * workers)
+    findings = [_in_words_of_the_spec(one, rest, size * workers) for one in found]
+    return [*(_as_a_guess(one) for one in findings), *uneven]
+
+
+def _as_a_guess(finding: Finding) -> Finding:
+    """What a user's code does besides forward may show a layer, and give it another shape."""
+    is_guess = finding.code in ("unknown_layer", "forward_fails")
+    return finding.model_copy(update={"severity": "warning"}) if is_guess else finding
+
+
+def _not_audited(why: str) -> Finding:
+    return Finding(
+        code="not_audited",
+        path="model",
+        message=f"Normalization is converted, but its layers can't be looked at beforehand: {why}.",
+        fix="Set example_input_array in your module.",
+        severity="info",
+    )
+
+
+def _uneven_shares(shares: Sequence[int]) -> Finding:
+    return Finding(
+        code="uneven_shares",
+        path="data.last_batch",
+        message=f"The last batch of an epoch has {counted(sum(shares), 'sample')} for {len(shares)} workers. A "
+        "training_step that gathers tensors over workers, as SimCLR's and CLIP's do, can't take that and is refused at "
+        "the first step.",
+        fix="Leave data.last_batch out, or choose a data.batch_size that divides the training data.",
+        severity="warning",
+    )
 
 
 def audit(network: nn.Module, data: Data, spec: JobSpec, workers: int) -> list[Finding]:
     """The findings of norm.audit about a converted network, as findings of a plan, for an attempt of `workers`."""
     assert isinstance(data.train, Sized)
+    assert spec.data.batch_size is not None
     samples, full = len(data.train), spec.data.batch_size * spec.resources.workers
     batches = max(1, samples // full)
     is_cut = spec.data.last_batch == "drop" or not reaches_last_batch(spec.train, math.ceil(samples / full))
     found = norm.audit(
         network,
-        torch.zeros(SAMPLES, *data.info.shape, dtype=_dtype_of(network)),
+        torch.zeros(SAMPLES, *data.info.shape, dtype=_dtype_of(network), device=_device_of(network)),
         batch_size=math.ceil(full / workers),
         workers=workers,
         accumulate=spec.train.accumulate,
         dataset_size=samples,
         drop_last=is_cut,
         steps=total_steps(spec.train, batches),
-        optimizer=build_optimizer(network, spec.optimizer),
+        optimizer=build_optimizer(network, spec.optimizer or OptimizerSpec()),
         group=spec.norm.group if isinstance(spec.norm.group, int) else None,
     )
     rest = 0 if is_cut else samples % full
-    exchanging = [_uneven_shares(rest, workers)] if isinstance(network, LightningModule) and rest % workers else []
-    return [*(_in_words_of_the_spec(item, rest, full) for item in found), *exchanging]
+    return [_in_words_of_the_spec(item, rest, full) for item in found]
+
+
+def _device_of(network: nn.Module) -> torch.device:
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
 def _dtype_of(network: nn.Module) -> torch.dtype:
@@ -111,17 +246,6 @@ def _in_words_of_the_spec(item: norm.Finding, rest: int, full: int) -> Finding:
     else:
         fix = item.fix
     return Finding(code=item.code, path=item.path, message=item.message, fix=fix, severity=item.severity)
-
-
-def _uneven_shares(rest: int, workers: int) -> Finding:
-    return Finding(
-        code="uneven_shares",
-        path="data.last_batch",
-        message=f"The last batch of an epoch has {counted(rest, 'sample')} for {workers} workers. A training_step that "
-        "gathers tensors over workers, as SimCLR's and CLIP's do, can't take that and is refused at the first step.",
-        fix=LAST_BATCH_FIX,
-        severity="warning",
-    )
 
 
 def main(*packages: str) -> None:

@@ -13,17 +13,14 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
+from lightning.pytorch import LightningModule, Trainer
 
-from syncnorm import norm
-from syncnorm.trainer.contract.norm_choice import chosen_norm
 from syncnorm.trainer.contract.plan import Inspection, plan
 from syncnorm.trainer.contract.protocol import Launch, Result
-from syncnorm.trainer.contract.spec_findings import alike, reaches_last_batch
+from syncnorm.trainer.contract.spec_findings import alike
 from syncnorm.trainer.contract.text import counted, name_some
-from syncnorm.trainer.data import build_data
 from syncnorm.trainer.errors import RankFailedError, StopRequested
 from syncnorm.trainer.failure_classifier import Failure, classify
-from syncnorm.trainer.models import build_model
 from syncnorm.trainer.ranks import preflight
 from syncnorm.trainer.ranks.rank_context import RankContext, ray_context
 from syncnorm.trainer.reporting import fence_check, metric_spool
@@ -32,16 +29,17 @@ from syncnorm.trainer.reporting.library_logging import lower_library_log_levels
 from syncnorm.trainer.reporting.log_handler import ReportingHandler
 from syncnorm.trainer.reporting.redaction import redact, redacted_output
 from syncnorm.trainer.reporting.reporter import Reporter
+from syncnorm.trainer.reporting.run_logger.assembly import journal_sender_of
 from syncnorm.trainer.reporting.stdout_capture import captured
 from syncnorm.trainer.storage.atomic_files import write_atomic
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders, opened
-from syncnorm.trainer.training.conversion import convert
-from syncnorm.trainer.training.module import TrainingModule
+from syncnorm.trainer.training.conversion import ConvertedNorms
+from syncnorm.trainer.training.task_module import TaskModule, network_of
 from syncnorm.trainer.user_code import package as user_code
-from syncnorm.trainer.worker.finalize import finalize
-from syncnorm.trainer.worker.fit import Loaders, fit, total_steps
-from syncnorm.trainer.worker.model_inspection import audit, require_no_error
-from syncnorm.trainer.worker.smoke_forward import check_forward
+from syncnorm.trainer.worker.finalize import finalize, finalize_user_module
+from syncnorm.trainer.worker.fit import fit
+from syncnorm.trainer.worker.model_inspection import inspection_of, require_no_error
+from syncnorm.trainer.worker.module_and_data import assemble
 
 logger = logging.getLogger(__name__)
 
@@ -117,29 +115,29 @@ def run(
     if context.rank == 0:
         reporter.placement(ranks)
     L.seed_everything(spec.seed, verbose=False)
-    data = build_data(spec.data, spec.seed)
-    network = build_model(spec.model, chosen_norm(spec), data.info)
-    preflight.begin(context, launch.rendezvous_timeout_s, spec.limits.collective_timeout_s)
-    network, conversion = convert(network, spec, norm.create_group(spec.norm.group))
-    check_forward(network, data.info)
-    preflight.require_disk_space(network, folders)
-    loaders = Loaders.build(data, spec, context.rank, context.world_size)
-    steps = total_steps(spec.train, len(loaders.train))
-    uneven = loaders.train.sampler.uneven_shares() if reaches_last_batch(spec.train, len(loaders.train)) else None
-    module = TrainingModule(network, data.info, spec, steps, uneven_shares=uneven)
-    # From here on each rank draws its own dropout masks; the weights above were drawn alike everywhere.
-    L.seed_everything(spec.seed + 1 + context.rank, verbose=False)
-    if context.rank == 0:
-        findings = audit(network, data, spec, context.world_size)
-        describe(launch, Inspection(conversion=conversion, findings=findings), folders)
-        require_no_error(findings)
-        at_the_end.callback(_sender(launch, folders).close, MLFLOW_PATIENCE_S)
-    preflight.ready(context, launch.rendezvous_timeout_s)
-    try:
+    assembly = assemble(spec, context.rank, context.world_size)
+    preflight.begin(context, launch.rendezvous_timeout_s)
+
+    def prepare(trainer: Trainer, module: LightningModule, norms: ConvertedNorms) -> None:
+        preflight.require_disk_space(network_of(module), folders)
+        if context.rank == 0:
+            inspection = inspection_of(trainer, assembly, norms.report, spec, context.world_size)
+            describe(launch, inspection, folders)
+            require_no_error(inspection.findings)
+            at_the_end.callback(_sender(launch, folders).close, MLFLOW_PATIENCE_S)
+            if assembly.task_data is None:
+                at_the_end.callback(journal_sender_of(launch, folders).start().close, MLFLOW_PATIENCE_S)
+        timeout_s = spec.limits.collective_timeout_s
+        preflight.ready(context, launch.rendezvous_timeout_s, timeout_s, [None, norms.group])
         reporter.enter("training")
-        fitted = fit(module, loaders, launch, folders, reporter, context, steps)
+
+    try:
+        fitted = fit(assembly, launch, folders, reporter, context, prepare)
         reporter.enter("finalizing")
-        return finalize(module, data, loaders, launch, folders, fitted)
+        if assembly.task_data is not None:
+            assert isinstance(assembly.module, TaskModule)
+            return finalize(assembly.module, assembly.task_data, launch, folders, fitted)
+        return finalize_user_module(assembly.module, fitted.held_out, launch, folders, fitted, fitted.training)
     except StopRequested as stop:
         return Result(
             fence=launch.fence, outcome="stopped", message=str(stop), step=stop.step, checkpoint=stop.checkpoint
@@ -154,7 +152,7 @@ def describe(launch: Launch, inspection: Inspection, folders: AttemptFolders) ->
     layers = Counter(one["to"] for one in inspection.conversion)
     logger.info(
         "batches of %s on %s; norm %s: %s",
-        counted(planned.batch.global_, "sample"),
+        counted(planned.batch.global_, "sample") if planned.batch.global_ else "samples",
         counted(launch.world_size, "worker"),
         planned.norm.kind,
         ", ".join(f"{count} {name}" for name, count in layers.items()) or "no layer exchanged",

@@ -31,6 +31,10 @@ def large_net(*, pretrained: bool = False, **kwargs: Any) -> Net:
     return Net(**kwargs)
 
 
+def plain_net() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10))
+
+
 class LitNet(pl.LightningModule):
     def __init__(self, net: nn.Module, lr: float = 0.1) -> None:
         super().__init__()

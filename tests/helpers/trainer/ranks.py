@@ -9,23 +9,17 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from syncnorm import norm
-from syncnorm.trainer.contract.norm_choice import chosen_norm
 from syncnorm.trainer.contract.protocol import Launch, StopRequest
-from syncnorm.trainer.contract.spec_findings import reaches_last_batch
 from syncnorm.trainer.contract.spec_reader import read_spec
-from syncnorm.trainer.data import Data, build_data
+from syncnorm.trainer.data import Data
 from syncnorm.trainer.errors import NonFiniteError, StopRequested
-from syncnorm.trainer.models import build_model
 from syncnorm.trainer.ranks.rank_context import RankContext
 from syncnorm.trainer.storage.attempt_layout import opened
-from syncnorm.trainer.training.conversion import convert
-from syncnorm.trainer.training.module import TrainingModule
-from syncnorm.trainer.worker.fit import Loaders, fit, total_steps
-from syncnorm.trainer.worker.smoke_forward import check_forward
+from syncnorm.trainer.training.task_module import network_of
+from syncnorm.trainer.worker.fit import Prepare, fit
+from syncnorm.trainer.worker.module_and_data import Assembly, assemble, assemble_task
 
 
 class PoolEnvironment(LightningEnvironment):
@@ -58,18 +52,8 @@ class PoolEnvironment(LightningEnvironment):
         return 0
 
 
-class PoolStrategy(DDPStrategy):
-    @property
-    def root_device(self) -> torch.device:
-        return torch.device("cpu")
-
-    @property
-    def distributed_sampler_kwargs(self) -> dict[str, int]:
-        return {"num_replicas": self.world_size, "rank": self.global_rank}
-
-
 def rank_context(rank: int, world_size: int) -> RankContext:
-    return RankContext(rank, world_size, PoolStrategy, PoolEnvironment(rank, world_size))
+    return RankContext(rank, world_size, torch.device("cpu"), PoolEnvironment(rank, world_size))
 
 
 class RecordingReporter:
@@ -129,32 +113,14 @@ def launch_of(document: dict[str, Any], resume_from: str | None = None) -> Launc
     )
 
 
-@dataclass
-class Built:
-    """A job that is ready to train on this rank."""
-
-    module: TrainingModule
-    data: Data
-    loaders: Loaders
-    launch: Launch
-    steps: int
-
-
-def build(rank: int, world_size: int, launch: Launch, data: Data | None = None) -> Built:
+def build(rank: int, world_size: int, launch: Launch, data: Data | None = None) -> Assembly:
     """As a worker does. data: in place of that of the job."""
     if dist.is_initialized():
         dist.barrier()  # a rank that refuses the job at once must not leave while the other still connects
-    job = launch.spec
-    L.seed_everything(job.seed, verbose=False)
-    data = data or build_data(job.data, job.seed)
-    network, _ = convert(build_model(job.model, chosen_norm(job), data.info), job, norm.create_group(job.norm.group))
-    check_forward(network, data.info)
-    loaders = Loaders.build(data, job, rank, world_size)
-    steps = total_steps(job.train, len(loaders.train))
-    uneven = loaders.train.sampler.uneven_shares() if reaches_last_batch(job.train, len(loaders.train)) else None
-    module = TrainingModule(network, data.info, job, steps, uneven_shares=uneven)
-    L.seed_everything(job.seed + 1 + rank, verbose=False)
-    return Built(module, data, loaders, launch, steps)
+    L.seed_everything(launch.spec.seed, verbose=False)
+    if data is None:
+        return assemble(launch.spec, rank, world_size)
+    return assemble_task(launch.spec, data, rank, world_size)
 
 
 def train(
@@ -166,29 +132,30 @@ def train(
     told: RecordingReporter | None = None,
     data: Data | None = None,
     where: RankContext | None = None,
+    prepare: Prepare | None = None,
 ) -> TrainedModel:
     """Train the job of `document` as a worker does, without finalizing. root: a folder, or a URL.
 
-    told: what rank 0 hears meanwhile; data: in place of that of the document; where: if not on the CPU.
+    told: what rank 0 hears meanwhile; data: in place of that of the document; where: if not on the CPU; prepare: before
+    the first step.
     """
-    job = build(rank, world_size, launch_of(document, resume_from), data)
+    assembly = build(rank, world_size, launch := launch_of(document, resume_from), data)
     reporter: Any = told if told is not None and rank == 0 else RecordingReporter()
-    stopped_at = None
+    stopped_at, metrics = None, dict[str, float]()
     try:
         with opened(root) as folders:
-            fit(
-                job.module,
-                job.loaders,
-                job.launch,
+            metrics = fit(
+                assembly,
+                launch,
                 folders,
                 reporter,
                 where or rank_context(rank, world_size),
-                job.steps,
-            )
+                prepare or (lambda *_: None),
+            ).metrics
     except StopRequested as stop:
         stopped_at = stop.step
-    state = {name: tensor.clone() for name, tensor in job.module.network.state_dict().items()}
-    return TrainedModel(state, {**job.module.train_metrics, **job.module.val_metrics}, stopped_at)
+    network = network_of(assembly.module)
+    return TrainedModel({name: tensor.clone() for name, tensor in network.state_dict().items()}, metrics, stopped_at)
 
 
 def train_many(

@@ -151,7 +151,8 @@ def test_page_of_a_proxy_refuses_nothing(world: World, status: int) -> None:
 
 
 def test_launch_takes_few_calls_however_large_the_spec(world: World) -> None:
-    job = world.submit(model={"class_path": "a.B", "init_args": {f"class {i}": i for i in range(9_900)}})
+    model = {"class_path": "a.B", "init_args": {f"class {i}": i for i in range(9_900)}}
+    job = world.submit(model=model, optimizer={"name": "sgd"})
     mlflow = Mlflow()
 
     with tracker(mlflow) as port, at_most(3):

@@ -98,8 +98,8 @@ def test_an_uneven_last_batch_that_trains_names_the_field_as_well() -> None:
 
 def test_own_module_with_shares_of_different_sizes_is_warned() -> None:
     model = {"class_path": OWN + "OwnLoss"}
-    uneven = spec(model=model, data=synthetic(35), resources={"workers": 2})
-    even = spec(model=model, data=synthetic(36), resources={"workers": 2})
+    uneven = spec(model=model, data=synthetic(35) | {"last_batch": "weight"}, resources={"workers": 2})
+    even = spec(model=model, data=synthetic(35), resources={"workers": 2})
 
     found = {one.code: one for one in plan(uneven, None, inspect(uneven)).findings}
 

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from syncnorm.trainer.callbacks.checkpoint import random_state
 from syncnorm.trainer.data.loader import Batch
 from syncnorm.trainer.diagnostics import (
     activation_statistics,
@@ -27,6 +26,7 @@ from syncnorm.trainer.diagnostics.callback import finite, measured_steps
 from syncnorm.trainer.diagnostics.observed_layers import weights_of_layers
 from syncnorm.trainer.diagnostics.probe import Evaluation, Probe
 from syncnorm.trainer.diagnostics.undisturbed import Snapshot
+from syncnorm.trainer.random_state import random_state
 
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-12}  # fp64, sums in another order
 LR = 0.3

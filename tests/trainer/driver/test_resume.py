@@ -24,8 +24,8 @@ from syncnorm.norm.distributed import collectives
 from syncnorm.trainer.callbacks import checkpoint
 from syncnorm.trainer.data.loader import Loader
 from syncnorm.trainer.reporting import metric_spool as tracking
-from syncnorm.trainer.training import checkpoints
-from syncnorm.trainer.training.module import TrainingModule
+from syncnorm.trainer.training import checkpoints, rank_state
+from syncnorm.trainer.training.task_module import TaskModule
 from tests.helpers.norm.pool import Pool
 from tests.helpers.trainer.ranks import RecordingReporter, TrainedModel, train
 
@@ -224,10 +224,10 @@ def die_at(place: str, call: int) -> Any:
             loss.register_hook(lambda _: die_if_due())
         return loss
 
-    training_step = TrainingModule.training_step
+    training_step = TaskModule.training_step
     return {
-        "forward": lambda: mock.patch.object(TrainingModule, "training_step", before(training_step)),
-        "backward": lambda: mock.patch.object(TrainingModule, "training_step", step),
+        "forward": lambda: mock.patch.object(TaskModule, "training_step", before(training_step)),
+        "backward": lambda: mock.patch.object(TaskModule, "training_step", step),
         "exchange": lambda: mock.patch.object(collectives, "transport_of", before(collectives.transport_of)),
         "agreement": lambda: mock.patch.object(dist, "all_reduce", before(dist.all_reduce)),
         "checkpoint": lambda: mock.patch.object(checkpoint, "gather", before(checkpoint.gather)),
@@ -272,9 +272,9 @@ def test_rank_killed_at_sixty_random_places(ranks: Pool, undisturbed: Whole, tmp
 
 
 BUGS = {
-    "random generators start anew": (checkpoint, "restore_random_state"),
+    "random generators start anew": (rank_state, "restore_random_state"),
     "the position in the data is forgotten": (Loader, "load_state_dict"),
-    "statistics of each rank's own are those of rank 0": (TrainingModule, "restore_own_state"),
+    "statistics of each rank's own are those of rank 0": (rank_state, "restore_statistics"),
     "the schedule starts anew": (LambdaLR, "load_state_dict"),
     "the optimizer has no momentum": (SGD, "load_state_dict"),
 }

@@ -44,7 +44,7 @@ def check_late(rank: int, world_size: int, root: str, begins: bool) -> None:
         return
     try:
         if begins:
-            preflight.begin(rank_context(rank, world_size), 1.0, 1.0)
+            preflight.begin(rank_context(rank, world_size), 1.0)
         preflight.check(AttemptFolders(Path(root)), rank_context(rank, world_size), "f", 1.0)
     finally:
         (Path(root) / "given up").touch()
@@ -54,7 +54,7 @@ def meet_and_wait(rank: int, world_size: int, root: str) -> float:
     """Rank 1 imports for longer than a collective may take, meets the others, and then stays away from each."""
     if rank == 1:
         time.sleep(1.5 * COLLECTIVE_S)
-    preflight.begin(rank_context(rank, world_size), MEETING_S, COLLECTIVE_S)
+    preflight.ready(rank_context(rank, world_size), MEETING_S, COLLECTIVE_S)
     agreement = StopAgreement(lambda: None, lambda: False, timeout_s=COLLECTIVE_S)
     gave_up = Path(root) / "gave up"
     if rank == 1:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from syncnorm.trainer.errors import StorageAwayError
-from syncnorm.trainer.ranks.rank_context import RankContext
+from syncnorm.trainer.ranks.rank_context import single_process_context, single_process_group
 from syncnorm.trainer.storage.sync import Mirrored
 from syncnorm.trainer.training.background import BackgroundTasks
-from tests.helpers.trainer.ranks import PoolEnvironment, RecordingReporter, train
+from tests.helpers.trainer.ranks import RecordingReporter, train
 from tests.trainer.storage.test_attempts_in_a_bucket import attempt, kept
 
 # 1,438 samples make 12 batches an epoch.
@@ -28,16 +26,13 @@ DOCUMENT: dict[str, Any] = {
     "resources": {"workers": 1},
 }
 STEPS = ["step-0000000004", "step-0000000008", "step-0000000012"]
+ALONE = single_process_context()
 
 
-class OneCpu(SingleDeviceStrategy):
-    """Without a process group, which would stay in this process."""
-
-    def __init__(self, **_: object) -> None:
-        super().__init__(torch.device("cpu"))
-
-
-ALONE = RankContext(0, 1, OneCpu, PoolEnvironment(0, 1))  # type: ignore[arg-type]
+@pytest.fixture(autouse=True)
+def group_of_one() -> Iterator[None]:
+    with single_process_group():
+        yield
 
 
 class Watching(RecordingReporter):

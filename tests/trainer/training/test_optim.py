@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch import nn
 
 from syncnorm import norm
+from syncnorm.trainer.callbacks.adaptive_clipping import AdaptiveClipping
 from syncnorm.trainer.contract.spec import ModelSpec, NormSpec, OptimizerSpec, ScheduleSpec
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.data import DataInfo
 from syncnorm.trainer.models import build_model
-from syncnorm.trainer.training.module import TrainingModule
 from syncnorm.trainer.training.optim import (
     build_optimizer,
     build_schedule,
@@ -20,6 +21,7 @@ from syncnorm.trainer.training.optim import (
     parameter_groups,
     rate_factor,
 )
+from syncnorm.trainer.training.task_module import TaskModule
 
 
 class WideNorm(nn.Module):
@@ -171,13 +173,12 @@ def test_adaptive_clipping_bounds_each_unit_by_its_weights_and_spares_the_output
 
 
 def test_job_that_asks_for_adaptive_clipping_gets_it_before_each_step() -> None:
-    document = {"name": "a", "model": {"name": "mlp"}, "data": {"name": "digits", "batch_size": 1}}
     network = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2))
-    job = read_spec(document | {"train": {"clip_adaptive": 0.1}})
-    module = TrainingModule(network, DataInfo("classification", 2, (3,)), job, total_steps=1)
+    job = read_spec({"name": "a", "model": {"name": "mlp"}, "data": {"name": "digits", "batch_size": 1}})
+    module = TaskModule(network, DataInfo("classification", 2, (3,)), job, total_steps=1)
     network[0].weight.grad = torch.full((2, 3), 100.0)
 
-    module.on_before_optimizer_step(build_optimizer(network, job.optimizer))
+    AdaptiveClipping(0.1).on_before_optimizer_step(Trainer(logger=False), module, torch.optim.SGD(network.parameters()))
 
     limit = 0.1 * network[0].weight.norm(dim=1)
     torch.testing.assert_close(network[0].weight.grad.norm(dim=1), limit)  # fp32

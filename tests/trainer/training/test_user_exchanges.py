@@ -28,33 +28,38 @@ def job(samples: int, what: str = "answers", **data: Any) -> dict[str, Any]:
     [
         (35, "answers"),  # shares of 2 and 1
         (35, "functional"),
-        (33, "answers"),  # of 1 and none
-        (33, "loss"),  # a worker without samples takes part in nothing
     ],
 )
 def test_what_the_last_batch_can_not_take_ends_the_first_step(
     ranks: Pool, tmp_path: Path, samples: int, what: str
 ) -> None:
-    outcomes = ranks.outcomes(train, 2, str(tmp_path), job(samples, what) | {"norm": {"kind": "group"}})
+    document = job(samples, what, last_batch="weight") | {"norm": {"kind": "group"}}
+    outcomes = ranks.outcomes(train, 2, str(tmp_path), document)
 
     assert [ok for ok, _, _ in outcomes] == [False, False]
-    assert all("Set data.last_batch: drop" in str(outcome) for outcome in outcomes), outcomes
+    assert all("Leave data.last_batch out" in str(outcome) for outcome in outcomes), outcomes
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
 @pytest.mark.parametrize(
     "document",
     [
-        job(36),  # shares of 2 and 2
+        job(35),  # padded: every worker has as many
+        job(33),
+        job(36, last_batch="weight"),  # shares of 2 and 2
         job(35, last_batch="drop"),
-        job(35, "loss"),  # one number a rank, however many samples
-        job(35) | {"train": {"steps": 3}},  # does not come to the last batch
+        job(35, "loss", last_batch="weight"),  # one number a rank, however many samples
     ],
 )
 def test_what_every_batch_can_take_trains(ranks: Pool, tmp_path: Path, document: dict[str, Any]) -> None:
     first, second = ranks.run(train, 2, str(tmp_path), document)
 
     assert first.stopped_at is second.stopped_at is None
+
+
+def test_share_without_a_sample_is_refused(ranks: Pool, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^data.last_batch: weight leaves a worker without a sample"):
+        ranks.run(train, 2, str(tmp_path), job(33, last_batch="weight"))
 
 
 @pytest.mark.parametrize(

@@ -1,109 +1,270 @@
-"""A user's LightningModule inside the trainer."""
+"""A user's LightningModule runs as it is: Lightning fits it, unwrapped."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
 
 from syncnorm.trainer.contract.spec_reader import read_spec
-from syncnorm.trainer.data import DataInfo, build_data
-from syncnorm.trainer.data.loader import Batch
+from syncnorm.trainer.data import build_data
 from syncnorm.trainer.training import checkpoints
-from syncnorm.trainer.training.module import TrainingModule
-from syncnorm.trainer.training.user_module import training_loss
+from syncnorm.trainer.training.conversion import ConvertedNorms
+from syncnorm.trainer.worker.module_and_data import assemble
 from tests.helpers.norm.pool import Pool
-from tests.helpers.trainer.own_code import Manual, OwnLoss, OwnOptimizer
-from tests.helpers.trainer.ranks import RecordingReporter, train
+from tests.helpers.trainer import own_modules
+from tests.helpers.trainer.ranks import PoolEnvironment, RecordingReporter, train
 
-INFO = DataInfo("classification", 10, (1, 8, 8))
-JOB: dict[str, Any] = {
-    "name": "own",
-    "model": {"class_path": "tests.helpers.trainer.own_code.OwnLoss", "init_args": {"logs": True}},
-    "data": {"name": "digits", "batch_size": 250},
-    "train": {"epochs": 2, "precision": "64-true"},
+MODULES = "tests.helpers.trainer.own_modules"
+
+
+def job(name: str, *, data: str = "Points", workers: int = 1, **parts: Any) -> dict[str, Any]:
+    return {
+        "name": "own",
+        "model": {"class_path": f"{MODULES}.{name}"},
+        "data": {"class_path": f"{MODULES}.{data}"},
+        "norm": {"kind": "batch"},
+        "train": {"epochs": 2},
+        "resources": {"workers": workers},
+        **parts,
+    }
+
+
+def plainly(rank: int, world_size: int, name: str, data: str) -> tuple[list[str], list[float]]:
+    """What plain Lightning calls, and the losses it comes to."""
+    L.seed_everything(0, verbose=False)
+    datamodule, module = getattr(own_modules, data)(), getattr(own_modules, name)()
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=2,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=datamodule)
+    return _without_saves(module.calls), module.losses
+
+
+def as_a_job(rank: int, world_size: int, root: str, document: dict[str, Any]) -> tuple[list[str], list[float]]:
+    seen: list[Any] = []
+    train(rank, world_size, root, document, prepare=lambda _trainer, module, _norms: seen.append(module))
+    return _without_saves(seen[0].calls), seen[0].losses
+
+
+def _without_saves(calls: list[str]) -> list[str]:
+    """How often a job saves is for its spec to say."""
+    return [call for call in calls if call != "on_save_checkpoint"]
+
+
+EVERY = [
+    "Hooks",
+    "Steps",
+    "Plateaus",
+    "TwoOptimizers",
+    "Averages",
+    "Unfreezes",
+    "Stops",
+    "Drops",
+    "BuiltLate",
+    "BuiltInSetup",
+]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_hooks_and_losses_are_those_of_plain_lightning(name: str, ranks: Pool, tmp_path: Path) -> None:
+    calls, losses = ranks.run(plainly, 1, name, "Points")[0]
+
+    ours, found = ranks.run(as_a_job, 1, str(tmp_path), job(name))[0]
+
+    assert len(losses) > 2
+    assert found == losses
+    assert ours == calls
+
+
+def plainly_on_two(rank: int, world_size: int, name: str, options: dict[str, Any]) -> list[float]:
+    """The training losses of plain Lightning with its DDP."""
+    L.seed_everything(0, verbose=False)
+    module, datamodule = getattr(own_modules, name)(), own_modules.Points(**options)
+    module.net[3].p = 0.0  # each of our ranks draws masks of its own
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        strategy=PlainDDP(),
+        plugins=[PoolEnvironment(rank, world_size)],
+        max_epochs=2,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=datamodule)
+    return module.train_losses
+
+
+class PlainDDP(DDPStrategy):
+    """The process group of the test is there already."""
+
+    @property
+    def root_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, int]:
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+
+def as_a_job_on_two(rank: int, world_size: int, root: str, document: dict[str, Any]) -> list[float]:
+    seen: list[Any] = []
+
+    def prepare(_trainer: Trainer, module: Any, _norms: ConvertedNorms) -> None:
+        module.net[3].p = 0.0
+        seen.append(module)
+
+    train(rank, world_size, root, document, prepare=prepare)
+    return seen[0].train_losses  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": True}, {"samples": 45, "shuffle": True}])
+@pytest.mark.parametrize("name", ["Hooks", "TwoOptimizers"])
+def test_losses_on_two_workers_are_those_of_plain_lightning(
+    name: str, options: dict[str, Any], ranks: Pool, tmp_path: Path
+) -> None:
+    plain = ranks.run(plainly_on_two, 2, name, options)
+    document = job(name, workers=2)
+    document["data"]["init_args"] = options
+
+    ours = ranks.run(as_a_job_on_two, 2, str(tmp_path), document)
+
+    for found, wanted in zip(ours, plain, strict=True):
+        assert found == pytest.approx(wanted, rel=1e-6)  # fp32
+
+
+@pytest.mark.parametrize("name", ["Unfreezes", "FrozenAtFirst"])
+def test_layers_that_are_unfrozen_later_are_trained_alike_on_all_workers(
+    name: str, ranks: Pool, tmp_path: Path
+) -> None:
+    first, second = ranks.run(train, 2, str(tmp_path), job(name, workers=2, train={"epochs": 3}))
+
+    fresh = own_modules.Hooks()
+    assert first.state.keys() == fresh.state_dict().keys()
+    for path, tensor in first.state.items():
+        if "running" not in path:
+            assert torch.equal(tensor, second.state[path]), path
+
+
+def test_logged_values_are_means_over_all_samples_of_all_workers(ranks: Pool, tmp_path: Path) -> None:
+    document = job("LogsLabels", workers=2, norm={"kind": "sync_batch"})
+    document["data"]["init_args"] = {"samples": 45}
+    points = own_modules.Points(samples=45)
+    points.setup("fit")
+    labels = torch.tensor([float(y) for _, y in points.points])  # type: ignore[attr-defined]
+
+    first, second = ranks.run(train, 2, str(tmp_path), document)
+
+    assert first.metrics == second.metrics
+    padded = torch.cat([labels, labels[:1]])  # 45 samples for 2 workers: one is repeated in training
+    assert first.metrics["train_label"] == pytest.approx(float(padded.mean()), rel=1e-6)
+    assert first.metrics["val_label"] == pytest.approx(float(labels.mean()), rel=1e-6)
+    assert first.metrics["val_greatest"] == 2.0
+    assert first.metrics["val_accuracy_metric"] == pytest.approx(float((labels == 0).double().mean()), rel=1e-6)
+
+
+RESUMED = {
+    "manual, two optimizers": ("TwoOptimizers", "Points", {}),
+    "batches of dicts": ("TakesDicts", "Dicts", {}),
+    "shuffled": ("Hooks", "Points", {"shuffle": True}),
+    "an average of its own": ("Averages", "Points", {"shuffle": True}),
+    "a schedule by step": ("Steps", "Points", {}),
+    "a sampler of its own": ("Hooks", "Weighted", {}),
+    "batches of its own": ("Hooks", "OwnBatches", {}),
+    "metrics of an epoch": ("LogsLabels", "Points", {}),
 }
 
 
-def _batch(samples: int) -> Batch:
-    return Batch((torch.randn(samples, 1, 8, 8), torch.arange(samples) % 10), weight=1.0)
+@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("stop_at", [2, 3, 4])
+def test_a_job_stopped_anywhere_ends_as_one_that_was_not(name: str, stop_at: int, ranks: Pool, tmp_path: Path) -> None:
+    module, data, options = RESUMED[name]
+    document = job(module, data=data, workers=2, norm={"kind": "sync_batch"})
+    document["data"]["init_args"] = options
+    whole = ranks.run(train, 2, str(tmp_path / "whole"), document)
 
-
-@pytest.mark.parametrize("gives", ["tensor", "dict"])
-def test_its_training_step_gives_the_loss(gives: str) -> None:
-    torch.manual_seed(0)
-    own, batch = OwnLoss(factor=3.0, gives=gives), _batch(4)
-
-    loss = training_loss(own, batch, 0)
-
-    expected = 3 * torch.nn.functional.cross_entropy(own(batch.x), batch.y)
-    torch.testing.assert_close(loss, expected)  # fp32
-
-
-def test_an_empty_part_has_a_loss_of_zero_that_reaches_the_model() -> None:
-    own = OwnLoss().eval()
-
-    loss = training_loss(own, _batch(0), 0)
-    loss.backward()
-
-    assert loss.item() == 0.0
-    assert all(param.grad is not None for param in own.parameters())
-
-
-def test_a_step_without_a_loss_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^model.class_path: OwnLoss.training_step must return a loss.*got dict"):
-        training_loss(OwnLoss(gives="nothing"), _batch(4), 0)
-
-
-def test_manual_optimization_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^model.class_path: Manual must leave optimizer steps to the trainer"):
-        TrainingModule(Manual(), INFO, read_spec(JOB), 1)
-
-
-@pytest.mark.parametrize(("own", "kind", "lr"), [(OwnLoss(), "SGD", 0.1), (OwnOptimizer(), "Adam", 0.25)])
-def test_its_optimizer_is_used_where_it_defines_one(own: OwnLoss, kind: str, lr: float) -> None:
-    configured: Any = TrainingModule(own, INFO, read_spec(JOB), 1).configure_optimizers()
-
-    optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
-    assert (type(optimizer).__name__, optimizer.param_groups[0]["lr"]) == (kind, lr)
-
-
-def test_what_it_logs_is_the_mean_over_all_samples_of_all_ranks(ranks: Pool, tmp_path: Path) -> None:
-    job = JOB | {"model": {"class_path": "tests.helpers.trainer.own_code.Talks"}, "resources": {"workers": 2}}
-    data = build_data(read_spec(job).data, 0)
-    labels = {stage: [int(y) for _, y in samples] for stage, samples in (("train", data.train), ("val", data.val))}
-
-    both = ranks.run(train, 2, str(tmp_path), job)
-
-    metrics = both[0].metrics
-    assert metrics["own/label"] == pytest.approx(sum(labels["train"]) / len(labels["train"]), rel=1e-12)
-    assert metrics["own/val_label"] == pytest.approx(sum(labels["val"]) / len(labels["val"]), rel=1e-12)
-    assert (metrics["own/two"], metrics["own_odd"]) == (2.0, 1.0)
-    assert both[1].metrics == metrics
-    assert "own/val_label" in (tmp_path / "metrics.jsonl").read_text()
-
-
-def test_what_it_logged_before_a_pause_counts(ranks: Pool, tmp_path: Path) -> None:
-    job = JOB | {"model": {"class_path": "tests.helpers.trainer.own_code.Talks"}, "resources": {"workers": 2}}
-    whole = ranks.run(train, 2, str(tmp_path / "whole"), job)[0]
-
-    ranks.run(train, 2, str(tmp_path / "1"), job, None, RecordingReporter(stop_at=1))
+    stopped = ranks.run(train, 2, str(tmp_path / "1"), document, None, RecordingReporter(stop_at=stop_at))
     newest = checkpoints.newest([tmp_path / "1" / "checkpoints"])
     assert newest is not None
-    resumed = ranks.run(train, 2, str(tmp_path / "2"), job, str(newest.path))[0]
+    resumed = ranks.run(train, 2, str(tmp_path / "2"), document, str(newest.path))
 
-    assert resumed.metrics == whole.metrics
+    assert stopped[0].stopped_at is not None
+    for rank in (0, 1):
+        assert resumed[rank].metrics == whole[rank].metrics
+        for path, tensor in whole[rank].state.items():
+            assert torch.equal(tensor, resumed[rank].state[path]), path
 
 
-def test_two_workers_train_it_as_one_does_with_the_large_batch(ranks: Pool, tmp_path: Path) -> None:
-    on_two = JOB | {"data": {"name": "digits", "batch_size": 125}, "resources": {"workers": 2}}
+@pytest.mark.parametrize("data", ["Streams", "NoValidation", "TwoValidations", "Weighted", "OwnBatches"])
+def test_loaders_of_any_kind_train(data: str, ranks: Pool, tmp_path: Path) -> None:
+    name = "TwoValidationsToo" if data == "TwoValidations" else "Hooks"
 
-    two = ranks.run(train, 2, str(tmp_path / "two"), on_two)[0]
-    one = ranks.run(train, 1, str(tmp_path / "one"), JOB)[0]
+    first, second = ranks.run(train, 2, str(tmp_path), job(name, data=data, workers=2))
 
-    assert one.metrics.keys() >= {"train/loss", "val/loss", "val/accuracy"}
-    assert "train/accuracy" not in one.metrics
-    for name, tensor in one.state.items():
-        torch.testing.assert_close(two.state[name], tensor, rtol=1e-9, atol=1e-9)  # fp64
+    assert first.metrics["train/loss"] == second.metrics["train/loss"] > 0
+
+
+@pytest.mark.parametrize("name", ["BuiltLate", "BuiltInSetup"])
+def test_layers_that_are_built_late_are_converted(name: str, ranks: Pool, tmp_path: Path) -> None:
+    report = ranks.run(report_of, 2, str(tmp_path), job(name, workers=2, norm={"kind": "sync_batch"}))[0]
+
+    assert report == [{"path": "net.1", "from": "BatchNorm1d", "to": "SyncBatchNorm"}]
+
+
+def report_of(rank: int, world_size: int, root: str, document: dict[str, Any]) -> list[dict[str, str]]:
+    seen: list[list[dict[str, str]]] = []
+    train(rank, world_size, root, document, prepare=lambda _trainer, _module, norms: seen.append(norms.report))
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "says"),
+    [
+        ("Hooks", {"optimizer": {"name": "sgd", "lr": 0.1}}, "optimizer must be left out, because Hooks.configure"),
+        ("Hooks", {"schedule": {"name": "cosine"}}, "schedule must be left out"),
+        ("TwoOptimizers", {"train": {"epochs": 1, "clip_grad_norm": 1.0}}, "train.clip_grad_norm must be left out"),
+        ("TwoOptimizers", {"train": {"epochs": 1, "accumulate": 2}}, "train.accumulate must be left out"),
+        ("TwoOptimizers", {"diagnostics": ["landscape"]}, "diagnostics must be left out"),
+    ],
+)
+def test_what_a_module_can_not_get_is_refused_by_name(name: str, parts: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{says}"):
+        assemble(read_spec(job(name, **parts)), 0, 1)
+
+
+def test_optimizer_of_the_spec_replaces_the_modules_own_where_it_says_so(ranks: Pool, tmp_path: Path) -> None:
+    own = job("Hooks", optimizer={"name": "adam", "lr": 0.25, "override": True})
+
+    assert ranks.run(optimizers_of, 1, str(tmp_path / "1"), own) == [[("Adam", 0.25)]]
+    assert ranks.run(optimizers_of, 1, str(tmp_path / "2"), job("Hooks")) == [[("SGD", 0.1)]]
+    assert ranks.run(optimizers_of, 1, str(tmp_path / "3"), job("NoOptimizer")) == [[("SGD", 0.1)]]
+
+
+def optimizers_of(rank: int, world_size: int, root: str, document: dict[str, Any]) -> list[tuple[str, float]]:
+    seen: list[Any] = []
+    train(rank, world_size, root, document, prepare=lambda trainer, _module, _norms: seen.extend(trainer.optimizers))
+    return [(type(each).__name__, each.defaults["lr"]) for each in seen]
+
+
+def test_built_in_data_feeds_a_module_of_the_user(ranks: Pool, tmp_path: Path) -> None:
+    document = job("Digits", workers=2) | {"data": {"name": "digits", "batch_size": 64}}
+    data = build_data(read_spec(document).data, 0)
+
+    found = ranks.run(train, 2, str(tmp_path), document)[0]
+
+    assert found.metrics["val_samples"] == len(data.val)  # type: ignore[arg-type]

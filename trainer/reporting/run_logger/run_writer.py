@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
@@ -28,10 +28,16 @@ LONGEST_PARAM, LONGEST_TAG = 6000, 8000
 _LARGEST_STEP = 2**53
 _OF_THE_SERVICE = ("syncnorm.",)
 """Tags by which the service finds a run."""
+
+
+def _types(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) or (annotation,)
+
+
 _SPEC_VALUES = {
     name
     for name, field in JobSpec.model_fields.items()
-    if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel))
+    if not any(isinstance(each, type) and issubclass(each, BaseModel) for each in _types(field.annotation))
 }
 _OWN_PARAMS = "hparams/"
 

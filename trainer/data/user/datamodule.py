@@ -1,4 +1,4 @@
-"""The samples of a user's LightningDataModule."""
+"""A user's LightningDataModule, and the samples behind it for a built-in task."""
 
 from __future__ import annotations
 
@@ -27,8 +27,18 @@ from syncnorm.trainer.data.info import Data, DataInfo
 from syncnorm.trainer.user_code.class_path import instantiate
 
 
+def own_datamodule(class_path: str, init_args: Mapping[str, Any]) -> LightningDataModule:
+    """The LightningDataModule that `class_path` makes of `init_args`. Raises: ValueError naming the spec path."""
+    module = instantiate("data", class_path, init_args, fill={})
+    if not isinstance(module, LightningDataModule):
+        raise ValueError(
+            f"data.class_path must give a LightningDataModule, but {class_path} gave a {type(module).__name__}."
+        )
+    return module
+
+
 def by_class_path(class_path: str, init_args: Mapping[str, Any]) -> Data:
-    """The data sets behind a LightningDataModule's loaders.
+    """The data sets behind a LightningDataModule's loaders, for a plain network and a built-in task.
 
     Its dataset, collate_fn, num_workers and whether it shuffles are kept. The trainer distributes the samples:
     data.batch_size per worker, in an order that can be resumed (Lightning too replaces the sampler on several workers).
@@ -37,11 +47,7 @@ def by_class_path(class_path: str, init_args: Mapping[str, Any]) -> Data:
 
     Raises: ValueError naming the spec path.
     """
-    module = instantiate("data", class_path, init_args, fill={})
-    if not isinstance(module, LightningDataModule):
-        raise ValueError(
-            f"data.class_path must give a LightningDataModule, but {class_path} gave a {type(module).__name__}."
-        )
+    module = own_datamodule(class_path, init_args)
     with FileLock(_lock_file(class_path)):  # one process per host at a time, because it may download
         module.prepare_data()
     module.setup("fit")
@@ -66,7 +72,7 @@ def _map_style(class_path: str, what: str, loader: object) -> DataLoader[Any]:
     if isinstance(loader.dataset, IterableDataset):
         raise ValueError(
             f"data.class_path: {class_path}.{what}() must have a map-style dataset, with __len__ and __getitem__; "
-            "an IterableDataset can't be shared out evenly or resumed exactly."
+            "an IterableDataset is for a LightningModule, which brings its own loss."
         )
     if type(loader.sampler) not in (RandomSampler, SequentialSampler, DistributedSampler):
         raise ValueError(

@@ -1,0 +1,325 @@
+"""LightningModules and data modules as people write them, which note what is called."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, StochasticWeightAveraging
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset, WeightedRandomSampler
+from torchmetrics import MeanMetric
+
+HOOKS = [
+    name
+    for name in dir(pl.core.hooks.ModelHooks) + dir(pl.core.hooks.DataHooks) + dir(pl.core.hooks.CheckpointHooks)
+    if name.startswith(("on_", "transfer_", "setup", "teardown", "configure_", "prepare_data"))
+] + ["optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping", "configure_callbacks", "lr_scheduler_step"]
+
+
+def noted(method: Any) -> Any:
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.calls.append(method.__name__)
+        return method(self, *args, **kwargs)
+
+    return call
+
+
+class Hooks(pl.LightningModule):
+    """Notes every hook and every loss."""
+
+    def __init__(self, num_classes: int = 3) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+        self.losses: list[float] = []
+        self.in_training: list[bool] = []
+        layers = [nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, num_classes)]
+        self.net: Any = nn.Sequential(*layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.net(x)
+        return out
+
+    @property
+    def train_losses(self) -> list[float]:
+        return [loss for loss, in_training in zip(self.losses, self.in_training, strict=True) if in_training]
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        loss = F.cross_entropy(self(batch[0]), batch[1])
+        self.losses.append(float(loss.detach()))
+        self.in_training.append(self.training)
+        return loss
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:  # noqa: ARG002
+        self.calls.append("training_step")
+        loss = self.loss(batch)
+        self.log("train_loss", loss, on_step=True, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        self.calls.append("validation_step")
+        self.log("val_loss", self.loss(batch))
+
+    def configure_optimizers(self) -> Any:
+        self.calls.append("configure_optimizers")
+        return torch.optim.SGD(self.parameters(), 0.1, momentum=0.9)
+
+
+for _name in dict.fromkeys(HOOKS):
+    setattr(Hooks, _name, noted(getattr(Hooks, _name)))
+
+
+class Steps(Hooks):
+    """A schedule by step, as long as the whole training."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), 0.1)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Plateaus(Hooks):
+    """A schedule by a metric that validation logs."""
+
+    monitor = "val_loss"
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), 2.0)
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": self.monitor}}
+
+
+class PlateausByOurName(Plateaus):
+    monitor = "val/loss"
+
+
+class TwoOptimizers(Hooks):
+    """Manual optimization with two optimizers, as adversarial networks are trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        for optimizer in self.optimizers():  # type: ignore[union-attr]
+            loss = self.loss(batch)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+        self.log("train_loss", loss)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.net[0].parameters(), 0.1), torch.optim.Adam(self.net[1:].parameters(), 0.01)
+
+
+class Averages(Hooks):
+    """An average of the weights, kept up by a hook, and Lightning's own by a callback."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.average = torch.optim.swa_utils.AveragedModel(self.net[0])
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.average.update_parameters(self.net[0])
+
+    def configure_callbacks(self) -> Any:
+        return [StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1)]
+
+
+class Unfreezes(Hooks):
+    """The first layer is trained from the second epoch on."""
+
+    def on_train_epoch_start(self) -> None:
+        for parameter in self.net[0].parameters():
+            parameter.requires_grad_(self.current_epoch > 0)
+
+
+class FrozenAtFirst(Unfreezes):
+    """Frozen already when it is built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[0].requires_grad_(False)
+
+
+class Stops(Hooks):
+    """Callbacks of its own: early stopping, a checkpoint, a monitor of the rate."""
+
+    def configure_callbacks(self) -> Any:
+        return [
+            EarlyStopping("val_loss", patience=1, min_delta=100.0),
+            ModelCheckpoint(monitor="val_loss"),
+        ]
+
+
+class Drops(Hooks):
+    """Returns its loss in a dict, accumulates nothing, and skips a batch."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return None if batch_idx == 1 else {"loss": self.loss(batch), "more": 1}
+
+
+class BuiltLate(Hooks):
+    """Builds its network in configure_model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = None
+
+    def configure_model(self) -> None:
+        if self.net is None:
+            self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+class BuiltInSetup(BuiltLate):
+    """Builds its network in setup, from what the data module says."""
+
+    def configure_model(self) -> None: ...
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        classes = self.trainer.datamodule.num_classes  # type: ignore[attr-defined]
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, classes))
+
+
+class WatchesRate(Hooks):
+    def configure_callbacks(self) -> Any:
+        return LearningRateMonitor()
+
+
+class Points(pl.LightningDataModule):
+    """Labelled points in an order of their own."""
+
+    num_classes = 3
+
+    def __init__(
+        self,
+        samples: int = 44,  # noqa: ARG002
+        batch_size: int = 8,  # noqa: ARG002
+        shuffle: bool = False,  # noqa: ARG002
+        num_workers: int = 0,  # noqa: ARG002
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        generator = torch.Generator().manual_seed(7)
+        x = torch.randn(self.hparams["samples"], 4, generator=generator)
+        self.points: Dataset[Any] = TensorDataset(x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long())
+
+    def train_dataloader(self) -> Any:
+        options = self.hparams
+        return DataLoader(
+            self.points, options["batch_size"], shuffle=options["shuffle"], num_workers=options["num_workers"]
+        )
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(self.points, 8)
+
+
+class Dicts(Points):
+    """Batches are dicts with names in them."""
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.points = [{"x": x, "y": y, "name": str(i)} for i, (x, y) in enumerate(self.points)]  # type: ignore[assignment, misc, arg-type]
+
+
+class TakesDicts(Hooks):
+    def loss(self, batch: Any) -> torch.Tensor:
+        return super().loss((batch["x"], batch["y"]))
+
+
+class _Stream(IterableDataset[Any]):
+    def __init__(self, points: Dataset[Any]) -> None:
+        self.points = points
+
+    def __iter__(self) -> Any:
+        return iter([self.points[i] for i in range(len(self.points))])  # type: ignore[arg-type]
+
+
+class Streams(Points):
+    def train_dataloader(self) -> Any:
+        return DataLoader(_Stream(self.points), 8)
+
+
+class NoValidation(Points):
+    def val_dataloader(self) -> Any:
+        return []
+
+
+class TwoValidations(Points):
+    def val_dataloader(self) -> Any:
+        return [DataLoader(self.points, 8), DataLoader(self.points, 5)]
+
+
+class LogsLabels(Hooks):
+    """Logs what can be counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.zeros = MeanMetric()
+        self.val_zeros = MeanMetric()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:  # noqa: ARG002
+        self.zeros((batch[1] == 0).float())
+        self.log("train_zeros", self.zeros)
+        self.log("train_label", batch[1].float().mean(), on_epoch=True)
+        return self.loss(batch)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        self.val_zeros((batch[1] == 0).float())
+        self.log("val_accuracy_metric", self.val_zeros)
+        self.log("val_label", batch[1].float().mean())
+        self.log("val_greatest", batch[1].max().float(), reduce_fx="max")
+
+
+class NoOptimizer(Hooks):
+    configure_optimizers = pl.LightningModule.configure_optimizers
+
+
+class TwoValidationsToo(Hooks):
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
+        super().validation_step(batch, batch_idx)
+
+
+class Digits(Hooks):
+    """For images of digits."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes), nn.BatchNorm1d(num_classes))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        self.log("val_samples", float(len(batch[1])), reduce_fx="sum")
+
+
+class Weighted(Points):
+    """Draws its samples at random, by weight."""
+
+    def train_dataloader(self) -> Any:
+        weights = [1.0 + i % 3 for i in range(44)]
+        return DataLoader(self.points, 8, sampler=WeightedRandomSampler(weights, 40))
+
+
+class OwnBatches(Points):
+    """A batch sampler of its own: neighbours go together."""
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.points, batch_sampler=_Neighbours(44, 4))
+
+
+class _Neighbours(Sampler[list[int]]):
+    def __init__(self, count: int, size: int) -> None:
+        self.count, self.size = count, size
+
+    def __len__(self) -> int:
+        return self.count // self.size
+
+    def __iter__(self) -> Any:
+        for start in torch.randperm(len(self)).tolist():
+            yield list(range(start * self.size, (start + 1) * self.size))

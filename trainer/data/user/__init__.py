@@ -1,0 +1,1 @@
+"""A user's LightningDataModule and its loaders."""

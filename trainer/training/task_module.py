@@ -1,0 +1,97 @@
+"""A plain network with its task, as a LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from syncnorm.trainer.contract.spec import JobSpec
+from syncnorm.trainer.data import DataInfo
+from syncnorm.trainer.data.loader import Batch
+from syncnorm.trainer.training.optim import optimizer_of_spec
+from syncnorm.trainer.training.tasks import Scores, task_loss
+
+METRICS = "metrics"
+
+
+class TaskModule(LightningModule):
+    """Trains `network` on the task of `info`, as `spec` says.
+
+    A rank's mean loss is multiplied by its batch's weight, world_size * n_r / N, so that what DDP averages is the
+    gradient of the mean over the whole batch, however unevenly it is spread.
+    """
+
+    def __init__(self, network: nn.Module, info: DataInfo, spec: JobSpec, total_steps: int) -> None:
+        super().__init__()
+        self.network = network
+        self.info = info
+        self.spec = spec
+        self._total_steps = total_steps
+        # Not registered as submodules: their counts differ from rank to rank and are not part of the model.
+        self._scores = {stage: _persistent(Scores(info, stage)) for stage in ("train", "val")}
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.network(x)
+        return output
+
+    def on_fit_start(self) -> None:
+        for scores in self._scores.values():
+            scores.to(self.device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's signature
+        output = self(batch.x)
+        loss = task_loss(self.info, output, batch.y)
+        self._scores["train"].update(output, batch.y, loss)
+        return loss * batch.weight
+
+    def uncounted_loss(self, batch: Batch) -> Tensor:
+        """The loss that training_step returns for `batch`, without counting the batch in the metrics."""
+        return task_loss(self.info, self(batch.x), batch.y) * batch.weight
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002 - Lightning's signature
+        output = self(batch.x)
+        self._scores["val"].update(output, batch.y, task_loss(self.info, output, batch.y))
+
+    def on_train_epoch_end(self) -> None:
+        self._finish("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish("val")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return optimizer_of_spec(self.network, self.spec, self._total_steps)
+
+    def counts(self) -> dict[str, Tensor]:
+        """What this rank has counted in the epoch so far, for a checkpoint."""
+        return {name: tensor.cpu() for name, tensor in self._scores["train"].state_dict().items()}
+
+    def restore_counts(self, counts: Mapping[str, Tensor]) -> None:
+        self._scores["train"].load_state_dict(counts)
+
+    def adopt_counts(self, of_ranks: list[Mapping[str, Tensor]]) -> None:
+        """Take over the counts of ranks of another world size: all on rank 0, so that they count once."""
+        if self.trainer.global_rank == 0:
+            self.restore_counts({name: torch.stack([each[name] for each in of_ranks]).sum(0) for name in of_ranks[0]})
+
+    def _finish(self, stage: str) -> None:
+        """Log the scores of all ranks, which are the same on each of them."""
+        for name, value in self._scores[stage].compute().items():
+            self.log(name, value, logger=False)  # the spool gets it with the progress of the epoch
+        self._scores[stage].reset()
+
+
+def _persistent(scores: Scores) -> Scores:
+    for metric in scores.modules():
+        if isinstance(metric, Metric):
+            metric.persistent(True)
+    return scores
+
+
+def network_of(module: LightningModule) -> nn.Module:
+    """What is trained: the plain network of a built-in task, or the user's LightningModule itself."""
+    return module.network if isinstance(module, TaskModule) else module

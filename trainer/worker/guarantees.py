@@ -1,0 +1,94 @@
+"""What a job promises, and why: read off the network, its loader and the spec once all of them are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.data import DataLoader, IterableDataset
+
+from syncnorm.norm.kind import KINDS
+from syncnorm.trainer.contract.norm_choice import choose_norm
+from syncnorm.trainer.contract.plan import Guarantee, Guarantees
+from syncnorm.trainer.contract.spec import JobSpec
+from syncnorm.trainer.contract.text import counted
+from syncnorm.trainer.training.task_module import TaskModule, network_of
+
+
+def guarantees(module: LightningModule, loader: Any, spec: JobSpec, no_export: str | None) -> Guarantees:
+    """loader: the training loader of this worker, as Lightning uses it. no_export: why the network can't be exported;
+    None: it can."""
+    return Guarantees(
+        equals_one_device=equals_one_device(module, loader, spec),
+        resumes_exactly=resumes_exactly(loader),
+        exported=Guarantee(
+            holds="no" if no_export else "yes",
+            why=no_export or "torch.export takes the network; the exported model is compared with it after training",
+        ),
+    )
+
+
+def equals_one_device(module: LightningModule, loader: Any, spec: JobSpec) -> Guarantee:
+    workers = spec.resources.workers
+    if workers == 1:
+        return Guarantee(holds="yes", why="there is one worker")
+    if kept_apart := "; ".join(_apart(loader, spec)):
+        return Guarantee(holds="no", why=kept_apart)
+    if deviations := "; ".join(_deviations(module, loader)):
+        return Guarantee(holds="partly", why=deviations)
+    if isinstance(module, TaskModule):
+        return Guarantee(holds="yes", why="losses are weighted by samples, and statistics are those of all workers")
+    return Guarantee(
+        holds="yes",
+        why="every worker has as many samples, and statistics are those of all workers; it needs a training_step whose "
+        "loss is a mean over its samples",
+    )
+
+
+def _apart(loader: Any, spec: JobSpec) -> Iterator[str]:
+    kind = choose_norm(spec).kind
+    if KINDS[kind].batch_statistics and not KINDS[kind].synchronizes:
+        yield f"{kind} takes its statistics from the samples of each worker alone"
+    elif KINDS[kind].synchronizes and spec.norm.group not in ("world", spec.resources.workers):
+        yield f"statistics are shared within groups only (norm.group: {spec.norm.group})"
+    if _is_stream(loader):
+        yield "every worker reads its IterableDataset by itself, which must share its samples out"
+
+
+def _deviations(module: LightningModule, loader: Any) -> Iterator[str]:
+    if any(isinstance(layer, _DropoutNd) and layer.p > 0 for layer in network_of(module).modules()):
+        yield "every worker draws dropout masks of its own"
+    order = getattr(loader, "order", None)
+    if order is not None and (repeated := order.repeated_items()):
+        yield f"{counted(repeated, 'sample')} of an epoch are repeated, so that all workers have as many"
+
+
+def resumes_exactly(loader: Any) -> Guarantee:
+    order = getattr(loader, "order", None)
+    if order is None and not hasattr(loader, "state_dict"):
+        return Guarantee(
+            holds="partly",
+            why=f"a {type(getattr(loader, 'dataset', loader)).__name__} can't be read from the middle: after a stop "
+            "within an epoch it is read from its start; give its loader a state_dict to continue exactly",
+        )
+    if order is None:
+        return Guarantee(holds="yes", why="the loader continues by its state_dict")
+    if not order.is_torchs:
+        return Guarantee(
+            holds="partly",
+            why="the order of your sampler is drawn again from the seed and the epoch, which is exact unless the "
+            "sampler keeps a state of its own",
+        )
+    if isinstance(loader, DataLoader) and loader.num_workers:
+        return Guarantee(
+            holds="partly",
+            why=f"samples and their order are the same, but what its {loader.num_workers} data-loading processes draw "
+            "at random starts anew after a stop within an epoch",
+        )
+    return Guarantee(holds="yes", why="samples, random numbers and all state continue where they were")
+
+
+def _is_stream(loader: Any) -> bool:
+    return isinstance(getattr(loader, "dataset", None), IterableDataset)

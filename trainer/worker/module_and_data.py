@@ -1,0 +1,171 @@
+"""What a job trains and on what: a LightningModule and a LightningDataModule, the user's own or ours."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import nn
+
+from syncnorm.trainer.contract.norm_choice import chosen_norm
+from syncnorm.trainer.contract.spec import JobSpec, ScheduleSpec, TrainSpec
+from syncnorm.trainer.data import Data, build_data
+from syncnorm.trainer.data.loader import Loader, train_loader, val_loader
+from syncnorm.trainer.data.user.datamodule import own_datamodule
+from syncnorm.trainer.data.user.named_data import NamedData
+from syncnorm.trainer.models import build_model
+from syncnorm.trainer.models.user_model import by_class_path, is_lightning_module
+from syncnorm.trainer.training.optim import optimizer_of_spec
+from syncnorm.trainer.training.task_module import TaskModule
+from syncnorm.trainer.worker.smoke_forward import check_forward
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """A rank's part of the training and validation batches of a built-in task."""
+
+    train: Loader
+    val: Loader
+
+    @classmethod
+    def build(cls, data: Data, spec: JobSpec, rank: int, world_size: int) -> Loaders:
+        # The global batch is that of resources.workers, also while an elastic job runs on fewer.
+        assert spec.data.batch_size is not None
+        global_batch = spec.data.batch_size * spec.resources.workers
+        on_gpu = spec.resources.gpus_per_worker > 0
+        if spec.data.last_batch == "pad":
+            raise ValueError("data.last_batch: pad is for a LightningModule of yours; use weight or drop.")
+        train = train_loader(
+            data,
+            global_batch=global_batch,
+            rank=rank,
+            world_size=world_size,
+            seed=spec.seed,
+            last_batch=spec.data.last_batch or "weight",
+            pin_memory=on_gpu,
+        )
+        val = val_loader(data, global_batch=global_batch, rank=rank, world_size=world_size, pin_memory=on_gpu)
+        return cls(train, val)
+
+
+class TaskData(LightningDataModule):
+    """The loaders of a built-in task."""
+
+    def __init__(self, data: Data, loaders: Loaders) -> None:
+        super().__init__()
+        self.data = data
+        self.loaders = loaders
+
+    def train_dataloader(self) -> Any:
+        return self.loaders.train
+
+    def val_dataloader(self) -> Any:
+        return self.loaders.val
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """What Lightning fits. A TaskModule comes with TaskData; anything else is the user's own."""
+
+    module: LightningModule
+    datamodule: LightningDataModule
+    steps: int | None
+    """Optimizer steps of the whole job; None where only the user's loader knows."""
+
+    @property
+    def task_data(self) -> TaskData | None:
+        return self.datamodule if isinstance(self.datamodule, TaskData) else None
+
+
+def assemble(spec: JobSpec, rank: int, world_size: int) -> Assembly:
+    """Build what `spec` names, the same on every rank. Weights are drawn from torch's global generator.
+
+    Raises: ValueError naming the field of the spec that can't be honoured.
+    """
+    if spec.model.class_path is not None and is_lightning_module(spec.model.class_path):
+        datamodule = _datamodule(spec)
+        fill = {"num_classes": count} if (count := getattr(datamodule, "num_classes", None)) else {}
+        module = by_class_path(spec.model.class_path, spec.model.init_args, fill)
+        assert isinstance(module, LightningModule)
+        return _own(module, datamodule, spec)
+    if spec.data.batch_size is None:
+        raise ValueError("data.batch_size must be given for a network without a training_step of its own.")
+    data = build_data(spec.data, spec.seed)
+    network = build_model(spec.model, chosen_norm(spec), data.info)
+    if isinstance(network, LightningModule):  # made by a function
+        return _own(network, _datamodule(spec), spec)
+    return assemble_task(spec, data, rank, world_size, network)
+
+
+def assemble_task(spec: JobSpec, data: Data, rank: int, world_size: int, network: nn.Module | None = None) -> Assembly:
+    """A built-in task on `data`. network: in place of one built here."""
+    network = network or build_model(spec.model, chosen_norm(spec), data.info)
+    check_forward(network, data.info)
+    loaders = Loaders.build(data, spec, rank, world_size)
+    steps = total_steps(spec.train, len(loaders.train))
+    return Assembly(TaskModule(network, data.info, spec, steps), TaskData(data, loaders), steps)
+
+
+def _datamodule(spec: JobSpec) -> LightningDataModule:
+    if spec.data.class_path is not None:
+        return own_datamodule(spec.data.class_path, spec.data.init_args)
+    assert spec.data.batch_size is not None
+    return NamedData(build_data(spec.data, spec.seed), spec.data.batch_size)
+
+
+def _own(module: LightningModule, datamodule: LightningDataModule, spec: JobSpec) -> Assembly:
+    require_supported(module, spec)
+    if not has_own_optimizers(module) or (spec.optimizer is not None and spec.optimizer.override):
+        module.configure_optimizers = partial(_of_spec, module, spec)  # type: ignore[method-assign]
+    return Assembly(module, datamodule, spec.train.steps)
+
+
+def _of_spec(module: LightningModule, spec: JobSpec) -> Any:
+    schedule = spec.schedule or ScheduleSpec()
+    steps = 1.0 if schedule.name == "constant" else module.trainer.estimated_stepping_batches
+    if math.isinf(steps):
+        raise ValueError(
+            f"schedule.name: {schedule.name} must know how many steps there are, but the training loader does not tell "
+            "its length. Give train.steps."
+        )
+    return optimizer_of_spec(module, spec, int(steps))
+
+
+def has_own_optimizers(module: LightningModule) -> bool:
+    return is_overridden("configure_optimizers", module)
+
+
+def require_supported(module: LightningModule, spec: JobSpec) -> None:
+    """Raises: ValueError naming what the spec asks of a LightningModule that it can't get."""
+    name, train = type(module).__name__, spec.train
+    given = [field for field, part in (("optimizer", spec.optimizer), ("schedule", spec.schedule)) if part is not None]
+    is_override = spec.optimizer is not None and spec.optimizer.override
+    if given and has_own_optimizers(module) and not is_override:
+        raise ValueError(
+            f"{given[0]} must be left out, because {name}.configure_optimizers gives one too. "
+            "Set optimizer.override: true to use that of the spec instead."
+        )
+    if module.automatic_optimization:
+        return
+    asked = {
+        "train.accumulate": train.accumulate > 1,
+        "train.clip_grad_norm": train.clip_grad_norm is not None,
+        "diagnostics": bool(spec.diagnostics),
+    }
+    for field in (field for field, is_asked in asked.items() if is_asked):
+        raise ValueError(
+            f"{field} must be left out, because {name} sets automatic_optimization = False and steps its optimizers "
+            "itself."
+        )
+
+
+def total_steps(train: TrainSpec, batches_an_epoch: int) -> int:
+    """Optimizer steps of the whole job; a last, incomplete accumulation of an epoch is a step too."""
+    if train.steps is not None:
+        return train.steps
+    assert train.epochs is not None
+    return math.ceil(batches_an_epoch / train.accumulate) * train.epochs
