@@ -107,7 +107,10 @@ def context_of(world: World, folder: Path, auth: bool, settings: dict[str, Any])
 def on_a_socket(app: Any) -> Iterator[int]:
     """The port on loopback where the web server of the service answers for `app`."""
     server = make_server(app)
-    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+    # With its protocol named, as the service does: else small answers wait 40 ms for an ACK.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(2048)
         bound_connections(listener)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
