@@ -57,7 +57,7 @@ def attacker(folder: Path) -> Iterator[Attacker]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(_certificate(folder))
     secure.socket = context.wrap_socket(secure.socket, server_side=True)
-    threads = [threading.Thread(target=server.serve_forever) for server in (plain, secure)]
+    threads = [threading.Thread(target=server.serve_forever, args=(0.02,)) for server in (plain, secure)]
     for thread in threads:
         thread.start()
     try:
