@@ -265,7 +265,7 @@ def test_receiver_is_asked_again_when_it_says(world: World, retry_after: str, fi
 def test_odd_answer_is_tried_again_and_delays_no_other_receiver(
     world: World, odd: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("syncnorm.service.integrations.webhooks._TOTAL_S", 2.0)
+    monkeypatch.setattr("syncnorm.service.integrations.webhooks._TOTAL_S", 1.0)
     bent, heard = {"/odd": (ODD | AWAY)[odd]}, {"/odd": 0, "/fine": 0}
 
     def receive(_method: str, path: str, _sent: object) -> Reply:

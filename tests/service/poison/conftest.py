@@ -15,6 +15,8 @@ from tests.helpers.service.databases import fresh_sqlite, postgres_programs, pos
 from tests.service.poison.scene import Scene, scene
 
 NewScene = Callable[..., AbstractContextManager[Scene]]
+ON_ONE_DATABASE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+"""For tests that wait for what is not the database."""
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 from syncnorm.service.reconciler import backend_circuit_breaker
 from syncnorm.service.store.database import Database
 from tests.service.poison.bends import AWAY, ODD, REFUSED, SLOW, leaves, slow
-from tests.service.poison.conftest import NewScene
+from tests.service.poison.conftest import ON_ONE_DATABASE, NewScene
 from tests.service.poison.groups import Faults, culprits, must_be_none
 from tests.service.poison.outside import Bend, Outside, Request
 from tests.service.poison.scene import TERMINAL, TICKS, VICTIM, Scene
@@ -145,6 +145,7 @@ def test_bent_answer_to_all_is_survived_long(new_scene: NewScene, endpoint: str)
     must_be_none(faults_of(new_scene, of(endpoint)))
 
 
+@ON_ONE_DATABASE
 @pytest.mark.parametrize(("endpoint", "name"), [("ray:version", "silence"), ("mlflow:runs/create", "late")])
 def test_slow_answer_to_all_is_survived(new_scene: NewScene, endpoint: str, name: str) -> None:
     must_be_none(faults_of(new_scene, [Case(endpoint, name, SLOW[name])], timeout_s=0.5))
@@ -268,13 +269,17 @@ def test_bent_answer_to_one_job_hurts_no_other_long(new_scene: NewScene, endpoin
     must_be_none(culprits_among(new_scene, of(endpoint)))
 
 
-@pytest.mark.parametrize("patience_s", [1.0, pytest.param(backend_circuit_breaker.PATIENCE_S, marks=pytest.mark.chaos)])
+@ON_ONE_DATABASE
+@pytest.mark.parametrize(
+    ("timeout_s", "patience_s"),
+    [(0.4, 0.4), pytest.param(1.0, backend_circuit_breaker.PATIENCE_S, marks=pytest.mark.chaos)],
+)
 def test_silence_towards_some_jobs_delays_no_other(
-    new_scene: NewScene, monkeypatch: pytest.MonkeyPatch, patience_s: float
+    new_scene: NewScene, monkeypatch: pytest.MonkeyPatch, timeout_s: float, patience_s: float
 ) -> None:
     """There is time for some of them in a tick, and not for all."""
     monkeypatch.setattr(backend_circuit_breaker, "PATIENCE_S", patience_s)
-    with new_scene(timeout_s=1.0) as scene:
+    with new_scene(timeout_s=timeout_s) as scene:
         silent = [submit(scene, "ann", project=f"silent{number}") for number in range(40)]
         scene.outside.bend = lambda request: SLOW["silence"] if "silent" in request.about else None
 
@@ -286,6 +291,7 @@ def test_silence_towards_some_jobs_delays_no_other(
         assert scene.step_until(lambda: all(scene.state(one) == "succeeded" for one in silent))
 
 
+@ON_ONE_DATABASE
 def test_description_of_9000_parameters_delays_no_other(new_scene: NewScene) -> None:
     """MLflow takes 100 of them at a time, here each in 50 ms."""
     with new_scene() as scene:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from syncnorm.service.integrations import webhooks
 from syncnorm.service.store.database import Database
 from tests.service.poison.bends import AWAY, ODD, REFUSED, SLOW, slow
-from tests.service.poison.conftest import NewScene
+from tests.service.poison.conftest import ON_ONE_DATABASE, NewScene
 from tests.service.poison.groups import Faults, must_be_none
 from tests.service.poison.outside import Bend
 from tests.service.poison.scene import TICKS, VICTIM, Scene
@@ -75,15 +76,18 @@ def test_bent_answer_of_a_receiver_delays_nobody_long(new_scene: NewScene) -> No
     must_be_none(faults_of(new_scene, list(WRONG.items())))
 
 
+@ON_ONE_DATABASE
 @pytest.mark.parametrize(
     "name", ["silence", *(pytest.param(one, marks=pytest.mark.chaos) for one in ("late", "trickle"))]
 )
-def test_slow_receiver_delays_nobody(new_scene: NewScene, name: str) -> None:
+def test_slow_receiver_delays_nobody(new_scene: NewScene, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhooks, "_TOTAL_S", 1.0)
     with new_scene(receivers=("odd", "good")) as scene:
         while_bent(scene, SLOW[name])
         must_be_none({name: scene.faults} if scene.faults else {})
 
 
+@ON_ONE_DATABASE
 def test_receiver_that_takes_its_time_delays_nobody(new_scene: NewScene) -> None:
     with new_scene(receivers=("odd", "good")) as scene:
         scene.outside.bend = lambda request: slow(0.3) if request.name == "odd" else None

@@ -21,7 +21,7 @@ from syncnorm.service.jobs.job import JobState, NewEvent
 from tests.helpers.service.api import SPEC, api, on_a_socket
 from tests.helpers.service.world import World
 
-HEAD_S, IDLE_S = 1.0, 1.5
+HEAD_S, IDLE_S = 0.5, 0.8
 WAIT_S = 20.0
 """Far more than these take, so that a busy host does no harm."""
 
@@ -31,7 +31,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[in
     monkeypatch.setattr(http_protocol, "HEAD_S", HEAD_S)
     monkeypatch.setattr(http_protocol, "IDLE_S", IDLE_S)
     monkeypatch.setattr(http_protocol, "MIN_RATE", 20_000)
-    monkeypatch.setattr(http_protocol, "UNREAD_S", 2)
+    monkeypatch.setattr(http_protocol, "UNREAD_S", 1)
     with api(tmp_path, allow_code=True) as (client, world), on_a_socket(client.app) as port:
         yield port, world
 
@@ -160,7 +160,7 @@ def test_follower_stays_for_as_long_as_nothing_happens(served: tuple[int, World]
         job = client.submit(SPEC)["id"]
         events = client.follow_events(job)
         assert next(events)["message"] == "Submitted."
-        time.sleep(HEAD_S + IDLE_S + 1)
+        time.sleep(HEAD_S + IDLE_S + 0.5)
         world.store.history.add_event(job, NewEvent("note", "after a long rest"))
         world.store.jobs.move(world.job(job), JobState.CANCELLED, event=NewEvent("cancelled", "Over."))
 
