@@ -26,7 +26,7 @@ Array = NDArray[np.floating[Any]]
 class Check:
     """One runtime against the trained model on one set of inputs.
 
-    max_rel: over the samples, the largest of max|candidate - trained| / s, where s is max|trained| of the sample, or its
+    max_rel: over the samples, the largest of max|candidate - trained| / s, where s is max|trained| of the sample, or
         LEAST_SCALE of its median over the samples where that is larger. max_abs and max_rel are None where there is
         nothing to compare: another shape, or outputs that are not finite.
     leaf: of several outputs, the one that differs most, such as `['out']`; empty for a single tensor.
