@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -66,6 +66,12 @@ AWAY: dict[str, Reply] = {
     "silence": Reply({}, after_s=5),
     "trickle": Reply({"data": "x" * 1000}, pause_s=0.2),
 }
+
+
+def timeout_for(bent: Mapping[str, Reply]) -> float:
+    """Of a call to a server with these replies: short where one is silent, long enough for a busy host elsewhere."""
+    return 0.5 if any(reply.after_s or reply.pause_s for reply in bent.values()) else 5.0
+
 
 Answers = Callable[[str, str, Any], Reply]
 

@@ -17,13 +17,12 @@ from syncnorm.service.jobs.job import Job
 from syncnorm.service.jobs.study import Study
 from syncnorm.service.studies.runs import MlflowStudyRuns
 from tests.helpers.fakes import Clock
-from tests.helpers.odd_server import AWAY, ODD, Reply, at_most, page, serving
+from tests.helpers.odd_server import AWAY, ODD, Reply, at_most, page, serving, timeout_for
 from tests.helpers.service.api import api
 from tests.helpers.service.databases import fresh_sqlite
 from tests.helpers.service.world import World
 from tests.service.api.test_api import problem
 
-TOTAL_S = 0.5
 LONGEST_S = 4.0
 """Of a few calls, also on a busy host: less than the silence of one that answers nothing."""
 ANSWERS: dict[str, Any] = {
@@ -65,7 +64,7 @@ class Mlflow:
 @contextmanager
 def tracker(mlflow: Mlflow) -> Iterator[MlflowTracker]:
     with serving(mlflow) as url:
-        made = MlflowTracker(url, timeout_s=TOTAL_S)
+        made = MlflowTracker(url, timeout_s=timeout_for(mlflow.bent))
         yield made
         made.close()
 

@@ -15,10 +15,9 @@ from syncnorm.service.backend_errors import RefusedError, UnexpectedAnswerError,
 from syncnorm.service.integrations.ray_jobs import RayDispatcher
 from syncnorm.service.integrations.ray_sweep import ClusterSweep
 from syncnorm.service.jobs.attempt_ending import RayStatus
-from tests.helpers.odd_server import AWAY, ODD, Reply, at_most, page, serving
+from tests.helpers.odd_server import AWAY, ODD, Reply, at_most, page, serving, timeout_for
 
 NODE = {"CPU": [1.0, 8.0], "GPU": [0.0, 2.0], "node:10.0.0.7": [0.0, 1.0], "memory": [0.0, 1e10]}
-TOTAL_S = 0.5
 LONGEST_S = 4.0
 """Of a few calls, also on a busy host: less than the silence of one that answers nothing."""
 
@@ -75,7 +74,7 @@ class Ray:
 def dispatcher(ray: Ray, known: set[str] | None = None) -> Iterator[RayDispatcher]:
     names = None if known is None else (lambda: known)
     with serving(ray) as url:
-        made = RayDispatcher(url, owner="me", timeout_s=TOTAL_S, known=names)
+        made = RayDispatcher(url, owner="me", timeout_s=timeout_for(ray.bent), known=names)
         yield made
         made.close()
 

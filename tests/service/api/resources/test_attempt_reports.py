@@ -219,6 +219,7 @@ def test_flood_of_a_worker_that_keeps_to_no_rate_is_cut_with_a_mark() -> None:
     assert len(limits.lines("another", lines(1, 10))) == 10
 
 
+@pytest.mark.parametrize("either_database", ["sqlite"], indirect=True)  # the rate is kept in memory
 def test_messages_of_one_attempt_have_a_rate_and_those_of_others_their_own(worker: Worker) -> None:
     worker.context.limits._clock = lambda: 0.0
     codes = [worker.send("events", **EVENT) for _ in range(620)]
