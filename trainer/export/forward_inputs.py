@@ -32,10 +32,19 @@ _WHOLE = ("batch", "sample", "data")
 
 @dataclass(frozen=True)
 class ForwardInputs:
-    """The arguments of one call of forward. Any pytree."""
+    """The arguments of one call of forward. Any pytree.
+
+    Its tensors are torch's own, also where a library's loader gives tensors with facts about themselves: no exported
+    model could take those.
+    """
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        args, kwargs = tree_map_only(Tensor, _plain, (self.args, self.kwargs))
+        object.__setattr__(self, "args", args)
+        object.__setattr__(self, "kwargs", kwargs)
 
     def call(self, network: nn.Module) -> Any:
         return network(*self.args, **self.kwargs)
@@ -56,6 +65,10 @@ class ForwardInputs:
         return our_shape == their_shape and all(
             isinstance(a, Tensor) == isinstance(b, Tensor) for a, b in zip(ours, theirs, strict=True)
         )
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor if type(tensor) in (Tensor, nn.Parameter) else tensor.as_subclass(Tensor)
 
 
 @dataclass(frozen=True)

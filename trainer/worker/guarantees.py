@@ -70,7 +70,7 @@ def resumes_exactly(loader: Any) -> Guarantee:
     if order is None and not hasattr(loader, "state_dict"):
         return Guarantee(
             holds="partly",
-            why=f"a {type(getattr(loader, 'dataset', loader)).__name__} can't be read from the middle: after a stop "
+            why=f"your {type(getattr(loader, 'dataset', loader)).__name__} can't be read from the middle: after a stop "
             "within an epoch it is read from its start; give its loader a state_dict to continue exactly",
         )
     if order is None:

@@ -150,14 +150,14 @@ def _audit_own(
     """As far as forward shows the layers; what only a guess says is not an error."""
     order = getattr(loader, "order", None)
     uneven = [_uneven_shares(shares)] if order is not None and (shares := order.uneven_shares()) else []
-    if isinstance(inputs, Unclear) or len(inputs.args) != 1 or inputs.kwargs or size is None:
-        why = inputs.reason if isinstance(inputs, Unclear) else "forward takes more than one tensor"
+    if isinstance(inputs, Unclear) or inputs.kwargs or size is None:
+        why = inputs.reason if isinstance(inputs, Unclear) else "forward is given its inputs by name"
         return [_not_audited(why), *uneven]
     samples = order.samples() if order is not None else None
     is_cut = order is not None and (order.how.drop_last or order.how.last_batch == "drop")
     found = norm.audit(
         module,
-        inputs.args[0],
+        inputs.args,
         batch_size=size,
         workers=workers,
         accumulate=spec.train.accumulate,

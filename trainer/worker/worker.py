@@ -161,6 +161,9 @@ def describe(launch: Launch, inspection: Inspection, folders: AttemptFolders) ->
         if finding.severity != "info":
             where = f"{places}: " if (places := name_some(paths)) else ""
             logger.warning("plan finding: %s%s %s", where, finding.message, finding.fix)
+    for name, guarantee in planned.guarantees or ():
+        if guarantee.holds != "yes":
+            logger.warning("guarantee %s: %s, because %s", name, guarantee.holds, guarantee.why)
     text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
     conversion = json.dumps(inspection.conversion, indent=1)
     write_atomic(folders.artifacts / "spec.yaml", text.encode())
