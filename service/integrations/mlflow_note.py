@@ -41,7 +41,7 @@ def _what(job: Job) -> str:
     spec = job.spec.value
     if spec is None:
         return f"**{job.name}** has a spec that this version of the service can't read."
-    model, data = spec.model.name or spec.model.class_path, spec.data.name or spec.data.class_path
+    model, data = spec.model.name or spec.model.class_path, spec.data.name or spec.data.class_path or "its own data"
     why = f" ({_why(spec)})" if spec.norm.kind == "auto" else ""
     samples = f" of {counted(spec.data.batch_size, 'sample')} each" if spec.data.batch_size else ""
     workers = counted(job.workers, "worker")

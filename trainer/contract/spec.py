@@ -57,10 +57,11 @@ class DataSpec(Part):
     """Where the samples come from and how many a worker takes at a time."""
 
     name: Name | None = None
-    """A built-in data set; `GET /v1/datasets` lists them. Default: none. Give exactly one of name and class_path."""
+    """A built-in data set; `GET /v1/datasets` lists them. Default: none. Give name or class_path, or neither for a
+    LightningModule that has loaders of its own."""
     class_path: ClassPath | None = None
-    """Import path of your LightningDataModule, or of a function that returns one. Default: none. Give exactly one of
-    name and class_path."""
+    """Import path of your LightningDataModule, or of a function that returns one. Default: none. Give name or
+    class_path, or neither for a LightningModule that has loaders of its own."""
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Samples per worker and batch. Built-in data needs it, because learning rate and batch statistics depend on it.
     Default: null, the batch size of your LightningDataModule's own loader. The global batch is batch_size *
@@ -75,7 +76,8 @@ class DataSpec(Part):
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSpec:
-        _require_one(self.name, self.class_path, "data")
+        if self.name is not None and self.class_path is not None:
+            raise ValueError("data takes one of name (built in) and class_path (yours), not both")
         if self.name is not None and self.batch_size is None:
             raise ValueError("data.batch_size must be given for built-in data: the samples per worker and batch")
         return self
@@ -376,7 +378,7 @@ EnvValue = Annotated[str, StringConstraints(max_length=4096)]
 
 
 class JobSpec(Part):
-    """A training job: what you submit. model, data and name are required; the rest has defaults."""
+    """A training job: what you submit. name, model and mostly data are required; the rest has defaults."""
 
     name: Name
     """What you call the job; it need not be unique, and becomes the name of the MLflow run. No default."""
@@ -392,8 +394,9 @@ class JobSpec(Part):
     a resumed attempt continues with the random state of its checkpoint."""
     model: ModelSpec
     """The network to train. Required."""
-    data: DataSpec
-    """The samples to train and validate on. Required."""
+    data: DataSpec = DataSpec()
+    """The samples to train and validate on. Default: the loaders of your LightningModule, if it has any; everything
+    else needs data."""
     norm: NormSpec = NormSpec()
     """Which normalization the network gets. Default: sync_batch over all workers. Applied when an attempt builds the
     network."""
@@ -429,6 +432,12 @@ class JobSpec(Part):
         if not isinstance(model, dict) or model.get("class_path") is not None:
             return value
         return value | {name: {} for name in ("optimizer", "schedule") if value.get(name) is None}
+
+    @model_validator(mode="after")
+    def _some_data(self) -> JobSpec:
+        if self.model.class_path is None and self.data.name is None and self.data.class_path is None:
+            raise ValueError("data must be given: name (built in) or class_path (yours)")
+        return self
 
     @model_validator(mode="after")
     def _batch_size_to_choose_by(self) -> JobSpec:

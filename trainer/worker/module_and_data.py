@@ -72,7 +72,8 @@ class Assembly:
     """What Lightning fits. A TaskModule comes with TaskData; anything else is the user's own."""
 
     module: LightningModule
-    datamodule: LightningDataModule
+    datamodule: LightningDataModule | None
+    """None: the module has loaders of its own."""
     steps: int | None
     """Optimizer steps of the whole job; None where only the user's loader knows."""
 
@@ -92,6 +93,8 @@ def assemble(spec: JobSpec, rank: int, world_size: int) -> Assembly:
         module = by_class_path(spec.model.class_path, spec.model.init_args, fill)
         assert isinstance(module, LightningModule)
         return _own(module, datamodule, spec)
+    if spec.data.name is None and spec.data.class_path is None:
+        raise ValueError("data must be given for a network without loaders of its own: data.name or data.class_path.")
     if spec.data.batch_size is None:
         raise ValueError("data.batch_size must be given for a network without a training_step of its own.")
     data = build_data(spec.data, spec.seed)
@@ -110,14 +113,18 @@ def assemble_task(spec: JobSpec, data: Data, rank: int, world_size: int, network
     return Assembly(TaskModule(network, data.info, spec, steps), TaskData(data, loaders), steps)
 
 
-def _datamodule(spec: JobSpec) -> LightningDataModule:
+def _datamodule(spec: JobSpec) -> LightningDataModule | None:
     if spec.data.class_path is not None:
         return own_datamodule(spec.data.class_path, spec.data.init_args)
+    if spec.data.name is None:
+        return None
     assert spec.data.batch_size is not None
     return NamedData(build_data(spec.data, spec.seed), spec.data.batch_size)
 
 
-def _own(module: LightningModule, datamodule: LightningDataModule, spec: JobSpec) -> Assembly:
+def _own(module: LightningModule, datamodule: LightningDataModule | None, spec: JobSpec) -> Assembly:
+    if datamodule is None and not is_overridden("train_dataloader", module):
+        raise ValueError(f"data must be given, because {type(module).__name__} defines no train_dataloader.")
     require_supported(module, spec)
     if not has_own_optimizers(module) or (spec.optimizer is not None and spec.optimizer.override):
         module.configure_optimizers = partial(_of_spec, module, spec)  # type: ignore[method-assign]

@@ -323,3 +323,14 @@ class _Neighbours(Sampler[list[int]]):
     def __iter__(self) -> Any:
         for start in torch.randperm(len(self)).tolist():
             yield list(range(start * self.size, (start + 1) * self.size))
+
+
+class OwnLoaders(Hooks):
+    """Brings its samples along."""
+
+    def train_dataloader(self) -> Any:
+        x = torch.randn(40, 4)
+        return DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), 4, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return self.train_dataloader()

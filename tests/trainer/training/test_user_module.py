@@ -268,3 +268,15 @@ def test_built_in_data_feeds_a_module_of_the_user(ranks: Pool, tmp_path: Path) -
     found = ranks.run(train, 2, str(tmp_path), document)[0]
 
     assert found.metrics["val_samples"] == len(data.val)  # type: ignore[arg-type]
+
+
+def test_module_with_loaders_of_its_own_needs_no_data(ranks: Pool, tmp_path: Path) -> None:
+    document = job("OwnLoaders", workers=2)
+    del document["data"]
+
+    found = ranks.run(train, 2, str(tmp_path), document)[0]
+
+    assert found.metrics["val/loss"] > 0
+    document["model"]["class_path"] = f"{MODULES}.Hooks"
+    with pytest.raises(ValueError, match=r"^data must be given, because Hooks defines no train_dataloader"):
+        assemble(read_spec(document), 0, 1)
