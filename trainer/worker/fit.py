@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -244,8 +243,8 @@ def lightning_trainer(
         world_size=world_size,
         seed=spec.seed,
         last_batch=spec.data.last_batch or "pad",
-        batch_size=_batch_size(spec, world_size),
-        is_alone=spec.resources.workers == 1,
+        batch_size=spec.data.batch_size,
+        of_job=spec.resources.workers,
     )
 
     def share_out(loader: object, training: bool) -> object:
@@ -285,9 +284,3 @@ def _epoch(trainer: Trainer) -> int:
     """The epoch that samplers are told, which is also right where an attempt resumes from the end of one."""
     epoch: int = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
     return epoch
-
-
-def _batch_size(spec: JobSpec, world_size: int) -> int | None:
-    """Samples of each of `world_size` workers, so that the global batch is that of resources.workers."""
-    per_worker = spec.data.batch_size
-    return None if per_worker is None else math.ceil(per_worker * spec.resources.workers / world_size)

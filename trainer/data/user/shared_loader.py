@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -26,8 +27,9 @@ from syncnorm.trainer.random_state import kept_random_state, random_state, resto
 class Workers:
     """This worker among the others, and what the spec says about batches.
 
-    is_alone: whether the job has one worker, so that its samplers draw their numbers as ever. batch_size: samples of
-    one worker in place of the loader's own; None: the loader's.
+    of_job: workers that the job asks for. An elastic one may have fewer now, and then each takes more samples, so that
+    the batch of all of them stays as large. With one, samplers draw their numbers as ever. batch_size: samples of one
+    of those workers in place of the loader's own; None: the loader's.
     """
 
     rank: int
@@ -35,7 +37,7 @@ class Workers:
     seed: int
     last_batch: LastBatch = "pad"
     batch_size: int | None = None
-    is_alone: bool = False
+    of_job: int = 0
 
 
 def share(loader: object, workers: Workers, *, training: bool, epoch: Callable[[], int]) -> object:
@@ -92,14 +94,14 @@ class Order(Iterable[Any]):
         self.how = Sharing(
             rank=0 if is_shared else workers.rank,
             world_size=1 if is_shared else workers.world_size,
-            batch_size=(workers.batch_size or loader.batch_size) if cuts else None,
+            batch_size=_batch_size(loader, workers) if cuts else None,
             drop_last=bool(loader.drop_last),
             last_batch=workers.last_batch,
             training=training,
         )
         self.is_torchs = type(self._source).__module__.startswith("torch.utils.data")
         """Whether the order is known to depend on the seed and the epoch alone."""
-        self._is_alone = workers.is_alone
+        self._is_alone = workers.of_job == 1
         self.start = 0
         self.of_epoch = -1
         self.drawing: dict[str, Any] | None = None
@@ -198,6 +200,12 @@ class Order(Iterable[Any]):
         batches = items if how.batch_size is None else chunks(items, how.batch_size, drop=True)
         while len(of_all := list(itertools.islice(batches, how.world_size))) == how.world_size:
             yield of_all[how.rank]
+
+
+def _batch_size(loader: DataLoader[Any], workers: Workers) -> int:
+    own = workers.batch_size or loader.batch_size
+    assert own is not None  # a BatchSampler has one
+    return math.ceil(own * (workers.of_job or workers.world_size) / workers.world_size)
 
 
 def _knows_ranks(sampler: object) -> bool:
