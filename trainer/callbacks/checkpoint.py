@@ -168,16 +168,19 @@ class CheckpointWriter(LateCallback):
 
 
 class VerifiedCheckpointIO(CheckpointIO):
-    """Lightning's checkpoints in our form: atomic, with digests, loaded without executing anything.
+    """Lightning's checkpoints in our form: atomic, with digests, loaded as `checkpoints.load` says.
 
     Those that a callback of the user writes elsewhere are plain files, as Lightning makes them.
     """
 
-    def __init__(self, folder: Path, *, world_size: int, fence: str, mirror: Mirror) -> None:
+    def __init__(
+        self, folder: Path, *, world_size: int, fence: str, mirror: Mirror, has_own_code: bool = False
+    ) -> None:
         self._folder = folder
         self._world_size = world_size
         self._fence = fence
         self._mirror = mirror
+        self._has_own_code = has_own_code
         self._plain = TorchCheckpointIO()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -198,7 +201,7 @@ class VerifiedCheckpointIO(CheckpointIO):
     ) -> dict[str, Any]:
         if Path(path).is_file():
             return self._plain.load_checkpoint(path, map_location, weights_only)
-        return checkpoints.load(Path(path), self._mirror)
+        return checkpoints.load(Path(path), self._mirror, has_own_code=self._has_own_code)
 
     def remove_checkpoint(self, path: Any) -> None:
         self._plain.remove_checkpoint(path)  # checkpoints.retain decides what is kept of ours

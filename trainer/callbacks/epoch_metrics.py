@@ -12,7 +12,7 @@ from torch import Tensor
 from syncnorm.trainer.contract.mlflow_rest import mlflow_name
 from syncnorm.trainer.ranks.exchange import gather
 from syncnorm.trainer.reporting.metric_spool import TRAIN_LOSS
-from syncnorm.trainer.training.batch_size import samples_in
+from syncnorm.trainer.training.batch_size import Count, LoggedBatchSize, samples_in
 from syncnorm.trainer.training.late_hooks import LateCallback
 from syncnorm.trainer.training.logged_metrics import as_numbers
 from syncnorm.trainer.training.task_module import TaskModule
@@ -25,8 +25,11 @@ class EpochMetrics(LateCallback):
     it logs one itself. Comes before the callbacks that read it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, count: Count | None = None) -> None:
+        """count: gives the samples of a batch; None: what the module logs, or its length."""
         self.latest: dict[str, float] = {}
+        self._count = count
+        self._logged: LoggedBatchSize | None = None
         self._loss: Tensor | float = 0.0
         self._counted = 0
         self._is_loss_ours = False
@@ -37,19 +40,33 @@ class EpochMetrics(LateCallback):
         """Samples that this rank has trained on in the epoch so far, since the attempt began."""
         return self._samples
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._logged = LoggedBatchSize(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        assert self._logged is not None
+        self._logged.latest = None
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._samples = 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        order = getattr(trainer.train_dataloader, "order", None)
-        samples = samples_in(batch, order.how.batch_size if order else None, is_last=trainer.is_last_batch)
+        samples = self._samples_of(batch, trainer)
         self._samples += samples
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if not isinstance(pl_module, TaskModule) and isinstance(loss, Tensor) and loss.numel() == 1:
             self._loss = self._loss + loss.detach().double() * samples
             self._counted += samples
+
+    def _samples_of(self, batch: Any, trainer: Trainer) -> int:
+        if self._count is not None:
+            return self._count(batch)
+        if self._logged is not None and self._logged.latest is not None:
+            return self._logged.latest
+        order = getattr(trainer.train_dataloader, "order", None)
+        return samples_in(batch, order.how.batch_size if order else None, is_last=trainer.is_last_batch)
 
     def after_train_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         found = trainer._logger_connector._callback_metrics

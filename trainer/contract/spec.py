@@ -71,6 +71,10 @@ class DataSpec(Part):
     by their samples, which is exactly the large-batch gradient. `pad` repeats samples until all workers have as many,
     as Lightning does. `drop` leaves it out. Default: null, which is pad for a LightningModule of yours and weight for
     everything else."""
+    count: ClassPath | None = None
+    """Import path of a function of yours that gets a batch and returns its number of samples, for the throughput and
+    the mean of train/loss. Default: null, the `batch_size` that your LightningModule passes to self.log, else the
+    length of the first tensor in the batch."""
     init_args: dict[str, Any] = {}
     """Arguments of the data set, such as `root` or `size`. Default: none, so that the data set's own defaults hold."""
 
@@ -423,6 +427,11 @@ class JobSpec(Part):
     env: Annotated[dict[EnvName, EnvValue | SecretRef], Field(max_length=64)] = {}
     """Environment variables of the workers: a text, or `{secret: NAME}` for a secret of yours. Names that begin with
     RAY_ or SYNCNORM_ are refused. Default: none. Set before your code is imported."""
+
+    @property
+    def has_own_code(self) -> bool:
+        """Whether it runs code of its user."""
+        return any((self.model.class_path, self.data.class_path, self.data.count))
 
     @model_validator(mode="before")
     @classmethod

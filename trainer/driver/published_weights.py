@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,18 @@ import torch
 from safetensors.torch import load
 from torch import nn
 
+from syncnorm.trainer.contract.failure import ExportReason
 from syncnorm.trainer.contract.spec import JobSpec
-from syncnorm.trainer.data import Data
-from syncnorm.trainer.data.loader import train_loader
-from syncnorm.trainer.errors import CheckpointCorruptError
+from syncnorm.trainer.errors import CheckpointCorruptError, NoExportError
+from syncnorm.trainer.export import checkpoint_choice
 from syncnorm.trainer.export.certification import CERTIFICATE_FILE
-from syncnorm.trainer.export.checkpoint_choice import find_checkpoint, weights_of
-from syncnorm.trainer.export.statistics.population import as_facts, population_statistics
+from syncnorm.trainer.export.forward_inputs import Unclear
+from syncnorm.trainer.export.statistics.population import as_facts, population_of_module, population_statistics
 from syncnorm.trainer.export.weights import DESCRIPTION_FILE, WEIGHTS_FILE
 from syncnorm.trainer.storage.atomic_files import sha256_of
 from syncnorm.trainer.storage.sync import Mirror
-from syncnorm.trainer.training import checkpoints
+from syncnorm.trainer.training.task_module import network_of
+from syncnorm.trainer.worker.module_and_data import Assembly
 
 Facts = dict[str, Any]
 
@@ -47,6 +49,12 @@ class Published:
         return recorded or self.about.get("weights", {}).get("sha256")
 
     @property
+    def left_out(self) -> list[str]:
+        """Entries of the state_dict that are no tensors, and so not among the weights."""
+        found: list[str] = self.about.get("weights", {}).get("left_out", [])
+        return found
+
+    @property
     def checkpoint(self) -> Facts:
         found: Facts = self.about.get("checkpoint") or {"which": "last"}
         return found
@@ -65,34 +73,47 @@ class Published:
         return [attempt.parent / str(number) / "checkpoints" for number in range(1, int(attempt.name) + 1)]
 
 
-def load_weights(network: nn.Module, spec: JobSpec, data: Data, published: Published, mirror: Mirror) -> Facts:
-    """Put the weights that spec.export names into `network`; the facts for the certificate.
+def load_weights(
+    assembly: Assembly, training: Iterable[Any], spec: JobSpec, published: Published, mirror: Mirror
+) -> Facts:
+    """Put the weights that spec.export names into the module; the facts for the certificate.
 
-    Raises: CheckpointCorruptError if the published weights do not have the digest that was recorded; NoExportError if
-    there is no such checkpoint.
+    training: its training batches. Raises: CheckpointCorruptError if the published weights do not have the digest that
+    was recorded; NoExportError if there is no such checkpoint, or no way to the statistics.
     """
     export, used = spec.export, published.statistics["used"]
     if export.checkpoint == published.checkpoint["which"] and export.statistics in ("auto", used):
-        weights = published.folder / WEIGHTS_FILE
-        if sha256_of(weights) != published.digest:
-            text = f"{weights} must have the digest that its certificate names, but it has another"
-            raise CheckpointCorruptError(text)
-        network.load_state_dict(load(weights.read_bytes()))
+        _load_published(network_of(assembly.module), published)
         validation = published.proof.get("validation")
         facts = {"checkpoint": published.checkpoint, "statistics": published.statistics, "validation": validation}
         return {"again": {"of": published.digest}, **facts}
-    checkpoint = find_checkpoint(published.checkpoint_folders, export.checkpoint, mirror)
-    network.load_state_dict(weights_of(checkpoints.load(checkpoint.path, mirror), network))
-    return {"checkpoint": {"which": export.checkpoint, "step": checkpoint.step}, **_statistics(network, spec, data)}
+    folders, own = published.checkpoint_folders, spec.has_own_code
+    checkpoint = checkpoint_choice.find_checkpoint(folders, export.checkpoint, mirror, has_own_code=own)
+    checkpoint_choice.load_weights(assembly.module, checkpoint, mirror, has_own_code=own)
+    about = {"which": export.checkpoint, "step": checkpoint.step}
+    return {"checkpoint": about, **_statistics(assembly, training, spec)}
 
 
-def _statistics(network: nn.Module, spec: JobSpec, data: Data) -> Facts:
+def _load_published(network: nn.Module, published: Published) -> None:
+    weights = published.folder / WEIGHTS_FILE
+    if sha256_of(weights) != published.digest:
+        raise CheckpointCorruptError(f"{weights} must have the digest that its certificate names, but it has another")
+    fresh = network.state_dict()
+    network.load_state_dict({**{name: fresh[name] for name in published.left_out}, **load(weights.read_bytes())})
+
+
+def _statistics(assembly: Assembly, training: Iterable[Any], spec: JobSpec) -> Facts:
     if spec.export.statistics != "population":
         why = "a later export takes the running ones, unless export.statistics is population"
         return {"statistics": {"used": "running", "why": why}}
-    assert spec.data.batch_size is not None  # a built-in task has one
-    loader = train_loader(data, global_batch=spec.data.batch_size * spec.resources.workers, seed=spec.seed)
-    found = population_statistics(network, loader, spec.statistics.population, torch.device("cpu"))
+    network, estimator = network_of(assembly.module), spec.statistics.population
+    if assembly.task_data is not None:
+        found = population_statistics(network, assembly.task_data.loaders.train, estimator, torch.device("cpu"))
+    else:
+        of_module = population_of_module(network, training, estimator)
+        if isinstance(of_module, Unclear):
+            raise NoExportError(ExportReason.NOT_EXPORTABLE, f"export.statistics: {of_module.reason}")
+        found = of_module
     used = "running" if found is None else "population"
     return {
         "statistics": {"used": used, "why": "export.statistics says so"},

@@ -10,29 +10,34 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 
 from syncnorm.trainer.contract.failure import advised
-from syncnorm.trainer.contract.norm_choice import chosen_norm
 from syncnorm.trainer.contract.protocol import ExportRequest, Result
-from syncnorm.trainer.data import build_data
 from syncnorm.trainer.driver.published_weights import Published, load_weights
 from syncnorm.trainer.export.certification import Place, TrainedModel, certify_and_publish, publish_weights
-from syncnorm.trainer.export.held_out import inputs_of_data
+from syncnorm.trainer.export.forward_inputs import ForwardInputs, Unclear
+from syncnorm.trainer.export.held_out import inputs_of_batches, inputs_of_data
 from syncnorm.trainer.export.mlflow_publisher import Publisher
 from syncnorm.trainer.failure_classifier import Failure, classify
-from syncnorm.trainer.models import build_model
 from syncnorm.trainer.reporting import secrets as secret_values
 from syncnorm.trainer.reporting.fence_check import require_current
 from syncnorm.trainer.reporting.redaction import redact, redacted_output
 from syncnorm.trainer.storage.atomic_files import write_atomic
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders, opened
 from syncnorm.trainer.storage.sync import Mirror
-from syncnorm.trainer.training.conversion import convert
+from syncnorm.trainer.training.conversion import ConvertedNorms
+from syncnorm.trainer.training.task_module import network_of
 from syncnorm.trainer.user_code import package as user_code
-from syncnorm.trainer.worker.finalize import describe_network
+from syncnorm.trainer.worker.finalize import describe_job, describe_network
+from syncnorm.trainer.worker.first_step import at_first_step
+from syncnorm.trainer.worker.fit import batches_of
+from syncnorm.trainer.worker.module_and_data import Assembly
 
 logger = logging.getLogger(__name__)
 
@@ -95,19 +100,45 @@ def reexport(request: ExportRequest, folders: AttemptFolders) -> Result:
 
 
 def _trained(request: ExportRequest, published: Published, mirror: Mirror) -> TrainedModel:
+    """Built as an attempt builds it, up to its first step, because a module may build its network in hooks."""
     spec = request.spec
-    data = build_data(spec.data, spec.seed)
-    network, _ = convert(build_model(spec.model, chosen_norm(spec), data.info), spec, None)
-    facts = load_weights(network, spec, data, published, mirror)
-    about = {name: facts[name] for name in ("checkpoint", "statistics")}
-    return TrainedModel(
-        job_id=request.job_id,
-        network=network.eval(),
-        held_out=inputs_of_data(data),
-        description=describe_network(request.job_id, spec, data) | about,
-        facts=facts,
-        seed=spec.seed,
-    )
+
+    def with_weights(trainer: Trainer, assembly: Assembly, _norms: ConvertedNorms) -> TrainedModel:
+        held_out, training = batches_of(trainer)
+        facts = load_weights(assembly, training, spec, published, mirror)
+        about = {name: facts[name] for name in ("checkpoint", "statistics")}
+        return TrainedModel(
+            job_id=request.job_id,
+            network=network_of(assembly.module).eval(),
+            held_out=_inputs(assembly, held_out),
+            description=_description(assembly, request) | about,
+            facts=facts,
+            seed=spec.seed,
+        )
+
+    # Statistics of the training set need all of it; the inputs are else those that rank 0 had.
+    shares = 1 if spec.export.statistics == "population" else None
+    is_double = spec.train.precision == "64-true"
+    trained = at_first_step(spec, with_weights, shares=shares, precision="64-true" if is_double else "32-true")
+    trained.network.cpu()
+    return trained
+
+
+def _inputs(assembly: Assembly, batches: Iterable[Any]) -> list[ForwardInputs]:
+    """Raises: NoExportError if it is not clear what forward takes of a batch."""
+    if assembly.task_data is not None:
+        assembly.module.float()  # it is certified in the precision of its data
+        return inputs_of_data(assembly.task_data.data)
+    found = inputs_of_batches(assembly.module, batches)
+    if isinstance(found, Unclear):
+        raise found.error
+    return found
+
+
+def _description(assembly: Assembly, request: ExportRequest) -> dict[str, Any]:
+    if assembly.task_data is None:
+        return describe_job(request.job_id, request.spec)
+    return describe_network(request.job_id, request.spec, assembly.task_data.data)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from lightning.pytorch import LightningModule
 
 from syncnorm.trainer.contract.failure import ExportReason
 from syncnorm.trainer.errors import NoExportError
@@ -16,11 +16,13 @@ from syncnorm.trainer.training.checkpoints import Checkpoint
 
 Which = Literal["last", "best"] | int
 _OF_OURS = "network."
-"""What the keys of a network begin with in a checkpoint of a built-in task."""
+"""What the keys of a network begin with in a checkpoint of a module of ours."""
 
 
-def find_checkpoint(folders: Sequence[Path], which: Which, mirror: Mirror) -> Checkpoint:
+def find_checkpoint(folders: Sequence[Path], which: Which, mirror: Mirror, *, has_own_code: bool = False) -> Checkpoint:
     """The verified checkpoint in one of `folders`, those of the job's attempts in order.
+
+    has_own_code: as for `checkpoints.load`.
 
     Raises: NoExportError if there is none; CheckpointCorruptError if it does not verify.
     """
@@ -29,7 +31,9 @@ def find_checkpoint(folders: Sequence[Path], which: Which, mirror: Mirror) -> Ch
         raise NoExportError(ExportReason.NOT_EXPORTABLE, "export.checkpoint: no checkpoint of the job is left.")
     if which == "last":
         return newest
-    step = which if isinstance(which, int) else _best_step(checkpoints.load(newest.path, mirror))
+    if isinstance(which, int):
+        return _of_step(folders, which, mirror)
+    step = _best_step(checkpoints.load(newest.path, mirror, has_own_code=has_own_code))
     if step is None:
         text = "export.checkpoint: there is no best checkpoint, since no epoch with a score wrote one."
         raise NoExportError(ExportReason.NOT_EXPORTABLE, text)
@@ -58,9 +62,17 @@ def _best_step(state: Mapping[str, Any]) -> int | None:
     return None
 
 
-def weights_of(state: Mapping[str, Any], network: nn.Module) -> dict[str, Tensor]:
-    """The state_dict of `network` in a checkpoint, where it may be part of a task of ours."""
-    tensors: dict[str, Tensor] = dict(state["state_dict"])
-    if set(tensors) == set(network.state_dict()):
+def load_weights(module: LightningModule, checkpoint: Checkpoint, mirror: Mirror, *, has_own_code: bool) -> None:
+    """Put the weights of a checkpoint into `module`, as Lightning does it: with the module's on_load_checkpoint and
+    strict_loading."""
+    state = checkpoints.load(checkpoint.path, mirror, has_own_code=has_own_code)
+    module.on_load_checkpoint(state)
+    module.load_state_dict(_tensors_of(state, module), strict=module.strict_loading)
+
+
+def _tensors_of(state: Mapping[str, Any], module: LightningModule) -> dict[str, Any]:
+    """The state_dict of `module`. Earlier versions wrapped a user's module in one of ours."""
+    tensors: dict[str, Any] = dict(state["state_dict"])
+    if tensors.keys() & module.state_dict().keys():
         return tensors
-    return {name.removeprefix(_OF_OURS): tensor for name, tensor in tensors.items() if name.startswith(_OF_OURS)}
+    return {name.removeprefix(_OF_OURS): tensor for name, tensor in tensors.items()}

@@ -3,12 +3,55 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
 
 from syncnorm.trainer.data.loader import Batch
+from syncnorm.trainer.user_code.class_path import find
+
+Count = Callable[[Any], int]
+"""A function of the user: the samples of a batch."""
+
+
+def count_of(class_path: str | None) -> Count | None:
+    """The function that data.count names. What it raises is passed on as it is.
+
+    Raises: ValueError naming data.count if there is none, or if it gives no number of samples.
+    """
+    if class_path is None:
+        return None
+    function = find("data", class_path, "count")
+
+    def count(batch: Any) -> int:
+        found = function(batch)
+        if isinstance(found, bool) or not isinstance(found, int) or found < 0:
+            raise ValueError(
+                f"data.count must return the number of samples of a batch, but {class_path} returned {found!r}. "
+                "Return an int."
+            )
+        return found
+
+    return count
+
+
+class LoggedBatchSize:
+    """Notes the `batch_size` that a module passes to self.log in a training step."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.latest: int | None = None
+        results = trainer.fit_loop.epoch_loop._results
+        extract = results._extract_batch_size
+
+        def noting(value: Any, batch_size: int | None, meta: Any) -> int:
+            if batch_size is not None and meta.fx == "training_step":
+                self.latest = int(batch_size)
+            return extract(value, batch_size, meta)
+
+        results._extract_batch_size = noting  # type: ignore[method-assign]
 
 
 def samples_in(batch: Any, whole: int | None = None, *, is_last: bool = False) -> int:

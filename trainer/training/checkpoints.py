@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import pickle
 import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -124,11 +125,26 @@ def publish(path: Path, mirror: Mirror) -> None:
         ) from error
 
 
-def load(path: Path, mirror: Mirror = IN_PLACE) -> dict[str, Any]:
-    """The verified state at `path`. Tensors and plain values only: nothing in the file is executed."""
+def load(path: Path, mirror: Mirror = IN_PLACE, *, has_own_code: bool = False) -> dict[str, Any]:
+    """The verified state at `path`. Tensors and plain values only: nothing in the file is executed.
+
+    has_own_code: whether the job runs code of its user. Hooks and callbacks of that may have saved any object, such as
+    a NumPy array, a Path or a dataclass, and what was saved must load again. Such a file is unpickled, which may
+    execute what is in it: no more than the job's own code, which runs in this process anyway.
+    """
     fetch(path, mirror)
-    state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
+    state = _read(path / STATE, has_own_code=has_own_code)
     mirror.forget(path)
+    return state
+
+
+def _read(file: Path, *, has_own_code: bool) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        if not has_own_code:
+            raise
+        state = torch.load(file, map_location="cpu", weights_only=False)
     return state
 
 

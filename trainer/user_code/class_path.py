@@ -83,25 +83,25 @@ def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
         return {}
 
 
-def find(where: str, class_path: str) -> Callable[..., Any]:
+def find(where: str, class_path: str, field: str = "class_path") -> Callable[..., Any]:
     """The class or function at `class_path`.
 
-    Raises: ValueError naming `{where}.class_path` if there is none.
+    Raises: ValueError naming `{where}.{field}` if there is none.
     """
     module_name, _, name = class_path.rpartition(".")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise ValueError(_not_found(where, class_path, module_name, error)) from error
+        raise ValueError(_not_found(f"{where}.{field}", class_path, module_name, error)) from error
     except Exception as error:
         raise ValueError(
-            f"{where}.class_path: importing {module_name} failed with {type(error).__name__}: {error}"
+            f"{where}.{field}: importing {module_name} failed with {type(error).__name__}: {error}"
         ) from error
     target: Callable[..., Any] | None = getattr(module, name, None)
     if target is None or not callable(target):
         has = "no" if target is None else "something that can't be called under"
         raise ValueError(
-            f"{where}.class_path must name a class or a function, but {module_name} has {has} {name!r}. "
+            f"{where}.{field} must name a class or a function, but {module_name} has {has} {name!r}. "
             "Check the spelling."
         )
     return target
@@ -111,10 +111,10 @@ def _not_found(where: str, class_path: str, module_name: str, error: ModuleNotFo
     missing = error.name or module_name
     if f"{module_name}.".startswith(f"{missing}."):
         return (
-            f"{where}.class_path: there is no module {missing!r} to import {class_path} from. "
+            f"{where}: there is no module {missing!r} to import {class_path} from. "
             "Check the spelling, upload the package as `code`, or install it in the image."
         )
-    return f"{where}.class_path: {module_name} needs the module {missing!r}, which is not installed."
+    return f"{where}: {module_name} needs the module {missing!r}, which is not installed."
 
 
 def _signature(target: Callable[..., Any]) -> str:

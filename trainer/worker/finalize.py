@@ -16,7 +16,7 @@ from syncnorm.trainer.contract.protocol import Launch, Result
 from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.data import Data
 from syncnorm.trainer.errors import CheckpointCorruptError, NoExportError
-from syncnorm.trainer.export.checkpoint_choice import Which, find_checkpoint
+from syncnorm.trainer.export.checkpoint_choice import Which, find_checkpoint, load_weights
 from syncnorm.trainer.export.forward_inputs import Unclear
 from syncnorm.trainer.export.held_out import inputs_of_batches, inputs_of_data
 from syncnorm.trainer.export.statistics.population import population_of_module, population_statistics
@@ -123,7 +123,8 @@ def load_checkpoint(module: LightningModule, launch: Launch, folders: AttemptFol
     step, path, problem = gather(_find(which, launch, folders) if is_first() else _NOT_ASKED)[0]
     if path is None:
         return Loaded({"which": "last"}, Unclear(problem.removesuffix("."), ExportReason.NOT_EXPORTABLE))
-    module.load_state_dict(checkpoints.load(folders.mirror.local(path), folders.mirror)["state_dict"])
+    checkpoint = checkpoints.fetch(folders.mirror.local(path), folders.mirror)
+    load_weights(module, checkpoint, folders.mirror, has_own_code=launch.spec.has_own_code)
     logger.info("exporting the %s checkpoint, that of step %d", which, step)
     return Loaded({"which": which, "step": step})
 
@@ -135,7 +136,9 @@ def _find(which: Which, launch: Launch, folders: AttemptFolders) -> tuple[int, s
     """(step, path on the storage, why there is none). Does not raise, because the other ranks wait for it."""
     attempts = [*folders.earlier(launch.attempt), folders]
     try:
-        found = find_checkpoint([each.checkpoints for each in attempts], which, folders.mirror)
+        found = find_checkpoint(
+            [each.checkpoints for each in attempts], which, folders.mirror, has_own_code=launch.spec.has_own_code
+        )
     except (NoExportError, CheckpointCorruptError, OSError) as error:
         return 0, None, str(error)
     return found.step, folders.mirror.name(found.path), ""

@@ -44,6 +44,7 @@ from syncnorm.trainer.reporting.partition_detector import PartitionDetector, rea
 from syncnorm.trainer.reporting.reporter import Reporter
 from syncnorm.trainer.reporting.run_logger.assembly import run_logger_of
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
+from syncnorm.trainer.training.batch_size import count_of
 from syncnorm.trainer.training.conversion import ConvertedNorms
 from syncnorm.trainer.training.late_hooks import LateCallback, call_late
 from syncnorm.trainer.training.lightning_overhead import NoProfiler, exchange_no_signals, ignore_advice
@@ -96,7 +97,7 @@ def fit(
     Raises: StopRequested after a checkpoint, on every rank at the same step; SupersededError.
     """
     spec = launch.spec
-    metrics = EpochMetrics()
+    metrics = EpochMetrics(count_of(spec.data.count))
     checkpoints = CheckpointWriter(
         folders,
         every=spec.train.checkpoint_every,
@@ -123,7 +124,11 @@ def fit(
                 [BeforeFirstStep(ready, spec.seed), *early, *late],
                 norms,
                 io=VerifiedCheckpointIO(
-                    folders.checkpoints, world_size=context.world_size, fence=launch.fence, mirror=folders.mirror
+                    folders.checkpoints,
+                    world_size=context.world_size,
+                    fence=launch.fence,
+                    mirror=folders.mirror,
+                    has_own_code=spec.has_own_code,
                 ),
                 # The metrics of a built-in task go to the spool themselves.
                 logger=run_logger_of(launch, folders, spool, lambda: trainer.global_step)
@@ -136,7 +141,7 @@ def fit(
                 trainer.fit(assembly.module, datamodule=assembly.datamodule, ckpt_path=resume_from)
     finally:
         network_of(assembly.module)._compiled_call_impl = None  # export needs the network as it is written
-    return FitResult(trainer.global_step, metrics.latest, checkpoints.newest, *_batches(trainer))
+    return FitResult(trainer.global_step, metrics.latest, checkpoints.newest, *batches_of(trainer))
 
 
 @contextmanager
@@ -150,7 +155,7 @@ def _own_error() -> Iterator[None]:
         raise
 
 
-def _batches(trainer: Trainer) -> tuple[Iterable[Any], Iterable[Any]]:
+def batches_of(trainer: Trainer) -> tuple[Iterable[Any], Iterable[Any]]:
     """Held-out batches, and those of training; of several loaders the first."""
     given = (trainer.val_dataloaders, trainer.train_dataloader)
     flat = [CombinedLoader([] if each is None else each).flattened for each in given]
@@ -232,7 +237,7 @@ def lightning_trainer(
     io: CheckpointIO | None = None,
     logger: Logger | None = None,
     root: Path | None = None,
-    precision: Literal["32-true"] | None = None,
+    precision: Literal["32-true", "64-true"] | None = None,
     shares: int | None = None,
 ) -> Trainer:
     """The Trainer of this rank. root: where callbacks of a user's module write their files. precision: in place of

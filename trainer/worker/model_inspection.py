@@ -12,19 +12,15 @@ import math
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Sequence, Sized
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 
 from syncnorm import norm
-from syncnorm.trainer.callbacks.before_first_step import BeforeFirstStep
 from syncnorm.trainer.contract.plan import Inspection
 from syncnorm.trainer.contract.spec import JobSpec, OptimizerSpec
 from syncnorm.trainer.contract.spec_findings import (
@@ -40,22 +36,25 @@ from syncnorm.trainer.data import Data
 from syncnorm.trainer.export.exportability import try_export
 from syncnorm.trainer.export.forward_inputs import ForwardInputs, Unclear, forward_inputs
 from syncnorm.trainer.random_state import kept_random_state
-from syncnorm.trainer.ranks.rank_context import single_process_context, single_process_group
-from syncnorm.trainer.training.batch_size import samples_in
-from syncnorm.trainer.training.conversion import ConvertedNorms
+from syncnorm.trainer.training.batch_size import count_of, samples_in
 from syncnorm.trainer.training.optim import build_optimizer
 from syncnorm.trainer.training.task_module import network_of
 from syncnorm.trainer.user_code import package as user_code
-from syncnorm.trainer.worker.fit import lightning_trainer
+from syncnorm.trainer.worker.first_step import at_first_step
 from syncnorm.trainer.worker.guarantees import guarantees
-from syncnorm.trainer.worker.module_and_data import Assembly, assemble, total_steps
+from syncnorm.trainer.worker.module_and_data import Assembly, total_steps
 from syncnorm.trainer.worker.smoke_forward import SAMPLES
 
 
 def inspect(spec: JobSpec) -> Inspection:
     """Build, convert and audit the network of `spec`; an error on the way is a finding, too."""
     try:
-        return _inspect(spec)
+        return at_first_step(
+            spec,
+            lambda trainer, assembly, norms: inspection_of(
+                trainer, assembly, norms.report, spec, spec.resources.workers
+            ),
+        )
     except Exception as error:
         message = f"The network can't be built as the spec says: {type(error).__name__}: {error}"
         fix = "Change the part of the spec that the message names."
@@ -65,38 +64,8 @@ def inspect(spec: JobSpec) -> Inspection:
 
 def _field(error: Exception) -> str:
     """The field of the spec that begins one of our own messages."""
-    found = re.match(r"(model|data|norm|optimizer|train)(\.\w+)+", str(error))
+    found = re.match(r"(model|data|norm|optimizer|schedule|train)(\.\w+)+|\w+(?= must be left out)", str(error))
     return found.group() if found else ""
-
-
-def _inspect(spec: JobSpec) -> Inspection:
-    """Go as far as the first step of an attempt with one worker, and look."""
-    torch.manual_seed(spec.seed)
-    assembly = assemble(spec, 0, 1)
-    norms, found = ConvertedNorms(spec, lambda: None), list[Inspection]()
-
-    def stop(trainer: Trainer, _module: LightningModule) -> None:
-        found.append(inspection_of(trainer, assembly, norms.report, spec, spec.resources.workers))
-        raise _ReadyError
-
-    with single_process_group():
-        trainer = lightning_trainer(
-            spec,
-            single_process_context(),
-            [BeforeFirstStep(stop, spec.seed)],
-            norms,
-            logger=None if assembly.task_data is not None else DummyLogger(),
-            root=Path(tempfile.gettempdir()),
-            shares=spec.resources.workers,
-            precision="32-true",  # this host's CPU may have no other
-        )
-        with suppress(_ReadyError):
-            trainer.fit(assembly.module, datamodule=assembly.datamodule)
-    return found[0]
-
-
-class _ReadyError(Exception):
-    """There is no need to train."""
 
 
 def inspection_of(
@@ -110,7 +79,7 @@ def inspection_of(
             inputs: ForwardInputs | Unclear = ForwardInputs((example.to(module.device),))
             found, size = audit(network_of(module), data, spec, workers), spec.data.batch_size
         else:
-            inputs, size = _first_inputs(module, loader)
+            inputs, size = _first_inputs(module, loader, spec)
             found = _audit_own(module, inputs, loader, size, spec, workers)
         no_export = (
             inputs.reason if isinstance(inputs, Unclear) else try_export(network_of(module), inputs, spec.export)
@@ -123,14 +92,17 @@ def inspection_of(
     )
 
 
-def _first_inputs(module: LightningModule, loader: Any) -> tuple[ForwardInputs | Unclear, int | None]:
+def _first_inputs(module: LightningModule, loader: Any, spec: JobSpec) -> tuple[ForwardInputs | Unclear, int | None]:
     """What forward would take of a first batch, and how many samples that has."""
     try:
         batch = first_batch(loader)
     except Exception as error:  # of the user's data; training will say so, with its traceback
         return Unclear(f"a first batch can't be read ({type(error).__name__}: {error})"), None
-    order = getattr(loader, "order", None)
-    size = order.how.batch_size if order is not None and order.how.batch_size else samples_in(batch)
+    order, count = getattr(loader, "order", None), count_of(spec.data.count)
+    if count is not None:
+        size = count(batch)
+    else:
+        size = order.how.batch_size if order is not None and order.how.batch_size else samples_in(batch)
     return forward_inputs(module, batch), size
 
 

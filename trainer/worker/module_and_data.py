@@ -39,6 +39,8 @@ class Loaders:
         on_gpu = spec.resources.gpus_per_worker > 0
         if spec.data.last_batch == "pad":
             raise ValueError("data.last_batch: pad is for a LightningModule of yours; use weight or drop.")
+        if spec.data.count is not None:
+            raise ValueError("data.count must be left out, because the samples of a built-in task are counted exactly.")
         train = train_loader(
             data,
             global_batch=global_batch,

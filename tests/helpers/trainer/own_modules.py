@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, StochasticWeightAveraging
@@ -157,6 +160,48 @@ class Stops(Hooks):
         ]
 
 
+@dataclasses.dataclass
+class Notes:
+    """What a user may want to remember."""
+
+    best: float
+    seen: set[str]
+
+
+class SavesObjects(Hooks):
+    """Puts objects of all kinds into its checkpoints, by hooks of its own and of callbacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes = Notes(0.0, set())
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.notes.best += 1.0
+        self.notes.seen.add(f"batch {len(self.notes.seen)}")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["notes"] = self.notes
+        checkpoint["array"] = np.arange(3.0)
+        checkpoint["scalar"] = np.float64(0.5)
+        checkpoint["place"] = Path("notes.txt")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        assert checkpoint["array"].sum() == 3.0
+        assert checkpoint["scalar"] == 0.5
+        assert checkpoint["place"].suffix == ".txt"
+        self.notes = checkpoint["notes"]
+
+    def on_train_epoch_end(self) -> None:
+        self.log("noted", self.notes.best * len(self.notes.seen))
+
+    def configure_callbacks(self) -> Any:
+        return [
+            EarlyStopping("val_loss", patience=50),
+            ModelCheckpoint(monitor="val_loss", save_last=True),
+            StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1),
+        ]
+
+
 class Drops(Hooks):
     """Returns its loss in a dict, accumulates nothing, and skips a batch."""
 
@@ -276,6 +321,24 @@ class LogsLabels(Hooks):
         self.log("val_accuracy_metric", self.val_zeros)
         self.log("val_label", batch[1].float().mean())
         self.log("val_greatest", batch[1].max().float(), reduce_fx="max")
+
+
+class LogsBatchSize(Hooks):
+    """Says itself how many samples a batch has: one, whatever its tensors are."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:  # noqa: ARG002
+        loss = self.loss(batch)
+        self.log("a_loss", loss, batch_size=1)
+        return loss
+
+
+def one(batch: Any) -> int:
+    """Counts a batch as one sample."""
+    return 1
+
+
+def half(batch: Any) -> float:
+    return len(batch[1]) / 2
 
 
 class NoOptimizer(Hooks):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,6 +49,16 @@ def test_one_flipped_bit_is_noticed(folder: Path) -> None:
 
     with pytest.raises(CheckpointCorruptError, match=r"state.pt does not match its digest"):
         checkpoints.load(state.parent)
+
+
+def test_objects_are_loaded_only_where_the_user_runs_code_of_their_own(tmp_path: Path) -> None:
+    kept = {"place": Path("notes"), "scores": np.float64(0.5)}
+    found = checkpoints.write(tmp_path, kept, step=1, epoch=1, world_size=1, fence="f")
+
+    with pytest.raises(pickle.UnpicklingError):
+        checkpoints.load(found.path)
+
+    assert checkpoints.load(found.path, has_own_code=True) == kept
 
 
 @pytest.mark.parametrize("damage", ["missing", "half", "not json"])

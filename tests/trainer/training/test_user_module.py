@@ -35,11 +35,12 @@ def job(name: str, *, data: str = "Points", workers: int = 1, **parts: Any) -> d
     }
 
 
-def plainly(rank: int, world_size: int, name: str, data: str) -> tuple[list[str], list[float]]:
+def plainly(rank: int, world_size: int, root: str, name: str, data: str) -> tuple[list[str], list[float]]:
     """What plain Lightning calls, and the losses it comes to."""
     L.seed_everything(0, verbose=False)
     datamodule, module = getattr(own_modules, data)(), getattr(own_modules, name)()
     trainer = Trainer(
+        default_root_dir=root,
         accelerator="cpu",
         devices=1,
         max_epochs=2,
@@ -80,7 +81,7 @@ EVERY = [
 
 @pytest.mark.parametrize("name", EVERY)
 def test_hooks_and_losses_are_those_of_plain_lightning(name: str, ranks: Pool, tmp_path: Path) -> None:
-    calls, losses = ranks.run(plainly, 1, name, "Points")[0]
+    calls, losses = ranks.run(plainly, 1, str(tmp_path / "plain"), name, "Points")[0]
 
     ours, found = ranks.run(as_a_job, 1, str(tmp_path), job(name))[0]
 
@@ -187,6 +188,7 @@ RESUMED = {
     "a sampler of its own": ("Hooks", "Weighted", {}),
     "batches of its own": ("Hooks", "OwnBatches", {}),
     "metrics of an epoch": ("LogsLabels", "Points", {}),
+    "objects of all kinds": ("SavesObjects", "Points", {}),
 }
 
 
@@ -287,3 +289,40 @@ def test_module_with_loaders_of_its_own_needs_no_data(ranks: Pool, tmp_path: Pat
     document["model"]["class_path"] = f"{MODULES}.Hooks"
     with pytest.raises(ValueError, match=r"^data must be given, because Hooks defines no train_dataloader"):
         assemble(read_spec(document), 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "is_weighted"),
+    [("LogsLabels", None, True), ("LogsLabels", "one", False), ("LogsBatchSize", None, False)],
+)
+def test_samples_are_counted_as_the_user_says(
+    name: str, count: str | None, is_weighted: bool, ranks: Pool, tmp_path: Path
+) -> None:
+    document = job(name, train={"epochs": 1})
+    document["data"]["count"] = count and f"{MODULES}.{count}"
+
+    losses, found = ranks.run(losses_and_metrics, 1, str(tmp_path), document)[0]
+
+    sizes = [8, 8, 8, 8, 8, 4] if is_weighted else [1] * 6
+    expected = sum(size * loss for size, loss in zip(sizes, losses, strict=True)) / sum(sizes)
+    assert found["train/loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def losses_and_metrics(
+    rank: int, world_size: int, root: str, document: dict[str, Any]
+) -> tuple[list[float], dict[str, float]]:
+    seen: list[Any] = []
+    trained = train(rank, world_size, root, document, prepare=lambda _trainer, module, _norms: seen.append(module))
+    return seen[0].train_losses, trained.metrics
+
+
+@pytest.mark.parametrize(
+    ("count", "says"),
+    [("half", "data.count must return the number of samples"), ("none", "data.count must name a class or a function")],
+)
+def test_wrong_count_is_named(count: str, says: str, ranks: Pool, tmp_path: Path) -> None:
+    document = job("Hooks")
+    document["data"]["count"] = f"{MODULES}.{count}"
+
+    with pytest.raises(ValueError, match=says):
+        ranks.run(train, 1, str(tmp_path), document)
