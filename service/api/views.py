@@ -16,6 +16,7 @@ from syncnorm.service.jobs.export_summary import export_summary
 from syncnorm.service.jobs.job import Attempt, Job, JobState
 from syncnorm.service.store import ListedJob, StoredEvent, StoredLine
 from syncnorm.trainer.contract.failure import FailureReason, advised
+from syncnorm.trainer.contract.plan import Guarantees
 from syncnorm.trainer.contract.protocol import ExportState, RankPlacement
 
 
@@ -145,6 +146,8 @@ class JobView(JobFields):
     """The whole spec, defaults included."""
     model: ModelView | None
     """The exported model; null before the job succeeded."""
+    guarantees: Guarantees | None
+    """What holds for this job, and why, as its latest attempt has found it; null before the first one trains."""
 
 
 class ListedModelView(View):
@@ -299,7 +302,13 @@ class LinePage(View):
 def job_view(job: Job, mlflow_uri: str) -> JobView:
     labels = {str(name): str(value) for name, value in job.labels.items()}
     model = _read(ModelView, job.model) if job.model else None
-    return JobView(**_shown(job, mlflow_uri), labels=labels, spec=job.spec.document, model=model)
+    return JobView(
+        **_shown(job, mlflow_uri),
+        labels=labels,
+        spec=job.spec.document,
+        model=model,
+        guarantees=_read(Guarantees, job.guarantees) if job.guarantees else None,
+    )
 
 
 def job_text(listed: ListedJob, mlflow_uri: str) -> str:

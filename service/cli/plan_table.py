@@ -11,11 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from syncnorm.norm.kind import KINDS
+from syncnorm.trainer.contract.plan import guarantee_rows
 from syncnorm.trainer.contract.spec_findings import Finding, alike
 from syncnorm.trainer.contract.text import name_some
 
 Json = dict[str, Any]
 _COLORS = {"error": "red", "warning": "yellow", "info": "dim"}
+GUARANTEE_LABELS = {"equals_one_device": "one device", "resumes_exactly": "resumes", "exported": "exported"}
+"""What `syncnorm plan` and `syncnorm show` call each guarantee."""
 _FITS = {
     "now": "fit now",
     "later": "fit once other jobs have ended",
@@ -25,9 +28,10 @@ _FITS = {
 
 
 def plan_table(plan: Json) -> RenderableType:
-    """The table of a plan: batch, normalization with its reasons, converted layers, and findings with their places."""
+    """The table of a plan: batch, normalization with its reasons, converted layers, guarantees, findings."""
     table = Table.grid(padding=(0, 2))
     rows = [*_size(plan), *_norm(plan["norm"]), *_layers(plan["conversion"] or [])]
+    rows += [(GUARANTEE_LABELS[name], f"{holds}: {why}") for name, holds, why in guarantee_rows(plan.get("guarantees"))]
     for label, text in rows:
         table.add_row(label, Text(text))
     for finding, paths in alike([Finding(**one) for one in plan["findings"]]):

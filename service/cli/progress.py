@@ -13,10 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from syncnorm.service.cli.formatting import duration, local_time, number, took
+from syncnorm.service.cli.plan_table import GUARANTEE_LABELS
 from syncnorm.service.cli.tables import jobs_table, state_text
 from syncnorm.service.cli.terminal import fit
 from syncnorm.service.client.client import TERMINAL, Client
 from syncnorm.service.integrations.mlflow_note import certificate_line
+from syncnorm.trainer.contract.plan import guarantee_rows
 from syncnorm.trainer.contract.text import visible
 
 Json = dict[str, Any]
@@ -91,6 +93,8 @@ def _facts(job: Json) -> Iterator[tuple[str, str]]:
         yield "Started", f"{local_time(job['started_at'])}, {verb} {took(job)}"
     if job["mlflow"]["url"]:
         yield "MLflow run", job["mlflow"]["url"]
+    for name, holds, why in guarantee_rows(job.get("guarantees")):
+        yield GUARANTEE_LABELS[name], f"{holds}: {why}"
     if (export := job.get("export")) and export["state"] != "certified":
         yield "Export", ": ".join(filter(None, (export["state"], export["message"])))
     if model := job["model"]:

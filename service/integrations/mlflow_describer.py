@@ -97,7 +97,7 @@ class RunDescriber:
             self._store.history.add_event(
                 job.id, NewEvent("run_incomplete", storable(problem, 2000), {"attempt": attempt})
             )
-        self._store.descriptions.done(job.id, attempt)
+        self._store.descriptions.done(job, attempt)
         self._outage_log.recovered(job.id)
         self._not_before.pop(job.id, None)
         self._tries.pop(job.id, None)

@@ -9,6 +9,7 @@ from syncnorm.service.jobs.export_summary import export_summary
 from syncnorm.service.jobs.job import Job, JobState
 from syncnorm.trainer.contract.failure import advised
 from syncnorm.trainer.contract.norm_choice import choose_norm
+from syncnorm.trainer.contract.plan import guarantee_rows
 from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.contract.text import counted
 
@@ -20,7 +21,10 @@ def run_note(job: Job, url: str) -> str:
     """The note in Markdown; MLflow shows its first lines. url: of the job in the API."""
     pages = ", ".join(f"[{page}]({url}/{page})" for page in _PAGES)
     lines = [_what(job), "", *_state(job), "", f"Job [`{job.id}`]({url}), owner {job.owner}: {pages}"]
-    if job.state is JobState.SUCCEEDED and (rows := [*_export(job), *_model(job), *_scores(job)]):
+    rows = list(_guarantees(job))
+    if job.state is JobState.SUCCEEDED:
+        rows += [*_export(job), *_model(job), *_scores(job)]
+    if rows:
         lines += ["", "| | |", "|---|---|", *(f"| {label} | {_cell(text)} |" for label, text in rows)]
     return "\n".join(lines)
 
@@ -71,6 +75,11 @@ def _scores(job: Job) -> Iterator[tuple[str, str]]:
     for name in sorted(metrics):
         if not name.startswith("norm/"):
             yield name, f"{float(metrics[name]):.6g}"
+
+
+def _guarantees(job: Job) -> Iterator[tuple[str, str]]:
+    for name, holds, why in guarantee_rows(job.guarantees):
+        yield name.replace("_", " "), f"{holds}: {why}"
 
 
 def _export(job: Job) -> Iterator[tuple[str, str]]:

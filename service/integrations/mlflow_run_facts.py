@@ -8,6 +8,7 @@ from typing import Any
 
 from syncnorm.service.jobs.job import Attempt, Job
 from syncnorm.trainer.contract.mlflow_rest import mlflow_name
+from syncnorm.trainer.contract.plan import guarantee_rows
 from syncnorm.trainer.contract.text import storable, storable_json
 
 MOST_PARAMS = 1000
@@ -26,6 +27,7 @@ def run_tags(job: Job, attempts: Sequence[Attempt]) -> Pairs:
         **world_size_tags(job, attempts),
         "syncnorm.attempts": str(job.attempt),
         "mlflow.user": job.owner,
+        **{f"syncnorm.guarantee.{name}": f"{holds}: {why}" for name, holds, why in guarantee_rows(job.guarantees)},
         **{f"syncnorm.label.{key}": value for key, value in job.labels.items()},
     }
     left_out = sum(1 for _ in flatten(job.spec.document)) - MOST_PARAMS

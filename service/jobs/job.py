@@ -129,6 +129,8 @@ class Job:
     model: dict[str, Any] | None = None
     export: dict[str, Any] | None = None
     """How the export of a succeeded job went; read by export_summary.py."""
+    guarantees: dict[str, Any] | None = None
+    """What the latest attempt has said that holds, as `syncnorm.trainer.contract.plan.Guarantees`."""
     started_at: datetime | None = None
     finished_at: datetime | None = None
     version: int = 1

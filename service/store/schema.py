@@ -87,6 +87,7 @@ jobs = sa.Table(
     sa.Column("run_status", sa.String(16)),
     sa.Column("model", sa.JSON(none_as_null=True)),
     sa.Column("export", sa.JSON(none_as_null=True)),
+    sa.Column("guarantees", sa.JSON(none_as_null=True)),
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("queued_at", Instant, nullable=False),
     sa.Column("started_at", Instant),

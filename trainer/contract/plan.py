@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from syncnorm.trainer.contract.bounds import Message as Text
 from syncnorm.trainer.contract.norm_choice import NormChoice, choose_norm, statistics_group
 from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.contract.spec_findings import Finding, spec_findings
@@ -48,7 +49,7 @@ class Guarantee(_Record):
 
     holds: Literal["yes", "partly", "no"]
     """Whether it does."""
-    why: str
+    why: Text
     """The reason, in a sentence."""
 
 
@@ -61,6 +62,16 @@ class Guarantees(_Record):
     """Whether a job that was interrupted ends with the same weights, bit for bit, as one that was not."""
     exported: Guarantee
     """Whether the trained model is exported and compared with the network that was trained."""
+
+
+def guarantee_rows(stored: object) -> list[tuple[str, str, str]]:
+    """(name, yes, partly or no, why) of each of the Guarantees in plain values; none of what another version stored in
+    another form."""
+    try:
+        found = Guarantees.model_validate(stored)
+    except ValidationError:
+        return []
+    return [(name, one.holds, one.why) for name, one in found]
 
 
 class Inspection(_Record):

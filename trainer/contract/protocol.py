@@ -35,6 +35,7 @@ from syncnorm.trainer.contract.bounds import (
 )
 from syncnorm.trainer.contract.bounds import Message as Text
 from syncnorm.trainer.contract.failure import FailureReason
+from syncnorm.trainer.contract.plan import Guarantees
 from syncnorm.trainer.contract.spec import JobSpec
 
 LAUNCH_FILE = "launch.json"
@@ -244,6 +245,13 @@ class Placement(Message):
 
     fence: Fence
     ranks: Annotated[list[RankPlacement], Field(max_length=MOST_WORKERS)]
+
+
+class GuaranteesReport(Message):
+    """What holds for the job, and why, sent at the first step of an attempt."""
+
+    fence: Fence
+    guarantees: Guarantees
 
 
 class CheckpointFact(Message):

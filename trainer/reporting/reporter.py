@@ -11,10 +11,12 @@ from collections.abc import Iterable, Mapping
 import httpx
 from pydantic import BaseModel
 
+from syncnorm.trainer.contract.plan import Guarantees
 from syncnorm.trainer.contract.protocol import (
     CheckpointFact,
     Event,
     Exit,
+    GuaranteesReport,
     Heartbeat,
     Launch,
     LogLines,
@@ -140,6 +142,9 @@ class Reporter:
 
     def placement(self, ranks: list[RankPlacement]) -> None:
         self._put("placement", Placement(fence=self._fence, ranks=ranks))
+
+    def guarantees(self, found: Guarantees) -> None:
+        self._put("guarantees", GuaranteesReport(fence=self._fence, guarantees=found))
 
     def checkpoint(self, *, path: str, step: int, epoch: int, digest: str, size_bytes: int, kept: list[int]) -> None:
         fact = CheckpointFact(

@@ -124,6 +124,8 @@ def run(
             inspection = inspection_of(trainer, assembly, norms.report, spec, context.world_size)
             describe(launch, inspection, folders)
             require_no_error(inspection.findings)
+            if inspection.guarantees is not None:
+                reporter.guarantees(inspection.guarantees)
             at_the_end.callback(_sender(launch, folders).close, MLFLOW_PATIENCE_S)
             if assembly.task_data is None:
                 at_the_end.callback(journal_sender_of(launch, folders).start().close, MLFLOW_PATIENCE_S)

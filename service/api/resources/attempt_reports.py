@@ -133,6 +133,14 @@ def placement(
     return _reply(reports, reports.table.placement(attempt_id, message))
 
 
+@router.post("/guarantees")
+def guarantees(
+    attempt_id: AttemptId, message: protocol.GuaranteesReport, reports: Reports, authorization: Bearer = ""
+) -> protocol.Reply:
+    _authenticate(reports, message.fence, authorization, "guarantees")
+    return _reply(reports, reports.table.guarantees(attempt_id, message))
+
+
 @router.post("/events")
 def events(
     attempt_id: AttemptId, message: protocol.Event, reports: Reports, authorization: Bearer = ""

@@ -26,15 +26,17 @@ class DescriptionTable:
             rows = c.execute(query.where(j.run_id.is_not(None)).order_by(j.id).limit(limit)).all()
         return [(job_of(row[:-1]), row[-1]) for row in rows]
 
-    def done(self, job_id: str, attempt: int) -> None:
-        """The run tells of this attempt."""
-        d = t.descriptions.c
+    def done(self, job: Job, attempt: int) -> None:
+        """The run tells of this attempt, as far as `job` did. What has been reported meanwhile is described next."""
+        d, j = t.descriptions.c, t.jobs.c
         with self._db.write() as c:
-            c.execute(sa.delete(t.descriptions).where(d.job_id == job_id, d.attempt == attempt))
+            guarantees = c.execute(sa.select(j.guarantees).where(j.id == job.id)).scalar()
+            if guarantees == job.guarantees:
+                c.execute(sa.delete(t.descriptions).where(d.job_id == job.id, d.attempt == attempt))
 
 
 def request_description(c: sa.Connection, job_id: str, attempt: int) -> None:
-    """In the transaction that writes the attempt down."""
+    """In the transaction that writes the attempt down, or a report of it."""
     c.execute(sa.delete(t.descriptions).where(t.descriptions.c.job_id == job_id))
     c.execute(sa.insert(t.descriptions).values(job_id=job_id, attempt=attempt))
 

@@ -24,7 +24,8 @@ from syncnorm.service.store.statements import (
     job_of_attempt,
     lock_job,
 )
-from syncnorm.trainer.contract.protocol import CheckpointFact, LogLine, Placement
+from syncnorm.service.store.tables.outbox import request_description
+from syncnorm.trainer.contract.protocol import CheckpointFact, GuaranteesReport, LogLine, Placement
 
 MOST_EVENTS = 2000
 """Most events of the workers of one job."""
@@ -105,6 +106,16 @@ class ReportTable:
             ranks = [item.model_dump(mode="json") for _, item in sorted(theirs.items())]
             c.execute(sa.update(t.attempts).where(t.attempts.c.id == attempt_id).values(placement=ranks))
             return job
+
+    def guarantees(self, attempt_id: str, report: GuaranteesReport) -> Job | None:
+        with self._db.write() as c:
+            attempt = self._live(c, attempt_id, report.fence)
+            if attempt is None:
+                return None
+            found = report.guarantees.model_dump(mode="json")
+            c.execute(sa.update(t.jobs).where(t.jobs.c.id == attempt.job_id).values(guarantees=found))
+            request_description(c, attempt.job_id, attempt.number)
+            return job_of_attempt(c, attempt)
 
     def add_checkpoint(self, attempt_id: str, fact: CheckpointFact) -> Job | None:
         """Store a checkpoint, and forget earlier ones that the attempt has deleted since."""

@@ -15,13 +15,16 @@ from typer.testing import CliRunner
 from syncnorm.service.cli import arguments, terminal
 from syncnorm.service.cli import main as cli
 from syncnorm.service.cli.commands import exports
+from syncnorm.service.cli.plan_table import plan_table
 from syncnorm.service.cli.progress import follow, summary, watch
 from syncnorm.service.cli.selection import by_short_id
 from syncnorm.service.cli.tables import jobs_table
 from syncnorm.service.client.client import TERMINAL, Client
 from syncnorm.service.client.connection import Connection
 from syncnorm.service.jobs.job import new_job_id
+from syncnorm.trainer.contract.plan import Inspection, plan
 from syncnorm.trainer.contract.spec import ExportSpec
+from syncnorm.trainer.contract.spec_reader import read_spec
 from tests.helpers.service.api import SPEC, api
 
 
@@ -48,6 +51,24 @@ def job(name: str, state: str, percent: float | None = None, eta_s: float | None
         "model": None,
         **more,
     }
+
+
+GUARANTEES = {
+    key: {"holds": "partly", "why": "a sampler of yours draws"}
+    for key in ("equals_one_device", "resumes_exactly", "exported")
+}
+
+
+def test_what_holds_is_in_the_summary_and_in_the_plan() -> None:
+    console = Console(width=120, record=True)
+    document = plan(read_spec(SPEC), None, Inspection(conversion=[], findings=[], guarantees=GUARANTEES)).as_json()
+
+    console.print(summary(job("a", "running", 40.0, guarantees=GUARANTEES)))
+    console.print(plan_table(document))
+
+    text = console.export_text()
+    for label in ("one device", "resumes", "exported"):
+        assert len(re.findall(rf"{label} +partly: a sampler of yours draws", text)) == 2
 
 
 def test_live_table_goes_on_until_every_job_is_finished() -> None:

@@ -29,6 +29,15 @@ def job(**changes: Any) -> Job:
     return replace(made, id="job_1", **changes)
 
 
+def test_page_tells_what_holds_for_the_job() -> None:
+    one = {"holds": "partly", "why": "every worker draws dropout masks of its own"}
+
+    note = run_note(job(guarantees=dict.fromkeys(("equals_one_device", "resumes_exactly", "exported"), one)), URL)
+
+    assert "| equals one device | partly: every worker draws dropout masks of its own |" in note
+    assert "| | |\n|---|---|" not in run_note(job(guarantees={"of": "another version"}), URL)
+
+
 def test_page_of_a_new_job_describes_it_and_leads_back() -> None:
     note = run_note(job(), URL)
 

@@ -31,6 +31,15 @@ GOOD: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
         {"lines": [{"rank": 0, "seq": 1, "at": "2026-01-01T00:00:00Z", "level": "INFO", "text": "hello"}]},
     ),
     "placement": (protocol.Placement, {"ranks": [{"rank": 0, "host": "h", "pid": 1, "node_id": "n", "gpu": "H100"}]}),
+    "guarantees": (
+        protocol.GuaranteesReport,
+        {
+            "guarantees": {
+                name: {"holds": "yes", "why": "there is one worker"}
+                for name in ("equals_one_device", "resumes_exactly", "exported")
+            }
+        },
+    ),
     "checkpoints": (
         protocol.CheckpointFact,
         {"path": "/c", "step": 1, "epoch": 0, "digest": "0", "size_bytes": 1, "kept": [1]},

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from syncnorm.service.api.report_limits import ReportLimits
 from syncnorm.service.cli.progress import summary
+from syncnorm.service.integrations.mlflow_run_facts import run_tags
 from syncnorm.service.reconciler.backends import attempt_token
 from syncnorm.service.store.report_counts import report_counts, set_report_counts
 from syncnorm.service.store.tables.reports import MOST_EVENTS
@@ -55,6 +56,8 @@ def extremes() -> Iterator[tuple[str, dict[str, Any]]]:
         yield "checkpoints", {**FACT, "path": text, "digest": text}
         yield "placement", {"ranks": [{"rank": 0, "host": text, "pid": 1, "node_id": text, "gpu": text}]}
         yield "events", {"kind": text, "message": text, "data": {text: text}}
+        yield "guarantees", {"guarantees": {key: {"holds": "yes", "why": text} for key in GUARANTEES}}
+        yield "guarantees", {"guarantees": {key: {"holds": text, "why": ""} for key in GUARANTEES}}
     yield "events", {**EVENT, "data": {"nested": NESTED}}
     yield "events", {**EVENT, "data": {f"key {n}": "x" * 20 for n in range(10_000)}}
     yield "progress", {**PROGRESS, "metrics": {f"metric {n}": n for n in range(20_000)}}
@@ -229,6 +232,34 @@ def test_messages_of_one_attempt_have_a_rate_and_those_of_others_their_own(worke
     assert (
         worker.send("exit", result=Result(fence=worker.attempt.fence, outcome="failed").model_dump(mode="json")) == 200
     )
+
+
+GUARANTEES = {
+    "equals_one_device": {"holds": "partly", "why": "every worker draws dropout masks of its own"},
+    "resumes_exactly": {"holds": "yes", "why": "all state continues"},
+    "exported": {"holds": "no", "why": "forward takes no batch"},
+}
+
+
+def test_job_shows_what_its_attempt_says_that_holds(worker: Worker) -> None:
+    assert worker.get("")["guarantees"] is None
+
+    assert worker.send("guarantees", guarantees=GUARANTEES) == 200
+
+    assert worker.get("")["guarantees"] == GUARANTEES
+
+
+def test_run_in_mlflow_gets_the_guarantees_also_if_they_come_while_it_is_described(worker: Worker) -> None:
+    store = worker.world.store
+    ((job, attempt),) = [one for one in store.descriptions.pending(9) if one[0].id == worker.job.id]
+
+    worker.send("guarantees", guarantees=GUARANTEES)
+    store.descriptions.done(job, attempt)
+
+    ((again, _),) = [one for one in store.descriptions.pending(9) if one[0].id == worker.job.id]
+    assert ("syncnorm.guarantee.exported", "no: forward takes no batch") in run_tags(again, [])
+    store.descriptions.done(again, attempt)
+    assert [one for one in store.descriptions.pending(9) if one[0].id == worker.job.id] == []
 
 
 def test_placement_names_the_ranks_that_the_job_has(worker: Worker) -> None:
