@@ -6,7 +6,7 @@ import copy
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from syncnorm.service.jobs.study_claims import Claim
 from syncnorm.service.jobs.study_metrics import reduction_problem
 from syncnorm.trainer.contract.bounds import free_problem
+from syncnorm.trainer.contract.plan import Inspection
 from syncnorm.trainer.contract.spec import JobSpec, Name
 from syncnorm.trainer.contract.spec_reader import capped, described, read_spec, unknown_field
 from syncnorm.trainer.errors import Problem, SpecError
@@ -188,6 +189,30 @@ def expand(study: StudySpec, refusals: Callable[[JobSpec], list[Problem]] = lamb
     if problems:
         raise SpecError(list(problems))
     return children
+
+
+def optimizer_problems(
+    study: StudySpec, children: Sequence[Child], inspect: Callable[[JobSpec], Inspection | None]
+) -> Iterator[Problem]:
+    """Axes that change the optimizer of a module which brings its own: each of these jobs would fail at its start.
+
+    inspect: builds a job's model; None if that is not possible here. Asked once, about the first such job.
+    """
+    axes = [axis for axis in study.grid if any(path.split(".")[0] in _OF_OPTIMIZER for path in axis.split(","))]
+    child = next((child for child in children if _may_bring_its_own(child.spec)), None)
+    if not axes or child is None or (found := inspect(child.spec)) is None:
+        return
+    for finding in found.findings:
+        if finding.code == "cannot_build" and finding.path in _OF_OPTIMIZER:
+            yield from (Problem(f"/grid/{axis}", f"{finding.message} {finding.fix}") for axis in axes)
+
+
+_OF_OPTIMIZER = ("optimizer", "schedule")
+
+
+def _may_bring_its_own(spec: JobSpec) -> bool:
+    is_override = spec.optimizer is not None and spec.optimizer.override
+    return spec.model.class_path is not None and not is_override and bool(spec.optimizer or spec.schedule)
 
 
 def _too_large(study: StudySpec) -> Problem | None:

@@ -27,13 +27,15 @@ from syncnorm.service.integrations.mlflow_runs import run_page
 from syncnorm.service.jobs.actions import Verb
 from syncnorm.service.jobs.admission import AdmissionChecks
 from syncnorm.service.jobs.study import Counts, Study, StudyState, count_states, new_study, state_of
-from syncnorm.service.jobs.study_spec import Child, StudySpec, expand, read_study
+from syncnorm.service.jobs.study_spec import Child, StudySpec, expand, optimizer_problems, read_study
 from syncnorm.service.store import AddOutcome, StoredResponse
 from syncnorm.service.store.tables.idempotency import IdempotencyTable
 from syncnorm.service.store.tables.studies import StudyTable
 from syncnorm.service.studies.measures import Outcome
 from syncnorm.service.studies.publisher import StudyPublisher, UnreadableStudyError, draw_report
 from syncnorm.service.studies.report import as_html, as_json
+from syncnorm.trainer.contract.plan import Inspection
+from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.errors import SpecError
 
 router = APIRouter(prefix="/v1/studies", tags=["studies"], route_class=Route)
@@ -45,6 +47,7 @@ class _Studies:
     idempotency: IdempotencyTable
     publisher: StudyPublisher
     checks: AdmissionChecks
+    inspect: Callable[[JobSpec], Inspection | None]
     now: Callable[[], datetime]
     wake: threading.Event
     changed: JobChanges
@@ -58,6 +61,7 @@ def _studies(parts: Components) -> _Studies:
         parts.store.idempotency,
         parts.studies,
         parts.admission_checks,
+        parts.inspect,
         parts.store.now,
         parts.wake,
         parts.job_changes,
@@ -157,7 +161,11 @@ class StudyPage(View):
 
 @router.post("", status_code=201, response_model=StudyView, openapi_extra=_BODY)
 def submit(body: Json, studies: Studies, who: Submitter, key: Key = None) -> Response:
-    """Submit a study. All its jobs enter the queue together, or none does."""
+    """Submit a study. All its jobs enter the queue together, or none does.
+
+    A grid over `optimizer` or `schedule` is refused where your LightningModule has a configure_optimizers of its own,
+    unless `optimizer.override` is true. The service builds the model to see that, if its host has torch.
+    """
     try:
         spec, children = _read(body.value, studies, who)
     except ApiError:
@@ -186,6 +194,8 @@ def _read(value: Any, studies: _Studies, who: Principal) -> tuple[StudySpec, lis
     try:
         spec = read_study(value)
         children = expand(spec, lambda child: studies.checks.refusals(child, who.name))
+        if problems := list(optimizer_problems(spec, children, studies.inspect)):
+            raise SpecError(problems)
     except SpecError as error:
         found = [FieldProblem(pointer=problem.path, detail=problem.message) for problem in error.problems]
         count = f"{len(found)} problems" if len(found) > 1 else "1 problem"

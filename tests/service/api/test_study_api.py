@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import signal
 import subprocess
 import sys
 import textwrap
+import zipfile
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from fastapi.testclient import TestClient
 
 from syncnorm.service.api.components import Components
 from syncnorm.service.integrations.mlflow_runs import TrackingUnreachableError
+from syncnorm.service.integrations.model_inspection import inspect
 from syncnorm.service.store import JobQuery, Store
 from syncnorm.service.store.database import Database
 from syncnorm.service.studies.measures import Outcome
@@ -339,3 +344,67 @@ def test_service_killed_while_it_creates_children_neither_loses_nor_doubles_any(
         jobs = {one.id for one in store.jobs.find(JobQuery())}
         assert jobs == {child.job_id for child, job in store.studies.family(study.id) if job is not None}
         assert len(jobs) == 4
+
+
+OWN = """
+import torch
+import lightning.pytorch as pl
+from torch import nn
+
+class Net(pl.LightningModule):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+class Brings(Net):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "axis", "override", "refused"),
+    [
+        ("Brings", "optimizer.lr", False, True),
+        ("Brings", "data.batch_size,optimizer.lr", False, True),
+        ("Brings", "schedule.warmup_steps", False, True),
+        ("Brings", "optimizer.lr", True, False),
+        ("Brings", "data.batch_size", False, False),
+        ("Net", "optimizer.lr", False, False),
+    ],
+)
+def test_grid_over_the_optimizer_of_a_module_that_brings_its_own_is_refused(
+    name: str, axis: str, override: bool, refused: bool, tmp_path: Path
+) -> None:
+    with api(tmp_path, allow_code=True) as (client, world):
+        parts = context(client)
+        client.app.state.context = replace(parts, inspect=lambda spec: inspect(spec, parts.packages))  # type: ignore[attr-defined]
+        with io.BytesIO() as archive:
+            with zipfile.ZipFile(archive, "w") as package:
+                package.writestr("net_of_a_study.py", OWN)
+            digest = f"sha256:{hashlib.sha256(archive.getvalue()).hexdigest()}"
+            parts.packages.put(digest, io.BytesIO(archive.getvalue()))
+        base = SPEC | {"model": {"class_path": f"net_of_a_study.{name}"}, "code": {"package": digest}}
+        if override:
+            base |= {"optimizer": {"override": True}}
+        values: list[Any] = {"data.batch_size": [32, 64], "optimizer.lr": [0.1, 0.2]}.get(axis, [1, 2])
+        grid = {axis: [[32, 0.1], [64, 0.2]] if "," in axis else values}
+
+        answer = client.post("/v1/studies", json={"name": "rates", "base": base, "grid": grid, "seeds": [0]})
+
+        if not refused:
+            assert answer.status_code == 201, answer.text
+            return
+        assert answer.status_code == 422, answer.text
+        (error,) = answer.json()["errors"]
+        assert error["pointer"] == f"/grid/{axis}"
+        what = "schedule" if axis.startswith("schedule") else "optimizer"
+        assert f"{what} must be left out, because Brings.configure_optimizers" in error["detail"]
+        assert "optimizer.override: true" in error["detail"]
+        assert world.store.jobs.find(JobQuery()) == []
