@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from syncnorm.service.jobs import data_urls
 from syncnorm.service.jobs.job import Job, JobState, new_job_id
@@ -17,6 +19,8 @@ from syncnorm.trainer.errors import Problem
 from syncnorm.trainer.storage.storage import is_url
 
 _ALLOWED_CLASSES = ("torchvision.models.",)
+_ALLOWED_LOSSES = r"torch\.nn\.\w+Loss"
+_ALLOWED_METRICS = r"torchmetrics\.(classification|regression)\.\w+"
 _PATH_ARGS = ("root", "path", "val_path")
 
 
@@ -55,11 +59,37 @@ def against_code(spec: JobSpec) -> list[Problem]:
         for name, part in (("model", spec.model), ("data", spec.data))
         if part.class_path is not None and not part.class_path.startswith(_ALLOWED_CLASSES)
     ]
+    problems += [
+        Problem(
+            path,
+            f"{part.class_path} must be a loss of torch.nn, or a metric of torchmetrics.classification or "
+            "torchmetrics.regression, with numbers and words as its init_args; an operator can allow all with "
+            "SYNCNORM_ALLOW_CODE=on",
+        )
+        for path, part in spec.model.named_parts().items()
+        if not (_is_allowed_part(path, part.class_path) and all(map(_is_plain, part.init_args.values())))
+    ]
     if spec.code is not None:
         problems.append(
             Problem("code", "uploaded code is switched off; an operator can allow it with SYNCNORM_ALLOW_CODE=on")
         )
     return problems
+
+
+def _is_allowed_part(path: str, class_path: str) -> bool:
+    pattern = _ALLOWED_LOSSES if path == "model.loss" else _ALLOWED_METRICS
+    return path != "model.inferer" and re.fullmatch(pattern, class_path) is not None
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it can't be the import path of something else, nor its arguments."""
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return (
+        value is None
+        or isinstance(value, int | float)
+        or (isinstance(value, str) and re.fullmatch(r"[\w-]*", value) is not None)
+    )
 
 
 def against_urls(spec: JobSpec, allowed: Sequence[str]) -> list[Problem]:

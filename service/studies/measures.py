@@ -16,6 +16,8 @@ Series = Mapping[str, Sequence[tuple[int, float]]]
 """Metric → (step, value), steps rising."""
 
 ERROR, SCORES = "error", ("accuracy", "mean_iou")
+"""The error is 1 − the first of these that there is; of regression it is the mean absolute error itself."""
+ABSOLUTE_ERROR = "mae"
 DIVERGED = "non_finite"
 
 
@@ -44,7 +46,7 @@ class Outcome:
 
 
 def curve(outcome: Outcome, metric: str) -> list[tuple[int, float]]:
-    """(step, value) of a metric over training; `…/error` is 1 − `…/accuracy`, or 1 − `…/mean_iou`."""
+    """(step, value) of a metric over training; `…/error` is 1 − `…/accuracy`, or 1 − `…/mean_iou`, or `…/mae`."""
     if metric in outcome.series:
         return list(outcome.series[metric])
     head, _, last = metric.rpartition("/")
@@ -52,6 +54,7 @@ def curve(outcome: Outcome, metric: str) -> list[tuple[int, float]]:
         for score in SCORES:
             if points := outcome.series.get(f"{head}/{score}"):
                 return [(step, 1 - value) for step, value in points]
+        return list(outcome.series.get(f"{head}/{ABSOLUTE_ERROR}", []))
     return []
 
 
@@ -60,11 +63,12 @@ def measure(outcome: Outcome, metric: str) -> float | None:
 
     metric: named as in `jobs.study_metrics`; without a reduction the last value is meant. `running/val/…` and
     `population/val/…` are scores of the trained model with running and with population statistics. The error of a job
-    whose training diverged is 1: it classifies nothing.
+    whose training diverged is 1, because it classifies nothing; of regression, which has no greatest error, it is None.
     """
     reduction, _, name = metric.rpartition(":")
     if outcome.diverged and name.rpartition("/")[2] == ERROR:
-        return 1.0
+        is_regression = any(one.rpartition("/")[2] == ABSOLUTE_ERROR for one in outcome.series)
+        return None if is_regression else 1.0
     if (value := _known(outcome.values, name)) is not None:
         return value
     names = fnmatch.filter(outcome.series, name) if "*" in name else [name]
@@ -77,7 +81,9 @@ def _known(values: Mapping[str, float], name: str) -> float | None:
         return values[name]
     head, _, last = name.rpartition("/")
     scores = [values[f"{head}/{score}"] for score in SCORES if f"{head}/{score}" in values]
-    return 1 - scores[0] if last == ERROR and scores else None
+    if last != ERROR:
+        return None
+    return 1 - scores[0] if scores else values.get(f"{head}/{ABSOLUTE_ERROR}")
 
 
 def _reduce(points: Sequence[tuple[int, float]], reduction: str) -> float:

@@ -19,6 +19,7 @@ from syncnorm.trainer.ranks.rank_context import RankContext
 from syncnorm.trainer.ranks.replica_check import check_agreement
 from syncnorm.trainer.training import checkpoints
 from syncnorm.trainer.training.evaluation import evaluate
+from syncnorm.trainer.training.tasks.task import Task
 from syncnorm.trainer.worker.module_and_data import Loaders
 from tests.helpers.trainer.ranks import PoolEnvironment, RecordingReporter, TrainedModel, train
 
@@ -106,5 +107,5 @@ def test_what_follows_training_runs_on_the_gpu_and_on_the_cpu() -> None:
 
         assert population is not None
         assert check_agreement(network)["ranks"] == 1
-        scores.append(evaluate(network, data.info, loaders.val, device))
+        scores.append(evaluate(network, Task(data.info), loaders.val, device))
     assert scores[0] == pytest.approx(scores[1], rel=1e-3)  # convolutions on the GPU may use tf32

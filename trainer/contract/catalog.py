@@ -21,6 +21,7 @@ Samples = Annotated[int, Field(ge=1, le=10**9)]
 Column = Annotated[str, Field(min_length=1, max_length=256)]
 LARGEST_SAMPLE = 2**31
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+WholeSampleTask = Literal["classification", "regression", "multilabel"]
 Activation = Literal["relu", "silu", "gelu", "leaky_relu", "tanh"]
 
 
@@ -148,7 +149,7 @@ class ImageFolderArgs(InitArgs):
 
 
 class ParquetArgs(InitArgs):
-    """Parquet files with encoded image bytes and a label. Classification."""
+    """Parquet files with encoded image bytes, and a label or target columns. Classification, regression, multilabel."""
 
     path: Annotated[str, Field(min_length=1, max_length=1024)]
     """A file, a folder or a URL. No default."""
@@ -157,7 +158,12 @@ class ParquetArgs(InitArgs):
     image_column: Column = "image"
     """Column with encoded images. Default: image."""
     label_column: Column = "label"
-    """Column with labels. Default: label."""
+    """Column with labels, for classification. Default: label."""
+    task: WholeSampleTask = "classification"
+    """`classification` by label_column, or `regression` or `multilabel` by target_columns. Default: classification."""
+    target_columns: Annotated[list[Column], Field(max_length=4096)] = []
+    """Columns with the numbers to predict (regression), or with 0 or 1 for each label (multilabel, at least two).
+    Default: none."""
     size: Positive = 224
     """Height and width of a sample in pixels; images are cropped to a square and resized. Default: 224."""
     channels: Literal[1, 3] = 3
@@ -166,6 +172,15 @@ class ParquetArgs(InitArgs):
     """Share that is held out for validation if there is no val_path. Default: 0.1."""
     augment: bool = False
     """Crop training images at random and mirror half of them. Default: false."""
+
+    @model_validator(mode="after")
+    def _targets_of_the_task(self) -> ParquetArgs:
+        least = {"classification": 0, "regression": 1, "multilabel": 2}[self.task]
+        if len(self.target_columns) < least:
+            raise ValueError(f"task {self.task} needs target_columns, at least {least}; got {self.target_columns}")
+        if self.target_columns and self.task == "classification":
+            raise ValueError("target_columns are for task regression or multilabel; classification reads label_column")
+        return self
 
 
 class SegmentationFolderArgs(InitArgs):
@@ -210,12 +225,17 @@ class DigitScenesArgs(InitArgs):
 
 
 class SyntheticArgs(InitArgs):
-    """Gaussian class clusters of any shape, for tests and timing. Classification."""
+    """Gaussian samples of any shape, for tests and timing. Classification, regression, multilabel."""
 
     shape: Annotated[list[Positive], Field(min_length=1, max_length=4)] = [3, 32, 32]
     """Shape of a sample, channels first. Default: [3, 32, 32]."""
     num_classes: Annotated[int, Field(ge=2, le=1_000_000)] = 10
-    """Classes. Default: 10."""
+    """Classes, or labels of multilabel. Default: 10."""
+    task: WholeSampleTask = "classification"
+    """`classification` of clusters, `regression` of weighted means of a sample's values, or `multilabel` by their
+    signs. Default: classification."""
+    numbers: Positive = 1
+    """Numbers to predict for a sample, for regression. Default: 1."""
     samples: Samples = 1024
     """Samples in the training set. Default: 1,024."""
     val_samples: Samples = 256

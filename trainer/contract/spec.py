@@ -19,6 +19,7 @@ Large = 1e12
 PositiveFloat = Annotated[float, Field(gt=0, le=Large)]
 NonNegative = Annotated[float, Field(ge=0, le=Large)]
 MetricName = Annotated[str, StringConstraints(min_length=1, max_length=250)]
+ScoreName = Annotated[str, StringConstraints(max_length=120, pattern=r"^[A-Za-z]\w*$")]
 KindName = Annotated[str, StringConstraints(max_length=64)]
 ModulePath = Annotated[str, StringConstraints(max_length=256, pattern=r"^\w+(\.\w+)*$")]
 
@@ -34,6 +35,16 @@ def _require_one(name: str | None, class_path: str | None, what: str) -> None:
         raise ValueError(f"{what} needs exactly one of name (built in) and class_path (yours)")
 
 
+class ClassSpec(Part):
+    """A class of yours or of a library, such as `{class_path: torch.nn.SmoothL1Loss, init_args: {beta: 0.5}}`."""
+
+    class_path: ClassPath
+    """Import path of the class, or of a function that returns what is wanted. No default. Where uploaded code is off,
+    only losses of torch.nn and metrics of torchmetrics.classification and torchmetrics.regression are allowed."""
+    init_args: dict[str, Any] = {}
+    """Its arguments; a list of numbers where it takes a tensor. Default: none, so that its own defaults hold."""
+
+
 class ModelSpec(Part):
     """The network: a built-in one by name, `timm/NAME` where timm is installed, or any class of yours by path."""
 
@@ -46,11 +57,29 @@ class ModelSpec(Part):
     init_args: dict[str, Any] = {}
     """Arguments of the model, checked when you submit (built-in) or when an attempt starts (yours). Default: none, so
     that the model's own defaults hold."""
+    loss: ClassSpec | None = None
+    """The loss of a plain network, called with (output, target): a mean over samples, or one value for each (reduction:
+    none). Default: null, the loss of the task, see docs/reference/tasks.md. A LightningModule brings its own."""
+    metrics: Annotated[dict[ScoreName, ClassSpec], Field(max_length=16)] = {}
+    """Further scores of a plain network by name, as classes of torchmetrics: `{f1: {class_path: …}}` is logged as
+    `val/f1` at each validation, over the samples of all workers. Default: none."""
+    inferer: ClassSpec | None = None
+    """How a plain network is run in validation: called with (samples, network), such as
+    monai.inferers.SlidingWindowInferer. Default: null, the network itself. Has no effect on training and export."""
+    aux_weights: Annotated[dict[MetricName, NonNegative], Field(max_length=16)] = {}
+    """Weights of the losses of further outputs, such as `{aux: 0.4}` for a network that returns {out: …, aux: …}. They
+    are added to the training loss; validation uses the main output. Default: none, the main output alone."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSpec:
         _require_one(self.name, self.class_path, "model")
         return self
+
+    def named_parts(self) -> dict[str, ClassSpec]:
+        """The classes besides the network's, by the path of their field in the job spec."""
+        parts = {"model.loss": self.loss, "model.inferer": self.inferer}
+        parts |= {f"model.metrics.{name}": metric for name, metric in self.metrics.items()}
+        return {path: part for path, part in parts.items() if part is not None}
 
 
 class DataSpec(Part):

@@ -99,6 +99,7 @@ def _free_problems(spec: JobSpec) -> Iterator[Problem]:
         "data.init_args": spec.data.init_args,
         "norm.options": spec.norm.options,
     }
+    parts |= {f"{path}.init_args": part.init_args for path, part in spec.model.named_parts().items()}
     parts |= {f"norm.overrides.{index}.options": one.options for index, one in enumerate(spec.norm.overrides)}
     for path, value in parts.items():
         if (found := free_problem(value)) is not None:

@@ -11,20 +11,37 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from syncnorm.trainer.contract.text import counted
+
 Sample = tuple[Tensor, Tensor]
+Task = Literal["classification", "segmentation", "regression", "multilabel"]
 
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a model must know about the data. shape: one sample's, (C, *spatial), e.g. (C, H, W) or (C, D, H, W)."""
+    """What a model must know about the data. shape: one sample's, (C, *spatial), e.g. (C, H, W) or (C, D, H, W).
+    num_classes: of regression the numbers to predict, of multilabel the labels; as many outputs as the network has."""
 
-    task: Literal["classification", "segmentation"]
+    task: Task
     num_classes: int
     shape: tuple[int, ...]
 
+    @property
+    def is_vector(self) -> bool:
+        """Whether a target is a vector of numbers or labels."""
+        return self.task in ("regression", "multilabel")
+
+    @property
+    def outputs(self) -> str:
+        """What the network must give, in words: `10 classes`."""
+        if self.task == "regression":
+            return counted(self.num_classes, "number")
+        return f"{self.num_classes} {'labels' if self.task == 'multilabel' else 'classes'}"
+
 
 class Source(Dataset[Sample], ABC):
-    """Samples by index: (float32 of `DataInfo.shape`, int64 label, or int64 mask of the spatial shape)."""
+    """Samples by index: float32 of `DataInfo.shape`, and an int64 label, an int64 mask of the spatial shape, or float32
+    numbers or labels, (num_classes,)."""
 
     augments: bool = False
     """Whether `read` with a generator gives a randomly changed sample."""

@@ -40,34 +40,34 @@ def build_model(model: ModelSpec, norm: NormSpec, info: DataInfo) -> nn.Module:
 
 
 def _resnet(args: ResNetArgs, norm: NormSpec, info: DataInfo) -> nn.Module:
-    _require("resnet", info, task="classification", dims=(2,))
+    _require("resnet", info, dims=(2,))
     return ResNet(args, Layers(norm, args.activation), info.shape[0], info.num_classes)
 
 
 def _vgg(args: VggArgs, norm: NormSpec, info: DataInfo) -> nn.Module:
-    _require("vgg", info, task="classification", dims=(2,))
+    _require("vgg", info, dims=(2,))
     return vgg(args, Layers(norm, args.activation), info.shape, info.num_classes)
 
 
 def _mlp(args: MlpArgs, norm: NormSpec, info: DataInfo) -> nn.Module:
-    _require("mlp", info, task="classification", dims=(0, 1, 2, 3))
+    _require("mlp", info, dims=(0, 1, 2, 3))
     return mlp(args, Layers(norm, args.activation, 1), info.shape, info.num_classes)
 
 
 def _cnn(args: CnnArgs, norm: NormSpec, info: DataInfo) -> nn.Module:
-    _require("cnn", info, task="classification", dims=(1, 2, 3))
+    _require("cnn", info, dims=(1, 2, 3))
     return cnn(args, Layers(norm, args.activation, len(info.shape) - 1), info.shape, info.num_classes)
 
 
 def _lstm(args: LstmArgs, norm: NormSpec, info: DataInfo) -> nn.Module:
-    _require("lstm", info, task="classification", dims=(2,))
+    _require("lstm", info, dims=(2,))
     if norm.placement == "after":
         raise ValueError("norm.placement: lstm normalizes what enters its gates, so it must be before, got after.")
     return LSTMClassifier(args, Layers(norm, dims=1), info.shape[0] * info.shape[2], info.num_classes)
 
 
 def _unet(args: UnetArgs, norm: NormSpec, info: DataInfo) -> nn.Module:
-    _require("unet", info, task="segmentation", dims=(2, 3))
+    _require("unet", info, dims=(2, 3), is_dense=True)
     if args.dims != len(info.shape) - 1:
         raise ValueError(
             f"model.init_args.dims must be that of the data, got {args.dims} for samples of shape {info.shape}. "
@@ -77,10 +77,12 @@ def _unet(args: UnetArgs, norm: NormSpec, info: DataInfo) -> nn.Module:
     return UNet(args, Layers(norm, args.activation, args.dims), info.shape[0], info.num_classes)
 
 
-def _require(name: str, info: DataInfo, *, task: str, dims: tuple[int, ...]) -> None:
-    if info.task != task:
-        wanted = "unet" if info.task == "segmentation" else "one of cnn, lstm, mlp, resnet, vgg"
-        raise ValueError(f"model.name: {name} does {task}, but the data is for {info.task}. Use {wanted}.")
+def _require(name: str, info: DataInfo, *, dims: tuple[int, ...], is_dense: bool = False) -> None:
+    """is_dense: whether it gives an output for every position."""
+    if (info.task == "segmentation") != is_dense:
+        does = "segmentation" if is_dense else "classification, regression and multilabel"
+        wanted = "one of cnn, lstm, mlp, resnet, vgg" if is_dense else "unet"
+        raise ValueError(f"model.name: {name} does {does}, but the data is for {info.task}. Use {wanted}.")
     if len(info.shape) - 1 not in dims:
         raise ValueError(
             f"model.name: {name} takes samples with a channel and {' or '.join(map(str, dims))} spatial dimensions, "

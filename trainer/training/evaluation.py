@@ -7,22 +7,20 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from syncnorm.trainer.data import DataInfo
 from syncnorm.trainer.data.loader import Batch
-from syncnorm.trainer.training.tasks import Scores, task_loss
+from syncnorm.trainer.training.tasks.task import Task
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, info: DataInfo, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
+def evaluate(network: nn.Module, task: Task, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
     """`val/…` scores of `network` in eval mode. Entered by every rank."""
-    scores = Scores(info, "val").to(device)
+    task = task.to(device, next((each.dtype for each in network.parameters()), torch.float32))
+    scores = task.scores("val").to(device)
     was_training = network.training
     network.eval()
     try:
         for batch in batches:
-            x, y = batch.x.to(device), batch.y.to(device)
-            output = network(x)
-            scores.update(output, y, task_loss(info, output, y))
+            task.count(scores, network, batch.x.to(device), batch.y.to(device))
         return {name: float(value) for name, value in scores.compute().items()}
     finally:
         network.train(was_training)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -11,51 +12,50 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from syncnorm.trainer.contract.spec import JobSpec
-from syncnorm.trainer.data import DataInfo
 from syncnorm.trainer.data.loader import Batch
 from syncnorm.trainer.training.optim import optimizer_of_spec
-from syncnorm.trainer.training.tasks import Scores, task_loss
+from syncnorm.trainer.training.tasks.scores import Scores
+from syncnorm.trainer.training.tasks.task import Task
 
 METRICS = "metrics"
 
 
 class TaskModule(LightningModule):
-    """Trains `network` on the task of `info`, as `spec` says.
+    """Trains `network` on `task`, as `spec` says.
 
     A rank's mean loss is multiplied by its batch's weight, world_size * n_r / N, so that what DDP averages is the
     gradient of the mean over the whole batch, however unevenly it is spread.
     """
 
-    def __init__(self, network: nn.Module, info: DataInfo, spec: JobSpec, total_steps: int) -> None:
+    def __init__(self, network: nn.Module, task: Task, spec: JobSpec, total_steps: int) -> None:
         super().__init__()
         self.network = network
-        self.info = info
+        self.task = task
         self.spec = spec
         self._total_steps = total_steps
         # Not registered as submodules: their counts differ from rank to rank and are not part of the model.
-        self._scores = {stage: _persistent(Scores(info, stage)) for stage in ("train", "val")}
+        self._scores = {stage: _persistent(task.scores(stage)) for stage in ("train", "val")}
 
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.network(x)
-        return output
+    def forward(self, x: Tensor) -> Any:
+        return self.network(x)
 
     def on_fit_start(self) -> None:
+        dtype = next((each.dtype for each in self.network.parameters()), torch.float32)
+        self.task = self.task.to(self.device, dtype)
         for scores in self._scores.values():
             scores.to(self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's signature
-        output = self(batch.x)
-        loss = task_loss(self.info, output, batch.y)
+        output, loss = self.task.training_loss(self(batch.x), batch.y)
         self._scores["train"].update(output, batch.y, loss)
         return loss * batch.weight
 
     def uncounted_loss(self, batch: Batch) -> Tensor:
         """The loss that training_step returns for `batch`, without counting the batch in the metrics."""
-        return task_loss(self.info, self(batch.x), batch.y) * batch.weight
+        return self.task.training_loss(self(batch.x), batch.y)[1] * batch.weight
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002 - Lightning's signature
-        output = self(batch.x)
-        self._scores["val"].update(output, batch.y, task_loss(self.info, output, batch.y))
+        self.task.count(self._scores["val"], self, batch.x, batch.y)
 
     def on_train_epoch_end(self) -> None:
         self._finish("train")

@@ -8,7 +8,19 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import register_type
+
+
+def _tensor(value: Any) -> torch.Tensor:
+    """Of a number or nested lists of numbers; floating, as weights of classes are."""
+    if isinstance(value, str):
+        raise ValueError(f"a tensor is written as a number or a list of numbers, got {value!r}")
+    return torch.tensor(value, dtype=torch.get_default_dtype())
+
+
+register_type(torch.Tensor, torch.Tensor.tolist, _tensor)
 
 
 def instantiate(where: str, class_path: str, init_args: Mapping[str, Any], *, fill: Mapping[str, Any]) -> Any:

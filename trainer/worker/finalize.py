@@ -27,7 +27,7 @@ from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.training import checkpoints
 from syncnorm.trainer.training.evaluation import evaluate
 from syncnorm.trainer.training.task_module import TaskModule
-from syncnorm.trainer.training.tasks import score_names
+from syncnorm.trainer.training.tasks.scores import score_names
 from syncnorm.trainer.worker.fit import FitResult
 from syncnorm.trainer.worker.module_and_data import TaskData
 from syncnorm.trainer.worker.publication import Finished, HeldOut, is_first, publish
@@ -51,7 +51,7 @@ def finalize(
         network,
         spec.export.statistics,
         recompute=lambda: population_statistics(network, loaders.train, spec.statistics.population, device),
-        validate=lambda: evaluate(network, data.info, loaders.val, device),
+        validate=lambda: evaluate(network, module.task, loaders.val, device),
         score=f"val/{score_names(data.info)[0]}",
     )
     description = describe_network(launch.job_id, spec, data)

@@ -21,6 +21,7 @@ from syncnorm.trainer.models import build_model
 from syncnorm.trainer.models.user_model import by_class_path, is_lightning_module
 from syncnorm.trainer.training.optim import optimizer_of_spec
 from syncnorm.trainer.training.task_module import TaskModule
+from syncnorm.trainer.training.tasks.named_parts import named_task, require_unnamed
 from syncnorm.trainer.worker.smoke_forward import check_forward
 
 
@@ -110,9 +111,10 @@ def assemble_task(spec: JobSpec, data: Data, rank: int, world_size: int, network
     """A built-in task on `data`. network: in place of one built here."""
     network = network or build_model(spec.model, chosen_norm(spec), data.info)
     check_forward(network, data.info)
+    task = named_task(spec.model, data.info)
     loaders = Loaders.build(data, spec, rank, world_size)
     steps = total_steps(spec.train, len(loaders.train))
-    return Assembly(TaskModule(network, data.info, spec, steps), TaskData(data, loaders), steps)
+    return Assembly(TaskModule(network, task, spec, steps), TaskData(data, loaders), steps)
 
 
 def _datamodule(spec: JobSpec) -> LightningDataModule | None:
@@ -151,6 +153,7 @@ def has_own_optimizers(module: LightningModule) -> bool:
 def require_supported(module: LightningModule, spec: JobSpec) -> None:
     """Raises: ValueError naming what the spec asks of a LightningModule that it can't get."""
     name, train = type(module).__name__, spec.train
+    require_unnamed(spec.model, f"{name} is a LightningModule, whose steps compute losses and metrics themselves")
     given = [field for field, part in (("optimizer", spec.optimizer), ("schedule", spec.schedule)) if part is not None]
     is_override = spec.optimizer is not None and spec.optimizer.override
     if given and has_own_optimizers(module) and not is_override:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.trainer.data import DataInfo
+from syncnorm.trainer.training.tasks.main_output import main_output
 
 SAMPLES = 2
 
@@ -17,8 +18,8 @@ def check_forward(network: nn.Module, info: DataInfo) -> None:
     """Run `network` in eval mode on zeros of the data's shape. Changes nothing, draws no random numbers.
 
     Raises: ValueError naming the layer that does not take what it is given, or the shape of the output where it is not
-    (N, num_classes) for classification and (N, num_classes, *positions) for segmentation. What else the user's own
-    code raises is passed on.
+    (N, num_classes), and (N, num_classes, *positions) for segmentation; of several outputs the main one counts. What
+    else the user's own code raises is passed on.
     """
     inside: list[str] = []
     given = ["them"]
@@ -33,12 +34,26 @@ def check_forward(network: nn.Module, info: DataInfo) -> None:
             f"{error}. Change the model's arguments, or the shape in data.init_args."
         ) from error
     expected = (SAMPLES, info.num_classes, *(info.shape[1:] if info.task == "segmentation" else ()))
-    got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if got != expected:
+    if (got := tuple(main_output(output).shape)) != expected:
         raise ValueError(
-            f"for {SAMPLES} samples the network must return class scores of shape {expected}, got {got}. The data has "
-            f"{info.num_classes} classes: give the model as many outputs, or correct num_classes of the data."
+            f"for {SAMPLES} samples the network must return {_WHAT[info.task]} of shape {expected}, got {got}. The "
+            f"data has {info.outputs}: give the model as many outputs, or correct {_WHERE[info.task]}."
         )
+
+
+_WHAT = {
+    "classification": "class scores",
+    "segmentation": "class scores",
+    "regression": "numbers",
+    "multilabel": "label scores",
+}
+_CLASSES = "num_classes of the data"
+_WHERE = {
+    "classification": _CLASSES,
+    "segmentation": _CLASSES,
+    "regression": "the targets of the data",
+    "multilabel": "the targets of the data",
+}
 
 
 @contextmanager

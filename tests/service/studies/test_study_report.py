@@ -137,6 +137,15 @@ def test_metrics_are_named_reduced_and_derived(metric: str, value: float | None)
     assert measure(measured, metric) == (None if value is None else pytest.approx(value))
 
 
+def test_error_of_regression_is_its_mean_absolute_error() -> None:
+    series, values = {"val/mae": [(10, 3.0), (20, 2.5)]}, {"running/val/mae": 2.0}
+    measured = Outcome(1, "job_1", "n", {}, 0, "succeeded", values=values, series=series)
+    diverged = Outcome(1, "job_1", "n", {}, 0, "failed", reason="non_finite", series=series)
+
+    assert [measure(measured, name) for name in ("val/error", "min:val/error", "running/val/error")] == [2.5, 2.5, 2.0]
+    assert measure(diverged, "val/error") is None
+
+
 def test_error_of_a_diverged_job_is_one_and_its_other_metrics_are_not_made_up() -> None:
     diverged = Outcome(1, "job_1", "n", {}, 0, "failed", reason="non_finite")
     broken = Outcome(1, "job_1", "n", {}, 0, "failed", reason="user_error")

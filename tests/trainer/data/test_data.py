@@ -29,6 +29,9 @@ BUILT_IN = [
     ("digit_scenes", {"dims": 3, "size": 12, "scenes": 4}, DataInfo("segmentation", 11, (1, 12, 12, 12))),
     ("synthetic", {"samples": 20}, DataInfo("classification", 10, (3, 32, 32))),
     ("synthetic", {"shape": [5], "num_classes": 3, "samples": 20}, DataInfo("classification", 3, (5,))),
+    ("synthetic", {"shape": [5], "task": "regression", "samples": 20}, DataInfo("regression", 1, (5,))),
+    ("synthetic", {"shape": [5], "task": "regression", "numbers": 3}, DataInfo("regression", 3, (5,))),
+    ("synthetic", {"shape": [5], "task": "multilabel", "num_classes": 4}, DataInfo("multilabel", 4, (5,))),
 ]
 
 
@@ -38,7 +41,12 @@ def test_samples_are_what_the_info_says(name: str, init_args: dict[str, Any], in
 
     for part in (data.train, data.val):
         x, y = part[0]
-        assert (x.shape, x.dtype, y.dtype) == (info.shape, torch.float32, torch.int64)
+        assert (x.shape, x.dtype) == (info.shape, torch.float32)
+        if info.is_vector:
+            assert (y.shape, y.dtype) == ((info.num_classes,), torch.float32)
+            assert info.task == "regression" or set(y.tolist()) <= {0.0, 1.0}
+            continue
+        assert y.dtype == torch.int64
         assert y.shape == (info.shape[1:] if info.task == "segmentation" else ())
         assert 0 <= int(y.min()) <= int(y.max()) < info.num_classes
     assert data.info == info
@@ -143,6 +151,17 @@ def test_exposure_moves_brightness_of_whole_scenes() -> None:
 
     assert means[1].std() > 3 * means[0].std()
     assert torch.equal(_stack(plain, 1), _stack(exposed, 1))
+
+
+def test_targets_of_synthetic_data_follow_from_its_samples() -> None:
+    options = {"shape": [6], "samples": 50, "num_classes": 3, "numbers": 3}
+    numbers, labels = (_build("synthetic", task=task, **options).train for task in ("regression", "multilabel"))
+    x, y = _stack(numbers), _stack(numbers, 1)
+
+    weights = torch.linalg.lstsq(x, y).solution
+
+    torch.testing.assert_close(x @ weights, y, rtol=1e-4, atol=1e-4)  # fp32
+    assert torch.equal(_stack(labels, 1), (y > 0).float())
 
 
 def test_noise_of_clusters_is_drawn_anew_for_every_sample() -> None:

@@ -280,6 +280,55 @@ def test_parquet_rows_are_images_with_labels(root: str, labels: list[Any]) -> No
             assert int(y) == (row + 1) % 2
 
 
+@pytest.mark.parametrize(
+    ("task", "columns"),
+    [("regression", {"a": [0.5 * i for i in range(10)]}), ("multilabel", {"a": [0, 1] * 5, "b": [True] * 10})],
+)
+def test_parquet_columns_are_the_targets_of_their_row(root: str, task: str, columns: dict[str, list[Any]]) -> None:
+    path = _table(root, "train.parquet", [0] * 10, **columns)
+
+    data = _build("parquet", path=path, size=4, task=task, target_columns=list(columns), val_fraction=0.2)
+
+    assert data.info == DataInfo(task, len(columns), (3, 4, 4))  # type: ignore[arg-type]
+    assert (len(data.train), len(data.val)) == (8, 2)  # type: ignore[arg-type]
+    for part in (data.train, data.val):
+        for index in range(len(part)):  # type: ignore[arg-type]
+            x, y = part[index]
+            row = round(((x * STD + MEAN)[0, 0, 0] * 255).item())
+            assert y.tolist() == [float(values[row]) for values in columns.values()]
+
+
+@pytest.mark.parametrize(
+    ("init_args", "message"),
+    [
+        (
+            {"task": "regression", "target_columns": ["text"]},
+            r"column text of .* must hold numbers for regression, got st",
+        ),
+        (
+            {"task": "regression", "target_columns": ["hole"]},
+            r"column hole .* finite numbers for regression, got nan in r",
+        ),
+        (
+            {"task": "multilabel", "target_columns": ["label", "two"]},
+            r"column two of .* must hold 0 or 1 .* got 2.0 in row 1",
+        ),
+        (
+            {"task": "regression", "target_columns": ["far"]},
+            r"has no far. It has .*; set image_column or target_columns",
+        ),
+        ({"task": "regression"}, r"task regression needs target_columns, at least 1"),
+        ({"task": "multilabel", "target_columns": ["two"]}, r"task multilabel needs target_columns, at least 2"),
+        ({"target_columns": ["two"]}, r"target_columns are for task regression or multilabel"),
+    ],
+)
+def test_parquet_targets_that_can_not_be_used_are_named(root: str, init_args: dict[str, Any], message: str) -> None:
+    path = _table(root, "train.parquet", [0, 1], text=["a", "b"], hole=[1.0, None], two=[0, 2])
+
+    with pytest.raises(ValueError, match=message):
+        _build("parquet", path=path, size=4, **init_args)
+
+
 def test_parquet_folder_with_struct_images_and_a_validation_file(root: str) -> None:
     structs = [{"bytes": _png((9, 9, 9)), "path": "x"}] * 2
     for name in ("train/0.parquet", "train/1.parquet", "val.parquet"):

@@ -11,7 +11,7 @@ from syncnorm.trainer.contract.spec import DataSpec
 from syncnorm.trainer.data import Data, DataInfo, build_data
 from syncnorm.trainer.data.digits import Images
 from syncnorm.trainer.data.loader import Batch, Loader, train_loader, val_loader
-from syncnorm.trainer.training.tasks import task_loss
+from syncnorm.trainer.training.tasks.loss import task_loss
 
 
 def _digits(**init_args: Any) -> Data:

@@ -265,7 +265,7 @@ def test_shortcut_a_takes_every_second_pixel_and_pads_channels() -> None:
             {},
             DataInfo("segmentation", 3, (1, 8, 8)),
             {},
-            "resnet does classification, but the data is for seg",
+            "resnet does classification, regression and multilabel, but the data is for seg",
         ),
         ("unet", {}, DataInfo("classification", 3, (1, 8, 8)), {}, "unet does segmentation, but the data is for class"),
         ("vgg", {}, DataInfo("classification", 3, (16,)), {}, r"vgg takes samples with a channel and 2 spatial"),

@@ -13,7 +13,7 @@ from syncnorm.trainer.contract.spec import ModelSpec, NormSpec, OptimizerSpec
 from syncnorm.trainer.data import DataInfo
 from syncnorm.trainer.models import build_model
 from syncnorm.trainer.training.optim import build_optimizer
-from syncnorm.trainer.training.tasks import task_loss
+from syncnorm.trainer.training.tasks.loss import task_loss
 
 MODELS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "resnet": ({"depth": 8, "width": 8}, (1, 8, 8)),

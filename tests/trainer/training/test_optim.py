@@ -22,6 +22,7 @@ from syncnorm.trainer.training.optim import (
     rate_factor,
 )
 from syncnorm.trainer.training.task_module import TaskModule
+from syncnorm.trainer.training.tasks.task import Task
 
 
 class WideNorm(nn.Module):
@@ -175,7 +176,7 @@ def test_adaptive_clipping_bounds_each_unit_by_its_weights_and_spares_the_output
 def test_job_that_asks_for_adaptive_clipping_gets_it_before_each_step() -> None:
     network = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2))
     job = read_spec({"name": "a", "model": {"name": "mlp"}, "data": {"name": "digits", "batch_size": 1}})
-    module = TaskModule(network, DataInfo("classification", 2, (3,)), job, total_steps=1)
+    module = TaskModule(network, Task(DataInfo("classification", 2, (3,))), job, total_steps=1)
     network[0].weight.grad = torch.full((2, 3), 100.0)
 
     AdaptiveClipping(0.1).on_before_optimizer_step(Trainer(logger=False), module, torch.optim.SGD(network.parameters()))

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import pytest
+import sklearn.metrics
 import torch
 from torch import Tensor, nn
 
 from syncnorm.trainer.data import DataInfo
 from syncnorm.trainer.data.sampler import share_bounds
-from syncnorm.trainer.training.tasks import Scores, score_names, task_loss
+from syncnorm.trainer.training.tasks.loss import task_loss
+from syncnorm.trainer.training.tasks.scores import Scores, score_names
 from tests.helpers.norm.pool import Pool
 
 DIGITS = DataInfo("classification", 3, (1, 8, 8))
 SCENES = DataInfo("segmentation", 3, (1, 4, 4))
+NUMBERS = DataInfo("regression", 2, (5,))
+LABELS = DataInfo("multilabel", 4, (5,))
 
 
 def _logits(classes: Tensor) -> Tensor:
@@ -94,6 +98,8 @@ def test_reset_scores_start_from_nothing() -> None:
 def test_names_of_scores_are_those_of_the_contract() -> None:
     assert score_names(DIGITS) == ("accuracy",)
     assert score_names(SCENES) == ("mean_iou", "dice")
+    assert score_names(NUMBERS) == ("mae", "rmse")
+    assert score_names(LABELS) == ("map_micro", "accuracy")
 
 
 def _scores_of_a_rank(rank: int, world_size: int, target: Tensor, out: Tensor) -> dict[str, float]:
@@ -115,3 +121,79 @@ def test_scores_of_two_ranks_are_those_of_all_samples(ranks: Pool) -> None:
     assert first == second
     assert first["val/accuracy"] == 0.5
     assert first["val/loss"] == pytest.approx(task_loss(DIGITS, out, target).item(), abs=1e-12)  # fp64
+
+
+def _samples(info: DataInfo, count: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(count)
+    out, noise = torch.randn(2, count, info.num_classes, dtype=torch.float64, generator=generator) * 3
+    return out, (out + noise > 0).float() if info.task == "multilabel" else noise
+
+
+@pytest.mark.parametrize("sizes", [[50], [1, 30, 0, 19]])
+def test_scores_of_numbers_are_those_of_scikit_learn(sizes: list[int]) -> None:
+    out, target = _samples(NUMBERS, 50)
+    scores = Scores(NUMBERS, "val")
+
+    for x, y in zip(out.split(sizes), target.split(sizes), strict=True):
+        scores.update(x, y, task_loss(NUMBERS, x, y))
+    values = {name: value.item() for name, value in scores.compute().items()}
+
+    squared = sklearn.metrics.mean_squared_error(target, out)
+    expected = {"val/loss": squared, "val/mae": sklearn.metrics.mean_absolute_error(target, out)}
+    assert values == pytest.approx(expected | {"val/rmse": squared**0.5}, rel=1e-12)  # fp64
+
+
+@pytest.mark.parametrize("sizes", [[50], [1, 30, 0, 19]])
+def test_scores_of_labels_are_those_of_scikit_learn(sizes: list[int]) -> None:
+    out, target = _samples(LABELS, 50)
+    scores = Scores(LABELS, "val")
+
+    for x, y in zip(out.split(sizes), target.split(sizes), strict=True):
+        scores.update(x, y, task_loss(LABELS, x, y))
+    values = {name: value.item() for name, value in scores.compute().items()}
+
+    precision = sklearn.metrics.average_precision_score(target, out, average="micro")
+    expected = {"val/map_micro": precision, "val/accuracy": ((out > 0) == target).double().mean().item()}
+    assert {name: values[name] for name in expected} == pytest.approx(expected, rel=1e-6)  # fp32 in torchmetrics
+    assert values["val/loss"] == pytest.approx(sklearn.metrics.log_loss(target.ravel(), out.sigmoid().ravel()))
+
+
+def test_a_single_number_may_come_without_a_dimension_of_its_own() -> None:
+    info = DataInfo("regression", 1, (5,))
+    out, target = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([1.0, 4.0, 4.0])
+
+    # Not the mean over 3 x 3 pairs, which broadcasting would make of them.
+    assert task_loss(info, out, target).item() == pytest.approx(4 / 3)
+
+
+@pytest.mark.parametrize(
+    ("info", "out", "target", "message"),
+    [
+        (NUMBERS, (3, 1), (3, 2), r"model must return \(3, 2\) for regression with 2 numbers, got \(3, 1\)"),
+        (LABELS, (3,), (3, 4), r"model must return \(3, 4\) for multilabel with 4 labels, got \(3,\)"),
+        (LABELS, (3, 4), (3, 5), r"data must have 4 labels in each target, got targets of \(3, 5\)"),
+    ],
+)
+def test_vectors_of_another_length_are_refused(
+    info: DataInfo, out: tuple[int, ...], target: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        task_loss(info, torch.zeros(out), torch.zeros(target))
+
+
+def _scores_of_share(rank: int, world_size: int, counts: list[int]) -> dict[str, float]:
+    out, target = _samples(LABELS, sum(counts))
+    mine = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+    scores = Scores(LABELS, "val")
+    scores.update(out[mine], target[mine], task_loss(LABELS, out[mine], target[mine]))
+    return {name: value.item() for name, value in scores.compute().items()}
+
+
+@pytest.mark.parametrize("counts", [[7, 3], [10, 0], [0, 10]])
+def test_precision_over_ranks_is_that_of_all_samples_even_if_one_has_none(ranks: Pool, counts: list[int]) -> None:
+    out, target = _samples(LABELS, 10)
+
+    found = ranks.run(_scores_of_share, 2, counts)
+
+    expected = sklearn.metrics.average_precision_score(target, out, average="micro")
+    assert [values["val/map_micro"] for values in found] == pytest.approx([expected] * 2, rel=1e-6)

@@ -141,7 +141,7 @@ def test_masks_make_the_task_segmentation() -> None:
         ),
         ("own_code.RandomSamples", {"stream": True}, r"^data.class_path: .*train_dataloader\(\) must have a map-style"),
         ("own_code.RandomSamples", {"weighted": True}, r"must leave sampling to the trainer, got a WeightedRandomSamp"),
-        ("own_code.RandomSamples", {"dicts": True}, r"samples must be \(tensor, label or mask\) pairs, got dict"),
+        ("own_code.RandomSamples", {"dicts": True}, r"samples must be \(tensor, target\) pairs, got dict"),
         ("own_code.Uncounted", {}, r"^data.class_path: own_code.Uncounted must have an attribute num_classes"),
         ("own_code.RandomSamples", {"sample": 3}, r"^data.init_args must fit .*there is no argument 'sample'"),
     ],

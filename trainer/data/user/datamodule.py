@@ -24,6 +24,7 @@ from torch.utils.data import (
 )
 
 from syncnorm.trainer.data.info import Data, DataInfo
+from syncnorm.trainer.data.user.task_of_data import info_of
 from syncnorm.trainer.user_code.class_path import instantiate
 
 
@@ -42,8 +43,8 @@ def by_class_path(class_path: str, init_args: Mapping[str, Any]) -> Data:
 
     Its dataset, collate_fn, num_workers and whether it shuffles are kept. The trainer distributes the samples:
     data.batch_size per worker, in an order that can be resumed (Lightning too replaces the sampler on several workers).
-    Samples must be (tensor, label or mask) pairs, and the number of classes must be available: an attribute
-    `num_classes` of the data module, or `classes` of its training set.
+    Samples must be (tensor, target) pairs, from the first of which `info_of` tells the task. Labels and masks need the
+    number of classes: an attribute `num_classes` of the data module, or `classes` of its training set.
 
     Raises: ValueError naming the spec path.
     """
@@ -83,17 +84,18 @@ def _map_style(class_path: str, what: str, loader: object) -> DataLoader[Any]:
 
 
 def _info(class_path: str, module: LightningDataModule, train: Dataset[Any]) -> DataInfo:
-    num_classes = getattr(module, "num_classes", None) or len(getattr(train, "classes", ()))
-    if not num_classes:
-        raise ValueError(f"data.class_path: {class_path} must have an attribute num_classes, the number of classes.")
     sample = train[0]
     if not (isinstance(sample, tuple | list) and len(sample) == 2 and isinstance(sample[0], Tensor)):
         raise ValueError(
-            f"data.class_path: {class_path}'s samples must be (tensor, label or mask) pairs, got {_describe(sample)}. "
+            f"data.class_path: {class_path}'s samples must be (tensor, target) pairs, got {_describe(sample)}. "
             "Convert images in a transform, e.g. to float32 (C, H, W)."
         )
-    is_mask = torch.as_tensor(sample[1]).ndim > 0
-    return DataInfo("segmentation" if is_mask else "classification", int(num_classes), tuple(sample[0].shape))
+    x, target = sample[0], torch.as_tensor(sample[1])
+    classes = getattr(module, "num_classes", None) or len(getattr(train, "classes", ()))
+    facts = info_of(x, target, int(classes) or None, getattr(module, "task", None))
+    if isinstance(facts, str):
+        raise ValueError(f"data.class_path: {class_path} {facts}")
+    return facts
 
 
 def _describe(sample: object) -> str:

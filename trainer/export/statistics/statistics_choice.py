@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 Used = Literal["running", "population"]
 Scores = Mapping[str, float]
 LOSS = "val/loss"
+LOWER_IS_BETTER = (LOSS, "val/mae", "val/rmse")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +54,7 @@ def choose_statistics(
     """Leave the network with the wanted statistics; `auto` takes those that validate better. Entered by every rank.
 
     recompute: replaces the running statistics, or gives None where there are none to replace. score: the one to compare
-    models by, higher is better.
+    models by, higher is better unless it is in LOWER_IS_BETTER.
     """
     before, buffers = validate(), {name: buffer.clone() for name, buffer in network.named_buffers()}
     population = recompute()
@@ -76,7 +77,7 @@ def compare_scores(running: Scores, population: Scores, score: str) -> tuple[Use
         return "population", "there is no validation to compare them by"
     name = score if running[score] != population[score] else LOSS
     gain = population[name] - running[name]
-    is_better = gain <= 0 if name == LOSS else gain > 0
+    is_better = gain <= 0 if name in LOWER_IS_BETTER else gain > 0
     values = f"{population[name]:.6g} with population statistics, {running[name]:.6g} with running ones"
     return "population" if is_better else "running", f"{name} is {values} ({gain:+.2g})"
 
