@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 from lightning.pytorch import LightningModule
 from torch import nn
@@ -15,9 +15,20 @@ from syncnorm.trainer.user_code.class_path import find, instantiate
 
 
 def is_lightning_module(class_path: str) -> bool:
-    """Whether it names a class of LightningModules. Raises: ValueError naming the spec path."""
-    target = find("model", class_path)
-    return inspect.isclass(target) and issubclass(target, LightningModule)
+    """Whether it names a class of LightningModules, or a function annotated to return one.
+
+    Raises: ValueError naming the spec path.
+    """
+    target: Any = find("model", class_path)
+    made = target if inspect.isclass(target) else _annotated_result(target)
+    return inspect.isclass(made) and issubclass(made, LightningModule)
+
+
+def _annotated_result(function: Any) -> Any:
+    try:
+        return get_type_hints(function).get("return")
+    except (NameError, TypeError, AttributeError):  # names that are imported for type checkers alone
+        return None
 
 
 def fill_of(info: DataInfo) -> dict[str, Any]:

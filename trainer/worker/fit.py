@@ -37,6 +37,7 @@ from syncnorm.trainer.data.loader import Loader
 from syncnorm.trainer.data.user.shared_loader import Workers, share
 from syncnorm.trainer.diagnostics import Diagnostics
 from syncnorm.trainer.errors import StorageError
+from syncnorm.trainer.ranks.metric_lists import lists_of_any_length
 from syncnorm.trainer.ranks.rank_context import RankContext
 from syncnorm.trainer.ranks.stop_agreement import StopAgreement
 from syncnorm.trainer.reporting.metric_spool import Spool
@@ -137,7 +138,7 @@ def fit(
                 root=folders.root / "lightning",
             )
             call_late(trainer, late)
-            with _own_error():
+            with _own_error(), lists_of_any_length():
                 trainer.fit(assembly.module, datamodule=assembly.datamodule, ckpt_path=resume_from)
     finally:
         network_of(assembly.module)._compiled_call_impl = None  # export needs the network as it is written

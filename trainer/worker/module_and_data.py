@@ -90,12 +90,15 @@ def assemble(spec: JobSpec, rank: int, world_size: int) -> Assembly:
 
     Raises: ValueError naming the field of the spec that can't be honoured.
     """
-    if spec.model.class_path is not None and is_lightning_module(spec.model.class_path):
+    # A function only shows what it makes when it is called; without data.batch_size it can't be a plain network.
+    is_plain = spec.data.name is not None or spec.data.batch_size is not None
+    path = spec.model.class_path
+    if path is not None and (is_lightning_module(path) or not is_plain):
         datamodule = _datamodule(spec)
         fill = {"num_classes": count} if (count := getattr(datamodule, "num_classes", None)) else {}
-        module = by_class_path(spec.model.class_path, spec.model.init_args, fill)
-        assert isinstance(module, LightningModule)
-        return _own(module, datamodule, spec)
+        module = by_class_path(path, spec.model.init_args, fill)
+        if isinstance(module, LightningModule):
+            return _own(module, datamodule, spec)
     if spec.data.name is None and spec.data.class_path is None:
         raise ValueError("data must be given for a network without loaders of its own: data.name or data.class_path.")
     if spec.data.batch_size is None:

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, Mode
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset, WeightedRandomSampler
 from torchmetrics import MeanMetric
+from torchmetrics.retrieval import RetrievalMRR
 
 HOOKS = [
     name
@@ -231,6 +232,14 @@ class BuiltInSetup(BuiltLate):
         self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, classes))
 
 
+def made_by_a_function():  # type: ignore[no-untyped-def]
+    return Hooks()
+
+
+def made_by_an_annotated_function(width: int = 8) -> Hooks:
+    return Hooks()
+
+
 class WatchesRate(Hooks):
     def configure_callbacks(self) -> Any:
         return LearningRateMonitor()
@@ -339,6 +348,22 @@ def one(batch: Any) -> int:
 
 def half(batch: Any) -> float:
     return len(batch[1]) / 2
+
+
+class Retrieves(Hooks):
+    """Validates with a metric that keeps a list, an item for each batch. It depends on the data alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rank = RetrievalMRR()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        x, y = batch
+        self.rank.update(x[:, 2], y > 0, (10 * x[:, 3]).round().long() + 100)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val_rank", self.rank.compute())
+        self.rank.reset()
 
 
 class NoOptimizer(Hooks):

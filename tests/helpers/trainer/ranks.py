@@ -9,6 +9,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from syncnorm.trainer.contract.protocol import Launch, StopRequest
@@ -54,6 +55,18 @@ class PoolEnvironment(LightningEnvironment):
 
 def rank_context(rank: int, world_size: int) -> RankContext:
     return RankContext(rank, world_size, torch.device("cpu"), PoolEnvironment(rank, world_size))
+
+
+class PlainDDP(DDPStrategy):
+    """Lightning's own replication; the process group of the test is there already."""
+
+    @property
+    def root_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, int]:
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
 
 
 class RecordingReporter:

@@ -9,7 +9,6 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DDPStrategy
 
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.data import build_data
@@ -18,7 +17,7 @@ from syncnorm.trainer.training.conversion import ConvertedNorms
 from syncnorm.trainer.worker.module_and_data import assemble
 from tests.helpers.norm.pool import Pool
 from tests.helpers.trainer import own_modules
-from tests.helpers.trainer.ranks import PoolEnvironment, RecordingReporter, train
+from tests.helpers.trainer.ranks import PlainDDP, PoolEnvironment, RecordingReporter, train
 
 MODULES = "tests.helpers.trainer.own_modules"
 
@@ -111,18 +110,6 @@ def plainly_on_two(rank: int, world_size: int, name: str, options: dict[str, Any
     return module.train_losses
 
 
-class PlainDDP(DDPStrategy):
-    """The process group of the test is there already."""
-
-    @property
-    def root_device(self) -> torch.device:
-        return torch.device("cpu")
-
-    @property
-    def distributed_sampler_kwargs(self) -> dict[str, int]:
-        return {"num_replicas": self.world_size, "rank": self.global_rank}
-
-
 def as_a_job_on_two(rank: int, world_size: int, root: str, document: dict[str, Any]) -> list[float]:
     seen: list[Any] = []
 
@@ -177,6 +164,43 @@ def test_logged_values_are_means_over_all_samples_of_all_workers(ranks: Pool, tm
     assert first.metrics["val_label"] == pytest.approx(float(labels.mean()), rel=1e-6)
     assert first.metrics["val_greatest"] == 2.0
     assert first.metrics["val_accuracy_metric"] == pytest.approx(float((labels == 0).double().mean()), rel=1e-6)
+
+
+def test_metrics_that_keep_lists_see_every_sample_of_all_workers(ranks: Pool, tmp_path: Path) -> None:
+    shared = job("Retrieves", workers=2)
+    # Validated as 17 and 16 samples by 8: the first worker has one more batch.
+    shared["data"]["init_args"] = {"samples": 33, "batch_size": 10}
+    alone = shared | {"resources": {"workers": 1}}
+
+    found = [each.metrics["val_rank"] for each in ranks.run(train, 2, str(tmp_path / "shared"), shared)]
+    wanted = ranks.run(train, 1, str(tmp_path / "alone"), alone)[0].metrics["val_rank"]
+
+    assert found == pytest.approx([wanted, wanted], rel=1e-6)  # fp32
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("made_by_a_function", {}),
+        ("made_by_an_annotated_function", {}),
+        ("made_by_an_annotated_function", {"batch_size": 4}),
+    ],
+)
+def test_function_may_make_the_module(name: str, data: dict[str, Any]) -> None:
+    document = job(name, data="Dicts")
+    document["data"] |= data
+
+    assembly = assemble(read_spec(document), 0, 1)
+
+    assert type(assembly.module) is own_modules.Hooks
+    assert type(assembly.datamodule) is own_modules.Dicts
+
+
+def test_module_of_pytorch_lightning_is_refused_by_name() -> None:
+    document = job("Hooks") | {"model": {"class_path": "pytorch_lightning.demos.boring_classes.BoringModel"}}
+
+    with pytest.raises(ValueError, match=r"^model.class_path: .*BoringModel must derive from lightning\.pytorch"):
+        assemble(read_spec(document), 0, 1)
 
 
 RESUMED = {
