@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
+VISION ?= .venv-vision
 
-.PHONY: help install demo serve test deploy-test check bench chaos clean
+.PHONY: help install demo serve test test-vision deploy-test check bench chaos clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -32,6 +33,18 @@ test: $(INSTALLED)  ## the whole test suite
 	$(PYTEST) tests -m 'not chaos and not deploy' -n 2 --no-loadscope-reorder \
 		-o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true
 
+# torchvision goes with one torch, which is newer than ours, so these tests have an environment of their own.
+$(VISION)/.installed: pyproject.toml constraints.txt constraints-vision.txt
+	$(PYTHON) -m venv $(VISION)
+	grep -v '^torch==' constraints.txt > $(VISION)/constraints.txt
+	$(VISION)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vision.txt torch torchvision
+	$(VISION)/bin/python -m pip install --quiet --disable-pip-version-check -c $(VISION)/constraints.txt \
+		-r constraints-vision.txt -e '.[dev]'
+	@touch $(VISION)/.installed
+
+test-vision: $(VISION)/.installed  ## modules for images, boxes and volumes, and those of other projects
+	$(VISION)/bin/python -m pytest tests/vision
+
 deploy-test: $(INSTALLED)  ## the composition in real containers; needs a Docker engine
 	$(PYTEST) tests/deploy -m deploy -s
 
@@ -49,4 +62,4 @@ chaos: $(INSTALLED)  ## the long forms of the fault tests
 	$(PYTEST) tests -m chaos --timeout 3600
 
 clean:  ## remove the virtual environment and all embedded state
-	rm -rf $(VENV) .syncnorm
+	rm -rf $(VENV) $(VISION) .syncnorm

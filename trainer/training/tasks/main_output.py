@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 NAMES = ("out", "logits")
 
@@ -31,19 +31,8 @@ def named_outputs(output: Any) -> dict[str, Tensor]:
 
 
 def main_output(output: Any) -> Tensor:
-    """The tensor that is scored and exported. Raises: ValueError if there is none."""
+    """The tensor that is scored. Raises: ValueError if there is none."""
     return output if isinstance(output, Tensor) else next(iter(named_outputs(output).values()))
-
-
-class MainOutput(nn.Module):
-    """A network that returns its main output alone."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return main_output(self.network(*args, **kwargs))
 
 
 def _items(output: Any) -> list[tuple[str, Any]]:

@@ -1,0 +1,1 @@
+"""LightningModules and data modules for images, boxes and volumes, as people write them; uploaded as they are."""
