@@ -170,6 +170,8 @@ class ListedJobView(JobFields):
     """The whole spec, defaults included; null unless you asked for the list with full=true."""
     model: ListedModelView | None
     """The exported model; null before the job succeeded."""
+    guarantees: Guarantees | None
+    """What holds for this job; null before it trains, and unless you asked for the list with full=true."""
 
 
 class JobPage(View):
@@ -317,7 +319,10 @@ def job_text(listed: ListedJob, mlflow_uri: str) -> str:
     model = listed.model and {"certificate": None, **listed.model}
     if model and listed.spec is None:
         model["certificate"] = None
-    shown = _shown(listed, mlflow_uri) | {"model": _read(ListedModelView, model) if model else None}
+    shown = _shown(listed, mlflow_uri) | {
+        "model": _read(ListedModelView, model) if model else None,
+        "guarantees": _read(Guarantees, listed.guarantees) if listed.guarantees else None,
+    }
     return f'{to_json(shown).decode()[:-1]},"labels":{listed.labels},"spec":{listed.spec or "null"}}}'
 
 

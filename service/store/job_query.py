@@ -66,7 +66,7 @@ def _behind(by: sa.Column[Any], descending: bool, value: Any, job_id: str) -> sa
 def _columns(full: bool) -> Iterator[sa.ColumnElement[Any]]:
     for name in ListedJob._fields:
         column = _J[name]
-        if name == "spec" and not full:
+        if name in ("spec", "guarantees") and not full:
             yield sa.null().label(name)
         else:
             yield sa.cast(column, sa.Text).label(name) if name in ("labels", "spec") else column

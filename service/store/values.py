@@ -149,7 +149,8 @@ class VerbResult(NamedTuple):
 
 
 class ListedJob(NamedTuple):
-    """A job in a list. labels, spec: as JSON text, since they are passed on unread. spec: None unless requested."""
+    """A job in a list. labels, spec: as JSON text, since they are passed on unread. spec, guarantees: None unless
+    requested."""
 
     id: str
     name: str
@@ -170,6 +171,7 @@ class ListedJob(NamedTuple):
     run_id: str | None
     model: dict[str, Any] | None
     export: dict[str, Any] | None
+    guarantees: dict[str, Any] | None
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
