@@ -148,6 +148,15 @@ def test_batch_size_that_can_not_be_given_is_refused() -> None:
         share(own, Workers(0, 2, seed=0, last_batch="weight", of_job=2), training=True, epoch=lambda: 0)
 
 
+@pytest.mark.parametrize(("drop_last", "last_batch"), [(True, "pad"), (False, "drop")])
+def test_training_without_a_batch_is_refused(drop_last: bool, last_batch: Any) -> None:
+    """Lightning would end at once, and the job would report success."""
+    loader: Any = DataLoader(range(3), 4, drop_last=drop_last)  # type: ignore[arg-type]
+
+    with pytest.raises(ValueError, match=r"^the training loader must give each of 2 workers a batch"):
+        share(loader, Workers(0, 2, seed=0, last_batch=last_batch, of_job=2), training=True, epoch=lambda: 0)
+
+
 def test_streams_are_left_as_they_are() -> None:
     class Stream(IterableDataset[int]):
         def __iter__(self) -> Any:

@@ -49,7 +49,8 @@ def share(loader: object, workers: Workers, *, training: bool, epoch: Callable[[
     Left as they are: anything but a DataLoader, and streams (IterableDataset). A loader that keeps a state of its own
     (`state_dict`) is shared out, and resumes by itself. Samplers that know of ranks share out by themselves.
 
-    Raises: ValueError if workers.batch_size or last_batch `weight` is asked of a loader that makes its own batches.
+    Raises: ValueError if workers.batch_size or last_batch `weight` is asked of a loader that makes its own batches, or
+    if training would have no batch at all.
     """
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         _require_own_batches(loader, workers, training=training)
@@ -61,6 +62,11 @@ def share(loader: object, workers: Workers, *, training: bool, epoch: Callable[[
         raise ValueError(
             "data.last_batch: weight leaves a worker without a sample in the last batch of an epoch. Leave last_batch "
             "out, or choose another data.batch_size."
+        )
+    if training and order.is_sized and len(order) == 0:
+        raise ValueError(
+            f"the training loader must give each of {workers.world_size} workers a batch, but the samples do not fill "
+            "one. Use a smaller batch, or leave out data.last_batch: drop and the loader's drop_last."
         )
     # Its class, because a DataLoader can't be given another sampler, and one made anew would not be the user's.
     mixin = _Shared if hasattr(loader, "state_dict") else _Resumable
