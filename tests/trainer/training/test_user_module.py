@@ -34,12 +34,9 @@ def job(name: str, *, data: str = "Points", workers: int = 1, **parts: Any) -> d
     }
 
 
-def plainly(rank: int, world_size: int, root: str, name: str, data: str) -> tuple[list[str], list[float]]:
-    """What plain Lightning calls, and the losses it comes to."""
-    L.seed_everything(0, verbose=False)
-    datamodule, module = getattr(own_modules, data)(), getattr(own_modules, name)()
-    trainer = Trainer(
-        default_root_dir=root,
+def plain_trainer(**options: Any) -> Trainer:
+    """Lightning's own, without what a job does by itself."""
+    return Trainer(
         accelerator="cpu",
         devices=1,
         max_epochs=2,
@@ -48,8 +45,15 @@ def plainly(rank: int, world_size: int, root: str, name: str, data: str) -> tupl
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        **options,
     )
-    trainer.fit(module, datamodule=datamodule)
+
+
+def plainly(rank: int, world_size: int, root: str, name: str, data: str) -> tuple[list[str], list[float]]:
+    """What plain Lightning calls, and the losses it comes to."""
+    L.seed_everything(0, verbose=False)
+    datamodule, module = getattr(own_modules, data)(), getattr(own_modules, name)()
+    plain_trainer(default_root_dir=root).fit(module, datamodule=datamodule)
     return _without_saves(module.calls), module.losses
 
 
@@ -94,18 +98,7 @@ def plainly_on_two(rank: int, world_size: int, name: str, options: dict[str, Any
     L.seed_everything(0, verbose=False)
     module, datamodule = getattr(own_modules, name)(), own_modules.Points(**options)
     module.net[3].p = 0.0  # each of our ranks draws masks of its own
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        strategy=PlainDDP(),
-        plugins=[PoolEnvironment(rank, world_size)],
-        max_epochs=2,
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = plain_trainer(strategy=PlainDDP(), plugins=[PoolEnvironment(rank, world_size)])
     trainer.fit(module, datamodule=datamodule)
     return module.train_losses
 
