@@ -1,4 +1,5 @@
-"""A step of training under the trainer, with all that it watches over, against a plain DDP loop of the same network."""
+"""A training step of a user's LightningModule under our trainer, with all that it watches over, against the same module
+under plain Lightning with DDP."""
 
 from __future__ import annotations
 
@@ -7,35 +8,62 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
+import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from torch.nn.functional import cross_entropy
-from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.harness import Table, compare
+from syncnorm.trainer.models.resnet import ResNet
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
-from syncnorm.trainer.worker import fit as fitting
-from tests.helpers.trainer.ranks import RecordingReporter, build, launch_of, rank_context
+from syncnorm.trainer.training.conversion import ConvertedNorms
+from syncnorm.trainer.worker.fit import fit
+from tests.helpers.trainer.ranks import PlainDDP, PoolEnvironment, RecordingReporter, build, launch_of, rank_context
 
-PEER = "plain DDP loop"
+PEER = "plain Lightning with DDP"
 OURS = "trainer"
 BARE = "trainer without telemetry"
 TELEMETRY = ("SyncShare", "StatisticsShield", "StatisticsRecorder", "ProgressReporter", "NonFiniteGuard")
-GOALS = {("resnet-14 32x3x32x32", OURS): 1.02}
+SETTINGS = {"resnet-14 32x3x32x32": (32,), "resnet-14 8x3x32x32": (8,)}
+GOALS = {("resnet-14 32x3x32x32", OURS): 1.02, ("resnet-14 8x3x32x32", OURS): 1.05}
+STEPS = 40
 
 
-def document(batch: int) -> dict[str, Any]:
-    return {
-        "name": "steps",
-        "model": {"name": "resnet", "init_args": {"depth": 14}},
-        "data": {"name": "synthetic", "batch_size": batch, "init_args": {"samples": 2 * batch * 40}},
-        "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.9},
-        "train": {"epochs": 10_000, "checkpoint_every": {"epochs": 10_000}},
-        "resources": {"workers": 2},
-    }
+class Module(pl.LightningModule):
+    """As people write it: a loss that is logged, SGD with momentum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = ResNet(depth=14, num_classes=10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.network(x)
+        return out
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:  # noqa: ARG002
+        x, y = batch
+        loss = cross_entropy(self(x), y)
+        self.log("train_loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.01, momentum=0.9)
+
+
+class Images(pl.LightningDataModule):
+    """Noise for two workers, `STEPS` batches an epoch."""
+
+    def __init__(self, batch_size: int) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        images = torch.randn(2 * batch_size * STEPS, 3, 32, 32)
+        self.samples = TensorDataset(images, torch.arange(len(images)) % 10)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.samples, self.batch_size, shuffle=True)
 
 
 class Gate(Callback):
@@ -57,53 +85,64 @@ class Gate(Callback):
         self._done.acquire()
 
 
-def trainer_step(batch: int, *, telemetry: bool) -> Callable[[], object]:
-    """One step of `fit`, which runs in a thread of its own. telemetry: with the callbacks that only look on."""
-    rank, gate, make = dist.get_rank(), Gate(), fitting._callbacks
-    job = build(rank, 2, launch_of(document(batch)))
-    folders = AttemptFolders(Path(tempfile.mkdtemp()))
-
-    def callbacks(*args: Any) -> list[Callback]:
-        return [gate, *(each for each in make(*args) if telemetry or type(each).__name__ not in TELEMETRY)]
-
-    def run() -> None:
-        fitting.fit(job.module, job.loaders, job.launch, folders, RecordingReporter(), rank_context(rank, 2), job.steps)  # type: ignore[arg-type]
-
-    with mock.patch.object(fitting, "_callbacks", callbacks):
-        threading.Thread(target=run, daemon=True).start()
-        gate.wait_for_the_first()
+def gated(train: Callable[[Gate], None]) -> Callable[[], object]:
+    """One step of `train`, which runs in a thread of its own."""
+    gate = Gate()
+    threading.Thread(target=train, args=(gate,), daemon=True).start()
+    gate.wait_for_the_first()
     return gate.step
 
 
-def plain_step(batch: int) -> Callable[[], object]:
-    """What a script under torchrun does: the same network, the same batches, nothing else."""
-    job = build(dist.get_rank(), 2, launch_of(document(batch)))
-    net = DistributedDataParallel(job.module.network, broadcast_buffers=False)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+def plainly(batch: int) -> Callable[[Gate], None]:
+    def run(gate: Gate) -> None:
+        rank = dist.get_rank()
+        trainer = Trainer(
+            accelerator="cpu",
+            devices=1,
+            strategy=PlainDDP(broadcast_buffers=False),
+            plugins=[PoolEnvironment(rank, 2)],
+            callbacks=[gate],
+            max_epochs=-1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(Module(), datamodule=Images(batch))
 
-    def endless() -> Any:
-        while True:
-            yield from job.loaders.train
+    return run
 
-    batches = endless()
 
-    def run() -> None:
-        x, y = next(batches).data
-        optimizer.zero_grad()
-        cross_entropy(net(x), y).backward()
-        optimizer.step()
+def as_a_job(batch: int, *, telemetry: bool) -> Callable[[Gate], None]:
+    """telemetry: with the callbacks that only look on."""
+    document = {
+        "name": "steps",
+        "model": {"class_path": f"{__name__}.Module"},
+        "data": {"class_path": f"{__name__}.Images", "init_args": {"batch_size": batch}},
+        "norm": {"kind": "batch"},
+        "train": {"epochs": 10_000, "checkpoint_every": {"epochs": 10_000}},
+        "resources": {"workers": 2},
+    }
+
+    def run(gate: Gate) -> None:
+        def prepare(trainer: Trainer, _module: pl.LightningModule, _norms: ConvertedNorms) -> None:
+            kept = [each for each in trainer.callbacks if telemetry or type(each).__name__ not in TELEMETRY]
+            trainer.callbacks = [gate, *kept]
+
+        rank, launch = dist.get_rank(), launch_of(document)
+        folders, reporter = AttemptFolders(Path(tempfile.mkdtemp())), RecordingReporter()
+        fit(build(rank, 2, launch), launch, folders, reporter, rank_context(rank, 2), prepare)  # type: ignore[arg-type]
 
     return run
 
 
 def steps(batch: int) -> Mapping[str, Callable[[], object]]:
     return {
-        PEER: plain_step(batch),
-        OURS: trainer_step(batch, telemetry=True),
-        BARE: trainer_step(batch, telemetry=False),
+        PEER: gated(plainly(batch)),
+        OURS: gated(as_a_job(batch, telemetry=True)),
+        BARE: gated(as_a_job(batch, telemetry=False)),
     }
 
 
 def run(rounds: int = 60) -> Table:
-    settings = {"resnet-14 32x3x32x32": (32,), "resnet-14 8x3x32x32": (8,)}
-    return Table("trainer", PEER, compare(steps, settings, PEER, goals=GOALS, rounds=rounds))
+    return Table("trainer", PEER, compare(steps, SETTINGS, PEER, goals=GOALS, rounds=rounds))

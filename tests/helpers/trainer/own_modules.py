@@ -422,3 +422,77 @@ class OwnLoaders(Hooks):
 
     def val_dataloader(self) -> Any:
         return self.train_dataloader()
+
+
+class WithoutForward(pl.LightningModule):
+    """Only its training_step knows what to do."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:  # noqa: ARG002
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+
+class Branches(Digits):
+    """Can't be exported: it branches on values."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.net(x)
+        return out * 2 if out.mean() > 0 else out
+
+
+class LogsFiles(Digits):
+    """Writes text and pictures with its logger."""
+
+    def on_train_epoch_end(self) -> None:
+        run: Any = self.logger.experiment  # type: ignore[union-attr]
+        run.log_text(f"epoch {self.current_epoch}", "notes.txt")
+        run.add_image("first", torch.rand(3, 8, 8), self.global_step)
+
+
+class TwoAtOnce(Digits):
+    """Two optimizers, which Lightning takes with manual optimization alone."""
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(self.net[1].parameters(), 0.1), torch.optim.Adam(self.net[2].parameters(), 1e-3)]
+
+
+class Values(pl.LightningDataModule):
+    """Targets are numbers, or several labels at once."""
+
+    def __init__(self, several: bool = False) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        x = torch.randn(40, 64, generator=generator)
+        y = (x[:, :5] > 0).float() if several else x[:, :1] - x[:, 1:2]
+        self.num_classes = y.shape[1]
+        self.samples = TensorDataset(x, y)
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.samples, 4, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(self.samples, 4)
+
+
+class Fits(pl.LightningModule):
+    """Regression by least squares."""
+
+    def __init__(self, num_classes: int = 1) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, num_classes))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.net(x)
+        return out
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:  # noqa: ARG002
+        return F.mse_loss(self(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        self.log("val_mse", F.mse_loss(self(batch[0]), batch[1]))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters())

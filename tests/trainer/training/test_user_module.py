@@ -12,26 +12,12 @@ from lightning.pytorch import Trainer
 
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.data import build_data
-from syncnorm.trainer.training import checkpoints
 from syncnorm.trainer.training.conversion import ConvertedNorms
 from syncnorm.trainer.worker.module_and_data import assemble
 from tests.helpers.norm.pool import Pool
 from tests.helpers.trainer import own_modules
-from tests.helpers.trainer.ranks import PlainDDP, PoolEnvironment, RecordingReporter, train
-
-MODULES = "tests.helpers.trainer.own_modules"
-
-
-def job(name: str, *, data: str = "Points", workers: int = 1, **parts: Any) -> dict[str, Any]:
-    return {
-        "name": "own",
-        "model": {"class_path": f"{MODULES}.{name}"},
-        "data": {"class_path": f"{MODULES}.{data}"},
-        "norm": {"kind": "batch"},
-        "train": {"epochs": 2},
-        "resources": {"workers": workers},
-        **parts,
-    }
+from tests.helpers.trainer.own_module_jobs import MODULES, job
+from tests.helpers.trainer.ranks import PlainDDP, PoolEnvironment, train
 
 
 def plain_trainer(**options: Any) -> Trainer:
@@ -194,46 +180,6 @@ def test_module_of_pytorch_lightning_is_refused_by_name() -> None:
 
     with pytest.raises(ValueError, match=r"^model.class_path: .*BoringModel must derive from lightning\.pytorch"):
         assemble(read_spec(document), 0, 1)
-
-
-RESUMED = {
-    "manual, two optimizers": ("TwoOptimizers", "Points", {}),
-    "batches of dicts": ("TakesDicts", "Dicts", {}),
-    "shuffled": ("Hooks", "Points", {"shuffle": True}),
-    "an average of its own": ("Averages", "Points", {"shuffle": True}),
-    "a schedule by step": ("Steps", "Points", {}),
-    "a sampler of its own": ("Hooks", "Weighted", {}),
-    "batches of its own": ("Hooks", "OwnBatches", {}),
-    "metrics of an epoch": ("LogsLabels", "Points", {}),
-    "objects of all kinds": ("SavesObjects", "Points", {}),
-}
-
-
-@pytest.mark.parametrize("name", RESUMED)
-@pytest.mark.parametrize(
-    "stop_at",
-    [
-        pytest.param(2, marks=pytest.mark.chaos),  # which ends an epoch
-        pytest.param(3, marks=pytest.mark.chaos),
-        4,
-    ],
-)
-def test_a_job_stopped_anywhere_ends_as_one_that_was_not(name: str, stop_at: int, ranks: Pool, tmp_path: Path) -> None:
-    module, data, options = RESUMED[name]
-    document = job(module, data=data, workers=2, norm={"kind": "sync_batch"})
-    document["data"]["init_args"] = options
-    whole = ranks.run(train, 2, str(tmp_path / "whole"), document)
-
-    stopped = ranks.run(train, 2, str(tmp_path / "1"), document, None, RecordingReporter(stop_at=stop_at))
-    newest = checkpoints.newest([tmp_path / "1" / "checkpoints"])
-    assert newest is not None
-    resumed = ranks.run(train, 2, str(tmp_path / "2"), document, str(newest.path))
-
-    assert stopped[0].stopped_at is not None
-    for rank in (0, 1):
-        assert resumed[rank].metrics == whole[rank].metrics
-        for path, tensor in whole[rank].state.items():
-            assert torch.equal(tensor, resumed[rank].state[path]), path
 
 
 @pytest.mark.parametrize("data", ["Streams", "NoValidation", "TwoValidations", "Weighted", "OwnBatches"])

@@ -166,7 +166,7 @@ def test_tokens_and_secrets_are_in_the_audit_without_their_values(guarded: Runni
     assert [one["after"] for one in found[2:4]] == [{"replaced": True}, {"replaced": False}]
     text = json.dumps(found)
     assert "nobody-may-read" not in text
-    assert answer["token"].split("_")[2] not in text
+    assert answer["token"].split("_", 2)[2] not in text
 
 
 def test_refusals_and_repetitions_are_in_the_audit(guarded: Running) -> None:

@@ -1,0 +1,88 @@
+"""LightningModules by the usual habits, uploaded as they are, as jobs of two workers on the real service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from syncnorm.service.cli.commands.uploads import pack
+from syncnorm.service.client.client import Client
+from tests.helpers.trainer import own_modules
+from tests.stack.conftest import finished
+
+pytestmark = [pytest.mark.stack, pytest.mark.chaos, pytest.mark.timeout(400)]
+
+DIGITS = {"name": "digits", "batch_size": 32}
+BORING = "lightning.pytorch.demos.boring_classes"
+
+RUN: dict[str, tuple[str, dict[str, Any], str]] = {
+    "every hook": ("own_modules.Digits", DIGITS, "certified"),
+    "a schedule by step": ("own_modules.Steps", {"class_path": "own_modules.Points"}, "certified"),
+    "a schedule by its own metric": ("own_modules.Plateaus", {"class_path": "own_modules.Points"}, "certified"),
+    "a schedule by our metric": ("own_modules.PlateausByOurName", {"class_path": "own_modules.Points"}, "certified"),
+    "text and pictures": ("own_modules.LogsFiles", DIGITS, "certified"),
+    "no forward": ("own_modules.WithoutForward", DIGITS, "skipped"),
+    "branches on values": ("own_modules.Branches", DIGITS, "failed"),
+    "numbers": ("own_modules.Fits", {"class_path": "own_modules.Values"}, "certified"),
+    "several labels": (
+        "own_modules.Fits",
+        {"class_path": "own_modules.Values", "init_args": {"several": True}},
+        "certified",
+    ),
+    "manual optimization": ("own_modules.TwoOptimizers", {"class_path": "own_modules.Points"}, "certified"),
+    "Lightning's demo": (f"{BORING}.BoringModel", {"class_path": f"{BORING}.BoringDataModule"}, "certified"),
+    "built late": ("own_modules.BuiltLate", {"class_path": "own_modules.Points"}, "certified"),
+    "built in setup": ("own_modules.BuiltInSetup", {"class_path": "own_modules.Points"}, "certified"),
+    "an average": ("own_modules.Averages", {"class_path": "own_modules.Points"}, "certified"),
+    "two validations": ("own_modules.TwoValidationsToo", {"class_path": "own_modules.TwoValidations"}, "certified"),
+    "no validation": ("own_modules.Hooks", {"class_path": "own_modules.NoValidation"}, "certified"),
+    "a stream": ("own_modules.Hooks", {"class_path": "own_modules.Streams"}, "certified"),
+    "a sampler": ("own_modules.Hooks", {"class_path": "own_modules.Weighted"}, "certified"),
+}
+
+
+@pytest.fixture(scope="module")
+def package(client: Client, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "own_modules.py").write_bytes(Path(own_modules.__file__).read_bytes())
+    return str(client.put_package(pack(folder))["package"])
+
+
+def document(package: str, model: str, data: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": "everyday",
+        "model": {"class_path": model},
+        "data": data,
+        "train": {"epochs": 2},
+        "resources": {"workers": 2},
+        "code": {"package": package},
+    }
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_module_runs_as_it_is(name: str, client: Client, package: str) -> None:
+    model, data, export = RUN[name]
+
+    job = finished(client, client.submit(document(package, model, data))["id"])
+
+    assert (job["state"], job["export"]["state"]) == ("succeeded", export), job["message"] or job["export"]
+    assert job["progress"]["epoch"] == 2
+    if name == "text and pictures":
+        assert {"notes.txt", "images"} <= artifacts(job)
+
+
+def artifacts(job: dict[str, Any]) -> set[str]:
+    uri = str(job["mlflow"]["url"]).partition("/#/")[0]
+    params = {"run_id": job["mlflow"]["run_id"]}
+    answer = httpx.get(f"{uri}/api/2.0/mlflow/artifacts/list", params=params, timeout=30).json()
+    return {file["path"] for file in answer["files"]}
+
+
+def test_two_optimizers_at_once_fail_in_lightnings_words(client: Client, package: str) -> None:
+    job = finished(client, client.submit(document(package, "own_modules.TwoAtOnce", DIGITS))["id"])
+
+    assert (job["state"], job["reason"]) == ("failed", "user_error")
+    assert job["message"].count("multiple optimizers is only supported with manual optimization") == 1
