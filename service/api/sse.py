@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from syncnorm.service.api.change_notifier import ChangeNotifier
-from syncnorm.service.api.views import View
+from syncnorm.service.api.views.view import View
 from syncnorm.service.store.tables.history import HistoryTable
 from syncnorm.service.store.tables.jobs import JobTable
 

@@ -18,9 +18,11 @@ from syncnorm.trainer.contract.spec import JobSpec, SecretRef
 from syncnorm.trainer.errors import Problem
 from syncnorm.trainer.storage.storage import is_url
 
-_ALLOWED_CLASSES = ("torchvision.models.",)
+_ALLOWED_MODELS = r"torchvision\.models\.((detection|optical_flow|quantization|segmentation|video)\.)?[A-Za-z]\w*"
+"""Public names only: the modules behind them also hold functions that fetch and unpickle any file."""
 _ALLOWED_LOSSES = r"torch\.nn\.\w+Loss"
 _ALLOWED_METRICS = r"torchmetrics\.(classification|regression)\.\w+"
+_ALL = "an operator can allow all with SYNCNORM_ALLOW_CODE=on"
 _PATH_ARGS = ("root", "path", "val_path")
 
 
@@ -51,20 +53,27 @@ def against_files(spec: JobSpec) -> list[Problem]:
 def against_code(spec: JobSpec) -> list[Problem]:
     """Classes other than the known ones, and uploaded code: off unless an operator allows them."""
     problems = [
-        Problem(
-            f"{name}.class_path",
-            f"{part.class_path} is not among the allowed classes ({', '.join(_ALLOWED_CLASSES)}*); "
-            "an operator can allow all with SYNCNORM_ALLOW_CODE=on",
+        Problem(f"{name}.class_path", f"{class_path} must be {what}; {_ALL}")
+        for name, class_path, what, is_allowed in (
+            ("model", spec.model.class_path, "a model of torchvision.models or one of its packages", _is_allowed_model),
+            ("data", spec.data.class_path, "left out: use data.name", lambda _: False),
         )
-        for name, part in (("model", spec.model), ("data", spec.data))
-        if part.class_path is not None and not part.class_path.startswith(_ALLOWED_CLASSES)
+        if class_path is not None and not is_allowed(class_path)
     ]
+    if spec.model.class_path is not None or (spec.model.name or "").startswith("timm/"):
+        problems += [
+            Problem(
+                f"model.init_args.{name}",
+                f"must be numbers, words, or the path of a layer of torch.nn, got {value!r}; {_ALL}",
+            )
+            for name, value in spec.model.init_args.items()
+            if not (_is_plain(value) or _is_layer(value))
+        ]
     problems += [
         Problem(
             path,
             f"{part.class_path} must be a loss of torch.nn, or a metric of torchmetrics.classification or "
-            "torchmetrics.regression, with numbers and words as its init_args; an operator can allow all with "
-            "SYNCNORM_ALLOW_CODE=on",
+            f"torchmetrics.regression, with numbers and words as its init_args; {_ALL}",
         )
         for path, part in spec.model.named_parts().items()
         if not (_is_allowed_part(path, part.class_path) and all(map(_is_plain, part.init_args.values())))
@@ -74,6 +83,10 @@ def against_code(spec: JobSpec) -> list[Problem]:
             Problem("code", "uploaded code is switched off; an operator can allow it with SYNCNORM_ALLOW_CODE=on")
         )
     return problems
+
+
+def _is_allowed_model(class_path: str) -> bool:
+    return re.fullmatch(_ALLOWED_MODELS, class_path) is not None
 
 
 def _is_allowed_part(path: str, class_path: str) -> bool:
@@ -90,6 +103,11 @@ def _is_plain(value: Any) -> bool:
         or isinstance(value, int | float)
         or (isinstance(value, str) and re.fullmatch(r"[\w-]*", value) is not None)
     )
+
+
+def _is_layer(value: Any) -> bool:
+    """As of the parameter `norm_layer`."""
+    return isinstance(value, str) and re.fullmatch(r"torch\.nn\.[A-Z]\w*", value) is not None
 
 
 def against_urls(spec: JobSpec, allowed: Sequence[str]) -> list[Problem]:

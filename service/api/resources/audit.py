@@ -11,7 +11,8 @@ from syncnorm.service.api.dependencies import Admin, provide
 from syncnorm.service.api.http.pagination import Cursor, decode, encode, list_id
 from syncnorm.service.api.http.route import Route
 from syncnorm.service.api.resources.job_list import Instant
-from syncnorm.service.api.views import ActorView, View
+from syncnorm.service.api.views.record_views import ActorView
+from syncnorm.service.api.views.view import View
 from syncnorm.service.jobs.actors import Outcome
 from syncnorm.service.store import AuditEntry, AuditQuery
 from syncnorm.service.store.administration.audit import AuditTable

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from syncnorm.norm.kind import KINDS, Kind
 from syncnorm.service.api.dependencies import Reader, provide
 from syncnorm.service.api.http.route import Route
-from syncnorm.service.api.views import View
+from syncnorm.service.api.views.view import View
 from syncnorm.service.jobs.job import JobState
 from syncnorm.service.reconciler.reconciler import Reconciler
 from syncnorm.trainer.contract.catalog import DATASETS, MODELS

@@ -13,7 +13,8 @@ from syncnorm.service.api.http.accept import wanted
 from syncnorm.service.api.http.pagination import Cursor, decode, encode, list_id
 from syncnorm.service.api.http.route import JSON, Route
 from syncnorm.service.api.sse import NDJSON, NDJSON_FORMAT, SSE, TEXT, Entry, Feed, StreamFormat, sse_format, stream
-from syncnorm.service.api.views import EventPage, EventView, LinePage, LineView, View, event_view, line_view
+from syncnorm.service.api.views.record_views import EventPage, EventView, LinePage, LineView, event_view, line_view
+from syncnorm.service.api.views.view import View
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], route_class=Route)
 JobFeed = Annotated[

@@ -18,7 +18,8 @@ from syncnorm.service.api.http.errors import ApiError, bad_spec, not_found, refu
 from syncnorm.service.api.http.json_body import Json
 from syncnorm.service.api.http.route import Route
 from syncnorm.service.api.resources.jobs import Key, reused_key
-from syncnorm.service.api.views import ListedModelView, View
+from syncnorm.service.api.views.job_view import ListedModelView
+from syncnorm.service.api.views.view import View
 from syncnorm.service.jobs.export_summary import OWN, ExportSummary, stored_summary
 from syncnorm.service.jobs.exports.export import Export, ExportState
 from syncnorm.service.jobs.job import Job, JobState

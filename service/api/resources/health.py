@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from syncnorm.service.api.components import Components
 from syncnorm.service.api.dependencies import provide
 from syncnorm.service.api.http.route import Route
-from syncnorm.service.api.views import View
+from syncnorm.service.api.views.view import View
 from syncnorm.service.integrations.mlflow_runs import Tracker
 from syncnorm.service.reconciler.reconciler import Reconciler
 from syncnorm.service.telemetry.metrics import Metrics

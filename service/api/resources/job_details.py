@@ -17,7 +17,9 @@ from syncnorm.service.api.http.etags import check_match
 from syncnorm.service.api.http.route import Route
 from syncnorm.service.api.resources.jobs import shown
 from syncnorm.service.api.resources.verbs import conflict
-from syncnorm.service.api.views import AttemptPage, JobView, Number, View, attempt_views
+from syncnorm.service.api.views.attempt_view import AttemptPage, attempt_views
+from syncnorm.service.api.views.job_view import JobView
+from syncnorm.service.api.views.view import Number, View
 from syncnorm.service.integrations.mlflow_runs import Tracker, TrackingUnreachableError
 from syncnorm.service.jobs.actions import CHANGEABLE_LIMITS, allowed
 from syncnorm.service.jobs.job import Job

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 from syncnorm.service.api.dependencies import Reader, provide
 from syncnorm.service.api.http.pagination import Cursor, decode, encode, invalid_cursor, list_id
 from syncnorm.service.api.http.route import Route
-from syncnorm.service.api.views import JobPage, job_text
+from syncnorm.service.api.views.job_view import JobPage, job_text
 from syncnorm.service.jobs.job import JobState
 from syncnorm.service.store import JobQuery, sort_value
 from syncnorm.service.store.tables.jobs import JobTable

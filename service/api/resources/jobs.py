@@ -19,7 +19,7 @@ from syncnorm.service.api.http.etags import job_tag
 from syncnorm.service.api.http.json_body import Json, JsonBody
 from syncnorm.service.api.http.route import Route
 from syncnorm.service.api.submit_batcher import SubmitBatcher, SubmitRequest
-from syncnorm.service.api.views import JobView, job_view
+from syncnorm.service.api.views.job_view import JobView, job_view
 from syncnorm.service.jobs.admission import AdmissionChecks, needs_lookup
 from syncnorm.service.jobs.job import Job
 from syncnorm.service.store import StoredResponse

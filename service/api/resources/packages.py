@@ -15,7 +15,7 @@ from syncnorm.service.api.components import Components
 from syncnorm.service.api.dependencies import Submitter, provide
 from syncnorm.service.api.http.errors import ApiError
 from syncnorm.service.api.http.route import Route
-from syncnorm.service.api.views import View
+from syncnorm.service.api.views.view import View
 from syncnorm.service.jobs.actors import Actor, NewAuditEntry
 from syncnorm.service.storage.code_packages import CodePackages, PackageError, check
 from syncnorm.service.store.administration.audit import AuditTable

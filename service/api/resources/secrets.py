@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 from syncnorm.service.api.dependencies import Reader, Submitter, provide
 from syncnorm.service.api.http.errors import ApiError, not_found
 from syncnorm.service.api.http.route import Route
-from syncnorm.service.api.views import View
+from syncnorm.service.api.views.view import View
 from syncnorm.service.integrations.secrets import Secrets
 
 router = APIRouter(prefix="/v1/secrets", tags=["secrets"], route_class=Route)

@@ -22,7 +22,8 @@ from syncnorm.service.api.http.json_body import Json, JsonBody
 from syncnorm.service.api.http.pagination import Cursor, decode, encode, list_id
 from syncnorm.service.api.http.route import JSON, Route
 from syncnorm.service.api.resources.jobs import Key, created, replayed, too_many
-from syncnorm.service.api.views import MlflowView, View
+from syncnorm.service.api.views.job_view import MlflowView
+from syncnorm.service.api.views.view import View
 from syncnorm.service.integrations.mlflow_runs import run_page
 from syncnorm.service.jobs.actions import Verb
 from syncnorm.service.jobs.admission import AdmissionChecks

@@ -15,7 +15,7 @@ from syncnorm.service.api.components import Components
 from syncnorm.service.api.dependencies import Admin, provide
 from syncnorm.service.api.http.errors import ApiError, FieldProblem, not_found
 from syncnorm.service.api.http.route import Route
-from syncnorm.service.api.views import View
+from syncnorm.service.api.views.view import View
 from syncnorm.service.store import StoredToken
 from syncnorm.service.store.administration.tokens import TokenTable
 

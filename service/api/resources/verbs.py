@@ -20,7 +20,8 @@ from syncnorm.service.api.dependencies import Submitter, provide
 from syncnorm.service.api.http.errors import ApiError, not_found, problem_details, refused
 from syncnorm.service.api.http.pagination import LONGEST, decode, encode, list_id
 from syncnorm.service.api.http.route import Route
-from syncnorm.service.api.views import JobView, View, job_view
+from syncnorm.service.api.views.job_view import JobView, job_view
+from syncnorm.service.api.views.view import View
 from syncnorm.service.jobs.actions import ALLOWED, Verb, allowed
 from syncnorm.service.jobs.actors import NewAuditEntry
 from syncnorm.service.jobs.job import Job, JobState

@@ -19,7 +19,7 @@ from syncnorm.service.api.components import Components
 from syncnorm.service.api.http.http_protocol import bound_connections, make_server
 from syncnorm.service.api.middleware import AuditTrail
 from syncnorm.service.api.submit_batcher import SubmitBatcher
-from syncnorm.service.api.views import job_view
+from syncnorm.service.api.views.job_view import job_view
 from syncnorm.service.background.retention_loop import Retention
 from syncnorm.service.integrations.http_client import HttpClient
 from syncnorm.service.integrations.secrets import Secrets, secrets_key

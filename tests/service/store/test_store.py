@@ -16,7 +16,8 @@ from typing import TypeVar
 import pytest
 import sqlalchemy as sa
 
-from syncnorm.service.api.views import attempt_views, job_text, job_view
+from syncnorm.service.api.views.attempt_view import attempt_views
+from syncnorm.service.api.views.job_view import job_text, job_view
 from syncnorm.service.jobs.actors import Actor
 from syncnorm.service.jobs.admission import new_job
 from syncnorm.service.jobs.exports.export import Export, ExportState

@@ -1,41 +1,20 @@
-"""The JSON form of jobs, attempts, events, log lines and checkpoints."""
+"""The JSON form of jobs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
-from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_json
 
+from syncnorm.service.api.views.view import Number, View, read
 from syncnorm.service.integrations.mlflow_runs import run_page
-from syncnorm.service.jobs.actors import ActorKind
 from syncnorm.service.jobs.export_summary import export_summary
-from syncnorm.service.jobs.job import Attempt, Job, JobState
-from syncnorm.service.store import ListedJob, StoredEvent, StoredLine
+from syncnorm.service.jobs.job import Job, JobState
+from syncnorm.service.store import ListedJob
 from syncnorm.trainer.contract.failure import FailureReason, advised
 from syncnorm.trainer.contract.plan import Guarantees
-from syncnorm.trainer.contract.protocol import ExportState, RankPlacement
-
-
-class View(BaseModel):
-    """An answer. Numbers that JSON has no form for are the words NaN, Infinity and -Infinity."""
-
-    model_config = ConfigDict(ser_json_inf_nan="strings", use_attribute_docstrings=True)
-
-
-class NonFinite(StrEnum):
-    """A number that JSON has no form for, as a word."""
-
-    NAN = "NaN"
-    INFINITY = "Infinity"
-    MINUS_INFINITY = "-Infinity"
-
-
-Number = float | NonFinite
-"""A measured value, which may be anything."""
+from syncnorm.trainer.contract.protocol import ExportState
 
 
 class ProgressView(View):
@@ -183,133 +162,15 @@ class JobPage(View):
     """Send it as `cursor` to get the next page. null: this is the last page."""
 
 
-class AttemptView(View):
-    """One execution of a job on Ray."""
-
-    id: str
-    """Id of the attempt, which is also its submission id on Ray."""
-    number: int
-    """Counts the attempts of a job, from 1."""
-    workers: int
-    """Workers of this attempt, chosen when it started."""
-    outcome: str | None
-    """succeeded, failed, stopped (on request, with a checkpoint) or lost (it ended without a result); null while it
-    runs."""
-    reason: FailureReason | None
-    """Why it failed or was stopped; null otherwise."""
-    message: str
-    """What happened, in a sentence."""
-    step: int
-    """The furthest optimizer step it reported."""
-    phase: str | None
-    """preparing, starting_workers, training, finalizing or done, as last reported; null before the first heartbeat."""
-    phases: dict[str, datetime]
-    """When each phase was first reported."""
-    resume_from: str | None
-    """Path of the checkpoint it started from; null: from the beginning."""
-    placement: list[RankPlacement]
-    """Where each rank runs; empty until all ranks have come. A page shows 1,024 of them, those of the latest attempts
-    first."""
-    placed: int
-    """How many ranks have a place, shown or not."""
-    created_at: datetime
-    """When its capacity was reserved."""
-    submitted_at: datetime | None
-    """When Ray accepted it; null before."""
-    heartbeat_at: datetime | None
-    """When it was last heard from; null before the first heartbeat."""
-    ended_at: datetime | None
-    """When it ended; null while it runs."""
-    released_at: datetime | None
-    """When Ray confirmed that none of its processes runs any more, so that its capacity is free; null before."""
-
-
-class AttemptPage(View):
-    """All attempts of a job."""
-
-    items: list[AttemptView]
-    """The attempts, the first one first."""
-    next_cursor: str | None = None
-    """Always null: all of them are on this page."""
-
-
-class ActorView(View):
-    """Who did it: a user, the service, or the workers of an attempt."""
-
-    kind: ActorKind
-    """user, service or worker."""
-    owner: str | None
-    """The user's name; null for service and workers."""
-    token_id: str | None
-    """Id of the token the user showed; null where authentication is off, and for service and workers."""
-
-
-class EventView(View):
-    """Something that happened to a job."""
-
-    seq: int
-    """Counts up; the id of the event in a stream."""
-    at: datetime
-    """When it happened."""
-    kind: str
-    """What happened, as a word for programs. `user.…` comes from the code of the job."""
-    message: str
-    """What happened, in a sentence."""
-    data: dict[str, Any]
-    """Numbers and ids that belong to it."""
-    actor: ActorView | None
-    """Who did it; null for events of versions that did not record it."""
-    request_id: str | None
-    """The request that caused it, as in the answer and in the service log; null if none did, and for events of versions
-    that did not record it."""
-
-
-class EventPage(View):
-    """A page of events."""
-
-    items: list[EventView]
-    """The events, oldest first."""
-    next_cursor: str | None
-    """Send it as `cursor` to get the next page. null: this is the last page."""
-
-
-class LineView(View):
-    """A log line of a worker."""
-
-    id: int
-    """Counts up; the id of the line in a stream."""
-    attempt: int
-    """Number of the attempt."""
-    rank: int
-    """The rank that wrote it; -1 is the driver."""
-    seq: int
-    """Counts the lines of this rank in this attempt, from 1."""
-    at: str
-    """When it was written."""
-    level: str
-    """DEBUG, INFO, WARNING or ERROR."""
-    text: str
-    """The line."""
-
-
-class LinePage(View):
-    """A page of log lines."""
-
-    items: list[LineView]
-    """The lines, in the order in which they came."""
-    next_cursor: str | None
-    """Send it as `cursor` to get the next page. null: this is the last page."""
-
-
 def job_view(job: Job, mlflow_uri: str) -> JobView:
     labels = {str(name): str(value) for name, value in job.labels.items()}
-    model = _read(ModelView, job.model) if job.model else None
+    model = read(ModelView, job.model) if job.model else None
     return JobView(
         **_shown(job, mlflow_uri),
         labels=labels,
         spec=job.spec.document,
         model=model,
-        guarantees=_read(Guarantees, job.guarantees) if job.guarantees else None,
+        guarantees=read(Guarantees, job.guarantees) if job.guarantees else None,
     )
 
 
@@ -320,8 +181,8 @@ def job_text(listed: ListedJob, mlflow_uri: str) -> str:
     if model and listed.spec is None:
         model["certificate"] = None
     shown = _shown(listed, mlflow_uri) | {
-        "model": _read(ListedModelView, model) if model else None,
-        "guarantees": _read(Guarantees, listed.guarantees) if listed.guarantees else None,
+        "model": read(ListedModelView, model) if model else None,
+        "guarantees": read(Guarantees, listed.guarantees) if listed.guarantees else None,
     }
     return f'{to_json(shown).decode()[:-1]},"labels":{listed.labels},"spec":{listed.spec or "null"}}}'
 
@@ -360,24 +221,14 @@ def _progress(job: Job | ListedJob) -> ProgressView:
     """The last progress report; only a running job has an estimate."""
     if not job.progress:
         return _NO_PROGRESS
-    shown = _read(ProgressView, job.progress) or _NO_PROGRESS
+    shown = read(ProgressView, job.progress) or _NO_PROGRESS
     if job.state == JobState.RUNNING:
         return shown
     percent = 100.0 if job.state == JobState.SUCCEEDED else shown.percent
     return shown.model_copy(update={"eta_s": None, "percent": percent})
 
 
-_MOST_PLACES = 1024
 _NO_PROGRESS = ProgressView()
-_View = TypeVar("_View", bound=BaseModel)
-
-
-def _read(kind: type[_View], stored: Any) -> _View | None:
-    """None for a value that another version stored in another form; the rest of the job is shown anyway."""
-    try:
-        return kind.model_validate(stored)
-    except ValidationError:
-        return None
 
 
 def _message(job: Job | ListedJob) -> str:
@@ -385,37 +236,3 @@ def _message(job: Job | ListedJob) -> str:
     if not job.reason or job.state != JobState.FAILED:
         return job.message
     return advised(job.message, FailureReason(job.reason))
-
-
-def attempt_views(attempts: Sequence[Attempt]) -> list[AttemptView]:
-    """In order. If they have very many ranks in all, those of the latest attempts are shown."""
-    left, views = _MOST_PLACES, []
-    for attempt in reversed(attempts):
-        places = attempt.placement or []
-        views.append(_attempt_view(attempt, places[:left]))
-        left -= min(left, len(places))
-    return views[::-1]
-
-
-def _attempt_view(attempt: Attempt, places: Sequence[Any]) -> AttemptView:
-    values = {name: getattr(attempt, name) for name in AttemptView.model_fields if name != "placed"}
-    placed = len(attempt.placement or [])
-    shown = [place for item in places if (place := _read(RankPlacement, item))]
-    return AttemptView(**values | {"phases": attempt.phases or {}, "placement": shown, "placed": placed})
-
-
-def event_view(event: StoredEvent) -> EventView:
-    by = event.by
-    return EventView(
-        seq=event.seq,
-        at=event.at,
-        kind=event.kind,
-        message=event.message,
-        data=event.data or {},
-        actor=ActorView(kind=by.kind, owner=by.owner, token_id=by.token_id) if by else None,
-        request_id=event.request_id,
-    )
-
-
-def line_view(line: StoredLine) -> LineView:
-    return LineView(**vars(line))

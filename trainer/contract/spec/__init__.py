@@ -1,0 +1,31 @@
+"""The job spec, by part. JobSpec is what a user submits."""
+
+from syncnorm.trainer.contract.spec.capacity import LimitsSpec
+from syncnorm.trainer.contract.spec.job_spec import JobSpec, LabelName, SecretRef
+from syncnorm.trainer.contract.spec.model_and_data import ClassSpec, DataSpec, ModelSpec
+from syncnorm.trainer.contract.spec.normalization import NormSpec
+from syncnorm.trainer.contract.spec.optimization import OptimizerSpec, ScheduleSpec
+from syncnorm.trainer.contract.spec.results import Diagnostic, ExportSpec
+from syncnorm.trainer.contract.spec.training import EarlyStopping, KeepBest, TrainSpec
+from syncnorm.trainer.contract.spec.values import Every, Label, Name
+
+__all__ = [
+    "ClassSpec",
+    "DataSpec",
+    "Diagnostic",
+    "EarlyStopping",
+    "Every",
+    "ExportSpec",
+    "JobSpec",
+    "KeepBest",
+    "Label",
+    "LabelName",
+    "LimitsSpec",
+    "ModelSpec",
+    "Name",
+    "NormSpec",
+    "OptimizerSpec",
+    "ScheduleSpec",
+    "SecretRef",
+    "TrainSpec",
+]

@@ -1,0 +1,90 @@
+"""How long a job trains, in which precision, and when it writes checkpoints."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from syncnorm.trainer.contract.spec.values import Epochs, Every, MetricName, NonNegative, Part, PositiveFloat, Steps
+
+
+class DdpSpec(Part):
+    """Settings of DistributedDataParallel, for networks that don't use all of their parameters in every step."""
+
+    find_unused_parameters: bool | None = None
+    """Whether each step looks for parameters that got no gradient, which costs time. Default: null, where the first
+    step decides: it goes on only if there are any, or if your module steps its optimizers itself. Set it to true for
+    parameters that are used in some steps only, as the heads of several tasks are."""
+
+
+class EarlyStopping(Part):
+    """Stop training when `monitor` has not improved by `min_delta` for `patience` validations."""
+
+    monitor: MetricName = "val/loss"
+    """Metric to watch, as it is named in MLflow. Default: val/loss, which every task has."""
+    mode: Literal["min", "max"] = "min"
+    """Whether lower (`min`) or higher (`max`) is better. Default: min, which fits val/loss."""
+    patience: Epochs = 3
+    """Validations without an improvement before training stops; there is one at the end of each epoch. Default: 3."""
+    min_delta: NonNegative = 0.0
+    """Smallest change that counts as an improvement, in the metric's unit. Default: 0, so that any does."""
+
+
+class KeepBest(Part):
+    """Keep the checkpoint with the best `monitor`, in addition to the newest ones (train.keep_checkpoints)."""
+
+    monitor: MetricName = "val/loss"
+    """Metric to compare, as it is named in MLflow. Default: val/loss, which every task has."""
+    mode: Literal["min", "max"] = "min"
+    """Whether lower (`min`) or higher (`max`) is better. Default: min, which fits val/loss."""
+
+
+class TrainSpec(Part):
+    """How long the job trains, in which precision, and when it writes checkpoints."""
+
+    epochs: Epochs | None = None
+    """Passes over the training set. Give epochs or steps, not both. Default: 10 if you give neither."""
+    steps: Steps | None = None
+    """Optimizer steps in all. Give epochs or steps, not both. Default: null, the job runs by epochs."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
+    """Precision of training: fp32, mixed with bf16 or fp16, or fp64. Statistics are combined in fp32 or wider in all of
+    them. Default: 32-true, which needs no special hardware."""
+    accumulate: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Micro-batches per optimizer step. Statistics are those of each micro-batch, so this does not equal one large
+    batch. Default: 1."""
+    clip_grad_norm: PositiveFloat | None = None
+    """Largest L2 norm of the whole gradient; a longer one is scaled down before each optimizer step. Default: null, no
+    clipping."""
+    clip_adaptive: PositiveFloat | None = None
+    """Adaptive gradient clipping per unit (Brock et al. 2021, arXiv:2102.06171): the largest ratio λ of gradient to
+    weight, for example 0.01. Default: null, no clipping."""
+    early_stopping: EarlyStopping | None = None
+    """When to stop before epochs or steps are reached, judged at the end of each epoch. Default: null, train to the
+    end."""
+    checkpoint_every: Every = Every(epochs=1)
+    """How often a checkpoint is written. One is also written at the end and on every stop. Default: every epoch. An
+    attempt that dies repeats at most this much."""
+    keep_checkpoints: Annotated[int, Field(ge=2, le=100)] = 3
+    """How many of the newest checkpoints stay on storage. Default: 3. The least is 2, because an attempt falls back to
+    an older one if the newest does not verify."""
+    keep_best: KeepBest | None = None
+    """Which further checkpoint to keep, judged at the ends of epochs that write one. Default: null, only the newest."""
+    ddp: DdpSpec = DdpSpec()
+    """Settings of DistributedDataParallel. The defaults suit networks that use all of their parameters."""
+    compile: bool = False
+    """Whether the network runs through torch.compile, from the first step of each attempt. Default: false, because
+    short jobs lose more to compiling than they gain."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ten_epochs(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("epochs") is None and value.get("steps") is None:
+            return {**value, "epochs": 10}
+        return value
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainSpec:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("give epochs or steps, not both")
+        return self
