@@ -17,7 +17,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.harness import Table, compare
-from syncnorm.trainer.models.resnet import ResNet
+from syncnorm.trainer.contract.spec import ModelSpec, NormSpec
+from syncnorm.trainer.data.info import DataInfo
+from syncnorm.trainer.models import build_model
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.training.conversion import ConvertedNorms
 from syncnorm.trainer.worker.fit import fit
@@ -37,7 +39,8 @@ class Module(pl.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = ResNet(depth=14, num_classes=10)
+        info = DataInfo("classification", num_classes=10, shape=(3, 32, 32))
+        self.network = build_model(ModelSpec(name="resnet", init_args={"depth": 14}), NormSpec(kind="batch"), info)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.network(x)
@@ -71,6 +74,7 @@ class Gate(Callback):
 
     def __init__(self) -> None:
         self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
+        self._error: BaseException | None = None
 
     def on_train_batch_start(self, *_: object) -> None:
         self._done.release()
@@ -79,17 +83,26 @@ class Gate(Callback):
     def step(self) -> None:
         """From the beginning of a batch to that of the next, its loading included."""
         self._go.release()
-        self._done.acquire()
+        self.wait()
 
-    def wait_for_the_first(self) -> None:
+    def wait(self) -> None:
         self._done.acquire()
+        if self._error is not None:
+            raise self._error
+
+    def run(self, train: Callable[[Gate], None]) -> None:
+        try:
+            train(self)
+        except BaseException as error:
+            self._error = error
+            self._done.release()
 
 
 def gated(train: Callable[[Gate], None]) -> Callable[[], object]:
     """One step of `train`, which runs in a thread of its own."""
     gate = Gate()
-    threading.Thread(target=train, args=(gate,), daemon=True).start()
-    gate.wait_for_the_first()
+    threading.Thread(target=gate.run, args=(train,), daemon=True).start()
+    gate.wait()
     return gate.step
 
 
