@@ -76,6 +76,7 @@ def test_job_succeeds_with_its_weights_and_a_part_is_certified_later(client: Cli
     assert "net.1.weight" in weights(done, "exports/2")
 
 
+@pytest.mark.chaos
 def test_required_export_fails_the_job(client: Client, package: str) -> None:
     done = finished(client, client.submit(document(package, required=True))["id"])
 

@@ -371,11 +371,11 @@ class Brings(Net):
 @pytest.mark.parametrize(
     ("name", "axis", "override", "refused"),
     [
-        ("Brings", "optimizer.lr", False, True),
+        pytest.param("Brings", "optimizer.lr", False, True, marks=pytest.mark.chaos),
         ("Brings", "data.batch_size,optimizer.lr", False, True),
-        ("Brings", "schedule.warmup_steps", False, True),
+        pytest.param("Brings", "schedule.warmup_steps", False, True, marks=pytest.mark.chaos),
         ("Brings", "optimizer.lr", True, False),
-        ("Brings", "data.batch_size", False, False),
+        pytest.param("Brings", "data.batch_size", False, False, marks=pytest.mark.chaos),
         ("Net", "optimizer.lr", False, False),
     ],
 )

@@ -29,7 +29,7 @@ READ = ("mlflow:health", "mlflow:runs/get", "mlflow:metrics/get-history")
 SWEEP = ("ray:jobs", "ray:delete")
 ENDPOINTS = (*LOOK, *LAUNCH, *END, *READ, *SWEEP)
 BENDS = ODD | REFUSED | AWAY
-_SHARE = 30
+_SHARE = 60
 """The short forms bend each endpoint in one of so many ways."""
 
 

@@ -126,7 +126,7 @@ OF_THE_SERVICE = [
     *("tokens", "usage", "idempotency", "webhooks", "secrets", "audit", "removals", "leases", "descriptions"),
     "storages",
 ]
-_SHARE = 24
+_SHARE = 48
 
 
 @pytest.mark.parametrize("prepare", PREPARED)
