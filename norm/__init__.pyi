@@ -7,6 +7,7 @@ from syncnorm.norm.conversion.convert import convert as convert
 from syncnorm.norm.conversion.convert import revert as revert
 from syncnorm.norm.conversion.fixup import ResidualBranch as ResidualBranch
 from syncnorm.norm.conversion.fixup import register_residual_block as register_residual_block
+from syncnorm.norm.conversion.plain_state import plain_state_dict as plain_state_dict
 from syncnorm.norm.conversion.readers import Source as Source
 from syncnorm.norm.conversion.readers import register_source as register_source
 from syncnorm.norm.distributed.call_headers import ExchangeError as ExchangeError

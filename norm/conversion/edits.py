@@ -42,16 +42,21 @@ def apply(model: nn.Module, steps: Iterable[Step]) -> nn.Module:
 def undo(model: nn.Module) -> tuple[nn.Module, list[Step]]:
     """`model` before every `apply`, what was learned since carried back where it means the same; the steps undone."""
     device_of = next(model.parameters(), None)
-    steps = [
-        Step(paths, original, module)
-        for module, paths in modules_with_paths(model)
-        if (original := _original(module)) is not None
-    ]
+    steps = steps_taken(model)
     for step in steps:
         step.old.train(step.new.training)
         carry_back(step.new, step.old, device_of)
         model = _put_everywhere(model, step.paths, step.old)
     return model, steps
+
+
+def steps_taken(model: nn.Module) -> list[Step]:
+    """Every exchange of `apply` that is in effect."""
+    return [
+        Step(paths, original, module)
+        for module, paths in modules_with_paths(model)
+        if (original := _original(module)) is not None
+    ]
 
 
 def redo(model: nn.Module, steps: Iterable[Step]) -> nn.Module:

@@ -34,9 +34,9 @@ from syncnorm.trainer.storage.sync import Mirror
 from syncnorm.trainer.training.conversion import ConvertedNorms
 from syncnorm.trainer.training.task_module import network_of
 from syncnorm.trainer.user_code import package as user_code
-from syncnorm.trainer.worker.finalize import describe_job, describe_network
 from syncnorm.trainer.worker.first_step import at_first_step
 from syncnorm.trainer.worker.fit import batches_of
+from syncnorm.trainer.worker.model_description import describe_job, describe_network
 from syncnorm.trainer.worker.module_and_data import Assembly
 
 logger = logging.getLogger(__name__)

@@ -11,10 +11,7 @@ import torch
 from lightning.pytorch import LightningModule
 
 from syncnorm.trainer.contract.failure import ExportReason
-from syncnorm.trainer.contract.norm_choice import choose_norm
 from syncnorm.trainer.contract.protocol import Launch, Result
-from syncnorm.trainer.contract.spec import JobSpec
-from syncnorm.trainer.data import Data
 from syncnorm.trainer.errors import CheckpointCorruptError, NoExportError
 from syncnorm.trainer.export.checkpoint_choice import Which, find_checkpoint, load_weights
 from syncnorm.trainer.export.forward_inputs import Unclear
@@ -29,6 +26,7 @@ from syncnorm.trainer.training.evaluation import evaluate
 from syncnorm.trainer.training.task_module import TaskModule
 from syncnorm.trainer.training.tasks.scores import score_names
 from syncnorm.trainer.worker.fit import FitResult
+from syncnorm.trainer.worker.model_description import describe_job, describe_network
 from syncnorm.trainer.worker.module_and_data import TaskData
 from syncnorm.trainer.worker.publication import Finished, HeldOut, is_first, publish
 
@@ -150,21 +148,3 @@ def _device(launch: Launch) -> torch.device:
         if launch.spec.resources.gpus_per_worker
         else torch.device("cpu")
     )
-
-
-def describe_network(job_id: str, spec: JobSpec, data: Data) -> dict[str, Any]:
-    """export/model.json: everything needed to build the network that the weights belong to."""
-    return describe_job(job_id, spec) | {
-        "task": data.info.task,
-        "num_classes": data.info.num_classes,
-        "input_shape": list(data.info.shape),
-    }
-
-
-def describe_job(job_id: str, spec: JobSpec) -> dict[str, Any]:
-    """The same as far as the spec says it."""
-    return {
-        "job_id": job_id,
-        "model": spec.model.model_dump(mode="json"),
-        "norm": spec.norm.model_dump(mode="json") | {"kind": choose_norm(spec).kind},
-    }

@@ -117,6 +117,7 @@ def _upload_artifacts(launch: Launch, folders: AttemptFolders, publisher: Publis
         folders.mirror.fetch_all(earlier.artifacts)
         if earlier.artifacts.is_dir():
             publisher.upload(earlier.artifacts)
+    folders.mirror.publish_all(folders.artifacts)
     publisher.upload(folders.artifacts)
 
 

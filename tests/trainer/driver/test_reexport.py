@@ -30,7 +30,7 @@ from syncnorm.trainer.storage.atomic_files import sha256_of
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.training import checkpoints
 from syncnorm.trainer.training.conversion import convert
-from syncnorm.trainer.worker.finalize import describe_network
+from syncnorm.trainer.worker.model_description import describe_network
 from tests.helpers.paths import ROOT
 from tests.helpers.trainer.answers import answering
 from tests.trainer.conftest import Mlflow

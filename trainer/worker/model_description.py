@@ -1,0 +1,46 @@
+"""export/model.json: which network the published weights belong to, and what it takes to build it again."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from typing import Any
+
+from syncnorm.trainer.contract.norm_choice import choose_norm
+from syncnorm.trainer.contract.spec import JobSpec, ModelSpec
+from syncnorm.trainer.data import Data
+
+_ALWAYS = ("syncnorm", "torch", "safetensors")
+
+
+def describe_network(job_id: str, spec: JobSpec, data: Data) -> dict[str, Any]:
+    """Everything needed to build the network of a built-in task that the weights belong to."""
+    return describe_job(job_id, spec) | {
+        "task": data.info.task,
+        "num_classes": data.info.num_classes,
+        "input_shape": list(data.info.shape),
+    }
+
+
+def describe_job(job_id: str, spec: JobSpec) -> dict[str, Any]:
+    """The same as far as the spec says it. code: the uploaded package that the model comes from; needs: what was
+    installed where it was trained, by version."""
+    return {
+        "job_id": job_id,
+        "model": spec.model.model_dump(mode="json"),
+        "norm": spec.norm.model_dump(mode="json") | {"kind": choose_norm(spec).kind},
+        "code": spec.code.model_dump(mode="json") if spec.code else None,
+        "needs": {"python": platform.python_version(), **_versions(spec.model)},
+    }
+
+
+def _versions(model: ModelSpec) -> dict[str, str]:
+    library, slash, _ = (model.name or "").partition("/")
+    module = library if slash else (model.class_path or "").partition(".")[0]
+    found = dict[str, str]()
+    for name in (*_ALWAYS, *packages_distributions().get(module, [])):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # a checkout that is not installed
+            continue
+    return found
