@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ import fsspec.asyn
 
 from syncnorm.trainer.errors import StorageAwayError, StorageError
 from syncnorm.trainer.storage.atomic_files import TEMPORARY, sha256_of
+from syncnorm.trainer.storage.entries import PIECE_BYTES, Entry
 from syncnorm.trainer.storage.faults import NO_BUCKET, Fault, explain, fault_of
 from syncnorm.trainer.storage.filesystems import AZURE, GOOGLE, INSTALL, Times, steady_filesystem_at
 
@@ -102,6 +103,30 @@ class Bucket:
         files = [name for name in inside if not name.endswith("/")]  # consoles make such keys for folders
         return sorted(name for name in files if not below or name.startswith(f"{below.rstrip('/')}/"))
 
+    def entries(self, below: str) -> list[Entry]:
+        found = self._tried(f"list {below}", lambda: self._find(below, detail=True))
+        names = {str(path).removeprefix(self._path).lstrip("/"): facts for path, facts in found.items()}
+        inside = {name: facts for name, facts in names.items() if name.startswith(f"{below.rstrip('/')}/")}
+        return [_entry(name, facts) for name, facts in sorted(inside.items()) if not name.endswith("/")]
+
+    def entry(self, name: str) -> Entry:
+        facts = self._tried(f"look for {name}", lambda: self._limited(0, "info", self._at(name)), may_miss=True)
+        if facts["type"] != "file":
+            raise FileNotFoundError(f"{self.root}: {name} is not a file")
+        return _entry(name, facts)
+
+    def pieces(self, name: str, start: int, end: int) -> Iterator[bytes]:
+        for at in range(start, end, PIECE_BYTES):
+            until = min(at + PIECE_BYTES, end)
+            piece = self._tried(f"read {name}", lambda at=at, until=until: self._part(name, at, until), may_miss=True)  # type: ignore[misc]
+            if len(piece) != until - at:
+                raise StorageError(f"the storage {self.root} holds less of {name} than {end} bytes.")
+            yield piece
+
+    def _part(self, name: str, start: int, end: int) -> bytes:
+        content: bytes = self._limited(end - start, "cat_file", self._at(name), start=start, end=end)
+        return content
+
     def remove(self, name: str) -> None:
         def act() -> None:
             if found := self._find(name):
@@ -112,8 +137,9 @@ class Bucket:
 
         self._tried(f"remove {name}", act)
 
-    def _find(self, below: str) -> list[str]:
-        found: list[str] = self._limited(0, "find", self._at(below))
+    def _find(self, below: str, *, detail: bool = False) -> Any:
+        """Paths, or with detail what is known of each."""
+        found = self._limited(0, "find", self._at(below), withdirs=False, detail=detail)
         if not found:
             self._require_bucket()
         return found
@@ -136,15 +162,15 @@ class Bucket:
             raise FileNotFoundError(f"{NO_BUCKET}: {bucket}") from error
         self._seen = True
 
-    def _limited(self, size_bytes: int, method: str, *args: Any) -> Any:
+    def _limited(self, size_bytes: int, method: str, *args: Any, **options: Any) -> Any:
         """Ends calls without a time limit of their own: for example, aiohttp waits for a server's permission to send a
         body without limit (3.14)."""
         if not self._fs.async_impl:
-            return getattr(self._fs, method)(*args)
+            return getattr(self._fs, method)(*args, **options)
 
         async def call() -> Any:
             async with asyncio.timeout(self._times.call_s + size_bytes / 2**20):
-                return await getattr(self._fs, f"_{method}")(*args)
+                return await getattr(self._fs, f"_{method}")(*args, **options)
 
         return fsspec.asyn.sync(self._fs.loop, call)
 
@@ -176,3 +202,9 @@ class Bucket:
             else:
                 self._gave_up = False
                 return answer
+
+
+def _entry(name: str, facts: dict[str, Any]) -> Entry:
+    """Of what an fsspec file system says of a file; each has a tag of its own kind."""
+    tags = (facts.get(key) for key in ("ETag", "etag", "generation", "last_modified", "mtime"))
+    return Entry(name, int(facts["size"] or 0), str(next((tag for tag in tags if tag), "")))

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from syncnorm.trainer.errors import StorageError
 from syncnorm.trainer.storage.atomic_files import TEMPORARY, write_atomic
+from syncnorm.trainer.storage.entries import PIECE_BYTES, Entry, entries_inside, opened_inside
 from syncnorm.trainer.storage.object_store import Bucket
 
 
@@ -46,6 +47,19 @@ class Storage(Protocol):
 
     def names(self, below: str = "") -> list[str]:
         """All files below a folder, sorted; empty if there is no such folder."""
+
+    def entries(self, below: str) -> list[Entry]:
+        """The same with their sizes. In a folder, links count as missing here and in `pieces`, so that a job can't
+        point to files that are not its own."""
+
+    def entry(self, name: str) -> Entry:
+        """Raises: FileNotFoundError."""
+
+    def pieces(self, name: str, start: int, end: int) -> Iterator[bytes]:
+        """The bytes of a file from `start` up to `end`, in pieces of at most PIECE_BYTES.
+
+        Raises: FileNotFoundError; StorageError, also if the file ends before `end`.
+        """
 
     def remove(self, name: str) -> None:
         """Delete a file, or everything below a folder; a missing one is fine."""
@@ -112,6 +126,23 @@ class Folder:
             found = [(Path(folder) / name).relative_to(self._path) for folder, _, files in walk for name in files]
         return sorted(str(name) for name in found if not any(part.startswith(TEMPORARY) for part in name.parts))
 
+    def entries(self, below: str) -> list[Entry]:
+        with self._named_errors(f"list {below}"):
+            return sorted(entries_inside(self._path, below), key=lambda one: one.name)
+
+    def entry(self, name: str) -> Entry:
+        with self._named_errors(f"look for {name}"), opened_inside(self._path, name) as file:
+            return Entry.of(name, os.fstat(file))
+
+    def pieces(self, name: str, start: int, end: int) -> Iterator[bytes]:
+        with self._named_errors(f"read {name}"), opened_inside(self._path, name) as file:
+            while start < end:
+                piece = os.pread(file, min(PIECE_BYTES, end - start), start)
+                if not piece:
+                    raise StorageError(f"the storage {self.root} holds only {start} bytes of {name}, not {end}.")
+                yield piece
+                start += len(piece)
+
     def remove(self, name: str) -> None:
         path = self._path / name
         with self._named_errors(f"remove {name}"):
@@ -124,7 +155,7 @@ class Folder:
     def _named_errors(self, what: str) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
+        except (FileNotFoundError, StorageError):
             raise
         except (IsADirectoryError, NotADirectoryError) as error:
             raise FileNotFoundError(f"{self.root}: can't {what}: {error}") from error
