@@ -46,6 +46,7 @@ from syncnorm.service.scheduling.schedule import Policy
 from syncnorm.service.settings import DEFAULT_PORT, WILDCARDS, Settings
 from syncnorm.service.storage.circuit_breaker import StorageCircuitBreaker
 from syncnorm.service.storage.code_packages import CodePackages
+from syncnorm.service.storage.job_files import JobFiles
 from syncnorm.service.storage.storage_marker import StorageMarker
 from syncnorm.service.store import Store
 from syncnorm.service.store.database import Database
@@ -155,6 +156,7 @@ def make_context(
         audit_trail=AuditTrail(store.audit),
         inspect=lambda spec: None if _must_not_run_here(spec, settings) else inspect(spec, packages),
         packages=packages,
+        files=JobFiles(settings.storage_root, marker.check),
         webhooks=_webhooks(settings, store, metrics, stack),
         secrets=Secrets(store.secrets, secrets_key(settings.secrets_key_file, settings.home)),
         submits=SubmitBatcher(

@@ -30,6 +30,7 @@ from syncnorm.service.api.resources import (
     tokens,
     verbs,
 )
+from syncnorm.service.api.resources.results import checkpoints, files
 from syncnorm.service.background.loop import stop_all
 
 VERSION = __version__
@@ -53,7 +54,7 @@ def create_app(context: Components) -> FastAPI:
     app.add_middleware(MethodMiddleware)
     app.add_middleware(OriginGuard, trusted=context.settings.trusted)
     app.add_middleware(RequestMiddleware, observe=context.metrics.request, audit_trail=context.audit_trail)
-    of_jobs = (jobs, job_list, verbs, job_details, exports, events_and_logs)
+    of_jobs = (jobs, job_list, verbs, job_details, checkpoints, files, exports, events_and_logs)
     for part in (*of_jobs, studies, tokens, packages, secrets, cluster, audit, attempt_reports, health):
         app.include_router(part.router)
     app.include_router(attempt_reports.router_of_exports)

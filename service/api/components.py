@@ -23,6 +23,7 @@ from syncnorm.service.jobs.admission import AdmissionChecks
 from syncnorm.service.reconciler.reconciler import Reconciler
 from syncnorm.service.settings import Settings
 from syncnorm.service.storage.code_packages import CodePackages
+from syncnorm.service.storage.job_files import JobFiles
 from syncnorm.service.store import Store
 from syncnorm.service.studies.publisher import StudyPublisher
 from syncnorm.service.telemetry.metrics import Metrics
@@ -33,6 +34,8 @@ _REPORTS = 2
 """Messages with log lines that are stored concurrently: however many come, threads are left for other requests."""
 _STREAMS = 2
 """Parts of streams that are read concurrently, for the same reason: any number may follow a job."""
+_DOWNLOADS = 4
+"""Pieces of files that are read concurrently: slow storages leave threads for other requests."""
 _LISTS = 2
 """Lists that are made concurrently; others wait. More threads would compete for the interpreter."""
 
@@ -77,6 +80,7 @@ class Components:
     inspect: Callable[[JobSpec], Inspection | None]
     submits: SubmitBatcher
     packages: CodePackages
+    files: JobFiles
     secrets: Secrets
     webhooks: Webhooks
     studies: StudyPublisher
@@ -85,6 +89,7 @@ class Components:
     limits: ReportLimits = field(default_factory=ReportLimits)
     reports: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_REPORTS))
     streams: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_STREAMS))
+    downloads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_DOWNLOADS))
     lists: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_LISTS))
 
     @property

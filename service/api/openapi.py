@@ -151,6 +151,9 @@ def _headers(operation: Operation, method: str, status: str, scope: str | None) 
     yield "X-Request-Id"
     if scope is None:
         return
+    if "206" in operation["responses"] and status in ("200", "206"):
+        yield from ("Accept-Ranges", "Content-Disposition", "Repr-Digest")
+        yield from ("ETag", "Content-Range") if status == "206" else ()
     if (method == "GET" and status == "200") or (method == "PATCH" and status == "200"):
         yield "ETag"
     if "application/x-ndjson" in operation["responses"][status].get("content", {}):

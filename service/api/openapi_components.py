@@ -65,6 +65,10 @@ HEADERS: dict[str, dict[str, Any]] = {
     },
     "WWW-Authenticate": {"description": "How to authenticate.", "schema": _TEXT},
     "Allow": {"description": "The methods that the path has.", "schema": _TEXT},
+    "Accept-Ranges": {"description": "`bytes`: you can ask for a part with Range.", "schema": _TEXT},
+    "Content-Range": {"description": "Which bytes of how many, as `bytes 0-99/1000`.", "schema": _TEXT},
+    "Content-Disposition": {"description": "The name to save the file under.", "schema": _TEXT},
+    "Repr-Digest": {"description": "SHA-256 of the whole file (RFC 9530), as `sha-256=:…:`.", "schema": _TEXT},
     "Link": {"description": 'For a page in text or NDJSON: address of the next page (`rel="next"`).', "schema": _TEXT},
 }
 _MEANINGS = {
@@ -79,6 +83,7 @@ _MEANINGS = {
     412: "If-Match names another version.",
     413: "The body is too large.",
     415: "The Content-Type is not the one that this operation takes.",
+    416: "Range begins behind the end of the file. Content-Range has its size.",
     422: "A value is not valid. `errors` says which and why.",
     428: "If-Match is missing.",
     429: "Too many requests, or too many unfinished jobs.",
@@ -104,7 +109,8 @@ def _name(status: int) -> str:
 
 
 def _problem(status: int, meaning: str) -> dict[str, Any]:
-    own = {401: ["WWW-Authenticate"], 405: ["Allow"], 429: ["Retry-After"], 503: ["Retry-After"]}
+    own = {401: ["WWW-Authenticate"], 405: ["Allow"], 416: ["Content-Range"]}
+    own |= {each: ["Retry-After"] for each in (429, 503)}
     return {
         "description": meaning,
         "headers": header_refs("X-Request-Id", *own.get(status, [])),

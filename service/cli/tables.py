@@ -19,6 +19,7 @@ Json = Mapping[str, Any]
 COLORS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "queued": "dim"}
 _WIDE = 160
 _SHORTEST_NAME = 12
+_MOST_METRICS = 3
 
 
 def state_text(state: str) -> Text:
@@ -114,11 +115,24 @@ def where(placement: Sequence[Json]) -> Iterator[str]:
 
 
 def checkpoints_table(checkpoints: Iterable[Json]) -> Table:
-    table = Table("step", "epochs", "attempt", "MiB", "at", Column("path", overflow="fold"), box=None)
-    for one in checkpoints:
-        size = f"{one['size_bytes'] / 2**20:.1f}"
-        at = local_time(one["at"])
-        table.add_row(str(one["step"]), str(one["epoch"]), str(one["attempt"]), size, at, one["path"])
+    """With the metrics of validation, or where there are none of training."""
+    found = list(checkpoints)
+    names = sorted({name for one in found for name in one.get("metrics") or ()})
+    shown = [name for name in names if name.startswith("val")] or names
+    columns = ("step", "epochs", "", *shown[:_MOST_METRICS], "attempt", "MiB", "at")
+    table = Table(*columns, Column("path", overflow="fold"), box=None)
+    for one in found:
+        metrics = one.get("metrics") or {}
+        scores = [number(metrics[name]) if name in metrics else "" for name in shown[:_MOST_METRICS]]
+        size, at, best = f"{one['size_bytes'] / 2**20:.1f}", local_time(one["at"]), "best" if one.get("best") else ""
+        table.add_row(str(one["step"]), str(one["epoch"]), best, *scores, str(one["attempt"]), size, at, one["path"])
+    return table
+
+
+def files_table(files: Iterable[Json]) -> Table:
+    table = Table("path", "kind", "bytes", Column("sha256", overflow="fold"), box=None)
+    for one in files:
+        table.add_row(one["path"], one["kind"], str(one["size_bytes"]), one["digest"])
     return table
 
 

@@ -8,8 +8,11 @@ job = Client().submit({"name": "digits", "model": {"name": "resnet"}, "data": {"
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -18,6 +21,7 @@ import httpx
 from syncnorm.service.client.addresses import api_path, checked_token, find_service, timeout_s
 from syncnorm.service.client.client_errors import (
     ClientError,
+    DamagedFileError,
     Json,
     NotSyncnormError,
     ProblemError,
@@ -26,11 +30,13 @@ from syncnorm.service.client.client_errors import (
     UsageError,
 )
 from syncnorm.service.client.connection import Connection
+from syncnorm.service.client.transfers import OnProgress, RemoteFile, fetch, file_address, place_for
 
 __all__ = [
     "TERMINAL",
     "Client",
     "ClientError",
+    "DamagedFileError",
     "NotSyncnormError",
     "ProblemError",
     "ServiceTimeoutError",
@@ -46,6 +52,13 @@ _SLOW_S = 180.0
 _REPORT_TYPES = {"html": "text/html", "png": "image/png", "json": "application/json"}
 _JOB, _EXPORT = ("id", "state"), ("name", "state")
 _Filter = str | int | Sequence[str] | None
+POLL_S = 1.0
+JobRef = str | Mapping[str, Any]
+"""A job by its id, or as the service shows it."""
+
+
+def id_of(job: JobRef) -> str:
+    return job if isinstance(job, str) else str(job["id"])
 
 
 class Client:
@@ -176,6 +189,42 @@ class Client:
 
     def delete(self, job_id: str) -> None:
         self.connection.empty("DELETE", api_path("jobs", job_id))
+
+    def wait(self, job: JobRef, timeout_s: float | None = None) -> Json:
+        """The job once it has succeeded, failed or was cancelled. job: its id, or the job as another method gave it.
+
+        timeout_s: how long you wait; None: without end. Raises: ServiceTimeoutError when that time is over.
+        """
+        job_id, ends_at = id_of(job), None if timeout_s is None else time.monotonic() + timeout_s
+        while (found := self.persist(lambda: self.job(job_id)))["state"] not in TERMINAL:
+            left_s = POLL_S if ends_at is None else ends_at - time.monotonic()
+            if left_s <= 0:
+                raise ServiceTimeoutError(f"Job {job_id} is still {found['state']} after {timeout_s:g} s.")
+            time.sleep(min(POLL_S, left_s))
+        return found
+
+    def files(self, job: JobRef, prefix: str = "") -> Iterator[Json]:
+        """The files of a job, by path, page by page: path, kind, size_bytes, digest. prefix: as `export/`."""
+        params = {"limit": 1000} | ({"prefix": prefix} if prefix else {})
+        return self._pages(api_path("jobs", id_of(job), "files"), params)
+
+    def download(
+        self, job: JobRef, path: str, to: str | os.PathLike[str], *, on_progress: OnProgress | None = None
+    ) -> Path:
+        """Save a file of a job; returns where. to: the file to write, or a folder.
+
+        A broken download is continued, also by the next call. The file appears once it is whole and has its digest. If
+        it is there already, nothing is sent. on_progress: called with the bytes that are there, and the size.
+        """
+        address = file_address(id_of(job), path)
+
+        def locate() -> RemoteFile:
+            found = next((one for one in self.files(job, path) if one["path"] == path), None)
+            if found is None:
+                raise ProblemError({"status": 404, "code": "not_found", "detail": f"There is no file {path}."})
+            return RemoteFile(address, found["size_bytes"], found["digest"])
+
+        return fetch(self.connection, locate, place_for(path, to), on_progress)
 
     def checkpoints(self, job_id: str) -> list[Json]:
         return self._items(api_path("jobs", job_id, "checkpoints"))

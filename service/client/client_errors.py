@@ -5,6 +5,7 @@ ClientError
 ├── ServiceUnreachableError  the connection was lost
 │   ├── NobodyAnswersError   there was none
 │   └── NotSyncnormError     another server answers
+├── DamagedFileError         a file did not arrive as it was sent
 ├── ServiceTimeoutError      the service accepted the request and did not answer in time
 └── ProblemError             the service refused the request
 """
@@ -34,6 +35,10 @@ class NobodyAnswersError(ServiceUnreachableError):
 
 class NotSyncnormError(ServiceUnreachableError):
     """The server at the address isn't syncnorm."""
+
+
+class DamagedFileError(ClientError):
+    """A downloaded file doesn't have its digest."""
 
 
 class ServiceTimeoutError(ClientError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -119,6 +120,22 @@ class Connection:
                 raise ServiceUnreachableError(f"The stream of {self.url}{path} ended early.")
             except ClientError as error:
                 patience.wait(error)
+
+    @contextmanager
+    def streamed(self, path: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+        """The answer to a GET, if it is 2xx, whose body is read within the block. Raises: ClientError."""
+        timeout = httpx.Timeout(_STREAM_S, connect=CONNECT_S)
+        request = self.http.build_request("GET", path, headers=dict(headers), timeout=timeout)
+        silent = f"The download from {self.url} was silent for {_STREAM_S:g} s."
+        with translated(self._address, "GET", _STREAM_S, silent=silent):
+            answer = self.http.send(request, stream=True)
+            try:
+                if not answer.is_success:
+                    answer.read()
+                    raise refused(self._address, answer)
+                yield answer
+            finally:
+                answer.close()
 
     def persist(self, poll: Callable[[], T]) -> T:
         """What `poll` returns, asked for again while the service is away."""

@@ -231,7 +231,10 @@ checkpoints = sa.Table(
     sa.Column("digest", sa.String(128), nullable=False),
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     sa.Column("at", Instant, nullable=False),
+    sa.Column("metrics", sa.JSON(none_as_null=True)),
+    sa.Column("best_step", sa.BigInteger),
 )
+"""best_step: of the best checkpoint of the job, as its attempt knew when it wrote this one."""
 
 idempotency = sa.Table(
     "idempotency",

@@ -54,6 +54,8 @@ class StoredCheckpoint:
     digest: str
     size_bytes: int
     at: datetime
+    metrics: dict[str, Any] | None = None
+    best_step: int | None = None
     problem: str | None = None
     """What of its row can't be read, as below."""
 

@@ -258,6 +258,8 @@ class CheckpointFact(Message):
     """A checkpoint that is complete on storage. epoch and step: finished ones. digest: of its manifest.
 
     kept: steps of all of the attempt's checkpoints that exist now; None: a driver that does not say.
+    metrics: of the epoch that its step ends; empty in the middle of one. best_step: that of the best checkpoint so far,
+    as train.keep_best judges; None: there is none.
     """
 
     fence: Fence
@@ -267,6 +269,8 @@ class CheckpointFact(Message):
     digest: Digest
     size_bytes: Bytes
     kept: Annotated[list[Step], Field(max_length=1000)] | None = None
+    metrics: Metrics | None = None
+    best_step: Step | None = None
 
 
 class Event(Message):

@@ -54,7 +54,7 @@ def _write_plain(network: nn.Module, folder: Path) -> dict[str, str]:
     try:
         plain = norm.plain_state_dict(network)
     except Exception as error:  # the job is trained: whatever a network does here, its weights are published
-        logger.info("no %s: %s", PLAIN_FILE, error)
+        logger.info("no plain form of the weights: %s", error)
         return {"reason": str(error)}
     tensors = {name: value for name, value in plain.items() if isinstance(value, Tensor)}
     return {"file": PLAIN_FILE, "sha256": _write(folder / PLAIN_FILE, tensors)}

@@ -146,9 +146,28 @@ class Reporter:
     def guarantees(self, found: Guarantees) -> None:
         self._put("guarantees", GuaranteesReport(fence=self._fence, guarantees=found))
 
-    def checkpoint(self, *, path: str, step: int, epoch: int, digest: str, size_bytes: int, kept: list[int]) -> None:
+    def checkpoint(
+        self,
+        *,
+        path: str,
+        step: int,
+        epoch: int,
+        digest: str,
+        size_bytes: int,
+        kept: list[int],
+        metrics: Mapping[str, float] | None = None,
+        best_step: int | None = None,
+    ) -> None:
         fact = CheckpointFact(
-            fence=self._fence, path=path, step=step, epoch=epoch, digest=digest, size_bytes=size_bytes, kept=kept
+            fence=self._fence,
+            path=path,
+            step=step,
+            epoch=epoch,
+            digest=digest,
+            size_bytes=size_bytes,
+            kept=kept,
+            metrics=numbers_of(metrics or {}),
+            best_step=best_step,
         )
         self._put("checkpoints", fact)
 

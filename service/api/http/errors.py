@@ -138,7 +138,7 @@ async def _framework(request: Request, error: HTTPException) -> JSONResponse:
 
 
 _CODES = {413: "request_entity_too_large", 422: "invalid_request"}
-TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
+TITLES = {413: "Content Too Large", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
 """Titles whose wording differs between Python versions."""
 
 

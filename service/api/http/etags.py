@@ -28,11 +28,16 @@ def job_tag(job: Job, body: bytes) -> str:
 def unless_unchanged(request: Request, answer: Response) -> Response:
     """The answer with an ETag, or 304 where If-None-Match names it (weak comparison, a list, `*`)."""
     tag = answer.headers.setdefault("ETag", f'"{digest(bytes(answer.body))}"')
-    given = ", ".join(request.headers.getlist("if-none-match"))
-    if not given or (given.strip() != "*" and _opaque(tag) not in map(_opaque, _TAG.findall(given))):
+    if not is_known(request, tag):
         return answer
     kept = {name: answer.headers[name] for name in ("ETag", "Vary") if name in answer.headers}
     return Response(status_code=304, headers=kept)
+
+
+def is_known(request: Request, tag: str) -> bool:
+    """Whether If-None-Match names this version."""
+    given = ", ".join(request.headers.getlist("if-none-match"))
+    return bool(given) and (given.strip() == "*" or _opaque(tag) in map(_opaque, _TAG.findall(given)))
 
 
 def _opaque(tag: str) -> str:

@@ -50,6 +50,8 @@ class MethodMiddleware:
                 raise OSError("HEAD has no body")  # starlette treats this as a client that has gone
 
         scope["method"] = "GET"
+        # A range has no meaning but for GET (RFC 9110, section 14.2).
+        scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"range"]
         try:
             await self._app(scope, receive, headers_only)
         except Exception:

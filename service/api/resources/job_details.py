@@ -1,4 +1,4 @@
-"""/v1/jobs/{id}/…: explain, attempts, checkpoints and statistics, and how to change or delete a job."""
+"""/v1/jobs/{id}/…: explain, attempts and statistics, and how to change or delete a job."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ from syncnorm.service.scheduling.explanation import explain
 from syncnorm.service.scheduling.ordering import rank
 from syncnorm.service.store.tables.attempts import AttemptTable
 from syncnorm.service.store.tables.exports import ExportTable
-from syncnorm.service.store.tables.history import HistoryTable
 from syncnorm.service.store.tables.jobs import JobTable
 from syncnorm.service.store.tables.set_aside import SetAsideTable
 from syncnorm.service.store.tables.workload import WorkloadTable
@@ -43,7 +42,6 @@ class _Details:
     jobs: JobTable
     attempts: AttemptTable
     exports: ExportTable
-    history: HistoryTable
     set_aside: SetAsideTable
     workload: WorkloadTable
     reconciler: Reconciler
@@ -58,7 +56,6 @@ def _details(parts: Components) -> _Details:
         store.jobs,
         store.attempts,
         store.exports,
-        store.history,
         store.set_aside,
         store.workload,
         parts.reconciler,
@@ -86,36 +83,6 @@ class ExplanationView(View):
     """Ids of the jobs in the way."""
     estimated_start: datetime | None
     """When it is expected to start; null where that can't be known."""
-
-
-class CheckpointView(View):
-    """A complete checkpoint."""
-
-    attempt: int
-    """Number of the attempt that wrote it."""
-    step: int
-    """Finished optimizer steps."""
-    epoch: int
-    """Finished epochs."""
-    path: str
-    """Its folder on the storage."""
-    digest: str
-    """Digest of its manifest, which holds the digests of its files."""
-    size_bytes: int
-    """Size of all its files."""
-    at: datetime
-    """When the service heard of it."""
-    problem: str | None = None
-    """Which part of its row can't be read, if the database was damaged; null if it can."""
-
-
-class CheckpointPage(View):
-    """All checkpoints of a job."""
-
-    items: list[CheckpointView]
-    """The checkpoints, the furthest first."""
-    next_cursor: str | None = None
-    """Always null: all of them are on this page."""
 
 
 class StatisticsPoint(View):
@@ -203,15 +170,6 @@ def get_explanation(job_id: str, details: Details, who: Reader) -> ExplanationVi
     schedule = reconciler.schedule if reconciler.view else None
     problem = reconciler.backends.storage.problem
     return ExplanationView(**vars(explain(job, attempt, schedule, ahead, problem, reconciler.problems(job.id))))
-
-
-@router.get("/checkpoints")
-def get_checkpoints(job_id: str, details: Details, who: Reader) -> CheckpointPage:
-    """Complete checkpoints, the furthest first."""
-    visible_job(details.jobs, who, job_id)
-    names = CheckpointView.model_fields
-    found = details.history.checkpoints(job_id)
-    return CheckpointPage(items=[CheckpointView(**{name: getattr(one, name) for name in names}) for one in found])
 
 
 @router.get("/statistics")

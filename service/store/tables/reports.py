@@ -123,7 +123,8 @@ class ReportTable:
             attempt = self._live(c, attempt_id, fact.fence)
             if attempt is None:
                 return None
-            row = fact.model_dump(exclude={"fence", "kept"}) | {"job_id": attempt.job_id, "attempt": attempt.number}
+            row = fact.model_dump(mode="json", exclude={"fence", "kept"})
+            row |= {"job_id": attempt.job_id, "attempt": attempt.number}
             if insert_new(c, t.checkpoints, row | {"at": self._db.now(c)}):
                 event = NewEvent("checkpoint", f"Checkpoint at step {fact.step}.", {"step": fact.step}, WORKER)
                 add_event(c, attempt.job_id, self._db.now(c), event)

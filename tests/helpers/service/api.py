@@ -26,6 +26,7 @@ from syncnorm.service.integrations.secrets import Secrets, secrets_key
 from syncnorm.service.integrations.webhooks import Webhooks
 from syncnorm.service.settings import Settings
 from syncnorm.service.storage.code_packages import CodePackages
+from syncnorm.service.storage.job_files import JobFiles
 from syncnorm.service.studies.publisher import StudyPublisher
 from syncnorm.service.telemetry.metrics import Metrics
 from tests.helpers.service.databases import fresh_sqlite
@@ -93,6 +94,7 @@ def context_of(world: World, folder: Path, auth: bool, settings: dict[str, Any])
         inspect=lambda _spec: None,  # a service on a host without torch; tests/stack asks the real one
         webhooks=Webhooks(world.store, (), b"", HttpClient("nobody"), "tests"),
         packages=CodePackages(str(folder)),
+        files=JobFiles(str(folder)),
         secrets=Secrets(world.store.secrets, secrets_key(None, folder)),
         submits=SubmitBatcher(
             world.store.jobs,

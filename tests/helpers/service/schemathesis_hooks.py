@@ -62,6 +62,8 @@ def before_call(_context: object, case: Any, _kwargs: dict[str, Any]) -> None:
         there = [one for one in IDS if one.startswith(kind)]
         if name in case.path_parameters and there and chance.random() < 0.5:
             case.path_parameters[name] = chance.choice(there)
+    if "path" in case.path_parameters and chance.random() < 0.5:
+        case.path_parameters["path"] = "spec.yaml"
     if "sha256" in case.path_parameters and isinstance(case.body, bytes):
         case.path_parameters["sha256"] = hashlib.sha256(case.body).hexdigest()
 

@@ -43,6 +43,9 @@ def served(folder: Path) -> Iterator[tuple[str, FastAPI, list[str]]]:
         ids.append(client.post("/v1/studies", json=study).json()["id"])
         for _ in range(6):
             world.step()
+        artifacts = folder / "jobs" / ids[0] / "attempts" / "1" / "artifacts"
+        artifacts.mkdir(parents=True, exist_ok=True)
+        (artifacts / "spec.yaml").write_text("name: job\n")
         server = uvicorn.Server(uvicorn.Config(client.app, log_config=None, timeout_graceful_shutdown=1))
         # With its protocol named: else small answers wait 40 ms for an ACK.
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
@@ -116,7 +119,7 @@ def test_undocumented_answer_would_be_noticed(tmp_path: Path, monkeypatch: pytes
 
 def test_every_route_of_the_api_is_documented_and_no_internal_one(app: FastAPI, document: Document) -> None:
     routes = {
-        (method, route.path)
+        (method, route.path_format)
         for route in iter_route_contexts(app.routes)
         if getattr(route.original_route, "include_in_schema", False)
         for method in route.methods or ()

@@ -36,6 +36,8 @@ OPERATIONS = {
     "GET /v1/jobs/{job_id}/attempts": ("attempts", "attempts"),
     "GET /v1/jobs/{job_id}/explain": ("explain", "explain"),
     "GET /v1/jobs/{job_id}/checkpoints": ("checkpoints", "checkpoints"),
+    "GET /v1/jobs/{job_id}/files": ("files", "files"),
+    "GET /v1/jobs/{job_id}/files/{path}": ("download", "get"),
     "GET /v1/jobs/{job_id}/statistics": ("statistics", "statistics"),
     "POST /v1/jobs/{job_id}/exports": ("export", "export"),
     "GET /v1/jobs/{job_id}/exports": ("exports", "exports"),

@@ -92,6 +92,7 @@ def test_live_table_goes_on_until_every_job_is_finished() -> None:
 
 
 READING = ["ls", "show", "watch", "logs", "events", "attempts", "checkpoints", "statistics", "exports", "explain"]
+READING += ["files", "get"]
 READING += ["plan", "norms", "models", "datasets", "cluster", "doctor", "version"]
 READING += ["study ls", "study show", "study report", "token ls", "secret ls"]
 
@@ -295,7 +296,7 @@ def test_log_lines_are_shown_and_not_obeyed_unless_asked_for(
 
 PHASES = "preparing|starting_workers|training|finalizing|done"
 STRUCTURE = re.compile(f"id|.*_id|state|kind|at|.*_at|outcome|reason|severity|.*_start|metrics|{PHASES}")
-READING = ["ls", "show last", "explain last", "attempts last", "events last", "checkpoints last", "audit"]
+READING = ["ls", "show last", "explain last", "attempts last", "events last", "checkpoints last", "files last", "audit"]
 READING += ["exports last", "statistics last", "cluster", "norms", "models", "datasets", "token ls", "secret ls"]
 READING += ["study ls", "study show STUDY"]
 

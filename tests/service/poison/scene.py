@@ -55,7 +55,7 @@ LONGEST_TICK_S = 10.0
 """Ten times what a tick takes that waits for nobody; a host that is busy with other things gets longer."""
 _BESIDE_S = 1.0
 """So long a step waits for the loops that work beside the reconciler."""
-PAGES = ("", "/explain", "/attempts", "/events", "/logs", "/checkpoints", "/statistics", "/exports")
+PAGES = ("", "/explain", "/attempts", "/events", "/logs", "/checkpoints", "/files", "/statistics", "/exports")
 RECEIVERS = ("good",)
 """Of webhooks."""
 EVERYBODYS = ("/v1/jobs?limit=200", "/v1/studies", "/v1/cluster", "/v1/tokens", "/v1/secrets", "/metrics")

@@ -1,0 +1,1 @@
+"""What a job gives: its checkpoints, and the files it has published."""
