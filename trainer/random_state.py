@@ -54,3 +54,11 @@ def seeded(seed: int) -> Iterator[None]:
     with kept_random_state():
         seed_generators(seed)
         yield
+
+
+@contextmanager
+def with_random_state(state: dict[str, Any]) -> Iterator[None]:
+    """Within the block numbers are drawn on from `state`; after it every generator is as before."""
+    with kept_random_state():
+        restore_random_state(state)
+        yield

@@ -20,23 +20,10 @@ class BeforeFirstStep(Callback):
     def __init__(self, prepare: Callable[[Trainer, LightningModule], None], seed: int) -> None:
         self._prepare = prepare
         self._seed = seed
-        self._is_loader_early = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._is_loader_early = trainer.fit_loop._combined_loader is not None
         if trainer.global_rank or isinstance(pl_module, TaskModule):
             seed_generators(self._seed + 1 + trainer.global_rank)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._is_loader_early and trainer.ckpt_path is not None:
-            _restart_pass(trainer)
         self._prepare(trainer, pl_module)
-
-
-def _restart_pass(trainer: Trainer) -> None:
-    """Let the loader continue where the checkpoint says. Lightning forgets to, where configure_optimizers has asked for
-    the number of steps, which makes the loaders before the checkpoint is read (lightning 2.6.6)."""
-    loop = trainer.fit_loop
-    loop._load_combined_loader_states()
-    if loop._data_fetcher is not None:
-        iter(loop._data_fetcher)

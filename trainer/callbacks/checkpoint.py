@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from syncnorm.trainer.callbacks.epoch_metrics import EpochMetrics
 from syncnorm.trainer.callbacks.max_steps import ends_epoch
 from syncnorm.trainer.contract.spec import Every, KeepBest
+from syncnorm.trainer.random_state import restore_random_state
 from syncnorm.trainer.ranks.exchange import gather
 from syncnorm.trainer.ranks.replica_check import check_agreement
 from syncnorm.trainer.reporting.reporter import Reporter
@@ -56,6 +57,8 @@ class CheckpointWriter(LateCallback):
         self._metrics = metrics
         self._best: tuple[float, int] | None = None
         self._saved_at = -1
+        self._resumed: dict[str, Any] | None = None
+        """State of this rank in the checkpoint that the attempt continues from; of rank 0 where the ranks differ."""
         self._before = self._step = 0
         self.publication = BackgroundTasks(is_threaded=folders.mirror.longest_s > 0)
         """The copy of the last checkpoint, which counts once it is over."""
@@ -113,6 +116,16 @@ class CheckpointWriter(LateCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
 
+    def after_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with the numbers of the checkpoint only now: until here, for example in train_dataloader, the module
+        draws those that it drew at the start of the first attempt."""
+        if self._resumed is None:
+            return
+        if self._resumed["random"] is not None:
+            restore_random_state(self._resumed["random"])
+        _restart_pass(trainer, self._resumed["loaders"])
+        self._resumed = None
+
     def after_train_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._before, self._step = self._step, trainer.global_step
         if between_steps(trainer) and not ends_epoch(trainer) and self._is_due(trainer):
@@ -157,14 +170,29 @@ class CheckpointWriter(LateCallback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         ranks = checkpoint[RANKS]
+        of_rank_0 = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
         if len(ranks) == trainer.world_size:
             restore(ranks[trainer.global_rank], trainer, pl_module)
+            self._resumed = {"loaders": of_rank_0, **ranks[trainer.global_rank]}
             self._metrics.restore_rank_state(ranks[trainer.global_rank]["epoch"])
         else:
             # Another number of ranks wrote it: dropout draws anew, and all ranks take rank 0's own statistics.
+            self._resumed = {"loaders": of_rank_0, "random": None}
             adopt(ranks, pl_module)
             self._metrics.adopt_rank_states([rank["epoch"] for rank in ranks], trainer.global_rank)
         self._saved_at = checkpoint["global_step"]
+
+
+def _restart_pass(trainer: Trainer, states: list[dict[str, Any]]) -> None:
+    """Let the loaders continue where the checkpoint says.
+
+    Lightning begins the pass with other numbers and with the states of rank 0, or with none where configure_optimizers
+    has asked for the number of steps, which makes the loaders before the checkpoint is read (lightning 2.6.6).
+    """
+    loop = trainer.fit_loop
+    if loop._combined_loader is not None and loop._data_fetcher is not None:
+        loop._combined_loader._load_state_dicts(states)
+        iter(loop._data_fetcher)
 
 
 class VerifiedCheckpointIO(CheckpointIO):

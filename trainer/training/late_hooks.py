@@ -10,10 +10,13 @@ from syncnorm.trainer.training.logged_metrics import CommonNames, average_over_r
 
 
 class LateCallback(Callback):
-    """A callback that is also called once the module's hooks of a batch or an epoch have run.
+    """A callback that is also called once the module's hooks of the start, a batch or an epoch have run.
 
     A checkpoint must hold what those changed, such as an average of weights, and metrics may be logged there.
     """
+
+    def after_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After the on_train_start of all callbacks and of the module."""
 
     def after_train_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the on_train_batch_end of all callbacks and of the module."""
@@ -25,7 +28,8 @@ class LateCallback(Callback):
 def call_late(trainer: Trainer, callbacks: Sequence[LateCallback]) -> None:
     """Let `trainer` call `callbacks` late, in this order, and make logged values those of all ranks.
 
-    Lightning's logger connector is told when the hooks of a batch or an epoch have run, so this hooks in there.
+    Lightning's logger connector is told when the hooks of a batch or an epoch have run, and the strategy's hook is the
+    last one of the start, so this hooks in there.
     """
     connector, common_names = trainer._logger_connector, CommonNames()
 
@@ -47,6 +51,12 @@ def call_late(trainer: Trainer, callbacks: Sequence[LateCallback]) -> None:
                 callback.after_train_batch(trainer, trainer.lightning_module)
         original()
 
+    def on_train_start(original: Callable[[], None]) -> None:
+        original()
+        for callback in callbacks:
+            callback.after_train_start(trainer, trainer.lightning_module)
+
+    _wrap(trainer.strategy, on_train_start)
     for wrapper in (epoch_end_reached, on_epoch_end, on_batch_end):
         _wrap(connector, wrapper)
 

@@ -1,4 +1,5 @@
-"""State of one rank alone, for a checkpoint: its random generators, its own statistics, its counts of the epoch."""
+"""State of one rank alone, for a checkpoint: its random generators and loaders, its own statistics, its counts of the
+epoch."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torchmetrics import Metric
 
-from syncnorm.trainer.random_state import random_state, restore_random_state
+from syncnorm.trainer.random_state import random_state
 from syncnorm.trainer.ranks.replica_check import local_statistics
 from syncnorm.trainer.training.logged_metrics import add_sums, sums_of
 from syncnorm.trainer.training.task_module import TaskModule, network_of
@@ -21,6 +22,7 @@ def rank_state(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     in_epoch = trainer._logger_connector._first_loop_iter is not None  # what Lightning resets at its end is over then
     return {
         "random": random_state(),
+        "loaders": [] if (loaders := trainer.fit_loop._combined_loader) is None else loaders._state_dicts(),
         "statistics": {name: tensors[name].cpu() for name in sorted(local_statistics(network_of(module)))},
         "counts": module.counts() if isinstance(module, TaskModule) else {},
         "metrics": {
@@ -33,8 +35,7 @@ def rank_state(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
 
 
 def restore(state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
-    """Continue on a rank as the one that had `state` would have."""
-    restore_random_state(state["random"])
+    """Continue on a rank as the one that had `state` would have, but for random numbers and loaders."""
     restore_statistics(module, state["statistics"])
     if isinstance(module, TaskModule):
         module.restore_counts(state["counts"])

@@ -256,7 +256,9 @@ def lightning_trainer(
     def share_out(loader: object, training: bool) -> object:
         if isinstance(loader, Loader):
             return loader
-        return share(loader, workers, training=training, epoch=lambda: _epoch(trainer))
+        return share(
+            loader, workers, training=training, epoch=lambda: _epoch(trainer), taken=lambda: _taken_batches(trainer)
+        )
 
     trainer = Trainer(
         accelerator="gpu" if on_gpu else "cpu",
@@ -284,6 +286,12 @@ def lightning_trainer(
     exchange_no_signals(trainer)
     ignore_advice()
     return trainer
+
+
+def _taken_batches(trainer: Trainer) -> int:
+    """Batches of this epoch that training has begun with."""
+    taken: int = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    return taken
 
 
 def _epoch(trainer: Trainer) -> int:

@@ -14,6 +14,7 @@ from syncnorm.trainer.contract.norm_choice import choose_norm
 from syncnorm.trainer.contract.plan import Guarantee, Guarantees
 from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.contract.text import counted
+from syncnorm.trainer.data.user.own_state import has_own_state
 from syncnorm.trainer.training.task_module import TaskModule, network_of
 
 
@@ -72,26 +73,28 @@ def _deviations(module: LightningModule, loader: Any) -> Iterator[str]:
 
 def resumes_exactly(loader: Any) -> Guarantee:
     order = getattr(loader, "order", None)
-    if order is None and not hasattr(loader, "state_dict"):
+    processes = loader.num_workers if isinstance(loader, DataLoader) else 0
+    if order is None and not has_own_state(loader):
         return Guarantee(
             holds="partly",
             why=f"your {type(getattr(loader, 'dataset', loader)).__name__} can't be read from the middle: after a stop "
-            "within an epoch it is read from its start; give its loader a state_dict to continue exactly",
+            "within an epoch it is read from its start; give its DataLoader a state_dict and a load_state_dict to "
+            "continue exactly",
         )
-    if order is None:
-        return Guarantee(holds="yes", why="the loader continues by its state_dict")
-    if not order.is_torchs:
+    if order is not None and not order.is_torchs:
         return Guarantee(
             holds="partly",
             why="the order of your sampler is drawn again from the seed and the epoch, which is exact unless the "
             "sampler keeps a state of its own",
         )
-    if isinstance(loader, DataLoader) and loader.num_workers:
+    if processes:
         return Guarantee(
             holds="partly",
-            why=f"samples and their order are the same, but what its {loader.num_workers} data-loading processes draw "
-            "at random starts anew after a stop within an epoch",
+            why="samples and their order are the same, but what its data-loading processes draw at random "
+            "starts anew after a stop within an epoch",
         )
+    if order is None:
+        return Guarantee(holds="yes", why="the loader continues by its state_dict, and all other state where it was")
     return Guarantee(holds="yes", why="samples, random numbers and all state continue where they were")
 
 

@@ -7,6 +7,7 @@ own network the same way.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -33,6 +34,7 @@ from syncnorm.trainer.contract.spec_findings import (
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.contract.text import counted, name_some
 from syncnorm.trainer.data import Data
+from syncnorm.trainer.data.user.own_state import has_own_state
 from syncnorm.trainer.export.exportability import try_export
 from syncnorm.trainer.export.forward_inputs import ForwardInputs, Unclear, forward_inputs
 from syncnorm.trainer.random_state import kept_random_state
@@ -79,7 +81,7 @@ def inspection_of(
             inputs: ForwardInputs | Unclear = ForwardInputs((example.to(module.device),))
             found, size = audit(network_of(module), data, spec, workers), spec.data.batch_size
         else:
-            inputs, size = _first_inputs(module, loader, spec)
+            inputs, size = _first_inputs(module, trainer, spec)
             found = _audit_own(module, inputs, loader, size, spec, workers)
         no_export = (
             inputs.reason if isinstance(inputs, Unclear) else try_export(network_of(module), inputs, spec.export)
@@ -92,10 +94,13 @@ def inspection_of(
     )
 
 
-def _first_inputs(module: LightningModule, loader: Any, spec: JobSpec) -> tuple[ForwardInputs | Unclear, int | None]:
+def _first_inputs(
+    module: LightningModule, trainer: Trainer, spec: JobSpec
+) -> tuple[ForwardInputs | Unclear, int | None]:
     """What forward would take of a first batch, and how many samples that has."""
+    loader = trainer.train_dataloader
     try:
-        batch = first_batch(loader)
+        batch = first_batch(trainer)
     except Exception as error:  # of the user's data; training will say so, with its traceback
         return Unclear(f"a first batch can't be read ({type(error).__name__}: {error})"), None
     order, count = getattr(loader, "order", None), count_of(spec.data.count)
@@ -106,14 +111,28 @@ def _first_inputs(module: LightningModule, loader: Any, spec: JobSpec) -> tuple[
     return forward_inputs(module, batch), size
 
 
-def first_batch(loader: Any) -> Any:
-    """The first batch of a pass, without beginning one where the data can be read by index."""
+def first_batch(trainer: Trainer) -> Any:
+    """The first batch of a pass: read by index, or the one that Lightning has read ahead. Only other data has a pass of
+    its own begun, and a loader that keeps a state is as before afterwards."""
+    loader: Any = trainer.train_dataloader
     order = getattr(loader, "order", None)
-    if order is None:
+    if order is not None:
+        first = order.first()
+        samples = (
+            [loader.dataset[index] for index in first] if isinstance(first, list | tuple) else loader.dataset[first]
+        )
+        return loader.collate_fn(samples)
+    fetcher: Any = trainer.fit_loop._data_fetcher
+    if ahead := getattr(fetcher, "batches", None):
+        batch, _, _ = ahead[0]
+        return batch
+    if not has_own_state(loader):
         return next(iter(loader))
-    first = order.first()
-    samples = [loader.dataset[index] for index in first] if isinstance(first, list | tuple) else loader.dataset[first]
-    return loader.collate_fn(samples)
+    before = copy.deepcopy(loader.state_dict())
+    batch = next(iter(loader))
+    loader.load_state_dict(before)
+    iter(fetcher)
+    return batch
 
 
 def _audit_own(

@@ -13,7 +13,15 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, StochasticWeightAveraging
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Sampler,
+    TensorDataset,
+    WeightedRandomSampler,
+    random_split,
+)
 from torchmetrics import MeanMetric
 from torchmetrics.retrieval import RetrievalMRR
 
@@ -288,6 +296,38 @@ class TakesDicts(Hooks):
         return super().loss((batch["x"], batch["y"]))
 
 
+class DrawsItsSplit(Points):
+    """Draws what it trains on, and noise on each sample, from the numbers of everybody."""
+
+    def train_dataloader(self) -> Any:
+        torch.rand(3)
+        part, _ = random_split(self.points, [36, len(self.points) - 36])  # type: ignore[arg-type]
+        return DataLoader(_Noisy(part), 8, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        torch.rand(2)
+        return super().val_dataloader()
+
+
+class _Noisy(Dataset[Any]):
+    def __init__(self, points: Dataset[Any]) -> None:
+        self.points = points
+
+    def __len__(self) -> int:
+        return len(self.points)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        x, y = self.points[index]
+        return x + 0.1 * torch.randn_like(x), y
+
+
+class DrawsAtStart(Hooks):
+    """Draws numbers when training starts, as people do who keep a sample of noise to look at."""
+
+    def on_train_start(self) -> None:
+        self.noise = torch.randn(4)
+
+
 class _Stream(IterableDataset[Any]):
     def __init__(self, points: Dataset[Any]) -> None:
         self.points = points
@@ -299,6 +339,38 @@ class _Stream(IterableDataset[Any]):
 class Streams(Points):
     def train_dataloader(self) -> Any:
         return DataLoader(_Stream(self.points), 8)
+
+
+class _PlacedStream(_Stream):
+    """Knows which sample is next, also after a pass was left."""
+
+    next = 0
+
+    def __iter__(self) -> Any:
+        while self.next < len(self.points):  # type: ignore[arg-type]
+            self.next += 1
+            x, y = self.points[self.next - 1]
+            yield x + 0.1 * torch.randn_like(x), y
+        self.next = 0
+
+
+class _PlacedLoader(DataLoader[Any]):
+    dataset: Any
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"next": self.dataset.next}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.dataset.next = state["next"]
+
+
+class PlacedStreams(Points):
+    """A loader that can be read from the middle, in a place of its own on each worker."""
+
+    def train_dataloader(self) -> Any:
+        stream = _PlacedStream(self.points)
+        stream.next = self.trainer.global_rank  # type: ignore[union-attr]
+        return _PlacedLoader(stream, 8)
 
 
 class NoValidation(Points):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -52,7 +51,7 @@ class Finetuned(Telling):
         return loss
 
     def log_examples(self, x: torch.Tensor) -> None:
-        if isinstance(self.logger, pl.loggers.Logger):
+        if hasattr(getattr(self.logger, "experiment", None), "add_image"):
             self.logger.experiment.add_image("first", x[0], self.current_epoch)
             self.logger.experiment.log_text(f"epoch {self.current_epoch}", "notes.txt")
 

@@ -67,11 +67,11 @@ def prepare(folder: str) -> None:
     os.environ["FACTS"] = folder
 
 
-def train_in(rank: int, world_size: int, folder: str, document: dict[str, Any]) -> TrainedModel:
-    """Train as a worker does, in `folder`, where a module may look for its data."""
+def train_in(rank: int, world_size: int, folder: str, document: dict[str, Any], *more: Any) -> TrainedModel:
+    """Train as a worker does, in `folder`, where a module may look for its data. more: as in `train`."""
     prepare(folder)
     with contextlib.chdir(folder):
-        return train(rank, world_size, f"{folder}/job", document)
+        return train(rank, world_size, f"{folder}/job", document, *more)
 
 
 def _train_plainly(rank: int, world_size: int, folder: str, document: dict[str, Any]) -> None:

@@ -272,7 +272,7 @@ def test_rank_killed_at_sixty_random_places(ranks: Pool, undisturbed: Whole, tmp
 
 
 BUGS = {
-    "random generators start anew": (rank_state, "restore_random_state"),
+    "random generators start anew": (checkpoint, "restore_random_state"),
     "the position in the data is forgotten": (Loader, "load_state_dict"),
     "statistics of each rank's own are those of rank 0": (rank_state, "restore_statistics"),
     "the schedule starts anew": (LambdaLR, "load_state_dict"),

@@ -29,6 +29,9 @@ RESUMED = {
     "batches of its own": ("Hooks", "OwnBatches", {}),
     "metrics of an epoch": ("LogsLabels", "Points", {}),
     "objects of all kinds": ("SavesObjects", "Points", {}),
+    "a stream that keeps its place": ("Hooks", "PlacedStreams", {}),
+    "numbers drawn by its loaders": ("DrawsAtStart", "DrawsItsSplit", {}),
+    "and a schedule that asks for its length": ("Steps", "DrawsItsSplit", {}),
 }
 
 

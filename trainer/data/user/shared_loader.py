@@ -19,8 +19,9 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from syncnorm.trainer.data.user.own_state import add_base, has_own_state, resume_by_own_state
 from syncnorm.trainer.data.user.rank_batches import LastBatch, Sharing, chunks, count_batches, last_shares, rank_batches
-from syncnorm.trainer.random_state import kept_random_state, random_state, restore_random_state, seeded
+from syncnorm.trainer.random_state import kept_random_state, random_state, seeded, with_random_state
 
 
 @dataclass(frozen=True)
@@ -40,22 +41,30 @@ class Workers:
     of_job: int = 0
 
 
-def share(loader: object, workers: Workers, *, training: bool, epoch: Callable[[], int]) -> object:
+def share(
+    loader: object,
+    workers: Workers,
+    *,
+    training: bool,
+    epoch: Callable[[], int],
+    taken: Callable[[], int] | None = None,
+) -> object:
     """`loader` itself, made to give this worker its share of every pass and to continue where it was stopped.
 
     With several workers the order is drawn from the seed and the epoch, as torch's DistributedSampler does it or by
     the user's own sampler, so that all workers know it; torch's samplers always shuffle in training then, as in
-    Lightning. `epoch` tells the epoch when a pass begins. See `rank_batches` for the shares.
-    Left as they are: anything but a DataLoader, and streams (IterableDataset). A loader that keeps a state of its own
-    (`state_dict`) is shared out, and resumes by itself. Samplers that know of ranks share out by themselves.
+    Lightning. `epoch` tells the epoch when a pass begins, and `taken` how many batches of it training has begun with,
+    which may be fewer than it has read; None: as many. See `rank_batches` for the shares.
+    Not shared out: anything but a DataLoader, and streams (IterableDataset). One with a state of its own (`state_dict`)
+    resumes by that. Samplers that know of ranks share out by themselves.
 
     Raises: ValueError if workers.batch_size or last_batch `weight` is asked of a loader that makes its own batches, or
     if training would have no batch at all.
     """
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         _require_own_batches(loader, workers, training=training)
-        return loader
-    if type(loader.batch_sampler) is not BatchSampler:
+        return resume_by_own_state(loader, taken) if training and has_own_state(loader) else loader
+    if not _is_cut_here(loader):
         _require_own_batches(loader, workers, training=training)
     order = Order(loader, workers, training=training, epoch=epoch)
     if 0 in (order.uneven_shares() or ()):
@@ -69,10 +78,16 @@ def share(loader: object, workers: Workers, *, training: bool, epoch: Callable[[
             "one. Use a smaller batch, or leave out data.last_batch: drop and the loader's drop_last."
         )
     # Its class, because a DataLoader can't be given another sampler, and one made anew would not be the user's.
-    mixin = _Shared if hasattr(loader, "state_dict") else _Resumable
-    loader.__class__ = type(type(loader).__name__, (mixin, type(loader)), {"__module__": type(loader).__module__})
-    loader.order = order  # type: ignore[attr-defined]
-    return loader
+    keeps_state = has_own_state(loader) and hasattr(loader.dataset, "state_dict")
+    add_base(loader, _Shared if keeps_state else _Resumable)
+    loader.order, loader.taken = order, taken  # type: ignore[attr-defined]
+    return resume_by_own_state(loader, taken) if training and keeps_state else loader
+
+
+def _is_cut_here(loader: DataLoader[Any]) -> bool:
+    """Whether its batches are plain cuts of what a sampler gives: by torch's BatchSampler, or torchdata's."""
+    kind = type(loader.batch_sampler)
+    return kind is BatchSampler or (issubclass(kind, BatchSampler) and kind.__module__.startswith("torchdata."))
 
 
 def _require_own_batches(loader: object, workers: Workers, *, training: bool) -> None:
@@ -93,7 +108,7 @@ class Order(Iterable[Any]):
     """What a DataLoader reads next: this worker's batches of indices, from batch `start` of epoch `of_epoch` on."""
 
     def __init__(self, loader: DataLoader[Any], workers: Workers, *, training: bool, epoch: Callable[[], int]) -> None:
-        cuts = type(loader.batch_sampler) is BatchSampler
+        cuts = _is_cut_here(loader)
         self._source: Any = loader.sampler if cuts or loader.batch_sampler is None else loader.batch_sampler
         self._seed, self._epoch = workers.seed, epoch
         is_shared = any(map(_knows_ranks, (self._source, loader.sampler)))
@@ -105,7 +120,7 @@ class Order(Iterable[Any]):
             last_batch=workers.last_batch,
             training=training,
         )
-        self.is_torchs = type(self._source).__module__.startswith("torch.utils.data")
+        self.is_torchs = type(self._source).__module__.startswith(("torch.utils.data", "torchdata."))
         """Whether the order is known to depend on the seed and the epoch alone."""
         self._is_alone = workers.of_job == 1
         self.start = 0
@@ -173,8 +188,8 @@ class Order(Iterable[Any]):
         source, seed = self._source, self._seed + self.of_epoch
         if self._is_alone:
             return self._drawn_as_before() if self.drawn_from else self._drawn_by_sampler()
-        if type(source) in (RandomSampler, SequentialSampler) and len(source) == len(source.data_source):
-            if not self.how.training and type(source) is SequentialSampler:
+        if isinstance(source, (RandomSampler, SequentialSampler)) and self.is_torchs and _takes_each_once(source):
+            if not self.how.training and isinstance(source, SequentialSampler):
                 return list(source)
             generator = torch.Generator()
             generator.manual_seed(seed)
@@ -193,8 +208,7 @@ class Order(Iterable[Any]):
         """The epoch that an earlier attempt began with these numbers."""
         self.drawing, self.drawn_from = self.drawn_from, None
         assert self.drawing is not None
-        with kept_random_state():
-            restore_random_state(self.drawing["random"])
+        with with_random_state(self.drawing["random"]):
             if self.drawing["own"] is not None:
                 self._source.generator.set_state(self.drawing["own"])
             return list(itertools.islice(self._source, len(self._source)))
@@ -206,6 +220,10 @@ class Order(Iterable[Any]):
         batches = items if how.batch_size is None else chunks(items, how.batch_size, drop=True)
         while len(of_all := list(itertools.islice(batches, how.world_size))) == how.world_size:
             yield of_all[how.rank]
+
+
+def _takes_each_once(sampler: Any) -> bool:
+    return len(sampler) == len(sampler.data_source)
 
 
 def _batch_size(loader: DataLoader[Any], workers: Workers) -> int:
@@ -226,6 +244,7 @@ class _Shared(DataLoader[Any]):
     """Only its samples are shared out."""
 
     order: Order
+    taken: Callable[[], int] | None
 
     @property
     def _index_sampler(self) -> Any:
@@ -237,7 +256,7 @@ class _Shared(DataLoader[Any]):
 
 
 class _Resumable(_Shared):
-    """Counts the batches it hands out; after `load_state_dict` the pass of that epoch continues after them."""
+    """Counts the batches that training takes; after `load_state_dict` the pass of that epoch continues after them."""
 
     handed_out = 0
 
@@ -255,7 +274,8 @@ class _Resumable(_Shared):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.order.of_epoch, "batch": self.handed_out, "drawn_from": self.order.drawing}
+        taken = self.handed_out if self.taken is None else min(self.handed_out, self.taken())
+        return {"epoch": self.order.of_epoch, "batch": taken, "drawn_from": self.order.drawing}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.order.seek(state["epoch"], state["batch"], state["drawn_from"])
