@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class CheckpointWriter(LateCallback):
         self._keep_best = keep_best
         self._metrics = metrics
         self._best: tuple[float, int] | None = None
-        self._saved_at = -1
+        self._saved_at = self._scored_at = -1
         self._resumed: dict[str, Any] | None = None
         """State of this rank in the checkpoint that the attempt continues from; of rank 0 where the ranks differ."""
         self._before = self._step = 0
@@ -94,13 +95,14 @@ class CheckpointWriter(LateCallback):
         """
         self._folders.mirror.publish(self._folders.spool)
         self._folders.mirror.publish_all(self._folders.artifacts)
-        best = {self._best[1]} if self._best else set()
-        self.publication.do(lambda: self._publish(path, best))
+        best = self._best[1] if self._best else None
+        metrics = self._metrics.latest if self._scored_at == self._saved_at else {}
+        self.publication.do(lambda: self._publish(path, best, metrics))
 
-    def _publish(self, path: Path, best: set[int]) -> None:
+    def _publish(self, path: Path, best: int | None, metrics: Mapping[str, float]) -> None:
         mirror, saved = self._folders.mirror, checkpoints.verify(path)
         checkpoints.publish(path, mirror)
-        spare = self._reporter.checkpoints_to_spare() | best
+        spare = self._reporter.checkpoints_to_spare() | ({best} if best is not None else set())
         kept = checkpoints.retain(self._folders.checkpoints, self._keep, spare, mirror)
         mirror.forget(path)
         self.newest = mirror.name(path)
@@ -111,6 +113,8 @@ class CheckpointWriter(LateCallback):
             digest=saved.digest,
             size_bytes=saved.size_bytes,
             kept=kept,
+            metrics=metrics,
+            best_step=best,
         )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -133,6 +137,7 @@ class CheckpointWriter(LateCallback):
 
     def after_train_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Also saves at a step that ends an epoch: saved any earlier, its validation and metrics would be lost."""
+        self._scored_at = trainer.global_step
         epochs = self._every.epochs
         if (epochs and (trainer.current_epoch + 1) % epochs == 0) or self._is_due(trainer):
             self._judge(trainer)

@@ -78,6 +78,7 @@ class RecordingReporter:
         self._stop_at = stop_at
         self.stop_request: StopRequest | None = None
         self.events: list[tuple[str, str, dict[str, Any]]] = []
+        self.checkpoints: list[dict[str, Any]] = []
 
     def progress(self, *, step: int, **_: object) -> None:
         if self._stop_at is not None and step >= self._stop_at:
@@ -93,7 +94,8 @@ class RecordingReporter:
     def event(self, kind: str, message: str, **data: Any) -> None:
         self.events.append((kind, message, data))
 
-    def checkpoint(self, **_: object) -> None: ...
+    def checkpoint(self, **fact: Any) -> None:
+        self.checkpoints.append(fact)
 
     def checkpoints_to_spare(self) -> set[int]:
         return set()

@@ -19,7 +19,7 @@ from syncnorm.trainer.data.info import DataInfo
 from syncnorm.trainer.errors import NonFiniteError
 from syncnorm.trainer.worker.fit import compile_in_place
 from tests.helpers.norm.pool import Pool
-from tests.helpers.trainer.ranks import train
+from tests.helpers.trainer.ranks import RecordingReporter, train
 
 
 def spec(**changes: Any) -> dict[str, Any]:
@@ -88,6 +88,24 @@ def test_the_best_checkpoint_stays(ranks: Pool, tmp_path: Path) -> None:
 
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert kept == ["step-0000000002", "step-0000000008", "step-0000000010"]  # two steps an epoch
+
+
+def reported(rank: int, world_size: int, root: str, document: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is said of each checkpoint of a job."""
+    train(rank, world_size, root, document, told=(told := RecordingReporter()))
+    return told.checkpoints
+
+
+def test_checkpoints_tell_their_metrics_and_the_best_so_far(ranks: Pool, tmp_path: Path) -> None:
+    # Two steps an epoch: a checkpoint in the middle of an epoch measures nothing. The first epoch has the highest loss.
+    best = {"monitor": "val/loss", "mode": "max"}
+    document = spec(train={"epochs": 2, "checkpoint_every": {"steps": 1}, "keep_best": best})
+
+    told = ranks.run(reported, 2, str(tmp_path), document)[0]
+
+    losses = {point["step"]: point["value"] for point in points(tmp_path, "val/loss")}
+    assert [(one["step"], one["best_step"]) for one in told] == [(1, None), (2, 2), (3, 2), (4, 2)]
+    assert [one["metrics"].get("val/loss") for one in told] == [None, losses[2], None, losses[4]]
 
 
 def test_early_stopping_on_an_unknown_score_says_which_there_are(ranks: Pool, tmp_path: Path) -> None:
