@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -12,6 +13,7 @@ import yaml
 
 from syncnorm.service.client.client import Client
 from syncnorm.trainer.contract.protocol import CANNOT_BEGIN
+from syncnorm.trainer.storage.atomic_files import sha256_of
 from syncnorm.trainer.storage.storage import storage_at
 from tests.helpers.paths import EXAMPLES
 from tests.helpers.s3 import S3
@@ -112,6 +114,17 @@ def test_job_is_exported_again_from_the_bucket(job: dict[str, Any], client: Clie
 
     export = eventually(over, 120)
     assert (export["state"], export["passed"]) == ("succeeded", True), export["message"]
+
+
+def test_files_come_from_the_bucket_over_the_service(job: dict[str, Any], client: Client, tmp_path: Path) -> None:
+    found = {one["path"]: one for one in client.files(job)}
+
+    saved = client.download(job, "export/weights.safetensors", tmp_path)
+    state = client.download(job, f"checkpoints/{job['progress']['step']}/state.pt", tmp_path)
+
+    assert sha256_of(saved) == found["export/weights.safetensors"]["digest"]
+    assert state.stat().st_size == found[f"checkpoints/{job['progress']['step']}/state.pt"]["size_bytes"]
+    assert {"spec.yaml", "plan.json", "export/plain.safetensors", "norm/statistics/step-276.safetensors"} <= set(found)
 
 
 def test_job_goes_on_in_another_attempt_after_a_longer_outage(

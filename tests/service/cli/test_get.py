@@ -243,3 +243,16 @@ def test_checkpoints_show_metrics_and_the_best(served: Served) -> None:
 
     assert "val/loss" in lines[0]
     assert [("best" in line.split(), "0.25" in line) for line in lines[1:]] == [(False, False), (True, True)]
+
+
+def test_progress_is_shown_on_a_terminal_alone(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    sn, world = served
+    job = trained(world)
+    quiet = sn("get", job.id, "spec.yaml", "-o", "one")
+    monkeypatch.setattr(terminal.err, "_force_terminal", True)
+
+    shown = sn("get", job.id, "spec.yaml", "-o", "two")
+
+    assert (quiet.stderr, quiet.stdout) == ("", "one/spec.yaml\n")
+    assert "spec.yaml" in shown.stderr
+    assert "4/4 bytes" in shown.stderr
