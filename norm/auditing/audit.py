@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from syncnorm.norm.auditing.model_checks import (
 )
 from syncnorm.norm.conversion.dataflow import trace
 from syncnorm.norm.conversion.readers import Source, read_source
+from syncnorm.norm.statistics.freezing import has_frozen_statistics
 
 
 def audit(
@@ -63,6 +65,8 @@ def audit(
             fix = "Run one batch first, or describe the class with norm.register_source."
             found.append(Finding("unknown_layer", path, str(error), fix, "error"))
         else:
+            if source is not None and has_frozen_statistics(module):
+                source = replace(source, kind="frozen_batch")  # it takes no statistics from batches
             sources |= {path: source} if source is not None else {}
     observed, failure = _run(model, example_input, sources)
     if failure is not None:

@@ -24,6 +24,9 @@ class FrozenBatchNorm(nn.Module):
     []
     """
 
+    is_frozen = True
+    """Its statistics never change; see statistics/freezing.py."""
+
     def __init__(
         self,
         num_features: int,

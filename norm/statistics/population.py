@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from syncnorm.norm.distributed.collectives import all_reduce, gather_rows, world_size
+from syncnorm.norm.statistics.freezing import has_frozen_statistics
 from syncnorm.norm.statistics.moments import Moments, measure, merge, synced_moments
 from syncnorm.norm.statistics.snapshots import drift
 from syncnorm.norm.torch_compat import BatchNormBase
@@ -148,7 +149,7 @@ def _merge(parts: list[Moments]) -> Moments:
 
 
 def _keeps_batch_statistics(layer: nn.Module) -> bool:
-    return isinstance(layer, BatchNormBase) and layer.running_mean is not None
+    return isinstance(layer, BatchNormBase) and layer.running_mean is not None and not has_frozen_statistics(layer)
 
 
 def _is_synchronized(layer: nn.Module) -> bool:

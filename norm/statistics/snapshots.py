@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from syncnorm.norm.statistics.freezing import has_frozen_statistics
 from syncnorm.norm.statistics.moments import Moments, measure
 
 
@@ -20,6 +21,7 @@ class NormSnapshot:
     running_mean_abs: mean of |running_mean| over channels. running_var_mean: mean of running_var over channels.
     num_batches_tracked: batches behind the averages; None where the layer does not count.
     drift: distance of the last observed batch from the running statistics, see `drift`; None without `observe`.
+    frozen: whether the statistics never change, as those of a frozen layer.
 
     >>> norm.snapshot(nn.Sequential(nn.BatchNorm2d(8)))["0"].running_var_mean
     1.0
@@ -32,6 +34,7 @@ class NormSnapshot:
     running_var_mean: float
     num_batches_tracked: int | None
     drift: float | None = None
+    frozen: bool = False
 
 
 def snapshot(model: nn.Module) -> dict[str, NormSnapshot]:
@@ -94,6 +97,7 @@ def _snapshot(layer: nn.Module) -> NormSnapshot:
         running_var_mean=float(var.mean()),
         num_batches_tracked=None if count is None else int(count),
         drift=None if batch is None else drift(_copy(batch.mean), mean, var, getattr(layer, "eps", 1e-5)),
+        frozen=has_frozen_statistics(layer),
     )
 
 

@@ -31,6 +31,7 @@ def plan_table(plan: Json) -> RenderableType:
     """The table of a plan: batch, normalization with its reasons, converted layers, guarantees, findings."""
     table = Table.grid(padding=(0, 2))
     rows = [*_size(plan), *_norm(plan["norm"]), *_layers(plan["conversion"] or [])]
+    rows += _parameters(plan.get("parameters"))
     rows += [(GUARANTEE_LABELS[name], f"{holds}: {why}") for name, holds, why in guarantee_rows(plan.get("guarantees"))]
     for label, text in rows:
         table.add_row(label, Text(text))
@@ -62,3 +63,20 @@ def _norm(choice: Json) -> Iterator[tuple[str, str]]:
 def _layers(conversion: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
     for (before, after), count in Counter((one["from"], one["to"]) for one in conversion).items():
         yield "layers", f"{count} {before}" + ("" if before == after else f" -> {after}")
+
+
+def _parameters(found: Json | None) -> Iterator[tuple[str, str]]:
+    """Rows for a job that freezes some, or optimizes some in another way."""
+    if found is None:
+        return
+    frozen, groups = found["frozen"], found["groups"]
+    if frozen:
+        yield "trained", f"{found['trained']:,} of {found['total']:,} parameters from the start"
+    for part in frozen:
+        later = f", trained after {part['unfreeze_at']}" if part["unfreeze_at"] else ""
+        yield "frozen", f"{part['parameters']:,} parameters of {part['match']}{later}"
+    if any(group["match"] is not None for group in groups):
+        for group in groups:
+            rate = "" if group["lr"] is None else f", lr {group['lr']:.6g}"
+            name = group["match"] or "the rest"
+            yield "group", f"{name}: {group['parameters']:,} parameters{rate}, weight decay {group['weight_decay']:g}"

@@ -22,7 +22,8 @@ class StatisticsRecorder(Callback):
     """Every `every`: `norm/{layer}/…` metrics and `norm/statistics/step-{n}.safetensors`, from rank 0.
 
     The batch before a record is observed, so that the drift between its statistics and the running ones is known. This
-    one batch costs another pass over each layer's input. The alarm checks every record.
+    one batch costs another pass over each layer's input. The alarm checks every record. Frozen layers are in the file,
+    with `frozen` for their count of batches, and have no metrics: a line that never moves tells nothing.
     """
 
     def __init__(self, artifacts: Path, spool: Spool, alarm: StatisticsAlarm, *, every: Every) -> None:
@@ -77,13 +78,17 @@ class StatisticsRecorder(Callback):
                 for path, layer in layers.items()
                 for name in ("running_mean", "running_var")
             }
-            counts = {path: str(layer.num_batches_tracked) for path, layer in layers.items()}
+            counts = {
+                path: "frozen" if layer.frozen else str(layer.num_batches_tracked) for path, layer in layers.items()
+            }
             write_atomic(self._folder / f"step-{step}.safetensors", save(tensors, metadata=counts))
 
 
 def _metrics(layers: dict[str, NormSnapshot]) -> dict[str, float]:
     found: dict[str, float] = {}
     for path, layer in layers.items():
+        if layer.frozen:
+            continue
         found[layer_metric(path, "running_mean_abs")] = layer.running_mean_abs
         found[layer_metric(path, "running_var_mean")] = layer.running_var_mean
         if layer.drift is not None:

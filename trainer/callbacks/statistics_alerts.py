@@ -36,6 +36,8 @@ class StatisticsAlarm:
     collapsed: running_var_c < eps for some channel c
     non_finite: any of the above is NaN or infinite, or StatisticsShield had to undo a batch since the last look
 
+    Frozen layers are left out.
+
     An event `statistics_alert` has `cause`, `step`, and `layers` with the drift, or the number of channels, of each;
     `statistics_recovered` ends it. Costs nothing between looks, which come with `statistics.every`.
     """
@@ -49,6 +51,8 @@ class StatisticsAlarm:
         """eps: of a layer by its path."""
         found: dict[Cause, dict[str, float]] = {"drift": {}, "collapsed": {}, "non_finite": {}}
         for path, layer in layers.items():
+            if layer.frozen:  # its statistics were given, and no step changes them
+                continue
             for cause, value in _causes(layer, eps(path), step, is_raised=(path, "drift") in self._raised):
                 found[cause][path] = value
         found["non_finite"] |= dict.fromkeys(self._undone, 1.0)

@@ -74,6 +74,43 @@ def guarantee_rows(stored: object) -> list[tuple[str, str, str]]:
     return [(name, one.holds, one.why) for name, one in found]
 
 
+class FrozenParameters(_Record):
+    """What one rule of model.freeze covers."""
+
+    match: str
+    """Its glob."""
+    parameters: int
+    """How many numbers are frozen."""
+    unfreeze_at: str | None
+    """When they are unfrozen, such as `1 epoch`; null: never."""
+
+
+class ParameterGroup(_Record):
+    """Parameters that are optimized alike."""
+
+    match: str | None
+    """The glob of optimizer.groups that covers them; null: none does."""
+    parameters: int
+    """How many numbers they are."""
+    lr: float | None
+    """Their learning rate, before warmup and schedule scale it; null where the optimizer has none."""
+    weight_decay: float
+    """Their weight decay."""
+
+
+class Parameters(_Record):
+    """The network's parameters, counted as numbers."""
+
+    total: int
+    """All of them."""
+    trained: int
+    """Those that are trained from the first step on."""
+    frozen: list[FrozenParameters]
+    """For each rule of model.freeze, what it covers."""
+    groups: list[ParameterGroup]
+    """The groups of all optimizers."""
+
+
 class Inspection(_Record):
     """What building the network showed: one {path, from, to} for each converted layer, and the audit's findings."""
 
@@ -83,6 +120,8 @@ class Inspection(_Record):
     """Samples per worker of the user's own loader, where the spec leaves them to it."""
     guarantees: Guarantees | None = None
     """None where the network could not be built."""
+    parameters: Parameters | None = None
+    """The same."""
 
 
 class Plan(_Record):
@@ -107,6 +146,8 @@ class Plan(_Record):
     """Which normalization the job gets, and why."""
     guarantees: Guarantees | None = None
     """What holds for this job, and why; null unless `inspected`."""
+    parameters: Parameters | None = None
+    """What is frozen, and the groups of the optimizer; null unless `inspected`."""
     inspected: bool
     """Whether the model was built and audited, so that `conversion` and the findings that need torch are there. A dry
     run does so where the service's host has torch; every attempt does when it starts."""
@@ -136,6 +177,7 @@ def plan(spec: JobSpec, nodes: Sequence[NodeCapacity] | None, inspection: Inspec
         findings=_together(findings(spec, choice.kind, nodes), inspection.findings if inspection else []),
         norm=choice,
         guarantees=inspection.guarantees if inspection else None,
+        parameters=inspection.parameters if inspection else None,
         inspected=inspection is not None,
     )
 

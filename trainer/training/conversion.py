@@ -13,7 +13,8 @@ from torch import nn
 from syncnorm import norm
 from syncnorm.trainer.contract.norm_choice import choose_norm
 from syncnorm.trainer.contract.spec import JobSpec
-from syncnorm.trainer.training.task_module import TaskModule
+from syncnorm.trainer.training.parameters.freezing import FrozenPart, find_frozen
+from syncnorm.trainer.training.task_module import TaskModule, network_of
 
 
 def convert(
@@ -38,24 +39,32 @@ def convert(
 
 
 class ConvertedNorms(LayerSync):
-    """Converts a module once it is complete: after its setup and configure_model, before it gets its optimizers.
+    """Converts a module once it is complete: after its setup and configure_model, before it gets its optimizers. What
+    model.freeze names for good is frozen then, too.
 
-    report: one entry {path, from, to} for every layer, once it is done.
+    report: one entry {path, from, to} for every layer, once it is done. frozen: what each rule of model.freeze covers.
     """
 
     def __init__(self, spec: JobSpec, make_group: Callable[[], dist.ProcessGroup | None]) -> None:
         self._spec = spec
         self._make_group = make_group
         self.report: list[dict[str, Any]] = []
+        self.frozen: list[FrozenPart] = []
         self.group: dist.ProcessGroup | None = None
 
     def apply(self, model: nn.Module) -> nn.Module:
         assert isinstance(model, LightningModule)
         group = self.group = self._make_group()
+        converted: nn.Module = model
         if isinstance(model, TaskModule):
             model.network, self.report = convert(model.network, self._spec, group)
-            return model
-        converted, self.report = convert(model, self._spec, group)
+        else:
+            converted, self.report = convert(model, self._spec, group)
+        assert isinstance(converted, LightningModule)
+        self.frozen = find_frozen(network_of(converted), self._spec.model.freeze)
+        for part in self.frozen:
+            if part.rule.unfreeze_at is None:
+                part.freeze()
         return converted
 
     def revert(self, model: nn.Module) -> nn.Module:

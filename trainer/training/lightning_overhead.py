@@ -32,9 +32,14 @@ def exchange_no_signals(trainer: Trainer) -> None:
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
 
 
-def ignore_advice() -> None:
-    """Leave out Lightning's warnings about what a job does in another way."""
+def ignore_advice(*, is_partly_frozen: bool = False) -> None:
+    """Leave out Lightning's warnings about what a job does in another way.
+
+    is_partly_frozen: layers are in eval mode because model.freeze says so.
+    """
+    frozen = (r"Found \d+ module\(s\) in eval mode at the start of training",) if is_partly_frozen else ()
     for message in (
+        *frozen,
         r"It is recommended to use `self.log\(",  # logged_metrics.py averages over the ranks
         r"The number of training batches \(\d+\) is smaller than the logging interval",
         r"You passed in a `val_dataloader` but have no `validation_step`",

@@ -23,6 +23,7 @@ from syncnorm.trainer.callbacks.before_first_step import BeforeFirstStep
 from syncnorm.trainer.callbacks.checkpoint import CheckpointWriter, VerifiedCheckpointIO
 from syncnorm.trainer.callbacks.early_stopping import StopEarly
 from syncnorm.trainer.callbacks.epoch_metrics import EpochMetrics
+from syncnorm.trainer.callbacks.frozen_parameters import FrozenParameters
 from syncnorm.trainer.callbacks.max_steps import EndAtStep
 from syncnorm.trainer.callbacks.non_finite_gradients import NonFiniteGuard
 from syncnorm.trainer.callbacks.non_finite_statistics import StatisticsShield
@@ -122,7 +123,7 @@ def fit(
             trainer = lightning_trainer(
                 spec,
                 context,
-                [BeforeFirstStep(ready, spec.seed), *early, *late],
+                [BeforeFirstStep(ready, spec.seed), FrozenParameters(norms), *early, *late],
                 norms,
                 io=VerifiedCheckpointIO(
                     folders.checkpoints,
@@ -284,7 +285,7 @@ def lightning_trainer(
         profiler=NoProfiler(),
     )
     exchange_no_signals(trainer)
-    ignore_advice()
+    ignore_advice(is_partly_frozen=bool(spec.model.freeze))
     return trainer
 
 

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch import LightningModule
+from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.data import DataLoader, IterableDataset
 
 from syncnorm.norm.kind import KINDS
+from syncnorm.norm.statistics.freezing import can_freeze_statistics, has_frozen_statistics
 from syncnorm.trainer.contract.norm_choice import choose_norm
 from syncnorm.trainer.contract.plan import Guarantee, Guarantees
 from syncnorm.trainer.contract.spec import JobSpec
@@ -35,7 +37,7 @@ def equals_one_device(module: LightningModule, loader: Any, spec: JobSpec) -> Gu
     workers = spec.resources.workers
     if workers == 1:
         return Guarantee(holds="yes", why="there is one worker")
-    if kept_apart := "; ".join(_apart(loader, spec)):
+    if kept_apart := "; ".join(_apart(module, loader, spec)):
         return Guarantee(holds="no", why=kept_apart)
     if deviations := "; ".join(_deviations(module, loader)):
         return Guarantee(holds="partly", why=deviations)
@@ -48,11 +50,12 @@ def equals_one_device(module: LightningModule, loader: Any, spec: JobSpec) -> Gu
     )
 
 
-def _apart(loader: Any, spec: JobSpec) -> Iterator[str]:
+def _apart(module: LightningModule, loader: Any, spec: JobSpec) -> Iterator[str]:
     kind = choose_norm(spec).kind
-    if KINDS[kind].batch_statistics and not KINDS[kind].synchronizes:
+    takes_batches = KINDS[kind].batch_statistics and not _is_wholly_frozen(network_of(module))
+    if takes_batches and not KINDS[kind].synchronizes:
         yield f"{kind} takes its statistics from the samples of each worker alone"
-    elif KINDS[kind].synchronizes and spec.norm.group not in ("world", spec.resources.workers):
+    elif takes_batches and spec.norm.group not in ("world", spec.resources.workers):
         yield f"statistics are shared within groups only (norm.group: {spec.norm.group})"
     if _is_stream(loader):
         yield "every worker reads its IterableDataset by itself, which must share its samples out"
@@ -96,6 +99,12 @@ def resumes_exactly(loader: Any) -> Guarantee:
     if order is None:
         return Guarantee(holds="yes", why="the loader continues by its state_dict, and all other state where it was")
     return Guarantee(holds="yes", why="samples, random numbers and all state continue where they were")
+
+
+def _is_wholly_frozen(network: nn.Module) -> bool:
+    """Whether model.freeze holds all layers that have running statistics."""
+    found = [layer for layer in network.modules() if can_freeze_statistics(layer)]
+    return bool(found) and all(map(has_frozen_statistics, found))
 
 
 def _is_stream(loader: Any) -> bool:

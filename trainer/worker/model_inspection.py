@@ -39,7 +39,9 @@ from syncnorm.trainer.export.exportability import try_export
 from syncnorm.trainer.export.forward_inputs import ForwardInputs, Unclear, forward_inputs
 from syncnorm.trainer.random_state import kept_random_state
 from syncnorm.trainer.training.batch_size import count_of, samples_in
+from syncnorm.trainer.training.conversion import ConvertedNorms
 from syncnorm.trainer.training.optim import build_optimizer
+from syncnorm.trainer.training.parameters.overview import parameters_of
 from syncnorm.trainer.training.task_module import network_of
 from syncnorm.trainer.user_code import package as user_code
 from syncnorm.trainer.worker.first_step import at_first_step
@@ -53,9 +55,7 @@ def inspect(spec: JobSpec) -> Inspection:
     try:
         return at_first_step(
             spec,
-            lambda trainer, assembly, norms: inspection_of(
-                trainer, assembly, norms.report, spec, spec.resources.workers
-            ),
+            lambda trainer, assembly, norms: inspection_of(trainer, assembly, norms, spec, spec.resources.workers),
         )
     except Exception as error:
         message = f"The network can't be built as the spec says: {type(error).__name__}: {error}"
@@ -71,7 +71,7 @@ def _field(error: Exception) -> str:
 
 
 def inspection_of(
-    trainer: Trainer, assembly: Assembly, conversion: list[dict[str, str]], spec: JobSpec, workers: int
+    trainer: Trainer, assembly: Assembly, norms: ConvertedNorms, spec: JobSpec, workers: int
 ) -> Inspection:
     """What shows once everything is ready for the first step; nothing is changed by looking."""
     module, loader = assembly.module, trainer.train_dataloader
@@ -87,10 +87,11 @@ def inspection_of(
             inputs.reason if isinstance(inputs, Unclear) else try_export(network_of(module), inputs, spec.export)
         )
     return Inspection(
-        conversion=conversion,
+        conversion=norms.report,
         findings=found,
         batch_size=size,
         guarantees=guarantees(module, loader, spec, no_export),
+        parameters=parameters_of(network_of(module), norms.frozen, trainer.optimizers),
     )
 
 

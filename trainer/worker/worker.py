@@ -121,7 +121,7 @@ def run(
     def prepare(trainer: Trainer, module: LightningModule, norms: ConvertedNorms) -> None:
         preflight.require_disk_space(network_of(module), folders)
         if context.rank == 0:
-            inspection = inspection_of(trainer, assembly, norms.report, spec, context.world_size)
+            inspection = inspection_of(trainer, assembly, norms, spec, context.world_size)
             describe(launch, inspection, folders)
             require_no_error(inspection.findings)
             if inspection.guarantees is not None:

@@ -568,3 +568,10 @@ class Fits(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.Adam(self.parameters())
+
+
+class FiltersFrozen(Hooks):
+    """Gives its optimizer the parameters that need a gradient, and leaves out the first layer."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([p for p in self.net[1:].parameters() if p.requires_grad], 0.1)

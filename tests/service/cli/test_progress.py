@@ -71,6 +71,28 @@ def test_what_holds_is_in_the_summary_and_in_the_plan() -> None:
         assert len(re.findall(rf"{label} +partly: a sampler of yours draws", text)) == 2
 
 
+def test_frozen_parameters_and_groups_are_in_the_plan() -> None:
+    console = Console(width=120, record=True)
+    parameters = {
+        "total": 1300,
+        "trained": 1000,
+        "frozen": [{"match": "conv1", "parameters": 300, "unfreeze_at": "1 epoch"}],
+        "groups": [
+            {"match": "layer1.*", "parameters": 200, "lr": 0.01, "weight_decay": 0.0},
+            {"match": None, "parameters": 1100, "lr": 0.1, "weight_decay": 5e-4},
+        ],
+    }
+    inspection = Inspection.model_validate({"conversion": [], "findings": [], "parameters": parameters})
+
+    console.print(plan_table(plan(read_spec(SPEC), None, inspection).as_json()))
+
+    text = console.export_text()
+    assert "1,000 of 1,300 parameters from the start" in text
+    assert "300 parameters of conv1, trained after 1 epoch" in text
+    assert "layer1.*: 200 parameters, lr 0.01, weight decay 0" in text
+    assert "the rest: 1,100 parameters, lr 0.1, weight decay 0.0005" in text
+
+
 def test_live_table_goes_on_until_every_job_is_finished() -> None:
     looks = iter(
         [

@@ -2,7 +2,7 @@
 
 from syncnorm.trainer.contract.spec.capacity import LimitsSpec
 from syncnorm.trainer.contract.spec.job_spec import JobSpec, LabelName, SecretRef
-from syncnorm.trainer.contract.spec.model_and_data import ClassSpec, DataSpec, ModelSpec
+from syncnorm.trainer.contract.spec.model_and_data import ClassSpec, DataSpec, FreezeRule, ModelSpec
 from syncnorm.trainer.contract.spec.normalization import NormSpec
 from syncnorm.trainer.contract.spec.optimization import OptimizerSpec, ScheduleSpec
 from syncnorm.trainer.contract.spec.results import Diagnostic, ExportSpec
@@ -16,6 +16,7 @@ __all__ = [
     "EarlyStopping",
     "Every",
     "ExportSpec",
+    "FreezeRule",
     "JobSpec",
     "KeepBest",
     "Label",

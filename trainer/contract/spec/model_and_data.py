@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from syncnorm.trainer.contract.spec.values import ClassPath, MetricName, Name, NonNegative, Part, ScoreName
+from syncnorm.trainer.contract.spec.values import (
+    ClassPath,
+    Glob,
+    MetricName,
+    Moment,
+    Name,
+    NonNegative,
+    Part,
+    ScoreName,
+)
 
 
 def _require_one(name: str | None, class_path: str | None, what: str) -> None:
@@ -24,6 +33,22 @@ class ClassSpec(Part):
     """Its arguments; a list of numbers where it takes a tensor. Default: none, so that its own defaults hold."""
 
 
+class FreezeRule(Part):
+    """Parameters that are not trained, such as `{match: backbone.*, unfreeze_at: {epochs: 1}}`. A glob alone is short
+    for one without unfreeze_at."""
+
+    match: Glob
+    """Glob over the paths of modules and parameters, such as `backbone.*`; it covers all that is in a module. No
+    default."""
+    unfreeze_at: Moment | None = None
+    """When their training begins: `{epochs: 1}` after the first epoch, or `{steps: 500}` after so many optimizer steps.
+    Default: null, they stay frozen."""
+
+
+def _as_rule(value: Any) -> Any:
+    return {"match": value} if isinstance(value, str) else value
+
+
 class ModelSpec(Part):
     """The network: a built-in one by name, `timm/NAME` where timm is installed, or any class of yours by path."""
 
@@ -36,6 +61,12 @@ class ModelSpec(Part):
     init_args: dict[str, Any] = {}
     """Arguments of the model, checked when you submit (built-in) or when an attempt starts (yours). Default: none, so
     that the model's own defaults hold."""
+    freeze: Annotated[
+        list[Annotated[FreezeRule, BeforeValidator(_as_rule, json_schema_input_type=Glob | FreezeRule)]],
+        Field(max_length=64),
+    ] = []
+    """Parameters that are not trained, as globs: `[backbone.*]`, or with a time to unfreeze them. The first that covers
+    a parameter counts. Normalization layers there use their running statistics and don't update them. Default: none."""
     loss: ClassSpec | None = None
     """The loss of a plain network, called with (output, target): a mean over samples, or one value for each (reduction:
     none). Default: null, the loss of the task, see docs/reference/tasks.md. A LightningModule brings its own."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
-from syncnorm.trainer.contract.spec.values import KindName, Part, Workers
+from syncnorm.trainer.contract.spec.values import Glob, KindName, Part, Workers
 
 
 class NormOverride(Part):
     """Another kind for some layers only, such as `{match: head.*, kind: layer}`. The first override that matches a
     layer wins."""
 
-    match: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    match: Glob
     """Glob over module paths, such as `layer4.*`. No default."""
     kind: KindName
     """The kind these layers get: a name from `norm.kinds()`. No default."""

@@ -21,6 +21,7 @@ NonNegative = Annotated[float, Field(ge=0, le=Large)]
 MetricName = Annotated[str, StringConstraints(min_length=1, max_length=250)]
 ScoreName = Annotated[str, StringConstraints(max_length=120, pattern=r"^[A-Za-z]\w*$")]
 KindName = Annotated[str, StringConstraints(max_length=64)]
+Glob = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 ModulePath = Annotated[str, StringConstraints(max_length=256, pattern=r"^\w+(\.\w+)*$")]
 
 
@@ -43,3 +44,26 @@ class Every(Part):
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("exactly one of epochs and steps must be given")
         return self
+
+
+class Moment(Part):
+    """A moment of training, in epochs or in optimizer steps. Give exactly one of them."""
+
+    epochs: Epochs | None = None
+    """Once so many epochs are over. Default: none."""
+    steps: Steps | None = None
+    """Once so many optimizer steps are done. Default: none."""
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Moment:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("exactly one of epochs and steps must be given")
+        return self
+
+    def is_over(self, epochs: int, steps: int) -> bool:
+        """Whether training that has finished so many epochs and steps has reached it."""
+        return epochs >= self.epochs if self.epochs is not None else steps >= (self.steps or 0)
+
+    def __str__(self) -> str:
+        unit, number = ("epoch", self.epochs) if self.epochs is not None else ("step", self.steps)
+        return f"{number} {unit}" + ("" if number == 1 else "s")
