@@ -75,8 +75,9 @@ def _parameters(found: Json | None) -> Iterator[tuple[str, str]]:
     for part in frozen:
         later = f", trained after {part['unfreeze_at']}" if part["unfreeze_at"] else ""
         yield "frozen", f"{part['parameters']:,} parameters of {part['match']}{later}"
-    if any(group["match"] is not None for group in groups):
+    if any(group["match"] is not None or group["layer"] is not None for group in groups):
         for group in groups:
             rate = "" if group["lr"] is None else f", lr {group['lr']:.6g}"
-            name = group["match"] or "the rest"
+            layer = [] if group["layer"] is None else [f"layer {group['layer']}"]
+            name = " in ".join([*layer, *([group["match"]] if group["match"] else [])]) or "the rest"
             yield "group", f"{name}: {group['parameters']:,} parameters{rate}, weight decay {group['weight_decay']:g}"

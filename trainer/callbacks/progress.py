@@ -13,6 +13,7 @@ from syncnorm.trainer.callbacks.max_steps import planned_steps
 from syncnorm.trainer.reporting import metric_spool as tracking
 from syncnorm.trainer.reporting.reporter import Reporter
 from syncnorm.trainer.training.late_hooks import LateCallback
+from syncnorm.trainer.training.parameters.groups import base_rate
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class ProgressReporter(LateCallback):
     def after_train_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rates = {}
         if trainer.optimizers:
-            rates[tracking.LEARNING_RATE] = float(trainer.optimizers[0].param_groups[0]["lr"])
+            rates[tracking.LEARNING_RATE] = base_rate(trainer.optimizers[0].param_groups[0])
         if self._learned.samples:  # none if a job resumes from the very end of an epoch
             elapsed_s = max(time.monotonic() - self._epoch_began, 1e-9)
             rates[tracking.THROUGHPUT] = self._learned.samples * trainer.world_size / elapsed_s

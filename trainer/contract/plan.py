@@ -90,6 +90,8 @@ class ParameterGroup(_Record):
 
     match: str | None
     """The glob of optimizer.groups that covers them; null: none does."""
+    layer: int | None = None
+    """Their layer, counted from 0 at the input, with optimizer.layer_decay; null without."""
     parameters: int
     """How many numbers they are."""
     lr: float | None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from syncnorm.norm.conversion.activations import is_activation
 from syncnorm.norm.statistics.moments import Moments, measure, merge
-from syncnorm.trainer.training.optim import is_weight
+from syncnorm.trainer.training.parameters.groups import is_weight
 
 _PARAMETRIZED = ".parametrizations."
 # A slope this flat lets less than a hundredth of a gradient through.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from syncnorm.norm.conversion.fixup import scalars
 from syncnorm.trainer.contract.spec import JobSpec, OptimizerSpec, ScheduleSpec
-
-_WEIGHTED = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd, nn.modules.rnn.RNNBase)
+from syncnorm.trainer.training.parameters.groups import WEIGHTED, parameter_groups
 
 
 def optimizer_of_spec(model: nn.Module, spec: JobSpec, total_steps: int) -> OptimizerLRScheduler:
@@ -31,39 +29,12 @@ def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> Optimizer:
 
     Unless decay_norm, weight decay is for the weights of convolutions, linear layers and the like only; it leaves out
     biases and the parameters of normalization layers. The scalars of Fixup learn at a tenth of lr (Zhang et al. 2019).
+
+    Raises: ValueError if a glob of optimizer.groups names nothing in `model`.
     """
     if spec.name == "lbfgs":  # knows a single group only
         return torch.optim.LBFGS([param for param in model.parameters() if param.requires_grad], lr=spec.lr)
     return _OPTIMIZERS[spec.name](parameter_groups(model, spec), spec)
-
-
-def parameter_groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, Any]]:
-    """Parameters by (learning rate, weight decay), each once, in the order of the model."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    slow = set(scalars(model))
-    for module, param in _owned_parameters(model):
-        decay = spec.weight_decay if spec.decay_norm or is_weight(module, param) else 0.0
-        lr = spec.lr * (0.1 if param in slow else 1.0)
-        groups.setdefault((lr, decay), []).append(param)
-    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
-
-
-def _owned_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
-    seen: set[nn.Parameter] = set()
-    for module in model.modules():
-        for param in module.parameters(recurse=False):
-            if param.requires_grad and param not in seen:
-                seen.add(param)
-                yield module, param
-
-
-def is_weight(module: nn.Module, param: nn.Parameter) -> bool:
-    """Whether `param`, owned by `module`, is a matrix or kernel, as opposed to a bias or a part of a norm."""
-    if isinstance(module, _WEIGHTED):
-        return param.ndim > 1
-    # Of a module unknown to us: a matrix or kernel, not a vector in any shape, such as (1, C, 1, 1) of a norm or
-    # (O, 1, 1, 1), the lengths of weight normalization.
-    return param.numel() > max(param.shape, default=1)
 
 
 _OPTIMIZERS: dict[str, Callable[[Any, OptimizerSpec], Optimizer]] = {
@@ -145,7 +116,7 @@ def clip_adaptive(model: nn.Module, factor: float, *, eps: float = 1e-3) -> None
 
 
 def _clipped_parameters(model: nn.Module) -> Iterable[nn.Parameter]:
-    weighted = [module for module in model.modules() if isinstance(module, _WEIGHTED)]
+    weighted = [module for module in model.modules() if isinstance(module, WEIGHTED)]
     skipped = set(weighted[-1].parameters()) if weighted else set()
     return [param for param in model.parameters() if param not in skipped]
 

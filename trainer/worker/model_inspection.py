@@ -13,7 +13,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from syncnorm import norm
-from syncnorm.trainer.contract.plan import Inspection
+from syncnorm.trainer.contract.plan import Inspection, Parameters
 from syncnorm.trainer.contract.spec import JobSpec, OptimizerSpec
 from syncnorm.trainer.contract.spec_findings import (
     LAST_BATCH_FIX,
@@ -86,13 +86,28 @@ def inspection_of(
         no_export = (
             inputs.reason if isinstance(inputs, Unclear) else try_export(network_of(module), inputs, spec.export)
         )
+    parameters = parameters_of(network_of(module), norms.frozen, trainer.optimizers)
     return Inspection(
         conversion=norms.report,
-        findings=found,
+        findings=[*found, *_idle_groups(spec, parameters)],
         batch_size=size,
         guarantees=guarantees(module, loader, spec, no_export),
-        parameters=parameters_of(network_of(module), norms.frozen, trainer.optimizers),
+        parameters=parameters,
     )
+
+
+def _idle_groups(spec: JobSpec, parameters: Parameters) -> Iterator[Finding]:
+    """Groups of the optimizer that no parameter is in."""
+    present = {group.match for group in parameters.groups}
+    for group in spec.optimizer.groups if spec.optimizer else []:
+        if group.match not in present:
+            yield Finding(
+                code="group_without_parameters",
+                path="optimizer.groups",
+                message=f"{group.match!r} has no parameter that is trained: earlier groups or model.freeze cover all.",
+                fix="Put it before the group that covers them, or leave it out.",
+                severity="warning",
+            )
 
 
 def _first_inputs(

@@ -18,9 +18,9 @@ from syncnorm.trainer.training.optim import (
     build_optimizer,
     build_schedule,
     clip_adaptive,
-    parameter_groups,
     rate_factor,
 )
+from syncnorm.trainer.training.parameters.groups import parameter_groups
 from syncnorm.trainer.training.task_module import TaskModule
 from syncnorm.trainer.training.tasks.task import Task
 

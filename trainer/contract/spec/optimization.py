@@ -7,7 +7,20 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from syncnorm.trainer.contract.bounds import MOST_STEPS
-from syncnorm.trainer.contract.spec.values import NonNegative, Part, PositiveFloat, Steps
+from syncnorm.trainer.contract.spec.values import Glob, NonNegative, Part, PositiveFloat, Steps
+
+
+class GroupRule(Part):
+    """Parameters that are optimized in another way, such as `{match: backbone.*, lr_factor: 0.1}`."""
+
+    match: Glob
+    """Glob over the paths of modules and parameters, such as `backbone.*`; it covers all that is in a module. No
+    default."""
+    lr_factor: PositiveFloat = 1.0
+    """Their learning rate as a multiple of optimizer.lr. The schedule scales both alike. Default: 1, the same rate."""
+    weight_decay: NonNegative | None = None
+    """Their weight decay; biases and normalization have none unless decay_norm is set. Default: null, that of the
+    optimizer."""
 
 
 class OptimizerSpec(Part):
@@ -36,6 +49,13 @@ class OptimizerSpec(Part):
     decay_norm: bool = False
     """Whether weight decay also acts on biases and on the weights of normalization layers. Default: false, because the
     scale of a normalized layer is not what decay should shrink."""
+    groups: Annotated[list[GroupRule], Field(max_length=64)] = []
+    """Parameters that are optimized in another way; the first that covers a parameter counts. lbfgs takes none.
+    Default: none, all are optimized alike."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of the learning rate from each layer to the one before it, so that the last layer has lr, and one k layers
+    before it lr * layer_decay^k (BEiT, arXiv:2106.08254); fine-tuning of transformers uses 0.65 to 0.9. It multiplies
+    with lr_factor of groups. lbfgs takes 1 only. Default: 1, all layers have the same rate."""
 
     @model_validator(mode="after")
     def _consistent(self) -> OptimizerSpec:
@@ -45,6 +65,8 @@ class OptimizerSpec(Part):
             raise ValueError("nesterov needs name: sgd and a momentum above 0")
         if self.name == "lbfgs" and self.weight_decay:
             raise ValueError("lbfgs takes no weight_decay; set it to 0")
+        if self.name == "lbfgs" and (self.groups or self.layer_decay != 1):
+            raise ValueError("lbfgs has one group of parameters; leave out groups and layer_decay")
         return self
 
 

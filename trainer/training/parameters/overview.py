@@ -12,9 +12,6 @@ from torch.optim import Optimizer
 from syncnorm.trainer.contract.plan import FrozenParameters, ParameterGroup, Parameters
 from syncnorm.trainer.training.parameters.freezing import FrozenPart
 
-MATCH = "match"
-"""Where a group of an optimizer says which glob it is of."""
-
 
 def parameters_of(network: nn.Module, frozen: Sequence[FrozenPart], optimizers: Iterable[Optimizer]) -> Parameters:
     """At the first step of a job."""
@@ -38,7 +35,8 @@ def parameters_of(network: nn.Module, frozen: Sequence[FrozenPart], optimizers: 
 def _group(group: dict[str, Any]) -> ParameterGroup:
     rate = group.get("initial_lr", group.get("lr"))
     return ParameterGroup(
-        match=group.get(MATCH),
+        match=group.get("match"),
+        layer=group.get("layer"),
         parameters=_count(p for p in group["params"] if p.requires_grad),
         lr=None if rate is None else float(rate),
         weight_decay=float(group.get("weight_decay") or 0.0),
