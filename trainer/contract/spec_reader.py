@@ -140,6 +140,9 @@ def _export_problems(spec: JobSpec) -> Iterator[Problem]:
     if isinstance(export.checkpoint, int):
         text = f"a job has no steps yet when you submit it: must be last or best, got {export.checkpoint}"
         yield Problem("export.checkpoint", text)
+    if spec.train.average is not None and spec.statistics.population == "none":
+        text = "train.average needs statistics of its own: must be pooled or paper, got none"
+        yield Problem("statistics.population", text)
     for problem in export_problems(export, spec):
         yield Problem(f"export.{problem.path}", problem.message)
 
@@ -151,6 +154,9 @@ def export_problems(export: ExportSpec, spec: JobSpec) -> Iterator[Problem]:
         yield Problem("checkpoint", text)
     if export.statistics == "population" and spec.statistics.population == "none":
         yield Problem("statistics", "population needs statistics.population to be pooled or paper, got none")
+    if export.statistics == "running" and spec.train.average is not None:
+        text = "running statistics are of other weights than train.average gives; use auto or population, got running"
+        yield Problem("statistics", text)
 
 
 def _norm_problems(norm: NormSpec) -> Iterator[Problem]:

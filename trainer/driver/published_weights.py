@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,12 +86,16 @@ def load_weights(
         _load_published(network_of(assembly.module), published)
         validation = published.proof.get("validation")
         facts = {"checkpoint": published.checkpoint, "statistics": published.statistics, "validation": validation}
-        return {"again": {"of": published.digest}, **facts}
+        return {"again": {"of": published.digest}, **facts, **_as_fact(published.about.get("average"))}
     folders, own = published.checkpoint_folders, spec.has_own_code
     checkpoint = checkpoint_choice.find_checkpoint(folders, export.checkpoint, mirror, has_own_code=own)
-    checkpoint_choice.load_weights(assembly.module, checkpoint, mirror, has_own_code=own)
+    average = checkpoint_choice.load_weights(assembly.module, checkpoint, mirror, has_own_code=own)
     about = {"which": export.checkpoint, "step": checkpoint.step}
-    return {"checkpoint": about, **_statistics(assembly, training, spec)}
+    return {"checkpoint": about, **_as_fact(average), **_statistics(assembly, training, spec, average)}
+
+
+def _as_fact(average: Mapping[str, Any] | None) -> Facts:
+    return {} if average is None else {"average": average}
 
 
 def _load_published(network: nn.Module, published: Published) -> None:
@@ -102,21 +106,25 @@ def _load_published(network: nn.Module, published: Published) -> None:
     network.load_state_dict({**{name: fresh[name] for name in published.left_out}, **load(weights.read_bytes())})
 
 
-def _statistics(assembly: Assembly, training: Iterable[Any], spec: JobSpec) -> Facts:
-    if spec.export.statistics != "population":
+def _statistics(assembly: Assembly, training: Iterable[Any], spec: JobSpec, average: Mapping[str, Any] | None) -> Facts:
+    if average is not None and (recomputed := average["statistics"]) is not None:
+        why = f"recomputed for the averaged weights over {recomputed.get('samples', 0)} samples"
+        return {"statistics": {"used": "population" if recomputed else "running", "why": why}}
+    if average is None and spec.export.statistics != "population":
         why = "a later export takes the running ones, unless export.statistics is population"
         return {"statistics": {"used": "running", "why": why}}
     network, estimator = network_of(assembly.module), spec.statistics.population
     if assembly.task_data is not None:
-        found = population_statistics(network, assembly.task_data.loaders.train, estimator, torch.device("cpu"))
+        found = population_statistics(network, assembly.task_data.loaders.population, estimator, torch.device("cpu"))
     else:
         of_module = population_of_module(network, training, estimator)
         if isinstance(of_module, Unclear):
             raise NoExportError(ExportReason.NOT_EXPORTABLE, f"export.statistics: {of_module.reason}")
         found = of_module
     used = "running" if found is None else "population"
+    why = "export.statistics says so" if average is None else "recomputed for the averaged weights"
     return {
-        "statistics": {"used": used, "why": "export.statistics says so"},
+        "statistics": {"used": used, "why": why},
         "population": as_facts(found) if found else None,
     }
 

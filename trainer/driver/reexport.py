@@ -106,7 +106,7 @@ def _trained(request: ExportRequest, published: Published, mirror: Mirror) -> Tr
     def with_weights(trainer: Trainer, assembly: Assembly, _norms: ConvertedNorms) -> TrainedModel:
         held_out, training = batches_of(trainer)
         facts = load_weights(assembly, training, spec, published, mirror)
-        about = {name: facts[name] for name in ("checkpoint", "statistics")}
+        about = {name: facts[name] for name in ("checkpoint", "average", "statistics") if name in facts}
         return TrainedModel(
             job_id=request.job_id,
             network=network_of(assembly.module).eval(),
@@ -117,7 +117,8 @@ def _trained(request: ExportRequest, published: Published, mirror: Mirror) -> Tr
         )
 
     # Statistics of the training set need all of it; the inputs are else those that rank 0 had.
-    shares = 1 if spec.export.statistics == "population" else None
+    needs_all = spec.export.statistics == "population" or spec.train.average is not None
+    shares = 1 if needs_all else None
     is_double = spec.train.precision == "64-true"
     trained = at_first_step(spec, with_weights, shares=shares, precision="64-true" if is_double else "32-true")
     trained.network.cpu()

@@ -12,6 +12,7 @@ from syncnorm.trainer.contract.failure import ExportReason
 from syncnorm.trainer.errors import NoExportError
 from syncnorm.trainer.storage.sync import Mirror
 from syncnorm.trainer.training import checkpoints
+from syncnorm.trainer.training.averaging.averaged_weights import AVERAGE
 from syncnorm.trainer.training.checkpoints import Checkpoint
 
 Which = Literal["last", "best"] | int
@@ -62,12 +63,16 @@ def _best_step(state: Mapping[str, Any]) -> int | None:
     return None
 
 
-def load_weights(module: LightningModule, checkpoint: Checkpoint, mirror: Mirror, *, has_own_code: bool) -> None:
+def load_weights(
+    module: LightningModule, checkpoint: Checkpoint, mirror: Mirror, *, has_own_code: bool
+) -> Mapping[str, Any] | None:
     """Put the weights of a checkpoint into `module`, as Lightning does it: with the module's on_load_checkpoint and
-    strict_loading."""
+    strict_loading. With train.average these are the averaged ones; what is known of the average is returned."""
     state = checkpoints.load(checkpoint.path, mirror, has_own_code=has_own_code)
     module.on_load_checkpoint(state)
     module.load_state_dict(_tensors_of(state, module), strict=module.strict_loading)
+    average: Mapping[str, Any] | None = state.get(AVERAGE)
+    return average
 
 
 def _tensors_of(state: Mapping[str, Any], module: LightningModule) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 
+from syncnorm.norm import PopulationStatistics
 from syncnorm.trainer.contract.failure import ExportReason
 from syncnorm.trainer.contract.protocol import Launch, Result
 from syncnorm.trainer.errors import CheckpointCorruptError, NoExportError
@@ -17,7 +18,13 @@ from syncnorm.trainer.export.checkpoint_choice import Which, find_checkpoint, lo
 from syncnorm.trainer.export.forward_inputs import Unclear
 from syncnorm.trainer.export.held_out import inputs_of_batches, inputs_of_data
 from syncnorm.trainer.export.statistics.population import population_of_module, population_statistics
-from syncnorm.trainer.export.statistics.statistics_choice import StatisticsChoice, Used, choose_statistics
+from syncnorm.trainer.export.statistics.statistics_choice import (
+    StatisticsChoice,
+    Used,
+    choose_statistics,
+    statistics_of_average,
+)
+from syncnorm.trainer.random_state import seeded
 from syncnorm.trainer.ranks.exchange import gather
 from syncnorm.trainer.ranks.replica_check import check_agreement
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
@@ -41,21 +48,26 @@ def finalize(
     Raises: NoExportError or ExportMismatchError where export.required is set; nothing is logged or registered then.
     """
     device, spec, data, loaders = _device(launch), launch.spec, task_data.data, task_data.loaders
-    checkpoint = load_checkpoint(module, launch, folders)
+    checkpoint = load_checkpoint(module, launch, folders, fitted)
     network = module.network.to(device)  # Lightning has put it on the CPU
     agreement = check_agreement(network)
     network.float()  # a network trained in 64-true is exported and certified in the precision of its data
-    choice = choose_statistics(
-        network,
-        spec.export.statistics,
-        recompute=lambda: population_statistics(network, loaders.train, spec.statistics.population, device),
-        validate=lambda: evaluate(network, module.task, loaders.val, device),
-        score=f"val/{score_names(data.info)[0]}",
-    )
+
+    def recompute() -> PopulationStatistics | None:
+        return population_statistics(network, loaders.population, spec.statistics.population, device)
+
+    def validate() -> dict[str, float]:
+        return evaluate(network, module.task, loaders.val, device)
+
+    if checkpoint.average is not None:
+        choice = statistics_of_average(recompute, validate)
+    else:
+        score = f"val/{score_names(data.info)[0]}"
+        choice = choose_statistics(network, spec.export.statistics, recompute, validate, score)
     description = describe_network(launch.job_id, spec, data)
     held_out = checkpoint.unless(lambda: inputs_of_data(data))
     finished = Finished(network.cpu().eval(), held_out, description, choice)
-    facts = {"agreement": agreement, "checkpoint": checkpoint.facts}
+    facts = {"agreement": agreement, **checkpoint.as_facts()}
     return publish(finished, facts, launch, folders, fitted)
 
 
@@ -75,26 +87,33 @@ def finalize_user_module(
     words that follow "because".
     Raises: as `finalize`.
     """
-    checkpoint = load_checkpoint(module, launch, folders)
+    checkpoint = load_checkpoint(module, launch, folders, fitted)
     agreement = check_agreement(module)
-    choice, problem = _statistics_of_user(module, training, launch, why_running)
+    choice, problem = _statistics_of_user(module, training, launch, why_running, checkpoint.average)
     network = module.cpu().eval()
     held_out = checkpoint.unless(lambda: problem or inputs_of_batches(network, batches))
     finished = Finished(network, held_out, describe_job(launch.job_id, launch.spec), choice)
-    return publish(finished, {"agreement": agreement, "checkpoint": checkpoint.facts}, launch, folders, fitted)
+    return publish(finished, {"agreement": agreement, **checkpoint.as_facts()}, launch, folders, fitted)
 
 
 def _statistics_of_user(
-    module: LightningModule, training: Iterable[Any], launch: Launch, why_running: str
+    module: LightningModule,
+    training: Iterable[Any],
+    launch: Launch,
+    why_running: str,
+    average: Mapping[str, Any] | None,
 ) -> tuple[StatisticsChoice, Unclear | None]:
     """The choice, and why population statistics that were asked for are not there."""
     spec = launch.spec
     running = StatisticsChoice("running", f"running only, because {why_running}", None, {})
-    if spec.export.statistics != "population":
+    if spec.export.statistics != "population" and average is None:
         return running, None
-    found = population_of_module(module.to(_device(launch)), training, spec.statistics.population)
+    with seeded(spec.seed):
+        found = population_of_module(module.to(_device(launch)), training, spec.statistics.population)
     if isinstance(found, Unclear):
         return running, Unclear(f"export.statistics: {found.reason}", ExportReason.NOT_EXPORTABLE)
+    if average is not None:
+        return statistics_of_average(lambda: found, dict), None
     used: Used = "running" if found is None else "population"
     return StatisticsChoice(used, "export.statistics says so", found, {}), None
 
@@ -106,6 +125,12 @@ class Loaded:
 
     facts: Mapping[str, Any]
     problem: Unclear | None = None
+    average: Mapping[str, Any] | None = None
+    """What is known of the average, if the weights are averaged ones."""
+
+    def as_facts(self) -> dict[str, Any]:
+        """The facts for the certificate."""
+        return {"checkpoint": self.facts} | ({"average": self.average} if self.average is not None else {})
 
     def unless(self, find: HeldOut) -> HeldOut:
         """`find`, unless there is a problem, which comes instead."""
@@ -113,18 +138,20 @@ class Loaded:
         return find if problem is None else lambda: problem
 
 
-def load_checkpoint(module: LightningModule, launch: Launch, folders: AttemptFolders) -> Loaded:
+def load_checkpoint(module: LightningModule, launch: Launch, folders: AttemptFolders, fitted: FitResult) -> Loaded:
     """Put the weights that export.checkpoint names into `module`. Entered by every rank."""
     which = launch.spec.export.checkpoint
     if which == "last":
-        return Loaded({"which": which})
+        return Loaded({"which": which}, average=fitted.average)
     step, path, problem = gather(_find(which, launch, folders) if is_first() else _NOT_ASKED)[0]
     if path is None:
-        return Loaded({"which": "last"}, Unclear(problem.removesuffix("."), ExportReason.NOT_EXPORTABLE))
+        return Loaded(
+            {"which": "last"}, Unclear(problem.removesuffix("."), ExportReason.NOT_EXPORTABLE), fitted.average
+        )
     checkpoint = checkpoints.fetch(folders.mirror.local(path), folders.mirror)
-    load_weights(module, checkpoint, folders.mirror, has_own_code=launch.spec.has_own_code)
+    average = load_weights(module, checkpoint, folders.mirror, has_own_code=launch.spec.has_own_code)
     logger.info("exporting the %s checkpoint, that of step %d", which, step)
-    return Loaded({"which": which, "step": step})
+    return Loaded({"which": which, "step": step}, average=average)
 
 
 _NOT_ASKED: tuple[int, str | None, str] = (0, None, "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from syncnorm.trainer.contract.protocol import Launch, StopRequest
 from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.data.loader import Loader
 from syncnorm.trainer.data.user.shared_loader import Workers, share
+from syncnorm.trainer.data.user.whole_pass import whole_pass
 from syncnorm.trainer.diagnostics import Diagnostics
 from syncnorm.trainer.errors import StorageError
 from syncnorm.trainer.ranks.metric_lists import lists_of_any_length
@@ -46,6 +47,7 @@ from syncnorm.trainer.reporting.partition_detector import PartitionDetector, rea
 from syncnorm.trainer.reporting.reporter import Reporter
 from syncnorm.trainer.reporting.run_logger.assembly import run_logger_of
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
+from syncnorm.trainer.training.averaging.averaged_weights import AveragedWeights
 from syncnorm.trainer.training.batch_size import count_of
 from syncnorm.trainer.training.conversion import ConvertedNorms
 from syncnorm.trainer.training.late_hooks import LateCallback, call_late
@@ -53,6 +55,7 @@ from syncnorm.trainer.training.lightning_overhead import NoProfiler, exchange_no
 from syncnorm.trainer.training.strategy import ReplicaStrategy
 from syncnorm.trainer.training.task_module import network_of
 from syncnorm.trainer.worker.module_and_data import Assembly
+from syncnorm.trainer.worker.recomputed_statistics import RecomputedStatistics
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +71,8 @@ class FitResult:
     """Batches of validation, or of training where there is none."""
     training: Iterable[Any] = ()
     """Those of training."""
+    average: Mapping[str, Any] | None = None
+    """What is known of the average, whose weights the module has now; None: it has those of the last step."""
 
 
 def compile_in_place(network: nn.Module) -> None:
@@ -119,7 +124,8 @@ def fit(
     try:
         with _spool(folders, context) as spool, checkpoints.publication:
             early = _early(launch, folders, spool, reporter, assembly.steps)
-            late = _late(launch, spool, reporter, metrics, checkpoints, assembly.steps)
+            averages = _averages(assembly, spec)
+            late = [*averages, *_late(launch, spool, reporter, metrics, checkpoints, assembly.steps)]
             trainer = lightning_trainer(
                 spec,
                 context,
@@ -143,7 +149,8 @@ def fit(
                 trainer.fit(assembly.module, datamodule=assembly.datamodule, ckpt_path=resume_from)
     finally:
         network_of(assembly.module)._compiled_call_impl = None  # export needs the network as it is written
-    return FitResult(trainer.global_step, metrics.latest, checkpoints.newest, *batches_of(trainer))
+    average = next((each.leave_in_place(assembly.module) for each in averages), None)
+    return FitResult(trainer.global_step, metrics.latest, checkpoints.newest, *batches_of(trainer), average)
 
 
 @contextmanager
@@ -158,11 +165,16 @@ def _own_error() -> Iterator[None]:
 
 
 def batches_of(trainer: Trainer) -> tuple[Iterable[Any], Iterable[Any]]:
-    """Held-out batches, and those of training; of several loaders the first."""
-    given = (trainer.val_dataloaders, trainer.train_dataloader)
-    flat = [CombinedLoader([] if each is None else each).flattened for each in given]
-    val, training = (loaders[0] if loaders else () for loaders in flat)
-    return val or training, training
+    """Held-out batches, and those of a whole epoch of training; of several loaders the first."""
+    val, training = (
+        loaders[0] if loaders else () for loaders in map(_loaders, (trainer.val_dataloaders, trainer.train_dataloader))
+    )
+    whole = whole_pass(training)
+    return val or training, training if whole is None else whole
+
+
+def _loaders(given: Any) -> list[Any]:
+    return [] if given is None else list(CombinedLoader(given).flattened)
 
 
 @contextmanager
@@ -201,6 +213,19 @@ def _early(
     if spec.train.clip_adaptive is not None:
         callbacks.append(AdaptiveClipping(spec.train.clip_adaptive))
     return callbacks
+
+
+def _averages(assembly: Assembly, spec: JobSpec) -> list[AveragedWeights]:
+    if spec.train.average is None:
+        return []
+    statistics = RecomputedStatistics(assembly, spec.statistics.population, spec.seed)
+    return [
+        AveragedWeights(
+            spec.train,
+            recompute=lambda trainer: statistics.recompute(_loaders(trainer.train_dataloader)),
+            check=lambda trainer: statistics.require_possible(_loaders(trainer.train_dataloader)),
+        )
+    ]
 
 
 def _late(

@@ -22,6 +22,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from syncnorm import norm
+from syncnorm.trainer.callbacks.max_steps import planned_steps
 from syncnorm.trainer.contract.plan import Inspection, Parameters
 from syncnorm.trainer.contract.spec import JobSpec, OptimizerSpec
 from syncnorm.trainer.contract.spec_findings import (
@@ -38,6 +39,7 @@ from syncnorm.trainer.data.user.own_state import has_own_state
 from syncnorm.trainer.export.exportability import try_export
 from syncnorm.trainer.export.forward_inputs import ForwardInputs, Unclear, forward_inputs
 from syncnorm.trainer.random_state import kept_random_state
+from syncnorm.trainer.training.averaging.horizon import horizon_findings
 from syncnorm.trainer.training.batch_size import count_of, samples_in
 from syncnorm.trainer.training.conversion import ConvertedNorms
 from syncnorm.trainer.training.optim import build_optimizer
@@ -89,7 +91,11 @@ def inspection_of(
     parameters = parameters_of(network_of(module), norms.frozen, trainer.optimizers)
     return Inspection(
         conversion=norms.report,
-        findings=[*found, *_idle_groups(spec, parameters)],
+        findings=[
+            *found,
+            *_idle_groups(spec, parameters),
+            *horizon_findings(spec.train.average, assembly.steps or planned_steps(trainer)),
+        ],
         batch_size=size,
         guarantees=guarantees(module, loader, spec, no_export),
         parameters=parameters,

@@ -27,10 +27,14 @@ from syncnorm.trainer.worker.smoke_forward import check_forward
 
 @dataclass(frozen=True)
 class Loaders:
-    """A rank's part of the training and validation batches of a built-in task."""
+    """A rank's part of the training and validation batches of a built-in task.
+
+    population: those of training, for passes apart from it, which take statistics.
+    """
 
     train: Loader
     val: Loader
+    population: Loader
 
     @classmethod
     def build(cls, data: Data, spec: JobSpec, rank: int, world_size: int) -> Loaders:
@@ -42,17 +46,20 @@ class Loaders:
             raise ValueError("data.last_batch: pad is for a LightningModule of yours; use weight or drop.")
         if spec.data.count is not None:
             raise ValueError("data.count must be left out, because the samples of a built-in task are counted exactly.")
-        train = train_loader(
-            data,
-            global_batch=global_batch,
-            rank=rank,
-            world_size=world_size,
-            seed=spec.seed,
-            last_batch=spec.data.last_batch or "weight",
-            pin_memory=on_gpu,
+        train, population = (
+            train_loader(
+                data,
+                global_batch=global_batch,
+                rank=rank,
+                world_size=world_size,
+                seed=spec.seed,
+                last_batch=spec.data.last_batch or "weight",
+                pin_memory=on_gpu,
+            )
+            for _ in range(2)
         )
         val = val_loader(data, global_batch=global_batch, rank=rank, world_size=world_size, pin_memory=on_gpu)
-        return cls(train, val)
+        return cls(train, val, population)
 
 
 class TaskData(LightningDataModule):

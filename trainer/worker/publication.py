@@ -71,7 +71,7 @@ def _export(
         job_id=launch.job_id,
         network=finished.network,
         held_out=[],
-        description={**finished.description, "checkpoint": facts["checkpoint"], "statistics": chosen["statistics"]},
+        description={**finished.description, **_of_weights(facts), "statistics": chosen["statistics"]},
         facts={**facts, **chosen},
         seed=launch.spec.seed,
     )
@@ -91,6 +91,11 @@ def _export(
     model, record = outcome.settle(export, spec)
     publisher.tag(record)
     return model, record
+
+
+def _of_weights(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Which weights they are: the checkpoint, and the average if they are averaged."""
+    return {name: facts[name] for name in ("checkpoint", "average") if name in facts}
 
 
 def _require_no_loop(launch: Launch, folders: AttemptFolders) -> None:

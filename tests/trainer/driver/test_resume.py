@@ -25,7 +25,9 @@ from syncnorm.trainer.callbacks import checkpoint
 from syncnorm.trainer.data.loader import Loader
 from syncnorm.trainer.reporting import metric_spool as tracking
 from syncnorm.trainer.training import checkpoints, rank_state
+from syncnorm.trainer.training.averaging.weight_average import WeightAverage
 from syncnorm.trainer.training.task_module import TaskModule
+from syncnorm.trainer.worker.recomputed_statistics import RecomputedStatistics
 from tests.helpers.norm.pool import Pool
 from tests.helpers.trainer.ranks import RecordingReporter, TrainedModel, train
 
@@ -224,7 +226,7 @@ def die_at(place: str, call: int) -> Any:
             loss.register_hook(lambda _: die_if_due())
         return loss
 
-    training_step = TaskModule.training_step
+    training_step, recompute = TaskModule.training_step, RecomputedStatistics.recompute
     return {
         "forward": lambda: mock.patch.object(TaskModule, "training_step", before(training_step)),
         "backward": lambda: mock.patch.object(TaskModule, "training_step", step),
@@ -232,6 +234,9 @@ def die_at(place: str, call: int) -> Any:
         "agreement": lambda: mock.patch.object(dist, "all_reduce", before(dist.all_reduce)),
         "checkpoint": lambda: mock.patch.object(checkpoint, "gather", before(checkpoint.gather)),
         "write": lambda: mock.patch.object(checkpoints, "sha256_of", before(checkpoints.sha256_of)),
+        "average": lambda: mock.patch.object(WeightAverage, "update", before(WeightAverage.update)),
+        "swap": lambda: mock.patch.object(WeightAverage, "exchange", before(WeightAverage.exchange)),
+        "statistics": lambda: mock.patch.object(RecomputedStatistics, "recompute", before(recompute)),
     }[place]()
 
 
@@ -242,8 +247,10 @@ def train_and_die(
         return train(rank, world_size, root, document)
 
 
-def kill_and_go_on(ranks: Pool, whole: Undisturbed, folder: Path, victim: int, place: str, call: int) -> None:
-    document, first, second = spec("sync_batch"), folder / "1", folder / "2"
+def kill_and_go_on(
+    ranks: Pool, whole: Undisturbed, folder: Path, victim: int, place: str, call: int, **train_changes: Any
+) -> None:
+    document, first, second = spec("sync_batch", **train_changes), folder / "1", folder / "2"
 
     with pytest.raises(RuntimeError, match=r"rank \d of 2 died|Connection|peer"):
         ranks.run(train_and_die, 2, str(first), document, victim, place, call)
@@ -269,6 +276,37 @@ def test_rank_killed_at_sixty_random_places(ranks: Pool, undisturbed: Whole, tmp
         place = draw.choice(list(passes))
         victim = 0 if place == "write" else draw.randrange(2)
         kill_and_go_on(ranks, whole, tmp_path / str(number), victim, place, draw.randint(1, passes[place]))
+
+
+EMA = {"kind": "ema", "decay": 0.9}
+
+
+@pytest.mark.parametrize(("place", "call"), [("average", 8), ("statistics", 2), ("swap", 7)])
+def test_rank_killed_while_it_averages(place: str, call: int, ranks: Pool, undisturbed: Whole, tmp_path: Path) -> None:
+    whole = undisturbed(spec("sync_batch", average=EMA))
+
+    kill_and_go_on(ranks, whole, tmp_path, victim=1, place=place, call=call, average=EMA)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(3600)
+def test_rank_killed_at_twenty_random_places_of_an_average(ranks: Pool, undisturbed: Whole, tmp_path: Path) -> None:
+    draw = random.Random(11)
+    whole = undisturbed(spec("sync_batch", average=EMA))
+    # Of 18 steps; a validation and its statistics an epoch; the average goes in and out for 9 checkpoints and 3 epochs.
+    passes = {
+        "forward": 18,
+        "backward": 18,
+        "exchange": 72,
+        "checkpoint": 9,
+        "average": 18,
+        "statistics": 3,
+        "swap": 24,
+    }
+    for number in range(20):
+        place = draw.choice(list(passes))
+        victim, call = draw.randrange(2), draw.randint(1, passes[place])
+        kill_and_go_on(ranks, whole, tmp_path / str(number), victim, place, call, average=EMA)
 
 
 BUGS = {

@@ -6,10 +6,11 @@ from syncnorm.trainer.contract.spec.model_and_data import ClassSpec, DataSpec, F
 from syncnorm.trainer.contract.spec.normalization import NormSpec
 from syncnorm.trainer.contract.spec.optimization import OptimizerSpec, ScheduleSpec
 from syncnorm.trainer.contract.spec.results import Diagnostic, ExportSpec
-from syncnorm.trainer.contract.spec.training import EarlyStopping, KeepBest, TrainSpec
+from syncnorm.trainer.contract.spec.training import AverageSpec, EarlyStopping, KeepBest, TrainSpec
 from syncnorm.trainer.contract.spec.values import Every, Label, Name
 
 __all__ = [
+    "AverageSpec",
     "ClassSpec",
     "DataSpec",
     "Diagnostic",

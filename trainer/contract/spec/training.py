@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from syncnorm.trainer.contract.spec.values import Epochs, Every, MetricName, NonNegative, Part, PositiveFloat, Steps
 
@@ -40,6 +40,37 @@ class KeepBest(Part):
     """Whether lower (`min`) or higher (`max`) is better. Default: min, which fits val/loss."""
 
 
+class AverageSpec(Part):
+    """An average of the weights over training, with statistics of normalization that are recomputed for it."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    kind: Literal["ema", "swa"]
+    """`ema`: exponential moving average, a = decay * a + (1 - decay) * w after each optimizer step. `swa`: the mean of
+    the weights after each optimizer step, once `from` of training is over (arXiv:1803.05407). No default."""
+    decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """`ema` only: weight of the average so far. It looks back over about 1 / (1 - decay) steps, which should be a small
+    part of training. Default: 0.999."""
+    start: Annotated[float, Field(ge=0, lt=1)] | None = Field(default=None, alias="from")
+    """`swa` only: share of training that is over when averaging begins. Default: 0.75."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, value: Any) -> Any:
+        for kind, name, default in (("ema", "decay", 0.999), ("swa", "from", 0.75)):
+            if isinstance(value, dict) and value.get("kind") == kind and value.get(name) is None:
+                return {**value, name: default}
+        return value
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> AverageSpec:
+        if self.kind == "ema" and self.start is not None:
+            raise ValueError("from is for swa, got it with ema; leave it out")
+        if self.kind == "swa" and self.decay is not None:
+            raise ValueError("decay is for ema, got it with swa; leave it out")
+        return self
+
+
 class TrainSpec(Part):
     """How long the job trains, in which precision, and when it writes checkpoints."""
 
@@ -70,6 +101,10 @@ class TrainSpec(Part):
     an older one if the newest does not verify."""
     keep_best: KeepBest | None = None
     """Which further checkpoint to keep, judged at the ends of epochs that write one. Default: null, only the newest."""
+    average: AverageSpec | None = None
+    """An average of the weights, such as `{kind: ema, decay: 0.999}`. Validation, early stopping, the best checkpoint
+    and the export have the average, with statistics recomputed over the training samples at each validation; training
+    continues with its own weights. Default: null, no average."""
     ddp: DdpSpec = DdpSpec()
     """Settings of DistributedDataParallel. The defaults suit networks that use all of their parameters."""
     compile: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -143,6 +144,14 @@ class Order(Iterable[Any]):
 
     def seek(self, epoch: int, batch: int, drawn_from: dict[str, Any] | None) -> None:
         self.of_epoch, self.start, self.drawn_from = epoch, batch, drawn_from
+
+    def apart(self, dataset: Any) -> Order:
+        """The order of an epoch for a pass of its own, which draws no numbers that training would and leaves its
+        sampler where it is."""
+        other = copy.copy(self)
+        other._source = copy.deepcopy(self._source, {id(dataset): dataset})
+        other._is_alone, other.of_epoch, other.start = False, 0, 0
+        return other
 
     def first(self) -> Any:
         """What a worker might read first. Draws no numbers that training would."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterable
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from syncnorm import norm
 from syncnorm.trainer.data.loader import Batch
@@ -30,7 +32,8 @@ def population_statistics(
     """Replace running statistics by population statistics, if there are any. Entered by every rank."""
     if estimator == "none" or not norm.snapshot(network):
         return None
-    return norm.recompute_population_statistics(network, (batch.x.to(device) for batch in batches), estimator=estimator)
+    inputs = (_in_precision_of(network, batch.x.to(device)) for batch in batches)
+    return norm.recompute_population_statistics(network, inputs, estimator=estimator)
 
 
 def keep(found: norm.PopulationStatistics, folder: Path) -> None:
@@ -86,4 +89,11 @@ def population_of_module(
 def _by_name(module: nn.Module, inputs: ForwardInputs) -> dict[str, Any]:
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     moved = inputs.to(device)
+    moved = ForwardInputs(*tree_map_only(Tensor, partial(_in_precision_of, module), (moved.args, moved.kwargs)))
     return inspect.signature(module.forward).bind(*moved.args, **moved.kwargs).arguments
+
+
+def _in_precision_of(network: nn.Module, tensor: Tensor) -> Tensor:
+    """Data are float32; a network trained in 64-true takes doubles."""
+    is_double = any(parameter.dtype == torch.float64 for parameter in network.parameters())
+    return tensor.double() if is_double and tensor.dtype == torch.float32 else tensor

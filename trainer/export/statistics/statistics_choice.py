@@ -71,6 +71,18 @@ def choose_statistics(
     return StatisticsChoice(used, why, population, {"running": before, "population": after})
 
 
+def statistics_of_average(
+    recompute: Callable[[], norm.PopulationStatistics | None], validate: Callable[[], Scores]
+) -> StatisticsChoice:
+    """Leave the network, which has averaged weights, with statistics of its own. Entered by every rank."""
+    population = recompute()
+    if population is None:
+        return StatisticsChoice("running", "the network keeps no statistics", None, {"running": validate()})
+    why = f"recomputed for the averaged weights over {population.num_samples} samples"
+    logger.info("exporting with population statistics, %s", why)
+    return StatisticsChoice("population", why, population, {"population": validate()})
+
+
 def compare_scores(running: Scores, population: Scores, score: str) -> tuple[Used, str]:
     """The statistics with the better score, or with the lower loss if the score is the same, and by how much."""
     if all(math.isnan(scores[LOSS]) for scores in (running, population)):
