@@ -25,7 +25,7 @@ from syncnorm.trainer.contract.text import name_some, visible
 
 Json = dict[str, Any]
 app = typer.Typer()
-WEIGHTS, PLAIN, ABOUT = "weights.safetensors", "plain.safetensors", "model.json"
+WEIGHTS, PLAIN, ABOUT, PROOF = "weights.safetensors", "plain.safetensors", "model.json", "certificate.json"
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -112,11 +112,19 @@ def _model(client: Client, job: str, checkpoint: str | None, plain: bool) -> lis
         fail(_no_model(client, job), WRONG_USE)
     if plain and PLAIN not in found:
         fail(_why_not_plain(client, job, prefix), WRONG_USE)
-    if not plain and "certificate.json" not in found:
-        export = client.job(job).get("export") or {}
-        err.print(visible(f"There is no exported form, only weights. {export.get('message', '')}").rstrip())
-    chosen = [PLAIN, ABOUT] if plain else [name for name in found if name != PLAIN]
+    chosen = [PLAIN, ABOUT] if plain else _certified(client, job, prefix, list(found))
     return [Wanted(found[name], name) for name in chosen if name in found]
+
+
+def _certified(client: Client, job: str, prefix: str, names: Sequence[str]) -> list[str]:
+    """Exported forms only if they answer as the trained model does."""
+    if _read(client, job, f"{prefix}{PROOF}").get("passed"):
+        return [name for name in names if name != PLAIN]
+    own = prefix == "export/"
+    export = client.job(job).get("export") if own else client.one_export(job, prefix.split("/")[1])
+    message = (export or {}).get("message", "")
+    err.print(visible(f"There is no certified export, only weights. {message}").rstrip(), soft_wrap=True)
+    return [WEIGHTS, ABOUT, PROOF]
 
 
 def _read_checkpoint(text: str) -> str | int:
@@ -133,10 +141,10 @@ def _export_of(client: Client, job: str, wanted: str | int) -> str:
     if view["state"] != "succeeded":
         fail(_no_model(client, job), WRONG_USE)
     there = client.checkpoints(job)
-    later = [one for one in client.exports(job) if one["name"] != "1" and one["state"] == "succeeded"]
+    later = [one for one in client.exports(job) if one["name"] != "1"]
     made = [("export", _which(client, job)), *((one["path"], one["export"].get("checkpoint")) for one in later)]
     for path, which in made:
-        if _step(which, there) == _step(wanted, there):
+        if _step(which, there) == _step(wanted, there) and _has(client, job, f"{path}/{WEIGHTS}"):
             return f"{path}/"
     return _made(client, job, wanted, view["spec"].get("export") or {})
 
@@ -168,7 +176,7 @@ def _made(client: Client, job: str, wanted: str | int, like: Json) -> str:
     except KeyboardInterrupt as error:
         err.print("The export continues.")
         raise typer.Exit(INTERRUPTED) from error
-    if done["state"] == "failed" and not any(True for _ in client.files(job, f"{done['path']}/{WEIGHTS}")):
+    if done["state"] == "failed" and not _has(client, job, f"{done['path']}/{WEIGHTS}"):
         fail(f"Export {done['name']} failed: {done['message']}", JOB_FAILED)
     return f"{done['path']}/"
 
@@ -197,11 +205,15 @@ def _why_not_plain(client: Client, job: str, prefix: str) -> str:
 
 def _read(client: Client, job: str, path: str) -> Json:
     """A small JSON file of the job; empty without one."""
-    if not any(file["path"] == path for file in client.files(job, path)):
+    if not _has(client, job, path):
         return {}
     with tempfile.TemporaryDirectory() as folder:
         content: Json = json.loads(client.download(job, path, folder).read_bytes())
     return content
+
+
+def _has(client: Client, job: str, path: str) -> bool:
+    return any(file["path"] == path for file in client.files(job, path))
 
 
 def _saved(client: Client, job: str, wanted: Wanted, folder: Path) -> Json:

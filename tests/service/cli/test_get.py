@@ -42,7 +42,7 @@ def model(which: Any = "last", **about: Any) -> dict[str, bytes]:
         "weights.safetensors": f"weights {which}".encode(),
         "plain.safetensors": f"plain {which}".encode(),
         "model.json": json.dumps(described).encode(),
-        "certificate.json": b"{}",
+        "certificate.json": b'{"passed": true}',
         "model.onnx": b"onnx",
     }
 
@@ -116,13 +116,13 @@ def test_model_without_a_plain_form_says_why(served: Served, about: dict[str, An
 def test_model_that_could_not_be_exported_comes_without_its_forms(served: Served, tmp_path: Path) -> None:
     sn, world = served
     job = world.succeed(labels={"export": "failed"})
-    publish(world, job, {"weights.safetensors": b"w", "model.json": b"{}"})
+    publish(world, job, model() | {"certificate.json": b'{"passed": false}'})
 
     done = sn("get", "last", "-o", "out")
 
     assert done.exit_code == 0, done.output
-    assert sorted(saved(tmp_path / "out")) == ["model.json", "weights.safetensors"]
-    assert "There is no exported form, only weights. It branches on values." in " ".join(done.stderr.split())
+    assert sorted(saved(tmp_path / "out")) == ["certificate.json", "model.json", "weights.safetensors"]
+    assert "There is no certified export, only weights. It branches on values." in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize(
@@ -208,6 +208,20 @@ def test_export_of_a_checkpoint_that_fails_is_said(served: Served, tmp_path: Pat
     assert done.exit_code == 1, done.output
     assert "Export 2 failed" in done.stderr
     assert not (tmp_path / "best").exists()
+
+
+def test_export_that_fails_has_published_the_weights_before(served: Served, tmp_path: Path) -> None:
+    sn, world = served
+    job = trained(world, "export_mismatch", train=KEEP_BEST)
+    publish(world, job, model())
+    publish(world, job, {"weights.safetensors": b"w", "model.json": b"{}"}, "exports/2/1/export")
+
+    first, second = (sn("get", job.id, "--checkpoint", which, "-o", which) for which in ("best", "10"))
+
+    assert (first.exit_code, second.exit_code) == (0, 0), first.output + second.output
+    assert saved(tmp_path / "best") == saved(tmp_path / "10") == {"weights.safetensors": b"w", "model.json": b"{}"}
+    assert "There is no certified export, only weights." in second.stderr
+    assert len(world.store.exports.of_job(job.id)) == 1
 
 
 def test_job_without_a_model_says_what_there_is(served: Served) -> None:
