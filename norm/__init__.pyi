@@ -10,6 +10,8 @@ from syncnorm.norm.conversion.fixup import register_residual_block as register_r
 from syncnorm.norm.conversion.plain_state import plain_state_dict as plain_state_dict
 from syncnorm.norm.conversion.readers import Source as Source
 from syncnorm.norm.conversion.readers import register_source as register_source
+from syncnorm.norm.conversion.tensor_places import TensorPlace as TensorPlace
+from syncnorm.norm.conversion.tensor_places import tensor_places as tensor_places
 from syncnorm.norm.distributed.call_headers import ExchangeError as ExchangeError
 from syncnorm.norm.distributed.call_headers import WorkerGoneError as WorkerGoneError
 from syncnorm.norm.distributed.groups import create_group as create_group

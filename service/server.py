@@ -48,6 +48,7 @@ from syncnorm.service.storage.circuit_breaker import StorageCircuitBreaker
 from syncnorm.service.storage.code_packages import CodePackages
 from syncnorm.service.storage.job_files import JobFiles
 from syncnorm.service.storage.storage_marker import StorageMarker
+from syncnorm.service.storage.weight_sources import weight_access
 from syncnorm.service.store import Store
 from syncnorm.service.store.database import Database
 from syncnorm.service.studies.publisher import StudyPublisher
@@ -130,7 +131,7 @@ def make_context(
     tracker = stack.enter_context(contextlib.closing(MlflowTracker(mlflow_uri)))
     notifier, metrics = ChangeNotifier(store.history.changes_since), Metrics()
     environment = AttemptEnvironment(
-        settings.storage_root, settings.worker_url or url, mlflow_uri, settings.public_url or url
+        settings.storage_root, settings.worker_url or url, mlflow_uri, settings.public_url or url, settings.weights
     )
     marker = StorageMarker(store.installation, settings.storage_root)
     breaker = StorageCircuitBreaker(check=marker.check)
@@ -154,7 +155,11 @@ def make_context(
         rate=RateLimit(settings.rate_limit),
         metrics=metrics,
         audit_trail=AuditTrail(store.audit),
-        inspect=lambda spec: None if _must_not_run_here(spec, settings) else inspect(spec, packages),
+        inspect=lambda spec: (
+            None
+            if _must_not_run_here(spec, settings)
+            else inspect(spec, packages, weight_access(spec, store, settings.weights), mlflow_uri)
+        ),
         packages=packages,
         files=JobFiles(settings.storage_root, marker.check),
         webhooks=_webhooks(settings, store, metrics, stack),

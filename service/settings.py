@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from syncnorm.service.jobs import data_urls
 from syncnorm.service.origins import Trusted, url_authority
+from syncnorm.trainer.contract.initial_weights import WeightAccess
+from syncnorm.trainer.storage import data_urls
+from syncnorm.trainer.storage.storage import is_url
 
 WILDCARDS = ("0.0.0.0", "::")
 """Every address of this host."""
@@ -127,6 +129,14 @@ class Settings:
         """The names and origins of this API."""
         bound = () if self.host in WILDCARDS else (self.host,)
         return Trusted.from_settings(bound, (self.public_url, self.worker_url), self.allowed_hosts)
+
+    @property
+    def weights(self) -> WeightAccess:
+        """What files jobs may start from. Where user code is allowed, it could open any file anyway."""
+        if self.allow_code:
+            return WeightAccess()
+        folders = [folder for folder in (str(self.home), self.storage_root) if not is_url(folder)]
+        return WeightAccess(urls=list(self.data_urls), private=folders)
 
     @property
     def database(self) -> str:

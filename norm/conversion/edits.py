@@ -55,7 +55,7 @@ def steps_taken(model: nn.Module) -> list[Step]:
     return [
         Step(paths, original, module)
         for module, paths in modules_with_paths(model)
-        if (original := _original(module)) is not None
+        if (original := original_of(module)) is not None
     ]
 
 
@@ -66,7 +66,8 @@ def redo(model: nn.Module, steps: Iterable[Step]) -> nn.Module:
     return model
 
 
-def _original(module: nn.Module) -> nn.Module | None:
+def original_of(module: nn.Module) -> nn.Module | None:
+    """What stood in its place before `apply`."""
     record = module.__dict__.get("_norm_original")
     return record.module if isinstance(record, Original) else None
 

@@ -24,6 +24,7 @@ from syncnorm.service.reconciler.reconciler import Reconciler
 from syncnorm.service.settings import Settings
 from syncnorm.service.storage.code_packages import CodePackages
 from syncnorm.service.storage.job_files import JobFiles
+from syncnorm.service.storage.weight_sources import WeightSources
 from syncnorm.service.store import Store
 from syncnorm.service.studies.publisher import StudyPublisher
 from syncnorm.service.telemetry.metrics import Metrics
@@ -105,4 +106,5 @@ class Components:
             self.secrets.missing,
             self.settings.allow_code,
             self.settings.data_urls,
+            WeightSources(self.store, self.settings.weights, self.local_paths, self.tracker.model_tags).resolve,
         )

@@ -11,11 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from syncnorm.norm.kind import KINDS
+from syncnorm.trainer.contract.initial_weights import LoadedWeights, PlacedTensor, shown
 from syncnorm.trainer.contract.plan import guarantee_rows
 from syncnorm.trainer.contract.spec_findings import Finding, alike
-from syncnorm.trainer.contract.text import name_some
+from syncnorm.trainer.contract.text import counted, name_some
 
 Json = dict[str, Any]
+_MOST_TENSORS = 6
+"""Named in a line; --json has all of them."""
 _COLORS = {"error": "red", "warning": "yellow", "info": "dim"}
 GUARANTEE_LABELS = {"equals_one_device": "one device", "resumes_exactly": "resumes", "exported": "exported"}
 """What `syncnorm plan` and `syncnorm show` call each guarantee."""
@@ -31,6 +34,7 @@ def plan_table(plan: Json) -> RenderableType:
     """The table of a plan: batch, normalization with its reasons, converted layers, guarantees, findings."""
     table = Table.grid(padding=(0, 2))
     rows = [*_size(plan), *_norm(plan["norm"]), *_layers(plan["conversion"] or [])]
+    rows += _weights(plan.get("init_from"))
     rows += _parameters(plan.get("parameters"))
     rows += [(GUARANTEE_LABELS[name], f"{holds}: {why}") for name, holds, why in guarantee_rows(plan.get("guarantees"))]
     for label, text in rows:
@@ -58,6 +62,19 @@ def _norm(choice: Json) -> Iterator[tuple[str, str]]:
         yield "", fact
     if other := choice["alternative"]:
         yield "alternative", f"{other['kind']}: {other['why']}"
+
+
+def _weights(found: Json | None) -> Iterator[tuple[str, str]]:
+    if found is None:
+        return
+    weights = LoadedWeights.model_validate(found)
+    yield "init_from", f"{weights.origin.source}, {weights.origin.digest}"
+    for what in ("loaded", "dropped", "left"):
+        tensors: list[PlacedTensor] = getattr(weights, what)
+        yield (
+            "",
+            f"{what} {counted(len(tensors), 'tensor')}" + (f": {shown(tensors, _MOST_TENSORS)}" if tensors else ""),
+        )
 
 
 def _layers(conversion: list[dict[str, str]]) -> Iterator[tuple[str, str]]:

@@ -23,6 +23,7 @@ from syncnorm.service.integrations.mlflow_answers import (
     RUNS_FOUND,
     read,
 )
+from syncnorm.service.integrations.mlflow_model_tags import model_request, tags_in
 from syncnorm.service.integrations.mlflow_run_facts import Pairs, run_params, run_tags, world_size_tags
 from syncnorm.service.jobs.job import Attempt, Job
 from syncnorm.trainer.contract.mlflow_rest import mlflow_account
@@ -68,6 +69,9 @@ class Tracker(Protocol):
 
     def histories(self, run_id: str, prefix: str) -> dict[str, list[tuple[int, float]]]:
         """(step, value) of every metric whose name has this prefix."""
+
+    def model_tags(self, uri: str) -> dict[str, str] | None:
+        """Tags of a model, given as `models:/NAME/3`, `models:/NAME@ALIAS` or `models:/m-…`; None: there is none."""
 
     def is_answering(self) -> bool: ...
 
@@ -131,6 +135,14 @@ class MlflowTracker:
                 raise answer
             found[name] = read(answer, "metrics/get-history", HISTORY).points()
         return found
+
+    def model_tags(self, uri: str) -> dict[str, str] | None:
+        try:
+            return tags_in(self.call("GET", *model_request(uri)))
+        except RefusedError as error:
+            if error.code in (GONE, "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
 
     def is_answering(self) -> bool:
         try:

@@ -11,7 +11,8 @@ import sys
 from syncnorm.import_path import python_path
 from syncnorm.service.confinement import environment_of_jobs
 from syncnorm.service.storage.code_packages import CodePackages
-from syncnorm.trainer.contract.plan import Inspection
+from syncnorm.trainer.contract.initial_weights import WeightAccess
+from syncnorm.trainer.contract.plan import Inspection, InspectionRequest
 from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.storage.storage import local_copy
 
@@ -20,8 +21,12 @@ logger = logging.getLogger(__name__)
 TIMEOUT_S = 120.0
 
 
-def inspect(spec: JobSpec, packages: CodePackages) -> Inspection | None:
-    """Conversion and findings for `spec`; None if the process fails, for example without torch on this host."""
+def inspect(
+    spec: JobSpec, packages: CodePackages, weights: WeightAccess | None = None, mlflow_uri: str = ""
+) -> Inspection | None:
+    """Conversion and findings for `spec`; None if the process fails, for example without torch on this host. weights:
+    what model.init_from may read; None: it is not looked at."""
+    request = InspectionRequest(spec=spec.model_dump(mode="json"), weights=weights, mlflow_uri=mlflow_uri)
     environment = python_path(environment_of_jobs(os.environ, own_mlflow=True))
     command = [sys.executable, "-m", "syncnorm.trainer.worker.model_inspection"]
     try:
@@ -30,7 +35,7 @@ def inspect(spec: JobSpec, packages: CodePackages) -> Inspection | None:
                 command.append(str(stack.enter_context(local_copy(packages.path(spec.code.package)))))
             done = subprocess.run(
                 command,
-                input=spec.model_dump_json().encode(),
+                input=request.model_dump_json().encode(),
                 capture_output=True,
                 timeout=TIMEOUT_S,
                 check=True,

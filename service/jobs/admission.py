@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from syncnorm.service.jobs import data_urls
 from syncnorm.service.jobs.job import Job, JobState, new_job_id
 from syncnorm.service.jobs.stored_spec import StoredSpec
 from syncnorm.trainer.contract.norm_choice import choose_norm
 from syncnorm.trainer.contract.plan import NodeCapacity, findings
 from syncnorm.trainer.contract.spec import JobSpec, SecretRef
-from syncnorm.trainer.errors import Problem
+from syncnorm.trainer.errors import Problem, SpecError
+from syncnorm.trainer.storage import data_urls
 from syncnorm.trainer.storage.storage import is_url
 
 _ALLOWED_MODELS = r"torchvision\.models\.((detection|optical_flow|quantization|segmentation|video)\.)?[A-Za-z]\w*"
@@ -38,7 +38,8 @@ def against_plan(spec: JobSpec, nodes: Sequence[NodeCapacity] | None) -> list[Pr
 def needs_lookup(spec: JobSpec) -> bool:
     """Whether files, packages or secrets have to be looked up, which may take time."""
     has_secrets = any(isinstance(value, SecretRef) for value in spec.env.values())
-    return has_secrets or spec.code is not None or any(name in spec.data.init_args for name in _PATH_ARGS)
+    has_source = spec.code is not None or spec.model.init_from is not None
+    return has_secrets or has_source or any(name in spec.data.init_args for name in _PATH_ARGS)
 
 
 def against_files(spec: JobSpec) -> list[Problem]:
@@ -138,13 +139,17 @@ def against_secrets(spec: JobSpec, owner: str, missing: Callable[[str, set[str]]
     ]
 
 
+class ResolveWeights(Protocol):
+    def __call__(self, spec: JobSpec, owner: str, *, sees_all: bool) -> tuple[JobSpec, list[Problem]]: ...
+
+
 @dataclass(frozen=True)
 class AdmissionChecks:
     """What speaks against a valid spec on this installation.
 
     capacity: the hosts of the cluster; None while it can't be asked. local_paths: workers see the same files as this
     process. has_package, missing_secrets: see `against_package` and `against_secrets`. data_urls: addresses that jobs
-    may read data from, where user code is not allowed.
+    may read data from, where user code is not allowed. resolve_weights: see service/storage/weight_sources.py.
     """
 
     capacity: Callable[[], Sequence[NodeCapacity] | None]
@@ -153,6 +158,19 @@ class AdmissionChecks:
     missing_secrets: Callable[[str, set[str]], set[str]]
     allow_code: bool
     data_urls: Sequence[str]
+    resolve_weights: ResolveWeights
+
+    def admit(self, spec: JobSpec, owner: str, *, sees_all: bool = False, is_plan: bool = False) -> JobSpec:
+        """`spec` with its names resolved. sees_all: owner may read jobs of others. is_plan: errors of its plan are no
+        reason to refuse it.
+
+        Raises: SpecError with everything that speaks against it.
+        """
+        resolved, problems = self.resolve_weights(spec, owner, sees_all=sees_all)
+        problems = [*(self.missing if is_plan else self.refusals)(spec, owner), *problems]
+        if problems:
+            raise SpecError(problems)
+        return resolved
 
     def refusals(self, spec: JobSpec, owner: str) -> list[Problem]:
         """Errors of its plan, and what is missing or not allowed."""

@@ -162,8 +162,8 @@ def _problem(item: Any) -> Problem:
     return Problem(pointer, described(item))
 
 
-def expand(study: StudySpec, refusals: Callable[[JobSpec], list[Problem]] = lambda _spec: []) -> list[Child]:
-    """Every job of the study. refusals: what else speaks against a job.
+def expand(study: StudySpec, admit: Callable[[JobSpec], JobSpec] = lambda spec: spec) -> list[Child]:
+    """Every job of the study. admit: gives a job's spec with its names resolved, or raises SpecError.
 
     Raises: SpecError whose problems name places in the study as JSON pointers (RFC 6901): `/grid/norm.kind/2` for a
     value of an axis, `/base/…` for the rest.
@@ -177,9 +177,7 @@ def expand(study: StudySpec, refusals: Callable[[JobSpec], list[Problem]] = lamb
         point = {path: label for path, (label, _) in zip(axes, combination, strict=True)}
         try:
             document = _document(study, dict(zip(axes, (value for _, value in combination), strict=True)))
-            spec = read_spec(document)
-            if found := refusals(spec):
-                raise SpecError(found)
+            spec = admit(read_spec(document))
         except SpecError as error:
             problems |= dict.fromkeys(_located(problem, point, axes) for problem in error.problems)
             continue

@@ -19,6 +19,7 @@ from syncnorm.service.storage.circuit_breaker import StorageCircuitBreaker
 from syncnorm.service.storage.code_packages import CodePackages
 from syncnorm.service.store import Store
 from syncnorm.trainer.contract import protocol
+from syncnorm.trainer.contract.initial_weights import WeightAccess
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ class AttemptEnvironment:
     mlflow_uri: str
     public_url: str = ""
     """Address of this API for links; empty: service_url."""
+    weights: WeightAccess = field(default_factory=WeightAccess)
+    """What files jobs may start from."""
 
     def page(self, job: Job) -> str:
         return f"{self.public_url or self.service_url}/v1/jobs/{job.id}"

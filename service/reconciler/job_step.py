@@ -19,6 +19,7 @@ from syncnorm.service.reconciler.isolation import Isolation
 from syncnorm.service.reconciler.run_status import RunStatus
 from syncnorm.service.scheduling.queue import JobQueue
 from syncnorm.service.storage import attempt_files as files
+from syncnorm.service.storage.weight_sources import weight_access
 from syncnorm.trainer.contract import protocol
 from syncnorm.trainer.errors import StorageError
 
@@ -197,18 +198,19 @@ class JobStep:
         return job, replace(attempt, **noted)
 
     def _launch_file(self, job: Job, attempt: Attempt, run_id: str) -> protocol.Launch:
-        environment = self._backends.environment
+        environment, spec = self._backends.environment, job.spec.require()
         return protocol.Launch(
             job_id=job.id,
             attempt=attempt.number,
             workers=attempt.workers,
             fence=attempt.fence,
-            spec=job.spec.require(),
+            spec=spec,
             service_url=environment.service_url,
             token=attempt_token(attempt.fence),
             mlflow_uri=environment.mlflow_uri,
             mlflow_run_id=run_id,
             resume_from=attempt.resume_from,
+            weights=weight_access(spec, self._backends.store, environment.weights),
             package=environment.package(job),
             startup_timeout_s=self._rules.startup_timeout_s,
         )

@@ -246,6 +246,8 @@ class FakeTracker:
     """How many attempts a run was last described with, by run id."""
     refuses: list[str] = field(default_factory=list)
     """Names that it does not take."""
+    models: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Tags of a model by its URI."""
 
     def run_for(self, job: Job, attempts: Sequence[Attempt], note: str) -> Run:
         self._require()
@@ -269,6 +271,10 @@ class FakeTracker:
     def histories(self, run_id: str, prefix: str) -> dict[str, list[tuple[int, float]]]:
         self._require()
         return {f"{prefix}bn1/drift": [(1, 0.5)]} if run_id in self.status else {}
+
+    def model_tags(self, uri: str) -> dict[str, str] | None:
+        self._require()
+        return self.models.get(uri)
 
     def is_answering(self) -> bool:
         return self.reachable

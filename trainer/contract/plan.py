@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from syncnorm.trainer.contract.bounds import Message as Text
+from syncnorm.trainer.contract.initial_weights import LoadedWeights, WeightAccess
 from syncnorm.trainer.contract.norm_choice import NormChoice, choose_norm, statistics_group
 from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.contract.spec_findings import Finding, spec_findings
@@ -124,6 +125,17 @@ class Inspection(_Record):
     """None where the network could not be built."""
     parameters: Parameters | None = None
     """The same."""
+    init_from: LoadedWeights | None = None
+    """None without model.init_from, and where its weights could not be read."""
+
+
+class InspectionRequest(_Record):
+    """What the process that builds the network is asked. weights: what model.init_from may read; null: it is not looked
+    at."""
+
+    spec: dict[str, Any]
+    weights: WeightAccess | None = None
+    mlflow_uri: str = ""
 
 
 class Plan(_Record):
@@ -150,6 +162,9 @@ class Plan(_Record):
     """What holds for this job, and why; null unless `inspected`."""
     parameters: Parameters | None = None
     """What is frozen, and the groups of the optimizer; null unless `inspected`."""
+    init_from: LoadedWeights | None = None
+    """What model.init_from loads, drops and leaves, by name and shape; null without it, unless `inspected`, and where
+    the weights can't be read on the service's host."""
     inspected: bool
     """Whether the model was built and audited, so that `conversion` and the findings that need torch are there. A dry
     run does so where the service's host has torch; every attempt does when it starts."""
@@ -180,6 +195,7 @@ def plan(spec: JobSpec, nodes: Sequence[NodeCapacity] | None, inspection: Inspec
         norm=choice,
         guarantees=inspection.guarantees if inspection else None,
         parameters=inspection.parameters if inspection else None,
+        init_from=inspection.init_from if inspection else None,
         inspected=inspection is not None,
     )
 

@@ -35,6 +35,7 @@ from syncnorm.trainer.contract.bounds import (
 )
 from syncnorm.trainer.contract.bounds import Message as Text
 from syncnorm.trainer.contract.failure import FailureReason
+from syncnorm.trainer.contract.initial_weights import WeightAccess
 from syncnorm.trainer.contract.plan import Guarantees
 from syncnorm.trainer.contract.spec import JobSpec
 
@@ -94,6 +95,8 @@ class Launch(Message):
     mlflow_run_id: str
     resume_from: str | None
     """Folder of the checkpoint to resume from, chosen once by the service; None: from the start."""
+    weights: WeightAccess = WeightAccess()
+    """What model.init_from may read."""
     package: str | None = None
     """Where the uploaded archive of code.package lies."""
     startup_timeout_s: float = 600.0

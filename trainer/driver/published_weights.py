@@ -67,6 +67,12 @@ class Published:
         return found
 
     @property
+    def lineage(self) -> Facts:
+        """What weights the job started from."""
+        found = self.proof.get("init_from") or self.about.get("init_from")
+        return {"init_from": found} if found else {}
+
+    @property
     def checkpoint_folders(self) -> list[Path]:
         """Those of all attempts up to the one that succeeded."""
         attempt = self.folder.parent
@@ -86,12 +92,12 @@ def load_weights(
         _load_published(network_of(assembly.module), published)
         validation = published.proof.get("validation")
         facts = {"checkpoint": published.checkpoint, "statistics": published.statistics, "validation": validation}
-        return {"again": {"of": published.digest}, **facts, **_as_fact(published.about.get("average"))}
+        return {"again": {"of": published.digest}, **facts, **_as_fact(published.about.get("average")), **published.lineage}
     folders, own = published.checkpoint_folders, spec.has_own_code
     checkpoint = checkpoint_choice.find_checkpoint(folders, export.checkpoint, mirror, has_own_code=own)
     average = checkpoint_choice.load_weights(assembly.module, checkpoint, mirror, has_own_code=own)
     about = {"which": export.checkpoint, "step": checkpoint.step}
-    return {"checkpoint": about, **_as_fact(average), **_statistics(assembly, training, spec, average)}
+    return {"checkpoint": about, **published.lineage, **_as_fact(average), **_statistics(assembly, training, spec, average)}
 
 
 def _as_fact(average: Mapping[str, Any] | None) -> Facts:

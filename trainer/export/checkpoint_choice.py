@@ -34,7 +34,7 @@ def find_checkpoint(folders: Sequence[Path], which: Which, mirror: Mirror, *, ha
         return newest
     if isinstance(which, int):
         return _of_step(folders, which, mirror)
-    step = _best_step(checkpoints.load(newest.path, mirror, has_own_code=has_own_code))
+    step = best_step(checkpoints.load(newest.path, mirror, has_own_code=has_own_code))
     if step is None:
         text = "export.checkpoint: there is no best checkpoint, since no epoch with a score wrote one."
         raise NoExportError(ExportReason.NOT_EXPORTABLE, text)
@@ -55,7 +55,7 @@ def _of_step(folders: Sequence[Path], step: int, mirror: Mirror) -> Checkpoint:
     )
 
 
-def _best_step(state: Mapping[str, Any]) -> int | None:
+def best_step(state: Mapping[str, Any]) -> int | None:
     """As the callback that writes checkpoints has noted it: (score, step)."""
     for one in state.get("callbacks", {}).values():
         if isinstance(one, Mapping) and one.get("best"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from syncnorm.trainer.export.mlflow_registry import ExportIdentity, Registry
 from syncnorm.trainer.export.outputs import Array, Outputs
 
 # MLflow waits for minutes by default; an export that can't reach it should say so within one.
-_MLFLOW_ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+MLFLOW_ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 
 STATE_TAG, MESSAGE_TAG = "syncnorm.export_state", "syncnorm.export_message"
 _LONGEST_TAG = 5000
@@ -34,7 +34,7 @@ class Publisher:
     """
 
     def __init__(self, mlflow_uri: str, run_id: str, confirm: Callable[[], None] = lambda: None) -> None:
-        for name, value in _MLFLOW_ENVIRONMENT.items():
+        for name, value in MLFLOW_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         import mlflow
 
@@ -54,6 +54,13 @@ class Publisher:
         self._client.set_tag(self._run_id, STATE_TAG, export.state)
         if export.message:
             self._client.set_tag(self._run_id, MESSAGE_TAG, storable(export.message, _LONGEST_TAG))
+
+    def tag_origin(self, init_from: Mapping[str, Any] | None) -> None:
+        """Say on the run what weights the job started from, as its certificate does."""
+        for name in ("source", "digest"):
+            if init_from is not None:
+                text = storable(init_from[name], _LONGEST_TAG)
+                self._client.set_tag(self._run_id, f"syncnorm.init_from.{name}", text)
 
     def log_model(self, form: ModelForm, identity: ExportIdentity) -> str:
         """Log the model named `model`; its URI."""

@@ -45,7 +45,7 @@ def write_weights(network: nn.Module, description: Mapping[str, Any], folder: Pa
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    write_atomic(path, save({name: _whole(value) for name, value in tensors.items()}))
+    write_atomic(path, save({name: whole_tensor(value) for name, value in tensors.items()}))
     return sha256_of(path)
 
 
@@ -60,6 +60,7 @@ def _write_plain(network: nn.Module, folder: Path) -> dict[str, str]:
     return {"file": PLAIN_FILE, "sha256": _write(folder / PLAIN_FILE, tensors)}
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """A copy with memory of its own, in rows."""
     whole = tensor.detach().cpu().to_dense() if tensor.layout != torch.strided else tensor.detach().cpu()
     return whole.as_subclass(Tensor).contiguous().clone(memory_format=torch.contiguous_format)

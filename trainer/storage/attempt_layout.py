@@ -48,6 +48,11 @@ class AttemptFolders:
         return self.root / "export"
 
     @property
+    def weights(self) -> Path:
+        """The weights that the job starts from; see syncnorm.trainer.weights.staging."""
+        return self.root / "init_from"
+
+    @property
     def code(self) -> Path:
         """The user's uploaded code."""
         return self.root / "code"

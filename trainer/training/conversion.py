@@ -42,12 +42,19 @@ class ConvertedNorms(LayerSync):
     """Converts a module once it is complete: after its setup and configure_model, before it gets its optimizers. What
     model.freeze names for good is frozen then, too.
 
+    load: called with the converted network, to give it the weights that it starts from.
     report: one entry {path, from, to} for every layer, once it is done. frozen: what each rule of model.freeze covers.
     """
 
-    def __init__(self, spec: JobSpec, make_group: Callable[[], dist.ProcessGroup | None]) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        make_group: Callable[[], dist.ProcessGroup | None],
+        load: Callable[[nn.Module], None] = lambda _: None,
+    ) -> None:
         self._spec = spec
         self._make_group = make_group
+        self._load = load
         self.report: list[dict[str, Any]] = []
         self.frozen: list[FrozenPart] = []
         self.group: dist.ProcessGroup | None = None
@@ -61,6 +68,7 @@ class ConvertedNorms(LayerSync):
         else:
             converted, self.report = convert(model, self._spec, group)
         assert isinstance(converted, LightningModule)
+        self._load(network_of(converted))
         self.frozen = find_frozen(network_of(converted), self._spec.model.freeze)
         for part in self.frozen:
             if part.rule.unfreeze_at is None:

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 import lightning as L
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
+from torch import nn
 
 from syncnorm.trainer.callbacks.before_first_step import BeforeFirstStep
 from syncnorm.trainer.contract.spec import JobSpec
@@ -28,15 +29,16 @@ def at_first_step(
     *,
     shares: int | None = None,
     precision: Literal["32-true", "64-true"] = "32-true",
+    load: Callable[[nn.Module], None] = lambda _: None,
 ) -> T:
     """What `look` returns at the first step, with a converted module and its loaders. Nothing is trained.
 
     shares: workers that a user's loaders are shared out over, as in an attempt; None: resources.workers. precision: in
-    place of the spec's, because this host's CPU may have no other.
+    place of the spec's, because this host's CPU may have no other. load: as in ConvertedNorms.
     """
     L.seed_everything(spec.seed, verbose=False)
     assembly = assemble(spec, 0, 1)
-    norms, found = ConvertedNorms(spec, lambda: None), list[T]()
+    norms, found = ConvertedNorms(spec, lambda: None, load), list[T]()
 
     def stop(trainer: Trainer, _module: LightningModule) -> None:
         found.append(look(trainer, assembly, norms))

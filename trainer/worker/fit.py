@@ -98,8 +98,10 @@ def fit(
     reporter: Reporter,
     context: RankContext,
     prepare: Prepare = lambda *_: None,
+    load: Callable[[nn.Module], None] = lambda _: None,
 ) -> FitResult:
-    """Train to the end. Entered by every rank. prepare: called once everything is ready for the first step.
+    """Train to the end. Entered by every rank. prepare: called once everything is ready for the first step. load: as
+    in ConvertedNorms.
 
     Raises: StopRequested after a checkpoint, on every rank at the same step; SupersededError.
     """
@@ -114,7 +116,7 @@ def fit(
         metrics=metrics,
     )
     resume_from = str(folders.mirror.local(launch.resume_from)) if launch.resume_from else None
-    norms = ConvertedNorms(spec, lambda: norm.create_group(spec.norm.group))
+    norms = ConvertedNorms(spec, lambda: norm.create_group(spec.norm.group), load)
 
     def ready(trainer: Trainer, module: LightningModule) -> None:
         prepare(trainer, module, norms)

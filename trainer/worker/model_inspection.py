@@ -1,6 +1,6 @@
 """Facts about a spec that need torch: which layers are converted, and what the audit finds.
 
-`python -m syncnorm.trainer.worker.model_inspection` reads a job spec (JSON) from standard input and prints an
+`python -m syncnorm.trainer.worker.model_inspection` reads an InspectionRequest (JSON) from standard input and prints an
 Inspection (JSON). Nothing is trained. The service runs it as a separate process for a dry run; an attempt audits its
 own network the same way.
 """
@@ -8,13 +8,13 @@ own network the same way.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ from torch import nn
 
 from syncnorm import norm
 from syncnorm.trainer.callbacks.max_steps import planned_steps
-from syncnorm.trainer.contract.plan import Inspection, Parameters
+from syncnorm.trainer.contract.initial_weights import WeightAccess
+from syncnorm.trainer.contract.plan import Inspection, InspectionRequest, Parameters
 from syncnorm.trainer.contract.spec import JobSpec, OptimizerSpec
 from syncnorm.trainer.contract.spec_findings import (
     LAST_BATCH_FIX,
@@ -38,6 +39,7 @@ from syncnorm.trainer.data import Data
 from syncnorm.trainer.data.user.own_state import has_own_state
 from syncnorm.trainer.export.exportability import try_export
 from syncnorm.trainer.export.forward_inputs import ForwardInputs, Unclear, forward_inputs
+from syncnorm.trainer.export.weights import WEIGHTS_FILE
 from syncnorm.trainer.random_state import kept_random_state
 from syncnorm.trainer.training.averaging.horizon import horizon_findings
 from syncnorm.trainer.training.batch_size import count_of, samples_in
@@ -46,24 +48,52 @@ from syncnorm.trainer.training.optim import build_optimizer
 from syncnorm.trainer.training.parameters.overview import parameters_of
 from syncnorm.trainer.training.task_module import network_of
 from syncnorm.trainer.user_code import package as user_code
+from syncnorm.trainer.weights.loading import InitialWeights, no_weights, with_weights
+from syncnorm.trainer.weights.sources import read_source
 from syncnorm.trainer.worker.first_step import at_first_step
 from syncnorm.trainer.worker.guarantees import guarantees
 from syncnorm.trainer.worker.module_and_data import Assembly, total_steps
 from syncnorm.trainer.worker.smoke_forward import SAMPLES
 
 
-def inspect(spec: JobSpec) -> Inspection:
-    """Build, convert and audit the network of `spec`; an error on the way is a finding, too."""
+def inspect(spec: JobSpec, access: WeightAccess | None = None, mlflow_uri: str = "") -> Inspection:
+    """Build, convert and audit the network of `spec`; an error on the way is a finding, too. access: to the weights of
+    model.init_from; None: they are not looked at."""
     try:
-        return at_first_step(
-            spec,
-            lambda trainer, assembly, norms: inspection_of(trainer, assembly, norms, spec, spec.resources.workers),
-        )
+        with TemporaryDirectory(prefix="syncnorm-weights-") as folder:
+            weights, unread = _weights(spec, access, mlflow_uri, Path(folder))
+            found = at_first_step(
+                spec,
+                lambda trainer, assembly, norms: inspection_of(trainer, assembly, norms, spec, spec.resources.workers),
+                load=weights.load if weights else no_weights,
+            )
+            found = with_weights(found, weights) if weights else found
+            return found.model_copy(update={"findings": [*unread, *found.findings]})
     except Exception as error:
         message = f"The network can't be built as the spec says: {type(error).__name__}: {error}"
         fix = "Change the part of the spec that the message names."
         finding = Finding(code="cannot_build", path=_field(error), message=message, fix=fix, severity="error")
         return Inspection(conversion=[], findings=[finding])
+
+
+def _weights(
+    spec: JobSpec, access: WeightAccess | None, mlflow_uri: str, folder: Path
+) -> tuple[InitialWeights | None, list[Finding]]:
+    """The weights of model.init_from, or why they can't be read on this host."""
+    how = spec.model.init_from
+    if how is None or access is None:
+        return None, []
+    try:
+        origin = read_source(how, access, mlflow_uri, folder / WEIGHTS_FILE)
+    except (ValueError, OSError) as error:
+        message = f"The weights can't be read here: {error}"
+        fix = "The workers try it themselves when the job starts, and the job fails if they can't either."
+        return None, [
+            Finding(
+                code="weights_not_read", path=_field(error) or how.field, message=message, fix=fix, severity="warning"
+            )
+        ]
+    return InitialWeights(folder / WEIGHTS_FILE, origin, spec), []
 
 
 def _field(error: Exception) -> str:
@@ -265,10 +295,11 @@ def main(*packages: str) -> None:
     user_code.hide_checkout()
     for package in packages:
         user_code.put_on_path(Path(package))
-    document: Any = json.load(sys.stdin)
+    request = InspectionRequest.model_validate_json(sys.stdin.read())
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answer:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a user's code prints is no part of the answer
-        print(inspect(read_spec(document)).model_dump_json(), file=answer)
+        found = inspect(read_spec(request.spec), request.weights, request.mlflow_uri)
+        print(found.model_dump_json(), file=answer)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from syncnorm.trainer.export.statistics.statistics_choice import StatisticsChoic
 from syncnorm.trainer.export.weights import DESCRIPTION_FILE
 from syncnorm.trainer.reporting.fence_check import require_current
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
+from syncnorm.trainer.weights.record import lineage
 from syncnorm.trainer.worker.fit import FitResult
 
 MOST_LOST = 2
@@ -66,6 +67,7 @@ def _export(
 ) -> tuple[ModelRecord | None, ExportRecord | None]:
     publisher = Publisher(launch.mlflow_uri, launch.mlflow_run_id, partial(require_current, launch))
     spec, place = launch.spec.export, Place(folders.export, mirror=folders.mirror)
+    facts = {**facts, **lineage(folders)}
     chosen = finished.choice.as_facts()
     trained = TrainedModel(
         job_id=launch.job_id,
@@ -76,6 +78,7 @@ def _export(
         seed=launch.spec.seed,
     )
     weights = publish_weights(trained, place, publisher)
+    publisher.tag_origin(facts.get("init_from"))
     if finished.choice.population:
         keep(finished.choice.population, folders.artifacts / "norm" / "statistics")
     draw_statistics(folders.spools(launch.attempt), folders.artifacts / "norm")
@@ -94,8 +97,8 @@ def _export(
 
 
 def _of_weights(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Which weights they are: the checkpoint, and the average if they are averaged."""
-    return {name: facts[name] for name in ("checkpoint", "average") if name in facts}
+    """Which weights they are: the checkpoint, the average if they are averaged, and what training started from."""
+    return {name: facts[name] for name in ("checkpoint", "average", "init_from") if name in facts}
 
 
 def _require_no_loop(launch: Launch, folders: AttemptFolders) -> None:

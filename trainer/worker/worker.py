@@ -36,6 +36,9 @@ from syncnorm.trainer.storage.attempt_layout import AttemptFolders, opened
 from syncnorm.trainer.training.conversion import ConvertedNorms
 from syncnorm.trainer.training.task_module import TaskModule, network_of
 from syncnorm.trainer.user_code import package as user_code
+from syncnorm.trainer.weights.loading import no_weights, with_weights
+from syncnorm.trainer.weights.record import PLAN_FILE, resumed
+from syncnorm.trainer.weights.staging import initial_weights
 from syncnorm.trainer.worker.finalize import finalize, finalize_user_module
 from syncnorm.trainer.worker.fit import fit
 from syncnorm.trainer.worker.model_inspection import inspection_of, require_no_error
@@ -115,6 +118,7 @@ def run(
     if context.rank == 0:
         reporter.placement(ranks)
     L.seed_everything(spec.seed, verbose=False)
+    weights = initial_weights(launch, folders, context.rank)
     assembly = assemble(spec, context.rank, context.world_size)
     preflight.begin(context, launch.rendezvous_timeout_s)
 
@@ -122,6 +126,7 @@ def run(
         preflight.require_disk_space(network_of(module), folders)
         if context.rank == 0:
             inspection = inspection_of(trainer, assembly, norms, spec, context.world_size)
+            inspection = with_weights(inspection, weights) if weights else resumed(inspection, launch, folders)
             describe(launch, inspection, folders)
             require_no_error(inspection.findings)
             if inspection.guarantees is not None:
@@ -134,7 +139,7 @@ def run(
         reporter.enter("training")
 
     try:
-        fitted = fit(assembly, launch, folders, reporter, context, prepare)
+        fitted = fit(assembly, launch, folders, reporter, context, prepare, weights.load if weights else no_weights)
         reporter.enter("finalizing")
         if assembly.task_data is not None:
             assert isinstance(assembly.module, TaskModule)
@@ -169,7 +174,7 @@ def describe(launch: Launch, inspection: Inspection, folders: AttemptFolders) ->
     text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
     conversion = json.dumps(inspection.conversion, indent=1)
     write_atomic(folders.artifacts / "spec.yaml", text.encode())
-    write_atomic(folders.artifacts / "plan.json", json.dumps(planned.as_json(), indent=1).encode())
+    write_atomic(folders.artifacts / PLAN_FILE, json.dumps(planned.as_json(), indent=1).encode())
     write_atomic(folders.artifacts / "norm" / "conversion.json", conversion.encode())
 
 

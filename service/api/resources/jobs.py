@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Response
@@ -124,15 +125,11 @@ def _plan(spec: JobSpec, jobs: _Jobs) -> dict[str, Any]:
 async def _read(body: JsonBody, jobs: _Jobs, who: Principal, *, dry_run: bool) -> JobSpec:
     try:
         spec = read_spec(body.value)
+        # A plan shows its errors instead of refusing them.
+        admit = partial(jobs.checks.admit, spec, who.name, sees_all=who.is_admin, is_plan=dry_run)
+        return await run_in_threadpool(admit) if needs_lookup(spec) else admit()
     except SpecError as error:
         raise bad_spec(error.problems, dry_run=dry_run) from error
-    refuse = (
-        jobs.checks.missing if dry_run else jobs.checks.refusals
-    )  # a plan shows its errors instead of refusing them
-    problems = await run_in_threadpool(refuse, spec, who.name) if needs_lookup(spec) else refuse(spec, who.name)
-    if problems:
-        raise bad_spec(problems, dry_run=dry_run)
-    return spec
 
 
 def too_many(who: Principal, max_unfinished: int) -> ApiError:

@@ -19,6 +19,8 @@ from syncnorm.trainer.errors import NonFiniteError, StopRequested
 from syncnorm.trainer.ranks.rank_context import RankContext
 from syncnorm.trainer.storage.attempt_layout import opened
 from syncnorm.trainer.training.task_module import network_of
+from syncnorm.trainer.weights.loading import no_weights
+from syncnorm.trainer.weights.staging import initial_weights
 from syncnorm.trainer.worker.fit import Prepare, fit
 from syncnorm.trainer.worker.module_and_data import Assembly, assemble, assemble_task
 
@@ -159,6 +161,7 @@ def train(
     stopped_at, metrics = None, dict[str, float]()
     try:
         with opened(root) as folders:
+            weights = initial_weights(launch, folders, rank)
             metrics = fit(
                 assembly,
                 launch,
@@ -166,6 +169,7 @@ def train(
                 reporter,
                 where or rank_context(rank, world_size),
                 prepare or (lambda *_: None),
+                weights.load if weights else no_weights,
             ).metrics
     except StopRequested as stop:
         stopped_at = stop.step

@@ -18,13 +18,13 @@ from pathlib import Path
 import pytest
 
 from syncnorm.service.cli.job_file import SpecFileError, load
-from syncnorm.service.jobs.data_urls import problem
 from syncnorm.service.storage.code_packages import PackageError, check
+from syncnorm.trainer.storage.data_urls import problem
 from syncnorm.trainer.user_code.package import unpack
-from tests.service.jobs.test_data_urls import ALLOWED
-from tests.service.jobs.test_data_urls import BAD as BAD_URLS
 from tests.service.storage.test_code_packages import BAD as BAD_ARCHIVES
 from tests.service.storage.test_code_packages import archive, raw_name
+from tests.trainer.storage.test_data_urls import ALLOWED
+from tests.trainer.storage.test_data_urls import BAD as BAD_URLS
 
 UPS = (*("../", "..\\", "./../", "a/../../", "....//", "..;/", "%2e%2e/", "..%2f", "..%5c", "%252e%252e/", "．．/"),)
 FRONTS = ("", "/", "//", "\\\\host\\share\\", "C:\\", "C:/", "file://", "~/", "~root/", "./")

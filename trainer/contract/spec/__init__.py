@@ -6,6 +6,7 @@ from syncnorm.trainer.contract.spec.model_and_data import ClassSpec, DataSpec, F
 from syncnorm.trainer.contract.spec.normalization import NormSpec
 from syncnorm.trainer.contract.spec.optimization import OptimizerSpec, ScheduleSpec
 from syncnorm.trainer.contract.spec.results import Diagnostic, ExportSpec
+from syncnorm.trainer.contract.spec.starting_weights import InitFrom
 from syncnorm.trainer.contract.spec.training import AverageSpec, EarlyStopping, KeepBest, TrainSpec
 from syncnorm.trainer.contract.spec.values import Every, Label, Name
 
@@ -18,6 +19,7 @@ __all__ = [
     "Every",
     "ExportSpec",
     "FreezeRule",
+    "InitFrom",
     "JobSpec",
     "KeepBest",
     "Label",

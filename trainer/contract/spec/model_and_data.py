@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from syncnorm.trainer.contract.spec.starting_weights import InitFrom
 from syncnorm.trainer.contract.spec.values import (
     ClassPath,
     Glob,
@@ -61,6 +62,9 @@ class ModelSpec(Part):
     init_args: dict[str, Any] = {}
     """Arguments of the model, checked when you submit (built-in) or when an attempt starts (yours). Default: none, so
     that the model's own defaults hold."""
+    init_from: InitFrom | None = None
+    """Trained weights to start from: those of a job, of a registered model or in a file. Default: null, the weights
+    that the model is built with. See docs/reference/trained-weights.md."""
     freeze: Annotated[
         list[Annotated[FreezeRule, BeforeValidator(_as_rule, json_schema_input_type=Glob | FreezeRule)]],
         Field(max_length=64),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from syncnorm.service.jobs.data_urls import DEFAULT, problem
+from syncnorm.trainer.storage.data_urls import DEFAULT, problem
 from tests.helpers.service.api import SPEC, api
 
 ALLOWED = (*DEFAULT, "https://data.example.org/sets", "http://10.0.0.7:9000")

@@ -27,11 +27,23 @@ def problem(url: str, allowed: Sequence[str]) -> str | None:
         "must be a plain address: ASCII, without spaces, escapes, query or fragment": not _is_plain(url),
         "must not name a user": "@" in parsed.netloc,
         "must not contain '..'": ".." in parsed.path.split("/"),
-        f"must begin with one of {', '.join(allowed)}; an operator can add others with SYNCNORM_DATA_URLS": not any(
-            _lies_under(parsed, urlsplit(prefix)) for prefix in allowed
-        ),
+        _elsewhere(allowed): not is_under(url, allowed),
     }
     return next((text for text, is_so in faults.items() if is_so), None)
+
+
+def redirect_problem(url: str, allowed: Sequence[str]) -> str | None:
+    """The same of an address that a server redirects to, which may have a query."""
+    return None if is_under(url, allowed) else _elsewhere(allowed)
+
+
+def _elsewhere(allowed: Sequence[str]) -> str:
+    return f"must begin with one of {', '.join(allowed)}; an operator can add others with SYNCNORM_DATA_URLS"
+
+
+def is_under(url: str, allowed: Sequence[str]) -> bool:
+    parsed = urlsplit(url)
+    return any(_lies_under(parsed, urlsplit(prefix)) for prefix in allowed)
 
 
 def _is_plain(url: str) -> bool:
