@@ -135,10 +135,8 @@ def _note_faults(
         text = f"{counted(len(homeless), 'tensor')} of the source must have a place in the network: {_some(homeless)}."
         found.faults.append((text, hint(network, wrapped)))
     if misshaped:
-        text = "tensors must fit their places: " + "; ".join(
-            f"{one.name}: {one.why}" for one in misshaped[:_MOST_NAMED]
-        )
-        heads = sorted({one.name.rpartition(".")[0] for one in misshaped})
+        text = "tensors must fit their places: " + "; ".join(one.why for one in misshaped[:_MOST_NAMED])
+        heads = sorted({(wrapped[one.name] or "").rpartition(".")[0] for one in misshaped})
         more = f" and {len(misshaped) - _MOST_NAMED} more" if len(misshaped) > _MOST_NAMED else ""
         globs = [f"{head}.*" for head in heads[:3] if head] or ["NAME"]
         fix = f"If that part is to be trained anew, set model.init_from.drop: {globs}."
