@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from syncnorm.trainer.data.info import DataInfo
+from syncnorm.trainer.models.pretrained import explained_weights
 from syncnorm.trainer.user_code.class_path import find, instantiate
 
 
@@ -39,7 +40,8 @@ def fill_of(info: DataInfo) -> dict[str, Any]:
 
 def by_class_path(class_path: str, init_args: Mapping[str, Any], fill: Mapping[str, Any]) -> nn.Module:
     """The user's nn.Module or LightningModule. fill: as in `fill_of`. Raises: ValueError naming the spec path."""
-    model = instantiate("model", class_path, init_args, fill=fill)
+    with explained_weights(class_path, init_args):
+        model = instantiate("model", class_path, init_args, fill=fill)
     if any(base.__module__.startswith("pytorch_lightning.") for base in type(model).__mro__):
         raise ValueError(f"model.class_path: {class_path} must derive from lightning.pytorch, not pytorch_lightning.")
     if not isinstance(model, nn.Module):
@@ -64,7 +66,8 @@ def from_timm(name: str, init_args: Mapping[str, Any], info: DataInfo) -> nn.Mod
         raise ValueError(f"model.name: timm has no model {name!r}; it has {near}.")
     settings = {"num_classes": info.num_classes, "in_chans": info.shape[0], **init_args}
     try:
-        model: nn.Module = timm.create_model(name, **settings)
+        with explained_weights(f"timm.{name}", init_args):
+            model: nn.Module = timm.create_model(name, **settings)
     except TypeError as error:
         raise ValueError(f"model.init_args must fit timm's {name}: {error}") from error
     return model
