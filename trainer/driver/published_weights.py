@@ -92,12 +92,18 @@ def load_weights(
         _load_published(network_of(assembly.module), published)
         validation = published.proof.get("validation")
         facts = {"checkpoint": published.checkpoint, "statistics": published.statistics, "validation": validation}
-        return {"again": {"of": published.digest}, **facts, **_as_fact(published.about.get("average")), **published.lineage}
+        return {
+            "again": {"of": published.digest},
+            **facts,
+            **_as_fact(published.about.get("average")),
+            **published.lineage,
+        }
     folders, own = published.checkpoint_folders, spec.has_own_code
     checkpoint = checkpoint_choice.find_checkpoint(folders, export.checkpoint, mirror, has_own_code=own)
     average = checkpoint_choice.load_weights(assembly.module, checkpoint, mirror, has_own_code=own)
     about = {"which": export.checkpoint, "step": checkpoint.step}
-    return {"checkpoint": about, **published.lineage, **_as_fact(average), **_statistics(assembly, training, spec, average)}
+    facts = {"checkpoint": about, **published.lineage, **_as_fact(average)}
+    return facts | _statistics(assembly, training, spec, average)
 
 
 def _as_fact(average: Mapping[str, Any] | None) -> Facts:

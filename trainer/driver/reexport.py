@@ -106,9 +106,7 @@ def _trained(request: ExportRequest, published: Published, mirror: Mirror) -> Tr
     def with_weights(trainer: Trainer, assembly: Assembly, _norms: ConvertedNorms) -> TrainedModel:
         held_out, training = batches_of(trainer)
         facts = load_weights(assembly, training, spec, published, mirror)
-        about = {
-            name: facts[name] for name in ("checkpoint", "average", "statistics", "init_from") if name in facts
-        }
+        about = {name: facts[name] for name in ("checkpoint", "average", "statistics", "init_from") if name in facts}
         return TrainedModel(
             job_id=request.job_id,
             network=network_of(assembly.module).eval(),

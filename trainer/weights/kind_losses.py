@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from syncnorm.trainer.contract.initial_weights import PlacedTensor
 from syncnorm.trainer.contract.spec_findings import Finding
 from syncnorm.trainer.contract.text import counted
-from syncnorm.trainer.weights.matching import COUNTER, Matching
 from syncnorm.trainer.weights.network import Network
+from syncnorm.trainer.weights.tensor_matching import COUNTER, Matching
 
 
 def losses(matching: Matching, network: Network, *, is_cumulative: bool) -> Iterator[Finding]:

@@ -18,8 +18,8 @@ from syncnorm.trainer.contract.plan import Inspection
 from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.contract.spec_findings import Finding
 from syncnorm.trainer.weights.kind_losses import losses
-from syncnorm.trainer.weights.matching import Matching, match
 from syncnorm.trainer.weights.network import Network, Slot, Target
+from syncnorm.trainer.weights.tensor_matching import Matching, match
 from syncnorm.trainer.weights.tensor_names import unused
 
 logger = logging.getLogger(__name__)
