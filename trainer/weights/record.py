@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pydantic import ValidationError
-
 from syncnorm.trainer.contract.initial_weights import LoadedWeights
 from syncnorm.trainer.contract.plan import Inspection
 from syncnorm.trainer.contract.protocol import Launch
@@ -31,7 +29,7 @@ def recorded(attempt: AttemptFolders) -> LoadedWeights | None:
         return None
     try:
         return LoadedWeights.model_validate(json.loads(path.read_bytes()).get("init_from"))
-    except (ValueError, ValidationError):
+    except (ValueError, AttributeError):  # of another form, as another version or a power cut may leave it
         return None
 
 

@@ -93,6 +93,26 @@ def test_frozen_parameters_and_groups_are_in_the_plan() -> None:
     assert "the rest: 1,100 parameters, lr 0.1, weight decay 0.0005" in text
 
 
+def test_what_is_loaded_from_trained_weights_is_in_the_plan() -> None:
+    console = Console(width=300, record=True)
+    weights = {
+        "origin": {"source": "job job_1 step 7", "digest": "sha256:abc"},
+        "loaded": [{"name": f"conv{number}.weight", "shape": [4, 3]} for number in range(9)],
+        "dropped": [{"name": "fc.weight", "shape": [2, 4]}],
+        "left": [],
+    }
+    inspection = Inspection.model_validate({"conversion": [], "findings": [], "init_from": weights})
+
+    console.print(plan_table(plan(read_spec(SPEC), None, inspection).as_json()))
+
+    text = console.export_text()
+    assert "job job_1 step 7, sha256:abc" in text
+    assert "loaded 9 tensors: conv0.weight (4, 3), " in text
+    assert "conv5.weight (4, 3) and 3 more" in text
+    assert "dropped 1 tensor: fc.weight (2, 4)" in text
+    assert "left 0 tensors" in text
+
+
 def test_live_table_goes_on_until_every_job_is_finished() -> None:
     looks = iter(
         [

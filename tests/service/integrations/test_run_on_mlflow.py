@@ -141,3 +141,17 @@ def test_project_whose_experiment_somebody_deleted_gets_it_back(mlflow: MlflowTr
     mlflow.call("POST", "experiments/delete", {"experiment_id": first.experiment_id})
 
     assert mlflow.run_for(job, [], "note") == first
+
+
+def test_tags_of_models_are_found_by_every_form_of_their_uri(mlflow: MlflowTracker) -> None:
+    run_id = mlflow.run_for(job_of({}), [], "").run_id
+    mlflow.call("POST", "registered-models/create", {"name": "net"})
+    tags = [{"key": "syncnorm.job_id", "value": "job_1"}]
+    version = {"name": "net", "source": f"runs:/{run_id}/x", "run_id": run_id, "tags": tags}
+    mlflow.call("POST", "model-versions/create", version)
+    mlflow.call("POST", "registered-models/alias", {"name": "net", "alias": "best", "version": "1"})
+
+    for uri in ("models:/net/1", "models:/net@best", "models:/net/latest"):
+        assert mlflow.model_tags(uri) == {"syncnorm.job_id": "job_1"}
+    for uri in ("models:/net/2", "models:/none/1", "models:/net@worst", "models:/none/latest", "models:/m-none"):
+        assert mlflow.model_tags(uri) is None
