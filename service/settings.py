@@ -46,6 +46,8 @@ class Settings:
     admin_token_file: Path | None = None
     """Holds the token of the first admin; None: `admin.token` in the state folder, made at the first start."""
     allow_code: bool = False
+    allow_requirements: bool = False
+    """Whether jobs may bring requirements, which pip installs on the workers' hosts."""
     secrets_key_file: Path | None = None
     """Holds the key that secrets are sealed with; None: `secrets.key` in the state folder, made at the first start."""
     data_urls: tuple[str, ...] = data_urls.DEFAULT
@@ -67,7 +69,7 @@ class Settings:
     log_mb_per_job: int = 64
     """Megabytes of log text kept for one job; beyond that its oldest lines are deleted."""
     log_mb_total: int = 10_240
-    """Megabytes of log text kept for one job; beyond that its oldest lines are deleted."""
+    """Megabytes of log text kept for all jobs; beyond that the oldest lines are deleted."""
     event_retention_days: int = 90
     """For events of workers, counted from the end of their job."""
     audit_retention_days: int = 365
@@ -98,7 +100,8 @@ class Settings:
             allowed_hosts=_list(environ, "SYNCNORM_ALLOWED_HOSTS"),
             auth=_flag(environ, "SYNCNORM_AUTH", default=not loopback),
             admin_token_file=Path(path) if (path := environ.get("SYNCNORM_ADMIN_TOKEN_FILE")) else None,
-            allow_code=_flag(environ, "SYNCNORM_ALLOW_CODE", default=loopback),
+            allow_code=(allow_code := _flag(environ, "SYNCNORM_ALLOW_CODE", default=loopback)),
+            allow_requirements=_flag(environ, "SYNCNORM_ALLOW_REQUIREMENTS", default=allow_code),
             secrets_key_file=Path(path) if (path := environ.get("SYNCNORM_SECRETS_KEY_FILE")) else None,
             data_urls=tuple((environ.get("SYNCNORM_DATA_URLS") or ",".join(data_urls.DEFAULT)).split(",")),
             rate_limit=float(_number(environ, "SYNCNORM_RATE_LIMIT") or 0),

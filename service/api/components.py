@@ -104,7 +104,9 @@ class Components:
             self.local_paths,
             self.packages.has,
             self.secrets.missing,
+            self.packages.read_text,
             self.settings.allow_code,
+            self.settings.allow_requirements,
             self.settings.data_urls,
             WeightSources(self.store, self.settings.weights, self.local_paths, self.tracker.model_tags).resolve,
         )

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Protocol
+
+from packaging.utils import canonicalize_name
 
 from syncnorm.service.jobs.job import Job, JobState, new_job_id
 from syncnorm.service.jobs.stored_spec import StoredSpec
 from syncnorm.trainer.contract.norm_choice import choose_norm
 from syncnorm.trainer.contract.plan import NodeCapacity, findings
 from syncnorm.trainer.contract.spec import JobSpec, SecretRef
+from syncnorm.trainer.contract.spec.requirement_lines import conflicts, lines_of_file
 from syncnorm.trainer.errors import Problem, SpecError
 from syncnorm.trainer.storage import data_urls
 from syncnorm.trainer.storage.storage import is_url
@@ -129,6 +134,28 @@ def against_package(spec: JobSpec, has: Callable[[str], bool]) -> list[Problem]:
     return [Problem("code.package", text)]
 
 
+def against_requirements(
+    spec: JobSpec, allowed: bool, read: Callable[[str, str], str], installed: Mapping[str, str]
+) -> list[Problem]:
+    """What its code asks pip for and can't get. read: the text of a file in a package."""
+    if spec.code is None or spec.code.requirements is None:
+        return []
+    if not allowed:
+        text = "jobs may not bring requirements here; an operator can allow it with SYNCNORM_ALLOW_REQUIREMENTS=on"
+        return [Problem("code.requirements", text)]
+    asked = spec.code.requirements
+    try:
+        lines = lines_of_file(asked, read(spec.code.package, asked)) if isinstance(asked, str) else asked
+        return [
+            Problem("code.requirements", f"{conflict}. Change it, or ask your operator for another image")
+            for conflict in conflicts(lines, installed)
+        ]
+    except FileNotFoundError:
+        return [Problem("code.requirements", f"the package must hold the file {asked}, and does not")]
+    except ValueError as error:
+        return [Problem("code.requirements", str(error))]
+
+
 def against_secrets(spec: JobSpec, owner: str, missing: Callable[[str, set[str]], set[str]]) -> list[Problem]:
     named = {variable: value.secret for variable, value in spec.env.items() if isinstance(value, SecretRef)}
     gone = missing(owner, set(named.values())) if named else set()
@@ -148,15 +175,18 @@ class AdmissionChecks:
     """What speaks against a valid spec on this installation.
 
     capacity: the hosts of the cluster; None while it can't be asked. local_paths: workers see the same files as this
-    process. has_package, missing_secrets: see `against_package` and `against_secrets`. data_urls: addresses that jobs
-    may read data from, where user code is not allowed. resolve_weights: see service/storage/weight_sources.py.
+    process. has_package, missing_secrets: see `against_package` and `against_secrets`. read_packaged: the text of a
+    file in a package. data_urls: addresses that jobs may read data from, where user code is not allowed.
+    resolve_weights: see service/storage/weight_sources.py.
     """
 
     capacity: Callable[[], Sequence[NodeCapacity] | None]
     local_paths: bool
     has_package: Callable[[str], bool]
     missing_secrets: Callable[[str, set[str]], set[str]]
+    read_packaged: Callable[[str, str], str]
     allow_code: bool
+    allow_requirements: bool
     data_urls: Sequence[str]
     resolve_weights: ResolveWeights
 
@@ -179,9 +209,18 @@ class AdmissionChecks:
     def missing(self, spec: JobSpec, owner: str) -> list[Problem]:
         """Missing files, packages and secrets, and what is not allowed."""
         problems = against_files(spec) if self.local_paths else []
-        problems += against_package(spec, self.has_package) + against_secrets(spec, owner, self.missing_secrets)
+        absent = against_package(spec, self.has_package)
+        problems += absent + against_secrets(spec, owner, self.missing_secrets)
+        if not absent:
+            problems += against_requirements(spec, self.allow_requirements, self.read_packaged, _installed())
         problems += [] if self.allow_code else against_code(spec) + against_urls(spec, self.data_urls)
         return problems
+
+
+@cache
+def _installed() -> dict[str, str]:
+    """Versions by canonical name. Workers have the same, by the pins of their image."""
+    return {canonicalize_name(one.metadata["Name"]): one.version for one in distributions() if one.metadata["Name"]}
 
 
 def new_job(spec: JobSpec, owner: str, now: datetime) -> Job:

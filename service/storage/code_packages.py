@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import IO
 
-from syncnorm.trainer.storage.storage import storage_at
+from syncnorm.trainer.storage.storage import local_copy, storage_at
 
 MAX_FILES = 2000
 MAX_BYTES = 128 * 2**20
@@ -22,6 +22,7 @@ MAX_RATIO = 100
 """Largest ratio of unpacked to packed size, for archives of more than a mebibyte."""
 _HIDES_US = re.compile(r"syncnorm(/__init__)?\.(py|pyc|so|[\w-]+\.so)")
 """A file that `import syncnorm` of a worker would find before ours."""
+_MOST_TEXT = 2**20
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -45,6 +46,18 @@ class CodePackages:
     def has(self, digest: str) -> bool:
         self._check()
         return storage_at(self._folder).has(_name(digest))
+
+    def read_text(self, digest: str, name: str) -> str:
+        """A text file in the package. Raises: FileNotFoundError; ValueError if it is no text, or not a small one."""
+        self._check()
+        with local_copy(self.path(digest)) as path, zipfile.ZipFile(path) as archive:
+            try:
+                entry = archive.getinfo(name)
+            except KeyError as error:
+                raise FileNotFoundError(name) from error
+            if entry.file_size > _MOST_TEXT:
+                raise ValueError(f"{name} must not exceed {_MOST_TEXT >> 10} KiB")
+            return archive.read(entry).decode()
 
     def put(self, digest: str, archive: IO[bytes]) -> None:
         """Store an archive that was checked. Readers see all of it or nothing."""
@@ -75,6 +88,13 @@ def check(archive: IO[bytes]) -> int:
         raise
     except Exception as error:  # zipfile has a dozen kinds of them for damaged archives
         raise PackageError(f"it must be a readable zip archive: {error}") from error
+
+
+def python_sources(archive: IO[bytes]) -> dict[str, str]:
+    """The text of every Python file of a checked archive, by path; what is no text is left out."""
+    with zipfile.ZipFile(archive) as opened:
+        read = ((name, opened.read(name)) for name in opened.namelist() if name.endswith(".py"))
+        return {name: data.decode(errors="replace") for name, data in read if len(data) <= _MOST_TEXT}
 
 
 def _check_sizes(entries: list[zipfile.ZipInfo], packed: int) -> None:

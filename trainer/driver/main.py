@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import sys
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from ray.exceptions import RayActorError
 
 from syncnorm.trainer.contract.failure import FailureReason, advised
 from syncnorm.trainer.contract.protocol import CANNOT_BEGIN, CANNOT_BEGIN_NOW, Launch, Result
+from syncnorm.trainer.contract.spec import CodeSpec
 from syncnorm.trainer.driver import single_process
 from syncnorm.trainer.driver.resume_point import resume_point
 from syncnorm.trainer.errors import CheckpointCorruptError, RankFailedError, StorageAwayError, StorageError
@@ -27,6 +29,7 @@ from syncnorm.trainer.storage.atomic_files import write_atomic
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders, opened
 from syncnorm.trainer.storage.sync import PATIENCE_S
 from syncnorm.trainer.user_code import package as user_code
+from syncnorm.trainer.user_code.requirements import RESOLVED, RequirementsError, layer_of, requirement_lines
 from syncnorm.trainer.worker import worker
 
 if TYPE_CHECKING:
@@ -60,7 +63,7 @@ def drive(launch: Launch, folders: AttemptFolders) -> int:
     logging.getLogger().addHandler(ReportingHandler(reporter))
     try:
         result = run_attempt(launch, folders, reporter)
-    except (CheckpointCorruptError, StorageError) as error:
+    except (CheckpointCorruptError, StorageError, RequirementsError) as error:
         result = _failed(launch, classify(error, rank=-1))
     except Exception as error:
         logger.exception("the driver failed with an internal error")
@@ -78,6 +81,7 @@ def run_attempt(launch: Launch, folders: AttemptFolders, reporter: Reporter) -> 
     reporter.enter("preparing")
     if launch.spec.code is not None and launch.package is not None:
         user_code.unpack(launch.package, launch.spec.code.package, folders.code)
+        _install_requirements(launch.spec.code, folders)
     ray.init(address="auto", log_to_driver=True, logging_level=logging.WARNING)
     config = {
         "folder": folders.mirror.name(folders.root),
@@ -90,6 +94,19 @@ def run_attempt(launch: Launch, folders: AttemptFolders, reporter: Reporter) -> 
         if is_reserved:
             return _train_in_process(launch, config)
     return _train_on_workers(launch, folders, config)
+
+
+def _install_requirements(code: CodeSpec, folders: AttemptFolders) -> None:
+    """On this host, so that what can't be installed is known before workers start; the exact versions go to the run.
+
+    Raises: RequirementsError.
+    """
+    if code.requirements is None:
+        return
+    layer = layer_of(requirement_lines(code.requirements, folders.code))
+    folder = folders.artifacts / "code"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(layer / RESOLVED, folder)
 
 
 def _train_in_process(launch: Launch, config: dict[str, Any]) -> Result:

@@ -34,6 +34,7 @@ from syncnorm.trainer.storage.sync import Mirror
 from syncnorm.trainer.training.conversion import ConvertedNorms
 from syncnorm.trainer.training.task_module import network_of
 from syncnorm.trainer.user_code import package as user_code
+from syncnorm.trainer.user_code.requirements import put_requirements_on_path
 from syncnorm.trainer.worker.first_step import at_first_step
 from syncnorm.trainer.worker.fit import batches_of
 from syncnorm.trainer.worker.model_description import describe_job, describe_network
@@ -81,6 +82,7 @@ def _prepare(request: ExportRequest, folders: AttemptFolders) -> None:
     if spec.code is not None and request.package is not None:
         user_code.unpack(request.package, spec.code.package, folders.code)
         user_code.put_on_path(folders.code)
+        put_requirements_on_path(spec.code, folders.code)
     os.environ.update({name: value for name, value in spec.env.items() if isinstance(value, str)})
     torch.set_num_threads(spec.resources.cpus_per_worker)
 

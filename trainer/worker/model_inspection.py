@@ -48,6 +48,7 @@ from syncnorm.trainer.training.optim import build_optimizer
 from syncnorm.trainer.training.parameters.overview import parameters_of
 from syncnorm.trainer.training.task_module import network_of
 from syncnorm.trainer.user_code import package as user_code
+from syncnorm.trainer.user_code.requirements import RequirementsError, put_requirements_on_path
 from syncnorm.trainer.weights.loading import InitialWeights, no_weights, with_weights
 from syncnorm.trainer.weights.sources import read_source
 from syncnorm.trainer.worker.first_step import at_first_step
@@ -94,6 +95,24 @@ def _weights(
             )
         ]
     return InitialWeights(folder / WEIGHTS_FILE, origin, spec), []
+
+
+def inspection(request: InspectionRequest, packages: Sequence[Path]) -> Inspection:
+    """`inspect`, with what the code of the spec needs installed on this host first."""
+    spec = read_spec(request.spec)
+    try:
+        for package in packages:
+            put_requirements_on_path(spec.code, package)
+    except RequirementsError as error:
+        finding = Finding(
+            code="requirements",
+            path="code.requirements",
+            message=str(error),
+            fix="Change code.requirements.",
+            severity="error",
+        )
+        return Inspection(conversion=[], findings=[finding])
+    return inspect(spec, request.weights, request.mlflow_uri)
 
 
 def _field(error: Exception) -> str:
@@ -298,7 +317,7 @@ def main(*packages: str) -> None:
     request = InspectionRequest.model_validate_json(sys.stdin.read())
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answer:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a user's code prints is no part of the answer
-        found = inspect(read_spec(request.spec), request.weights, request.mlflow_uri)
+        found = inspection(request, [Path(package) for package in packages])
         print(found.model_dump_json(), file=answer)
 
 

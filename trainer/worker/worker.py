@@ -36,6 +36,7 @@ from syncnorm.trainer.storage.attempt_layout import AttemptFolders, opened
 from syncnorm.trainer.training.conversion import ConvertedNorms
 from syncnorm.trainer.training.task_module import TaskModule, network_of
 from syncnorm.trainer.user_code import package as user_code
+from syncnorm.trainer.user_code.requirements import put_requirements_on_path
 from syncnorm.trainer.weights.loading import no_weights, with_weights
 from syncnorm.trainer.weights.record import PLAN_FILE, resumed
 from syncnorm.trainer.weights.staging import initial_weights
@@ -83,6 +84,7 @@ def _work(launch: Launch, folders: AttemptFolders, context: RankContext) -> dict
         if launch.spec.code is not None and launch.package is not None and not folders.code.is_dir():
             user_code.unpack(launch.package, launch.spec.code.package, folders.code)
         user_code.put_on_path(folders.code)
+        put_requirements_on_path(launch.spec.code, folders.code)
         hidden = secret_values.fetch(launch)
         os.environ.update(hidden)
         reporter.hide(hidden.values())

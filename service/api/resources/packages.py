@@ -17,7 +17,8 @@ from syncnorm.service.api.http.errors import ApiError
 from syncnorm.service.api.http.route import Route
 from syncnorm.service.api.views.view import View
 from syncnorm.service.jobs.actors import Actor, NewAuditEntry
-from syncnorm.service.storage.code_packages import CodePackages, PackageError, check
+from syncnorm.service.storage.code_packages import CodePackages, PackageError, check, python_sources
+from syncnorm.service.storage.package_hints import hints
 from syncnorm.service.store.administration.audit import AuditTable
 
 router = APIRouter(prefix="/v1/packages", tags=["packages"], route_class=Route)
@@ -56,6 +57,8 @@ class PackageView(View):
     """Files in the archive."""
     size_bytes: int
     """Size of the archive."""
+    hints: list[str]
+    """What is likely to go wrong with it, in sentences: modules that are not installed here, or that it hides."""
 
 
 _KNOWN: dict[int | str, dict[str, Any]] = {200: {"description": "It was uploaded before", "model": PackageView}}
@@ -82,10 +85,11 @@ async def put_package(
             detail = f"The body must have the SHA-256 that the address names; it has {digest.hexdigest()}."
             raise ApiError(422, "wrong_digest", detail)
         files, is_new = await run_in_threadpool(_keep, uploads, f"sha256:{sha256}", archive, who.actor)
+        found = await run_in_threadpool(lambda: hints(python_sources(archive)))
     if not is_new:
         uploads.audit_trail.add(NewAuditEntry(who.actor, "package.put", f"sha256:{sha256}", outcome="unchanged"))
     response.status_code = 201 if is_new else 200
-    return PackageView(package=f"sha256:{sha256}", files=files, size_bytes=size)
+    return PackageView(package=f"sha256:{sha256}", files=files, size_bytes=size, hints=found)
 
 
 def _keep(uploads: _Uploads, package: str, archive: IO[bytes], by: Actor) -> tuple[int, bool]:

@@ -12,7 +12,8 @@ import typer
 
 from syncnorm.service.cli.arguments import AsJson
 from syncnorm.service.cli.formatting import local_time
-from syncnorm.service.cli.terminal import WRONG_USE, connect, fail, show_value
+from syncnorm.service.cli.terminal import WRONG_USE, connect, err, fail, show_value
+from syncnorm.trainer.contract.text import visible
 
 package_app = typer.Typer(help="Upload code for the workers.", no_args_is_help=True)
 secret_app = typer.Typer(help="Store secret values for the environment of jobs.", no_args_is_help=True)
@@ -36,6 +37,8 @@ def put_package(
         fail(str(error), WRONG_USE)
     with connect() as client:
         found = client.put_package(archive)
+    for hint in found.get("hints", []):
+        err.print(visible(f"{hint}."), style="yellow", soft_wrap=True)
     show_value(found, as_json, lambda found: found["package"])
 
 

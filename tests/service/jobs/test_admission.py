@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from syncnorm.service.jobs.admission import against_code
+from syncnorm.service.jobs.admission import against_code, against_requirements
 from syncnorm.trainer.contract.spec_reader import read_spec
 
 
@@ -92,3 +92,52 @@ def test_data_of_the_user_is_refused() -> None:
     assert [
         problem.path for problem in against_code(read_spec(document | {"data": document["data"] | {"batch_size": 8}}))
     ] == ["data.class_path"]
+
+
+PACKAGE = f"sha256:{'0' * 64}"
+FILES = {"requirements.txt": "kornia>=0.8\nnumpy<2\n", "pyproject.toml": "[project]\ndependencies = 3\n"}
+
+
+def of_requirements(requirements: Any, *, allowed: bool = True) -> list[str]:
+    def read(_package: str, name: str) -> str:
+        if name not in FILES:
+            raise FileNotFoundError(name)
+        return FILES[name]
+
+    document = {
+        "name": "x",
+        "model": {"class_path": "mine.Net"},
+        "data": {"name": "digits", "batch_size": 8},
+        "code": {"package": PACKAGE, "requirements": requirements},
+    }
+    problems = against_requirements(read_spec(document), allowed, read, {"numpy": "2.4.1", "torch": "2.13.0+cpu"})
+    assert {problem.path for problem in problems} <= {"code.requirements"}
+    return [problem.message for problem in problems]
+
+
+@pytest.mark.parametrize(
+    "requirements", [["kornia>=0.8", "numpy"], ["torch>=2.11,<2.16"], ['numpy<2; python_version < "3"']]
+)
+def test_requirements_beside_what_workers_have_are_taken(requirements: list[str]) -> None:
+    assert of_requirements(requirements) == []
+
+
+@pytest.mark.parametrize(
+    ("requirements", "says"),
+    [
+        (["numpy<2"], "numpy<2 conflicts with numpy 2.4.1, which the workers have"),
+        (["Torch==2.9.1"], "Torch==2.9.1 conflicts with Torch 2.13.0+cpu"),
+        ("requirements.txt", "numpy<2 conflicts with numpy 2.4.1"),
+        ("pyproject.toml", "pyproject.toml must hold [project] dependencies as a list of texts"),
+        ("more.txt", "the package must hold the file more.txt, and does not"),
+        (["-r other.txt"], "options of pip are not taken"),
+    ],
+)
+def test_requirements_that_can_not_be_met_are_refused_by_name(requirements: Any, says: str) -> None:
+    (message,) = of_requirements(requirements)
+    assert says in message
+
+
+def test_requirements_need_permission() -> None:
+    (message,) = of_requirements(["kornia"], allowed=False)
+    assert "SYNCNORM_ALLOW_REQUIREMENTS=on" in message

@@ -14,12 +14,24 @@ from syncnorm.trainer.contract.spec.results import Diagnostic, ExportSpec, Stati
 from syncnorm.trainer.contract.spec.training import TrainSpec
 from syncnorm.trainer.contract.spec.values import EnvName, Label, Name, Part
 
+Requirements = Annotated[
+    list[Annotated[str, StringConstraints(min_length=1, max_length=512)]], Field(min_length=1, max_length=200)
+]
+RequirementsFile = Annotated[
+    str, StringConstraints(max_length=256, pattern=r"^([\w.-]+/)*([\w.-]+\.txt|pyproject\.toml)$")
+]
+
 
 class CodeSpec(Part):
     """Uploaded user code, put on the path of every worker."""
 
     package: Annotated[str, StringConstraints(max_length=71, pattern=r"^sha256:[0-9a-f]{64}$")]
     """Digest that `syncnorm package put` printed: `sha256:` and 64 hex digits. No default. Unpacked when an attempt
+    starts."""
+    requirements: Requirements | RequirementsFile | None = None
+    """What your code needs besides what the workers have: a list such as `[einops, "kornia>=0.8"]`, or the path of a
+    requirements.txt or pyproject.toml in the package. Installed with pip, once on each host, from the index that the
+    operator has set; versions that workers have stay as they are. Default: null, nothing. Installed when an attempt
     starts."""
 
 
