@@ -29,7 +29,8 @@ def make(num_classes: int = 10) -> nn.Module:
 @pytest.fixture
 def serving(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Serving]:
     write_wheel(tmp_path / "index", "gears", "1.5", "RATIO = 2.0\n")
-    (tmp_path / "scratch").mkdir()
+    for name in ("scratch", "home"):
+        (tmp_path / name).mkdir()
     settings = settings_of(tmp_path / "index") | {"SYNCNORM_SCRATCH": str(tmp_path / "scratch")}
     running = Serving(tmp_path / "home", **settings, SYNCNORM_ALLOW_REQUIREMENTS=request.param)
     try:
