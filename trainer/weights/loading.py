@@ -67,7 +67,7 @@ class InitialWeights:
             left=found.left,
         )
         if not found.faults:
-            logger.info("%s", self.report.summary())
+            logger.info("initial weights: %s", self.report.summary())
 
     @property
     def _is_cumulative(self) -> bool:
