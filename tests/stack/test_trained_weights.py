@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from syncnorm.service.client.client import Client
+from syncnorm.trainer.storage.atomic_files import sha256_of
 from syncnorm.trainer.training import checkpoints
 from tests.stack.conftest import Serving, finished
 
@@ -23,9 +24,10 @@ BASE: dict[str, Any] = {
     "data": {"name": "digits", "batch_size": 64},
     "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
     "train": {"epochs": 2, "keep_best": {"monitor": "val/accuracy", "mode": "max"}},
-    "export": {"formats": []},
+    "export": {"formats": ["pt2"], "register_as": "base-net"},
 }
 TUNED: dict[str, Any] = BASE | {
+    "export": {"formats": []},
     "name": "tuned",
     "data": {
         "name": "synthetic",
@@ -67,6 +69,27 @@ def test_plan_names_the_tensors_that_do_not_fit(base: dict[str, Any], client: Cl
     (finding,) = [one for one in plan["findings"] if one["code"] == "weights_do_not_fit"]
     assert "fc.weight has shape (3, 16) in the network, shape (10, 16) in the source" in finding["message"]
     assert 'model.init_from.drop: ["fc.*"]' in finding["fix"]
+
+
+@pytest.mark.parametrize("form", ["models:/base-net/1", "{logged}"])
+def test_published_weights_of_the_model_are_found(
+    form: str, base: dict[str, Any], client: Client, serving: Serving
+) -> None:
+    uri = form.format(logged=base["model"]["uri"])
+    weights = folder(serving, base) / "export" / "weights.safetensors"
+
+    plan = client.plan(TUNED | {"model": BASE["model"] | {"init_from": {"model": uri, "drop": ["fc.*"]}}})
+
+    assert plan["init_from"]["origin"]["digest"] == f"sha256:{sha256_of(weights)}"
+    assert len(plan["init_from"]["loaded"]) == 42
+
+
+def test_job_whose_weights_do_not_fit_ends_before_its_first_step(base: dict[str, Any], client: Client) -> None:
+    job = finished(client, client.submit(tuned(base["id"], drop=[]))["id"])
+
+    assert (job["state"], job["reason"]) == ("failed", "user_error")
+    assert "fc.weight has shape (3, 16) in the network, shape (10, 16) in the source" in job["message"]
+    assert job["progress"]["step"] == 0
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from syncnorm.trainer.contract.initial_weights import LoadedWeights, PlacedTenso
 from syncnorm.trainer.contract.plan import Inspection
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.weights.record import PLAN_FILE, lineage, resumed
-from tests.trainer.weights.test_staging import launch
+from tests.helpers.trainer.tuned_jobs import launch
 
 LOADED = LoadedWeights(
     origin=WeightOrigin(source="job job_1 step 7", digest="sha256:abc"),

@@ -5,13 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +20,7 @@ from syncnorm.trainer.export.mlflow_registry import ExportIdentity
 from syncnorm.trainer.storage.atomic_files import sha256_of
 from syncnorm.trainer.training import checkpoints
 from syncnorm.trainer.weights.sources import read_source
+from tests.helpers.trainer.file_server import FileServer, served
 from tests.trainer.conftest import Mlflow
 
 STATE = {"conv.weight": torch.randn(4, 3), "conv.bias": torch.randn(4).half(), "steps": torch.tensor(7)}
@@ -148,34 +144,6 @@ def test_key_of_a_safetensors_file_is_refused(tmp_path: Path) -> None:
 # Over HTTP
 
 
-class _Handler(SimpleHTTPRequestHandler):
-    asked: ClassVar[list[str]] = []
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        if self.path.startswith("/to/"):
-            self.send_response(302)
-            self.send_header("Location", self.path.removeprefix("/to/"))
-            self.end_headers()
-        else:
-            super().do_GET()
-
-    def log_message(self, *_: object) -> None: ...
-
-
-@contextmanager
-def served(folder: Path) -> Iterator[str]:
-    _Handler.asked.clear()
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 def test_a_url_is_fetched_also_where_it_redirects(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "w.safetensors")
 
@@ -191,7 +159,7 @@ def test_a_redirect_leads_nowhere_that_jobs_may_not_read(tmp_path: Path) -> None
         inside = f"{url.replace('127.0.0.1', 'localhost')}/w.safetensors"
         read(tmp_path, WeightAccess(urls=[f"{url}/"]), file=f"{url}/to/{inside}")
 
-    assert _Handler.asked == [f"/to/{inside}"]
+    assert FileServer.asked == [f"/to/{inside}"]
 
 
 def test_missing_and_unreachable_addresses_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

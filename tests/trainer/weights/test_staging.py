@@ -12,7 +12,6 @@ from lightning.pytorch import LightningModule, Trainer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from syncnorm.trainer.contract.protocol import Launch
 from syncnorm.trainer.errors import PeerFailedError
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders, opened
 from syncnorm.trainer.training import checkpoints
@@ -21,24 +20,12 @@ from syncnorm.trainer.training.task_module import network_of
 from syncnorm.trainer.weights.loading import InitialWeights
 from syncnorm.trainer.weights.staging import ORIGIN_FILE, initial_weights
 from tests.helpers.norm.pool import Pool
+from tests.helpers.trainer.file_server import FileServer, served
 from tests.helpers.trainer.own_module_jobs import job
-from tests.helpers.trainer.ranks import RecordingReporter, launch_of, train
-from tests.trainer.weights.test_sources import _Handler, served
+from tests.helpers.trainer.ranks import RecordingReporter, train
+from tests.helpers.trainer.tuned_jobs import BUILT_IN, launch, starting_from
 
-BUILT_IN: dict[str, Any] = {
-    "name": "tuned",
-    "model": {"name": "resnet", "init_args": {"depth": 8, "width": 4}},
-    "data": {"name": "digits", "batch_size": 64},
-    "norm": {"kind": "sync_batch"},
-    "optimizer": {"name": "sgd", "lr": 0.05},
-    "train": {"steps": 2, "checkpoint_every": {"steps": 1}},
-    "resources": {"workers": 2},
-}
 OWN = job("BuiltLate", workers=2, norm={"kind": "sync_batch"}, train={"steps": 2, "checkpoint_every": {"steps": 1}})
-
-
-def starting_from(document: dict[str, Any], **how: Any) -> dict[str, Any]:
-    return document | {"model": document["model"] | {"init_from": how}}
 
 
 def first_state(trainer: Trainer, module: LightningModule, norms: ConvertedNorms) -> None:
@@ -63,7 +50,7 @@ def test_two_ranks_start_from_the_weights_of_a_file(document: dict[str, Any], ra
     with served(tmp_path) as url:
         tuned = starting_from(document, file=f"{url}/w.safetensors") | {"seed": 5}
         ranks.run(train, 2, str(tmp_path / "tuned"), tuned, None, None, None, None, first_state)
-        asked = list(_Handler.asked)
+        asked = list(FileServer.asked)
 
     assert asked == ["/w.safetensors"]
     for state in states(tmp_path / "tuned"):
@@ -120,11 +107,6 @@ def test_one_rank_that_can_not_read_the_source_ends_all(ranks: Pool, tmp_path: P
 
 
 # One process
-
-
-def launch(attempt: int, resume_from: str | None = None, **how: Any) -> Launch:
-    found = launch_of(starting_from(BUILT_IN, **how), resume_from)
-    return found.model_copy(update={"attempt": attempt})
 
 
 def folders(job_folder: Path, attempt: int) -> AttemptFolders:
