@@ -113,6 +113,24 @@ def test_average_of_a_module_of_the_user_is_exported(mlflow_server: Mlflow, tmp_
     assert_equal(load_file(tmp_path / "export" / "weights.safetensors"), state(tmp_path, 12, prefix=""))
 
 
+def test_average_of_a_network_in_double_with_frozen_layers_is_exported(mlflow_server: Mlflow, tmp_path: Path) -> None:
+    document = spec()
+    document["model"]["freeze"] = ["features.0", "features.1"]
+    document["train"] |= {"precision": "64-true"}
+
+    result = finish(mlflow_server, tmp_path, document)
+
+    assert result.model is not None
+    assert result.model.certificate["passed"]
+    assert set(result.model.certificate["population"]["mean_abs"]) == set(kept_layers(tmp_path)) - {"features.1"}
+    found = load_file(tmp_path / "export" / "weights.safetensors")
+    assert torch.equal(found["features.1.running_mean"], torch.zeros(4))
+
+
+def kept_layers(folder: Path) -> list[str]:
+    return [name.removesuffix(".running_mean") for name in state(folder, 18) if name.endswith(".running_mean")]
+
+
 @pytest.mark.parametrize("step", [4, 6])
 def test_later_export_of_a_checkpoint_has_statistics_of_its_average(
     step: int, mlflow_server: Mlflow, tmp_path: Path
@@ -150,3 +168,18 @@ def test_population_statistics_are_of_all_samples_wherever_training_ends(
         assert result.model.certificate["population"]["samples"] == SAMPLES
     weights = [load_file(tmp_path / name / "export" / "weights.safetensors") for name in ("1", "2")]
     assert_equal(*weights)
+
+
+@pytest.mark.parametrize("kind", ["group", "frozen_batch", "sync_batch"])
+def test_network_is_exported_with_the_normalization_that_it_was_trained_with(
+    kind: str, mlflow_server: Mlflow, tmp_path: Path
+) -> None:
+    """Its loss after the last epoch is that which finalizing finds again."""
+    document = spec(norm={"kind": kind}, train={"epochs": 1}, export={"formats": [], "statistics": "running"})
+
+    result = finish(mlflow_server, tmp_path, document)
+
+    assert result.model is not None
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    (trained,) = [line["value"] for line in lines if line["key"] == "val/loss"]
+    assert result.model.certificate["validation"]["running"]["val/loss"] == pytest.approx(trained, rel=1e-6)
