@@ -172,6 +172,16 @@ def test_validation_judges_the_average_with_its_own_statistics(ranks: Pool, tmp_
     assert saved(tmp_path)["averaging_state"]["statistics"]["samples"] == 1438
 
 
+def test_compiled_network_gets_the_same_statistics(ranks: Pool, tmp_path: Path) -> None:
+    document = spec(EMA, model={"name": "cnn", "init_args": {"channels": [4, 8]}}, train={"steps": 4, "epochs": None})
+    compiled = document | {"train": document["train"] | {"compile": True}}
+
+    eager = ranks.run(train, 2, str(tmp_path / "1"), document)[0]
+    found = ranks.run(train, 2, str(tmp_path / "2"), compiled)[0]
+
+    torch.testing.assert_close(found.state, eager.state, rtol=1e-4, atol=1e-5)  # fp32, other kernels
+
+
 def test_checkpoint_within_an_epoch_says_that_its_statistics_are_those_of_training(ranks: Pool, tmp_path: Path) -> None:
     ranks.run(train, 2, str(tmp_path), spec(EMA))
 
@@ -182,6 +192,22 @@ def test_checkpoint_within_an_epoch_says_that_its_statistics_are_those_of_traini
     name = "network.features.1.running_mean"
     assert torch.equal(within["state_dict"][name], within["current_model_state"][name])
     assert not torch.equal(end["state_dict"][name], end["current_model_state"][name])
+
+
+def test_best_checkpoint_and_early_stopping_judge_the_average(ranks: Pool, tmp_path: Path) -> None:
+    """Its loss still falls when that of the weights of training, with a rate far too high, does not."""
+    stopping = {"monitor": "val/loss", "patience": 1}
+    changes = {"epochs": 8, "early_stopping": stopping, "keep_best": {"monitor": "val/loss"}}
+    document = spec(EMA, train=changes)
+
+    trained = ranks.run(train, 2, str(tmp_path), document)[0]
+
+    points = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = {point["step"]: point["value"] for point in points if point["key"] == "val/loss"}
+    best = saved(tmp_path)["callbacks"]["CheckpointWriter"]["best"]
+    assert best[1] == min(losses, key=lambda step: losses[step])
+    assert best[0] == min(losses.values())
+    assert trained.metrics["val/loss"] == losses[max(losses)]
 
 
 def test_average_begins_at_its_share_of_training(ranks: Pool, tmp_path: Path) -> None:
@@ -200,6 +226,7 @@ def test_average_begins_at_its_share_of_training(ranks: Pool, tmp_path: Path) ->
         {"train": {"epochs": None, "steps": 15}},
         {"norm": {"kind": "batch"}},
         {"norm": {"kind": "group"}},
+        {"train": {"precision": "bf16-mixed"}},
         {"freeze": [{"match": "features.0", "unfreeze_at": {"epochs": 1}}, "features.1"]},
     ],
 )
