@@ -68,8 +68,10 @@ def test_module_runs_as_it_is(name: str, client: Client, package: str) -> None:
 
     job = finished(client, client.submit(document(package, model, data))["id"])
 
-    assert (job["state"], job["export"]["state"]) == ("succeeded", export), job["message"] or job["export"]
-    assert job["progress"]["epoch"] == 2
+    assert job["state"] == "succeeded", job["message"]
+    assert job["export"]["state"] == export, job["export"]
+    # Lightning's averaging passes over the data once more.
+    assert job["progress"]["epoch"] == (3 if name == "an average" else 2)
     if name == "text and pictures":
         assert {"notes.txt", "images"} <= artifacts(job)
 
