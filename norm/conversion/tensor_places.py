@@ -21,6 +21,12 @@ class TensorPlace:
 
     fills: the names in the model's state_dict that a tensor put here sets. of_kind: whether the kind of normalization
     decides that there is such a place.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    >>> place = norm.tensor_places(model).by_name["1.weight"]
+    >>> place.put(torch.tensor([3.0, 4.0]))
+    >>> model[1].weight.tolist(), place.fills
+    ([3.0, 4.0], ('1.weight',))
     """
 
     owner: nn.Module

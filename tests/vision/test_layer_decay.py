@@ -7,15 +7,15 @@ from collections import Counter
 from typing import Any
 
 import pytest
-import timm
-import torchvision
-from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from syncnorm import norm
 from syncnorm.trainer.contract.spec import OptimizerSpec
 from syncnorm.trainer.training.parameters.depth import layer_numbers
 from syncnorm.trainer.training.parameters.groups import parameter_groups
+
+timm = pytest.importorskip("timm")
+torchvision = pytest.importorskip("torchvision")
 
 
 def rates(model: nn.Module) -> dict[str, float]:
@@ -26,7 +26,7 @@ def rates(model: nn.Module) -> dict[str, float]:
 
 def timms(model: nn.Module) -> dict[str, float]:
     names = {parameter: name for name, parameter in model.named_parameters()}
-    groups: list[dict[str, Any]] = param_groups_layer_decay(model, layer_decay=0.75)
+    groups: list[dict[str, Any]] = timm.optim.param_groups_layer_decay(model, layer_decay=0.75)
     return {names[parameter]: group["lr_scale"] for group in groups for parameter in group["params"]}
 
 

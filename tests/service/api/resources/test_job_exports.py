@@ -164,7 +164,7 @@ def test_export_that_is_given_up_does_not_run_for_ever(running: Running) -> None
     [
         ("best", {}, "best needs train.keep_best"),
         (7, KEEP_BEST, "the job has no checkpoint of step 7; it has one of 5"),
-        ("newest", KEEP_BEST, "'last' or 'best'"),
+        ("newest", KEEP_BEST, "got 'newest'"),
     ],
 )
 def test_checkpoint_that_is_not_there_is_refused(running: Running, checkpoint: Any, train: Any, sentence: str) -> None:
