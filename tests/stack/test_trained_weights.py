@@ -71,6 +71,7 @@ def test_plan_names_the_tensors_that_do_not_fit(base: dict[str, Any], client: Cl
     assert 'model.init_from.drop: ["fc.*"]' in finding["fix"]
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("form", ["models:/base-net/1", "{logged}"])
 def test_published_weights_of_the_model_are_found(
     form: str, base: dict[str, Any], client: Client, serving: Serving
@@ -84,6 +85,7 @@ def test_published_weights_of_the_model_are_found(
     assert len(plan["init_from"]["loaded"]) == 42
 
 
+@pytest.mark.chaos
 def test_job_whose_weights_do_not_fit_ends_before_its_first_step(base: dict[str, Any], client: Client) -> None:
     job = finished(client, client.submit(tuned(base["id"], drop=[]))["id"])
 
