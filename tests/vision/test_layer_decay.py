@@ -15,6 +15,7 @@ from syncnorm.trainer.training.parameters.depth import layer_numbers
 from syncnorm.trainer.training.parameters.groups import parameter_groups
 
 timm = pytest.importorskip("timm")
+timm_optim = pytest.importorskip("timm.optim")
 torchvision = pytest.importorskip("torchvision")
 
 
@@ -26,7 +27,7 @@ def rates(model: nn.Module) -> dict[str, float]:
 
 def timms(model: nn.Module) -> dict[str, float]:
     names = {parameter: name for name, parameter in model.named_parameters()}
-    groups: list[dict[str, Any]] = timm.optim.param_groups_layer_decay(model, layer_decay=0.75)
+    groups: list[dict[str, Any]] = timm_optim.param_groups_layer_decay(model, layer_decay=0.75)
     return {names[parameter]: group["lr_scale"] for group in groups for parameter in group["params"]}
 
 
