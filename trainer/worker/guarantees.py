@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningModule
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
@@ -77,7 +78,7 @@ def _deviations(module: LightningModule, loader: Any) -> Iterator[str]:
 def resumes_exactly(loader: Any) -> Guarantee:
     order = getattr(loader, "order", None)
     processes = loader.num_workers if isinstance(loader, DataLoader) else 0
-    if order is None and not has_own_state(loader):
+    if order is None and not _keeps_place(loader):
         return Guarantee(
             holds="partly",
             why=f"your {type(getattr(loader, 'dataset', loader)).__name__} can't be read from the middle: after a stop "
@@ -105,6 +106,12 @@ def _is_wholly_frozen(network: nn.Module) -> bool:
     """Whether model.freeze holds all layers that have running statistics."""
     found = [layer for layer in network.modules() if can_freeze_statistics(layer)]
     return bool(found) and all(map(has_frozen_statistics, found))
+
+
+def _keeps_place(loader: Any) -> bool:
+    """Whether its own state says where to continue. Of what is no DataLoader only with a length: else Lightning reads a
+    batch ahead, which the state then counts."""
+    return has_own_state(loader) or (hasattr(loader, "state_dict") and sized_len(loader) is not None)
 
 
 def _is_stream(loader: Any) -> bool:

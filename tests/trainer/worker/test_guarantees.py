@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.data.user.shared_loader import Workers, share
 from syncnorm.trainer.worker.guarantees import equals_one_device, resumes_exactly
+from syncnorm.trainer.worker.module_and_data import assemble
 from tests.helpers.trainer import own_modules
 from tests.helpers.trainer.own_module_jobs import job
 
@@ -23,6 +24,13 @@ class Stream(IterableDataset[Any]):
 
 
 class KeepsPlace(DataLoader[Any]):
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class NoDataLoader(list[Any]):
     def state_dict(self) -> dict[str, Any]:
         return {}
 
@@ -54,6 +62,7 @@ def shared(loader: Any) -> Any:
         (lambda: DataLoader(POINTS, 2, sampler=Own()), "partly", "unless the sampler keeps a state of its own"),
         (lambda: DataLoader(Stream(), 2), "partly", "your Stream can't be read from the middle"),
         (lambda: [1, 2, 3], "partly", "your list can't be read from the middle"),
+        (lambda: NoDataLoader([1, 2, 3]), "yes", "continues by its state_dict"),
         (lambda: KeepsPlace(Stream(), 2), "yes", "continues by its state_dict"),
         (lambda: KeepsPlace(Stream(), 2, num_workers=2), "partly", "its data-loading processes draw at random"),
     ],
@@ -63,6 +72,21 @@ def test_exact_resume_is_promised_where_the_loader_can_do_it(loader: Any, holds:
 
     assert promise.holds == holds
     assert says in promise.why
+
+
+def test_built_in_task_is_promised_both() -> None:
+    document = {
+        "name": "x",
+        "model": {"name": "cnn"},
+        "data": {"name": "digits", "batch_size": 32},
+        "resources": {"workers": 2},
+    }
+    assembly = assemble(spec := read_spec(document), 0, 2)
+    assert assembly.task_data is not None
+    loader = assembly.task_data.train_dataloader()
+
+    assert resumes_exactly(loader).holds == "yes"
+    assert equals_one_device(assembly.module, loader, spec).holds == "yes"
 
 
 @pytest.mark.parametrize(
