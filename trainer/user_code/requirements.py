@@ -13,6 +13,7 @@ import site
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import distributions
@@ -65,8 +66,6 @@ def requirement_lines(requirements: Sequence[str] | str, package: Path) -> list[
 def _text_in(package: Path, name: str) -> str:
     if package.is_dir():
         return (package / name).read_text()
-    import zipfile
-
     with zipfile.ZipFile(package) as archive:
         return archive.read(name).decode()
 
@@ -76,7 +75,7 @@ def layer_of(lines: Sequence[str]) -> Path:
 
     Raises: RequirementsError.
     """
-    pins = sorted({f"{one.metadata['Name']}=={one.version}" for one in distributions() if one.metadata["Name"]})
+    pins = _installed_versions()
     about = json.dumps([sorted(lines), pins, sys.version])
     folder = _root() / hashlib.sha256(about.encode()).hexdigest()[:32]
     with _locked(folder.with_suffix(".lock")):
@@ -88,6 +87,12 @@ def layer_of(lines: Sequence[str]) -> Path:
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def _installed_versions() -> list[str]:
+    """Those of this host alone, also once a layer is on the path."""
+    own = (one for one in distributions() if not Path(str(one.locate_file(""))).is_relative_to(_root()))
+    return sorted({f"{one.metadata['Name']}=={one.version}" for one in own if one.metadata["Name"]})
 
 
 def _root() -> Path:

@@ -107,14 +107,7 @@ def fit(
     """
     spec = launch.spec
     metrics = EpochMetrics(count_of(spec.data.count))
-    checkpoints = CheckpointWriter(
-        folders,
-        every=spec.train.checkpoint_every,
-        keep=spec.train.keep_checkpoints,
-        keep_best=spec.train.keep_best,
-        reporter=reporter,
-        metrics=metrics,
-    )
+    checkpoints = _checkpoint_writer(spec, folders, reporter, metrics)
     resume_from = str(folders.mirror.local(launch.resume_from)) if launch.resume_from else None
     norms = ConvertedNorms(spec, lambda: norm.create_group(spec.norm.group), load)
 
@@ -153,6 +146,19 @@ def fit(
         network_of(assembly.module)._compiled_call_impl = None  # export needs the network as it is written
     average = next((each.leave_in_place(assembly.module) for each in averages), None)
     return FitResult(trainer.global_step, metrics.latest, checkpoints.newest, *batches_of(trainer), average)
+
+
+def _checkpoint_writer(
+    spec: JobSpec, folders: AttemptFolders, reporter: Reporter, metrics: EpochMetrics
+) -> CheckpointWriter:
+    return CheckpointWriter(
+        folders,
+        every=spec.train.checkpoint_every,
+        keep=spec.train.keep_checkpoints,
+        keep_best=spec.train.keep_best,
+        reporter=reporter,
+        metrics=metrics,
+    )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Facts about a spec that need torch: which layers are converted, and what the audit finds.
+"""Facts about a spec that need torch: which layers are converted, what is promised, and what the audit finds.
 
 `python -m syncnorm.trainer.worker.model_inspection` reads an InspectionRequest (JSON) from standard input and prints an
 Inspection (JSON). Nothing is trained. The service runs it as a separate process for a dry run; an attempt audits its
@@ -8,34 +8,25 @@ own network the same way.
 from __future__ import annotations
 
 import copy
-import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import nn
 
-from syncnorm import norm
 from syncnorm.trainer.callbacks.max_steps import planned_steps
 from syncnorm.trainer.contract.initial_weights import WeightAccess
 from syncnorm.trainer.contract.plan import Inspection, InspectionRequest, Parameters
-from syncnorm.trainer.contract.spec import JobSpec, OptimizerSpec
+from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.contract.spec_findings import (
-    LAST_BATCH_FIX,
     Finding,
-    alike,
-    last_batch_of_one,
-    reaches_last_batch,
 )
 from syncnorm.trainer.contract.spec_reader import read_spec
-from syncnorm.trainer.contract.text import counted, name_some
-from syncnorm.trainer.data import Data
 from syncnorm.trainer.data.user.own_state import has_own_state
 from syncnorm.trainer.export.exportability import try_export
 from syncnorm.trainer.export.forward_inputs import ForwardInputs, Unclear, forward_inputs
@@ -44,16 +35,16 @@ from syncnorm.trainer.random_state import kept_random_state
 from syncnorm.trainer.training.averaging.horizon import horizon_findings
 from syncnorm.trainer.training.batch_size import count_of, samples_in
 from syncnorm.trainer.training.conversion import ConvertedNorms
-from syncnorm.trainer.training.optim import build_optimizer
 from syncnorm.trainer.training.parameters.overview import parameters_of
 from syncnorm.trainer.training.task_module import network_of
 from syncnorm.trainer.user_code import package as user_code
 from syncnorm.trainer.user_code.requirements import RequirementsError, put_requirements_on_path
 from syncnorm.trainer.weights.loading import InitialWeights, no_weights, with_weights
 from syncnorm.trainer.weights.sources import read_source
+from syncnorm.trainer.worker.audit_findings import audit, audit_own
 from syncnorm.trainer.worker.first_step import at_first_step
 from syncnorm.trainer.worker.guarantees import guarantees
-from syncnorm.trainer.worker.module_and_data import Assembly, total_steps
+from syncnorm.trainer.worker.module_and_data import Assembly
 from syncnorm.trainer.worker.smoke_forward import SAMPLES
 
 
@@ -133,7 +124,7 @@ def inspection_of(
             found, size = audit(network_of(module), data, spec, workers), spec.data.batch_size
         else:
             inputs, size = _first_inputs(module, trainer, spec)
-            found = _audit_own(module, inputs, loader, size, spec, workers)
+            found = audit_own(module, inputs, loader, size, spec, workers)
         no_export = (
             inputs.reason if isinstance(inputs, Unclear) else try_export(network_of(module), inputs, spec.export)
         )
@@ -204,110 +195,6 @@ def first_batch(trainer: Trainer) -> Any:
     loader.load_state_dict(before)
     iter(fetcher)
     return batch
-
-
-def _audit_own(
-    module: LightningModule, inputs: ForwardInputs | Unclear, loader: Any, size: int | None, spec: JobSpec, workers: int
-) -> list[Finding]:
-    """As far as forward shows the layers; what only a guess says is not an error."""
-    order = getattr(loader, "order", None)
-    uneven = [_uneven_shares(shares)] if order is not None and (shares := order.uneven_shares()) else []
-    if isinstance(inputs, Unclear) or inputs.kwargs or size is None:
-        why = inputs.reason if isinstance(inputs, Unclear) else "forward is given its inputs by name"
-        return [_not_audited(why), *uneven]
-    samples = order.samples() if order is not None else None
-    is_cut = order is not None and (order.how.drop_last or order.how.last_batch == "drop")
-    found = norm.audit(
-        module,
-        inputs.args,
-        batch_size=size,
-        workers=workers,
-        accumulate=spec.train.accumulate,
-        dataset_size=samples,
-        drop_last=is_cut,
-        group=spec.norm.group if isinstance(spec.norm.group, int) else None,
-    )
-    rest = 0 if samples is None or is_cut else samples % (size * workers)
-    findings = [_in_words_of_the_spec(one, rest, size * workers) for one in found]
-    return [*(_as_a_guess(one) for one in findings), *uneven]
-
-
-def _as_a_guess(finding: Finding) -> Finding:
-    """What a user's code does besides forward may show a layer, and give it another shape."""
-    is_guess = finding.code in ("unknown_layer", "forward_fails")
-    return finding.model_copy(update={"severity": "warning"}) if is_guess else finding
-
-
-def _not_audited(why: str) -> Finding:
-    return Finding(
-        code="not_audited",
-        path="model",
-        message=f"Normalization is converted, but its layers can't be looked at beforehand: {why}.",
-        fix="Set example_input_array in your module.",
-        severity="info",
-    )
-
-
-def _uneven_shares(shares: Sequence[int]) -> Finding:
-    return Finding(
-        code="uneven_shares",
-        path="data.last_batch",
-        message=f"The last batch of an epoch has {counted(sum(shares), 'sample')} for {len(shares)} workers. A "
-        "training_step that gathers tensors over workers, as SimCLR's and CLIP's do, can't take that and is refused at "
-        "the first step.",
-        fix="Leave data.last_batch out, or choose a data.batch_size that divides the training data.",
-        severity="warning",
-    )
-
-
-def audit(network: nn.Module, data: Data, spec: JobSpec, workers: int) -> list[Finding]:
-    """The findings of norm.audit about a converted network, as findings of a plan, for an attempt of `workers`."""
-    assert isinstance(data.train, Sized)
-    assert spec.data.batch_size is not None
-    samples, full = len(data.train), spec.data.batch_size * spec.resources.workers
-    batches = max(1, samples // full)
-    is_cut = spec.data.last_batch == "drop" or not reaches_last_batch(spec.train, math.ceil(samples / full))
-    found = norm.audit(
-        network,
-        torch.zeros(SAMPLES, *data.info.shape, dtype=_dtype_of(network), device=_device_of(network)),
-        batch_size=math.ceil(full / workers),
-        workers=workers,
-        accumulate=spec.train.accumulate,
-        dataset_size=samples,
-        drop_last=is_cut,
-        steps=total_steps(spec.train, batches),
-        optimizer=build_optimizer(network, spec.optimizer or OptimizerSpec()),
-        group=spec.norm.group if isinstance(spec.norm.group, int) else None,
-    )
-    rest = 0 if is_cut else samples % full
-    return [_in_words_of_the_spec(item, rest, full) for item in found]
-
-
-def _device_of(network: nn.Module) -> torch.device:
-    return next((p.device for p in network.parameters()), torch.device("cpu"))
-
-
-def _dtype_of(network: nn.Module) -> torch.dtype:
-    """Of its first floating parameter: an attempt in 64-true has made its network double by then."""
-    return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
-
-
-def require_no_error(findings: Sequence[Finding]) -> None:
-    """Raises: ValueError for errors of a plan, in its words: the job would fail, or train in vain."""
-    errors = alike([finding for finding in findings if finding.severity == "error"])
-    if errors:
-        texts = [f"{name_some(paths) or 'spec'}: {one.message} {one.fix}" for one, paths in errors]
-        raise ValueError(f"The plan of this job has {counted(len(texts), 'error')}. {' '.join(texts)}")
-
-
-def _in_words_of_the_spec(item: norm.Finding, rest: int, full: int) -> Finding:
-    if item.code == "uneven_last_batch":
-        if item.severity == "error":
-            return last_batch_of_one(rest, full, item.path)
-        fix = LAST_BATCH_FIX
-    else:
-        fix = item.fix
-    return Finding(code=item.code, path=item.path, message=item.message, fix=fix, severity=item.severity)
 
 
 def main(*packages: str) -> None:

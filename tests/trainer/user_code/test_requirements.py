@@ -48,6 +48,7 @@ def test_what_is_missing_is_installed_with_what_it_needs(monkeypatch: pytest.Mon
     assert gears.RATIO == 2.0
     assert layer is not None
     assert sys.path[-1] == str(layer)  # behind all that was there
+    assert layer_of(["gears>=1", "numpy"]) == layer  # what it holds is not what this host has
     assert (layer / RESOLVED).read_text().split() == ["gears==1.5", "sprockets==1.0"]
     assert sorted(path.name for path in layer.glob("*.py")) == ["gears.py", "sprockets.py"]
 

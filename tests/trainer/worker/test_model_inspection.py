@@ -10,7 +10,8 @@ from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.contract.text import name_some
 from syncnorm.trainer.data import build_data
 from syncnorm.trainer.models import build_model
-from syncnorm.trainer.worker.model_inspection import audit, inspect
+from syncnorm.trainer.worker.audit_findings import audit
+from syncnorm.trainer.worker.model_inspection import inspect
 
 
 def spec(**changes: Any) -> dict[str, Any]:
