@@ -1,9 +1,9 @@
-"""Finds the jobs that a command names: by id, first characters of an id, name, `last`, or filters."""
+"""Finds the jobs and studies that a command names: by id, first characters of an id, name, `last`, or filters."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice, pairwise
 from typing import Any
 
@@ -11,12 +11,10 @@ from syncnorm.service.client.client import Client, UsageError
 
 Json = dict[str, Any]
 LAST = "last"
-_ID = re.compile(r"job_[0-9a-hjkmnp-tv-z]{26}")
-_BEGINNING = re.compile(r"job_[0-9a-hjkmnp-tv-z]{0,26}|[0-9a-hjkmnp-tv-z]{1,26}")
+_PART = "[0-9a-hjkmnp-tv-z]"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._/-]{0,119}")
 _MOST_SHOWN = 5
 _SHORTEST = 13
-HOW = "Name a job by its id, the first characters of its id, its name, or `last`"
 
 
 def job_id(client: Client, wanted: str) -> str:
@@ -24,46 +22,72 @@ def job_id(client: Client, wanted: str) -> str:
 
     Raises: UsageError if it names no job, or several, or can't name any; ClientError.
     """
-    if _ID.fullmatch(wanted):
+
+    def candidates() -> Iterator[Json]:
+        most = _MOST_SHOWN + 1
+        if wanted == LAST:
+            yield from islice(client.jobs(limit=1), 1)
+            return
+        yield from islice(client.jobs(name=wanted, limit=most), most)
+        if (start := _beginning("job", wanted)) is not None:
+            yield from islice(client.jobs(id_prefix=start, limit=most), most)
+
+    return _the_one("job", wanted, candidates, "syncnorm ls")
+
+
+def study_id(client: Client, wanted: str) -> str:
+    """The id of the one study that `wanted` names.
+
+    Raises: UsageError if it names no study, or several, or can't name any; ClientError.
+    """
+    return _the_one("study", wanted, client.studies, "syncnorm study ls")
+
+
+def _the_one(what: str, wanted: str, candidates: Callable[[], Iterator[Json]], listing: str) -> str:
+    """candidates: newest first, enough of them to know whether several are meant."""
+    if re.fullmatch(f"{what}_{_PART}{{26}}", wanted):
         return wanted
-    _check(wanted)
+    _check(what, wanted)
     if wanted == LAST:
-        found = list(islice(client.jobs(limit=1), 1))
-        if not found:
-            raise UsageError("There is no last job, because none was submitted yet.")
-        return str(found[0]["id"])
-    found = _candidates(client, wanted)
+        newest = next(candidates(), None)
+        if newest is None:
+            raise UsageError(f"There is no last {what}, because none was submitted yet.")
+        return str(newest["id"])
+    start = _beginning(what, wanted)
+    found = {
+        one["id"]: one
+        for one in candidates()
+        if one["name"] == wanted or (start is not None and one["id"].startswith(start))
+    }
     if not found:
-        raise UsageError(f"No job has an id that begins with {wanted!r}, or this name. `syncnorm ls` lists them.")
+        raise UsageError(f"No {what} has an id that begins with {wanted!r}, or this name. `{listing}` lists them.")
     if len(found) > 1:
-        raise UsageError(_ambiguous(wanted, found))
-    return str(found[0]["id"])
+        raise UsageError(_ambiguous(what, wanted, list(found.values())))
+    return str(next(iter(found)))
 
 
-def _check(wanted: str) -> None:
-    """Refuse a text that can't name a job, before anything is sent."""
+def _beginning(what: str, wanted: str) -> str | None:
+    """The first characters of an id that `wanted` may be."""
+    start = wanted if wanted.startswith(f"{what}_") else f"{what}_{wanted}"
+    return start if re.fullmatch(f"{what}_{_PART}{{0,26}}", start) else None
+
+
+def _check(what: str, wanted: str) -> None:
+    """Refuse a text that can't name anything, before anything is sent."""
+    how = f"Name a {what} by its id, the first characters of its id, its name, or `{LAST}`"
     if not wanted.strip():
-        raise UsageError(f"The name of a job must not be empty. Is a variable of your shell unset? {HOW}.")
+        raise UsageError(f"The name of a {what} must not be empty. Is a variable of your shell unset? {how}.")
     if not _NAME.fullmatch(wanted) or {"", ".", ".."} & set(wanted.split("/")):
         shown = wanted if len(wanted) <= 60 else f"{wanted[:60]}… ({len(wanted)} characters)"
-        raise UsageError(f"{shown!r} is neither an id nor a name of a job. {HOW}.")
+        raise UsageError(f"{shown!r} is neither an id nor a name of a {what}. {how}.")
 
 
-def _candidates(client: Client, wanted: str) -> list[Json]:
-    """The jobs that `wanted` may mean, newest first; enough of them to know whether there are several."""
-    most = _MOST_SHOWN + 1
-    found = [job for job in islice(client.jobs(name=wanted, limit=most), most) if job["name"] == wanted]
-    if _BEGINNING.fullmatch(wanted):
-        start = wanted if wanted.startswith("job_") else f"job_{wanted}"
-        begun = islice(client.jobs(id_prefix=start, limit=most), most)
-        found += [job for job in begun if job["id"].startswith(start) and job not in found]
-    return found
-
-
-def _ambiguous(wanted: str, found: Sequence[Json]) -> str:
-    shown = [f"{job['id']} {job['name']} ({job['state']})" for job in found[:_MOST_SHOWN]]
+def _ambiguous(what: str, wanted: str, found: Sequence[Json]) -> str:
+    shown = [f"{one['id']} {one['name']} ({one['state']})" for one in found[:_MOST_SHOWN]]
+    several = {"job": "jobs", "study": "studies"}[what]
     more = ["…"] if len(found) > _MOST_SHOWN else []
-    return "\n  ".join([f"{wanted!r} matches several jobs. Give a whole id, or more characters of it:", *shown, *more])
+    said = f"{wanted!r} matches several {several}. Give a whole id, or more characters of it:"
+    return "\n  ".join([said, *shown, *more])
 
 
 def matching(

@@ -24,7 +24,7 @@ from syncnorm.trainer.storage import data_urls
 from syncnorm.trainer.storage.storage import is_url
 
 _ID = re.compile(r"job_[0-9a-z]{26}")
-_MOST_NAMED = 6
+_MOST_NAMED = 20
 
 
 def weight_access(spec: JobSpec, store: Store, limits: WeightAccess) -> WeightAccess:
@@ -73,6 +73,8 @@ class WeightSources:
         if not _ID.fullmatch(how.job):
             query = JobQuery(name=how.job, owner=None if sees_all else owner, limit=_MOST_NAMED, full=False)
             ids = self.store.jobs.find_ids(query)
+        if len(ids) > 1:  # those that never got as far as a checkpoint are no sources
+            ids = [one for one in ids if _checkpoints(self.store, one)] or ids[:1]
         if len(ids) > 1:
             return Problem(field, f"must name one job, but several are called {how.job}; give an id: {name_some(ids)}")
         job = self.store.jobs.get(ids[0]) if ids else None

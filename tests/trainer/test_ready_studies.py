@@ -10,28 +10,52 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import save_file
 
 from syncnorm.service.jobs.study_spec import Child, StudySpec, expand, read_study
 from syncnorm.service.studies.collect import read_series
 from syncnorm.service.studies.measures import Outcome
 from syncnorm.service.studies.pictures import draw
 from syncnorm.service.studies.report import as_html, as_json, make_report
+from syncnorm.trainer.contract.spec import ModelSpec, NormSpec
+from syncnorm.trainer.data import DataInfo
+from syncnorm.trainer.models import build_model
 from tests.helpers.norm.pool import Pool
 from tests.helpers.paths import EXAMPLES
 from tests.helpers.trainer.ranks import train_many
 
 STUDIES = sorted((EXAMPLES / "studies").glob("*.yaml"))
+SMALL = {"resnet": {"depth": 8}, "cnn": {"channels": [4, 4]}}
 
 
-def cut_down(path: Path) -> StudySpec:
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file in place of the trained job that a study starts from."""
+    model = ModelSpec(name="resnet", init_args=SMALL["resnet"])
+    network = build_model(model, NormSpec(), DataInfo("classification", 10, (1, 8, 8)))
+    file = tmp_path_factory.mktemp("weights") / "weights.safetensors"
+    save_file(network.state_dict(), file)
+    return str(file)
+
+
+def starting_from(axis: Any, weights: str) -> Any:
+    """The values of an axis, with a file in place of the job that model.init_from names."""
+    if isinstance(axis, dict):
+        if "job" in axis:
+            return {"file": weights, "drop": axis["drop"]}
+        return {name: starting_from(value, weights) for name, value in axis.items()}
+    return [starting_from(value, weights) for value in axis] if isinstance(axis, list) else axis
+
+
+def cut_down(path: Path, weights: str) -> StudySpec:
     """One seed, one epoch of 64 samples of the digits' shape, small networks."""
     document: dict[str, Any] = yaml.safe_load(path.read_text())
     base = document["base"]
     document["seeds"] = [0]
     base["train"] = {"epochs": 1}
     base["data"] |= {"name": "synthetic", "init_args": {"shape": [1, 8, 8], "samples": 64, "val_samples": 32}}
-    small = {"resnet": {"depth": 8}, "cnn": {"channels": [4, 4]}}
-    base["model"].setdefault("init_args", {}).update(small.get(base["model"]["name"], {}))
+    base["model"].setdefault("init_args", {}).update(SMALL.get(base["model"]["name"], {}))
+    document["grid"] = starting_from(document["grid"], weights)
     return read_study(document)
 
 
@@ -44,13 +68,13 @@ def outcome(child: Child, folder: Path, scores: dict[str, float] | None) -> Outc
     )
 
 
-def test_there_are_nine() -> None:
-    assert len(STUDIES) == 9
+def test_there_are_ten() -> None:
+    assert len(STUDIES) == 10
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_ready_study_runs_and_reports(path: Path, ranks: Pool, tmp_path: Path) -> None:
-    study = cut_down(path)
+def test_ready_study_runs_and_reports(path: Path, ranks: Pool, tmp_path: Path, weights: str) -> None:
+    study = cut_down(path, weights)
     children = expand(study)
     folders = [tmp_path / str(child.number) for child in children]
     documents = [child.spec.model_dump(mode="json") for child in children]

@@ -63,7 +63,7 @@ class Data:
 
     train and val have __len__ and __getitem__. collate: makes a batch of a list of samples; None: torch's default.
     num_workers: processes that read samples, for each training process. shuffle: whether training takes them in random
-    order.
+    order. batch_size: samples per batch of the user's own training loader, if it has one.
     """
 
     info: DataInfo
@@ -72,3 +72,11 @@ class Data:
     collate: Callable[[Sequence[Any]], Any] | None = None
     num_workers: int = 0
     shuffle: bool = True
+    batch_size: int | None = None
+
+    def samples_per_worker(self, asked: int | None) -> int:
+        """Of each batch: those of data.batch_size, or else of the user's loader. Raises: ValueError with neither."""
+        found = asked or self.batch_size
+        if found is None:
+            raise ValueError("data.batch_size must be given, because the training loader has batch_size=None.")
+        return found

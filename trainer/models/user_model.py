@@ -15,14 +15,15 @@ from syncnorm.trainer.models.pretrained import explained_weights
 from syncnorm.trainer.user_code.class_path import find, instantiate
 
 
-def is_lightning_module(class_path: str) -> bool:
-    """Whether it names a class of LightningModules, or a function annotated to return one.
+def is_lightning_module(class_path: str) -> bool | None:
+    """Whether it names a class of LightningModules, or a function annotated to return one. None: a function that does
+    not say.
 
     Raises: ValueError naming the spec path.
     """
     target: Any = find("model", class_path)
     made = target if inspect.isclass(target) else _annotated_result(target)
-    return inspect.isclass(made) and issubclass(made, LightningModule)
+    return issubclass(made, LightningModule) if inspect.isclass(made) else None
 
 
 def _annotated_result(function: Any) -> Any:

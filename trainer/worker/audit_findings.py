@@ -84,8 +84,7 @@ def _uneven_shares(shares: Sequence[int]) -> Finding:
 def audit(network: nn.Module, data: Data, spec: JobSpec, workers: int) -> list[Finding]:
     """The findings of norm.audit about a converted network, as findings of a plan, for an attempt of `workers`."""
     assert isinstance(data.train, Sized)
-    assert spec.data.batch_size is not None
-    samples, full = len(data.train), spec.data.batch_size * spec.resources.workers
+    samples, full = len(data.train), data.samples_per_worker(spec.data.batch_size) * spec.resources.workers
     batches = max(1, samples // full)
     is_cut = spec.data.last_batch == "drop" or not reaches_last_batch(spec.train, math.ceil(samples / full))
     found = norm.audit(

@@ -117,11 +117,13 @@ def inspection_of(
 ) -> Inspection:
     """What shows once everything is ready for the first step; nothing is changed by looking."""
     module, loader = assembly.module, trainer.train_dataloader
+    size: int | None
     with kept_random_state():
         if assembly.task_data is not None:
             data, example = assembly.task_data.data, torch.zeros(SAMPLES, *assembly.task_data.data.info.shape)
             inputs: ForwardInputs | Unclear = ForwardInputs((example.to(module.device),))
-            found, size = audit(network_of(module), data, spec, workers), spec.data.batch_size
+            size = data.samples_per_worker(spec.data.batch_size)
+            found = audit(network_of(module), data, spec, workers)
         else:
             inputs, size = _first_inputs(module, trainer, spec)
             found = audit_own(module, inputs, loader, size, spec, workers)

@@ -39,8 +39,7 @@ class Loaders:
     @classmethod
     def build(cls, data: Data, spec: JobSpec, rank: int, world_size: int) -> Loaders:
         # The global batch is that of resources.workers, also while an elastic job runs on fewer.
-        assert spec.data.batch_size is not None
-        global_batch = spec.data.batch_size * spec.resources.workers
+        global_batch = data.samples_per_worker(spec.data.batch_size) * spec.resources.workers
         on_gpu = spec.resources.gpus_per_worker > 0
         if spec.data.last_batch == "pad":
             raise ValueError("data.last_batch: pad is for a LightningModule of yours; use weight or drop.")
@@ -97,10 +96,11 @@ def assemble(spec: JobSpec, rank: int, world_size: int) -> Assembly:
 
     Raises: ValueError naming the field of the spec that can't be honoured.
     """
-    # A function only shows what it makes when it is called; without data.batch_size it can't be a plain network.
-    is_plain = spec.data.name is not None or spec.data.batch_size is not None
     path = spec.model.class_path
-    if path is not None and (is_lightning_module(path) or not is_plain):
+    is_own = path is not None and is_lightning_module(path)
+    if is_own is None:  # Some functions only show what they make when called. With these fields it is a plain network.
+        is_own = spec.data.name is None and spec.data.batch_size is None
+    if path is not None and is_own:
         datamodule = _datamodule(spec)
         fill = {"num_classes": count} if (count := getattr(datamodule, "num_classes", None)) else {}
         module = by_class_path(path, spec.model.init_args, fill)
@@ -108,8 +108,6 @@ def assemble(spec: JobSpec, rank: int, world_size: int) -> Assembly:
             return _own(module, datamodule, spec)
     if spec.data.name is None and spec.data.class_path is None:
         raise ValueError("data must be given for a network without loaders of its own: data.name or data.class_path.")
-    if spec.data.batch_size is None:
-        raise ValueError("data.batch_size must be given for a network without a training_step of its own.")
     data = build_data(spec.data, spec.seed)
     network = build_model(spec.model, chosen_norm(spec), data.info)
     if isinstance(network, LightningModule):  # made by a function

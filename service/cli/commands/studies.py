@@ -14,6 +14,7 @@ from rich.text import Text
 from syncnorm.service.cli.arguments import AsJson, Settings
 from syncnorm.service.cli.formatting import local_time, number
 from syncnorm.service.cli.job_file import load
+from syncnorm.service.cli.selection import study_id
 from syncnorm.service.cli.terminal import (
     FINE,
     INTERRUPTED,
@@ -28,7 +29,13 @@ from syncnorm.service.cli.terminal import (
 from syncnorm.service.client.client import Client
 
 study_app = typer.Typer(help="Run families of jobs, and compare them.", no_args_is_help=True)
-StudyId = Annotated[str, typer.Argument(help="Id of a study, for example study_01h…", metavar="STUDY")]
+StudyId = Annotated[
+    str,
+    typer.Argument(
+        help="A study: its id, the first characters of its id, its name if only one study has it, or `last`.",
+        metavar="STUDY",
+    ),
+]
 _POLL_S = 2.0
 _FORMS = {".html": "html", ".png": "png", ".json": "json"}
 _COLORS = {"agrees": "green", "does not agree": "red"}
@@ -64,10 +71,10 @@ def submit(
 
 def _wait(client: Client, study: dict[str, Any]) -> dict[str, Any]:
     """The study once all its jobs are finished."""
-    study_id = study["id"]
+    its_id = study["id"]
     while study["state"] != "finished":
         time.sleep(_POLL_S)
-        found = client.persist(lambda: client.study(study_id))
+        found = client.persist(lambda: client.study(its_id))
         if found["jobs"] != study["jobs"]:
             err.print(f"{study['id']} {_line(found)}")
         study = found
@@ -86,7 +93,7 @@ def ls(as_json: AsJson = False) -> None:
 def show(study: StudyId, as_json: AsJson = False) -> None:
     """Show a study: its findings and the comparison table."""
     with connect() as client:
-        found = client.study(study)
+        found = client.study(study_id(client, study))
     show_value(found, as_json, _summary)
 
 
@@ -103,14 +110,14 @@ def report(
     """Write the report of a study to a file; with --json, print it."""
     if as_json:
         with connect() as client:
-            print(client.study_report(study, "json").decode())
+            print(client.study_report(study_id(client, study), "json").decode())
         return
     suffix = ".html" if to is None else to.suffix
     if suffix not in _FORMS:
         fail(f"-o must end in one of {', '.join(_FORMS)}, got {to}", WRONG_USE)
     with connect() as client:
-        content = client.study_report(study, _FORMS[suffix], picture)
-    path = to or Path(f"{study}.html")
+        content = client.study_report(study_id(client, study), _FORMS[suffix], picture)
+    path = to or Path(study.replace("/", "-") + ".html")
     path.write_bytes(content)
     out.print(str(path), soft_wrap=True)
 
@@ -118,7 +125,7 @@ def report(
 def _add(verb: str, about: str) -> None:
     def command(study: StudyId, as_json: AsJson = False) -> None:
         with connect() as client:
-            found = client.ask_study(study, verb)
+            found = client.ask_study(study_id(client, study), verb)
         show_value(found, as_json, lambda found: f"{found['id']} {_line(found)}, {verb} requested")
 
     study_app.command(verb, help=about)(command)

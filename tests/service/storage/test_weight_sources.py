@@ -117,6 +117,18 @@ def test_best_needs_a_job_that_kept_it_and_a_name_must_be_unique(running: Runnin
     assert "several are called twice; give an id: job_" in refusal(client, {"job": "twice"})[1]
 
 
+def test_of_several_jobs_with_a_name_the_one_with_checkpoints_is_meant(running: Running) -> None:
+    client, world = running
+    trained = with_checkpoints(world, world.succeed(name="tried-often"))
+    latest = [world.submit(name="tried-often") for _ in range(2)][-1]
+    never = [world.submit(name="never") for _ in range(2)][-1]
+
+    answer = client.post("/v1/jobs", json=starting_from(job="tried-often"))
+
+    assert answer.json()["spec"]["model"]["init_from"]["job"] == trained.id != latest.id
+    assert refusal(client, {"job": "never"})[1] == f"must have a checkpoint; job {never.id} is queued and has none"
+
+
 def test_a_job_without_a_checkpoint_is_refused(running: Running) -> None:
     client, world = running
     job = world.submit()

@@ -115,6 +115,18 @@ def test_data_whose_task_is_unclear_says_what_to_set(data: dict[str, Any], messa
         build_data(read_spec(job(1, data)).data, 0)
 
 
+def test_batch_size_left_out_is_that_of_the_users_loader(ranks: Pool, tmp_path: Path) -> None:
+    document = job(2, own("number"))  # of 4 samples, as those of the loader
+    del document["data"]["batch_size"]
+
+    said = ranks.run(train, 2, str(tmp_path / "said"), job(2, own("number")))[0]
+    left_out = ranks.run(train, 2, str(tmp_path / "out"), document)[0]
+
+    assert left_out.metrics == said.metrics
+    torch.testing.assert_close(left_out.state, said.state, rtol=0, atol=0)
+    assert inspect(read_spec(document)).batch_size == 4
+
+
 @pytest.mark.parametrize(
     ("num_classes", "data", "message"),
     [

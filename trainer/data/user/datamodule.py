@@ -42,9 +42,10 @@ def by_class_path(class_path: str, init_args: Mapping[str, Any]) -> Data:
     """The data sets behind a LightningDataModule's loaders, for a plain network and a built-in task.
 
     Its dataset, collate_fn, num_workers and whether it shuffles are kept. The trainer distributes the samples:
-    data.batch_size per worker, in an order that can be resumed (Lightning too replaces the sampler on several workers).
-    Samples must be (tensor, target) pairs, from the first of which `info_of` tells the task. Labels and masks need the
-    number of classes: an attribute `num_classes` of the data module, or `classes` of its training set.
+    data.batch_size per worker, or else the loader's own, in an order that can be resumed (Lightning too replaces the
+    sampler on several workers). Samples must be (tensor, target) pairs, from the first of which `info_of` tells the
+    task. Labels and masks need the number of classes: an attribute `num_classes` of the data module, or `classes` of
+    its training set.
 
     Raises: ValueError naming the spec path.
     """
@@ -62,6 +63,7 @@ def by_class_path(class_path: str, init_args: Mapping[str, Any]) -> Data:
         collate=None if collate is default_collate else collate,
         num_workers=train.num_workers,
         shuffle=not isinstance(train.sampler, SequentialSampler),
+        batch_size=train.batch_size,
     )
 
 
