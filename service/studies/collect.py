@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Annotated, NamedTuple
 
@@ -20,10 +20,17 @@ from syncnorm.service.store.tables.studies import Family
 from syncnorm.service.studies.measures import Outcome, Series, certificate_values
 from syncnorm.trainer.contract.protocol import attempt_folder
 
+_UNREADABLE = "unreadable"
+
 
 def outcomes(family: Family, storage: str, mlflow_uri: str) -> list[Outcome]:
     """mlflow_uri: for links, as a browser reaches it."""
     return [_outcome(child, job, storage, mlflow_uri) for child, job in family]
+
+
+def placed(outcome: Outcome, axes: Iterable[str]) -> Outcome:
+    """With a label for each axis of the grid, also where the row of the child is damaged."""
+    return replace(outcome, point={axis: outcome.point.get(axis, _UNREADABLE) for axis in axes})
 
 
 def _outcome(child: StudyChild, job: Job | None, storage: str, mlflow_uri: str) -> Outcome:

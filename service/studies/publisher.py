@@ -24,7 +24,7 @@ from syncnorm.service.jobs.study import Study, StudyState, count_states, state_o
 from syncnorm.service.jobs.study_spec import StudySpec
 from syncnorm.service.store.administration.leases import LeaseTable
 from syncnorm.service.store.tables.studies import MOST_FAILURES, Family, StudyTable
-from syncnorm.service.studies.collect import outcomes
+from syncnorm.service.studies.collect import outcomes, placed
 from syncnorm.service.studies.measures import Outcome
 from syncnorm.service.studies.report import Report, as_html, as_json, finding, make_report
 from syncnorm.service.studies.runs import StudyRuns
@@ -48,7 +48,8 @@ def report_of(study: Study, family: Family, storage: str, mlflow_uri: str) -> Re
     except ValidationError as error:
         raise UnreadableStudyError(f"The stored spec of study {study.id} can't be read: {error}") from error
     state = state_of(count_states(job for _, job in family))
-    return make_report(study.id, spec, state.value, outcomes(family, storage, mlflow_uri))
+    found = [placed(one, spec.grid) for one in outcomes(family, storage, mlflow_uri)]
+    return make_report(study.id, spec, state.value, found)
 
 
 def draw_report(report: Report) -> dict[str, bytes]:

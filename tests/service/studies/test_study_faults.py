@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from syncnorm.service.backend_errors import RefusedError, UnexpectedAnswerError
+from syncnorm.service.store import schema
 from syncnorm.service.store.tables.studies import MOST_FAILURES
 from syncnorm.service.studies import collect
 from syncnorm.service.studies.collect import read_measured
@@ -61,6 +63,22 @@ def test_value_that_is_not_finite_is_no_damage(tmp_path: Path, value: str) -> No
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([GOOD[0], odd, b""]))
 
     assert read_measured([str(tmp_path)]) == ({"train/loss": [(1, 1.0)]}, 0)
+
+
+@pytest.mark.parametrize("point", [{}, [], {"of_the_future": "x"}, {"norm.kind": 7}])
+def test_place_of_a_child_that_can_not_be_read_is_named_so(running: Running, point: object) -> None:
+    client, world = running
+    study_id = submit(client, **SMALL)
+    work(client, world, study_id)
+    children = schema.study_children
+    with world.database.write() as connection:
+        connection.execute(sa.update(children).where(children.c.number == 2).values(point=point))
+
+    study = client.get(f"/v1/studies/{study_id}")
+    page = client.get(f"/v1/studies/{study_id}/report", params={"format": "html"})
+
+    assert [row["point"] for row in study.json()["table"]] == [{"norm.kind": "batch"}, {"norm.kind": "unreadable"}]
+    assert page.status_code == 200
 
 
 def test_damaged_lines_are_said_in_the_report(running: Running) -> None:
