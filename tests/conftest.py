@@ -1,4 +1,4 @@
-"""Which tests share a process: `make test` spreads them over two. What holds for all of them."""
+"""Which tests share a process: `make test` and `make test-system` spread them over two. What holds for all of them."""
 
 from __future__ import annotations
 

@@ -43,6 +43,9 @@ class WeightOrigin(_Record):
     """`sha256:` and the digest of the file as it was read; of a checkpoint, that of its manifest."""
     key: str | None = None
     """Where the tensors lay in a file of torch; null: it held nothing else."""
+    is_average_with_other_statistics: bool = False
+    """Whether they are averaged weights with the running statistics of training, as in a checkpoint from the middle of
+    an epoch."""
 
 
 class PlacedTensor(_Record):

@@ -17,6 +17,7 @@ from syncnorm.trainer.contract.norm_choice import choose_norm
 from syncnorm.trainer.contract.plan import Inspection
 from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.contract.spec_findings import Finding
+from syncnorm.trainer.contract.text import counted
 from syncnorm.trainer.weights.kind_losses import losses
 from syncnorm.trainer.weights.network import Network, Slot, Target
 from syncnorm.trainer.weights.tensor_matching import Matching, match
@@ -54,6 +55,7 @@ class InitialWeights:
                 *_errors(found, self.origin),
                 *_no_effect(unknown),
                 *losses(found, target, is_cumulative=self._is_cumulative),
+                *_other_statistics(found, self.origin),
             ]
             if not found.faults:
                 for name, source in found.pairs.items():
@@ -97,6 +99,20 @@ def _no_effect(unused: Iterable[tuple[str, str]]) -> Iterator[Finding]:
             path=field,
             message=f"{text!r} fits no name, so it has no effect.",
             fix="Correct it, or leave it out.",
+            severity="warning",
+        )
+
+
+def _other_statistics(found: Matching, origin: WeightOrigin) -> Iterator[Finding]:
+    layers = sum(name.endswith("running_mean") for name in found.pairs)
+    if origin.is_average_with_other_statistics and layers:
+        yield Finding(
+            code="weights_with_other_statistics",
+            path="model.init_from.checkpoint",
+            message=f"{origin.source} is from the middle of an epoch. Its averaged weights come with running "
+            f"statistics of other weights in {counted(layers, 'layer')}, so the network answers worse until training "
+            "has replaced them.",
+            fix="Name a checkpoint from the end of an epoch, or use an export of the job (model.init_from.model).",
             severity="warning",
         )
 

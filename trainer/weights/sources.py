@@ -16,6 +16,7 @@ from syncnorm.trainer.storage.atomic_files import sha256_of
 from syncnorm.trainer.storage.storage import is_url
 from syncnorm.trainer.storage.sync import workplace
 from syncnorm.trainer.training import checkpoints
+from syncnorm.trainer.training.averaging.averaged_weights import AVERAGE
 from syncnorm.trainer.training.checkpoints import STATE
 from syncnorm.trainer.weights.download import download
 from syncnorm.trainer.weights.mlflow_models import fetch_model
@@ -104,8 +105,15 @@ def _read_checkpoint(how: InitFrom, one: KnownCheckpoint, target: Path) -> Weigh
         root, mirror = stack.enter_context(workplace(one.path))
         _require_digest(checkpoints.fetch(root, mirror), one)
         key = as_safetensors(root / STATE, target, how.field, how.key or "state_dict")
-    about = f"job {how.job} step {one.step}"
-    return WeightOrigin(source=about, digest=f"sha256:{one.digest}", key=key)
+        average = dict(load_plain(root / STATE, how.field)).get(AVERAGE) or {}
+    return WeightOrigin(
+        source=f"job {how.job} step {one.step}",
+        digest=f"sha256:{one.digest}",
+        key=key,
+        is_average_with_other_statistics=key == "state_dict"
+        and average.get("updates", 0) > 0
+        and average.get("statistics") is None,
+    )
 
 
 def _state(one: KnownCheckpoint, how: InitFrom, stack: ExitStack) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
@@ -33,6 +33,7 @@ from syncnorm.service.store.tables.set_aside import SetAsideTable
 from syncnorm.service.store.tables.workload import WorkloadTable
 from syncnorm.trainer.contract.protocol import attempt_id
 from syncnorm.trainer.contract.spec import Label, LabelName, LimitsSpec
+from syncnorm.trainer.contract.text import name_some
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], route_class=Route)
 
@@ -253,19 +254,30 @@ def _changes(job: Job, body: JobPatch) -> dict[str, Any]:
 def delete_job(job_id: str, request: Request, details: Details, who: Submitter, if_match: IfMatch = None) -> None:
     """Delete a finished job with its events and logs. Its files on the storage follow soon; its MLflow run stays.
 
-    With If-Match, only if the job has not changed since.
+    Refused while a job that starts from its weights has yet to read them. With If-Match, only if the job has not
+    changed since.
     """
     del if_match  # read from the request, because the header may appear several times
     job = visible_job(details.jobs, who, job_id)
     check_match(request, job)
     if not job.is_terminal:
         raise conflict(job, "delete")
+    if waiting := details.jobs.to_start_from(job.id):
+        raise _still_needed(job, waiting)
     if details.jobs.delete(job, who.actor):
         return
     # What is shown of a row that can't be read is not what is stored: it is put right first.
     mended = details.set_aside.unreadable_job(job.id)
     if mended is None or not details.jobs.delete(mended, who.actor):
         raise _still_busy(details, job)
+
+
+def _still_needed(job: Job, waiting: Sequence[str]) -> ApiError:
+    detail = (
+        f"Job {job.id} can't be deleted yet, because {name_some(waiting)} will start from its weights "
+        "(model.init_from). Delete it once they train, or cancel them."
+    )
+    return ApiError(409, "state_conflict", detail, extra={"state": job.state, "allowed": []})
 
 
 def _still_busy(details: _Details, job: Job) -> ApiError:

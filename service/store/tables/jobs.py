@@ -21,6 +21,7 @@ from syncnorm.service.store.statements import INSERT_EVENT, JOBS, add_audit, add
 from syncnorm.service.store.tables.idempotency import IdempotencyTable
 from syncnorm.service.store.tables.outbox import request_description
 from syncnorm.service.store.values import AddOutcome, JobQuery, ListedJob, NewJob, StoredResponse, VerbResult
+from syncnorm.trainer.contract.spec import InitFrom
 
 
 class JobTable:
@@ -173,6 +174,18 @@ class JobTable:
             state = c.execute(sa.select(t.jobs.c.state).where(t.jobs.c.id == job_id)).scalar()
         return state is None or state in TERMINAL
 
+    def to_start_from(self, job_id: str) -> list[str]:
+        """Ids of jobs that have yet to read the weights of this one, which model.init_from names."""
+        j = t.jobs.c
+        named = sa.cast(j.spec, sa.Text).contains(job_id, autoescape=True)
+        never_ran = sa.or_(
+            sa.and_(j.state.in_((JobState.QUEUED, JobState.PAUSED)), j.attempt == 0),
+            sa.and_(j.state == JobState.STARTING, j.attempt == 1),
+        )
+        with self._db.read() as c:
+            found = [job_of(row) for row in c.execute(JOBS.where(never_ran, named).order_by(j.id))]
+        return [job.id for job in found if (how := _init_from(job)) is not None and how.job == job_id]
+
     def find(self, query: JobQuery) -> list[ListedJob]:
         with self._db.read() as c:
             return [self._listed(c, row) for row in c.execute(select_jobs(query)).all()]
@@ -247,6 +260,10 @@ class JobTable:
         assert set(changes) <= {"experiment_id", "run_id", "run_status"}, changes
         with self._db.write() as c:
             c.execute(sa.update(t.jobs).where(t.jobs.c.id == job.id).values(**changes))
+
+
+def _init_from(job: Job) -> InitFrom | None:
+    return None if job.spec.value is None else job.spec.value.model.init_from
 
 
 def _submitted(one: NewJob) -> NewAuditEntry:

@@ -230,3 +230,20 @@ def test_a_spec_that_says_no_source_or_two_is_refused(how: dict[str, Any], said:
 
     assert pointer.startswith("/model/init_from")
     assert said in text
+
+
+def test_a_source_stays_until_the_jobs_that_wait_for_it_have_started(running: Running, source: Job) -> None:
+    client, world = running
+    waiting, other = (
+        client.post("/v1/jobs", json=document).json()["id"] for document in (starting_from(job=source.id), SPEC)
+    )
+
+    refused = client.delete(f"/v1/jobs/{source.id}")
+    while client.get(f"/v1/jobs/{waiting}").json()["state"] in ("queued", "starting"):
+        world.step()
+    deleted = client.delete(f"/v1/jobs/{source.id}")
+
+    assert refused.status_code == 409
+    assert f"can't be deleted yet, because {waiting} will start from its weights" in refused.json()["detail"]
+    assert other not in refused.json()["detail"]
+    assert deleted.status_code == 204

@@ -271,6 +271,19 @@ def test_cumulative_average_without_its_counter_is_pointed_out(tmp_path: Path) -
     assert codes == ["weights_averaged_anew"]
 
 
+@pytest.mark.parametrize(("kind", "codes"), [("batch", ["weights_with_other_statistics"]), ("group", ["weights_lost"])])
+def test_average_with_the_statistics_of_other_weights_is_pointed_out(
+    kind: str, codes: list[str], tmp_path: Path
+) -> None:
+    save_file(trained().state_dict(), tmp_path / "w")
+    origin = WeightOrigin(source="job j step 7", digest="sha256:0", is_average_with_other_statistics=True)
+    weights = InitialWeights(tmp_path / "w", origin, spec := spec_of(kind))
+
+    weights.load(network_of(spec))
+
+    assert [finding.code for finding in weights.findings] == codes
+
+
 def test_double_precision_keeps_every_digit(tmp_path: Path) -> None:
     state = {n: v.double() / 3 if v.is_floating_point() else v for n, v in trained().state_dict().items()}
     document = spec_of("batch").model_dump(mode="json")

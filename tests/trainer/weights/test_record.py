@@ -47,6 +47,7 @@ def test_certificate_names_source_digest_and_what_is_not_from_there(tmp_path: Pa
         "source": "job job_1 step 7",
         "digest": "sha256:abc",
         "key": None,
+        "is_average_with_other_statistics": False,
         "loaded": 1,
         "dropped": ["fc.weight"],
         "left": ["fc.weight"],

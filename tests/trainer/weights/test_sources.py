@@ -211,6 +211,27 @@ def test_each_checkpoint_of_a_job(which: Any, step: int, known: WeightAccess, tm
     require_equal(found, {f"network.{name}": value + step for name, value in STATE.items()})
 
 
+@pytest.mark.parametrize(
+    ("average", "key", "are_others"),
+    [
+        ({"updates": 5, "statistics": None}, None, True),
+        ({"updates": 5, "statistics": None}, "current_model_state", False),  # the weights of training, with theirs
+        ({"updates": 5, "statistics": {"samples": 9}}, None, False),
+        ({"updates": 0, "statistics": None}, None, False),  # nothing was averaged yet
+        (None, None, False),
+    ],
+)
+def test_average_with_the_statistics_of_other_weights_is_noticed(
+    average: Any, key: str | None, are_others: bool, tmp_path: Path
+) -> None:
+    state = {"averaging_state": average, "current_model_state": STATE} if average else {}
+    known = WeightAccess(checkpoints=[saved(tmp_path / "checkpoints", 10, **state)])
+
+    origin = read_source(InitFrom(job="job_1", key=key), known, "", tmp_path / "w")
+
+    assert origin.is_average_with_other_statistics == are_others
+
+
 def test_a_damaged_or_replaced_checkpoint_is_not_taken(known: WeightAccess, tmp_path: Path) -> None:
     newest, other, _ = known.checkpoints
     state = Path(newest.path) / checkpoints.STATE
