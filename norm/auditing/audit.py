@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.norm.auditing.findings import Finding, ObservedLayer, Training
-from syncnorm.norm.auditing.layer_checks import check_layer
+from syncnorm.norm.auditing.layer_checks import check_layer, unknown_frozen_layer
 from syncnorm.norm.auditing.model_checks import (
     check_depth_of_box_cox,
     check_dropout_of_selu,
@@ -22,6 +22,7 @@ from syncnorm.norm.auditing.model_checks import (
 from syncnorm.norm.conversion.dataflow import trace
 from syncnorm.norm.conversion.readers import Source, read_source
 from syncnorm.norm.statistics.freezing import has_frozen_statistics
+from syncnorm.norm.statistics.frozen_layers import is_named_frozen
 
 
 def audit(
@@ -65,9 +66,11 @@ def audit(
             fix = "Run one batch first, or describe the class with norm.register_source."
             found.append(Finding("unknown_layer", path, str(error), fix, "error"))
         else:
-            if source is not None and has_frozen_statistics(module):
-                source = replace(source, kind="frozen_batch")  # it takes no statistics from batches
-            sources |= {path: source} if source is not None else {}
+            if source is not None:
+                is_frozen = has_frozen_statistics(module)  # then it takes no statistics from batches
+                sources[path] = replace(source, kind="frozen_batch") if is_frozen else source
+            elif is_named_frozen(module):
+                found.append(unknown_frozen_layer(path, module))
     observed, failure = _run(model, example_input, sources)
     if failure is not None:
         fix = "See the other findings: a layer may not take the shape it gets."

@@ -24,6 +24,14 @@ def check_layer(observed: ObservedLayer, training: Training) -> Iterator[Finding
         yield from check(observed, training)
 
 
+def unknown_frozen_layer(path: str, layer: nn.Module) -> Finding:
+    """About a layer that has the name of frozen batch normalization only."""
+    name = type(layer).__name__
+    message = f"{name} is called like frozen batch normalization, but has other tensors or computes something else."
+    fix = "convert and fold leave it as it is. If it normalizes channels, describe it with norm.register_source."
+    return Finding("unknown_frozen_layer", path, message, fix, "info")
+
+
 def _finding(
     observed: ObservedLayer, code: str, severity: Severity, message: str, fix: str, **numbers: float
 ) -> Finding:
@@ -176,11 +184,19 @@ def _statistics(observed: ObservedLayer, training: Training) -> Iterator[Finding
         message = f"{dead} of {len(var)} channels are constant: running_var below {DEAD_VARIANCE:g}."
         fix = "Look at the layer before: dead activations or zero weights."
         yield _finding(observed, "dead_channels", "warning", message, fix, channels=dead)
-    is_fresh = not mean.any() and bool((var == 1).all())
-    if observed.source.kind == "frozen_batch" and is_fresh:
+    if observed.source.kind == "frozen_batch" and _changes_nothing(observed, mean, var):
         message = "The layer is frozen with the statistics it was built with: it normalizes nothing."
         fix = "Load trained statistics, or freeze after training."
         yield _finding(observed, "frozen_without_statistics", "warning", message, fix)
+
+
+def _changes_nothing(observed: ObservedLayer, mean: Tensor, var: Tensor) -> bool:
+    """Whether it is as it was built. Scale and shift count, too: Detectron2 loads layers that were merged into them."""
+    weight, bias = (getattr(observed.layer, name, None) for name in ("weight", "bias"))
+    is_scaled = isinstance(weight, Tensor) and bool((weight != weight[0]).any())
+    is_shifted = isinstance(bias, Tensor) and bool(bias.any())
+    is_fresh = not mean.any() and bool(((var - 1).abs() <= 1.1 * observed.source.eps).all())
+    return is_fresh and not is_scaled and not is_shifted
 
 
 _CHECKS: tuple[Callable[[ObservedLayer, Training], Iterator[Finding]], ...] = (

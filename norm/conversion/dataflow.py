@@ -9,6 +9,7 @@ from torch import fx, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_FORWARDS_OF_CONTAINERS = [container.forward for container in _CONTAINERS]
 
 
 class _Tracer(fx.Tracer):
@@ -65,6 +66,14 @@ class Flow:
         """Every node that reads an output of `module`, over all its calls."""
         return [user for node in self.calls.get(module, []) for user in node.users]
 
+    def why_unknown(self, path: str) -> str:
+        """Why the calls of the module at `path` are not known: the innermost module around it that can't be traced."""
+        around = [prefix for prefix in self.untraced if not prefix or f"{path}.".startswith(f"{prefix}.")]
+        if not around:
+            return "it is not used"
+        innermost = max(around, key=len)
+        return f"{innermost or 'the model'}: {self.untraced[innermost]}"
+
     def nodes(self) -> Iterator[fx.Node]:
         """Every node of every part that could be traced."""
         for graph in self.graphs:
@@ -79,6 +88,7 @@ def trace(model: nn.Module) -> Flow:
     """The data flow of `model`; where a module can't be traced, that of its parts.
 
     A container inside an untraced module is not followed, only what is in it: its owner may call the parts one by one.
+    One with a forward of its own is followed, such as torchvision's IntermediateLayerGetter, a ModuleDict.
     A module used at several places is not followed either, if one of them may be untraced.
     """
     flow = Flow()
@@ -109,6 +119,7 @@ def _regions(module: nn.Module, prefix: str, untraced: dict[str, str]) -> Iterat
 def _parts(module: nn.Module, prefix: str, untraced: dict[str, str]) -> Iterator[tuple[str, fx.Graph]]:
     for name, child in module.named_children():
         path = f"{prefix}.{name}" if prefix else name
-        follow = _parts if isinstance(child, _CONTAINERS) else _regions
+        is_bare = isinstance(child, _CONTAINERS) and type(child).forward in _FORWARDS_OF_CONTAINERS
+        follow = _parts if is_bare else _regions
         if next(child.children(), None) is not None:
             yield from follow(child, path, untraced)

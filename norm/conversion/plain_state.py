@@ -117,9 +117,9 @@ def _of_weights(layer: nn.Module, original: nn.Module) -> dict[str, Tensor]:
 
 def _of_norm(layer: nn.Module, original: nn.Module, path: str, shift: Tensor | None, like: Tensor) -> dict[str, Tensor]:
     has_statistics = isinstance(getattr(original, "running_mean", None), Tensor)
-    if type(layer) is nn.Identity and has_statistics:
-        return _filled(original, _of_nothing(original, shift, like))
     old, new = read_source(original, path), read_source(layer, path)
+    if type(layer) is nn.Identity and has_statistics and old is not None:
+        return _filled(original, _of_nothing(original, old.eps, shift, like))
     if old is None or new is None:
         raise _refused(layer, original)
     if has_statistics and isinstance(getattr(layer, "running_mean", None), Tensor):
@@ -131,9 +131,8 @@ def _of_norm(layer: nn.Module, original: nn.Module, path: str, shift: Tensor | N
     return _filled(original, _affine(layer, like))
 
 
-def _of_nothing(original: nn.Module, shift: Tensor | None, like: Tensor) -> dict[str, Tensor]:
+def _of_nothing(original: nn.Module, eps: float, shift: Tensor | None, like: Tensor) -> dict[str, Tensor]:
     """y = x + shift."""
-    eps = float(cast(float, original.eps))
     zero = torch.zeros_like(original.get_buffer("running_mean"), dtype=like.dtype, device=like.device)
     bias = zero if shift is None else shift
     if original.weight is None:

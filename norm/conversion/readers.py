@@ -19,6 +19,7 @@ from syncnorm.norm.layers.ghost_batch_norm import GhostBatchNorm
 from syncnorm.norm.layers.instance_norm import InstanceNorm
 from syncnorm.norm.layers.noisy_batch_norm import NoisyBatchNorm
 from syncnorm.norm.layers.sync_batch_norm import SyncBatchNorm
+from syncnorm.norm.statistics.frozen_layers import frozen_form
 from syncnorm.norm.torch_compat import NormBase
 
 M = TypeVar("M", bound=nn.Module)
@@ -76,12 +77,16 @@ def register_source(layer_class: type[M], read: Callable[[M], Source]) -> None:
 def read_source(layer: nn.Module, path: str) -> Source | None:
     """What `layer` is, or None if it normalizes no channels (nn.LayerNorm normalizes the last dimensions: also None).
 
+    Frozen batch normalization of other libraries is recognized by what it computes, see `frozen_form`.
+
     Raises: ValueError for a lazy layer, and for a subclass whose behaviour nobody has described.
     """
     layer_class = type_before_parametrizations(layer)
     name = f"{layer_class.__module__}.{layer_class.__qualname__}"
     if read := _READERS.get(layer_class) or _READERS_OF_LIBRARIES.get(name):
         return read(layer)
+    if (frozen := frozen_form(layer)) is not None:
+        return Source("frozen_batch", frozen.num_features, frozen.dims, frozen.eps, affine=True)
     if not isinstance(layer, (NormBase, nn.GroupNorm)):
         return None
     if isinstance(layer, LazyModuleMixin):
@@ -118,6 +123,10 @@ def _without_batch(kind: str) -> Callable[[Any], Source]:
     return lambda layer: Source(kind, layer.num_features, None, layer.eps, layer.affine)
 
 
+def _timm_frozen(layer: Any) -> Source:
+    return Source("frozen_batch", len(layer.weight), 2, layer.eps, affine=True)
+
+
 def _group(layer: nn.GroupNorm) -> Source:
     kind = "layer" if layer.num_groups == 1 else "group"
     return Source(kind, layer.num_channels, None, layer.eps, layer.affine)
@@ -130,6 +139,7 @@ def _with_activation(read: Callable[[Any], Source]) -> Callable[[Any], Source]:
 # Layers of libraries that need not be installed, by the path of their class.
 _READERS_OF_LIBRARIES: dict[str, Callable[[Any], Source]] = {
     "timm.layers.norm_act.BatchNormAct2d": _with_activation(_batch("batch", 2)),
+    "timm.layers.norm_act.FrozenBatchNormAct2d": _with_activation(_timm_frozen),
     "timm.layers.norm_act.GroupNormAct": _with_activation(_group),
 }
 

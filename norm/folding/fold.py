@@ -143,6 +143,8 @@ def _fold_layer(
         if (found := _kind(layer, path)) is None:
             return None
         kind = found
+        if layer not in flow.calls:
+            raise _CannotFoldError(f"its place in the data flow is not known ({flow.why_unknown(path)})")
         return Folded(path, kind, into=paths[_absorb(layer, kind, flow, passes)])
     except _CannotFoldError as error:
         return Folded(path, kind, reason=str(error))
@@ -152,9 +154,6 @@ def _absorb(layer: nn.Module, kind: str, flow: Flow, passes: Callable[[nn.Module
     """Fold `layer` into a neighbour and return that one."""
     if has_forward_hooks(layer):
         raise _CannotFoldError("it has hooks, which would no longer run")
-    if layer not in flow.calls:
-        why = "; ".join(f"{path or 'the model'}: {reason}" for path, reason in flow.untraced.items())
-        raise _CannotFoldError(f"its place in the data flow is not known ({why or 'it is not used'})")
     before, after = flow.before(layer, passes), flow.after(layer, passes)
     if before is not None and takes_behind(before, affine := _as_affine(layer, kind, before)):
         absorb_behind(before, affine)
@@ -179,10 +178,11 @@ def _as_affine(layer: nn.Module, kind: str, neighbour: nn.Module | None) -> Chan
         raise _CannotFoldError("its statistics depend on the sample")
     if not isinstance(layer.running_mean, Tensor) or not isinstance(layer.running_var, Tensor):
         raise _CannotFoldError("it has no running statistics")
-    assert isinstance(layer.eps, float)
+    source = read_source(layer, "")
+    assert source is not None
     mean, var = layer.running_mean.double(), layer.running_var.double()
     weight, bias = layer.weight, layer.bias
-    scale = torch.rsqrt(var + layer.eps) * (weight.detach().double() if isinstance(weight, Tensor) else 1.0)
+    scale = torch.rsqrt(var + source.eps) * (weight.detach().double() if isinstance(weight, Tensor) else 1.0)
     return ChannelAffine(scale, (bias.detach().double() if isinstance(bias, Tensor) else 0.0) - mean * scale)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +16,8 @@ class FrozenBatchNorm(nn.Module):
     updated, the gradient goes through x alone. Convert from trained layers, or load a state_dict: as built it does
     nothing but divide by sqrt(1 + eps).
 
-    Shape: (N, C, *) -> (N, C, *). state_dict: the keys of nn.BatchNorm2d, all of them buffers.
+    Shape: (N, C, *) -> (N, C, *). state_dict: the keys of nn.BatchNorm2d, all of them buffers. One without
+    num_batches_tracked loads, too, as frozen layers of torchvision, Detectron2 and Hugging Face have it.
     See: He et al. 2017 (Mask R-CNN), arXiv:1703.06870, which fine-tunes with batch normalization frozen.
 
     >>> layer = norm.FrozenBatchNorm(8)
@@ -49,6 +52,13 @@ class FrozenBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mean, var = self.get_buffer("running_mean"), self.get_buffer("running_var")
         return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """As every module, but the counter may be missing: it changes no output."""
+        counter = self.get_buffer("num_batches_tracked")
+        has_value = counter.device.type != "meta"
+        state_dict.setdefault(f"{prefix}num_batches_tracked", counter if has_value else torch.tensor(0))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, affine={self.affine}"

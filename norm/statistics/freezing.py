@@ -6,6 +6,7 @@ from types import MethodType
 
 from torch import Tensor, nn
 
+from syncnorm.norm.statistics.frozen_layers import frozen_form
 from syncnorm.norm.torch_compat import NormBase
 
 
@@ -31,8 +32,8 @@ def unfreeze_statistics(layer: nn.Module) -> None:
 
 
 def has_frozen_statistics(layer: nn.Module) -> bool:
-    """Whether its statistics do not change: it is held, or of a class without an update."""
-    return getattr(layer, "is_frozen", False) is True
+    """Whether its statistics do not change: it is held, or of a class without an update, also of another library."""
+    return getattr(layer, "is_frozen", False) is True or frozen_form(layer) is not None
 
 
 def _stay_in_evaluation(layer: nn.Module, mode: bool = True) -> nn.Module:  # noqa: ARG001 - torch's signature
