@@ -66,8 +66,8 @@ def ranks(composition: Composition) -> dict[str, int]:
     return found
 
 
-def long_spec(name: str, **changes: Any) -> dict[str, Any]:
-    spec = load(DEMO, ["train.epochs=40", "train.checkpoint_every.epochs=1", f"name={name}"])
+def long_spec(name: str, epochs: int = 40, **changes: Any) -> dict[str, Any]:
+    spec = load(DEMO, [f"train.epochs={epochs}", "train.checkpoint_every.epochs=1", f"name={name}"])
     return spec | changes
 
 
@@ -155,7 +155,7 @@ def test_worker_of_another_host_joins(composition: Composition, demo: dict[str, 
 def test_job_resumes_from_its_checkpoint_when_a_worker_container_stops(
     composition: Composition, client: Client
 ) -> None:
-    job = client.submit(long_spec("worker-stopped"))
+    job = client.submit(long_spec("worker-stopped", epochs=150))  # finding the victim takes some seconds
     training(client, job["id"], step=100)
     victim = next(container for container, number in ranks(composition).items() if number)
 

@@ -76,6 +76,22 @@ def test_module_runs_as_it_is(name: str, client: Client, package: str) -> None:
         assert {"notes.txt", "images"} <= artifacts(job)
 
 
+def test_test_runs_on_the_weights_that_are_exported(client: Client, package: str) -> None:
+    spec = document(package, "own_modules.Tested", {"class_path": "own_modules.PointsAndTest"})
+    spec["train"]["test"] = True
+
+    job = finished(client, client.submit(spec)["id"])
+
+    assert (job["state"], job["export"]["state"]) == ("succeeded", "certified"), job["message"]
+    metrics = job["progress"]["metrics"]
+    assert metrics["test/accuracy"] == metrics["test_acc"]
+    assert metrics["test_right"] == round(13 * metrics["test_mean"])
+    assert {"val_loss", "train/loss"} <= set(metrics)
+    uri = str(job["mlflow"]["url"]).partition("/#/")[0]
+    run = httpx.get(f"{uri}/api/2.0/mlflow/runs/get", params={"run_id": job["mlflow"]["run_id"]}, timeout=30).json()
+    assert {"test_acc", "test/accuracy"} <= {metric["key"] for metric in run["run"]["data"]["metrics"]}
+
+
 def artifacts(job: dict[str, Any]) -> set[str]:
     uri = str(job["mlflow"]["url"]).partition("/#/")[0]
     params = {"run_id": job["mlflow"]["run_id"]}

@@ -14,7 +14,7 @@ from syncnorm.trainer.ranks.exchange import gather
 from syncnorm.trainer.reporting.metric_spool import TRAIN_LOSS
 from syncnorm.trainer.training.batch_size import Count, LoggedBatchSize, samples_in
 from syncnorm.trainer.training.late_hooks import LateCallback
-from syncnorm.trainer.training.logged_metrics import as_numbers
+from syncnorm.trainer.training.logged_metrics import as_numbers, is_fork
 from syncnorm.trainer.training.task_module import TaskModule
 
 
@@ -72,7 +72,7 @@ class EpochMetrics(LateCallback):
         found = trainer._logger_connector._callback_metrics
         if not isinstance(pl_module, TaskModule):
             self._add_train_loss(found)
-        own = {mlflow_name(name): value for name, value in as_numbers(found).items() if not _is_fork(name, found)}
+        own = {mlflow_name(name): value for name, value in as_numbers(found).items() if not is_fork(name, found)}
         self.latest = gather(own)[0]  # what was logged by step alone is each rank's own
 
     def _add_train_loss(self, found: dict[str, Any]) -> None:
@@ -108,8 +108,3 @@ class EpochMetrics(LateCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.latest = dict(state_dict["latest"])
-
-
-def _is_fork(name: str, found: Mapping[str, Any]) -> bool:
-    """Whether Lightning made it of a metric that is logged by step and by epoch."""
-    return any(name.endswith(end) and name.removesuffix(end) in found for end in ("_step", "_epoch"))

@@ -70,6 +70,11 @@ class ProgressReporter(LateCallback):
             logger.info("epoch %d%s, step %d: %s", trainer.current_epoch + 1, of, trainer.global_step, learned)
         self._report(trainer, finished_epochs=trainer.current_epoch + 1)
 
+    def add(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        """Report metrics that are found once training is over."""
+        self._metrics = {**self._metrics, **metrics}
+        self._report(trainer, finished_epochs=trainer.current_epoch)
+
     def _report(self, trainer: Trainer, *, finished_epochs: int) -> None:
         if trainer.is_global_zero:
             self._reporter.progress(

@@ -80,10 +80,13 @@ class Spool:
         """at_ms: the time of the values, in milliseconds since 1970; None: now."""
         at_ms = int(time.time() * 1000) if at_ms is None else at_ms
         points = [Point(key=key, value=float(value), step=step, timestamp=at_ms) for key, value in metrics.items()]
+        if self._file.closed:
+            self._file = self.path.open("a", encoding="utf-8")
         self._file.writelines(json.dumps(point) + "\n" for point in points)
         self._file.flush()
 
     def close(self) -> None:
+        """What is appended later opens it anew."""
         self._file.close()
 
 

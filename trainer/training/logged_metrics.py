@@ -71,7 +71,7 @@ def add_sums(metric: _ResultMetric, earlier: Sums) -> None:
         metric.value = metric.value + value
 
 
-_STAGES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+_STAGES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _SCORES = {"loss": "loss", "acc": "accuracy", "accuracy": "accuracy", "dice": "dice", "iou": "mean_iou", "map": "map"}
 _COMMON = re.compile(rf"({'|'.join(_STAGES)})[_./-]({'|'.join(_SCORES)})(_epoch)?", re.IGNORECASE)
 
@@ -103,3 +103,8 @@ def as_numbers(metrics: Mapping[str, Tensor | float]) -> dict[str, float]:
     """Those metrics that are single numbers."""
     numbers = {name: value for name, value in metrics.items() if not isinstance(value, Tensor) or value.numel() == 1}
     return {name: float(value) for name, value in numbers.items()}
+
+
+def is_fork(name: str, found: Mapping[str, object]) -> bool:
+    """Whether Lightning made it of a metric that is logged by step and by epoch."""
+    return any(name.endswith(end) and name.removesuffix(end) in found for end in ("_step", "_epoch"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -80,7 +80,7 @@ def finalize_user_module(
     training: Iterable[Any] = (),
     why_running: str = "the validation of a LightningModule of yours belongs to it",
 ) -> Result:
-    """A user's module: its running statistics, then what `publish` does. Entered by every rank.
+    """A user's module: its running statistics, its test, then what `publish` does. Entered by every rank.
 
     batches: of validation, or else of training, as its steps get them; rank 0 reads a few. training: all of this rank's
     training batches, read where export.statistics is population. why_running: why no other statistics are tried, in
@@ -90,6 +90,8 @@ def finalize_user_module(
     checkpoint = load_checkpoint(module, launch, folders, fitted)
     agreement = check_agreement(module)
     choice, problem = _statistics_of_user(module, training, launch, why_running, checkpoint.average)
+    if launch.spec.train.test:
+        fitted = replace(fitted, metrics=fitted.metrics | fitted.test())
     network = module.cpu().eval()
     held_out = checkpoint.unless(lambda: problem or inputs_of_batches(network, batches))
     finished = Finished(network, held_out, describe_job(launch.job_id, launch.spec), choice)

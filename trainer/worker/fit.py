@@ -55,6 +55,7 @@ from syncnorm.trainer.training.lightning_overhead import NoProfiler, exchange_no
 from syncnorm.trainer.training.strategy import ReplicaStrategy
 from syncnorm.trainer.training.task_module import network_of
 from syncnorm.trainer.worker.module_and_data import Assembly
+from syncnorm.trainer.worker.own_test import run_test
 from syncnorm.trainer.worker.recomputed_statistics import RecomputedStatistics
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,8 @@ class FitResult:
     """Those of training."""
     average: Mapping[str, Any] | None = None
     """What is known of the average, whose weights the module has now; None: it has those of the last step."""
+    test: Callable[[], dict[str, float]] = dict
+    """Runs the user's test with the weights that the module has then; the metrics. Entered by every rank."""
 
 
 def compile_in_place(network: nn.Module) -> None:
@@ -116,11 +119,13 @@ def fit(
         if spec.train.compile:
             compile_in_place(network_of(module))
 
+    spool = Spool(folders.spool)
     try:
-        with _spool(folders, context) as spool, checkpoints.publication:
+        with _spool(folders, context, spool), checkpoints.publication:
             early = _early(launch, folders, spool, reporter, assembly.steps)
             averages = _averages(assembly, spec)
-            late = [*averages, *_late(launch, spool, reporter, metrics, checkpoints, assembly.steps)]
+            progress = ProgressReporter(reporter, spool, metrics, epochs=spec.train.epochs, steps=assembly.steps)
+            late = [*averages, metrics, progress, *_stopping(launch, reporter, metrics, checkpoints)]
             trainer = lightning_trainer(
                 spec,
                 context,
@@ -145,7 +150,15 @@ def fit(
     finally:
         network_of(assembly.module)._compiled_call_impl = None  # export needs the network as it is written
     average = next((each.leave_in_place(assembly.module) for each in averages), None)
-    return FitResult(trainer.global_step, metrics.latest, checkpoints.newest, *batches_of(trainer), average)
+    held_out, training = batches_of(trainer)
+
+    def test() -> dict[str, float]:
+        with _spool(folders, context, spool):
+            found = run_test(trainer, assembly.module, assembly.datamodule, spool)
+        progress.add(trainer, found)
+        return found
+
+    return FitResult(trainer.global_step, metrics.latest, checkpoints.newest, held_out, training, average, test)
 
 
 def _checkpoint_writer(
@@ -186,12 +199,11 @@ def _loaders(given: Any) -> list[Any]:
 
 
 @contextmanager
-def _spool(folders: AttemptFolders, context: RankContext) -> Iterator[Spool]:
+def _spool(folders: AttemptFolders, context: RankContext, spool: Spool) -> Iterator[None]:
     """Within the block, metrics are recorded; at its end they are on the storage, whatever happens, if that accepts
     files."""
-    spool = Spool(folders.spool)
     try:
-        yield spool
+        yield
     finally:
         spool.close()
         try:
@@ -236,13 +248,8 @@ def _averages(assembly: Assembly, spec: JobSpec) -> list[AveragedWeights]:
     ]
 
 
-def _late(
-    launch: Launch,
-    spool: Spool,
-    reporter: Reporter,
-    metrics: EpochMetrics,
-    checkpoints: CheckpointWriter,
-    steps: int | None,
+def _stopping(
+    launch: Launch, reporter: Reporter, metrics: EpochMetrics, checkpoints: CheckpointWriter
 ) -> list[LateCallback]:
     """Callbacks that follow all hooks of the module, in the order of their calls: those with state that an epoch's end
     changes come before the checkpoint."""
@@ -254,13 +261,7 @@ def _late(
 
     agreement = StopAgreement(requested, lambda: reporter.superseded, timeout_s=spec.limits.collective_timeout_s)
     stopping = [StopEarly(spec.train.early_stopping, metrics)] if spec.train.early_stopping else []
-    return [
-        metrics,
-        ProgressReporter(reporter, spool, metrics, epochs=spec.train.epochs, steps=steps),
-        *stopping,
-        checkpoints,
-        StopOnRequest(agreement, checkpoints),
-    ]
+    return [*stopping, checkpoints, StopOnRequest(agreement, checkpoints)]
 
 
 def lightning_trainer(

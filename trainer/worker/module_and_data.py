@@ -117,6 +117,8 @@ def assemble(spec: JobSpec, rank: int, world_size: int) -> Assembly:
 
 def assemble_task(spec: JobSpec, data: Data, rank: int, world_size: int, network: nn.Module | None = None) -> Assembly:
     """A built-in task on `data`. network: in place of one built here."""
+    if spec.train.test:
+        raise ValueError("train.test must be left out for a plain network: it runs the test_step of a LightningModule.")
     network = network or build_model(spec.model, chosen_norm(spec), data.info)
     check_forward(network, data.info)
     task = named_task(spec.model, data.info)
@@ -138,9 +140,16 @@ def _own(module: LightningModule, datamodule: LightningDataModule | None, spec: 
     if datamodule is None and not is_overridden("train_dataloader", module):
         raise ValueError(f"data must be given, because {type(module).__name__} defines no train_dataloader.")
     require_supported(module, spec)
+    if spec.train.test and not _has_test_data(module, datamodule):
+        where = type(module if datamodule is None else datamodule).__name__
+        raise ValueError(f"train.test must be left out, because {where} defines no test_dataloader.")
     if not has_own_optimizers(module) or (spec.optimizer is not None and spec.optimizer.override):
         module.configure_optimizers = partial(_of_spec, module, spec)  # type: ignore[method-assign]
     return Assembly(module, datamodule, spec.train.steps)
+
+
+def _has_test_data(module: LightningModule, datamodule: LightningDataModule | None) -> bool:
+    return is_overridden("test_dataloader", module if datamodule is None else datamodule)
 
 
 def _of_spec(module: LightningModule, spec: JobSpec) -> Any:
@@ -162,6 +171,8 @@ def require_supported(module: LightningModule, spec: JobSpec) -> None:
     """Raises: ValueError naming what the spec asks of a LightningModule that it can't get."""
     name, train = type(module).__name__, spec.train
     require_unnamed(spec.model, f"{name} is a LightningModule, whose steps compute losses and metrics themselves")
+    if train.test and not is_overridden("test_step", module):
+        raise ValueError(f"train.test must be left out, because {name} defines no test_step.")
     given = [field for field, part in (("optimizer", spec.optimizer), ("schedule", spec.schedule)) if part is not None]
     is_override = spec.optimizer is not None and spec.optimizer.override
     if given and has_own_optimizers(module) and not is_override:

@@ -92,9 +92,8 @@ class JobTable:
         j, a = t.jobs.c, t.attempts.c
         with self._db.write() as c:
             busy = sa.select(a.id).where(a.job_id == job.id, a.released_at.is_(None))
-            exporting = sa.select(t.exports.c.job_id).where(
-                t.exports.c.job_id == job.id, t.exports.c.released_at.is_(None)
-            )
+            e = t.exports.c  # one that never began holds nothing, and goes with the job
+            exporting = sa.select(e.job_id).where(e.job_id == job.id, e.released_at.is_(None), e.fence.is_not(None))
             if c.execute(busy.union_all(exporting)).first() is not None:
                 return False
             guard = (j.id == job.id, j.version == job.version, j.state.in_(TERMINAL))

@@ -585,3 +585,45 @@ class TakesNumbers(Hooks):
 
     def loss(self, batch: Any) -> torch.Tensor:
         return F.cross_entropy(self.net(batch[0]), batch[1])
+
+
+class Tested(Hooks):
+    """Logs a mean, a sum and a metric object of its test. Notes the statistics that it is tested with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = MeanMetric()
+        self.tested_with: torch.Tensor | None = None
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        self.calls.append("test_step")
+        right = (self(batch[0]).argmax(1) == batch[1]).float()
+        self.mean(right)
+        self.log("test_acc", right.mean(), batch_size=len(right))
+        self.log("test_right", right.sum(), reduce_fx="sum")
+        self.log("test_mean", self.mean)
+        self.tested_with = self.net[1].running_mean.clone()
+
+
+class PointsAndTest(Points):
+    """13 points for the test, which two workers can't share evenly."""
+
+    def test_dataloader(self) -> Any:
+        return DataLoader(torch.utils.data.Subset(self.points, range(13)), 4)
+
+
+class Tests(Tested):
+    """Has all its loaders itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points = PointsAndTest()
+
+    def setup(self, stage: str) -> None:
+        self.points.setup(stage)
+
+    def train_dataloader(self) -> Any:
+        return self.points.train_dataloader()
+
+    def test_dataloader(self) -> Any:
+        return self.points.test_dataloader()

@@ -358,6 +358,19 @@ def test_job_stays_while_an_export_of_it_runs(running: Running) -> None:
     assert world.store.exports.of_job(job.id) == []
 
 
+def test_export_that_waits_goes_with_its_job(running: Running) -> None:
+    client, world = running
+    job = world.succeed()
+    client.post(f"/v1/jobs/{job.id}/exports", json={})
+
+    assert client.delete(f"/v1/jobs/{job.id}").status_code == 204
+    for _ in range(3):
+        world.step()
+
+    assert world.store.exports.unreleased() == []
+    assert world.cluster.exporters == {}
+
+
 def test_export_fetches_the_secrets_of_its_job_while_it_runs(running: Running) -> None:
     client, world = running
     client.put("/v1/secrets/HUB", json={"value": "canary-value"})

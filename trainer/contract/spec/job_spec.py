@@ -119,6 +119,12 @@ class JobSpec(Part):
             raise ValueError("norm.kind: auto picks by the batch size; give data.batch_size, or name a kind")
         return self
 
+    @model_validator(mode="after")
+    def _test_of_a_module(self) -> JobSpec:
+        if self.train.test and self.model.class_path is None:
+            raise ValueError("train.test must be left out for a built-in model: it runs the test_step of your module")
+        return self
+
     @field_validator("diagnostics")
     @classmethod
     def _once_each(cls, value: list[str]) -> list[str]:

@@ -105,6 +105,9 @@ class TrainSpec(Part):
     """An average of the weights, such as `{kind: ema, decay: 0.999}`. Validation, early stopping, the best checkpoint
     and the export have the average, with statistics recomputed over the training samples at each validation; training
     continues with its own weights. Default: null, no average."""
+    test: bool = False
+    """Whether your `test_step` runs over your `test_dataloader` once training is over, on all workers and with the
+    weights and statistics that are exported. What it logs is in the run and in `progress.metrics`. Default: false."""
     ddp: DdpSpec = DdpSpec()
     """Settings of DistributedDataParallel. The defaults suit networks that use all of their parameters."""
     compile: bool = False
