@@ -4,7 +4,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
-SYSTEM := tests/stack tests/service/faults tests/service/poison tests/trainer/driver
 VISION ?= .venv-vision
 
 .PHONY: help install demo serve test test-system test-vision deploy-test check bench chaos clean
@@ -30,14 +29,13 @@ serve: $(INSTALLED)  ## the embedded service, until Ctrl-C
 
 # Two processes, one of which mostly waits for Ray; more would only make real services wait for each other. A process
 # in which a test hangs outside of Python ends after 15 minutes, and the other goes on.
-IN_TWO := -m 'not chaos and not deploy' -n 2 --no-loadscope-reorder \
-	-o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true
+IN_TWO := -n 2 --no-loadscope-reorder -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true
 
 test: $(INSTALLED)  ## the tests of every room
-	$(PYTEST) tests $(SYSTEM:%=--ignore=%) $(IN_TWO)
+	$(PYTEST) tests -m 'not system and not chaos and not deploy' $(IN_TWO)
 
 test-system: $(INSTALLED)  ## the whole service: real Ray and MLflow, killed processes, damaged data
-	$(PYTEST) $(SYSTEM) $(IN_TWO)
+	$(PYTEST) tests -m 'system and not chaos and not deploy' $(IN_TWO)
 
 # torchvision goes with one torch, which is newer than ours, so these tests have an environment of their own.
 $(VISION)/.installed: pyproject.toml constraints.txt constraints-vision.txt

@@ -27,10 +27,31 @@ settings.register_profile("short", SHORT)
 settings.load_profile("short")
 
 STACK = "tests/stack"
+SYSTEM = (
+    STACK,
+    "tests/deploy/test_prepare_databases.py",
+    "tests/packaging",
+    "tests/service/api/http/test_chromium.py",
+    "tests/service/faults",
+    "tests/service/integrations/test_on_ray.py",
+    "tests/service/integrations/test_sweep_on_ray.py",
+    "tests/service/local",
+    "tests/service/poison",
+    "tests/test_dying_process.py",
+    "tests/trainer/driver",
+    "tests/trainer/storage/test_attempts_in_a_bucket.py",
+    "tests/trainer/training/test_checkpoint_faults.py",
+    "tests/trainer/training/test_resume_of_own_modules.py",
+)
+"""Where `make test-system` finds its tests: they start the service, Ray, MLflow or a browser, kill processes, or damage
+much at once."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those that take longest go first."""
+    for item in items:
+        if item.nodeid.startswith(SYSTEM):
+            item.add_marker(pytest.mark.system)
     items.sort(key=lambda item: not item.nodeid.startswith(STACK))
 
 
