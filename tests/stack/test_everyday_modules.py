@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,11 @@ import httpx
 import pytest
 
 from syncnorm.service.cli.commands.uploads import pack
-from syncnorm.service.client.client import Client
+from syncnorm.service.client.client import Client, ClientError
 from tests.helpers.trainer import own_modules
 from tests.stack.conftest import finished
 
-pytestmark = [pytest.mark.stack, pytest.mark.chaos, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
 DIGITS = {"name": "digits", "batch_size": 32}
 BORING = "lightning.pytorch.demos.boring_classes"
@@ -42,6 +44,7 @@ RUN: dict[str, tuple[str, dict[str, Any], str]] = {
     "a stream": ("own_modules.Hooks", {"class_path": "own_modules.Streams"}, "certified"),
     "a sampler": ("own_modules.Hooks", {"class_path": "own_modules.Weighted"}, "certified"),
 }
+TESTED, REFUSED = "a test", "two optimizers at once"
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +65,29 @@ def document(package: str, model: str, data: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", RUN)
-def test_module_runs_as_it_is(name: str, client: Client, package: str) -> None:
-    model, data, export = RUN[name]
+Jobs = dict[str, str]
+"""Ids by the names of the rows."""
 
-    job = finished(client, client.submit(document(package, model, data))["id"])
+
+@pytest.fixture(scope="module")
+def jobs(client: Client, package: str) -> Iterator[Jobs]:
+    """All of them in the queue at once, so that one starts while another one ends."""
+    specs = {name: document(package, model, data) for name, (model, data, _) in RUN.items()}
+    specs[TESTED] = document(package, "own_modules.Tested", {"class_path": "own_modules.PointsAndTest"})
+    specs[TESTED]["train"]["test"] = True
+    specs[REFUSED] = document(package, "own_modules.TwoAtOnce", DIGITS)
+    ids = {name: client.submit(spec)["id"] for name, spec in specs.items()}
+    yield ids
+    for job_id in ids.values():
+        with suppress(ClientError):  # it has ended
+            client.cancel(job_id)
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_module_runs_as_it_is(name: str, client: Client, jobs: Jobs) -> None:
+    _, _, export = RUN[name]
+
+    job = finished(client, jobs[name], 500)
 
     assert job["state"] == "succeeded", job["message"]
     assert job["export"]["state"] == export, job["export"]
@@ -76,11 +97,8 @@ def test_module_runs_as_it_is(name: str, client: Client, package: str) -> None:
         assert {"notes.txt", "images"} <= artifacts(job)
 
 
-def test_test_runs_on_the_weights_that_are_exported(client: Client, package: str) -> None:
-    spec = document(package, "own_modules.Tested", {"class_path": "own_modules.PointsAndTest"})
-    spec["train"]["test"] = True
-
-    job = finished(client, client.submit(spec)["id"])
+def test_test_runs_on_the_weights_that_are_exported(client: Client, jobs: Jobs) -> None:
+    job = finished(client, jobs[TESTED], 500)
 
     assert (job["state"], job["export"]["state"]) == ("succeeded", "certified"), job["message"]
     metrics = job["progress"]["metrics"]
@@ -99,8 +117,8 @@ def artifacts(job: dict[str, Any]) -> set[str]:
     return {file["path"] for file in answer["files"]}
 
 
-def test_two_optimizers_at_once_fail_in_lightnings_words(client: Client, package: str) -> None:
-    job = finished(client, client.submit(document(package, "own_modules.TwoAtOnce", DIGITS))["id"])
+def test_two_optimizers_at_once_fail_in_lightnings_words(client: Client, jobs: Jobs) -> None:
+    job = finished(client, jobs[REFUSED], 500)
 
     assert (job["state"], job["reason"]) == ("failed", "user_error")
     assert job["message"].count("multiple optimizers is only supported with manual optimization") == 1

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 
 class View(BaseModel):
@@ -22,7 +23,13 @@ class NonFinite(StrEnum):
     MINUS_INFINITY = "-Infinity"
 
 
-Number = float | NonFinite
+def _worded(value: Any) -> Any:
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return NonFinite.NAN if math.isnan(value) else NonFinite.INFINITY if value > 0 else NonFinite.MINUS_INFINITY
+
+
+Number = Annotated[float | NonFinite, BeforeValidator(_worded)]
 """A measured value, which may be anything."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -315,6 +316,19 @@ def test_attempts_checkpoints_and_statistics_of_a_job(running: Running) -> None:
     assert checkpoints[0]["step"] == attempts[0]["step"]
     assert statistics[0]["layer"] == "bn1"
     assert statistics[0]["points"] == [{"step": 1, "running_mean_abs": None, "running_var_mean": None, "drift": 0.5}]
+
+
+def test_statistics_that_are_no_numbers_are_words(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, world = running
+    job = world.submit(labels={"works": "9"})
+    for _ in range(3):
+        world.step()
+    points = {"norm/bn1/drift": [(1, math.nan), (2, math.inf), (3, -math.inf), (4, 0.5)]}
+    monkeypatch.setattr(world.tracker, "histories", lambda *_: points)
+
+    (layer,) = client.get(f"/v1/jobs/{job.id}/statistics").json()["items"]
+
+    assert [point["drift"] for point in layer["points"]] == ["NaN", "Infinity", "-Infinity", 0.5]
 
 
 @pytest.mark.parametrize(
