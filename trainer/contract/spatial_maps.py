@@ -35,6 +35,8 @@ def _image(name: str, args: Any) -> Sequence[int]:
         return (8, 8)
     if name == "synthetic":
         return tuple(args.shape[1:])
+    if name == "nifti":
+        return tuple(args.patch)
     return (args.size,) * getattr(args, "dims", 2)
 
 

@@ -14,6 +14,7 @@ from syncnorm.trainer.data.info import Data, DataInfo, Source
 from syncnorm.trainer.data.parquet import parquet
 from syncnorm.trainer.data.segmentation_folder import segmentation_folder
 from syncnorm.trainer.data.synthetic import synthetic
+from syncnorm.trainer.data.volumes.dataset import nifti
 
 __all__ = ["Data", "DataInfo", "Source", "build_data"]
 
@@ -38,5 +39,6 @@ _BUILDERS: dict[str, Callable[[Any, int], Data]] = {
     "parquet": parquet,
     "segmentation_folder": segmentation_folder,
     "digit_scenes": digit_scenes,
+    "nifti": nifti,
     "synthetic": synthetic,
 }

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from syncnorm.trainer.contract.catalog import VolumeArgs
 from syncnorm.trainer.contract.text import counted
 
 Sample = tuple[Tensor, Tensor]
@@ -18,13 +19,28 @@ Task = Literal["classification", "segmentation", "regression", "multilabel"]
 
 
 @dataclass(frozen=True)
+class Windows:
+    """How volumes of any size are run: by windows of the shape of a training sample, as data.init_args says."""
+
+    overlap: float
+    blending: Literal["gaussian", "constant"]
+    at_once: int
+
+    @classmethod
+    def of(cls, form: VolumeArgs) -> Windows:
+        return cls(form.overlap, form.blending, form.windows_at_once)
+
+
+@dataclass(frozen=True)
 class DataInfo:
     """What a model must know about the data. shape: one sample's, (C, *spatial), e.g. (C, H, W) or (C, D, H, W).
-    num_classes: of regression the numbers to predict, of multilabel the labels; as many outputs as the network has."""
+    num_classes: of regression the numbers to predict, of multilabel the labels; as many outputs as the network has.
+    windows: of data whose training samples are patches, and whose validation samples are whole volumes."""
 
     task: Task
     num_classes: int
     shape: tuple[int, ...]
+    windows: Windows | None = None
 
     @property
     def is_vector(self) -> bool:
@@ -63,7 +79,9 @@ class Data:
 
     train and val have __len__ and __getitem__. collate: makes a batch of a list of samples; None: torch's default.
     num_workers: processes that read samples, for each training process. shuffle: whether training takes them in random
-    order. batch_size: samples per batch of the user's own training loader, if it has one.
+    order. batch_size: samples per batch of the user's own training loader, if it has one. val_batch_size: samples per
+    worker and validation batch, where they can't be as many as in training. held_out: samples of the shape of a
+    training sample to compare an export on; None: those of val.
     """
 
     info: DataInfo
@@ -73,6 +91,8 @@ class Data:
     num_workers: int = 0
     shuffle: bool = True
     batch_size: int | None = None
+    val_batch_size: int | None = None
+    held_out: Dataset[Any] | None = None
 
     def samples_per_worker(self, asked: int | None) -> int:
         """Of each batch: those of data.batch_size, or else of the user's loader. Raises: ValueError with neither."""

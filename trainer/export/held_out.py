@@ -26,8 +26,9 @@ _MOST_BATCHES = 16
 
 def inputs_of_data(data: Data) -> list[ForwardInputs]:
     """Of the first samples of the validation set, in one batch."""
-    count = min(HELD_OUT_SAMPLES, len(data.val))  # type: ignore[arg-type]
-    return [ForwardInputs((torch.stack([data.val[index][0] for index in range(count)]),))]
+    held_out = data.held_out or data.val
+    count = min(HELD_OUT_SAMPLES, len(held_out))  # type: ignore[arg-type]
+    return [ForwardInputs((torch.stack([held_out[index][0] for index in range(count)]),))]
 
 
 def inputs_of_batches(module: nn.Module, batches: Iterable[Any]) -> list[ForwardInputs] | Unclear:

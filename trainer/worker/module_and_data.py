@@ -57,7 +57,8 @@ class Loaders:
             )
             for _ in range(2)
         )
-        val = val_loader(data, global_batch=global_batch, rank=rank, world_size=world_size, pin_memory=on_gpu)
+        val_batch = data.val_batch_size * world_size if data.val_batch_size else global_batch
+        val = val_loader(data, global_batch=val_batch, rank=rank, world_size=world_size, pin_memory=on_gpu)
         return cls(train, val, population)
 
 

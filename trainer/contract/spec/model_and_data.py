@@ -79,7 +79,8 @@ class ModelSpec(Part):
     `val/f1` at each validation, over the samples of all workers. Default: none."""
     inferer: ClassSpec | None = None
     """How a plain network is run in validation: called with (samples, network), such as
-    monai.inferers.SlidingWindowInferer. Default: null, the network itself. Has no effect on training and export."""
+    monai.inferers.SlidingWindowInferer. Default: null, the network itself, or for data nifti windows of the size of a
+    patch. Has no effect on training and export."""
     aux_weights: Annotated[dict[MetricName, NonNegative], Field(max_length=16)] = {}
     """Weights of the losses of further outputs, such as `{aux: 0.4}` for a network that returns {out: …, aux: …}. They
     are added to the training loss; validation uses the main output. Default: none, the main output alone."""

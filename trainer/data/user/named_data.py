@@ -22,15 +22,15 @@ class NamedData(LightningDataModule):
         self.num_classes = data.info.num_classes
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self._loader(_Augmented(self._data.train), shuffle=self._data.shuffle)
+        return self._loader(_Augmented(self._data.train), self._batch_size, shuffle=self._data.shuffle)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self._data.val, shuffle=False)
+        return self._loader(self._data.val, self._data.val_batch_size or self._batch_size, shuffle=False)
 
-    def _loader(self, samples: Dataset[Any], *, shuffle: bool) -> DataLoader[Any]:
+    def _loader(self, samples: Dataset[Any], batch_size: int, *, shuffle: bool) -> DataLoader[Any]:
         return DataLoader(
             samples,
-            self._batch_size,
+            batch_size,
             shuffle=shuffle,
             collate_fn=self._data.collate,
             num_workers=self._data.num_workers,

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from syncnorm.trainer.data.info import DataInfo
+from syncnorm.trainer.training.tasks.dice import dice_cross_entropy
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 DEFAULTS: dict[str, LossFunction] = {
@@ -34,7 +35,7 @@ class Loss:
 
 def task_loss(info: DataInfo, output: Tensor, target: Tensor, loss: Loss | None = None) -> Tensor:
     """The mean over samples (and over their pixels, numbers or labels, of which all have as many) of `loss`, or else of
-    the cross-entropy, the squared error, or the binary cross-entropy of each label.
+    the cross-entropy (with Dice, of volumes), the squared error, or the binary cross-entropy of each label.
 
     An empty batch gives 0 that still hangs on the model, so that its worker takes part in backward.
 
@@ -45,7 +46,12 @@ def task_loss(info: DataInfo, output: Tensor, target: Tensor, loss: Loss | None 
     target = as_target(info, output, target)
     if target.shape[0] == 0:
         return output.sum() * 0.0
-    return (loss or Loss(DEFAULTS[info.task]))(output, target)
+    return (loss or default_loss(info))(output, target)
+
+
+def default_loss(info: DataInfo) -> Loss:
+    """Of patches of volumes Dice and cross-entropy, because most of their voxels are background."""
+    return Loss(dice_cross_entropy if info.windows else DEFAULTS[info.task])
 
 
 def as_target(info: DataInfo, output: Tensor, target: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from syncnorm.trainer.random_state import seeded
 from syncnorm.trainer.training.tasks.loss import Loss, as_target
 from syncnorm.trainer.training.tasks.main_output import main_output
 from syncnorm.trainer.training.tasks.scores import measured, score_names
+from syncnorm.trainer.training.tasks.sliding_window import SlidingWindow
 from syncnorm.trainer.training.tasks.task import Inferer, Task
 from syncnorm.trainer.user_code.class_path import instantiate
 
@@ -33,7 +34,7 @@ def named_task(model: ModelSpec, info: DataInfo) -> Task:
             info,
             None if model.loss is None else _loss(model.loss, info),
             {name: _metric(f"model.metrics.{name}", name, part, info) for name, part in model.metrics.items()},
-            None if model.inferer is None else _inferer(model.inferer, info),
+            _sliding_window(info) if model.inferer is None else _inferer(model.inferer, info),
             dict(model.aux_weights),
         )
 
@@ -119,6 +120,11 @@ def _metric(where: str, name: str, part: ClassSpec, info: DataInfo) -> Metric:
             f"{where} must give one number, but {part.class_path} gave {got}. Set its average, if it has one."
         )
     return metric
+
+
+def _sliding_window(info: DataInfo) -> Inferer | None:
+    """What runs whole volumes; None for samples that the network takes as they are."""
+    return None if info.windows is None else SlidingWindow(info.shape[1:], info.windows)
 
 
 def _inferer(part: ClassSpec, info: DataInfo) -> Inferer:

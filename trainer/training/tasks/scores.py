@@ -20,6 +20,7 @@ from torchmetrics.utilities import dim_zero_sum
 
 from syncnorm.trainer.data.info import DataInfo
 from syncnorm.trainer.ranks.exchange import gather
+from syncnorm.trainer.training.tasks.dice import Dice
 from syncnorm.trainer.training.tasks.loss import as_target
 
 Form = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -80,6 +81,7 @@ class Scores(nn.Module):
     All are taken from sums over samples or pixels that torchmetrics adds up over the workers, so neither batch size nor
     world size changes them. mean_iou and dice come from the confusion matrix of all pixels (as in Pascal VOC), averaged
     over the classes that occur; torchmetrics.segmentation averages over batches instead, which depends on their size.
+    Volumes have the mean of each one's own Dice, see `Dice`.
     map_micro ranks the scores of all labels of all samples together, without bins. Training has no map_micro, which
     would keep every score of an epoch.
     metrics: further ones by name; they get what `measured` gives.
@@ -107,7 +109,10 @@ class Scores(nn.Module):
 
     def compute(self) -> dict[str, Tensor]:
         """The values over all workers. Every worker must call it."""
-        values = {"loss": self._loss.compute(), **{name: _value(one) for name, one in self._metrics().items()}}
+        values = {"loss": self._loss.compute()}
+        for name, metric in self._metrics().items():
+            value = _value(metric)
+            values |= value if isinstance(value, dict) else {name: value}
         return {f"{self._stage}/{name}": value for name, value in values.items()}
 
     def reset(self) -> None:
@@ -143,6 +148,8 @@ def _scores(info: DataInfo, stage: str) -> dict[str, tuple[Metric, Form]]:
         accuracy = MultilabelAccuracy(count, average="micro", validate_args=False)
         ranked = {"map_micro": (precision, _label_probabilities)} if stage == "val" else {}
         return {**ranked, "accuracy": (accuracy, _labels)}
+    if info.windows is not None:
+        return {"dice": (Dice(count, of_each=stage == "val"), _classes)}
     return {
         "mean_iou": (MulticlassJaccardIndex(count, average="macro", validate_args=False), _classes),
         "dice": (MulticlassF1Score(count, average="macro", validate_args=False), _classes),
@@ -178,10 +185,11 @@ def _at_least_fp32(output: Tensor) -> torch.dtype:
     return torch.promote_types(output.dtype, torch.float32)
 
 
-def _value(metric: Metric) -> Tensor:
-    """Over all workers. torchmetrics adds up sums by itself; other states it can't exchange where a worker has none."""
+def _value(metric: Metric) -> Tensor | dict[str, Tensor]:
+    """Over all workers; of Dice also that of each class. torchmetrics adds up sums by itself; other states it can't
+    exchange where a worker has none."""
     is_sum = all(reduction is dim_zero_sum for reduction in metric._reductions.values())
-    value: Tensor = metric.compute() if is_sum else of_all_workers(metric)
+    value: Tensor | dict[str, Tensor] = metric.compute() if is_sum else of_all_workers(metric)
     return value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torchmetrics import Metric
 from syncnorm.trainer.data.info import DataInfo
 from syncnorm.trainer.training.tasks.loss import Loss, task_loss
 from syncnorm.trainer.training.tasks.main_output import main_output, named_outputs
+from syncnorm.trainer.training.tasks.scales import over_scales, score_scales
 from syncnorm.trainer.training.tasks.scores import Scores
 
 Inferer = Callable[[Tensor, Callable[[Tensor], Tensor]], Any]
@@ -31,7 +33,12 @@ class Task:
     aux_weights: Mapping[str, float] = field(default_factory=dict)
 
     def training_loss(self, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The main output, and the loss of all outputs: that of the main one plus weight times that of each other."""
+        """The main output, and the loss of all outputs: that of the main one plus weight times that of each other, or
+        for volumes that of all resolutions."""
+        if self.info.windows is not None and not self.aux_weights:
+            scales = score_scales(output, self.info.num_classes, len(self.info.shape) - 1)
+            if scales is not None:
+                return scales[0], over_scales(scales, target, partial(task_loss, self.info, loss=self.loss))
         if isinstance(output, Tensor) and not self.aux_weights:
             return output, task_loss(self.info, output, target, self.loss)
         outputs = named_outputs(output)
