@@ -15,7 +15,7 @@ from syncnorm.service.jobs.study_spec import Point
 Series = Mapping[str, Sequence[tuple[int, float]]]
 """Metric → (step, value), steps rising."""
 
-ERROR, SCORES = "error", ("accuracy", "mean_iou")
+ERROR, SCORES = "error", ("accuracy", "mean_iou", "dice")
 """The error is 1 − the first of these that there is; of regression it is the mean absolute error itself."""
 ABSOLUTE_ERROR = "mae"
 DIVERGED = "non_finite"
@@ -46,7 +46,7 @@ class Outcome:
 
 
 def curve(outcome: Outcome, metric: str) -> list[tuple[int, float]]:
-    """(step, value) of a metric over training; `…/error` is 1 − `…/accuracy`, or 1 − `…/mean_iou`, or `…/mae`."""
+    """(step, value) of a metric over training; `…/error` is 1 − the first of SCORES, or else `…/mae`."""
     if metric in outcome.series:
         return list(outcome.series[metric])
     head, _, last = metric.rpartition("/")

@@ -15,10 +15,16 @@ import pytest
 from tests.helpers.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-COMES_WITH = {"starlette": "fastapi", "anyio": "fastapi", "pydantic-core": "pydantic", "triton": "torch"}
+COMES_WITH = {
+    "starlette": "fastapi",
+    "anyio": "fastapi",
+    "pydantic-core": "pydantic",
+    "triton": "torch",
+    "scipy": "scikit-learn",
+}
 """What another library brings, which can't be without it."""
-OFFERED = {"gcsfs", "aiohttp"}
-"""For buckets; whoever names one without the extra is told so."""
+OFFERED = {"gcsfs", "aiohttp", "nibabel"}
+"""For buckets and volumes; whoever names one without the extra is told so."""
 OF_A_HOST = {"service/cli/demo.py", "service/cli/doctor.py"}
 """Of the command line, what starts or examines a service on its own host."""
 

@@ -24,6 +24,7 @@ from syncnorm.trainer.export.statistics.statistics_choice import (
     choose_statistics,
     statistics_of_average,
 )
+from syncnorm.trainer.prediction.volume_slices import FOLDER, draw_volumes
 from syncnorm.trainer.random_state import seeded
 from syncnorm.trainer.ranks.exchange import gather
 from syncnorm.trainer.ranks.replica_check import check_agreement
@@ -64,6 +65,8 @@ def finalize(
     else:
         score = f"val/{score_names(data.info)[0]}"
         choice = choose_statistics(network, spec.export.statistics, recompute, validate, score)
+    if is_first():
+        draw_volumes(network, module.task, data, folders.artifacts / FOLDER, device)
     description = describe_network(launch.job_id, spec, data)
     held_out = checkpoint.unless(lambda: inputs_of_data(data))
     finished = Finished(network.cpu().eval(), held_out, description, choice)

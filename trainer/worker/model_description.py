@@ -6,6 +6,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from typing import Any
 
+from syncnorm.trainer.contract.catalog import VolumeArgs
 from syncnorm.trainer.contract.norm_choice import choose_norm
 from syncnorm.trainer.contract.spec import JobSpec, ModelSpec
 from syncnorm.trainer.data import Data
@@ -19,7 +20,15 @@ def describe_network(job_id: str, spec: JobSpec, data: Data) -> dict[str, Any]:
         "task": data.info.task,
         "num_classes": data.info.num_classes,
         "input_shape": list(data.info.shape),
+        **_of_volumes(spec),
     }
+
+
+def _of_volumes(spec: JobSpec) -> dict[str, Any]:
+    """How volumes are prepared and run by windows, for `syncnorm predict`."""
+    if spec.data.name != "nifti":
+        return {}
+    return {"volumes": {name: value for name, value in spec.data.init_args.items() if name in VolumeArgs.model_fields}}
 
 
 def describe_job(job_id: str, spec: JobSpec) -> dict[str, Any]:

@@ -78,6 +78,12 @@ def get(
     show_value(saved, as_json, lambda saved: "\n".join(each["to"] for each in saved))
 
 
+def save_model(client: Client, job: str, folder: Path) -> None:
+    """The files of the job's own export, as far as they are certified."""
+    for each in _model(client, job, None, False):
+        _saved(client, job, each, folder)
+
+
 def _named(client: Client, job: str, paths: Sequence[str]) -> list[Wanted]:
     """As `cp -r` would name them."""
     there = list(client.files(job))

@@ -16,7 +16,7 @@ from syncnorm.service.cli.arguments import AsJson
 from syncnorm.service.cli.terminal import JOB_FAILED, WRONG_USE, fail, fit, out, show_value
 
 app = typer.Typer()
-_ONLY_IN = {"server": "fastapi_offline", "worker": "lightning"}
+_ONLY_IN = {"server": "fastapi_offline", "worker": "lightning", "medical": "nibabel"}
 """Extra -> a library that no other extra brings."""
 
 
@@ -24,7 +24,7 @@ _ONLY_IN = {"server": "fastapi_offline", "worker": "lightning"}
 def serve() -> None:
     """Run the service until Ctrl-C. It starts Ray, MLflow and a database itself, unless SYNCNORM_ variables name
     them."""
-    _require("serve", "server", *(() if os.environ.get("SYNCNORM_RAY_ADDRESS") else ("worker",)))
+    require_extras("serve", "server", *(() if os.environ.get("SYNCNORM_RAY_ADDRESS") else ("worker",)))
     from syncnorm.service.api.auth import admin_file
     from syncnorm.service.backend_errors import DatabaseUnavailableError
     from syncnorm.service.confinement import notes
@@ -55,7 +55,7 @@ def serve() -> None:
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Check a running service: database, MLflow, Ray, storage, workers. Exit code 1 if something is wrong."""
-    _require("doctor", "server")
+    require_extras("doctor", "server")
     from syncnorm.service.cli.doctor import examine
     from syncnorm.service.settings import Settings
 
@@ -76,7 +76,7 @@ def version(as_json: AsJson = False) -> None:
     show_value({"version": __version__}, as_json, lambda found: found["version"])
 
 
-def _require(command: str, *extras: str) -> None:
+def require_extras(command: str, *extras: str) -> None:
     """End the command as wrong use, saying what to install, unless these extras of the package are."""
     missing = [extra for extra in extras if find_spec(_ONLY_IN[extra]) is None]
     if missing:
