@@ -53,6 +53,8 @@ class Kind:
     running_statistics: keeps running_mean and running_var for inference.
     synchronizes: exchanges statistics between the workers of a process group.
     foldable: can be absorbed exactly into a neighbouring convolution or linear layer for inference.
+    sample_statistics: takes statistics of each sample by itself, at inference too, so that the output depends on how
+        much of a picture it sees.
     centers: subtracts the mean of each channel, so that a bias right before it does nothing; of several channels
         together, as group does, leaves their biases' differences.
     scope: `layer` replaces a layer; `weights` reparametrizes the layer before and drops the norm;
@@ -69,6 +71,7 @@ class Kind:
     running_statistics: bool = False
     synchronizes: bool = False
     foldable: bool = False
+    sample_statistics: bool = False
     centers: bool = False
     scope: Literal["layer", "weights", "network"] = "layer"
     dims: tuple[int, ...] = (1, 2, 3)
@@ -168,13 +171,20 @@ KINDS: Mapping[str, Kind] = _table(
         "group",
         "normalization over groups of channels of one sample",
         "Wu & He 2018, arXiv:1803.08494",
+        sample_statistics=True,
         options={"num_groups": _GROUPS},
     ),
-    Kind("layer", "normalization over all channels and positions of one sample", "Ba et al. 2016, arXiv:1607.06450"),
+    Kind(
+        "layer",
+        "normalization over all channels and positions of one sample",
+        "Ba et al. 2016, arXiv:1607.06450",
+        sample_statistics=True,
+    ),
     Kind(
         "instance",
         "normalization over the positions of one channel of one sample",
         "Ulyanov et al. 2016, arXiv:1607.08022",
+        sample_statistics=True,
         centers=True,
     ),
     Kind(
@@ -189,6 +199,7 @@ KINDS: Mapping[str, Kind] = _table(
         "weights standardized per output channel, followed by group normalization",
         "Qiao et al. 2019, arXiv:1903.10520",
         foldable=True,
+        sample_statistics=True,
         scope="weights",
         options={"num_groups": _GROUPS},
     ),
@@ -196,11 +207,13 @@ KINDS: Mapping[str, Kind] = _table(
         "filter_response",
         "filter response normalization with a thresholded linear unit",
         "Singh & Krishnan 2019, arXiv:1911.09737",
+        sample_statistics=True,
     ),
     Kind(
         "evo_s0",
         "EvoNorm-S0: normalization and activation in one, without batch statistics",
         "Liu et al. 2020, arXiv:2004.02967",
+        sample_statistics=True,
         options={"num_groups": _GROUPS},
     ),
     Kind(

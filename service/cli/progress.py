@@ -17,7 +17,7 @@ from syncnorm.service.cli.plan_table import GUARANTEE_LABELS
 from syncnorm.service.cli.tables import jobs_table, state_text
 from syncnorm.service.cli.terminal import fit
 from syncnorm.service.client.client import TERMINAL, Client
-from syncnorm.service.integrations.mlflow_note import certificate_line
+from syncnorm.service.integrations.mlflow_note import certificate_line, windows_line
 from syncnorm.trainer.contract.plan import guarantee_rows
 from syncnorm.trainer.contract.text import visible
 
@@ -102,6 +102,8 @@ def _facts(job: Json) -> Iterator[tuple[str, str]]:
         if model["registered"]:
             yield "Registered", model["registered"]
         yield "Certificate", certificate_line(model["certificate"])
+        if windows := windows_line(model["certificate"]):
+            yield "Windows", windows
 
 
 def _finished(jobs: Sequence[Json]) -> bool:

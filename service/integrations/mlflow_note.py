@@ -41,6 +41,16 @@ def certificate_line(certificate: dict[str, Any]) -> str:
     )
 
 
+def windows_line(certificate: dict[str, Any]) -> str:
+    """What windows change, in a phrase; empty where nothing was measured. More is in norm/windows.json in the run."""
+    found = certificate.get("windows") or {}
+    if "share" not in found:
+        return str(found.get("not_measured", ""))
+    than = "whole samples" if found["reference"] == "whole" else "smaller windows"
+    samples = counted(found["samples"], "sample")
+    return f"another class than by {than} at {found['share']:.2%} of the positions of {samples}"
+
+
 def _what(job: Job) -> str:
     spec = job.spec.value
     if spec is None:
@@ -95,6 +105,8 @@ def _model(job: Job) -> Iterator[tuple[str, str]]:
     registered = f", registered as {job.model['registered']}" if job.model.get("registered") else ""
     yield "model", f"`{job.model['uri']}`{registered}" if job.model["uri"] else str(certificate.get("no_model"))
     yield "certificate", certificate_line(certificate)
+    if windows := windows_line(certificate):
+        yield "windows", windows
     if population := certificate.get("population"):
         drifts = population["drift"]
         worst = max(drifts, key=lambda layer: float(drifts[layer]), default=None)

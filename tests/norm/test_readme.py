@@ -34,3 +34,11 @@ def test_advice_names_every_kind() -> None:
     advice = README.split("## Which kind when")[1].split("## ")[0]
 
     assert [name for name in KINDS if f"`{name}`" not in advice] == []
+
+
+def test_page_names_the_kinds_that_windows_change() -> None:
+    (sentence,) = [line for line in README.split("\n\n") if line.startswith("Statistics of each sample by itself")]
+
+    assert [name for name in KINDS if f"`{name}`" in sentence] == [
+        name for name, kind in KINDS.items() if kind.sample_statistics
+    ]

@@ -7,14 +7,17 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from syncnorm.norm.kind import KINDS
-from syncnorm.trainer.contract.spatial_maps import smallest_map
+from syncnorm.trainer.contract.spatial_maps import smallest_map, uses_windows
 from syncnorm.trainer.contract.spec import JobSpec, NormSpec
 from syncnorm.trainer.contract.text import counted
 
 STEADY_SAMPLES = 16
 """From this many samples on, batch statistics cost nothing in accuracy (Wu & He 2018, fig. 1, and our own study)."""
+STEADY_VALUES = 32
+"""From this many values per channel on, the error of a variance estimate, sqrt(2 / (n - 1)), is below a quarter."""
 SMALL_BATCH_STUDY = "examples/studies/small-batch.yaml"
 LSTM_STUDY = "examples/studies/lstm.yaml"
+WINDOWS = "docs/explanation/windows.md"
 
 
 class Alternative(BaseModel):
@@ -44,11 +47,18 @@ class NormChoice(BaseModel):
 
 
 def choose_norm(spec: JobSpec) -> NormChoice:
-    """The kind the job runs with: the one named, or for `auto` one picked from model, batch, workers and map sizes."""
+    """The kind the job runs with: the one named, or for `auto` one picked from model, batch, workers, map sizes and
+    whether windows are used."""
     if spec.norm.kind != "auto":
         return NormChoice(kind=spec.norm.kind, why="named in the spec")
     if spec.model.name == "lstm":
         return _for_sequences()
+    choice = _by_samples(spec)
+    return choice if uses_windows(spec) is None else _by_windows(spec, choice)
+
+
+def _by_samples(spec: JobSpec) -> NormChoice:
+    """From the number of samples behind a statistic."""
     per_worker, group = _samples_per_worker(spec), norm_group_size(spec)
     evidence = _numbers(spec)
     if per_worker >= STEADY_SAMPLES:
@@ -66,6 +76,30 @@ def choose_norm(spec: JobSpec) -> NormChoice:
     return NormChoice(
         kind=_per_sample(spec), why=why, evidence=[*evidence, _small_batches()], alternative=_with_few_samples(group)
     )
+
+
+def _by_windows(spec: JobSpec, choice: NormChoice) -> NormChoice:
+    """Batch statistics of few samples, too, if these have many positions: running statistics are the same for every
+    window."""
+    by, other, group = uses_windows(spec), _per_sample(spec), norm_group_size(spec)
+    samples = _samples_per_worker(spec) * group
+    evidence = [*choice.evidence, f"{by} runs windows: {WINDOWS}"]
+    if choice.kind != other:
+        kind, why = (
+            choice.kind,
+            f"{choice.why}; its running statistics do not depend on windows, which the network sees",
+        )
+    elif samples > 1 and samples * (smallest_map(spec) or STEADY_VALUES) >= STEADY_VALUES:
+        kind = "sync_batch" if group > 1 else "batch"
+        why = (
+            f"the network sees windows, on whose place the answers of {other} depend; running statistics do not, and "
+            f"{samples} samples of many positions each are enough for them"
+        )
+    else:
+        why = f"{choice.why}. Its answers depend on the windows that the network sees: the job measures by how much"
+        return choice.model_copy(update={"why": why, "evidence": evidence})
+    alternative = Alternative(kind=other, why="does not depend on the batch, but on the windows")
+    return NormChoice(kind=kind, why=why, evidence=evidence, alternative=alternative)
 
 
 def chosen_norm(spec: JobSpec) -> NormSpec:

@@ -1,4 +1,4 @@
-"""Facts about built-in networks and data from the spec alone: the smallest map, the number of samples.
+"""Facts about networks and data from the spec alone: the smallest map, the number of samples, windows.
 
 Pure, pydantic only.
 """
@@ -6,6 +6,7 @@ Pure, pydantic only.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,6 +56,20 @@ def _halve(side: int, times: int, *, up: bool) -> int:
     for _ in range(times):
         side = (side + 1) // 2 if up else side // 2
     return side
+
+
+def uses_windows(spec: JobSpec) -> str | None:
+    """The field of the spec by which a network runs over parts of a sample in validation, such as the windows of
+    monai.inferers.SlidingWindowInferer; None if it sees whole samples."""
+    if (inferer := spec.model.inferer) is not None:
+        name = inferer.class_path.rpartition(".")[2]
+        return "model.inferer" if _PARTS_OF_SAMPLES.search(name) else None
+    return "data" if spec.data.name in _VALIDATED_BY_WINDOWS else None
+
+
+_PARTS_OF_SAMPLES = re.compile("window|patch|tile|slice", re.IGNORECASE)
+_VALIDATED_BY_WINDOWS = ("nifti",)
+"""Built-in data whose validation samples are larger than those of training."""
 
 
 def train_samples(spec: JobSpec) -> int | None:

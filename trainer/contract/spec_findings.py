@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from syncnorm.norm.kind import KINDS, smallest_share
 from syncnorm.trainer.contract.norm_choice import statistics_group
-from syncnorm.trainer.contract.spatial_maps import smallest_map, train_samples
+from syncnorm.trainer.contract.spatial_maps import smallest_map, train_samples, uses_windows
 from syncnorm.trainer.contract.spec import JobSpec, TrainSpec
 from syncnorm.trainer.contract.text import counted
 
@@ -43,6 +43,7 @@ def spec_findings(spec: JobSpec, kind: str) -> Iterator[Finding]:
     """kind: of the normalization, also where the spec says auto."""
     yield from _about_statistics(spec, kind)
     yield from _about_single_values(spec, kind)
+    yield from _about_windows(spec, kind)
     yield from _about_fields(spec)
 
 
@@ -138,6 +139,24 @@ def _about_statistics(spec: JobSpec, kind: str) -> Iterator[Finding]:
             fix="Use sync_batch over the world, or a kind without batch statistics.",
             severity="warning",
         )
+
+
+def _about_windows(spec: JobSpec, kind: str) -> Iterator[Finding]:
+    """Kinds that answer differently for a window than for the whole picture around it."""
+    kinds = dict.fromkeys([kind, *(rule.kind for rule in spec.norm.overrides)])
+    found = [name for name in kinds if KINDS[name].sample_statistics]
+    if (by := uses_windows(spec)) is None or not found:
+        return
+    yield Finding(
+        code="statistics_of_windows",
+        path="norm.kind" if kind in found else "norm.overrides",
+        message=f"{' and '.join(found)} takes statistics from each sample by itself, and {by} gives it windows: what "
+        "the network answers at a position depends on where the windows lie. After training the job measures at what "
+        "share of positions the class is another than for whole samples (norm/windows.json).",
+        fix="Keep the windows as large in use as in training, or use a kind with running statistics, such as "
+        "sync_batch or batch_renorm.",
+        severity="warning",
+    )
 
 
 def _about_fields(spec: JobSpec) -> Iterator[Finding]:

@@ -27,6 +27,7 @@ VAL_LOSS = "val/loss"
 LEARNING_RATE = "lr"
 THROUGHPUT = "throughput/samples_per_s"
 SYNC_SHARE = "norm/sync_share"
+WINDOW_CHANGES = "norm/window_changes"
 NON_FINITE_STEPS = "train/non_finite_steps"
 
 METRICS_A_REQUEST = 1000

@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule
 from syncnorm.norm import PopulationStatistics
 from syncnorm.trainer.contract.failure import ExportReason
 from syncnorm.trainer.contract.protocol import Launch, Result
+from syncnorm.trainer.contract.spatial_maps import uses_windows
 from syncnorm.trainer.errors import CheckpointCorruptError, NoExportError
 from syncnorm.trainer.export.checkpoint_choice import Which, find_checkpoint, load_weights
 from syncnorm.trainer.export.forward_inputs import Unclear
@@ -37,6 +38,7 @@ from syncnorm.trainer.worker.fit import FitResult
 from syncnorm.trainer.worker.model_description import describe_job, describe_network
 from syncnorm.trainer.worker.module_and_data import TaskData
 from syncnorm.trainer.worker.publication import Finished, HeldOut, is_first, publish
+from syncnorm.trainer.worker.window_changes import measure, record
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +67,15 @@ def finalize(
     else:
         score = f"val/{score_names(data.info)[0]}"
         choice = choose_statistics(network, spec.export.statistics, recompute, validate, score)
+    facts = {"agreement": agreement, **checkpoint.as_facts()}
     if is_first():
         draw_volumes(network, module.task, data, folders.artifacts / FOLDER, device)
+        if uses_windows(spec):
+            changes = measure(network.eval(), module.task, loaders.val, device)
+            facts["windows"] = record(changes, folders, fitted.step)
     description = describe_network(launch.job_id, spec, data)
     held_out = checkpoint.unless(lambda: inputs_of_data(data))
     finished = Finished(network.cpu().eval(), held_out, description, choice)
-    facts = {"agreement": agreement, **checkpoint.as_facts()}
     return publish(finished, facts, launch, folders, fitted)
 
 

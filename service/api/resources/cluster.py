@@ -49,6 +49,9 @@ class NormView(View):
     """Whether it exchanges statistics between workers."""
     foldable: bool
     """Whether it can be folded exactly into a neighbouring layer for inference."""
+    sample_statistics: bool
+    """Whether it takes statistics of each sample by itself, at inference too: then a picture by windows is answered
+    otherwise than as a whole."""
     options: dict[str, dict[str, Any]]
     """What `norm.options` takes: default and meaning, by name."""
 

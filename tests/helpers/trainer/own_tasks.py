@@ -102,6 +102,21 @@ class Windows:
         return torch.cat([network(part) for part in x.split(self.width, dim=-1)], dim=-1)
 
 
+class SlidingWindow:
+    """Windows of `roi_size` columns that see `halo` columns more on each side, as far as the picture goes, and answer
+    without these."""
+
+    def __init__(self, roi_size: int, halo: int) -> None:
+        self.roi_size, self.halo = roi_size, halo
+
+    def __call__(self, x: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
+        parts = []
+        for start in range(0, x.shape[-1], self.roi_size):
+            first, end = max(0, start - self.halo), start + self.roi_size
+            parts.append(network(x[..., first : end + self.halo])[..., start - first : end - first])
+        return torch.cat(parts, dim=-1)
+
+
 class Halves:
     """An inferer that loses half of the positions."""
 

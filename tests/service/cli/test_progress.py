@@ -71,6 +71,34 @@ def test_what_holds_is_in_the_summary_and_in_the_plan() -> None:
         assert len(re.findall(rf"{label} +partly: a sampler of yours draws", text)) == 2
 
 
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (
+            {"share": 0.0124, "object_share": None, "samples": 4, "reference": "whole"},
+            "another class than by whole samples at 1.24% of the positions of 4 samples",
+        ),
+        (
+            {"share": 0.5, "samples": 1, "reference": [8, 8]},
+            "than by smaller windows at 50.00% of the positions of 1 s",
+        ),
+        ({"not_measured": "the first worker has no validation samples"}, "the first worker has no validation samples"),
+    ],
+)
+def test_what_windows_change_is_in_the_summary(found: dict[str, Any], text: str) -> None:
+    console = Console(width=120, record=True)
+    certificate = {"passed": True, "checks": [], "windows": found}
+
+    console.print(summary(job("a", "succeeded", model={"uri": "m", "registered": None, "certificate": certificate})))
+    console.print(
+        summary(job("a", "succeeded", model={"uri": "m", "registered": None, "certificate": {"passed": True}}))
+    )
+
+    lines = [line for line in console.export_text().splitlines() if line.startswith("Windows")]
+    assert len(lines) == 1
+    assert text in lines[0]
+
+
 def test_frozen_parameters_and_groups_are_in_the_plan() -> None:
     console = Console(width=120, record=True)
     parameters = {

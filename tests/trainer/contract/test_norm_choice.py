@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from syncnorm.norm.kind import KINDS
 from syncnorm.trainer.contract.norm_choice import choose_norm
 from syncnorm.trainer.contract.plan import plan
-from syncnorm.trainer.contract.spatial_maps import smallest_map
+from syncnorm.trainer.contract.spatial_maps import smallest_map, uses_windows
 from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.data import build_data
@@ -50,6 +51,73 @@ def test_kind_follows_from_model_batch_and_workers(chosen: JobSpec, kind: str, a
     assert (choice.kind, choice.alternative.kind) == (kind, alternative)
     assert {choice.kind, choice.alternative.kind} <= set(KINDS)
     assert choice.evidence
+
+
+WINDOWS = {"class_path": "monai.inferers.SlidingWindowInferer", "init_args": {"roi_size": [16, 16]}}
+
+
+def by_windows(batch: int, workers: int = 1, inferer: dict[str, Any] = WINDOWS, **changes: Any) -> JobSpec:
+    model = {"name": "unet", "init_args": {"width": 4, "depth": 2}, "inferer": inferer}
+    data = {"name": "digit_scenes", "batch_size": batch, "init_args": {"size": 32, "scenes": 16}}
+    return spec(batch, workers, **({"model": model, "data": data} | changes))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kind", "says"),
+    [
+        (by_windows(32), "batch", "running statistics do not depend on windows"),
+        (by_windows(4, workers=4), "sync_batch", "stable with the 16 of the group; its running statistics do not"),
+        (by_windows(2), "batch", "on whose place the answers of group depend; .* 2 samples of many positions"),
+        (by_windows(1, workers=4), "sync_batch", "4 samples of many positions"),
+        (by_windows(1), "group", "only 1 sample; .* Its answers depend on the windows"),
+        (by_windows(2, model={"name": "mlp", "inferer": WINDOWS}), "layer", "Its answers depend on the windows"),
+        (by_windows(2, inferer={"class_path": "monai.inferers.SimpleInferer"}), "group", "normalizes each sample"),
+    ],
+)
+def test_windows_speak_for_running_statistics(chosen: JobSpec, kind: str, says: str) -> None:
+    choice = choose_norm(chosen)
+
+    assert choice.kind == kind
+    assert re.search(says, choice.why)
+    assert any("windows.md" in line for line in choice.evidence) == (says != "normalizes each sample")
+
+
+@pytest.mark.parametrize(
+    ("class_path", "field"),
+    [
+        ("monai.inferers.SlidingWindowInferer", "model.inferer"),
+        ("monai.inferers.SlidingWindowInfererAdapt", "model.inferer"),
+        ("monai.inferers.SlidingWindowHoVerNetInferer", "model.inferer"),
+        ("monai.inferers.PatchInferer", "model.inferer"),
+        ("monai.inferers.SliceInferer", "model.inferer"),
+        ("my_tiles.by_tile", "model.inferer"),
+        ("monai.inferers.SimpleInferer", None),
+        ("window_tools.Whole", None),
+    ],
+)
+def test_windows_are_known_by_the_class_of_the_inferer(class_path: str, field: str | None) -> None:
+    assert uses_windows(by_windows(2, inferer={"class_path": class_path})) == field
+
+
+@pytest.mark.parametrize(
+    ("norm", "path"),
+    [
+        ({"kind": "group"}, "norm.kind"),
+        ({"kind": "weight_standardization"}, "norm.kind"),
+        ({"kind": "sync_batch", "overrides": [{"match": "head.*", "kind": "instance"}]}, "norm.overrides"),
+        ({"kind": "sync_batch"}, None),
+        ({"kind": "auto"}, None),
+    ],
+)
+def test_plan_warns_of_statistics_that_windows_change(norm: dict[str, Any], path: str | None) -> None:
+    found = {one.code: one for one in plan(by_windows(2, norm=norm), None).findings}
+    whole = plan(by_windows(2, norm=norm, model={"name": "unet"}), None).findings
+
+    assert (found["statistics_of_windows"].path if "statistics_of_windows" in found else None) == path
+    assert "statistics_of_windows" not in {one.code for one in whole}
+    if path is not None:
+        assert found["statistics_of_windows"].severity == "warning"
+        assert "model.inferer gives it windows" in found["statistics_of_windows"].message
 
 
 def test_choice_shows_its_numbers_in_the_plan() -> None:
