@@ -159,6 +159,13 @@ def test_everything_that_the_image_copies_is_let_through_to_the_build() -> None:
     assert {name.rstrip("*") for copy in copies for name in copy.split()} == let_through
 
 
+VISION_PAIR = {
+    line
+    for line in (ROOT / "constraints-vision.txt").read_text().split()
+    if line.startswith(("torch==", "torchvision=="))
+}
+
+
 @pytest.mark.parametrize("extras", ["", "s3,vision", "server,s3"])
 def test_image_is_built_with_what_its_services_and_workers_need_and_the_extras_asked_for(extras: str) -> None:
     made = [sys.executable, str(ROOT / "deploy" / "requirements.py"), f"server,worker,{extras}"]
@@ -168,6 +175,26 @@ def test_image_is_built_with_what_its_services_and_workers_need_and_the_extras_a
     assert {"httpx", "fastapi", "psycopg[binary]", "mlflow[auth]", "torch", "ray[default,train]"} <= set(names)
     assert ("s3fs" in names, "timm" in names) == ("s3" in extras, "vision" in extras)
     assert not any(name.startswith("syncnorm") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("extras", "torch"),
+    [("", {"torch==2.13.0"}), ("s3", {"torch==2.13.0"}), ("vision", VISION_PAIR), ("medical,s3", VISION_PAIR)],
+)
+def test_image_with_vision_has_the_torch_that_torchvision_goes_with(extras: str, torch: set[str]) -> None:
+    needed = subprocess.run(
+        [sys.executable, str(ROOT / "deploy" / "requirements.py"), f"server,worker,{extras}"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    ).stdout
+    made = [sys.executable, str(ROOT / "deploy" / "pins.py")]
+    pins = subprocess.run(made, cwd=ROOT, input=needed, capture_output=True, check=True).stdout.decode().split()
+
+    names = [pin.split("==")[0].lower() for pin in pins]
+    assert {pin for pin in pins if pin.startswith(("torch==", "torchvision=="))} == torch
+    assert len(names) == len(set(names))
+    assert {"lightning", "ray", "mlflow"} <= set(names)
 
 
 def test_extra_that_there_is_not_is_refused_by_name() -> None:
