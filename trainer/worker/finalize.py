@@ -14,6 +14,7 @@ from syncnorm.norm import PopulationStatistics
 from syncnorm.trainer.contract.failure import ExportReason
 from syncnorm.trainer.contract.protocol import Launch, Result
 from syncnorm.trainer.contract.spatial_maps import uses_windows
+from syncnorm.trainer.diagnostics.window_changes import measure, record
 from syncnorm.trainer.errors import CheckpointCorruptError, NoExportError
 from syncnorm.trainer.export.checkpoint_choice import Which, find_checkpoint, load_weights
 from syncnorm.trainer.export.forward_inputs import Unclear
@@ -38,7 +39,6 @@ from syncnorm.trainer.worker.fit import FitResult
 from syncnorm.trainer.worker.model_description import describe_job, describe_network
 from syncnorm.trainer.worker.module_and_data import TaskData
 from syncnorm.trainer.worker.publication import Finished, HeldOut, is_first, publish
-from syncnorm.trainer.worker.window_changes import measure, record
 
 logger = logging.getLogger(__name__)
 

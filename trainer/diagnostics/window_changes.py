@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.trainer.data.loader import Batch
+from syncnorm.trainer.ranks.free_memory import free_bytes
 from syncnorm.trainer.reporting.metric_spool import WINDOW_CHANGES, Spool
 from syncnorm.trainer.storage.atomic_files import write_atomic
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.training.tasks.main_output import main_output
 from syncnorm.trainer.training.tasks.task import Inferer, Task
-from syncnorm.trainer.worker.free_memory import free_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -17,11 +17,12 @@ from syncnorm.trainer.contract.spec import DataSpec
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.data import Data, build_data
 from syncnorm.trainer.data.loader import Batch
+from syncnorm.trainer.diagnostics import window_changes
+from syncnorm.trainer.diagnostics.window_changes import WindowChanges, measure, record
 from syncnorm.trainer.driver import single_process
+from syncnorm.trainer.ranks import free_memory
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.training.tasks.task import Inferer, Task
-from syncnorm.trainer.worker import free_memory, window_changes
-from syncnorm.trainer.worker.window_changes import WindowChanges, measure, record
 from tests.helpers.trainer.own_tasks import PerPosition, SlidingWindow
 from tests.helpers.trainer.ranks import launch_of
 from tests.trainer.conftest import Mlflow
