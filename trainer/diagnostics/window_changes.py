@@ -27,9 +27,8 @@ logger = logging.getLogger(__name__)
 
 FILE = "norm/windows.json"
 MOST_SAMPLES = 4
-COARSEST = 32
-"""The sides of a whole sample are cut to multiples of it, or of a smaller power of 2 that divides those of a window:
-a U-Net takes no others."""
+MULTIPLES = (1, 4, 8, 16, 32)
+"""The sides of a whole sample are cut to multiples of the first that the network takes: a U-Net does not take all."""
 SPARE = 2
 """The memory that a whole sample needs is that of all outputs of modules times this, for outputs of functions."""
 
@@ -92,20 +91,16 @@ def _measure(
 ) -> WindowChanges | str:
     if not samples:
         return "the first worker has no validation samples"
-    size = _window_size(inferer, samples[0][0].dim() - 2)
-    xs = [_cut(x, size, leading=2).to(device) for x, _ in samples]
+    xs = [x.to(device) for x, _ in samples]
     seen = _Observation()
     with _observed(network, seen):
         by_windows = [_classes(inferer, x, network) for x in xs]
-    reference: str | Sequence[int] = "whole"
-    references = _whole(network, xs, seen, device)
-    if references is None:
-        if size is None:
-            return "a whole sample fits neither memory nor network, and the inferer has no roi_size to make smaller"
-        reference = [max(1, side // 2) for side in size]
-        references = [_classes(_resized(inferer, reference), x, network) for x in xs]
-    changed = torch.cat([(a != b).flatten() for a, b in zip(by_windows, references, strict=True)]).double()
-    truth = torch.cat([_cut(y, size, leading=1).flatten() for _, y in samples])
+    found = _references(network, inferer, xs, seen, device)
+    if found is None:
+        return "a whole sample fits neither memory nor network, and the size of the windows can't be changed"
+    references, reference = found
+    changed = torch.cat([(_part(a, b) != b).flatten() for a, b in zip(by_windows, references, strict=True)]).double()
+    truth = torch.cat([_part(y, b).flatten() for (_, y), b in zip(samples, references, strict=True)])
     objects = changed[truth > 0]
     return WindowChanges(
         share=float(changed.mean()),
@@ -127,15 +122,33 @@ def _classes(inferer: Inferer, x: Tensor, network: nn.Module) -> Tensor:
     return main_output(inferer(x, lambda part: main_output(network(part)))).argmax(1).cpu()
 
 
+def _references(
+    network: nn.Module, inferer: Inferer, xs: Sequence[Tensor], seen: _Observation, device: torch.device
+) -> tuple[list[Tensor], str | list[int]] | None:
+    """The classes of whole samples, or else by windows of half the size, and which of the two."""
+    if (whole := _whole(network, xs, seen, device)) is not None:
+        return whole, "whole"
+    if (size := _window_size(inferer, xs[0].dim() - 2)) is None:
+        return None
+    half, smaller = [max(1, side // 2) for side in size], _Observation()
+    with _observed(network, smaller):
+        found = [_classes(_resized(inferer, half), x, network) for x in xs]
+    return (found, half) if smaller.windows > seen.windows else None  # MONAI's SliceInferer sets its size back
+
+
 def _whole(network: nn.Module, xs: Sequence[Tensor], seen: _Observation, device: torch.device) -> list[Tensor] | None:
-    """The classes of whole samples; None where they do not fit."""
+    """The classes of whole samples, as far as the network takes them; None where they do not fit."""
     largest = max(math.prod(x.shape[2:]) for x in xs)
     if SPARE * seen.bytes / seen.positions * largest > free_bytes(device):
         return None
-    try:
-        return [main_output(network(x)).argmax(1).cpu() for x in xs]
-    except (RuntimeError, ValueError):  # a network for one size only
-        return None
+    for multiple in MULTIPLES:
+        try:
+            return [main_output(network(_cut(x, multiple))).argmax(1).cpu() for x in xs]
+        except torch.OutOfMemoryError:
+            return None
+        except Exception:  # of code that is not ours, about a size
+            continue
+    return None
 
 
 def _window_size(inferer: Inferer, dims: int) -> tuple[int, ...] | None:
@@ -151,15 +164,16 @@ def _resized(inferer: Inferer, size: Sequence[int]) -> Inferer:
     return other
 
 
-def _cut(sample: Tensor, size: Sequence[int] | None, *, leading: int) -> Tensor:
-    """With sides that the network takes, see COARSEST. leading: dimensions before the spatial ones."""
-    if size is None or sample.dim() != leading + len(size):
-        return sample
-    for dim, side in enumerate(size, leading):
-        length = sample.shape[dim]
-        multiple = min(side & -side, COARSEST)  # the largest power of 2 that divides the side
-        sample = sample.narrow(dim, 0, length - length % multiple or length)
-    return sample
+def _cut(x: Tensor, multiple: int) -> Tensor:
+    """With sides that are multiples; a side smaller than one stays."""
+    for dim in range(2, x.dim()):
+        length = x.shape[dim]
+        x = x.narrow(dim, 0, length - length % multiple or length)
+    return x
+
+
+def _part(values: Tensor, like: Tensor) -> Tensor:
+    return values[tuple(slice(length) for length in like.shape)]
 
 
 @contextmanager

@@ -56,6 +56,13 @@ def test_kind_follows_from_model_batch_and_workers(chosen: JobSpec, kind: str, a
 WINDOWS = {"class_path": "monai.inferers.SlidingWindowInferer", "init_args": {"roi_size": [16, 16]}}
 
 
+VOLUMES_OF_FILES = {
+    "name": "nifti",
+    "batch_size": 1,
+    "init_args": {"root": "/volumes", "num_classes": 3, "patch": [32, 32, 32]},
+}
+
+
 def by_windows(batch: int, workers: int = 1, inferer: dict[str, Any] = WINDOWS, **changes: Any) -> JobSpec:
     model = {"name": "unet", "init_args": {"width": 4, "depth": 2}, "inferer": inferer}
     data = {"name": "digit_scenes", "batch_size": batch, "init_args": {"size": 32, "scenes": 16}}
@@ -72,6 +79,7 @@ def by_windows(batch: int, workers: int = 1, inferer: dict[str, Any] = WINDOWS, 
         (by_windows(1), "group", "only 1 sample; .* Its answers depend on the windows"),
         (by_windows(2, model={"name": "mlp", "inferer": WINDOWS}), "layer", "Its answers depend on the windows"),
         (by_windows(2, inferer={"class_path": "monai.inferers.SimpleInferer"}), "group", "normalizes each sample"),
+        (by_windows(1, workers=2, model={"name": "unet"}, data=VOLUMES_OF_FILES), "sync_batch", "2 samples of many"),
     ],
 )
 def test_windows_speak_for_running_statistics(chosen: JobSpec, kind: str, says: str) -> None:
@@ -97,6 +105,13 @@ def test_windows_speak_for_running_statistics(chosen: JobSpec, kind: str, says: 
 )
 def test_windows_are_known_by_the_class_of_the_inferer(class_path: str, field: str | None) -> None:
     assert uses_windows(by_windows(2, inferer={"class_path": class_path})) == field
+
+
+def test_volumes_of_files_are_validated_by_windows_unless_the_inferer_is_another() -> None:
+    one = {"name": "unet", "inferer": {"class_path": "monai.inferers.SimpleInferer"}}
+
+    assert uses_windows(by_windows(1, model={"name": "unet"}, data=VOLUMES_OF_FILES)) == "data"
+    assert uses_windows(by_windows(1, model=one, data=VOLUMES_OF_FILES)) is None
 
 
 @pytest.mark.parametrize(

@@ -140,20 +140,21 @@ def test_smaller_windows_stand_in_for_whole_samples_without_memory(
 
 
 def test_sides_are_cut_to_what_the_network_takes(scenes: Data) -> None:
-    class Halved(nn.Module):
-        """Wants sides of multiples of 4, as a U-Net does."""
+    class Halving(nn.Module):
+        """Wants pictures of multiples of 8, as a U-Net does."""
 
         def forward(self, x: Tensor) -> Tensor:
-            assert x.shape[2] % 4 == x.shape[3] % 4 == 0
+            if x.shape[-1] > 4 and any(side % 8 for side in x.shape[2:]):
+                raise RuntimeError("Sizes of tensors must match")
             return torch.cat([x, 1 - x], 1)
 
     x, y = scenes.val[0]
     odd = [Batch((x[None, :, :31, :30], y[None, :31, :30]), 1.0)]
 
-    found = measure(Halved(), Task(scenes.info, inferer=SlidingWindow(4, 0)), odd, CPU)
+    found = measure(Halving(), Task(scenes.info, inferer=SlidingWindow(4, 0)), odd, CPU)
 
     assert isinstance(found, WindowChanges)
-    assert (found.positions, found.share, found.reference) == (28 * 28, 0.0, "whole")
+    assert (found.positions, found.share, found.reference) == (24 * 24, 0.0, "whole")
 
 
 def test_what_can_not_be_compared_is_said(scenes: Data) -> None:
@@ -162,7 +163,13 @@ def test_what_can_not_be_compared_is_said(scenes: Data) -> None:
     def broken(*_: object) -> Tensor:
         raise RuntimeError("out of windows")
 
+    def fixed(x: Tensor, network: nn.Module) -> Tensor:
+        return torch.cat([network(part) for part in x.split(16, dim=-1)], dim=-1)
+
     assert measured(scenes, network, broken) == "RuntimeError: out of windows"
+    assert measured(scenes, OneSize(network, 16), fixed) == (
+        "a whole sample fits neither memory nor network, and the size of the windows can't be changed"
+    )
     assert measure(network, Task(scenes.info, inferer=SlidingWindow(16, 0)), [], CPU) == (
         "the first worker has no validation samples"
     )
