@@ -8,19 +8,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
 
 from syncnorm.trainer.contract.spec import DataSpec
 from syncnorm.trainer.data import Data, build_data
+from syncnorm.trainer.data.loader import train_loader
 
 nibabel = pytest.importorskip("nibabel")
 from tests.helpers.vision.nifti_folder import affine_of, save, scene, write_folder  # noqa: E402 - needs nibabel
 
+SETTINGS = {"patch": [8, 8, 8]}
+
 
 def build(root: Path, seed: int = 0, **init_args: Any) -> Data:
-    given = {"root": str(root), "num_classes": 3, "patch": [8, 8, 8], **init_args}
+    given = {"root": str(root), "num_classes": 3, **SETTINGS, **init_args}
     return build_data(DataSpec(name="nifti", batch_size=1, init_args=given), seed)
 
 
@@ -182,6 +186,34 @@ def test_patches_are_the_same_whatever_reads_them(root: Path, tmp_path: Path, mo
     for index in (0, 5, 11):
         each = [data.train.read(index, np.random.default_rng((1, 2, index))) for data in [*kinds, sent]]
         assert all(torch.equal(x, each[0][0]) and torch.equal(y, each[0][1]) for x, y in each)
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_batches_are_the_same_for_any_number_of_processes(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str
+) -> None:
+    monkeypatch.setenv("SYNCNORM_SCRATCH", str(tmp_path / "scratch"))
+    loaders = [
+        train_loader(build(root, cache=cache, num_workers=processes), global_batch=4, seed=3) for processes in (0, 2)
+    ]
+
+    for here, there in zip(*loaders, strict=True):
+        assert torch.equal(here.x, there.x)
+        assert torch.equal(here.y, there.y)
+
+
+def test_volumes_are_read_from_a_url(root: Path) -> None:
+    remote = fsspec.filesystem("memory")
+    remote.put(str(root), "/scans", recursive=True)
+    try:
+        there = build_data(
+            DataSpec(name="nifti", batch_size=1, init_args={**SETTINGS, "root": "memory://scans", "num_classes": 3}), 0
+        )
+
+        assert torch.equal(there.train[5][0], build(root).train[5][0])
+        assert torch.equal(there.val[0][1], build(root).val[0][1])
+    finally:
+        remote.rm("/scans", recursive=True)
 
 
 @pytest.mark.parametrize("cache", ["memory", "disk"])

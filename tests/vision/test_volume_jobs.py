@@ -17,10 +17,12 @@ from syncnorm.service.cli import terminal
 from syncnorm.service.client.client import Client
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.data import build_data
+from syncnorm.trainer.data.info import Windows
 from syncnorm.trainer.export.certification import CERTIFICATE_FILE
 from syncnorm.trainer.export.formats import export
 from syncnorm.trainer.export.forward_inputs import ForwardInputs
 from syncnorm.trainer.storage.atomic_files import sha256_of
+from syncnorm.trainer.training.tasks.sliding_window import SlidingWindow
 from syncnorm.trainer.worker.model_description import describe_network
 from syncnorm.trainer.worker.model_inspection import inspect
 from tests.helpers.norm.pool import Pool
@@ -29,6 +31,7 @@ from tests.stack.conftest import finished
 from tests.vision.conftest import artifact, run_of
 
 nibabel = pytest.importorskip("nibabel")
+SlidingWindowInferer = pytest.importorskip("monai.inferers").SlidingWindowInferer
 from syncnorm.trainer.prediction.volume_mask import predict  # noqa: E402 - needs nibabel
 from tests.helpers.vision.nifti_folder import affine_of, save, scene, write_folder  # noqa: E402 - needs nibabel
 
@@ -116,6 +119,34 @@ def test_the_plan_promises_one_device_and_names_bad_files(tmp_path: Path) -> Non
     assert [one for one in good.findings if one.severity == "error"] == []
     assert "there is none for v2" in bad.findings[0].message
     assert bad.findings[0].path == "data.init_args.root"
+
+
+@pytest.mark.parametrize("shape", [(16, 24, 32), (8, 12, 20)])
+def test_windows_give_what_those_of_monai_do(shape: tuple[int, ...]) -> None:
+    inferer = SlidingWindowInferer(roi_size=[8, 8, 8], sw_batch_size=4, overlap=0.5, mode="constant")
+    ours = SlidingWindow((8, 8, 8), Windows(overlap=0.5, blending="constant", at_once=3))
+    x, network = torch.randn(2, 1, *shape), nn.Conv3d(1, 3, 5, padding=2)
+
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x, network), inferer(x, network), rtol=1e-5, atol=1e-6)  # fp32
+
+
+def test_an_inferer_of_monai_takes_the_place_of_ours(ranks: Pool, tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "scans", 4)
+    of_monai = {
+        "class_path": "monai.inferers.SlidingWindowInferer",
+        "init_args": {"roi_size": [16] * 3, "mode": "gaussian"},
+    }
+
+    def dice(model: dict[str, Any]) -> dict[str, float]:
+        trained = ranks.run(train, 1, str(tmp_path / str(len(model))), job(root, model, workers=1, overlap=0.0))[0]
+        return {name: value for name, value in trained.metrics.items() if name.startswith("val/")}
+
+    ours, theirs = dice(UNET), dice({**UNET, "inferer": of_monai})
+
+    assert ours.keys() == theirs.keys()
+    assert ours["val/loss"] == pytest.approx(theirs["val/loss"], rel=0.2)  # by other windows
+    assert ours["val/loss"] != theirs["val/loss"]
 
 
 # A trained model on a new volume

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from syncnorm.trainer.data.info import DataInfo, Windows
 from syncnorm.trainer.data.loader import val_loader
+from syncnorm.trainer.training import checkpoints
 from syncnorm.trainer.training.evaluation import evaluate
 from syncnorm.trainer.training.tasks.dice import SMOOTH, Dice, dice_cross_entropy
 from syncnorm.trainer.training.tasks.scales import coarser, over_scales, score_scales
 from syncnorm.trainer.training.tasks.sliding_window import SlidingWindow
 from syncnorm.trainer.training.tasks.task import Task
 from tests.helpers.norm.pool import Pool
-from tests.helpers.trainer.ranks import train
+from tests.helpers.trainer.ranks import RecordingReporter, train
 from tests.helpers.trainer.volume_data import CLASSES, volume_data
 
 WINDOWS = Windows(overlap=0.5, blending="gaussian", at_once=3)
@@ -235,6 +236,19 @@ def test_workers_equal_one_device_for_three_steps(three_ranks: Pool, tmp_path: P
         assert many[0].metrics[name] == pytest.approx(one.metrics[name], abs=1e-9)
     for name in ("train/loss", "val/loss"):
         assert many[0].metrics[name] == pytest.approx(one.metrics[name], rel=1e-9)
+
+
+def test_a_stopped_job_continues_with_the_patches_that_are_left(three_ranks: Pool, tmp_path: Path) -> None:
+    whole = three_ranks.run(train, 2, str(tmp_path / "whole"), spec(2), None, None, volume_data())[0]
+
+    stop = RecordingReporter(stop_at=1)
+    three_ranks.run(train, 2, str(tmp_path / "first"), spec(2), None, stop, volume_data())
+    newest = checkpoints.newest([tmp_path / "first" / "checkpoints"])
+    assert newest is not None
+    rest = three_ranks.run(train, 2, str(tmp_path / "rest"), spec(2), str(newest.path), None, volume_data())[0]
+
+    assert all(torch.equal(rest.state[name], tensor) for name, tensor in whole.state.items())
+    assert rest.metrics == whole.metrics
 
 
 def test_equivalence_is_proved_for_a_network_of_volumes(three_ranks: Pool, tmp_path: Path) -> None:
