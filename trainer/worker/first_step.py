@@ -17,7 +17,7 @@ from syncnorm.trainer.callbacks.before_first_step import BeforeFirstStep
 from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.ranks.rank_context import single_process_context, single_process_group
 from syncnorm.trainer.training.conversion import ConvertedNorms
-from syncnorm.trainer.worker.fit import lightning_trainer
+from syncnorm.trainer.worker.lightning_trainer import lightning_trainer
 from syncnorm.trainer.worker.module_and_data import Assembly, assemble
 
 T = TypeVar("T")

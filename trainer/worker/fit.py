@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import nn
 
@@ -34,8 +31,6 @@ from syncnorm.trainer.callbacks.stop_on_request import StopOnRequest
 from syncnorm.trainer.callbacks.sync_share import SyncShare
 from syncnorm.trainer.contract.protocol import Launch, StopRequest
 from syncnorm.trainer.contract.spec import JobSpec
-from syncnorm.trainer.data.loader import Loader
-from syncnorm.trainer.data.user.shared_loader import Workers, share
 from syncnorm.trainer.data.user.whole_pass import whole_pass
 from syncnorm.trainer.diagnostics import Diagnostics
 from syncnorm.trainer.errors import StorageError
@@ -51,9 +46,8 @@ from syncnorm.trainer.training.averaging.averaged_weights import AveragedWeights
 from syncnorm.trainer.training.batch_size import count_of
 from syncnorm.trainer.training.conversion import ConvertedNorms
 from syncnorm.trainer.training.late_hooks import LateCallback, call_late
-from syncnorm.trainer.training.lightning_overhead import NoProfiler, exchange_no_signals, ignore_advice
-from syncnorm.trainer.training.strategy import ReplicaStrategy
 from syncnorm.trainer.training.task_module import network_of
+from syncnorm.trainer.worker.lightning_trainer import lightning_trainer
 from syncnorm.trainer.worker.module_and_data import Assembly
 from syncnorm.trainer.worker.own_test import run_test
 from syncnorm.trainer.worker.recomputed_statistics import RecomputedStatistics
@@ -262,74 +256,3 @@ def _stopping(
     agreement = StopAgreement(requested, lambda: reporter.superseded, timeout_s=spec.limits.collective_timeout_s)
     stopping = [StopEarly(spec.train.early_stopping, metrics)] if spec.train.early_stopping else []
     return [*stopping, checkpoints, StopOnRequest(agreement, checkpoints)]
-
-
-def lightning_trainer(
-    spec: JobSpec,
-    context: RankContext,
-    callbacks: Sequence[Callback],
-    norms: ConvertedNorms,
-    *,
-    io: CheckpointIO | None = None,
-    logger: Logger | None = None,
-    root: Path | None = None,
-    precision: Literal["32-true", "64-true"] | None = None,
-    shares: int | None = None,
-) -> Trainer:
-    """The Trainer of this rank. root: where callbacks of a user's module write their files. precision: in place of
-    that of the spec. shares: workers that a user's loader is shared out over, in place of those of `context`."""
-    train, on_gpu, world_size = spec.train, context.device.type == "cuda", shares or context.world_size
-    workers = Workers(
-        rank=context.rank,
-        world_size=world_size,
-        seed=spec.seed,
-        last_batch=spec.data.last_batch or "pad",
-        batch_size=spec.data.batch_size,
-        of_job=spec.resources.workers,
-    )
-
-    def share_out(loader: object, training: bool) -> object:
-        if isinstance(loader, Loader):
-            return loader
-        return share(
-            loader, workers, training=training, epoch=lambda: _epoch(trainer), taken=lambda: _taken_batches(trainer)
-        )
-
-    trainer = Trainer(
-        accelerator="gpu" if on_gpu else "cpu",
-        devices="auto" if on_gpu else 1,
-        strategy=ReplicaStrategy(
-            context.device, share_out, steps=train.steps, find_unused=train.ddp.find_unused_parameters
-        ),
-        plugins=[context.environment, norms, *([io] if io else [])],
-        precision=precision or train.precision,
-        max_epochs=train.epochs if train.epochs is not None else -1,
-        # Not max_steps: with it, Lightning repeats the epoch at whose end a checkpoint was written (lightning 2.6.6).
-        max_steps=-1,
-        accumulate_grad_batches=train.accumulate,
-        gradient_clip_val=train.clip_grad_norm,
-        callbacks=list(callbacks),
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        logger=logger or False,
-        default_root_dir=root,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        profiler=NoProfiler(),
-    )
-    exchange_no_signals(trainer)
-    ignore_advice(is_partly_frozen=bool(spec.model.freeze))
-    return trainer
-
-
-def _taken_batches(trainer: Trainer) -> int:
-    """Batches of this epoch that training has begun with."""
-    taken: int = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-    return taken
-
-
-def _epoch(trainer: Trainer) -> int:
-    """The epoch that samplers are told, which is also right where an attempt resumes from the end of one."""
-    epoch: int = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
-    return epoch
