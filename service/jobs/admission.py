@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 
 from syncnorm.service.jobs.job import Job, JobState, new_job_id
 from syncnorm.service.jobs.stored_spec import StoredSpec
+from syncnorm.trainer.contract.catalog import LIBRARIES
 from syncnorm.trainer.contract.norm_choice import choose_norm
 from syncnorm.trainer.contract.plan import NodeCapacity, findings
 from syncnorm.trainer.contract.spec import JobSpec, SecretRef
@@ -28,7 +29,7 @@ _ALLOWED_MODELS = r"torchvision\.models\.((detection|optical_flow|quantization|s
 _ALLOWED_LOSSES = r"torch\.nn\.\w+Loss"
 _ALLOWED_METRICS = r"torchmetrics\.(classification|regression)\.\w+"
 _ALL = "an operator can allow all with SYNCNORM_ALLOW_CODE=on"
-_PATH_ARGS = ("root", "path", "val_path")
+_PATH_ARGS = ("root", "path", "val_path", "annotations", "val_root", "val_annotations")
 
 
 def against_plan(spec: JobSpec, nodes: Sequence[NodeCapacity] | None) -> list[Problem]:
@@ -66,7 +67,7 @@ def against_code(spec: JobSpec) -> list[Problem]:
         )
         if class_path is not None and not is_allowed(class_path)
     ]
-    if spec.model.class_path is not None or (spec.model.name or "").startswith("timm/"):
+    if spec.model.class_path is not None or (spec.model.name or "").startswith(LIBRARIES):
         problems += [
             Problem(
                 f"model.init_args.{name}",

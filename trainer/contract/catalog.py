@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 
 class InitArgs(BaseModel):
@@ -109,6 +109,8 @@ class UnetArgs(InitArgs):
     """Activation after each normalization. Default: relu."""
 
 
+LIBRARIES = ("timm/", "torchvision/")
+"""What names of models begin with whose arguments only their library knows."""
 MODELS: dict[str, type[InitArgs]] = {
     "resnet": ResNetArgs,
     "vgg": VggArgs,
@@ -198,6 +200,44 @@ class SegmentationFolderArgs(InitArgs):
     """Share that is held out for validation. Default: 0.1."""
     augment: bool = True
     """Crop training images and their masks at random and mirror half of them. Default: true."""
+    num_workers: Annotated[int, Field(ge=0, le=64)] = 2
+    """Worker processes that read ahead, of each training process. 0: read in the training process. Default: 2."""
+
+
+class TransformArgs(InitArgs):
+    """A transform of torchvision.transforms.v2, such as `{name: RandomIoUCrop}`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Z][A-Za-z0-9]{0,63}$")]
+    """Name of its class. No default."""
+    init_args: Annotated[dict[str, JsonValue], Field(max_length=16)] = {}
+    """Its arguments: numbers, words and lists of them. Default: none, so that its own defaults hold."""
+
+
+class CocoArgs(InitArgs):
+    """Images in a folder and a COCO JSON file with the boxes, and masks, of their objects. Detection."""
+
+    root: Annotated[str, Field(min_length=1, max_length=1024)]
+    """The folder that `file_name` of an image begins in, or a URL (s3://, gs://). No default."""
+    annotations: Annotated[str, Field(min_length=1, max_length=1024)]
+    """The COCO JSON file, or its URL. Its categories become the labels 1, 2, … by their ids. No default."""
+    val_root: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    """The folder of the images of val_annotations. Default: null, root."""
+    val_annotations: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    """The COCO JSON file of validation, with the same categories. Default: null, a share of the images is held out
+    (val_fraction)."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the images that is held out for validation if there is no val_annotations. Default: 0.1."""
+    masks: bool = False
+    """Read the masks of objects, for Mask R-CNN. Default: false."""
+    invalid_boxes: Literal["refuse", "repair"] = "refuse"
+    """What happens to boxes that have no area or leave their image by more than a pixel. `refuse` fails the job before
+    training and names them. `repair` cuts them to the image, leaves out those that have no area, and says so in the
+    job's logs. Default: refuse."""
+    augment: bool = True
+    """Mirror half of the training images. Default: true."""
+    transforms: Annotated[list[TransformArgs], Field(max_length=16)] = []
+    """Further changes of training images with their boxes, in this order: classes of torchvision.transforms.v2, such as
+    `[{name: RandomPhotometricDistort}, {name: RandomIoUCrop}]`. Default: none."""
     num_workers: Annotated[int, Field(ge=0, le=64)] = 2
     """Worker processes that read ahead, of each training process. 0: read in the training process. Default: 2."""
 
@@ -340,6 +380,7 @@ DATASETS: dict[str, type[InitArgs]] = {
     "image_folder": ImageFolderArgs,
     "parquet": ParquetArgs,
     "segmentation_folder": SegmentationFolderArgs,
+    "coco": CocoArgs,
     "digit_scenes": DigitScenesArgs,
     "nifti": NiftiArgs,
     "synthetic": SyntheticArgs,

@@ -15,11 +15,12 @@ from syncnorm.trainer.contract.spec import JobSpec
 
 
 def smallest_map(spec: JobSpec) -> int | None:
-    """Positions of the smallest map a normalization layer sees; 1 for vectors; None for models or data of one's own.
+    """Positions of the smallest map a normalization layer sees; 1 for vectors; None for models or data of one's own,
+    and for images of any size.
 
     tests/trainer/contract/test_norm_choice.py holds it against what the layers see.
     """
-    if spec.model.name not in MODELS or spec.data.name not in DATASETS:
+    if spec.model.name not in MODELS or spec.data.name not in DATASETS or spec.data.name == "coco":
         return None
     if spec.model.name in ("mlp", "lstm"):
         return 1

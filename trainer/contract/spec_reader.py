@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from syncnorm.norm.kind import KINDS
 from syncnorm.trainer.contract.bounds import free_problem
-from syncnorm.trainer.contract.catalog import DATASETS, MODELS
+from syncnorm.trainer.contract.catalog import DATASETS, LIBRARIES, MODELS
 from syncnorm.trainer.contract.spec import DataSpec, ExportSpec, JobSpec, ModelSpec, NormSpec
 from syncnorm.trainer.contract.text import storable
 from syncnorm.trainer.errors import Problem, SpecError
@@ -110,7 +110,7 @@ def _free_problems(spec: JobSpec) -> Iterator[Problem]:
 def _fill_init_args(
     what: str, part: ModelSpec | DataSpec, catalog: Mapping[str, type[BaseModel]]
 ) -> ModelSpec | DataSpec:
-    if part.name is None or part.name.startswith("timm/"):
+    if part.name is None or (what == "model" and part.name.startswith(LIBRARIES)):
         return part
     if part.name not in catalog:
         raise SpecError([Problem(f"{what}.name", f"must be one of {', '.join(sorted(catalog))}; got {part.name!r}")])

@@ -7,6 +7,7 @@ from typing import Any
 
 from syncnorm.trainer.contract.catalog import DATASETS
 from syncnorm.trainer.contract.spec import DataSpec
+from syncnorm.trainer.data.coco.labelled_images import coco
 from syncnorm.trainer.data.digit_scenes import digit_scenes
 from syncnorm.trainer.data.digits import digits
 from syncnorm.trainer.data.image_folder import image_folder
@@ -38,6 +39,7 @@ _BUILDERS: dict[str, Callable[[Any, int], Data]] = {
     "image_folder": image_folder,
     "parquet": parquet,
     "segmentation_folder": segmentation_folder,
+    "coco": coco,
     "digit_scenes": digit_scenes,
     "nifti": nifti,
     "synthetic": synthetic,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -14,8 +14,19 @@ from torch.utils.data import Dataset
 from syncnorm.trainer.contract.catalog import VolumeArgs
 from syncnorm.trainer.contract.text import counted
 
-Sample = tuple[Tensor, Tensor]
-Task = Literal["classification", "segmentation", "regression", "multilabel"]
+Sample = tuple[Tensor, Any]
+Task = Literal["classification", "segmentation", "regression", "multilabel", "detection"]
+
+
+class Category(NamedTuple):
+    """A class of objects, with the number and the name that the data gives it."""
+
+    id: int
+    name: str
+
+
+class Ragged(list[Any]):
+    """One entry for each sample of a batch, where samples differ in size and can't be stacked."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +46,17 @@ class Windows:
 class DataInfo:
     """What a model must know about the data. shape: one sample's, (C, *spatial), e.g. (C, H, W) or (C, D, H, W).
     num_classes: of regression the numbers to predict, of multilabel the labels; as many outputs as the network has.
-    windows: of data whose training samples are patches, and whose validation samples are whole volumes."""
+    windows: of data whose training samples are patches, and whose validation samples are whole volumes.
+
+    Of detection, shape is that of one of the images, which may differ in size, and num_classes counts the classes of
+    objects, without a background. categories: theirs, in the order of the labels 1, 2, and so on.
+    """
 
     task: Task
     num_classes: int
     shape: tuple[int, ...]
     windows: Windows | None = None
+    categories: tuple[Category, ...] = ()
 
     @property
     def is_vector(self) -> bool:
@@ -57,7 +73,7 @@ class DataInfo:
 
 class Source(Dataset[Sample], ABC):
     """Samples by index: float32 of `DataInfo.shape`, and an int64 label, an int64 mask of the spatial shape, or float32
-    numbers or labels, (num_classes,)."""
+    numbers or labels, (num_classes,). Of detection: see data/coco."""
 
     augments: bool = False
     """Whether `read` with a generator gives a randomly changed sample."""

@@ -12,15 +12,17 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from syncnorm.trainer.data.info import Data, Source
+from syncnorm.trainer.data.info import Data, Ragged, Source
 from syncnorm.trainer.data.sampler import ShardedBatches, Share
 
 
 class Batch(NamedTuple):
-    """A worker's part of a global batch. data: (x, y) for built-in data. weight: see Share."""
+    """A worker's part of a global batch. data: (x, y) for built-in data. weight: see Share. is_whole: whether it is
+    the batch of all workers, which one of them has to itself."""
 
     data: Any
     weight: float
+    is_whole: bool = False
 
     @property
     def x(self) -> Tensor:
@@ -85,7 +87,7 @@ class BatchDataset(Dataset[Batch]):
     """The batch of a Share. Augmentation is drawn from (seed, epoch, index), so it does not matter where a sample is
     read.
 
-    An empty share gives tensors whose first dimension is 0.
+    An empty share gives tensors whose first dimension is 0, and no entry where samples are not stacked.
     """
 
     def __init__(self, samples: Dataset[Any], collate: Callable[[Sequence[Any]], Any] | None, seed: int) -> None:
@@ -94,7 +96,7 @@ class BatchDataset(Dataset[Batch]):
     def __getitem__(self, share: Share) -> Batch:
         if not share.indices:
             like = self._collate([self._samples[0]])
-            return Batch(tree_map_only(Tensor, lambda tensor: tensor[:0], like), share.weight)
+            return Batch(tree_map_only((Tensor, Ragged), _emptied, like), share.weight)
         return Batch(self._collate([self._read(share.epoch, index) for index in share.indices]), share.weight)
 
     def _read(self, epoch: int, index: int) -> Any:
@@ -146,6 +148,10 @@ def val_loader(
     )
     dataset = BatchDataset(data.val, data.collate, 0)
     return Loader(dataset, sampler, num_workers=data.num_workers, pin_memory=pin_memory)
+
+
+def _emptied(part: Tensor | Ragged) -> Tensor | Ragged:
+    return Ragged() if isinstance(part, Ragged) else part[:0]
 
 
 def _as_it_is(batch: Any) -> Any:

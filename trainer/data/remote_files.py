@@ -46,6 +46,17 @@ class Storage:
         return content
 
 
+def read_file(where: str, url: str) -> bytes:
+    """The content of a file that a spec names. Raises: MissingDataError if there is none; ValueError as
+    open_storage."""
+    storage = open_storage(where, url)
+    try:
+        content: bytes = storage.filesystem.cat_file(storage.path)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise MissingDataError(f"{where}: there is no file {url}. Every worker must be able to read it.") from error
+    return content
+
+
 def open_storage(where: str, url: str) -> Storage:
     """Raises: ValueError naming `where` if the URL is of a kind that can't be read here."""
     try:

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_map
 
 from syncnorm.norm.statistics.moments import Moments, as_row, merge, of_row
+from syncnorm.trainer.data.info import Ragged
 from syncnorm.trainer.data.loader import Batch
 
 
@@ -69,14 +71,16 @@ def whole(batch: Any, device: torch.device) -> Any:
     is_ours = isinstance(batch, Batch)
     parts: list[Any] | None = [None] * world_size() if dist.get_rank() == 0 else None
     own = batch.data if is_ours else batch
-    dist.gather_object(tree_map_only(Tensor, lambda tensor: tensor.cpu(), own), parts)
+    dist.gather_object(move_data_to_device(own, torch.device("cpu")), parts)
     if parts is None:
         return None
     joined = tree_map(lambda *each: _joined(each, device), *parts)
-    return Batch(joined, weight=1.0) if is_ours else joined
+    return Batch(joined, weight=1.0, is_whole=True) if is_ours else joined
 
 
 def _joined(parts: Sequence[Any], device: torch.device) -> Any:
+    if isinstance(parts[0], Ragged):
+        return Ragged(move_data_to_device(sample, device) for part in parts for sample in part)
     return torch.cat(list(parts)).to(device) if isinstance(parts[0], Tensor) else parts[0]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from syncnorm.trainer.data.info import Data
+from syncnorm.trainer.data.info import Data, DataInfo
 from syncnorm.trainer.export import samples
 from syncnorm.trainer.export.certification import HELD_OUT_SAMPLES
 from syncnorm.trainer.export.forward_inputs import (
@@ -24,10 +24,18 @@ from syncnorm.trainer.export.forward_inputs import (
 _MOST_BATCHES = 16
 
 
+def example_of_data(info: DataInfo, count: int) -> ForwardInputs:
+    """Zeros in the form of samples of the data; of detection a list of one image."""
+    samples = torch.zeros(count, *info.shape)
+    return ForwardInputs(([samples[0]],) if info.task == "detection" else (samples,))
+
+
 def inputs_of_data(data: Data) -> list[ForwardInputs]:
-    """Of the first samples of the validation set, in one batch."""
+    """Of the first samples of the validation set, in one batch; of detection one by one."""
     held_out = data.held_out or data.val
     count = min(HELD_OUT_SAMPLES, len(held_out))  # type: ignore[arg-type]
+    if data.info.task == "detection":
+        return [ForwardInputs(([held_out[index][0]],)) for index in range(count)]
     return [ForwardInputs((torch.stack([held_out[index][0] for index in range(count)]),))]
 
 

@@ -1,4 +1,4 @@
-"""The model of a job: built in, from timm, or a class of the user."""
+"""The model of a job: built in, from timm or torchvision, or a class of the user."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from syncnorm.trainer.models.building_blocks import Layers
 from syncnorm.trainer.models.lstm import LSTMClassifier
 from syncnorm.trainer.models.plain import cnn, mlp, vgg
 from syncnorm.trainer.models.resnet import ResNet
+from syncnorm.trainer.models.torchvision_model import PREFIX as TORCHVISION
+from syncnorm.trainer.models.torchvision_model import from_torchvision
 from syncnorm.trainer.models.unet import UNet, require_divisible
 from syncnorm.trainer.models.user_model import by_class_path, fill_of, from_timm
 
@@ -33,6 +35,8 @@ def build_model(model: ModelSpec, norm: NormSpec, info: DataInfo) -> nn.Module:
     assert model.name is not None  # the spec has one of the two
     if model.name.startswith("timm/"):
         return from_timm(model.name.removeprefix("timm/"), model.init_args, info)
+    if model.name.startswith(TORCHVISION):
+        return from_torchvision(model.name.removeprefix(TORCHVISION), model.init_args, info)
     if model.name not in MODELS:
         raise ValueError(f"model.name must be one of {', '.join(sorted(MODELS))}; got {model.name!r}")
     args = MODELS[model.name].model_validate(model.init_args)
@@ -79,6 +83,11 @@ def _unet(args: UnetArgs, norm: NormSpec, info: DataInfo) -> nn.Module:
 
 def _require(name: str, info: DataInfo, *, dims: tuple[int, ...], is_dense: bool = False) -> None:
     """is_dense: whether it gives an output for every position."""
+    if info.task == "detection":
+        raise ValueError(
+            f"model.name: {name} finds no objects, but the data is for detection. Use a detector, such as "
+            "torchvision/fasterrcnn_resnet50_fpn."
+        )
     if (info.task == "segmentation") != is_dense:
         does = "segmentation" if is_dense else "classification, regression and multilabel"
         wanted = "one of cnn, lstm, mlp, resnet, vgg" if is_dense else "unet"

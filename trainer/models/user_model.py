@@ -35,8 +35,10 @@ def _annotated_result(function: Any) -> Any:
 
 def fill_of(info: DataInfo) -> dict[str, Any]:
     """Arguments that a model of the user's gets from the data where its constructor has such parameters and init_args
-    leaves them out: `{class_path: torchvision.models.resnet50}` has as many outputs as there are classes."""
-    return {"num_classes": info.num_classes, "in_channels": info.shape[0], "in_chans": info.shape[0]}
+    leaves them out: `{class_path: torchvision.models.resnet50}` has as many outputs as there are classes; a detector
+    has one more, for the background."""
+    outputs = info.num_classes + (info.task == "detection")
+    return {"num_classes": outputs, "in_channels": info.shape[0], "in_chans": info.shape[0]}
 
 
 def by_class_path(class_path: str, init_args: Mapping[str, Any], fill: Mapping[str, Any]) -> nn.Module:

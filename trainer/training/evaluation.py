@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import nn
 
 from syncnorm.trainer.data.loader import Batch
-from syncnorm.trainer.training.tasks.task import Task
+from syncnorm.trainer.training.tasks.task import Objective
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, task: Task, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
+def evaluate(network: nn.Module, task: Objective, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
     """`val/…` scores of `network` in eval mode. Entered by every rank."""
     task = task.to(device, next((each.dtype for each in network.parameters()), torch.float32))
-    scores = task.scores("val").to(device)
+    scores: Any = task.scores("val").to(device)
     was_training = network.training
     network.eval()
     try:
         for batch in batches:
-            task.count(scores, network, batch.x.to(device), batch.y.to(device))
+            task.count(network, move_data_to_device(batch, device), scores)
         return {name: float(value) for name, value in scores.compute().items()}
     finally:
         network.train(was_training)

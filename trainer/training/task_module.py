@@ -14,20 +14,15 @@ from torchmetrics import Metric
 from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.data.loader import Batch
 from syncnorm.trainer.training.optim import optimizer_of_spec
-from syncnorm.trainer.training.tasks.scores import Scores
-from syncnorm.trainer.training.tasks.task import Task
+from syncnorm.trainer.training.tasks.task import Objective
 
 METRICS = "metrics"
 
 
 class TaskModule(LightningModule):
-    """Trains `network` on `task`, as `spec` says.
+    """Trains `network` on `task`, as `spec` says."""
 
-    A rank's mean loss is multiplied by its batch's weight, world_size * n_r / N, so that what DDP averages is the
-    gradient of the mean over the whole batch, however unevenly it is spread.
-    """
-
-    def __init__(self, network: nn.Module, task: Task, spec: JobSpec, total_steps: int) -> None:
+    def __init__(self, network: nn.Module, task: Objective, spec: JobSpec, total_steps: int) -> None:
         super().__init__()
         self.network = network
         self.task = task
@@ -46,16 +41,14 @@ class TaskModule(LightningModule):
             scores.to(self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's signature
-        output, loss = self.task.training_loss(self(batch.x), batch.y)
-        self._scores["train"].update(output, batch.y, loss)
-        return loss * batch.weight
+        return self.task.step(self.network, batch, self._scores["train"])
 
     def uncounted_loss(self, batch: Batch) -> Tensor:
         """The loss that training_step returns for `batch`, without counting the batch in the metrics."""
-        return self.task.training_loss(self(batch.x), batch.y)[1] * batch.weight
+        return self.task.step(self.network, batch, None)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002 - Lightning's signature
-        self.task.count(self._scores["val"], self, batch.x, batch.y)
+        self.task.count(self.network, batch, self._scores["val"])
 
     def on_train_epoch_end(self) -> None:
         self._finish("train")
@@ -85,7 +78,7 @@ class TaskModule(LightningModule):
         self._scores[stage].reset()
 
 
-def _persistent(scores: Scores) -> Scores:
+def _persistent(scores: nn.Module) -> Any:
     for metric in scores.modules():
         if isinstance(metric, Metric):
             metric.persistent(True)

@@ -30,11 +30,11 @@ from syncnorm.trainer.prediction.volume_slices import FOLDER, draw_volumes
 from syncnorm.trainer.random_state import seeded
 from syncnorm.trainer.ranks.exchange import gather
 from syncnorm.trainer.ranks.replica_check import check_agreement
+from syncnorm.trainer.storage.atomic_files import write_atomic
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.training import checkpoints
 from syncnorm.trainer.training.evaluation import evaluate
 from syncnorm.trainer.training.task_module import TaskModule
-from syncnorm.trainer.training.tasks.scores import score_names
 from syncnorm.trainer.worker.fit import FitResult
 from syncnorm.trainer.worker.model_description import describe_job, describe_network
 from syncnorm.trainer.worker.module_and_data import TaskData
@@ -65,7 +65,7 @@ def finalize(
     if checkpoint.average is not None:
         choice = statistics_of_average(recompute, validate)
     else:
-        score = f"val/{score_names(data.info)[0]}"
+        score = f"val/{module.task.score}"
         choice = choose_statistics(network, spec.export.statistics, recompute, validate, score)
     facts = {"agreement": agreement, **checkpoint.as_facts()}
     if is_first():
@@ -73,6 +73,8 @@ def finalize(
         if uses_windows(spec):
             changes = measure(network.eval(), module.task, loaders.val, device)
             facts["windows"] = record(changes, folders, fitted.step)
+        for name, picture in module.task.pictures(network.eval(), data):
+            write_atomic(folders.artifacts / FOLDER / name, picture)
     description = describe_network(launch.job_id, spec, data)
     held_out = checkpoint.unless(lambda: inputs_of_data(data))
     finished = Finished(network.cpu().eval(), held_out, description, choice)

@@ -65,11 +65,8 @@ def _apart(module: LightningModule, loader: Any, spec: JobSpec) -> Iterator[str]
 def _deviations(module: LightningModule, loader: Any) -> Iterator[str]:
     if any(isinstance(layer, _DropoutNd) and layer.p > 0 for layer in network_of(module).modules()):
         yield "every worker draws dropout masks of its own"
-    if isinstance(module, TaskModule) and module.task.loss is not None and not module.task.loss.is_sample_mean:
-        yield (
-            "model.loss of several samples is not the mean of their losses (as with class weights or ignored targets), "
-            "so the mean over the workers is not the loss of the whole batch"
-        )
+    if isinstance(module, TaskModule):
+        yield from module.task.deviations(module.network)
     order = getattr(loader, "order", None)
     if order is not None and (repeated := order.repeated_items()):
         yield f"{counted(repeated, 'sample')} of an epoch are repeated, so that all workers have as many"

@@ -21,6 +21,7 @@ def describe_network(job_id: str, spec: JobSpec, data: Data) -> dict[str, Any]:
         "num_classes": data.info.num_classes,
         "input_shape": list(data.info.shape),
         **_of_volumes(spec),
+        **({"categories": [one._asdict() for one in data.info.categories]} if data.info.categories else {}),
     }
 
 

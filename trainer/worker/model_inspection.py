@@ -16,7 +16,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from syncnorm.trainer.callbacks.max_steps import planned_steps
@@ -30,6 +29,7 @@ from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.data.user.own_state import has_own_state
 from syncnorm.trainer.export.exportability import try_export
 from syncnorm.trainer.export.forward_inputs import ForwardInputs, Unclear, forward_inputs
+from syncnorm.trainer.export.held_out import example_of_data
 from syncnorm.trainer.export.weights import WEIGHTS_FILE
 from syncnorm.trainer.random_state import kept_random_state
 from syncnorm.trainer.training.averaging.horizon import horizon_findings
@@ -120,8 +120,8 @@ def inspection_of(
     size: int | None
     with kept_random_state():
         if assembly.task_data is not None:
-            data, example = assembly.task_data.data, torch.zeros(SAMPLES, *assembly.task_data.data.info.shape)
-            inputs: ForwardInputs | Unclear = ForwardInputs((example.to(module.device),))
+            data = assembly.task_data.data
+            inputs: ForwardInputs | Unclear = example_of_data(data.info, SAMPLES).to(module.device)
             size = data.samples_per_worker(spec.data.batch_size)
             found = audit(network_of(module), data, spec, workers)
         else:

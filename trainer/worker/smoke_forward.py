@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from syncnorm.trainer.data import DataInfo
+from syncnorm.trainer.training.tasks.detection.detection_task import require_predictions
 from syncnorm.trainer.training.tasks.main_output import main_output
 
 SAMPLES = 2
@@ -23,9 +25,11 @@ def check_forward(network: nn.Module, info: DataInfo) -> None:
     """
     inside: list[str] = []
     given = ["them"]
+    is_detection = info.task == "detection"
+    samples = torch.zeros(SAMPLES, *info.shape)
     try:
         with _undisturbed(network), _watched(network, inside, given), torch.no_grad():
-            output = network(torch.zeros(SAMPLES, *info.shape))
+            output = network(list(samples) if is_detection else samples)
     except (RuntimeError, ValueError) as error:
         path = inside[-1] if inside else ""
         where = f"layer {path} ({type(network.get_submodule(path)).__name__})" if path else type(network).__name__
@@ -33,6 +37,13 @@ def check_forward(network: nn.Module, info: DataInfo) -> None:
             f"the network must take samples of shape {info.shape}, but {where} can't take {given[-1]}: "
             f"{error}. Change the model's arguments, or the shape in data.init_args."
         ) from error
+    if is_detection:
+        require_predictions(network, output)
+    else:
+        _require_shape(output, info)
+
+
+def _require_shape(output: Any, info: DataInfo) -> None:
     expected = (SAMPLES, info.num_classes, *(info.shape[1:] if info.task == "segmentation" else ()))
     if (got := tuple(main_output(output).shape)) != expected:
         raise ValueError(

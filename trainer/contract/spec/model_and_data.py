@@ -51,11 +51,12 @@ def _as_rule(value: Any) -> Any:
 
 
 class ModelSpec(Part):
-    """The network: a built-in one by name, `timm/NAME` where timm is installed, or any class of yours by path."""
+    """The network: a built-in one by name, `timm/NAME` or `torchvision/NAME` where these are installed, or any class of
+    yours by path."""
 
     name: Name | None = None
-    """A built-in model (`GET /v1/models` lists them) or a timm model such as `timm/resnet18`. Default: none. Give
-    exactly one of name and class_path."""
+    """A built-in model (`GET /v1/models` lists them), a timm model such as `timm/resnet18`, or one of torchvision such
+    as `torchvision/fasterrcnn_resnet50_fpn`. Default: none. Give exactly one of name and class_path."""
     class_path: ClassPath | None = None
     """Import path of your class or function, such as `my_package.MyModel`. A LightningModule brings its own loss, and
     its optimizers if it has any. Default: none. Where uploaded code is off, only `torchvision.models.` is allowed."""

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from syncnorm import norm
+from syncnorm.trainer.data.info import Ragged
 from syncnorm.trainer.data.loader import Batch
 from syncnorm.trainer.export.forward_inputs import ForwardInputs, Unclear, reader_of
 from syncnorm.trainer.storage.atomic_files import write_atomic
+from syncnorm.trainer.training.tasks.detection.blank_image import accepting_no_image
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +35,14 @@ def population_statistics(
     """Replace running statistics by population statistics, if there are any. Entered by every rank."""
     if estimator == "none" or not norm.snapshot(network):
         return None
-    inputs = (_in_precision_of(network, batch.x.to(device)) for batch in batches)
-    return norm.recompute_population_statistics(network, inputs, estimator=estimator)
+    inputs = (_input(network, move_data_to_device(batch.x, device)) for batch in batches)
+    with accepting_no_image(network):
+        return norm.recompute_population_statistics(network, inputs, estimator=estimator)
+
+
+def _input(network: nn.Module, x: Tensor | Ragged) -> Any:
+    """In a tuple, which norm takes the first part of: a list would be taken for one, too."""
+    return (tree_map_only(Tensor, partial(_in_precision_of, network), list(x) if isinstance(x, Ragged) else x),)
 
 
 def keep(found: norm.PopulationStatistics, folder: Path) -> None:

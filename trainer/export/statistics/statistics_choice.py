@@ -85,9 +85,9 @@ def statistics_of_average(
 
 def compare_scores(running: Scores, population: Scores, score: str) -> tuple[Used, str]:
     """The statistics with the better score, or with the lower loss if the score is the same, and by how much."""
-    if all(math.isnan(scores[LOSS]) for scores in (running, population)):
+    if all(math.isnan(scores[LOSS if LOSS in scores else score]) for scores in (running, population)):
         return "population", "there is no validation to compare them by"
-    name = score if running[score] != population[score] else LOSS
+    name = score if running[score] != population[score] or LOSS not in running else LOSS
     gain = population[name] - running[name]
     is_better = gain <= 0 if name in LOWER_IS_BETTER else gain > 0
     values = f"{population[name]:.6g} with population statistics, {running[name]:.6g} with running ones"

@@ -13,22 +13,26 @@ from torchmetrics import Metric
 from syncnorm.trainer.contract.spec import ClassSpec, ModelSpec
 from syncnorm.trainer.data.info import DataInfo
 from syncnorm.trainer.random_state import seeded
+from syncnorm.trainer.training.tasks.detection.detection_task import DetectionTask
 from syncnorm.trainer.training.tasks.loss import Loss, as_target
 from syncnorm.trainer.training.tasks.main_output import main_output
 from syncnorm.trainer.training.tasks.scores import measured, score_names
 from syncnorm.trainer.training.tasks.sliding_window import SlidingWindow
-from syncnorm.trainer.training.tasks.task import Inferer, Task
+from syncnorm.trainer.training.tasks.task import Inferer, Objective, Task
 from syncnorm.trainer.user_code.class_path import instantiate
 
 SAMPLES, FIRST = 8, 3
 LONGEST_SIDE = 32
 
 
-def named_task(model: ModelSpec, info: DataInfo) -> Task:
+def named_task(model: ModelSpec, info: DataInfo) -> Objective:
     """The task of the data with the loss, metrics and inferer of `model`.
 
     Raises: ValueError naming the field of a part that does not fit the task.
     """
+    if info.task == "detection":
+        require_unnamed(model, "a detector computes its losses itself and is scored by its average precision")
+        return DetectionTask(info)
     with seeded(0):
         return Task(
             info,
