@@ -17,20 +17,28 @@ PREFIX = "torchvision/"
 _PACKAGES = {"detection": "detection", "segmentation": "segmentation"}
 """Task by the package below torchvision.models; models of other packages are refused, those of none classify."""
 _ANCHORS = ("anchor_sizes", "anchor_ratios")
+_ON_PYRAMIDS = {"faster_rcnn": "FasterRCNN", "mask_rcnn": "MaskRCNN", "retinanet": "RetinaNet", "fcos": "FCOS"}
+_DETECTORS = {**_ON_PYRAMIDS, "keypoint_rcnn": "KeypointRCNN", "ssd": "SSD", "ssdlite": "SSD"}
+"""Classes of detectors by their module."""
 
 
 def from_torchvision(name: str, init_args: Mapping[str, Any], info: DataInfo) -> nn.Module:
     """torchvision's model `name`, without trained weights unless init_args ask for them.
 
-    `anchor_sizes` and `anchor_ratios` in init_args are those of a detector's anchors, by level.
+    init_args are those of torchvision, and three of ours for detectors: `anchor_sizes` by level, `anchor_ratios`, and
+    `backbone`, a resnet in place of the one in the name of the model, such as resnet18.
     Raises: ValueError naming the spec path if torchvision is missing, has no such model, or refuses init_args, and if
     the model is for another task.
     """
     models = _models(name)
-    build: Callable[..., nn.Module] = _builder(models, name)
+    build = _builder(models, name)
     _require_task(name, build, info)
+    if info.task == "detection":
+        _require_known(name, build, init_args)
+    if backbone := init_args.get("backbone"):
+        build = _on_backbone(name, build, backbone)
     is_detector = info.task == "detection"
-    own = {key: value for key, value in init_args.items() if key not in _ANCHORS}
+    own = {key: value for key, value in init_args.items() if key not in (*_ANCHORS, "backbone")}
     outputs = info.num_classes + is_detector  # torchvision's detectors have a background, class 0
     settings = {"num_classes": outputs, **_no_weights(build), **_anchors(name, build, init_args), **own}
     try:
@@ -72,6 +80,43 @@ def _require_task(name: str, build: Callable[..., Any], info: DataInfo) -> None:
             f"model.name: torchvision/{name} takes images with 3 channels, got samples of shape {info.shape}. Set "
             "channels: 3 in data.init_args."
         )
+
+
+def _require_known(name: str, build: Callable[..., Any], init_args: Mapping[str, Any]) -> None:
+    """torchvision's detectors take any argument and leave those aside that they don't know. Raises: ValueError."""
+    module = importlib.import_module(build.__module__)
+    transform = importlib.import_module("torchvision.models.detection.transform").GeneralizedRCNNTransform
+    takers = (build, getattr(module, _DETECTORS[module.__name__.rpartition(".")[2]]), transform)
+    known = {one for taker in takers for one in inspect.signature(taker).parameters} - {"kwargs"}
+    if unknown := sorted(init_args.keys() - known - {*_ANCHORS, "backbone"}):
+        near = get_close_matches(unknown[0], known, n=3, cutoff=0.4)
+        raise ValueError(
+            f"model.init_args must fit torchvision's {name}: there is no argument {unknown[0]!r}"
+            f"{'; near are ' + ', '.join(near) if near else ''}."
+        )
+
+
+def _on_backbone(name: str, build: Callable[..., Any], backbone: str) -> Callable[..., nn.Module]:
+    """What builds the same detector on the feature pyramid of another resnet."""
+    module = build.__module__.rpartition(".")[2]
+    utils = importlib.import_module("torchvision.models.detection.backbone_utils")
+    if module not in _ON_PYRAMIDS or not name.endswith("_resnet50_fpn") or not hasattr(utils.resnet, str(backbone)):
+        raise ValueError(
+            f"model.init_args.backbone is for detectors named …_resnet50_fpn, and must be a resnet of torchvision such "
+            f"as resnet18, got {backbone!r} for {name}."
+        )
+    detector = getattr(importlib.import_module(build.__module__), _DETECTORS[module])
+    pyramid: dict[str, Any] = {"weights": None, "trainable_layers": 5, "norm_layer": nn.BatchNorm2d}
+    if module in ("retinanet", "fcos"):  # as torchvision builds them: from the second stage on, with two levels more
+        more = importlib.import_module("torchvision.ops.feature_pyramid_network").LastLevelP6P7(256, 256)
+        pyramid |= {"returned_layers": [2, 3, 4], "extra_blocks": more}
+
+    def build_detector(num_classes: int, **more: Any) -> nn.Module:
+        made: nn.Module = detector(utils.resnet_fpn_backbone(backbone_name=backbone, **pyramid), num_classes, **more)
+        return made
+
+    build_detector.__module__ = build.__module__
+    return build_detector
 
 
 def _no_weights(build: Callable[..., Any]) -> dict[str, None]:

@@ -35,6 +35,7 @@ from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.training import checkpoints
 from syncnorm.trainer.training.evaluation import evaluate
 from syncnorm.trainer.training.task_module import TaskModule
+from syncnorm.trainer.training.tasks.task import Task
 from syncnorm.trainer.worker.fit import FitResult
 from syncnorm.trainer.worker.model_description import describe_job, describe_network
 from syncnorm.trainer.worker.module_and_data import TaskData
@@ -69,8 +70,9 @@ def finalize(
         choice = choose_statistics(network, spec.export.statistics, recompute, validate, score)
     facts = {"agreement": agreement, **checkpoint.as_facts()}
     if is_first():
-        draw_volumes(network, module.task, data, folders.artifacts / FOLDER, device)
-        if uses_windows(spec):
+        if isinstance(module.task, Task):
+            draw_volumes(network, module.task, data, folders.artifacts / FOLDER, device)
+        if isinstance(module.task, Task) and uses_windows(spec):
             changes = measure(network.eval(), module.task, loaders.val, device)
             facts["windows"] = record(changes, folders, fitted.step)
         for name, picture in module.task.pictures(network.eval(), data):

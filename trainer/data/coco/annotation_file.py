@@ -192,12 +192,12 @@ class _Reader:
         raise ValueError(f"{self.where}: {self.url}: {'; '.join(self.problems[:SHOWN_PROBLEMS])}{more}.")
 
 
-def _has(record: Any, **kinds: type) -> bool:
+def _has(record: Any, **kinds: type[int] | type[str]) -> bool:
     """Whether it is an object with values of these kinds; numbers are not negative."""
     return isinstance(record, dict) and all(_is(record.get(name), kind) for name, kind in kinds.items())
 
 
-def _is(value: Any, kind: type) -> bool:
+def _is(value: Any, kind: type[int] | type[str]) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool) and (isinstance(value, str) or value >= 0)
 
 

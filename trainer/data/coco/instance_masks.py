@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,10 @@ def masks_of(records: Sequence[Mapping[str, Any]], width: int, height: int) -> T
     """uint8 (N, height, width), 1 within each object."""
     if not records:
         return torch.zeros(0, height, width, dtype=torch.uint8)
-    decoded = [coco_masks().decode(run_lengths(record["segmentation"], width, height)) for record in records]
+    encodings = [run_lengths(record["segmentation"], width, height) for record in records]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools 2.0.11 with numpy 2
+        decoded = [coco_masks().decode(one) for one in encodings]
     return torch.from_numpy(np.stack(decoded))
 
 
