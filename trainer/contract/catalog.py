@@ -207,7 +207,7 @@ class SegmentationFolderArgs(InitArgs):
 class TransformArgs(InitArgs):
     """A transform of torchvision.transforms.v2, such as `{name: RandomIoUCrop}`."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Z][A-Za-z0-9]{0,63}$")]
+    name: Annotated[str, Field(max_length=64, pattern=r"^[A-Z][A-Za-z0-9]*$")]
     """Name of its class. No default."""
     init_args: Annotated[dict[str, JsonValue], Field(max_length=16)] = {}
     """Its arguments: numbers, words and lists of them. Default: none, so that its own defaults hold."""

@@ -112,7 +112,12 @@ def coco(args: CocoArgs, seed: int) -> Data:
     _require_files(val_storage, training, val)
     first = train[0]
     return Data(
-        DataInfo("detection", len(training.categories), (3, first.height, first.width), training.categories),
+        DataInfo(
+            "detection",
+            len(training.categories),
+            (3, first.height, first.width),
+            categories=training.categories,
+        ),
         LabelledImages(
             storage,
             train,
