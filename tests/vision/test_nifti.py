@@ -16,6 +16,7 @@ import torch
 from syncnorm.trainer.contract.spec import DataSpec
 from syncnorm.trainer.data import Data, build_data
 from syncnorm.trainer.data.loader import train_loader
+from syncnorm.trainer.data.user.named_data import NamedData
 
 nibabel = pytest.importorskip("nibabel")
 from tests.helpers.vision.nifti_folder import affine_of, save, scene, write_folder  # noqa: E402 - needs nibabel
@@ -249,6 +250,13 @@ def test_changed_files_and_settings_are_not_taken_from_the_disk(
         image = nibabel.load(path)
         save(path, image.get_fdata()[::-1].astype(np.float32))
     assert not torch.equal(build(root, cache="disk").val[0][0], before)
+
+
+def test_a_module_of_yours_gets_patches_in_batches_and_volumes_one_by_one(root: Path) -> None:
+    data = NamedData(build(root, val_fraction=0.5), batch_size=4)
+
+    assert [len(x) for x, _ in data.train_dataloader()] == [4, 4]
+    assert [len(x) for x, _ in data.val_dataloader()] == [1, 1]
 
 
 # Bad input

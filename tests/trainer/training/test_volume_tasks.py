@@ -94,7 +94,9 @@ def test_windows_cover_everything_and_overlap_as_asked(length: int, overlap: flo
 # Loss
 
 
-def test_the_loss_is_cross_entropy_and_dice_of_each_sample() -> None:
+@pytest.mark.parametrize("piece", [2**22, 7])
+def test_the_loss_is_cross_entropy_and_dice_of_each_sample(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    monkeypatch.setattr("syncnorm.trainer.training.tasks.dice.PIECE", piece)
     rng = np.random.default_rng(0)
     scores, target = rng.normal(size=(3, CLASSES, 4, 5, 6)), rng.integers(0, CLASSES, (3, 4, 5, 6))
 

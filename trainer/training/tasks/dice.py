@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
 SMOOTH = 1e-5
 """Added to both sides of the ratio, as in nnU-Net and MONAI: a class that a sample lacks wants no probability."""
+PIECE = 2**22
+"""Positions that are summed at once: a patch is one piece, and a volume takes no more memory than some of its own."""
 
 
 def dice_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
@@ -21,14 +24,21 @@ def dice_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     See: Milletari et al. 2016, arXiv:1606.04797; Isensee et al. 2021, doi:10.1038/s41592-020-01008-z, whose 3-D network
     takes Dice per sample, too.
     """
+    positions = target[0].numel()
     logits_NKS = output.to(torch.promote_types(output.dtype, torch.float32)).flatten(2)
-    target_NS = target.flatten(1)
-    cross_entropy = F.cross_entropy(logits_NKS, target_NS, reduction="none").mean(1)
-    p_NKS = logits_NKS.softmax(1)
-    g_NKS = torch.zeros_like(p_NKS).scatter_(1, target_NS[:, None], 1)
-    overlap = 2 * (p_NKS * g_NKS).sum(2) + SMOOTH
-    dice_NK = overlap / (p_NKS.sum(2) + g_NKS.sum(2) + SMOOTH)
-    return cross_entropy + 1 - dice_NK[:, 1:].mean(1)
+    pieces = zip(logits_NKS.split(PIECE, 2), target.flatten(1).split(PIECE, 1), strict=True)
+    nll_N, overlap_NK, sizes_NK = (sum(parts) for parts in zip(*itertools.starmap(_sums, pieces), strict=True))
+    dice_NK = (2 * overlap_NK + SMOOTH) / (sizes_NK + SMOOTH)
+    loss_N: Tensor = nll_N / positions + 1 - dice_NK[:, 1:].mean(1)
+    return loss_N
+
+
+def _sums(logits_NKS: Tensor, target_NS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Over positions: −log p of the true class (N,), Σ p g, and Σ p + Σ g (N, K)."""
+    log_p_NKS = logits_NKS.log_softmax(1)
+    p_NKS, g_NKS = log_p_NKS.exp(), torch.zeros_like(log_p_NKS).scatter_(1, target_NS[:, None], 1)
+    nll_N = -log_p_NKS.gather(1, target_NS[:, None]).sum((1, 2))
+    return nll_N, (p_NKS * g_NKS).sum(2), (p_NKS + g_NKS).sum(2)
 
 
 class Dice(Metric):
