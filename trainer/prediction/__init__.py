@@ -1,3 +1,2 @@
-"""Applies trained networks: an exported model to files of the user's, where only the export is, and the network of a
-job to its validation volumes, for pictures. May import trainer.data, trainer.export and the tasks of trainer.training.
-`syncnorm predict` runs `python -m syncnorm.trainer.prediction`."""
+"""Applies an exported model to files of the user's, where only the export is. May import trainer.data.volumes,
+trainer.export and the tasks of trainer.training. `syncnorm predict` runs `python -m syncnorm.trainer.prediction`."""

@@ -26,7 +26,6 @@ from syncnorm.trainer.export.statistics.statistics_choice import (
     choose_statistics,
     statistics_of_average,
 )
-from syncnorm.trainer.prediction.volume_slices import FOLDER, draw_volumes
 from syncnorm.trainer.random_state import seeded
 from syncnorm.trainer.ranks.exchange import gather
 from syncnorm.trainer.ranks.replica_check import check_agreement
@@ -42,6 +41,9 @@ from syncnorm.trainer.worker.module_and_data import TaskData
 from syncnorm.trainer.worker.publication import Finished, HeldOut, is_first, publish
 
 logger = logging.getLogger(__name__)
+
+PICTURES = "validation"
+"""Folder of the run's artifacts with pictures of validation samples."""
 
 
 def finalize(
@@ -70,13 +72,11 @@ def finalize(
         choice = choose_statistics(network, spec.export.statistics, recompute, validate, score)
     facts = {"agreement": agreement, **checkpoint.as_facts()}
     if is_first():
-        if isinstance(module.task, Task):
-            draw_volumes(network, module.task, data, folders.artifacts / FOLDER, device)
         if isinstance(module.task, Task) and uses_windows(spec):
             changes = measure(network.eval(), module.task, loaders.val, device)
             facts["windows"] = record(changes, folders, fitted.step)
         for name, picture in module.task.pictures(network.eval(), data):
-            write_atomic(folders.artifacts / FOLDER / name, picture)
+            write_atomic(folders.artifacts / PICTURES / name, picture)
     description = describe_network(launch.job_id, spec, data)
     held_out = checkpoint.unless(lambda: inputs_of_data(data))
     finished = Finished(network.cpu().eval(), held_out, description, choice)

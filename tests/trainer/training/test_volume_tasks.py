@@ -20,6 +20,7 @@ from syncnorm.trainer.training.tasks.dice import SMOOTH, Dice, dice_cross_entrop
 from syncnorm.trainer.training.tasks.scales import coarser, over_scales, score_scales
 from syncnorm.trainer.training.tasks.sliding_window import SlidingWindow
 from syncnorm.trainer.training.tasks.task import Task
+from syncnorm.trainer.training.tasks.volume_slices import most_foreground
 from tests.helpers.norm.pool import Pool
 from tests.helpers.trainer.ranks import RecordingReporter, train
 from tests.helpers.trainer.volume_data import CLASSES, volume_data
@@ -265,3 +266,23 @@ def test_the_data_says_how_whole_volumes_are_run() -> None:
     info = volume_data(overlap=0.25, blending="constant", windows_at_once=2).info
 
     assert info == DataInfo("segmentation", CLASSES, (1, 8, 8, 8), Windows(0.25, "constant", 2))
+
+
+def test_pictures_show_the_first_volumes() -> None:
+    data = volume_data(val=5)
+    task = Task(data.info, inferer=SlidingWindow(data.info.shape[1:], WINDOWS))
+
+    found = dict(task.pictures(Threshold(), data))
+
+    assert list(found) == ["volume_0.png", "volume_1.png", "volume_2.png"]
+    assert all(picture.startswith(b"\x89PNG") for picture in found.values())
+
+
+def test_a_picture_is_of_the_slice_with_the_most_foreground() -> None:
+    truth, predicted = np.zeros((4, 5, 6), int), np.zeros((4, 5, 6), int)
+    predicted[1, 1:4] = 1
+    assert most_foreground(truth, predicted, axis=0) == 1
+
+    truth[2, 3, 1:4] = 2
+
+    assert [most_foreground(truth, predicted, axis) for axis in range(2)] == [2, 3]

@@ -17,6 +17,7 @@ from syncnorm.trainer.training.tasks.loss import Loss, task_loss
 from syncnorm.trainer.training.tasks.main_output import main_output, named_outputs
 from syncnorm.trainer.training.tasks.scales import over_scales, score_scales
 from syncnorm.trainer.training.tasks.scores import Scores, score_names
+from syncnorm.trainer.training.tasks.volume_slices import volume_pictures
 
 Inferer = Callable[[Tensor, Callable[[Tensor], Tensor]], Any]
 """Gives the output for a batch by calls of the network, which is its second argument."""
@@ -103,12 +104,9 @@ class Task:
     def count(self, network: nn.Module, batch: Batch, scores: Scores) -> None:
         """By the main output."""
         x, target = batch.x, batch.y
-        if self.inferer is None:
-            output = main_output(network(x))
-        elif len(x) == 0:  # a sliding window can't run over nothing
+        if self.inferer is not None and len(x) == 0:  # a sliding window can't run over nothing
             return
-        else:
-            output = main_output(self.inferer(x, lambda part: main_output(network(part))))
+        output = self._infer(network, x)
         scores.update(output, target, task_loss(self.info, output, target, self.loss))
 
     def scores(self, stage: str) -> Scores:
@@ -121,8 +119,16 @@ class Task:
                 "targets), so the mean over the workers is not the loss of the whole batch"
             )
 
-    def pictures(self, network: nn.Module, data: Data) -> Iterator[tuple[str, bytes]]:  # noqa: ARG002
-        return iter(())
+    def pictures(self, network: nn.Module, data: Data) -> Iterator[tuple[str, bytes]]:
+        if self.info.windows is not None:
+            device = next((each.device for each in network.parameters()), torch.device("cpu"))
+            yield from volume_pictures(lambda x: self._infer(network, x.to(device)), data)
+
+    def _infer(self, network: nn.Module, x: Tensor) -> Tensor:
+        """The main output, by the inferer where there is one."""
+        if self.inferer is None:
+            return main_output(network(x))
+        return main_output(self.inferer(x, lambda part: main_output(network(part))))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Task:
         if self.loss is None or not isinstance(self.loss.function, nn.Module):

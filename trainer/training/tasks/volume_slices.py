@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
 from syncnorm.trainer.data.info import Data
-from syncnorm.trainer.training.tasks.main_output import main_output
-from syncnorm.trainer.training.tasks.task import Task
 
-FOLDER = "validation"
 VOLUMES = 3
 _ALPHA = 0.5
 
 
-@torch.no_grad()
-def draw_volumes(network: nn.Module, task: Task, data: Data, folder: Path, device: torch.device) -> list[Path]:
-    """`volume_0.png` and others, of the first validation volumes. network: in eval mode on `device`."""
-    if task.info.windows is None or task.inferer is None:
-        return []
-    network.eval()
-    drawn = []
+def volume_pictures(infer: Callable[[Tensor], Tensor], data: Data) -> Iterator[tuple[str, bytes]]:
+    """PNG files of the first validation volumes, by name. infer: gives the scores of a batch of volumes."""
     for index in range(min(VOLUMES, len(data.val))):  # type: ignore[arg-type]
         image, truth = data.val[index]
-        scores = main_output(task.inferer(image[None].to(device), lambda part: main_output(network(part))))
-        folder.mkdir(parents=True, exist_ok=True)
-        drawn.append(folder / f"volume_{index}.png")
-        _draw(image[0].numpy(), truth.numpy(), scores[0].argmax(0).cpu().numpy(), task.info.num_classes, drawn[-1])
-    return drawn
+        with torch.no_grad():
+            predicted = infer(image[None])[0].argmax(0).cpu().numpy()
+        yield f"volume_{index}.png", _draw(image[0].numpy(), truth.numpy(), predicted, data.info.num_classes)
 
 
 def most_foreground(truth_XYZ: np.ndarray, predicted_XYZ: np.ndarray, axis: int) -> int:
@@ -41,7 +32,7 @@ def most_foreground(truth_XYZ: np.ndarray, predicted_XYZ: np.ndarray, axis: int)
     return int((counts if counts.any() else (predicted_XYZ > 0).sum(others)).argmax())
 
 
-def _draw(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, num_classes: int, path: Path) -> None:
+def _draw(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> bytes:
     """A row for each axis: image, truth, prediction."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -60,7 +51,9 @@ def _draw(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, num_class
         row[0].set_title(f"slice {at} of axis {axis}", fontsize=9)
         row[1].set_title("truth", fontsize=9)
         row[2].set_title("prediction", fontsize=9)
-    figure.savefig(path, dpi=80)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=80)
+    return png.getvalue()
 
 
 def _overlay(axes: Any, label: np.ndarray, num_classes: int) -> None:
