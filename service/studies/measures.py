@@ -15,7 +15,7 @@ from syncnorm.service.jobs.study_spec import Point
 Series = Mapping[str, Sequence[tuple[int, float]]]
 """Metric → (step, value), steps rising."""
 
-ERROR, SCORES = "error", ("accuracy", "mean_iou", "dice")
+ERROR, SCORES = "error", ("accuracy", "mean_iou", "dice", "map")
 """The error is 1 − the first of these that there is; of regression it is the mean absolute error itself."""
 ABSOLUTE_ERROR = "mae"
 DIVERGED = "non_finite"

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from syncnorm.trainer.export.detectors.box_sets import box_sets, difference
+
 # Folding and other runtimes reorder fp32 sums: differences of some 1e-6 of a sample's largest output are rounding.
 # A wrong statistic or a lost activation moves outputs by percents. 1e-4 lies between with room on both sides.
 MAX_RELATIVE_DIFFERENCE = 1e-4
@@ -47,7 +49,7 @@ def compare_outputs(
     """The worst of all outputs of all batches, each a pair of the trained model's and the candidate's."""
     checks = [check for trained, candidate in batches for check in _of_batch(runtime, inputs, trained, candidate)]
     worst = max(checks, key=lambda check: float("inf") if check.max_rel is None else check.max_rel)
-    samples = sum(len(next(iter(trained.values()))) for trained, _ in batches)
+    samples = sum(len(box_sets(trained)) or len(next(iter(trained.values()))) for trained, _ in batches)
     return replace(worst, samples=samples, passed=all(check.passed for check in checks))
 
 
@@ -55,7 +57,17 @@ def _of_batch(runtime: str, inputs: str, trained: Mapping[str, Array], candidate
     if trained.keys() != candidate.keys():
         other = ", ".join(sorted(trained.keys() ^ candidate.keys()))
         return [Check(runtime, inputs, 0, None, None, False, other)]
+    if found := box_sets(trained):
+        others = box_sets(candidate)
+        return [_of_boxes(runtime, inputs, place, difference(one, others[place])) for place, one in found.items()]
     return [replace(compare(runtime, inputs, output, candidate[leaf]), leaf=leaf) for leaf, output in trained.items()]
+
+
+def _of_boxes(runtime: str, inputs: str, place: str, apart: tuple[float, float] | None) -> Check:
+    """apart: absolute and relative difference of the boxes and scores of an image; None: one set has another box."""
+    if apart is None:
+        return Check(runtime, inputs, 1, None, None, False, place)
+    return Check(runtime, inputs, 1, *apart, apart[1] <= MAX_RELATIVE_DIFFERENCE, place)
 
 
 def compare(runtime: str, inputs: str, trained: Array, candidate: Array) -> Check:

@@ -21,6 +21,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 from syncnorm.trainer.contract.failure import ExportReason
 from syncnorm.trainer.errors import NoExportError
 from syncnorm.trainer.export import samples
+from syncnorm.trainer.export.detectors.suppression import exportable_suppression
 from syncnorm.trainer.export.forward_inputs import ForwardInputs
 from syncnorm.trainer.export.outputs import Array, Outputs, to_arrays
 from syncnorm.trainer.storage.atomic_files import write_with
@@ -79,15 +80,20 @@ def capture(network: nn.Module, example: ForwardInputs) -> torch.export.Exported
         shapes[tensor] = {0: torch.export.Dim.DYNAMIC}
     network = network.eval()
     try:
-        with torch.no_grad(), _without_output():
+        with torch.no_grad(), _without_output(), exportable_suppression():
             dynamic = shapes.dynamic_shapes(network, example.args, example.kwargs)
             return torch.export.export(network, example.args, example.kwargs, dynamic_shapes=dynamic)
     except Exception as error:  # torch.export has many, and few of them public
-        raise NoExportError(
-            ExportReason.NOT_EXPORTABLE,
-            f"the network must be exportable for any number of samples, but torch.export says: {_said(error)} "
-            "Take the number of samples from x.shape[0] (len(x) makes it a constant) and don't branch on values.",
-        ) from error
+        raise NoExportError(ExportReason.NOT_EXPORTABLE, _not_taken(error, example)) from error
+
+
+def _not_taken(error: Exception, example: ForwardInputs) -> str:
+    if samples.count(example) is None:  # a list of images
+        return f"the network must be exportable for one image, but torch.export says: {_said(error)}"
+    return (
+        f"the network must be exportable for any number of samples, but torch.export says: {_said(error)} "
+        "Take the number of samples from x.shape[0] (len(x) makes it a constant) and don't branch on values."
+    )
 
 
 def export(network: nn.Module, example: ForwardInputs, formats: Sequence[str], folder: Path) -> list[ExportedModel]:
