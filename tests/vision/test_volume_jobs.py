@@ -283,3 +283,7 @@ def test_a_job_on_two_workers_scores_what_its_exported_model_gives(
     assert scores["val/dice"] == pytest.approx(np.mean([scores["val/dice_1"], scores["val/dice_2"]]), rel=1e-9)
     assert artifact(done, "validation/volume_0.png").startswith(b"\x89PNG")
     assert {"val/dice", "val/dice_1", "val/dice_2", "train/dice"} <= run_of(done)["metrics"].keys()
+    windows = json.loads(artifact(done, "norm/windows.json"))
+    assert proof["windows"] == windows
+    assert windows["reference"] == "whole"
+    assert run_of(done)["metrics"]["norm/window_changes"] == pytest.approx(windows["share"])
