@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,11 @@ from torch import Tensor, nn
 
 from syncnorm import norm
 from syncnorm.norm import KINDS
+from syncnorm.trainer.contract.initial_weights import WeightAccess
+from syncnorm.trainer.contract.spec_reader import read_spec
+from syncnorm.trainer.training.conversion import convert
+from syncnorm.trainer.weights.loading import InitialWeights
+from syncnorm.trainer.weights.sources import read_source
 from tests.helpers.norm.frozen_layers import randomized
 
 RUNNING_KINDS = [name for name, kind in KINDS.items() if kind.running_statistics]
@@ -172,3 +178,26 @@ def test_folding_follows_hugging_face_s_own_classes() -> None:
         _, report = norm.fold(nn.Sequential(nn.Conv2d(3, 4, 1), frozen(4)))
 
         assert [item.into for item in report] == ["0"], name
+
+
+@pytest.mark.parametrize("kind", ["sync_batch", "frozen_batch", "batch_renorm", "group"])
+def test_a_job_starts_a_frozen_network_from_weights_in_a_file(kind: str, tmp_path: Path) -> None:
+    from torchvision.models import resnet18
+    from torchvision.ops.misc import FrozenBatchNorm2d
+
+    source = _trained(resnet18(num_classes=4, norm_layer=FrozenBatchNorm2d))
+    torch.save(source.state_dict(), tmp_path / "w")
+    model = {"class_path": "torchvision.models.resnet18", "init_from": {"file": str(tmp_path / "w")}}
+    spec = read_spec({"name": "x", "model": model, "data": {"name": "digits", "batch_size": 8}, "norm": {"kind": kind}})
+    assert spec.model.init_from is not None
+    origin = read_source(spec.model.init_from, WeightAccess(), "", tmp_path / "staged")
+    network, _ = convert(resnet18(num_classes=4, norm_layer=FrozenBatchNorm2d), spec, None)
+    weights = InitialWeights(tmp_path / "staged", origin, spec)
+
+    weights.load(network)
+
+    state = network.state_dict()
+    lost = {name for name in source.state_dict() if name not in state}
+    assert {name.rpartition(".")[2] for name in lost} == ({"running_mean", "running_var"} if kind == "group" else set())
+    assert all(torch.equal(state[name], tensor) for name, tensor in source.state_dict().items() if name not in lost)
+    assert [one.code for one in weights.findings] == (["weights_lost"] if kind == "group" else [])
