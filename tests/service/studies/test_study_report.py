@@ -146,6 +146,18 @@ def test_error_of_regression_is_its_mean_absolute_error() -> None:
     assert measure(diverged, "val/error") is None
 
 
+@pytest.mark.parametrize(
+    ("scores", "error"),
+    [({"mean_iou": 0.6, "dice": 0.75}, 0.4), ({"dice": 0.75, "dice_1": 0.9}, 0.25), ({"dice_1": 0.9}, None)],
+)
+def test_error_of_segmentation_is_one_less_its_overlap(scores: dict[str, float], error: float | None) -> None:
+    series = {f"val/{name}": [(10, value)] for name, value in scores.items()}
+    values = {f"population/val/{name}": value for name, value in scores.items()}
+    job = outcome(expand(study())[0], series=series, values=values)
+
+    assert [measure(job, "val/error"), measure(job, "population/val/error")] == [pytest.approx(error)] * 2
+
+
 def test_error_of_a_diverged_job_is_one_and_its_other_metrics_are_not_made_up() -> None:
     diverged = Outcome(1, "job_1", "n", {}, 0, "failed", reason="non_finite")
     broken = Outcome(1, "job_1", "n", {}, 0, "failed", reason="user_error")
