@@ -14,11 +14,12 @@ from torch import nn
 
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.data import build_data
+from syncnorm.trainer.training import checkpoints
 from syncnorm.trainer.training.tasks.detection.average_precision import PrecisionScores
 from syncnorm.trainer.worker.model_inspection import inspect
 from syncnorm.trainer.worker.module_and_data import assemble
 from tests.helpers.norm.pool import Pool
-from tests.helpers.trainer.ranks import train
+from tests.helpers.trainer.ranks import RecordingReporter, train
 from tests.helpers.vision.coco_scenes import write_scenes
 
 TINY = "tests.helpers.vision.tiny_detectors"
@@ -104,6 +105,41 @@ def test_plan_promises_one_device(model: str, scenes: Path) -> None:
     assert found.guarantees is not None
     assert found.guarantees.equals_one_device.holds == "yes"
     assert {one["to"] for one in found.conversion} - {"GroupNorm"} == {"SyncBatchNorm"}
+
+
+def test_stopped_job_goes_on_as_if_it_had_not_stopped(scenes: Path, three_ranks: Pool, tmp_path: Path) -> None:
+    document = job(scenes, "fcos", 2)
+    whole, *_ = three_ranks.run(train, 2, str(tmp_path / "whole"), document)
+
+    three_ranks.run(train, 2, str(tmp_path / "cut"), document, None, RecordingReporter(stop_at=2))
+    newest = checkpoints.newest([tmp_path / "cut" / "checkpoints"])
+    assert newest is not None
+    resumed, *_ = three_ranks.run(train, 2, str(tmp_path / "resumed"), document, str(newest.path))
+    alone, *_ = three_ranks.run(train, 1, str(tmp_path / "alone"), document, str(newest.path))
+
+    assert resumed.metrics == whole.metrics
+    assert all(torch.equal(resumed.state[name], tensor) for name, tensor in whole.state.items())
+    assert alone.metrics == pytest.approx(whole.metrics, rel=1e-9)
+
+
+def test_plan_of_a_detector_of_ones_own_says_what_nobody_knows(scenes: Path) -> None:
+    found = inspect(read_spec(job(scenes, "OwnDetector", 2)))
+
+    assert [one for one in found.findings if one.severity == "error"] == []
+    assert found.guarantees is not None
+    promised = found.guarantees.equals_one_device
+    assert promised.holds == "partly"
+    assert promised.why.startswith("the losses of OwnDetector are taken for means over images; where they are means")
+
+
+def test_detector_of_ones_own_is_trained_and_scored(scenes: Path, three_ranks: Pool, tmp_path: Path) -> None:
+    one, two = (
+        three_ranks.run(train, workers, str(tmp_path / str(workers)), job(scenes, "OwnDetector", workers))[0].metrics
+        for workers in (1, 2)
+    )
+
+    assert {"train/loss", "train/loss_count", "val/map", "val/map_50"} <= one.keys()
+    assert two["train/loss"] > 0
 
 
 # Precision

@@ -28,6 +28,8 @@ from syncnorm.trainer.storage.atomic_files import write_with
 
 Runner = Callable[[ForwardInputs], Outputs]
 
+logger = logging.getLogger(__name__)
+
 PT2_FILE = "model.pt2"
 ONNX_FILE = "model.onnx"
 
@@ -89,7 +91,10 @@ def capture(network: nn.Module, example: ForwardInputs) -> torch.export.Exported
 
 def _not_taken(error: Exception, example: ForwardInputs) -> str:
     if samples.count(example) is None:  # a list of images
-        return f"the network must be exportable for one image, but torch.export says: {_said(error)}"
+        return (
+            f"the network must be exportable for one image, but torch.export says: {_said(error)} An ONNX file by "
+            "tracing is tried after training, if export.formats has onnx."
+        )
     return (
         f"the network must be exportable for any number of samples, but torch.export says: {_said(error)} "
         "Take the number of samples from x.shape[0] (len(x) makes it a constant) and don't branch on values."
@@ -99,10 +104,17 @@ def _not_taken(error: Exception, example: ForwardInputs) -> str:
 def export(network: nn.Module, example: ForwardInputs, formats: Sequence[str], folder: Path) -> list[ExportedModel]:
     """`network` as each of `formats`, with a dynamic batch dimension; each is loaded back from its file.
 
+    A detector that torch.export can't take is written as ONNX alone, by tracing.
     Raises: NoExportError, see `capture`; also where there are no formats, since an MLflow model is one, too.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    program = capture(network, example)
+    try:
+        program = capture(network, example)
+    except NoExportError as error:
+        if samples.count(example) is not None or "onnx" not in formats:
+            raise
+        logger.warning("the export has an ONNX file only: %s", error)
+        return [_write_traced_onnx(network, example, folder / ONNX_FILE)]
     exported = []
     if "pt2" in formats:
         exported.append(_write_pt2(program, folder / PT2_FILE))
@@ -142,8 +154,6 @@ def _word(place: str) -> str:
 
 
 def _write_onnx(program: torch.export.ExportedProgram, path: Path, names: OnnxNames) -> ExportedModel:
-    import onnxruntime
-
     with warnings.catch_warnings():
         # The exporter warns about its own internals (deprecated pytree calls, opset choices), not about the model.
         warnings.simplefilter("ignore")
@@ -157,6 +167,29 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, names: OnnxNa
             input_names=list(names.inputs),
             output_names=list(names.outputs.values()),
         )
+    return _onnx_model(path, names)
+
+
+def _write_traced_onnx(network: nn.Module, example: ForwardInputs, path: Path) -> ExportedModel:
+    """By the exporter of TorchScript, which torchvision's detectors are written for."""
+    names = _names(network, example)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # that it will be removed one day, and that traced sizes are fixed
+        torch.onnx.export(
+            network,
+            example.args,
+            str(path),
+            dynamo=False,
+            verbose=False,
+            input_names=list(names.inputs),
+            output_names=list(names.outputs.values()),
+        )
+    return _onnx_model(path, names)
+
+
+def _onnx_model(path: Path, names: OnnxNames) -> ExportedModel:
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def run(inputs: ForwardInputs) -> Outputs:

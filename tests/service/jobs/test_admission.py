@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from syncnorm.service.jobs.admission import against_code, against_requirements
+from syncnorm.service.jobs.admission import against_code, against_files, against_requirements, against_urls
 from syncnorm.trainer.contract.spec_reader import read_spec
 
 
@@ -64,6 +65,27 @@ def test_arguments_that_may_name_code_are_refused(value: Any) -> None:
 def test_weights_that_timm_would_unpickle_are_refused(init_args: dict[str, Any]) -> None:
     assert refused(name="timm/resnet18", init_args=init_args) == [f"model.init_args.{next(iter(init_args))}"]
     assert refused(name="timm/resnet18", init_args={"pretrained": True, "act_layer": "relu", "drop_rate": 0.1}) == []
+
+
+def test_models_of_torchvision_by_name_take_plain_arguments() -> None:
+    name = "torchvision/fasterrcnn_resnet50_fpn"
+
+    plain = {"backbone": "resnet18", "anchor_sizes": [[16], [32]], "min_size": 192, "weights_backbone": "IMAGENET1K_V1"}
+    assert refused(name=name, init_args=plain) == []
+    assert refused(name=name, init_args={"norm_layer": "os.system"}) == ["model.init_args.norm_layer"]
+
+
+def test_files_of_detection_must_exist_and_be_readable_addresses(tmp_path: Path) -> None:
+    files = {
+        "root": str(tmp_path),
+        "annotations": f"{tmp_path}/a.json",
+        "val_annotations": "https://example.org/v.json",
+    }
+    data = {"name": "coco", "batch_size": 1, "init_args": files}
+    spec = read_spec({"name": "x", "model": {"name": "torchvision/ssd300_vgg16"}, "data": data})
+
+    assert [problem.path for problem in against_files(spec)] == ["data.init_args.annotations"]
+    assert [problem.path for problem in against_urls(spec, ["s3://"])] == ["data.init_args.val_annotations"]
 
 
 def test_losses_of_torch_and_scores_of_torchmetrics_are_allowed() -> None:
