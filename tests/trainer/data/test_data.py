@@ -180,7 +180,7 @@ def test_reading_behind_the_end_is_an_index_error() -> None:
 
 
 def test_unknown_data_is_refused_with_what_there_is() -> None:
-    with pytest.raises(ValueError, match=r"data.name must be one of digit_scenes, digits, image_folder"):
+    with pytest.raises(ValueError, match=r"data.name must be one of coco, digit_scenes, digits, image_folder, nifti"):
         _build("mnist")
 
 
