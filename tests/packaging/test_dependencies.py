@@ -23,8 +23,8 @@ COMES_WITH = {
     "scipy": "scikit-learn",
 }
 """What another library brings, which can't be without it."""
-OFFERED = {"gcsfs", "aiohttp", "nibabel"}
-"""For buckets and volumes; whoever names one without the extra is told so."""
+OFFERED = {"gcsfs", "aiohttp", "nibabel", "torchvision"}
+"""For buckets, volumes and transforms of boxes; whoever names one without the extra is told so."""
 OF_A_HOST = {"service/cli/demo.py", "service/cli/doctor.py"}
 """Of the command line, what starts or examines a service on its own host."""
 
