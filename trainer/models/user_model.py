@@ -23,7 +23,10 @@ def is_lightning_module(class_path: str) -> bool | None:
     """
     target: Any = find("model", class_path)
     made = target if inspect.isclass(target) else _annotated_result(target)
-    return issubclass(made, LightningModule) if inspect.isclass(made) else None
+    if inspect.isclass(made) and issubclass(made, LightningModule):
+        return True
+    is_network = inspect.isclass(made) and issubclass(made, nn.Module) and made is not nn.Module
+    return False if made is target or is_network else None  # a function that says nn.Module, or Any, may return either
 
 
 def _annotated_result(function: Any) -> Any:

@@ -12,6 +12,7 @@ from syncnorm.trainer.contract.spec import DataSpec, ModelSpec, NormSpec
 from syncnorm.trainer.data import DataInfo, build_data
 from syncnorm.trainer.data.loader import train_loader
 from syncnorm.trainer.models import build_model
+from syncnorm.trainer.models.user_model import is_lightning_module
 from tests.helpers.paths import ROOT
 
 INFO = DataInfo("classification", 7, (1, 8, 8))
@@ -216,3 +217,18 @@ def test_arguments_that_would_not_arrive_are_told(
 
     with pytest.raises(ValueError, match=rf"^model.init_args must fit {name}.Made\(.*{message}"):
         _model(f"{name}.Made", **init_args)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        ("Small", False),
+        ("Targets", False),
+        ("says_network", False),
+        ("says_any", None),
+        ("says_module", None),
+        ("says_lightning", True),
+    ],
+)
+def test_what_a_class_path_makes_is_known_where_it_says_so(name: str, is_one: bool | None) -> None:
+    assert is_lightning_module(f"tests.helpers.trainer.own_tasks.{name}") is is_one
