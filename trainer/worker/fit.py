@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -125,13 +126,7 @@ def fit(
                 context,
                 [BeforeFirstStep(ready, spec.seed), FrozenParameters(norms), *early, *late],
                 norms,
-                io=VerifiedCheckpointIO(
-                    folders.checkpoints,
-                    world_size=context.world_size,
-                    fence=launch.fence,
-                    mirror=folders.mirror,
-                    has_own_code=spec.has_own_code,
-                ),
+                io=_checkpoint_io(launch, folders, context.world_size),
                 # The metrics of a built-in task go to the spool themselves.
                 logger=run_logger_of(launch, folders, spool, lambda: trainer.global_step)
                 if assembly.task_data is None
@@ -145,14 +140,32 @@ def fit(
         network_of(assembly.module)._compiled_call_impl = None  # export needs the network as it is written
     average = next((each.leave_in_place(assembly.module) for each in averages), None)
     held_out, training = batches_of(trainer)
-
-    def test() -> dict[str, float]:
-        with _spool(folders, context, spool):
-            found = run_test(trainer, assembly.module, assembly.datamodule, spool)
-        progress.add(trainer, found)
-        return found
-
+    test = partial(_test, trainer, assembly, progress, spool, partial(_spool, folders, context, spool))
     return FitResult(trainer.global_step, metrics.latest, checkpoints.newest, held_out, training, average, test)
+
+
+def _test(
+    trainer: Trainer,
+    assembly: Assembly,
+    progress: ProgressReporter,
+    spool: Spool,
+    recorded: Callable[[], AbstractContextManager[None]],
+) -> dict[str, float]:
+    """The user's test. Its metrics are recorded and reported."""
+    with recorded():
+        found = run_test(trainer, assembly.module, assembly.datamodule, spool)
+    progress.add(trainer, found)
+    return found
+
+
+def _checkpoint_io(launch: Launch, folders: AttemptFolders, world_size: int) -> VerifiedCheckpointIO:
+    return VerifiedCheckpointIO(
+        folders.checkpoints,
+        world_size=world_size,
+        fence=launch.fence,
+        mirror=folders.mirror,
+        has_own_code=launch.spec.has_own_code,
+    )
 
 
 def _checkpoint_writer(
