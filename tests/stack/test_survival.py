@@ -23,7 +23,7 @@ def document() -> dict[str, Any]:
     small = {"name": "resnet", "init_args": {"depth": 8, "width": 8}}
     changes = {
         "model": small,
-        "train": {"epochs": 4, "checkpoint_every": {"steps": 10}},
+        "train": {"epochs": 16, "checkpoint_every": {"steps": 10}},
         "export": {"formats": []},
     }
     return yaml.safe_load(EXAMPLE.read_text()) | {"name": "survivor"} | changes
@@ -58,6 +58,22 @@ def test_job_whose_worker_is_killed_resumes_and_ends_the_same(
     # Bit for bit: the certificate holds the digest of every weight and statistic.
     agreement = done["model"]["certificate"]["agreement"]
     assert agreement == undisturbed["model"]["certificate"]["agreement"]
+    assert losses(done) == losses(undisturbed)
+
+
+def test_job_whose_worker_is_killed_once_training_is_over_loses_nothing(client: Client, serving: Serving) -> None:
+    """The next attempt has nothing to train, and the metrics of the first one to deliver."""
+    short = document() | {"train": {"epochs": 2}, "export": {"formats": ["pt2"]}}
+    undisturbed = finished(client, client.submit(short)["id"])
+    job = client.submit(short)
+    eventually(lambda: [each for each in client.attempts(job["id"]) if each["phase"] == "finalizing"], 200)
+
+    rank_process(serving).send_signal(signal.SIGKILL)
+    done = finished(client, job["id"], 400)
+
+    assert done["state"] == "succeeded", done["message"]
+    assert [attempt["reason"] for attempt in client.attempts(job["id"])] == ["worker_lost", None]
+    assert done["model"]["certificate"]["agreement"] == undisturbed["model"]["certificate"]["agreement"]
     assert losses(done) == losses(undisturbed)
 
 

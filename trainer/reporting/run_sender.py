@@ -91,6 +91,13 @@ class RunSender(ABC):
                 self._note_outage(error)
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
                 if ending and time.monotonic() > self._deadline:
+                    logger.warning(
+                        "MLflow run %s lacks %s of this attempt: it could not take them. They stay in the attempt's "
+                        "folder, and a later attempt delivers them: %s",
+                        self._run_id,
+                        self._what,
+                        error,
+                    )
                     return
             self._ending.wait(pause_s) if not ending else time.sleep(0.5)
 

@@ -193,7 +193,10 @@ def _own_error() -> Iterator[None]:
 
 
 def batches_of(trainer: Trainer) -> tuple[Iterable[Any], Iterable[Any]]:
-    """Held-out batches, and those of a whole epoch of training; of several loaders the first."""
+    """Held-out batches, and those of a whole epoch of training; of several loaders the first. Entered by every rank."""
+    # With nothing left to train, Lightning has not asked for them.
+    if trainer.val_dataloaders is None and trainer.enable_validation:
+        trainer.fit_loop.epoch_loop.val_loop.setup_data()
     val, training = (
         loaders[0] if loaders else () for loaders in map(_loaders, (trainer.val_dataloaders, trainer.train_dataloader))
     )

@@ -134,13 +134,15 @@ def run(
             require_no_error(inspection.findings)
             if inspection.guarantees is not None:
                 reporter.guarantees(inspection.guarantees)
-            at_the_end.callback(_sender(launch, folders).close, MLFLOW_PATIENCE_S)
-            if assembly.task_data is None:
-                at_the_end.callback(journal_sender_of(launch, folders).start().close, MLFLOW_PATIENCE_S)
         timeout_s = spec.limits.collective_timeout_s
         preflight.ready(context, launch.rendezvous_timeout_s, timeout_s, [None, norms.group])
         reporter.enter("training")
 
+    if context.rank == 0:
+        # Not in `prepare`, which an attempt with nothing left to train never comes to.
+        at_the_end.callback(_sender(launch, folders).close, MLFLOW_PATIENCE_S)
+        if assembly.task_data is None:
+            at_the_end.callback(journal_sender_of(launch, folders).start().close, MLFLOW_PATIENCE_S)
     try:
         fitted = fit(assembly, launch, folders, reporter, context, prepare, weights.load if weights else no_weights)
         reporter.enter("finalizing")

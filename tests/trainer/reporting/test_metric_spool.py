@@ -247,11 +247,14 @@ def test_a_minute_without_mlflow_slows_no_step(mlflow_server: Mlflow, tmp_path: 
     assert statistics.median(took_s[100:1900]) < 0.001  # a step of 50 ms is slowed by less than 2 %
 
 
-def test_the_end_does_not_wait_for_ever(tmp_path: Path) -> None:
+def test_the_end_does_not_wait_for_ever_and_says_what_is_missing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     spool = fill(tmp_path / "s", range(3))
     sender = MetricSender(rest_client("http://127.0.0.1:9"), "no-run", [spool]).start()
 
     assert not sender.close(0.1)
+    assert "MLflow run no-run lacks metrics of this attempt" in caplog.text
 
 
 # Steps out of order, as a module may log them
