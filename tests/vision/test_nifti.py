@@ -397,6 +397,16 @@ def test_masks_are_checked_as_they_are_read_where_all_are_too_many(root: Path) -
         [part[index] for part in (data.train, data.val) for index in range(len(part))]
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_volume_in_both_parts_of_a_list_is_told(root: Path, shared: bool, caplog: pytest.LogCaptureFixture) -> None:
+    volumes = [(f"images/v{number}.nii.gz", f"masks/v{number}.nii.gz") for number in (1, 2, 3)]
+
+    build(root, **listed(root, *volumes[: 3 if shared else 2], validation=volumes[2]))
+
+    told = "list.json puts 1 file into training and into validation: images/v3.nii.gz" in caplog.text
+    assert told == shared
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

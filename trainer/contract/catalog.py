@@ -238,6 +238,9 @@ class CocoArgs(InitArgs):
     transforms: Annotated[list[TransformArgs], Field(max_length=16)] = []
     """Further changes of training images with their boxes, in this order: classes of torchvision.transforms.v2, such as
     `[{name: RandomPhotometricDistort}, {name: RandomIoUCrop}]`. Default: none."""
+    aspect_ratio_grouping: bool = True
+    """Put wide images into batches with wide ones, and the others with each other, so that a batch needs less padding.
+    The last batches of an epoch may hold both. Default: true."""
     num_workers: Annotated[int, Field(ge=0, le=64)] = 2
     """Worker processes that read ahead, of each training process. 0: read in the training process. Default: 2."""
 

@@ -97,7 +97,8 @@ class Data:
     num_workers: processes that read samples, for each training process. shuffle: whether training takes them in random
     order. batch_size: samples per batch of the user's own training loader, if it has one. val_batch_size: samples per
     worker and validation batch, where they can't be as many as in training. held_out: samples of the shape of a
-    training sample to compare an export on; None: those of val.
+    training sample to compare an export on; None: those of val. groups: of each training sample, those that make good
+    batches with each other; None: any do.
     """
 
     info: DataInfo
@@ -109,6 +110,7 @@ class Data:
     batch_size: int | None = None
     val_batch_size: int | None = None
     held_out: Dataset[Any] | None = None
+    groups: Sequence[int] | None = None
 
     def samples_per_worker(self, asked: int | None) -> int:
         """Of each batch: those of data.batch_size, or else of the user's loader. Raises: ValueError with neither."""

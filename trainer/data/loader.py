@@ -130,6 +130,7 @@ def train_loader(
         seed=seed,
         shuffle=data.shuffle,
         last_batch=last_batch,
+        groups=data.groups,
     )
     dataset = BatchDataset(data.train, data.collate, seed)
     return Loader(dataset, sampler, num_workers=data.num_workers, pin_memory=pin_memory)

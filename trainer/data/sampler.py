@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -33,6 +34,23 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(num_samples)
 
 
+def grouped_order(order: np.ndarray, groups: Sequence[int], batch: int) -> np.ndarray:
+    """`order`, rearranged so that each `batch` in a row is of one group, but for what is left of all groups at the end.
+
+    groups: that of each sample. Batches come in the order in which `order` fills them.
+    """
+    full: list[int] = []
+    waiting: defaultdict[int, list[int]] = defaultdict(list)
+    for index in order.tolist():
+        members = waiting[groups[index]]
+        members.append(index)
+        if len(members) == batch:
+            full += members
+            members.clear()
+    rest = [index for group in sorted(waiting) for index in waiting[group]]
+    return np.array(full + rest, dtype=order.dtype)
+
+
 class ShardedBatches(Sampler[Share]):
     """Shares of global batches for one rank.
 
@@ -40,7 +58,8 @@ class ShardedBatches(Sampler[Share]):
     ranks in contiguous parts as evenly as possible. So the batches do not depend on `world_size`, and every rank has
     the same number of them; a part may be empty when a batch has fewer samples than there are ranks.
 
-    global_batch: samples of all ranks per step. last_batch: `weight` spreads a smaller last batch too; `drop` leaves
+    global_batch: samples of all ranks per step. groups: of each sample, those that go into one batch where shuffled
+    (grouped_order). last_batch: `weight` spreads a smaller last batch too; `drop` leaves
     it out. Start anywhere with `seek`.
     """
 
@@ -54,6 +73,7 @@ class ShardedBatches(Sampler[Share]):
         seed: int = 0,
         shuffle: bool = True,
         last_batch: Literal["weight", "drop"] = "weight",
+        groups: Sequence[int] | None = None,
     ) -> None:
         if num_samples < 1:
             raise ValueError("the data must hold at least one sample, got none. Check data.init_args.")
@@ -66,6 +86,7 @@ class ShardedBatches(Sampler[Share]):
         self._rank, self._world_size = rank, world_size
         self._seed, self._shuffle = seed, shuffle
         self._drops = last_batch == "drop"
+        self._groups = groups
         self.epoch, self.position = 0, 0
 
     def __len__(self) -> int:
@@ -82,14 +103,18 @@ class ShardedBatches(Sampler[Share]):
         return [end - start for start, end in bounds]
 
     def __iter__(self) -> Iterator[Share]:
-        order = (
-            epoch_order(self._num_samples, self._seed, self.epoch) if self._shuffle else np.arange(self._num_samples)
-        )
+        order = self._order()
         for batch in range(self.position, len(self)):
             members = order[batch * self._global_batch : (batch + 1) * self._global_batch]
             start, end = share_bounds(len(members), self._rank, self._world_size)
             weight = self._world_size * (end - start) / len(members)
             yield Share(self.epoch, tuple(members[start:end].tolist()), weight)
+
+    def _order(self) -> np.ndarray:
+        if not self._shuffle:
+            return np.arange(self._num_samples)
+        order = epoch_order(self._num_samples, self._seed, self.epoch)
+        return order if self._groups is None else grouped_order(order, self._groups, self._global_batch)
 
     def seek(self, epoch: int, batch: int) -> None:
         """Let the next pass start with batch `batch` of epoch `epoch`."""

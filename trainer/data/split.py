@@ -1,8 +1,15 @@
-"""Holding out validation samples, deterministically."""
+"""Holding out validation samples: deterministically, or as the user says."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
+
 import numpy as np
+
+from syncnorm.trainer.contract.text import counted, name_some
+
+logger = logging.getLogger(__name__)
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -18,3 +25,18 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
         held_out += members[:count].tolist()
     val = np.sort(np.array(held_out, dtype=np.int64))
     return np.setdiff1d(np.arange(len(labels)), val), val
+
+
+def tell_overlap(where: str, training: Iterable[str], validation: Iterable[str]) -> None:
+    """Log which files are in both parts: allowed, as a first try on a single volume does it, but easily overlooked.
+
+    where: what of the spec says so.
+    """
+    if common := sorted(set(training) & set(validation)):
+        logger.warning(
+            "%s puts %s into training and into validation: %s. So the validation does not say how well the model does "
+            "on data that it has never seen.",
+            where,
+            counted(len(common), "file"),
+            name_some(common),
+        )

@@ -71,6 +71,16 @@ def noise_like(inputs: ForwardInputs, seed: int) -> ForwardInputs:
     return ForwardInputs(args, kwargs)
 
 
+def blank_like(inputs: ForwardInputs) -> ForwardInputs:
+    """Zeros of the same shapes in place of floating values; others stay."""
+
+    def blank(tensor: Tensor) -> Tensor:
+        return torch.zeros_like(tensor) if tensor.is_floating_point() else tensor
+
+    args, kwargs = tree_map_only(Tensor, blank, (inputs.args, inputs.kwargs))
+    return ForwardInputs(args, kwargs)
+
+
 def _mapped(inputs: ForwardInputs, change: Callable[[Tensor], Tensor]) -> ForwardInputs:
     chosen = {id(tensor) for tensor in batched(inputs)}
     args, kwargs = tree_map_only(

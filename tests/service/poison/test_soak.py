@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -71,7 +72,8 @@ def test_print_without_end_is_noticed_by_nobody(tmp_path: Path) -> None:
 
 @pytest.mark.chaos
 def test_print_without_end_is_noticed_by_nobody_long(tmp_path: Path) -> None:
-    """Eight real ranks with code of a user, on a Ray that is told of more CPUs than the host has."""
+    """Eight real ranks with code of a user, on a Ray that is told of more CPUs than the host has. It starts a driver
+    as `python`, which must be this one."""
     chatty = {
         **JOB,
         "model": {"class_path": "tests.service.poison.chatty_model.Chatty"},
@@ -82,6 +84,7 @@ def test_print_without_end_is_noticed_by_nobody_long(tmp_path: Path) -> None:
     home.mkdir()
     with (
         mock.patch.object(os, "cpu_count", return_value=9),
+        mock.patch.dict(os.environ, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"),
         local_ray(around) as (_, ray),
         local_mlflow(around, preferred_port=0) as (_, mlflow_uri),
     ):

@@ -94,6 +94,18 @@ def test_draws_of_an_image_depend_on_the_epoch_and_not_on_the_workers(tmp_path: 
     assert not set(draws(1, 0).values()) & set(draws(1, 1).values())
 
 
+def test_wide_images_are_batched_with_wide_ones(tmp_path: Path, scenes: Document) -> None:
+    by_id = {one["id"]: one["width"] > one["height"] for one in scenes["images"]}
+    assert len(set(by_id.values())) == 2
+
+    def mixed(**init_args: Any) -> int:
+        batches = train_loader(data_of(tmp_path, val_fraction=0.1, **init_args), global_batch=3)
+        return sum(len({by_id[target["image_id"]] for target in batch.y}) > 1 for batch in batches)
+
+    assert mixed() <= 1  # what is left of both
+    assert mixed(aspect_ratio_grouping=False) > 1
+
+
 def test_worker_without_images_gets_an_empty_batch(tmp_path: Path, scenes: Document) -> None:
     data = data_of(tmp_path, val_fraction=0.2)
 
@@ -108,6 +120,12 @@ def test_validation_has_a_file_of_its_own(tmp_path: Path, scenes: Document) -> N
     data = data_of(tmp_path, val_root=f"{tmp_path}/other/images", val_annotations=f"{tmp_path}/other/annotations.json")
 
     assert (len(data.train), len(data.val)) == (20, len(other["images"]))  # type: ignore[arg-type]
+
+
+def test_images_in_both_parts_are_told(tmp_path: Path, scenes: Document, caplog: pytest.LogCaptureFixture) -> None:
+    data_of(tmp_path, val_annotations=f"{tmp_path}/annotations.json")
+
+    assert "val_annotations puts 20 files into training and into validation: 000.png, 001.png" in caplog.text
 
 
 def test_images_and_annotations_are_read_from_urls(tmp_path: Path, scenes: Document) -> None:

@@ -105,3 +105,29 @@ def test_dropping_leaves_out_the_smaller_last_batch_only() -> None:
 def test_dropping_everything_is_refused() -> None:
     with pytest.raises(ValueError, match=r"data.last_batch: drop leaves no batch, for 3 samples do not fill one of 4"):
         ShardedBatches(3, global_batch=4, last_batch="drop")
+
+
+@given(**SIZES, epoch=st.integers(0, 3), data=st.data())
+def test_groups_fill_batches_of_their_own_and_every_sample_is_still_taken_once(
+    num_samples: int, global_batch: int, world_size: int, epoch: int, data: st.DataObject
+) -> None:
+    groups = data.draw(st.lists(st.integers(0, 2), min_size=num_samples, max_size=num_samples))
+    settings = {"global_batch": global_batch, "seed": 3, "groups": groups}
+    ranks = [ShardedBatches(num_samples, rank=rank, world_size=world_size, **settings) for rank in range(world_size)]
+    for rank in ranks:
+        rank.set_epoch(epoch)
+
+    batches = [sum((share.indices for share in shares), ()) for shares in zip(*ranks, strict=True)]
+
+    assert sorted(index for batch in batches for index in batch) == list(range(num_samples))
+    of_one_group = sum(groups.count(group) // global_batch for group in set(groups))
+    assert all(len({groups[index] for index in batch}) == 1 for batch in batches[:of_one_group])
+
+
+def test_batches_of_groups_come_in_an_order_of_their_own_each_epoch() -> None:
+    sampler = ShardedBatches(40, global_batch=4, groups=[index % 2 for index in range(40)])
+    first = [share.indices[0] % 2 for share in sampler]
+    sampler.set_epoch(1)
+
+    assert sorted(first) != first
+    assert [share.indices[0] % 2 for share in sampler] != first

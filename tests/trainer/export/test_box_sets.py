@@ -59,3 +59,21 @@ def test_values_that_are_not_finite_never_pass() -> None:
 def test_nothing_found_in_both_is_the_same() -> None:
     assert compare_outputs("pt2", "held_out", [(outputs(boxes=0), outputs(boxes=0))]).passed
     assert not compare_outputs("pt2", "held_out", [(outputs(), outputs(boxes=0))]).passed
+
+
+def test_the_only_box_of_an_image_counts() -> None:
+    """It has the lowest score of all, too."""
+    one, other = outputs(boxes=1), outputs(seed=1, boxes=1)
+    none = taken(one, [])
+
+    assert compare_outputs("pt2", "held_out", [(one, one)]).passed
+    for trained, candidate in ((one, other), (one, none), (none, one)):
+        assert not compare_outputs("pt2", "held_out", [(trained, candidate)]).passed
+
+
+def test_boxes_that_tie_at_the_end_of_a_list_may_be_others() -> None:
+    one, other = outputs(boxes=6), outputs(seed=1, boxes=6)
+    for each in (one, other):
+        each["[0]['scores']"][:] = 0.05
+
+    assert compare_outputs("pt2", "blank", [(one, other)]).passed

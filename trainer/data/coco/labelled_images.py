@@ -19,6 +19,7 @@ from syncnorm.trainer.data.coco.transforms import Transform, mirrored, transform
 from syncnorm.trainer.data.images import SUFFIXES, decode
 from syncnorm.trainer.data.info import Data, DataInfo, Ragged, Sample, Source
 from syncnorm.trainer.data.remote_files import Storage, open_storage
+from syncnorm.trainer.data.split import tell_overlap
 from syncnorm.trainer.errors import MissingDataError
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,8 @@ def coco(args: CocoArgs, seed: int) -> Data:
         val_storage = open_storage(f"{_ARGS}.val_root", args.val_root) if args.val_root else storage
         held_out = _annotations("val_annotations", args.val_annotations, args, training)
         train, val = training.images, held_out.images
+        if val_storage.url == storage.url:
+            tell_overlap(f"{_ARGS}.val_annotations", (one.file for one in train), (one.file for one in val))
     _require_files(storage, training, train)
     _require_files(val_storage, training, val)
     first = train[0]
@@ -129,6 +132,7 @@ def coco(args: CocoArgs, seed: int) -> Data:
         LabelledImages(val_storage, val, masks=False),
         collate=as_lists,
         num_workers=args.num_workers,
+        groups=[int(one.width > one.height) for one in train] if args.aspect_ratio_grouping else None,
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from syncnorm.trainer.contract.catalog import NiftiArgs
 from syncnorm.trainer.contract.text import name_some
 from syncnorm.trainer.data.remote_files import Storage
+from syncnorm.trainer.data.split import tell_overlap
 from syncnorm.trainer.data.volumes.nifti_files import SUFFIXES, stem
 from syncnorm.trainer.errors import MissingDataError
 
@@ -38,6 +39,7 @@ def find_records(storage: Storage, args: NiftiArgs, seed: int) -> tuple[list[Rec
     else:
         found, val = _in_list(storage, args.datalist)
     if val is not None:
+        tell_overlap(f"data.init_args.datalist: {args.datalist}", _images(found), _images(val))
         return found, val
     if len(found) < 2:
         raise MissingDataError(
@@ -47,6 +49,10 @@ def find_records(storage: Storage, args: NiftiArgs, seed: int) -> tuple[list[Rec
     order = np.random.default_rng(seed).permutation(len(found))
     count = min(max(1, round(len(found) * args.val_fraction)), len(found) - 1)
     return [found[index] for index in sorted(order[count:])], [found[index] for index in sorted(order[:count])]
+
+
+def _images(records: Sequence[Record]) -> list[str]:
+    return [image for record in records for image in record.images]
 
 
 def _in_folders(storage: Storage, args: NiftiArgs) -> list[Record]:

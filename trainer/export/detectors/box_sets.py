@@ -14,6 +14,8 @@ Array = NDArray[Any]
 _LAST_KEYS = ("['boxes']", "['scores']", "['labels']")
 MARGIN = 0.01
 """Boxes whose score is this close to the lowest one may be in one list and not in the other."""
+FEW = 20
+"""Lists as short as this are not cut to a greatest length. If they are equally long, they hold the same boxes."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,12 @@ def difference(trained: BoxSet, candidate: BoxSet) -> tuple[float, float] | None
 
 def _certain(one: BoxSet, other: BoxSet) -> Iterator[int]:
     """Boxes that can't have fallen out of the other list by rounding."""
-    lowest = min(float(each.scores.min(initial=np.inf)) for each in (one, other))
-    return (index for index in range(len(one.scores)) if one.scores[index] > lowest + MARGIN)
+    count, others = len(one.scores), len(other.scores)
+    least = min(float(each.scores.min(initial=np.inf)) for each in (one, other)) + MARGIN
+    is_tied = max(int((each.scores <= least).sum()) for each in (one, other)) > 1
+    if not others or (count == others <= FEW and not is_tied):
+        return iter(range(count))
+    return (index for index in range(count) if one.scores[index] > least)
 
 
 def _nearest(one: BoxSet, index: int, other: BoxSet, scale: float) -> tuple[float, float] | None:
