@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 from syncnorm.service.jobs.job import Job, JobState, new_job_id
 from syncnorm.service.jobs.stored_spec import StoredSpec
-from syncnorm.trainer.contract.catalog import LIBRARIES
+from syncnorm.trainer.contract.catalog.names import LIBRARIES
 from syncnorm.trainer.contract.norm_choice import choose_norm
 from syncnorm.trainer.contract.plan import NodeCapacity, findings
 from syncnorm.trainer.contract.spec import JobSpec, SecretRef

@@ -15,6 +15,7 @@ from syncnorm.service.jobs.job import Attempt, Job, stored_result
 from syncnorm.trainer.contract.failure import FailureReason
 from syncnorm.trainer.contract.protocol import CANNOT_BEGIN, CANNOT_BEGIN_NOW, Result
 
+LONGEST_LINE = 300
 LONGEST_ODD_S = 600.0
 """A silent attempt counts as dead if Ray answers, but gives no usable state of it, for so long."""
 
@@ -93,12 +94,20 @@ def ending_of(job: Job, attempt: Attempt, observation: Observation, rules: Rules
 
 
 def _lost(job: Job, attempt: Attempt, observation: Observation) -> Ending:
-    message = attempt.message or f"Attempt {attempt.number} ended without a result at step {attempt.step}."
+    message = attempt.message or _silent_end(attempt, observation)
     if attempt.stop_sent_at is not None and job.stop is not None:
         return Ending("stopped" if attempt.heartbeat_at is None else "lost", attempt.reason, message, None)
     reason = attempt.reason or (FailureReason.NODE_LOST if observation.node_gone else FailureReason.WORKER_LOST)
     never_launched = reason is FailureReason.STARTUP_TIMEOUT and attempt.submitted_at is None
     return Ending("lost", reason, message, None, counts=observation.others_launch or not never_launched)
+
+
+def _silent_end(attempt: Attempt, observation: Observation) -> str:
+    """With the last line of a driver that was never heard from, as where Ray's Python lacks a package."""
+    lines = [line.strip() for line in observation.ray_message.splitlines() if line.strip()]
+    if attempt.heartbeat_at is None and lines:
+        return f"Attempt {attempt.number} ended before it reported anything. Its last line: {lines[-1][:LONGEST_LINE]}"
+    return f"Attempt {attempt.number} ended without a result at step {attempt.step}."
 
 
 def may_be_over(attempt: Attempt, observation: Observation) -> bool:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from syncnorm.trainer.contract.catalog import DATASETS, MODELS
+from syncnorm.trainer.contract.catalog.names import DATASETS, MODELS
 from syncnorm.trainer.contract.spec import JobSpec
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from syncnorm.norm.kind import KINDS
 from syncnorm.trainer.contract.bounds import free_problem
-from syncnorm.trainer.contract.catalog import DATASETS, LIBRARIES, MODELS
+from syncnorm.trainer.contract.catalog.names import DATASETS, LIBRARIES, MODELS
 from syncnorm.trainer.contract.spec import DataSpec, ExportSpec, JobSpec, ModelSpec, NormSpec
 from syncnorm.trainer.contract.text import storable
 from syncnorm.trainer.errors import Problem, SpecError

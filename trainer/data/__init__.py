@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from syncnorm.trainer.contract.catalog import DATASETS
+from syncnorm.trainer.contract.catalog.names import DATASETS
 from syncnorm.trainer.contract.spec import DataSpec
 from syncnorm.trainer.data.coco.labelled_images import coco
 from syncnorm.trainer.data.digit_scenes import digit_scenes

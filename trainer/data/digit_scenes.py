@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from syncnorm.trainer.contract.catalog import DigitScenesArgs
+from syncnorm.trainer.contract.catalog.image_args import DigitScenesArgs
 from syncnorm.trainer.data.digits import load_digits
 from syncnorm.trainer.data.info import Data, DataInfo, Sample, Source
 from syncnorm.trainer.data.split import stratified_split

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from syncnorm.trainer.contract.catalog import DigitsArgs
+from syncnorm.trainer.contract.catalog.image_args import DigitsArgs
 from syncnorm.trainer.data.info import Data, DataInfo, Sample, Source
 from syncnorm.trainer.data.split import stratified_split
 

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import torch
 
-from syncnorm.trainer.contract.catalog import ImageFolderArgs
+from syncnorm.trainer.contract.catalog.image_args import ImageFolderArgs
 from syncnorm.trainer.data.images import SUFFIXES, ImageReader, decode
 from syncnorm.trainer.data.info import Data, DataInfo, Sample, Source
 from syncnorm.trainer.data.remote_files import Storage, open_storage

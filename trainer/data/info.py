@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from syncnorm.trainer.contract.catalog import VolumeArgs
+from syncnorm.trainer.contract.catalog.volume_args import VolumeArgs
 from syncnorm.trainer.contract.text import counted
 
 Sample = tuple[Tensor, Any]

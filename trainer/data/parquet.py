@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from syncnorm.trainer.contract.catalog import ParquetArgs
+from syncnorm.trainer.contract.catalog.parquet_args import ParquetArgs
 from syncnorm.trainer.data.images import ImageReader, decode
 from syncnorm.trainer.data.info import Data, DataInfo, Sample, Source
 from syncnorm.trainer.data.remote_files import Storage, open_storage

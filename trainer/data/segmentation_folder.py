@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 import numpy as np
 from PIL import Image
 
-from syncnorm.trainer.contract.catalog import SegmentationFolderArgs
+from syncnorm.trainer.contract.catalog.image_args import SegmentationFolderArgs
 from syncnorm.trainer.data.images import SUFFIXES, ImageReader, decode, random_box
 from syncnorm.trainer.data.info import Data, DataInfo, Sample, Source
 from syncnorm.trainer.data.remote_files import Storage, open_storage

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from syncnorm.trainer.contract.catalog import SyntheticArgs
+from syncnorm.trainer.contract.catalog.synthetic_args import SyntheticArgs
 from syncnorm.trainer.data.info import Data, DataInfo, Sample, Source
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from syncnorm.trainer.contract.catalog import MODELS, CnnArgs, LstmArgs, MlpArgs, ResNetArgs, UnetArgs, VggArgs
+from syncnorm.trainer.contract.catalog.model_args import CnnArgs, LstmArgs, MlpArgs, ResNetArgs, UnetArgs, VggArgs
+from syncnorm.trainer.contract.catalog.names import MODELS
 from syncnorm.trainer.contract.spec import ModelSpec, NormSpec
 from syncnorm.trainer.data.info import DataInfo
 from syncnorm.trainer.models.building_blocks import Layers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from syncnorm.trainer.contract.catalog import LstmArgs
+from syncnorm.trainer.contract.catalog.model_args import LstmArgs
 from syncnorm.trainer.models.building_blocks import Layers
 
 

@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import nn
 
-from syncnorm.trainer.contract.catalog import CnnArgs, MlpArgs, VggArgs
+from syncnorm.trainer.contract.catalog.model_args import CnnArgs, MlpArgs, VggArgs
 from syncnorm.trainer.models.building_blocks import Layers, initialize
 
 # Convolutions per stage: configurations A, B, D, E of Simonyan & Zisserman 2014, table 1.

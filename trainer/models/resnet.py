@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from syncnorm.trainer.contract.catalog import ResNetArgs
+from syncnorm.trainer.contract.catalog.model_args import ResNetArgs
 from syncnorm.trainer.models.building_blocks import Layers, act_then_norm, add_norm_act, initialize, norm_then_act
 
 _IMAGENET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}

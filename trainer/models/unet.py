@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from syncnorm.trainer.contract.catalog import UnetArgs
+from syncnorm.trainer.contract.catalog.model_args import UnetArgs
 from syncnorm.trainer.models.building_blocks import Layers, initialize
 
 

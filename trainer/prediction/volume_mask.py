@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from syncnorm.trainer.contract.catalog import VolumeArgs
+from syncnorm.trainer.contract.catalog.volume_args import VolumeArgs
 from syncnorm.trainer.data.info import Windows
 from syncnorm.trainer.data.remote_files import open_storage
 from syncnorm.trainer.data.volumes.checks import require_channels

@@ -11,7 +11,7 @@ import safetensors
 from torch import Tensor, nn
 
 from syncnorm import norm
-from syncnorm.trainer.contract.catalog import MODELS
+from syncnorm.trainer.contract.catalog.names import MODELS
 from syncnorm.trainer.contract.initial_weights import LoadedWeights, WeightOrigin
 from syncnorm.trainer.contract.norm_choice import choose_norm
 from syncnorm.trainer.contract.plan import Inspection

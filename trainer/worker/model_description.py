@@ -6,7 +6,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from typing import Any
 
-from syncnorm.trainer.contract.catalog import VolumeArgs
+from syncnorm.trainer.contract.catalog.volume_args import VolumeArgs
 from syncnorm.trainer.contract.norm_choice import choose_norm
 from syncnorm.trainer.contract.spec import JobSpec, ModelSpec
 from syncnorm.trainer.data import Data

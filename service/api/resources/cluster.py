@@ -15,7 +15,7 @@ from syncnorm.service.api.http.route import Route
 from syncnorm.service.api.views.view import View
 from syncnorm.service.jobs.job import JobState
 from syncnorm.service.reconciler.reconciler import Reconciler
-from syncnorm.trainer.contract.catalog import DATASETS, MODELS
+from syncnorm.trainer.contract.catalog.names import DATASETS, MODELS
 
 router = APIRouter(prefix="/v1", tags=["catalog"], route_class=Route)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Subset
 
-from syncnorm.trainer.contract.catalog import NiftiArgs
+from syncnorm.trainer.contract.catalog.volume_args import NiftiArgs
 from syncnorm.trainer.data import Data, DataInfo
 from syncnorm.trainer.data.info import Windows
 from syncnorm.trainer.data.volumes.cache import Volume

@@ -71,6 +71,20 @@ def test_ended_on_ray_with_a_live_heartbeat_is_not_dead() -> None:
     assert decide(job(), attempt(), observation(RayStatus.ENDED), RULES) is None
 
 
+@pytest.mark.parametrize(
+    "said", ["", "failed with exit code 1, last logs:\n  ModuleNotFoundError: No module named 'ray'\n"]
+)
+@pytest.mark.parametrize("was_heard", [False, True])
+def test_driver_that_never_reported_is_quoted(said: str, was_heard: bool) -> None:
+    gone = attempt(**LEASE_OUT, **({} if was_heard else {"heartbeat_at": None, "phase": None}))
+
+    decision = decide(job(), gone, observation(RayStatus.ENDED, ray_message=said), RULES)
+
+    assert isinstance(decision, Move)
+    quoted = "before it reported anything. Its last line: ModuleNotFoundError: No module named 'ray'"
+    assert (quoted in decision.changes["message"]) == (said != "" and not was_heard)
+
+
 def test_silent_attempt_that_ray_calls_running_is_not_dead() -> None:
     # A partition between worker and service; or a ghost, which Ray drops once its agent is asked (ray #65037).
     assert decide(job(), attempt(**LEASE_OUT), observation(RayStatus.RUNNING), RULES) is None

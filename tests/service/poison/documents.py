@@ -7,7 +7,7 @@ from typing import Any
 
 from syncnorm.norm.kind import KINDS
 from syncnorm.service.jobs.study_spec import StudySpec
-from syncnorm.trainer.contract.catalog import DATASETS, MODELS
+from syncnorm.trainer.contract.catalog.names import DATASETS, MODELS
 from syncnorm.trainer.contract.spec import JobSpec
 from tests.service.poison.extremes import ANYTHING, Poison, extremes, placed, places, poisons, written
 

@@ -16,7 +16,7 @@ from syncnorm.service.api.resources.tokens import TokenRequest
 from syncnorm.service.jobs.study_spec import StudySpec
 from syncnorm.trainer.contract import protocol
 from syncnorm.trainer.contract.bounds import DEEPEST, MOST_VALUES
-from syncnorm.trainer.contract.catalog import DATASETS, MODELS
+from syncnorm.trainer.contract.catalog.names import DATASETS, MODELS
 from syncnorm.trainer.contract.spec import ExportSpec, JobSpec
 from syncnorm.trainer.contract.spec_reader import read_spec, read_stored
 from syncnorm.trainer.errors import SpecError

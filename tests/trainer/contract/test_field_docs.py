@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from syncnorm.trainer.contract.catalog import DATASETS, MODELS
+from syncnorm.trainer.contract.catalog.names import DATASETS, MODELS
 from syncnorm.trainer.contract.spec import JobSpec
 from tests.helpers.field_docs import nested_models, undocumented, without_default
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from syncnorm.trainer.contract.catalog import CocoArgs
+from syncnorm.trainer.contract.catalog.detection_args import CocoArgs
 from syncnorm.trainer.contract.text import counted, name_some
 from syncnorm.trainer.data.coco.annotation_file import Annotations, LabelledImage, read_annotations
 from syncnorm.trainer.data.coco.instance_masks import masks_of

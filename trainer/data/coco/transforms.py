@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from syncnorm.trainer.contract.catalog import TransformArgs
+from syncnorm.trainer.contract.catalog.detection_args import TransformArgs
 
 Target = dict[str, Any]
 Transform = Callable[[Tensor, Target, int], tuple[Tensor, Target]]

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from syncnorm.trainer.contract.catalog import NiftiArgs, VolumeArgs
+from syncnorm.trainer.contract.catalog.volume_args import NiftiArgs, VolumeArgs
 from syncnorm.trainer.contract.text import counted
 from syncnorm.trainer.data.remote_files import Storage
 from syncnorm.trainer.data.volumes.nifti_files import Header, nibabel, read_file, read_header

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 import numpy as np
 from torch.utils.data import Subset
 
-from syncnorm.trainer.contract.catalog import NiftiArgs
+from syncnorm.trainer.contract.catalog.volume_args import NiftiArgs
 from syncnorm.trainer.data.info import Data, DataInfo, Windows
 from syncnorm.trainer.data.remote_files import Storage, open_storage
 from syncnorm.trainer.data.volumes.cache import Cache, DiskCache, MemoryCache, NoCache, Volume

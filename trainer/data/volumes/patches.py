@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from syncnorm.trainer.contract.catalog import NiftiArgs
+from syncnorm.trainer.contract.catalog.volume_args import NiftiArgs
 from syncnorm.trainer.data.info import Sample, Source
 from syncnorm.trainer.data.volumes.cache import Volume
 

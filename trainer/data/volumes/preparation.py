@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from syncnorm.trainer.contract.catalog import VolumeArgs
+from syncnorm.trainer.contract.catalog.volume_args import VolumeArgs
 from syncnorm.trainer.data.volumes.nifti_files import Header, NiftiFile, nibabel
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from syncnorm.trainer.contract.catalog import NiftiArgs
+from syncnorm.trainer.contract.catalog.volume_args import NiftiArgs
 from syncnorm.trainer.contract.text import name_some
 from syncnorm.trainer.data.remote_files import Storage
 from syncnorm.trainer.data.split import tell_overlap
