@@ -22,6 +22,7 @@ from syncnorm.trainer.contract.text import counted, name_some
 from syncnorm.trainer.errors import RankFailedError, StopRequested
 from syncnorm.trainer.failure_classifier import Failure, classify
 from syncnorm.trainer.ranks import preflight
+from syncnorm.trainer.ranks.priority import give_way
 from syncnorm.trainer.ranks.rank_context import RankContext, ray_context
 from syncnorm.trainer.reporting import fence_check, metric_spool
 from syncnorm.trainer.reporting import secrets as secret_values
@@ -75,6 +76,7 @@ def train_at(context: RankContext, config: dict[str, Any]) -> dict[str, Any] | N
 
 def _work(launch: Launch, folders: AttemptFolders, context: RankContext) -> dict[str, Any] | None:
     reporter = Reporter(launch, context.rank).start()
+    give_way()  # once the reporter runs, which must be heard on a busy host, too
     handler = ReportingHandler(reporter)
     logging.getLogger().addHandler(handler)
     logging.getLogger().setLevel(logging.INFO)
