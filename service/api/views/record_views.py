@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from syncnorm.service.api.views.view import View
@@ -91,5 +92,7 @@ def event_view(event: StoredEvent) -> EventView:
     )
 
 
+@lru_cache(1024)
 def line_view(line: StoredLine) -> LineView:
+    """Remembered, because many may follow one job."""
     return LineView(**vars(line))
