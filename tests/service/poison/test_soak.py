@@ -92,6 +92,7 @@ def test_print_without_end_is_noticed_by_nobody_long(tmp_path: Path) -> None:
             "SYNCNORM_RAY_ADDRESS": ray.url,
             "SYNCNORM_MLFLOW_URI": mlflow_uri,
             "RAY_AUTH_TOKEN_PATH": str(around / "ray.token"),
+            "SYNCNORM_LOG_MB_PER_JOB": "5",  # full in the first half, so that the second one shows a level database
         }
         running = RunningService(home, places, trains=True)
         try:
