@@ -40,7 +40,7 @@ def test_exported_files_find_the_same_boxes(name: str, tmp_path: Path) -> None:
     assert len(compared.references["held_out"][0][1]["[0]['boxes']"]) > 5
 
 
-@pytest.mark.parametrize("name", ["mask_rcnn", "on_a_pyramid"])
+@pytest.mark.parametrize("name", ["mask_rcnn", "on_a_pyramid", "retinanet", "fcos"])
 def test_detector_that_torch_cannot_export_is_traced_for_onnx(name: str, tmp_path: Path) -> None:
     compared = export_and_compare(trained(name), ExportSpec(), tmp_path)
 

@@ -18,7 +18,6 @@ from syncnorm.trainer.contract.text import storable_json
 from syncnorm.trainer.errors import ExportMismatchError, NoExportError
 from syncnorm.trainer.export import certificate, samples
 from syncnorm.trainer.export import formats as export
-from syncnorm.trainer.export.detectors.box_sets import box_sets
 from syncnorm.trainer.export.exported_part import Part, find_part, inference_network
 from syncnorm.trainer.export.forward_inputs import ForwardInputs
 from syncnorm.trainer.export.mlflow_publisher import Publisher, form_of, no_form
@@ -168,18 +167,11 @@ def _publish_files(
 
 
 def _references(part: Part, seed: int) -> References:
-    """Inputs with the trained network's outputs: samples from validation, and noise of the same shape and spread.
-
-    For a detector also an image on which there is nothing to find: a file may fix that there is something.
-    """
+    """Inputs with the trained network's outputs: samples from validation, and noise of the same shape and spread."""
     run, held_out = export.run_eager(part.network), _chosen(part.inputs)
     noise = [samples.noise_like(inputs, seed + index) for index, inputs in enumerate(held_out)]
     sets = {"held_out": held_out, "random": noise}
-    found = {name: [(inputs, run(inputs)) for inputs in batches] for name, batches in sets.items()}
-    if any(box_sets(outputs) for _, outputs in found["held_out"]):
-        blank = samples.blank_like(held_out[0])
-        found["blank"] = [(blank, run(blank))]
-    return found
+    return {name: [(inputs, run(inputs)) for inputs in batches] for name, batches in sets.items()}
 
 
 def _chosen(batches: Sequence[ForwardInputs]) -> list[ForwardInputs]:

@@ -75,7 +75,8 @@ def capture(network: nn.Module, example: ForwardInputs) -> torch.export.Exported
     """`network` as torch.export takes it, for any number of samples.
 
     example: of at least two samples, because a size of one would be taken as a constant.
-    Raises: NoExportError if torch.export can't take the network, or only for this many samples.
+    Raises: NoExportError if torch.export can't take the network, or only for this many samples; a detector also if it
+    then fails on an image with nothing to find.
     """
     shapes = torch.export.ShapesCollection()
     for tensor in samples.batched(example):
@@ -84,7 +85,11 @@ def capture(network: nn.Module, example: ForwardInputs) -> torch.export.Exported
     try:
         with torch.no_grad(), _without_output(), exportable_suppression():
             dynamic = shapes.dynamic_shapes(network, example.args, example.kwargs)
-            return torch.export.export(network, example.args, example.kwargs, dynamic_shapes=dynamic)
+            program = torch.export.export(network, example.args, example.kwargs, dynamic_shapes=dynamic)
+            if samples.count(example) is None:
+                # It may have fixed that there is something to find: RetinaNet's and FCOS's then fail (torchvision 0.29).
+                samples.blank_like(example).call(program.module())
+            return program
     except Exception as error:  # torch.export has many, and few of them public
         raise NoExportError(ExportReason.NOT_EXPORTABLE, _not_taken(error, example)) from error
 
