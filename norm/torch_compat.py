@@ -6,10 +6,17 @@ it fails there first.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import pyfunctorch
+from torch.autograd import forward_ad
+from torch.autograd.function import BackwardCFunction
 from torch.distributed import ProcessGroup, distributed_c10d
 from torch.distributed import _functional_collectives as functional
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
@@ -27,10 +34,17 @@ __all__ = [
     "default_group",
     "has_forward_hooks",
     "has_only_gloo",
+    "is_batched",
     "is_in_backward",
+    "is_in_forward_mode",
     "is_inside_functorch",
-    "saves_tensors_through_hooks",
+    "is_under_dispatch_mode",
+    "is_wrapped_by_functorch",
+    "outside_functorch",
+    "running_functions",
+    "saved_tensors_hooks",
     "store_of",
+    "unwrapped",
 ]
 
 HOOK_DICTIONARIES = (
@@ -54,14 +68,65 @@ def is_in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def saves_tensors_through_hooks() -> bool:
-    """Whether tensors saved for backward go through hooks now, as under non-reentrant activation checkpointing."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+def saved_tensors_hooks() -> tuple[Any, Any] | None:
+    """How tensors saved for backward are packed and unpacked now, as under non-reentrant activation checkpointing."""
+    hooks: tuple[Any, Any] | None = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks
+
+
+def running_functions() -> Iterator[Any]:
+    """The contexts of autograd functions whose forward is running, innermost first. Each lives as long as its node.
+
+    Reentrant activation checkpointing is such a function.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "forward" and code.co_argcount:
+            context = frame.f_locals.get(code.co_varnames[0])
+            if isinstance(context, BackwardCFunction):
+                yield context
+        frame = frame.f_back  # type: ignore[assignment]
 
 
 def is_inside_functorch() -> bool:
     """Whether a transform of torch.func (grad, vmap, jvp) is running."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_in_forward_mode() -> bool:
+    """Whether forward-mode differentiation is on (`torch.autograd.forward_ad`, or jvp of torch.func)."""
+    return forward_ad._current_level >= 0
+
+
+def is_under_dispatch_mode() -> bool:
+    """Whether something watches or records the operators that run, as make_fx does."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+def is_wrapped_by_functorch(tensor: Tensor) -> bool:
+    """Whether a transform of torch.func that is running took `tensor` as its input, or computed it."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether vmap runs over `tensor`: that of torch.func, or the older one of a vectorized backward."""
+    functorch = torch._C._functorch
+    return bool(functorch.is_batchedtensor(tensor) or functorch.is_legacy_batchedtensor(tensor))
+
+
+def unwrapped(tensor: Tensor) -> Tensor | None:
+    """The value of `tensor` outside of grad and jvp; None under vmap, where it has a value for every slice."""
+    while is_wrapped_by_functorch(tensor):
+        if torch._C._functorch.is_batchedtensor(tensor):
+            return None
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor.detach()
+
+
+def outside_functorch() -> AbstractContextManager[Any]:
+    """Within it, no transform of torch.func is running, and tensors from outside may be changed in place."""
+    return pyfunctorch.temporarily_clear_interpreter_stack()
 
 
 def default_group() -> ProcessGroup:

@@ -32,10 +32,12 @@ def measure(x: Tensor) -> Tensor:
         return as_row(measure_exactly(x))
     if by_rows:
         mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
-        moments = Moments(torch.tensor(float(N * L), dtype=torch.float64), mean.double(), var.double() * (N * L))
+        moments = Moments(
+            torch.tensor(float(N * L), dtype=torch.float64, device=x.device), mean.double(), var.double() * (N * L)
+        )
     else:
         _, mean, rstd = torch.native_group_norm(x, None, None, N, C, L, C, 0.0)
-        counts = torch.full((N,), float(L), dtype=torch.float64)
+        counts = torch.full((N,), float(L), dtype=torch.float64, device=x.device)
         moments = merge_parts(counts, mean.double(), rstd.double().pow(-2) * L)
     if bool((moments.mean.square() > _LARGE_MEAN**2 * moments.biased_variance).any()):
         moments = measure_exactly(x)
@@ -84,12 +86,27 @@ def finish_backward(
 
 
 def update_running(row: Tensor, running: Running) -> None:
-    """Moves the running statistics in place by the row of a batch; see Running."""
+    """Moves the running statistics in place by the row of a batch; see Running. Any dtype, layout and counter."""
     moments = of_row(row)
     finite = torch.isfinite(row).all()
     counts = finite & (moments.count > 1)
-    running.num_non_finite.add_(~finite)
-    running.num_batches.add_(counts)
-    step: Tensor | float = 1 / running.num_batches.double() if running.momentum is None else running.momentum
+    _count(running.num_non_finite, ~finite)
+    if running.num_batches is not None:
+        _count(running.num_batches, counts)
+    step = _step(running, row.device)
     for buffer, batch in ((running.mean, moments.mean), (running.var, moments.unbiased_variance)):
-        buffer.copy_(torch.where(counts, buffer + step * (batch - buffer), buffer))
+        if buffer is not None:
+            moved = buffer + step * (batch.view(buffer.shape) - buffer)
+            buffer.copy_(torch.where(counts, moved, buffer))
+
+
+def _count(counter: Tensor, more: Tensor) -> None:
+    counter.add_(more.to(counter.device))
+
+
+def _step(running: Running, device: torch.device) -> Tensor | float:
+    """The weight of the new batch."""
+    if running.momentum is not None:
+        return running.momentum
+    assert running.num_batches is not None  # as Running says
+    return 1 / running.num_batches.to(device, torch.float64)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from syncnorm.norm.backends import cpu_aten as native
+from syncnorm.norm.backends.arguments import is_plain
 from syncnorm.norm.backends.interface import Request, Running
 from syncnorm.norm.backends.memory_layout import layout_of
 from syncnorm.norm.native.build import library
@@ -24,7 +25,7 @@ def takes(x: Tensor) -> bool:
 def measure(x: Tensor) -> Tensor:
     """The row of this worker's x."""
     N, C, L, by_rows = layout_of(x)
-    row = torch.empty(2 * C + 1, dtype=torch.float64)
+    row = torch.empty(2 * C + 1, dtype=torch.float64, device=x.device)
     _kernel("measure", x)(x.data_ptr(), N, C, L, by_rows, torch.get_num_threads(), row.data_ptr())
     return row
 
@@ -34,21 +35,21 @@ def finish_forward(x: Tensor, rows_WF: Tensor, request: Request) -> tuple[Tensor
     N, C, L, by_rows = layout_of(x)
     dtype = _affine_dtype(x)
     weight, bias = _plain(request.weight, dtype), _plain(request.bias, dtype)
-    work = torch.empty(6 * C + 1, dtype=torch.float64)  # the merged row, then the table
+    work = torch.empty(6 * C + 1, dtype=torch.float64, device=x.device)  # the merged row, then the table
     y = torch.empty_like(x)
     running = request.running
-    in_place = running is not None and _can_move(running)
+    addresses = None if running is None else _addresses(running, C)
     _kernel("finish_forward", x)(
         x.data_ptr(), y.data_ptr(), N, C, L, by_rows, torch.get_num_threads(),
         rows_WF.data_ptr(), rows_WF.shape[0], rows_WF.stride(0), work.data_ptr(), request.eps,
         _address(weight), _address(bias), dtype == torch.float64,
-        *(_addresses(running) if running is not None and in_place else _NOTHING_TO_MOVE),
+        *(addresses or _NOTHING_TO_MOVE),
     )  # fmt: skip
     merged = work[: 2 * C + 1]
     if running is not None:
-        if in_place:
+        if addresses is not None:
             # Autograd must see that they changed, as for any operation in place.
-            torch.autograd.graph.increment_version(running[1:])
+            torch.autograd.graph.increment_version(cast("tuple[Tensor, ...]", running[1:]))
         else:
             native.update_running(merged, running)
     return y, merged
@@ -57,7 +58,7 @@ def finish_forward(x: Tensor, rows_WF: Tensor, request: Request) -> tuple[Tensor
 def gradient_sums(x: Tensor, dy: Tensor, row: Tensor) -> Tensor:
     """(2C,) of this worker: sums of dy, then of dy * (x - mean)."""
     N, C, L, by_rows = layout_of(x)
-    sums = torch.empty(2 * C, dtype=torch.float64)
+    sums = torch.empty(2 * C, dtype=torch.float64, device=x.device)
     sizes = (N, C, L, by_rows, torch.get_num_threads())
     _kernel("gradient_sums", x)(x.data_ptr(), dy.data_ptr(), *sizes, row.data_ptr() + 8, sums.data_ptr())
     return sums
@@ -70,8 +71,8 @@ def finish_backward(
     N, C, L, by_rows = layout_of(x)
     dtype = _affine_dtype(x)
     weight = _plain(weight, dtype)
-    work = torch.empty(6 * C, dtype=torch.float64)  # the sums of all workers, then the table
-    by_weight, by_bias = torch.empty(C, dtype=dtype), torch.empty(C, dtype=dtype)
+    work = torch.empty(6 * C, dtype=torch.float64, device=x.device)  # the sums of all workers, then the table
+    by_weight, by_bias = (torch.empty(C, dtype=dtype, device=x.device) for _ in range(2))
     dx = torch.empty_like(x)
     _kernel("finish_backward", x)(
         x.data_ptr(), dy.data_ptr(), dx.data_ptr(), N, C, L, by_rows, torch.get_num_threads(), row.data_ptr(),
@@ -84,16 +85,20 @@ def finish_backward(
 _NOTHING_TO_MOVE = (0.0, None, None, False, None, None)
 
 
-def _addresses(running: Running) -> tuple[float, int, int, bool, int, int]:
+def _addresses(running: Running, num_channels: int) -> tuple[float, int, int, bool, int, int] | None:
+    """Where the kernel writes; None unless it may write to all of them. Then PyTorch's operators do."""
     momentum, mean, var, num_batches, num_non_finite = running
+    if not (
+        is_plain(mean, torch.float32, torch.float64, size=num_channels)
+        and is_plain(var, mean.dtype, size=num_channels)
+        and is_plain(num_batches, torch.int64, size=1)
+        and is_plain(num_non_finite, torch.int64, size=1)
+        and num_batches.device == num_non_finite.device == mean.device
+    ):
+        return None
     step = -1.0 if momentum is None else momentum
     is_double = mean.dtype == torch.float64
     return step, mean.data_ptr(), var.data_ptr(), is_double, num_batches.data_ptr(), num_non_finite.data_ptr()
-
-
-def _can_move(running: Running) -> bool:
-    mean = running.mean
-    return mean.device.type == "cpu" and mean.dtype in (torch.float32, torch.float64) and mean.is_contiguous()
 
 
 def _kernel(name: str, x: Tensor) -> Any:
@@ -108,9 +113,9 @@ def _affine_dtype(x: Tensor) -> torch.dtype:
 
 def _plain(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """As the kernels read it."""
-    if tensor is None or (tensor.dtype == dtype and tensor.is_contiguous()):
+    if tensor is None or is_plain(tensor, dtype, size=tensor.numel()):
         return tensor
-    return tensor.detach().to(dtype).contiguous()
+    return tensor.detach().to(dtype).resolve_neg().contiguous()
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -11,13 +11,14 @@ import logging
 import math
 import os
 from collections.abc import Callable
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from syncnorm.norm.backends.arguments import is_plain
 from syncnorm.norm.backends.cpu_aten import update_running
-from syncnorm.norm.backends.interface import Request
+from syncnorm.norm.backends.interface import Request, Running
 from syncnorm.norm.backends.memory_layout import layout_of
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def finish_forward(x: Tensor, rows_WF: Tensor, request: Request) -> tuple[Tensor
     """The output and the row of all workers, of which `rows_WF` are the parts; moves the running statistics."""
     C, plan = x.shape[1], _plan(x)
     running = request.running
-    in_kernel = running is not None and all(buffer.is_contiguous() and buffer.is_cuda for buffer in running[1:])
+    in_kernel = running is not None and _can_move(running, C, x.device)
     table = torch.empty(3, C, dtype=plan.table_dtype, device=x.device)
     merged = _merge(rows_WF, C, table, request if in_kernel else request._replace(running=None))
     y = torch.empty_like(x)
@@ -75,7 +76,7 @@ def finish_forward(x: Tensor, rows_WF: Tensor, request: Request) -> tuple[Tensor
     if running is not None:
         if in_kernel:
             # Autograd must see that they changed, as for any operation in place.
-            torch.autograd.graph.increment_version(running[1:])
+            torch.autograd.graph.increment_version(cast("tuple[Tensor, ...]", running[1:]))
         else:
             update_running(merged, running)
     return y, merged
@@ -171,7 +172,18 @@ def _merging_block(R: int, columns: int, *, alone: bool) -> tuple[int, int]:
 
 def _flat(tensor: Tensor | None) -> Tensor | None:
     """As the kernels read it: one number after the other."""
-    return None if tensor is None else tensor.contiguous()
+    return None if tensor is None else tensor.resolve_neg().contiguous()
+
+
+def _can_move(running: Running, num_channels: int, device: torch.device) -> bool:
+    """Whether the kernel may write to all of them. What it can't, PyTorch's operators do."""
+    mean, var, *counters = running[1:]
+    return (
+        is_plain(mean, *_DTYPES, size=num_channels)
+        and is_plain(var, *_DTYPES, size=num_channels)
+        and all(is_plain(counter, torch.int64, size=1) for counter in counters)
+        and all(buffer is not None and buffer.device == device for buffer in running[1:])
+    )
 
 
 @functools.lru_cache(256)

@@ -6,14 +6,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from syncnorm.norm.backends import fused, reference
-from syncnorm.norm.backends.interface import BatchNorm
-from syncnorm.norm.torch_compat import is_inside_functorch
+from syncnorm.norm.backends.arguments import check_request, has_plain_type
+from syncnorm.norm.backends.interface import Request
+from syncnorm.norm.backends.memory_layout import dense
+from syncnorm.norm.statistics.moments import Exchanged, measure_row
+from syncnorm.norm.torch_compat import is_in_forward_mode, is_inside_functorch, is_under_dispatch_mode
 
 Backend = Literal["reference", "fused"]
 _WANTED: ContextVar[str | None] = ContextVar("syncnorm_backend", default=None)
@@ -29,9 +32,25 @@ def use_backend(name: Backend) -> Iterator[None]:
         _WANTED.reset(token)
 
 
-def batch_norm_for(x: Tensor) -> BatchNorm:
-    """The implementation for x."""
-    if torch.compiler.is_compiling() or is_inside_functorch():
-        return reference.batch_norm
+def batch_norm(x: Tensor, request: Request) -> tuple[Tensor, Exchanged]:
+    """See interface.BatchNorm. Raises: RuntimeError where a tensor of `request` does not fit x."""
+    check_request(x, request)
+    has_plain_types = has_plain_type(request.weight) and has_plain_type(request.bias)
+    if has_plain_types and _kernels_for(x) is not None:
+        return fused.batch_norm(x, request)
+    return reference.batch_norm(x, request)
+
+
+def local_row(x: Tensor) -> Tensor:
+    """This worker's row of x, with the bits that `batch_norm` has for it."""
+    kernels = _kernels_for(x)
+    row: Tensor = measure_row(x) if kernels is None else kernels.measure(dense(x))
+    return row
+
+
+def _kernels_for(x: Tensor) -> Any:
+    """The kernels for x; None where something has to see each operation, or where there are none."""
+    if torch.compiler.is_compiling() or is_inside_functorch() or is_in_forward_mode() or is_under_dispatch_mode():
+        return None
     wanted = _WANTED.get() or os.environ.get("SYNCNORM_BACKEND", "fused")
-    return reference.batch_norm if wanted == "reference" or fused.kernels_for(x) is None else fused.batch_norm
+    return None if wanted == "reference" else fused.kernels_for(x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from syncnorm.norm.backends import (
     cpu_aten as native,
@@ -22,10 +22,12 @@ from syncnorm.norm.backends import (
 from syncnorm.norm.backends import (
     reference,
 )
+from syncnorm.norm.backends.arguments import has_plain_type
 from syncnorm.norm.backends.interface import Request
 from syncnorm.norm.backends.memory_layout import dense, like
 from syncnorm.norm.distributed.collectives import peek_rows
 from syncnorm.norm.statistics.moments import Exchanged
+from syncnorm.norm.torch_compat import is_batched
 
 _KERNELS: dict[str, tuple[Any, ...]] = {"cpu": (compiled, native), "cuda": (cuda, cuda_native)}  # best first
 
@@ -35,7 +37,7 @@ def kernels_for(x: Tensor) -> Any:
 
     On one kind of device all of them send the same rows, so that workers with different ones may meet.
     """
-    if type(x) is not Tensor and type(x) is not nn.Parameter:
+    if not has_plain_type(x) or x.layout is not torch.strided:
         return None
     return next((kernels for kernels in _KERNELS.get(x.device.type, ()) if kernels.takes(x)), None)
 
@@ -68,11 +70,11 @@ class _Normalize(torch.autograd.Function):
         x, weight, bias = ctx.saved_tensors
         needed = ctx.needs_input_grad
         request = ctx.request
-        if torch.is_grad_enabled():
-            return _differentiable_gradients(  # type: ignore[no-untyped-call]
+        kernels = kernels_for(x)
+        if torch.is_grad_enabled() or kernels is None or not has_plain_type(dy) or is_batched(dy):
+            return _composed_gradients(  # type: ignore[no-untyped-call]
                 x, dy, needed, request._replace(weight=weight, bias=bias, known=ctx.exchanged, running=None)
             )
-        kernels = kernels_for(x)
         dy = like(dy, x)
         local = kernels.gradient_sums(x, dy, ctx.exchanged.merged)
         rows_WF = peek_rows(local, request.group, request.layer, "backward") if needed[0] else local.unsqueeze(0)
@@ -84,10 +86,12 @@ class _Normalize(torch.autograd.Function):
         return dx, by_weight, by_bias, None, None
 
 
-def _differentiable_gradients(x, dy, needed, request):  # type: ignore[no-untyped-def]
-    """With create_graph: the gradients of the reference composition, which can be differentiated again."""
-    y, _ = reference.batch_norm(x, request)
+def _composed_gradients(x, dy, needed, request):  # type: ignore[no-untyped-def]
+    """The gradients of the reference composition: differentiable with create_graph, and dy may come from vmap."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        y, _ = reference.batch_norm(x, request)
     inputs = (x, request.weight, request.bias)
     wanted = [tensor for tensor, is_needed in zip(inputs, needed, strict=False) if is_needed]
-    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=create_graph))
     return *[next(found) if is_needed else None for is_needed in needed[:3]], None, None

@@ -14,12 +14,13 @@ class Running(NamedTuple):
     """Running statistics to move in place. momentum: weight of the new batch; None: the cumulative average.
 
     An empty batch moves nothing. One with a NaN or an infinity counts in `num_non_finite` and otherwise moves nothing.
+    What is None stays None, but the cumulative average needs `num_batches`.
     """
 
     momentum: float | None
-    mean: Tensor
-    var: Tensor  # Bessel-corrected, with the count of the group
-    num_batches: Tensor
+    mean: Tensor | None
+    var: Tensor | None  # Bessel-corrected, with the count of the group
+    num_batches: Tensor | None
     num_non_finite: Tensor
 
 

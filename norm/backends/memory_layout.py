@@ -22,6 +22,7 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 def dense(x: Tensor) -> Tensor:
     """x itself where it is dense in one of the layouts, else a contiguous copy."""
+    x = x.resolve_neg()
     if x.is_contiguous() or (x.dim() in _CHANNELS_LAST and x.is_contiguous(memory_format=_CHANNELS_LAST[x.dim()])):
         return x
     return x.contiguous()
@@ -37,5 +38,5 @@ def layout_of(x: Tensor) -> Layout:
 def like(x: Tensor, other: Tensor) -> Tensor:
     """x in the memory format and dtype of a dense `other`."""
     kept = torch.contiguous_format if other.is_contiguous() else _CHANNELS_LAST[other.dim()]
-    x = x.contiguous(memory_format=kept)
+    x = x.resolve_neg().contiguous(memory_format=kept)
     return x if x.dtype == other.dtype else x.to(other.dtype)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from syncnorm.norm.backends.cpu_aten import update_running
 from syncnorm.norm.backends.interface import Request
 from syncnorm.norm.statistics.moments import Exchanged, Moments, compute_dtype, exchange, per_channel
+from syncnorm.norm.statistics.transforms import move_outside_transforms
 
 
 def batch_norm(x: Tensor, request: Request) -> tuple[Tensor, Exchanged]:
     """See interface.BatchNorm."""
     moments, exchanged = exchange(x, None, request.group, request.layer, request.known)
     if request.running is not None:
-        with torch.no_grad():
-            update_running(exchanged.merged, request.running)
+        move = partial(update_running, running=request.running)
+        move_outside_transforms(move, exchanged.merged, request.running[1:])
     return normalize(x, moments, request.eps, request.weight, request.bias), exchanged
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from syncnorm.norm.distributed import timing as stopwatch
 from syncnorm.norm.distributed.call_headers import Direction, ExchangeError
 from syncnorm.norm.distributed.transport import transport_of
-from syncnorm.norm.torch_compat import all_gather_into, compiled_all_gather, default_group, has_only_gloo
+from syncnorm.norm.torch_compat import all_gather_into, compiled_all_gather, default_group, has_only_gloo, is_batched
 
-__all__ = ["ExchangeError", "all_reduce", "gather_rows", "world_size"]
+__all__ = ["ExchangeError", "all_reduce", "gather_differentiably", "gather_rows", "world_size"]
 
 
 def world_size(group: dist.ProcessGroup | None) -> int:
@@ -49,6 +49,11 @@ def _exchange(row: Tensor, group: dist.ProcessGroup | None, layer: nn.Module | N
     members = group or default_group()
     if torch.compiler.is_compiling():
         return compiled_all_gather(row, members).view(-1, row.numel())
+    if is_batched(row):
+        raise ExchangeError(
+            "workers can't exchange statistics in a vectorized backward (is_grads_batched, vectorize=True). Call "
+            "torch.func.vmap on torch.func.vjp, or run one backward for each gradient."
+        )
     if _is_carried_by_cpu(row, members):
         return transport_of(members).gather(row.cpu(), layer, direction).to(row.device)
     # Half the host time of the functional collective, whose result only a compiler needs.
@@ -83,6 +88,15 @@ class _AllReduce(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
         return all_reduce(grad, ctx.group, ctx.layer), None, None
 
+    @staticmethod
+    def jvp(ctx, tangent: Tensor, *_: None) -> Tensor:  # type: ignore[no-untyped-def]
+        return all_reduce(tangent, ctx.group, ctx.layer)
+
+    @staticmethod
+    def vmap(_, in_dims, row, group, layer):  # type: ignore[no-untyped-def]
+        rows = row.movedim(in_dims[0], 0)
+        return all_reduce(rows.flatten(), group, layer).view_as(rows), 0
+
 
 def all_reduce(row: Tensor, group: dist.ProcessGroup | None, layer: nn.Module | None = None) -> Tensor:
     """Sum of `row` (F,) over the group, added in rank order. Its adjoint is itself, so every derivative is right."""
@@ -90,3 +104,37 @@ def all_reduce(row: Tensor, group: dist.ProcessGroup | None, layer: nn.Module | 
         return row
     reduced: Tensor = _AllReduce.apply(row, group, layer)  # type: ignore[no-untyped-call]
     return reduced
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(row: Tensor, group: dist.ProcessGroup | None, layer: nn.Module | None) -> Tensor:
+        return gather_rows(row, group, layer, "forward")
+
+    @staticmethod
+    def setup_context(ctx, inputs, _) -> None:  # type: ignore[no-untyped-def]
+        _, ctx.group, ctx.layer = inputs
+
+    @staticmethod
+    def backward(ctx, grads_WF: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
+        # Every worker used our row, so the gradients of all of them are ours.
+        total = all_reduce(grads_WF.flatten(), ctx.group, ctx.layer).view_as(grads_WF)
+        return total[dist.get_rank(ctx.group)], None, None
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor, *_: None) -> Tensor:  # type: ignore[no-untyped-def]
+        return gather_differentiably(tangent, ctx.group, ctx.layer)
+
+    @staticmethod
+    def vmap(_, in_dims, row, group, layer):  # type: ignore[no-untyped-def]
+        rows = row.movedim(in_dims[0], 0)
+        gathered = gather_differentiably(rows.flatten(), group, layer)
+        return gathered.view(-1, *rows.shape), 1
+
+
+def gather_differentiably(row: Tensor, group: dist.ProcessGroup | None, layer: nn.Module | None = None) -> Tensor:
+    """`gather_rows` with every derivative, also in forward mode and under vmap. One collective each way."""
+    if world_size(group) == 1:
+        return row.unsqueeze(0)
+    rows: Tensor = _Gather.apply(row, group, layer)  # type: ignore[no-untyped-call]
+    return rows

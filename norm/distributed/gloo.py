@@ -39,10 +39,10 @@ class ProcessGroupTransport:
     def gather(self, row: Tensor, layer: nn.Module | None, direction: Direction) -> Tensor:
         header = self._ledger.header(layer, direction, row.numel())
         size = -(-(_HEADER + row.numel()) // _FRAME) * _FRAME
-        frame = torch.zeros(size, dtype=torch.float64)
+        frame = torch.zeros(size, dtype=torch.float64, device="cpu")
         frame[:_HEADER] = torch.frombuffer(header.bytes, dtype=torch.float64)
         frame[_HEADER : _HEADER + row.numel()] = row
-        frames = torch.empty(self.world_size * size, dtype=torch.float64)
+        frames = torch.empty(self.world_size * size, dtype=torch.float64, device="cpu")
         try:
             self._group._allgather_base(frames, frame).wait()  # its public names change with torch 2.13
         except RuntimeError as error:

@@ -59,7 +59,7 @@ class SharedMemoryTransport:
         self._ledger = Ledger()
         # Process ids mean something only within one namespace.
         same = len({worker["pids"] for worker in workers}) == 1
-        self._pids = [worker["pid"] for worker in workers] if same else []
+        self._processes = [(worker["pid"], worker["started"]) for worker in workers] if same else []
         self._views: dict[tuple[int, int], Tensor] = {}
         self._words = torch.frombuffer(memory, dtype=torch.float64)
         weakref.finalize(self, _leave, self._lib, memory, self._base, self._rank)
@@ -75,7 +75,8 @@ class SharedMemoryTransport:
         offers = agree("offer", {"path": path, "token": memory[-16:].hex() if memory else ""})
         if able and memory is None:
             memory = _attach(offers[0]["path"], bytes.fromhex(offers[0]["token"]))
-        workers = agree("ready", {"ok": memory is not None, "pid": os.getpid(), "pids": _pid_namespace()})
+        me = {"pid": os.getpid(), "started": _start_of(os.getpid()), "pids": _pid_namespace()}
+        workers = agree("ready", {"ok": memory is not None, **me})
         if path:
             Path(path).unlink()  # all hold it open now; nothing is left behind however they end
         if memory is None or not all(worker["ok"] for worker in workers):
@@ -100,7 +101,7 @@ class SharedMemoryTransport:
             deadline = deadline or monotonic() + self._timeout_s - self._slice_s
             late = [w for w in range(self.world_size) if self._published(w) < self._round]
             for worker in late:
-                if self._pids and not Path(f"/proc/{self._pids[worker]}").exists():
+                if self._processes and _start_of(self._processes[worker][0]) != self._processes[worker][1]:
                     raise WorkerGoneError(self._absent(header, [worker], "has ended"))
             if monotonic() > deadline:
                 raise ExchangeError(self._absent(header, late, f"did not arrive within {self._timeout_s:g} s"))
@@ -207,3 +208,15 @@ def _pid_namespace() -> str:
         return str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         return ""
+
+
+def _start_of(pid: int) -> str:
+    """When process `pid` began, in ticks since boot; "" once it has ended, also while nobody has collected it.
+
+    The number tells a process from a later one that got its id.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]

@@ -13,9 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from syncnorm.norm.backends import reference
+from syncnorm.norm.backends.arguments import check_per_channel
 from syncnorm.norm.layers.activation_checkpointing import recall, remember
+from syncnorm.norm.layers.scripting import refuse_scripting
 from syncnorm.norm.shapes import check_channels
-from syncnorm.norm.statistics.moments import Exchanged, Moments, as_row, exchange, measure, measure_row
+from syncnorm.norm.statistics.moments import Exchanged, Moments, as_row, exchange, measure, measure_row, of_row
+from syncnorm.norm.statistics.transforms import move_outside_transforms
 from syncnorm.norm.torch_compat import BatchNormBase
 
 
@@ -74,20 +77,25 @@ class _BatchRenorm(BatchNormBase):
         super().__init__(num_features, eps, momentum, affine, True, device, dtype)
         self.schedule = schedule or RenormSchedule()
 
+    __prepare_scriptable__ = refuse_scripting
+
     def forward(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        self._check_tensors(x)
         compiling = torch.compiler.is_compiling()
         known = None if compiling else recall(self, x, measure_row)
         assert known is None or isinstance(known, _Corrected)
         moments, exchanged = self._measure(x, known)
-        r, d = self._corrections(moments) if known is None else (known.r, known.d)
+        r, d = self._corrections(of_row(exchanged.merged)) if known is None else (known.r, known.d)
         # y = weight * (x_hat * r + d) + bias, with r and d as constants.
         weight, bias = (r, d) if self.weight is None else (self.weight * r, self.weight * d + self.bias)
         y = self._normalize(x, moments, weight, bias)
         if known is None:
-            self._update(moments)
+            if self.track_running_stats:
+                buffers = self.running_mean, self.running_var, self.num_batches_tracked
+                move_outside_transforms(self._update, exchanged.merged, buffers)
             if not compiling:
                 remember(self, x, _Corrected(exchanged.local, exchanged.merged, r, d), y)
         return y
@@ -111,8 +119,8 @@ class _BatchRenorm(BatchNormBase):
         d = torch.clamp((moments.mean - self.running_mean) / std, -d_limit, d_limit)
         return r.to(self.running_mean.dtype), d.to(self.running_mean.dtype)
 
-    @torch.no_grad()
-    def _update(self, moments: Moments) -> None:
+    def _update(self, row: Tensor) -> None:
+        moments = of_row(row)
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -130,8 +138,19 @@ class _BatchRenorm(BatchNormBase):
         assert self.running_var is not None
         return (self.running_var.double().clamp_min(0) + self.eps).sqrt()
 
+    def _check_tensors(self, x: Tensor) -> None:
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            if getattr(self, name) is None:
+                raise ValueError(
+                    f"{type(self).__name__} corrects a batch towards the running statistics and needs {name} in "
+                    "training, which is None. Use batch normalization where there are none."
+                )
+        check_per_channel(
+            x, weight=self.weight, bias=self.bias, running_mean=self.running_mean, running_var=self.running_var
+        )
+
     def _check_input_dim(self, input: Tensor) -> None:
-        check_channels(self, input, self.num_features)
+        check_channels(self, input)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, schedule={self.schedule}"
@@ -160,7 +179,7 @@ class BatchRenorm(_BatchRenorm):
 
     def _measure(self, x: Tensor, known: Exchanged | None) -> tuple[Moments, Exchanged]:  # noqa: ARG002
         moments = measure(x)
-        row = as_row(moments)
+        row = as_row(moments).detach()  # in forward mode, without a tangent
         return moments, Exchanged(row, row)
 
     def _normalize(self, x: Tensor, moments: Moments, weight: Tensor, bias: Tensor) -> Tensor:  # noqa: ARG002

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from syncnorm.norm.layers.scripting import refuse_scripting
 from syncnorm.norm.statistics.moments import compute_dtype
 
 # Below this |z|, expm1(z)/z is summed as a series: 9 terms are exact to float64, and its derivative does not cancel.
@@ -34,6 +35,8 @@ class BoxCox(nn.Module):
     ) -> None:
         super().__init__()
         self.lmbda = nn.Parameter(torch.tensor(lambda_init, device=device, dtype=dtype or torch.get_default_dtype()))
+
+    __prepare_scriptable__ = refuse_scripting
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.to(compute_dtype(x))

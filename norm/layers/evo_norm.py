@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.norm.layers.instance_norm import channel_groups
+from syncnorm.norm.layers.scripting import refuse_scripting
 from syncnorm.norm.statistics.moments import compute_dtype, per_channel
 
 
@@ -45,13 +46,16 @@ class EvoNormS0(nn.Module):
         self.bias = nn.Parameter(torch.zeros_like(ones)) if affine else None
         self.v = nn.Parameter(ones) if activation else None
 
+    __prepare_scriptable__ = refuse_scripting
+
     def forward(self, x: Tensor) -> Tensor:
         y = wide = x.to(compute_dtype(x))
         if self.v is not None:
             groups = wide.reshape(x.shape[0], self.num_groups, math.prod(x.shape[1:]) // self.num_groups)
             var = (groups - groups.mean(2, keepdim=True)).square().mean(2, keepdim=True)
             gated = wide * torch.sigmoid(per_channel(self.v, wide) * wide)
-            y = (gated.reshape_as(groups) * torch.rsqrt(var + self.eps)).reshape_as(wide)
+            invstd = torch.rsqrt(var + self.eps).expand(-1, -1, x.shape[1] // self.num_groups)
+            y = gated * invstd.reshape(*x.shape[:2], *[1] * (x.dim() - 2))  # keeps the memory format of x
         if self.weight is not None and self.bias is not None:
             y = y * per_channel(self.weight, wide) + per_channel(self.bias, wide)
         return y.to(x.dtype)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from syncnorm.norm.layers.scripting import refuse_scripting
 from syncnorm.norm.statistics.moments import compute_dtype, per_channel
 
 
@@ -46,12 +47,14 @@ class FilterResponseNorm(nn.Module):
         self.tau = nn.Parameter(zeros.clone()) if activation else None
         self.eps_l = nn.Parameter(torch.full_like(zeros, 1e-4))
 
+    __prepare_scriptable__ = refuse_scripting
+
     def forward(self, x: Tensor) -> Tensor:
         wide = x.to(compute_dtype(x))
         positions = list(range(2, x.dim()))
         nu2 = wide.square().mean(positions, keepdim=True) if positions else wide.square()
         # Times 0 rather than left out: DistributedDataParallel wants a gradient, even of zeros, for every parameter.
-        eps = self.eps + per_channel(self.eps_l.abs(), wide) * float(math.prod(x.shape[2:]) == 1)
+        eps = self.eps + per_channel(self.eps_l.abs(), wide) * (1.0 if math.prod(x.shape[2:]) == 1 else 0.0)
         y = wide * torch.rsqrt(nu2 + eps)
         if self.weight is not None and self.bias is not None:
             y = y * per_channel(self.weight, wide) + per_channel(self.bias, wide)

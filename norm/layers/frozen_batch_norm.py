@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from syncnorm.norm.layers.scripting import refuse_scripting
+
 
 class FrozenBatchNorm(nn.Module):
     """Batch normalization with fixed statistics and affine: a fixed scale and shift per channel.
@@ -48,6 +50,8 @@ class FrozenBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros_like(ones))
         self.register_buffer("running_var", ones)
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=device))
+
+    __prepare_scriptable__ = refuse_scripting
 
     def forward(self, x: Tensor) -> Tensor:
         mean, var = self.get_buffer("running_mean"), self.get_buffer("running_var")

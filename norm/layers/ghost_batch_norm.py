@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from syncnorm.norm.shapes import check_channels
+from syncnorm.norm.layers.scripting import refuse_scripting
+from syncnorm.norm.shapes import check_channels, check_running_statistics
 from syncnorm.norm.torch_compat import BatchNormBase
 
 
@@ -44,10 +45,15 @@ class GhostBatchNorm(BatchNormBase):
         super().__init__(num_features, eps, momentum, affine, True, device, dtype)
         self.ghost_size = ghost_size
 
+    __prepare_scriptable__ = refuse_scripting
+
     def forward(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)
         if not self.training:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            use_batch = self.running_mean is None and self.running_var is None
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, use_batch, 0.0, self.eps
+            )
         return torch.cat([self._normalize(chunk) for chunk in self._chunks(x)])
 
     def _chunks(self, x: Tensor) -> list[Tensor]:
@@ -58,15 +64,23 @@ class GhostBatchNorm(BatchNormBase):
         return chunks
 
     def _normalize(self, chunk: Tensor) -> Tensor:
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        momentum = self.momentum if self.momentum is not None else 1 / int(self.num_batches_tracked)
+        if not self.track_running_stats:
+            return F.batch_norm(chunk, None, None, self.weight, self.bias, True, 0.0, self.eps)
         return F.batch_norm(
-            chunk, self.running_mean, self.running_var, self.weight, self.bias, True, momentum, self.eps
+            chunk, self.running_mean, self.running_var, self.weight, self.bias, True, self._count_chunk(), self.eps
         )
 
+    def _count_chunk(self) -> float:
+        """The weight of the next chunk in the running statistics."""
+        check_running_statistics(self)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        if self.momentum is not None:
+            return self.momentum
+        return 1 / int(self.get_buffer("num_batches_tracked"))
+
     def _check_input_dim(self, input: Tensor) -> None:
-        check_channels(self, input, self.num_features)
+        check_channels(self, input)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, ghost_size={self.ghost_size}"

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from syncnorm.norm.layers.scripting import refuse_scripting
+
 
 def channel_groups(num_channels: int, num_groups: int | str = "auto") -> int:
     """The number of groups: `num_groups` itself, or for "auto" the largest divisor up to 32 with two channels a group.
@@ -56,6 +58,8 @@ class InstanceNorm(nn.Module):
         self.num_features, self.eps, self.affine = num_features, eps, affine
         self.weight = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype)) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype)) if affine else None
+
+    __prepare_scriptable__ = refuse_scripting
 
     def forward(self, x: Tensor) -> Tensor:
         if math.prod(x.shape[2:]) == 1:

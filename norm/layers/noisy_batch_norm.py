@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from syncnorm.norm.layers.scripting import refuse_scripting
 from syncnorm.norm.shapes import check_channels
 from syncnorm.norm.torch_compat import BatchNormBase
 
@@ -48,6 +49,8 @@ class NoisyBatchNorm(BatchNormBase):
         super().__init__(num_features, eps, momentum, affine, True, device, dtype)
         self.is_noisy = True
 
+    __prepare_scriptable__ = refuse_scripting
+
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         if not (self.training and self.is_noisy):
@@ -59,7 +62,7 @@ class NoisyBatchNorm(BatchNormBase):
         return y * scale + shift
 
     def _check_input_dim(self, input: Tensor) -> None:
-        check_channels(self, input, self.num_features)
+        check_channels(self, input)
 
 
 def _uniform(like: Tensor, shape: tuple[int, ...], low: float, high: float) -> Tensor:

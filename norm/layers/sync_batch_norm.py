@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from syncnorm.norm.backends.dispatch import batch_norm_for
+from syncnorm.norm.backends.dispatch import batch_norm, local_row
 from syncnorm.norm.backends.interface import Request, Running
 from syncnorm.norm.layers.activation_checkpointing import recall, remember
-from syncnorm.norm.statistics.moments import Exchanged, measure_row
+from syncnorm.norm.layers.scripting import refuse_scripting
+from syncnorm.norm.shapes import check_channels, check_running_statistics
+from syncnorm.norm.statistics.moments import Exchanged
 from syncnorm.norm.torch_compat import BatchNormBase
 
 
@@ -61,37 +65,57 @@ class SyncBatchNorm(BatchNormBase):
             "num_non_finite_batches", torch.zeros((), dtype=torch.long, device=device), persistent=False
         )
 
+    __prepare_scriptable__ = refuse_scripting
+
     def forward(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)
         if not self.training:
-            use_batch = self.running_mean is None
+            use_batch = self.running_mean is None and self.running_var is None
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, use_batch, 0.0, self.eps
             )
         compiling = torch.compiler.is_compiling()
-        known = None if compiling else recall(self, x, measure_row)
+        known = None if compiling else recall(self, x, local_row)
         running = self._running() if known is None and self.track_running_stats else None
         request = Request(self.weight, self.bias, self.eps, self.process_group, self, known, running)
-        y, exchanged = batch_norm_for(x)(x, request)
+        y, exchanged = batch_norm(x, request)
         if known is None:
             self._check_count(exchanged, x)
             if not compiling:
                 remember(self, x, exchanged, y)
         return y
 
+    def reset_running_stats(self) -> None:
+        """As every batch normalization, and nothing counts as non-finite any more."""
+        super().reset_running_stats()
+        if "num_non_finite_batches" in self._buffers:  # not yet while the base class is built
+            self._count_anew()
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """As every module. The count of non-finite batches starts anew, where the statistics are now."""
+        super()._load_from_state_dict(*args)
+        self._count_anew()
+
+    def _count_anew(self) -> None:
+        """No batch counts as non-finite, on the device where the statistics are."""
+        if self.num_non_finite_batches.device == self._device():
+            self.num_non_finite_batches.zero_()
+        else:
+            self.num_non_finite_batches = torch.zeros_like(self.num_non_finite_batches, device=self._device())
+
+    def _device(self) -> torch.device:
+        """Where its statistics are."""
+        return self.num_non_finite_batches.device if self.running_mean is None else self.running_mean.device
+
     def _running(self) -> Running:
-        mean, var, num_batches = self.running_mean, self.running_var, self.num_batches_tracked
-        assert mean is not None
-        assert var is not None
-        assert num_batches is not None
-        return Running(self.momentum, mean, var, num_batches, self.num_non_finite_batches)
+        check_running_statistics(self)
+        if self.num_non_finite_batches.device != self._device():  # a buffer that was replaced, as by assign=True
+            self._count_anew()
+        buffers = self.running_mean, self.running_var, self.num_batches_tracked, self.num_non_finite_batches
+        return Running(self.momentum, *buffers)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2 or input.shape[1] != self.num_features:
-            raise ValueError(
-                f"SyncBatchNorm needs an input of shape (N, {self.num_features}, *), got {tuple(input.shape)}. "
-                "Set num_features to the channels of the layer before."
-            )
+        check_channels(self, input)
 
     def _check_count(self, exchanged: Exchanged, x: Tensor) -> None:
         # Only a worker with at most one value can be in a group with one, so that only it reads the count back.

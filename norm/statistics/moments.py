@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from syncnorm.norm.distributed.collectives import all_reduce, gather_rows
+from syncnorm.norm.distributed.collectives import all_reduce, gather_differentiably, gather_rows
+from syncnorm.norm.torch_compat import is_in_forward_mode, is_inside_functorch
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ def exchange(
     """`synced_moments` and what it exchanged. With `known`, of an earlier call for the same x, it exchanges nothing."""
     if torch.compiler.is_compiling():
         layer = known = None
+    elif known is None and (is_inside_functorch() or is_in_forward_mode()):
+        return _composed(x, weights, group, layer)
     count, mean, m2, local = _SyncedMoments.apply(x, weights, group, layer, known)  # type: ignore[no-untyped-call]
     moments = Moments(count, mean, m2)
     if known is None:
@@ -96,15 +99,7 @@ class Exchanged:
 def measure(x: Tensor, weights: Tensor | None = None) -> Moments:
     """Moments of each channel of this worker's x (N, C, *) alone, centred, without a gradient. See `synced_moments`."""
     with torch.no_grad():
-        if weights is not None:
-            return _measure_weighted(x, weights)
-        num_values = x.numel() // max(x.shape[1], 1)
-        count = torch.full((), num_values, dtype=torch.float64, device=x.device)
-        if num_values == 0:
-            zeros = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
-            return Moments(count, zeros, zeros.clone())
-        var, mean = torch.var_mean(x.to(compute_dtype(x)), _all_but_channel(x), correction=0)
-        return Moments(count, mean.double(), var.double() * num_values)
+        return _measure(x, weights)
 
 
 def measure_row(x: Tensor) -> Tensor:
@@ -130,7 +125,15 @@ def merge_rows(rows_RF: Tensor) -> Moments:
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """float32 for half precisions, otherwise the dtype of x."""
+    """float32 for half precisions, otherwise the dtype of x.
+
+    Raises: ValueError for integers and complex numbers.
+    """
+    if not x.dtype.is_floating_point:
+        raise ValueError(
+            f"Normalization needs an input of floating-point numbers, got {x.dtype}. Convert integers first, for "
+            "example by x.float(), and normalize real and imaginary part as two channels."
+        )
     return torch.promote_types(x.dtype, torch.float32)
 
 
@@ -185,6 +188,27 @@ class _SyncedMoments(torch.autograd.Function):
         if weights is not None:
             dx = torch.where(_with_channel(weights, x) > 0, dx * _with_channel(weights, x), 0)
         return dx.to(x.dtype), None, None, None, None
+
+
+def _composed(
+    x: Tensor, weights: Tensor | None, group: dist.ProcessGroup | None, layer: nn.Module | None
+) -> tuple[Moments, Exchanged]:
+    """`exchange` as a composition, for torch.func and for forward mode: every operation in it can be transformed."""
+    local = as_row(_measure(x, weights))
+    moments = merge_rows(gather_differentiably(local, group, layer))
+    return moments, Exchanged(local.detach(), as_row(moments).detach())
+
+
+def _measure(x: Tensor, weights: Tensor | None) -> Moments:
+    if weights is not None:
+        return _measure_weighted(x, weights)
+    num_values = x.numel() // max(x.shape[1], 1)
+    count = torch.full((), num_values, dtype=torch.float64, device=x.device)
+    if num_values == 0:
+        zeros = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
+        return Moments(count, zeros, zeros.clone())
+    var, mean = torch.var_mean(x.to(compute_dtype(x)), _all_but_channel(x), correction=0)
+    return Moments(count, mean.double(), var.double() * num_values)
 
 
 def _measure_weighted(x: Tensor, weights: Tensor) -> Moments:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import gc
+import weakref
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
@@ -107,7 +111,7 @@ def test_checkpointing_saves_tensors_through_hooks() -> None:
     seen = []
 
     def block(x: Tensor) -> Tensor:
-        seen.append(torch_compat.saves_tensors_through_hooks())
+        seen.append(torch_compat.saved_tensors_hooks() is not None)
         return x.sin()
 
     x = torch.ones(2, requires_grad=True)
@@ -115,6 +119,86 @@ def test_checkpointing_saves_tensors_through_hooks() -> None:
     checkpoint(block, x, use_reentrant=False)
 
     assert seen == [False, True]
+
+
+def test_hooks_on_saved_tensors_have_attributes_and_live_as_long_as_the_graph() -> None:
+    found = []
+
+    def block(x: Tensor) -> Tensor:
+        found.append(weakref.ref(torch_compat.saved_tensors_hooks()[1]))
+        return x.sin()
+
+    y = checkpoint(block, torch.ones(2, requires_grad=True), use_reentrant=False)
+
+    vars(found[0]())["mine"] = 1
+    assert vars(found[0]())["mine"] == 1
+    del y
+    gc.collect()
+    assert found[0]() is None
+
+
+def test_functions_whose_forward_runs_are_found_and_live_as_long_as_the_graph() -> None:
+    found = []
+
+    def block(x: Tensor) -> Tensor:
+        found.extend(weakref.ref(context) for context in torch_compat.running_functions())
+        return x.sin()
+
+    assert list(torch_compat.running_functions()) == []
+    y = checkpoint(block, torch.ones(2, requires_grad=True), use_reentrant=True)
+
+    assert [ref() is y.grad_fn for ref in found] == [True]
+    del y
+    gc.collect()
+    assert found[0]() is None
+
+
+def test_forward_mode_is_noticed() -> None:
+    assert not torch_compat.is_in_forward_mode()
+    with torch.autograd.forward_ad.dual_level():
+        assert torch_compat.is_in_forward_mode()
+
+
+def test_recording_of_operators_is_noticed() -> None:
+    seen = []
+
+    def block(x: Tensor) -> Tensor:
+        seen.append(torch_compat.is_under_dispatch_mode())
+        return x.sin()
+
+    block(torch.ones(2))
+    make_fx(block)(torch.ones(2))
+
+    assert seen == [False, True]
+
+
+def test_captured_tensors_change_outside_functorch_only() -> None:
+    captured = torch.zeros(2)
+
+    def f(x: Tensor, outside: bool) -> Tensor:
+        value = torch_compat.unwrapped(x)
+        assert torch_compat.is_wrapped_by_functorch(x)
+        with torch_compat.outside_functorch() if outside else nullcontext():
+            captured.copy_(value)
+        return x.sum()
+
+    torch.func.grad(f)(torch.ones(2), True)
+    assert captured.tolist() == [1.0, 1.0]
+    with pytest.raises(RuntimeError, match="mutate a captured Tensor"):
+        torch.func.grad(f)(torch.ones(2), False)
+
+
+def test_slices_under_vmap_are_noticed() -> None:
+    seen = []
+
+    def f(x: Tensor) -> Tensor:
+        seen.append((torch_compat.is_batched(x), torch_compat.unwrapped(x)))
+        return x
+
+    torch.func.vmap(f)(torch.ones(2))
+
+    assert seen == [(True, None)]
+    assert not torch_compat.is_batched(torch.ones(2))
 
 
 def test_transforms_of_functorch_are_noticed() -> None:

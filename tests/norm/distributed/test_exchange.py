@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
+import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,6 +128,47 @@ def test_death_of_a_worker_ends_the_wait() -> None:
             own.run(_dies, 2)
     finally:
         own.stop()
+
+
+def _dies_uncollected(rank: int, world_size: int) -> float:
+    layer = SyncBatchNorm(3)
+    layer(torch.randn(4, 3))
+    if rank == 1:
+        os._exit(3)
+    began = time.monotonic()
+    with pytest.raises(WorkerGoneError, match="rank 1 has ended"):
+        layer(torch.randn(4, 3))
+    return time.monotonic() - began
+
+
+def test_dead_worker_that_nobody_collected_ends_the_wait(tmp_path: Path) -> None:
+    own = Pool(size=2)
+    own._start()
+    try:
+        for rank, pipe in enumerate(own._pipes):
+            pipe.send((_dies_uncollected, rank, 2, str(tmp_path / "store"), ()))
+        assert own._pipes[0].poll(20), "rank 0 waits for a worker that is dead"
+        ok, took_s, trace = pickle.loads(own._pipes[0].recv_bytes())
+
+        # This process started it and has not asked for its exit code: it is a zombie.
+        assert Path(f"/proc/{own._processes[1].pid}").exists()
+        assert ok, trace
+        assert took_s < 10
+    finally:
+        own.stop()
+
+
+def test_process_is_told_from_a_later_one_with_its_id() -> None:
+    from syncnorm.norm.distributed.shared_memory import _start_of
+
+    with subprocess.Popen(["sleep", "60"]) as other:
+        assert _start_of(other.pid)
+        assert _start_of(other.pid) != _start_of(os.getpid())
+        other.kill()
+        while Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(0.01)
+        assert _start_of(other.pid) == ""
+    assert _start_of(other.pid) == ""
 
 
 def _is_late(rank: int, world_size: int, transport: str) -> str:

@@ -227,6 +227,43 @@ def test_channels_last_is_the_same_function(kind: str) -> None:
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 
 
+@every_kind
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_scripting_works_or_says_what_to_do_instead(kind: str) -> None:
+    x = torch.randn(SHAPES[2])
+    model: nn.Module = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
+    expected = model.eval()(x)
+    layer = norm.build(kind, 8)
+
+    if type(layer).__module__.startswith("torch."):
+        torch.jit.script(layer)
+    else:
+        with pytest.raises(NotImplementedError, match=rf"can't compile {type(layer).__name__}. For inference, script"):
+            torch.jit.script(nn.Sequential(layer))
+
+    converted, _ = norm.convert(model, "none" if kind == "fixup" else kind)
+    torch.testing.assert_close(torch.jit.script(norm.revert(converted))(x), expected)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "instance"])
+def test_dynamic_shapes_can_be_exported(kind: str) -> None:
+    layer, dims = norm.build(kind, 8).eval(), {name: torch.export.Dim(name, min=2, max=64) for name in "nhw"}
+    example, other = torch.randn(3, 8, 4, 5), torch.randn(2, 8, 6, 3)
+
+    program = torch.export.export(layer, (example,), dynamic_shapes=({0: dims["n"], 2: dims["h"], 3: dims["w"]},))
+
+    torch.testing.assert_close(program.module()(other), layer(other), rtol=1e-5, atol=1e-5)
+
+
+@every_kind
+def test_memory_format_is_kept(kind: str) -> None:
+    x = torch.randn(SHAPES[2]).contiguous(memory_format=torch.channels_last)
+
+    y = norm.build(kind, 8)(x)
+
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match=r"norm\.kind must be one of none, batch, .*; got 'bacth'"):
         norm.build("bacth", 8)
