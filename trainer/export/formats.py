@@ -87,7 +87,7 @@ def capture(network: nn.Module, example: ForwardInputs) -> torch.export.Exported
             dynamic = shapes.dynamic_shapes(network, example.args, example.kwargs)
             program = torch.export.export(network, example.args, example.kwargs, dynamic_shapes=dynamic)
             if samples.count(example) is None:
-                # It may have fixed that there is something to find: RetinaNet's and FCOS's then fail (torchvision 0.29).
+                # It may have fixed that something is found, as in RetinaNet and FCOS (torchvision 0.29).
                 samples.blank_like(example).call(program.module())
             return program
     except Exception as error:  # torch.export has many, and few of them public
