@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from syncnorm.norm.distributed.collectives import all_reduce, gather_rows, world_size
+from syncnorm.norm.modules import call_with, first_input, required_arguments
 from syncnorm.norm.statistics.freezing import has_frozen_statistics
 from syncnorm.norm.statistics.moments import Moments, measure, merge, synced_moments
 from syncnorm.norm.statistics.snapshots import drift
@@ -79,7 +80,8 @@ def recompute_population_statistics(
     All layers normalize by batch statistics meanwhile, without noise or renormalization; dropout is off. Frozen layers
     stay. Training modes, momenta and counters are as before afterwards, and after a failure the statistics too.
 
-    batches: inputs of the model: a tensor, a mapping of keyword arguments, or a tuple whose first element is the input.
+    batches: inputs of the model: a tensor, a mapping of keyword arguments, or a tuple that begins with the inputs. Of a
+        tuple the model gets as many elements as its forward requires, and at least one: targets may come after them.
     process_group: the workers whose batches count; each calls this with its own, and all get the same statistics.
     Raises: ValueError without a single batch, or where a worker of a synchronized model has none.
     See: Ioffe & Szegedy 2015, arXiv:1502.03167, Alg. 2; Wu & Johnson 2021, arXiv:2105.07576, sec. 3.
@@ -120,10 +122,11 @@ class _Tally:
         self.is_synchronized = _is_synchronized(layer)
         self.parts: list[Moments] = []
 
-    def see(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def see(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook of the layer."""
+        x = first_input(args, kwargs)
         is_shared = self.estimator == "paper" and self.is_synchronized
-        batch = synced_moments(args[0], vars(layer)["process_group"]) if is_shared else measure(args[0])
+        batch = synced_moments(x, vars(layer)["process_group"]) if is_shared else measure(x)
         if self.estimator == "paper":
             # One vote a batch, whatever its size: the estimates themselves are what is averaged.
             estimates = torch.cat([batch.mean, batch.unbiased_variance])
@@ -166,7 +169,7 @@ def _store(layer: nn.Module, mean: Tensor, var: Tensor) -> LayerPopulation:
 
 @contextmanager
 def _watched(layers: Mapping[str, nn.Module], tallies: Mapping[str, _Tally]) -> Iterator[None]:
-    handles = [layer.register_forward_pre_hook(tallies[path].see) for path, layer in layers.items()]
+    handles = [layer.register_forward_pre_hook(tallies[path].see, with_kwargs=True) for path, layer in layers.items()]
     try:
         yield
     finally:
@@ -217,11 +220,11 @@ def _in_step(batches: Iterable[Any], group: dist.ProcessGroup | None, device: to
 def _call(model: nn.Module, batch: Any) -> int:
     """Forward `batch`; the number of its samples."""
     if isinstance(batch, Mapping):
-        model(**batch)
+        call_with(model, batch)
         return next((len(value) for value in batch.values() if isinstance(value, Tensor)), 0)
-    x = batch[0] if isinstance(batch, tuple | list) else batch
-    model(x)
-    return len(x)
+    inputs = tuple(batch[: required_arguments(model)]) if isinstance(batch, tuple | list) else (batch,)
+    call_with(model, inputs)
+    return len(inputs[0])
 
 
 def _emptied(batch: Any) -> Any:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from syncnorm.norm.modules import first_input
 from syncnorm.norm.statistics.freezing import has_frozen_statistics
 from syncnorm.norm.statistics.moments import Moments, measure
 
@@ -70,7 +72,7 @@ def observe(model: nn.Module) -> Iterator[None]:
     2.0
     """
     handles = [
-        layer.register_forward_pre_hook(_note_batch)
+        layer.register_forward_pre_hook(_note_batch, with_kwargs=True)
         for layer in model.modules()
         if isinstance(getattr(layer, "running_mean", None), Tensor)
     ]
@@ -81,8 +83,8 @@ def observe(model: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def _note_batch(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-    object.__setattr__(layer, "_norm_last_batch", measure(args[0]))
+def _note_batch(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    object.__setattr__(layer, "_norm_last_batch", measure(first_input(args, kwargs)))
 
 
 def _snapshot(layer: nn.Module) -> NormSnapshot:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -191,3 +193,49 @@ def test_whole_resnet_evaluates_as_it_trains_after_recomputing_on_one_batch() ->
 
     # n/(n-1) in the variance of the smallest layer (64·16 values) leaves 5e-4 relative a layer, over ten layers.
     torch.testing.assert_close(model.eval()(x), in_training, rtol=1e-2, atol=1e-2)
+
+
+class _TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(2)
+
+    def forward(self, x: Tensor, other: Tensor, scale: float = 1.0) -> Tensor:
+        return self.bn(input=x + other) * scale
+
+
+TWO: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "tuple": lambda x, other: (x, other),
+    "list": lambda x, other: [x, other],
+    "tuple with a target": lambda x, other: (x, other, torch.zeros(len(x))),
+    "mapping": lambda x, other: {"x": x, "other": other},
+    "mapping in another order": lambda x, other: {"other": other, "x": x},
+}
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel], ids=["plain", "wrapped"])
+@pytest.mark.parametrize("name", TWO)
+def test_model_of_two_inputs_gets_both(name: str, wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model, batches = _TwoInputs(), [(torch.randn(5, 2), torch.randn(5, 2)) for _ in range(3)]
+    total = torch.cat([x + other for x, other in batches])
+
+    found = norm.recompute_population_statistics(wrap(model), [TWO[name](*batch) for batch in batches])
+
+    assert found.num_samples == 15
+    torch.testing.assert_close(model.bn.running_mean, total.mean(0))
+    torch.testing.assert_close(model.bn.running_var, total.var(0))
+
+
+def test_target_of_a_pair_is_no_input() -> None:
+    class Optional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm1d(2)
+
+        def forward(self, x: Tensor, target: Tensor | None = None) -> Tensor:
+            assert target is None
+            return self.bn(x)
+
+    found = norm.recompute_population_statistics(Optional(), [(torch.randn(5, 2), torch.zeros(5))])
+
+    assert found.num_samples == 5

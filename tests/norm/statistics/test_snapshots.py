@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -43,3 +46,13 @@ def test_drift_is_known_after_an_observed_forward_only() -> None:
     # means 2 and -3 against running mean 0 and std 1: on average 2.5 stds, up to eps
     assert norm.snapshot(layer)[""].drift == pytest.approx(2.5, rel=1e-4)
     assert not layer._forward_pre_hooks
+
+
+@pytest.mark.parametrize("make", [nn.BatchNorm1d, norm.SyncBatchNorm, nn.SyncBatchNorm])
+def test_layer_called_by_keyword_is_observed(make: Callable[[int], nn.Module]) -> None:
+    layer = make(1).eval()
+
+    with norm.observe(layer):
+        layer(**{next(iter(inspect.signature(layer.forward).parameters)): torch.tensor([[1.0], [3.0]])})
+
+    assert norm.snapshot(layer)[""].drift == pytest.approx(2.0, rel=1e-4)  # mean 2 from 0, with variance 1 + eps
