@@ -2,9 +2,9 @@
 from syncnorm.norm.auditing.audit import audit as audit
 from syncnorm.norm.auditing.findings import Finding as Finding
 from syncnorm.norm.conversion.convert import Override as Override
-from syncnorm.norm.conversion.convert import Replacement as Replacement
 from syncnorm.norm.conversion.convert import convert as convert
 from syncnorm.norm.conversion.convert import revert as revert
+from syncnorm.norm.conversion.edits import Replacement as Replacement
 from syncnorm.norm.conversion.fixup import ResidualBranch as ResidualBranch
 from syncnorm.norm.conversion.fixup import register_residual_block as register_residual_block
 from syncnorm.norm.conversion.plain_state import plain_state_dict as plain_state_dict

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from syncnorm.norm.auditing.findings import Finding, ObservedLayer, Training
 from syncnorm.norm.auditing.layer_checks import check_layer, unknown_frozen_layer
@@ -17,10 +15,12 @@ from syncnorm.norm.auditing.model_checks import (
     check_depth_of_box_cox,
     check_dropout_of_selu,
     check_neighbours,
+    check_unnormalized,
     check_weight_decay,
 )
 from syncnorm.norm.conversion.dataflow import trace
 from syncnorm.norm.conversion.readers import Source, read_source
+from syncnorm.norm.modules import call_with, first_input, preserved
 from syncnorm.norm.statistics.freezing import has_frozen_statistics
 from syncnorm.norm.statistics.frozen_layers import is_named_frozen
 
@@ -40,7 +40,8 @@ def audit(
 ) -> list[Finding]:
     """What to know about the normalization of `model`, worst first. `model` is left as it is.
 
-    example_input: what the model takes, one sample is enough; it runs once, in eval mode, without gradients.
+    example_input: what the model takes: a tensor, a tuple of arguments, or a mapping of keyword arguments. One sample
+    is enough; it runs once, in eval mode, without gradients.
     batch_size: samples per worker and step. workers: those that train together. accumulate: micro-batches per step.
     dataset_size, drop_last, steps (of the whole training), optimizer: where given, they are looked at too.
     group: neighbouring workers that share statistics; None: all.
@@ -74,12 +75,13 @@ def audit(
     observed, failure = _run(model, example_input, sources)
     if failure is not None:
         fix = "See the other findings: a layer may not take the shape it gets."
-        found.append(Finding("forward_fails", "", f"The model does not take the example: {failure}", fix, "error"))
+        why = str(failure) if isinstance(failure, ValueError | RuntimeError) else repr(failure)
+        found.append(Finding("forward_fails", "", f"The model does not take the example: {why}", fix, "error"))
         observed = [item for item in observed if item.shapes]
     flow = trace(model)
     for item in observed:
         found += [*check_layer(item, training), *check_neighbours(item, flow)]
-    found += [*check_dropout_of_selu(model), *check_depth_of_box_cox(model)]
+    found += [*check_unnormalized(observed), *check_dropout_of_selu(model), *check_depth_of_box_cox(model)]
     if optimizer is not None:
         found += check_weight_decay(observed, optimizer)
     return sorted(found, key=lambda finding: ("error", "warning", "info").index(finding.severity))
@@ -87,36 +89,24 @@ def audit(
 
 def _run(
     model: nn.Module, example_input: Any, sources: dict[str, Source]
-) -> tuple[list[ObservedLayer], ValueError | RuntimeError | None]:
+) -> tuple[list[ObservedLayer], Exception | None]:
     """One forward in eval mode: the layers of `sources` with the shapes they saw, and the error that stopped it, if
     any."""
     failure = None
     shapes: dict[str, list[torch.Size]] = {path: [] for path in sources}
 
-    def note(path: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        shapes[path].append(args[0].shape)
+    def note(path: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        shapes[path].append(first_input(args, kwargs).shape)
 
-    handles = [model.get_submodule(path).register_forward_pre_hook(partial(note, path)) for path in sources]
+    layers = {path: model.get_submodule(path) for path in sources}
+    handles = [layer.register_forward_pre_hook(partial(note, path), with_kwargs=True) for path, layer in layers.items()]
     try:
-        with _eval(model), torch.no_grad():
-            model(*example_input) if isinstance(example_input, tuple) else model(example_input)
-    except (ValueError, RuntimeError) as error:
+        with preserved(model), torch.no_grad():
+            call_with(model.eval(), example_input)
+    except Exception as error:  # the user's code, on the user's example
         failure = error
     finally:
         for handle in handles:
             handle.remove()
-    observed = [
-        ObservedLayer(path, model.get_submodule(path), source, tuple(shapes[path])) for path, source in sources.items()
-    ]
+    observed = [ObservedLayer(path, layers[path], source, tuple(shapes[path])) for path, source in sources.items()]
     return observed, failure
-
-
-@contextmanager
-def _eval(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

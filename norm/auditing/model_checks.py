@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
 from syncnorm.norm.auditing.findings import Finding, ObservedLayer
-from syncnorm.norm.conversion.activations import is_activation_node
+from syncnorm.norm.conversion.activations import node_effect, readers_of
 from syncnorm.norm.conversion.dataflow import Flow
+from syncnorm.norm.conversion.elementwise import effect
 from syncnorm.norm.layers.box_cox import BoxCox
+from syncnorm.norm.layers.evo_norm import EvoNormS0
 from syncnorm.norm.layers.weight import LINEAR_LAYERS
 
 _POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
@@ -43,7 +46,9 @@ def check_neighbours(observed: ObservedLayer, flow: Flow) -> Iterator[Finding]:
             {"parameters": before.get_parameter("bias").numel()},
         )
     is_activating = bool(getattr(observed.layer, "activation", False))
-    if is_activating and any(is_activation_node(node, flow) for node in flow.readers(observed.layer)):
+    effect_of = partial(effect, num_features=observed.source.num_features)
+    readers = readers_of(flow, observed.layer, effect_of) if is_activating else []
+    if any(node_effect(node, flow, effect_of) == "activation" for node in readers):
         yield Finding(
             "activation_twice",
             observed.path,
@@ -60,6 +65,23 @@ def check_neighbours(observed: ObservedLayer, flow: Flow) -> Iterator[Finding]:
             "Put dropout after the last batch normalization.",
             "warning",
             {"p": before.p},
+        )
+
+
+def check_unnormalized(observed: Sequence[ObservedLayer]) -> Iterator[Finding]:
+    """EvoNorm is a normalization by its activation alone, so without one it is a scale and a shift."""
+    layers = [item for item in observed if isinstance(item.layer, EvoNormS0)]
+    bare = [item for item in layers if not item.layer.activation]
+    if bare:
+        yield Finding(
+            "normalizes_nothing",
+            bare[0].path,
+            f"{len(bare)} of {len(layers)} evo_s0 layers normalize nothing: they were built without an activation, so "
+            "each of them scales and shifts only. Behind the last convolution of a residual branch that is as in the "
+            "paper.",
+            "Let an activation module of its own follow each other layer before you convert, or use group there.",
+            "warning" if len(bare) == len(layers) else "info",
+            {"layers": len(bare), "of": len(layers)},
         )
 
 

@@ -1,29 +1,17 @@
-"""Activations as modules and as functions, before or after a normalization."""
+"""The activation beside a normalization: as a module or a function, after or before it, through dropout."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from syncnorm.norm.conversion.dataflow import Flow
+from syncnorm.norm.conversion.dataflow import Flow, input_of
+from syncnorm.norm.conversion.elementwise import ACTIVATIONS, Effect
 
-# Elementwise ones that a normalization with an activation of its own, or SELU, can stand for. No gates.
-ACTIVATIONS = (
-    nn.ReLU,
-    nn.ReLU6,
-    nn.LeakyReLU,
-    nn.PReLU,
-    nn.ELU,
-    nn.CELU,
-    nn.SELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Mish,
-    nn.Hardswish,
-    nn.Softplus,
-    nn.Tanh,
-)
 _FUNCTIONS = (
     F.relu,
     F.relu_,
@@ -31,41 +19,141 @@ _FUNCTIONS = (
     torch.relu_,
     F.relu6,
     F.leaky_relu,
+    F.prelu,
+    torch.prelu,
+    F.rrelu,
     F.elu,
+    F.celu,
     F.selu,
     F.gelu,
     F.silu,
     F.mish,
     F.hardswish,
     F.softplus,
+    F.softsign,
+    F.tanh,
     torch.tanh,
+    F.hardtanh,
+    F.logsigmoid,
+    F.threshold,
+    F.tanhshrink,
+    F.softshrink,
+    F.hardshrink,
 )
 _METHODS = ("relu", "relu_", "tanh", "tanh_")
+_GATE_FUNCTIONS = (torch.sigmoid, F.sigmoid, F.hardsigmoid)
+_GATE_METHODS = ("sigmoid", "sigmoid_")
+_DROPOUT_FUNCTIONS = (
+    F.dropout,
+    F.dropout1d,
+    F.dropout2d,
+    F.dropout3d,
+    F.alpha_dropout,
+    F.feature_alpha_dropout,
+)
+
+USED_ELSEWHERE = "the activation next to it is used elsewhere too, or is not a module, and stays"
+
+EffectOf = Callable[[nn.Module], Effect | None]
 
 
 def is_activation(module: nn.Module | None) -> bool:
+    """Whether it is one of torch's own activations."""
     return type(module) in ACTIVATIONS
 
 
-def is_activation_node(node: fx.Node, flow: Flow) -> bool:
-    """Whether `node` computes an activation, as a module, a function or a method."""
-    if node.op == "call_function":
-        return node.target in _FUNCTIONS
-    return node.target in _METHODS if node.op == "call_method" else is_activation(flow.modules.get(node))
+def is_activation_call(node: fx.Node) -> bool:
+    """Whether `node` calls an activation as a function or a method."""
+    return (node.op == "call_function" and node.target in _FUNCTIONS) or (
+        node.op == "call_method" and node.target in _METHODS
+    )
 
 
-def adjacent_activation(flow: Flow, layer: nn.Module) -> nn.Module | None:
-    """The activation module after `layer`, or else before it, that nothing but the two use."""
-    for module in (flow.after(layer), flow.before(layer)):
-        if is_activation(module):
-            return module
+@dataclass(frozen=True)
+class NearbyActivation:
+    """What acts on each value next to a layer.
+
+    module: the activation module that belongs to the layer alone, so that another one may stand for both. stays: why
+    one that is there can't go. Both empty: there is none.
+    """
+
+    module: nn.Module | None = None
+    stays: str = ""
+
+
+def nearby_activation(flow: Flow, layer: nn.Module, effect_of: EffectOf) -> NearbyActivation:
+    """The activation after `layer`, or else before it; dropout and its like in between are looked through."""
+    if layer not in flow.calls:
+        return NearbyActivation(stays="what follows could not be traced; an activation after it stays")
+    after = {node_effect(node, flow, effect_of) for node in readers_of(flow, layer, effect_of)}
+    if after and after <= {"activation", "gate"}:
+        module = _only_one_after(flow, layer, effect_of)
+        why = USED_ELSEWHERE if after == {"activation"} else "the gate next to it, with outputs in [0, 1], stays"
+        return NearbyActivation(module) if module is not None else NearbyActivation(stays=why)
+    sources = [_source_of(node, flow, effect_of) for node in flow.calls[layer]]
+    if all(source is not None and node_effect(source, flow, effect_of) == "activation" for source in sources):
+        module = _only_one_before(flow, layer, effect_of)
+        return NearbyActivation(module) if module is not None else NearbyActivation(stays=USED_ELSEWHERE)
+    return NearbyActivation()
+
+
+def readers_of(flow: Flow, layer: nn.Module, effect_of: EffectOf) -> list[fx.Node]:
+    """The nodes that read an output of `layer`, through those that hand it on."""
+    return [reader for node in flow.calls.get(layer, []) for reader in _readers(node, flow, effect_of)]
+
+
+def node_effect(node: fx.Node, flow: Flow, effect_of: EffectOf) -> Effect | None:
+    """What `node` does to each value of its first input."""
+    if (module := flow.modules.get(node)) is not None:
+        return effect_of(module)
+    if is_activation_call(node):
+        return "activation"
+    if node.op == "call_function" and node.target in _DROPOUT_FUNCTIONS:
+        return "identity"
+    is_gate = node.target in (_GATE_FUNCTIONS if node.op == "call_function" else _GATE_METHODS)
+    return "gate" if is_gate and node.op in ("call_function", "call_method") else None
+
+
+def _readers(node: fx.Node, flow: Flow, effect_of: EffectOf) -> Iterator[fx.Node]:
+    for user in node.users:
+        if node_effect(user, flow, effect_of) == "identity":
+            yield from _readers(user, flow, effect_of)
+        else:
+            yield user
+
+
+def _source_of(node: fx.Node, flow: Flow, effect_of: EffectOf) -> fx.Node | None:
+    """The node whose output goes into `node`, through those that hand it on."""
+    source = input_of(node)
+    while source is not None and node_effect(source, flow, effect_of) == "identity":
+        source = input_of(source)
+    return source
+
+
+def _only_one_after(flow: Flow, layer: nn.Module, effect_of: EffectOf) -> nn.Module | None:
+    """The activation module that alone reads what `layer` gives, if each is called once."""
+    node = flow.only_call(layer)
+    while node is not None and len(node.users) == 1:
+        node = next(iter(node.users))
+        found = node_effect(node, flow, effect_of)
+        if found != "identity":
+            return _called_once(node, flow) if found == "activation" else None
     return None
 
 
-def has_adjacent_activation(flow: Flow, layer: nn.Module) -> bool:
-    """Whether every output of `layer` goes into an activation, or every input comes from one."""
-    readers = flow.readers(layer)
-    inputs = [node.args[0] for node in flow.calls.get(layer, []) if node.args]
-    is_before = bool(readers) and all(is_activation_node(node, flow) for node in readers)
-    is_behind = bool(inputs) and all(isinstance(node, fx.Node) and is_activation_node(node, flow) for node in inputs)
-    return is_before or is_behind
+def _only_one_before(flow: Flow, layer: nn.Module, effect_of: EffectOf) -> nn.Module | None:
+    """The activation module whose output `layer` alone reads, if each is called once."""
+    node = flow.only_call(layer)
+    while node is not None:
+        node = input_of(node)
+        if node is None or len(node.users) != 1:
+            return None
+        found = node_effect(node, flow, effect_of)
+        if found != "identity":
+            return _called_once(node, flow) if found == "activation" else None
+    return None
+
+
+def _called_once(node: fx.Node, flow: Flow) -> nn.Module | None:
+    module = flow.modules.get(node)
+    return module if module is not None and flow.only_call(module) is node else None

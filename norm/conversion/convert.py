@@ -9,15 +9,17 @@ from typing import Any, Literal
 
 from torch import nn
 from torch.distributed import ProcessGroup
-from torch.nn.utils.parametrize import type_before_parametrizations
 
-from syncnorm.norm.conversion.activations import adjacent_activation, has_adjacent_activation, is_activation
+from syncnorm.norm.conversion.activations import USED_ELSEWHERE, NearbyActivation, nearby_activation
 from syncnorm.norm.conversion.dataflow import Flow, trace
-from syncnorm.norm.conversion.edits import Step, apply, redo, undo
+from syncnorm.norm.conversion.edits import Replacement, Step, apply, redo, report, undo
+from syncnorm.norm.conversion.elementwise import Effect, effect
 from syncnorm.norm.conversion.fixup import ScalarBias, fixup_steps, residual_branch
-from syncnorm.norm.conversion.readers import Source, read_source
+from syncnorm.norm.conversion.norm_act import with_tail
+from syncnorm.norm.conversion.readers import Source, named_tail, read_source
 from syncnorm.norm.conversion.self_normalizing import self_normalizing_steps
-from syncnorm.norm.conversion.state_transfer import carry_tensors, place_like
+from syncnorm.norm.conversion.state_transfer import carry_tensors, changes_in_eval, place_like
+from syncnorm.norm.conversion.tied_weights import keep_ties
 from syncnorm.norm.kind import KINDS, Value
 from syncnorm.norm.layers.weight import (
     CONVOLUTIONS,
@@ -26,13 +28,17 @@ from syncnorm.norm.layers.weight import (
     weight_normalized,
     weight_standardized,
 )
-from syncnorm.norm.paths import modules_with_paths
+from syncnorm.norm.paths import errors_named, modules_with_paths
 from syncnorm.norm.registry import build_layer, read_options
 
 Keep = Literal["keep"]
 
 # Kinds that are the activation too.
 _ACTIVATING = ("evo_s0", "filter_response")
+_WITHOUT_ACTIVATION = {
+    "evo_s0": "no activation is next to it, so it scales and shifts, and normalizes nothing",
+    "filter_response": "no activation is next to it, so it is built without its threshold",
+}
 
 
 @dataclass(frozen=True)
@@ -48,25 +54,6 @@ class Override:
     match: str
     kind: str
     options: Mapping[str, Value] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Replacement:
-    """One module that was exchanged. `also`: further paths at which the same module is used.
-
-    >>> _, replacements = norm.convert(nn.Sequential(nn.BatchNorm2d(4)), "instance")
-    >>> replacements[0].as_json()
-    {'path': '0', 'from': 'BatchNorm2d', 'to': 'InstanceNorm'}
-    """
-
-    path: str
-    before: str
-    after: str
-    also: tuple[str, ...] = ()
-    note: str = ""
-
-    def as_json(self) -> dict[str, str]:
-        return {"path": self.path, "from": self.before, "to": self.after} | ({"note": self.note} if self.note else {})
 
 
 def convert(
@@ -89,14 +76,15 @@ def convert(
 
     Kinds of scope `weights` and `network` remove the layers and change others, see `weight_normalized`,
     `weight_standardized`, `self_normalizing_steps` and `fixup_steps`. evo_s0 and filter_response are the activation
-    too: the one beside the layer goes, unless something else uses it; where there is none they are built without.
+    too: the one next to the layer goes, unless something else uses it; where there is none they are built without.
+    Dropout between the two is looked through. Activations of other libraries are recognized by what they compute.
 
-    group: the workers that share statistics, for kinds that synchronize; None: all of them.
+    group: the workers that share statistics, for kinds that synchronize; None: as in each layer, else all of them.
     eps, momentum, affine: "keep" takes them from each layer; momentum=None is the cumulative average.
     overrides: other kinds by glob over module paths, as `Override` or as mappings with the same fields.
     options: those of `kind`, see `norm.kinds()[kind].options`.
     Returns: the model (another object only if `model` itself is a normalization layer) and the replacements.
-    Raises: ValueError for a layer or a model that can't be converted; the model is then as it was.
+    Raises: ValueError for a layer or a model that can't be converted. Whatever is raised, the model is as it was.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
     >>> model, replacements = norm.convert(model, "group", num_groups=4)
@@ -109,10 +97,11 @@ def convert(
     model, undone = undo(model)
     try:
         steps = list(_Conversion(model, rules, _Changes(eps, momentum, affine, group)).steps())
-    except ValueError:
+        keep_ties(model, steps)
+        return apply(model, steps), [report(step) for step in steps]
+    except BaseException:
         redo(model, undone)
         raise
-    return apply(model, steps), [_report(step) for step in steps]
 
 
 def revert(model: nn.Module) -> nn.Module:
@@ -159,11 +148,12 @@ class _Conversion:
         has_affine = self.changes.affine is not False
         in_branches = self._modules_of_branches() if self.kind == "fixup" else set()
         for module, paths in self.modules:
-            rule = self._rule(paths)
-            if (source := read_source(module, paths[0])) is not None:
-                yield from self._exchange_norm(module, paths, source, rule, is_bare=module in in_branches)
-            elif rule.kind == "weight" and can_normalize_weight(module):
-                yield Step(paths, module, weight_normalized(module, with_bias=has_affine), "weight normalized")
+            rule, source = self._rule(paths), read_source(module, paths[0])
+            with errors_named(f"{paths[0] or 'The model'} can't become {rule.kind}"):
+                if source is not None:
+                    yield from self._exchange_norm(module, paths, source, rule, is_bare=module in in_branches)
+                elif rule.kind == "weight" and can_normalize_weight(module):
+                    yield Step(paths, module, weight_normalized(module, with_bias=has_affine), "weight normalized")
         if self.kind == "selu":
             yield from self_normalizing_steps(self.model, self.flow, with_bias=has_affine)
         if self.kind == "fixup":
@@ -172,21 +162,22 @@ class _Conversion:
     def _exchange_norm(
         self, module: nn.Module, paths: tuple[str, ...], source: Source, rule: Override, *, is_bare: bool
     ) -> Iterator[Step]:
-        activation, note = None, ""
-        if rule.kind in _ACTIVATING:
-            activation, note = self._activation(module)
-        try:
-            has_activation = activation is not None or bool(note)
-            new = self._built(module, source, rule, has_activation=has_activation)
-        except ValueError as error:
-            raise ValueError(f"{paths[0] or 'The model'} can't become {rule.kind}: {error}") from error
+        tail = named_tail(module, source)
+        nearby = self._activation(module, source, tail) if rule.kind in _ACTIVATING else NearbyActivation()
+        new = self._built(module, source, rule, has_activation=nearby != NearbyActivation())
         if rule.kind == "fixup" and not is_bare and self.changes.affine is not False:
             new = ScalarBias()
             place_like(new, module, self.device_of)
-        yield Step(paths, module, new, note)
-        if activation is not None:
-            self.gone.add(activation)
-            yield Step(self._paths(activation), activation, nn.Identity(), f"{rule.kind} is the activation")
+        notes = [nearby.stays, *changes_in_eval(source, module, new)]
+        if rule.kind in _ACTIVATING and nearby == NearbyActivation():
+            notes.append(_WITHOUT_ACTIVATION[rule.kind])
+        if name := next((name for name, part in tail.items() if part is nearby.module), ""):
+            tail[name] = nn.Identity()
+            notes.append(f"{rule.kind} is the activation, and its own {type(nearby.module).__name__} goes")
+        yield Step(paths, module, with_tail(new, tail) if tail else new, "; ".join(filter(None, notes)))
+        if nearby.module is not None and not name:
+            self.gone.add(nearby.module)
+            yield Step(self._paths(nearby.module), nearby.module, nn.Identity(), f"{rule.kind} is the activation")
         if rule.kind == "weight_standardization":
             yield from self._standardized(module, paths[0], source)
 
@@ -199,36 +190,40 @@ class _Conversion:
             source.as_spec(),
             dims=dims or 2,
             options=rule.options,
-            process_group=self.changes.group,
+            process_group=self.changes.group or source.process_group,
             activation=has_activation,
             **{name: value for name, value in changes.items() if value != "keep"},
         )
         new = build_layer(rule.kind, spec)
         place_like(new, module, self.device_of)
         carry_tensors(module, new)
-        return nn.Sequential(new, *source.tail) if source.tail else new
+        return new
 
-    def _activation(self, layer: nn.Module) -> tuple[nn.Module | None, str]:
-        """The activation that the new layer replaces, or why it stays; neither if there is none."""
-        neighbour = adjacent_activation(self.flow, layer)
-        if neighbour is not None and neighbour not in self.gone:
-            return neighbour, ""
-        if layer not in self.flow.calls:
-            return None, "what follows could not be traced; an activation after it stays"
-        if has_adjacent_activation(self.flow, layer):
-            return None, "the activation next to it is used elsewhere too, or is not a module, and stays"
-        return None, ""
+    def _activation(self, layer: nn.Module, source: Source, tail: Mapping[str, nn.Module]) -> NearbyActivation:
+        """The activation that the new layer replaces: the layer's own, or one next to it; or why it stays."""
+
+        def effect_of(module: nn.Module) -> Effect | None:
+            return effect(module, source.num_features, source.dims or self.dims)
+
+        own = [module for module in tail.values() if effect_of(module) != "identity"]
+        if own:
+            is_alone = len(own) == 1 and effect_of(own[0]) == "activation"
+            return NearbyActivation(own[0]) if is_alone else NearbyActivation(stays="what it applies itself stays")
+        nearby = nearby_activation(self.flow, layer, effect_of)
+        return replace(nearby, module=None, stays=USED_ELSEWHERE) if nearby.module in self.gone else nearby
 
     def _standardized(self, layer: nn.Module, path: str, source: Source) -> Iterator[Step]:
         conv = self._convolution_before(layer, path, source.num_features)
-        if conv is None or conv in self.gone or conv.get_parameter("weight")[0].numel() == 1:
+        if conv is None or conv in self.gone:
             return
-        self.gone.add(conv)
-        yield Step(self._paths(conv), conv, weight_standardized(conv), "weight standardized")
+        new = weight_standardized(conv)
+        if new.get_parameter("parametrizations.weight.original")[0].numel() > 1:
+            self.gone.add(conv)
+            yield Step(self._paths(conv), conv, new, "weight standardized")
 
     def _convolution_before(self, layer: nn.Module, path: str, num_features: int) -> nn.Module | None:
         """The convolution the layer reads, else the last one registered before it in the same parent."""
-        found = self.flow.before(layer, lambda module: type(module) is nn.Identity or is_activation(module))
+        found = self.flow.before(layer, lambda module: effect(module, num_features) in ("identity", "activation"))
         if isinstance(found, CONVOLUTIONS):
             return found
         parent = self.model.get_submodule(path.rpartition(".")[0])
@@ -275,8 +270,3 @@ def _convolution_dims(model: nn.Module) -> int | None:
     classes = (nn.Conv1d, nn.ConvTranspose1d), (nn.Conv2d, nn.ConvTranspose2d), (nn.Conv3d, nn.ConvTranspose3d)
     found = {dims for module in model.modules() for dims, kinds in enumerate(classes, 1) if isinstance(module, kinds)}
     return found.pop() if len(found) == 1 else None
-
-
-def _report(step: Step) -> Replacement:
-    before, after = (type_before_parametrizations(module).__name__ for module in (step.old, step.new))
-    return Replacement(step.paths[0], before, after, step.paths[1:], step.note)

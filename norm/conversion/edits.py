@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from syncnorm.norm.conversion.state_transfer import carry_back
 from syncnorm.norm.modules import carry_hooks
@@ -29,24 +30,61 @@ class Original:
     module: nn.Module
 
 
+@dataclass(frozen=True)
+class Replacement:
+    """One module that was exchanged. `also`: further paths at which the same module is used.
+
+    >>> _, replacements = norm.convert(nn.Sequential(nn.BatchNorm2d(4)), "instance")
+    >>> replacements[0].as_json()
+    {'path': '0', 'from': 'BatchNorm2d', 'to': 'InstanceNorm'}
+    """
+
+    path: str
+    before: str
+    after: str
+    also: tuple[str, ...] = ()
+    note: str = ""
+
+    def as_json(self) -> dict[str, str]:
+        return {"path": self.path, "from": self.before, "to": self.after} | ({"note": self.note} if self.note else {})
+
+
+def report(step: Step) -> Replacement:
+    """`step` for the user."""
+    before, after = (type_before_parametrizations(module).__name__ for module in (step.old, step.new))
+    return Replacement(step.paths[0], before, after, step.paths[1:], step.note)
+
+
 def apply(model: nn.Module, steps: Iterable[Step]) -> nn.Module:
-    """`model` after `steps`; each new module remembers the old one, and has its mode and hooks."""
-    for step in steps:
-        step.new.train(step.old.training)
-        carry_hooks(step.old, step.new)
-        object.__setattr__(step.new, "_norm_original", Original(step.old))
-        model = _put_everywhere(model, step.paths, step.new)
+    """`model` after `steps`; each new module remembers the old one, and has its mode and hooks. All of them or none."""
+    done: list[Step] = []
+    try:
+        for step in steps:
+            done.append(step)
+            step.new.train(step.old.training)
+            carry_hooks(step.old, step.new)
+            object.__setattr__(step.new, "_norm_original", Original(step.old))
+            model = _put_everywhere(model, step.paths, step.new)
+    except BaseException:
+        for step in reversed(done):
+            model = _put_everywhere(model, step.paths, step.old)
+        raise
     return model
 
 
 def undo(model: nn.Module) -> tuple[nn.Module, list[Step]]:
-    """`model` before every `apply`, what was learned since carried back where it means the same; the steps undone."""
+    """`model` before every `apply`, what was learned since carried back where it means the same; the steps undone.
+    All of them or none."""
     device_of = next(model.parameters(), None)
     steps = steps_taken(model)
-    for step in steps:
-        step.old.train(step.new.training)
-        carry_back(step.new, step.old, device_of)
-        model = _put_everywhere(model, step.paths, step.old)
+    try:
+        for step in steps:
+            step.old.train(step.new.training)
+            carry_back(step.new, step.old, device_of)
+            model = _put_everywhere(model, step.paths, step.old)
+    except BaseException:
+        redo(model, steps)
+        raise
     return model, steps
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from syncnorm.norm.conversion.edits import Step
 from syncnorm.norm.layers.weight import LINEAR_LAYERS, copied
-from syncnorm.norm.paths import modules_with_paths
+from syncnorm.norm.paths import errors_named, modules_with_paths
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -151,7 +151,8 @@ def _branch_layers(
 
 def _initialized(layer: nn.Module, factor: float) -> nn.Module:
     """A copy of `layer` with weights from N(0, 2 / (k^2 C_out)) times `factor`, and biases 0."""
-    new = copied(layer, with_bias=False)
+    with errors_named("fixup draws the weights of residual blocks anew"):
+        new = copied(layer, with_bias=False)
     weight = new.get_parameter("weight")
     with torch.no_grad():
         weight.normal_(0, math.sqrt(2 / (weight.shape[0] * math.prod(weight.shape[2:])))).mul_(factor)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from syncnorm.norm.conversion.dataflow import trace
 from syncnorm.norm.conversion.edits import Step, steps_taken
 from syncnorm.norm.conversion.fixup import FixupLayer, ScalarBias
+from syncnorm.norm.conversion.norm_act import is_identity
 from syncnorm.norm.conversion.readers import read_source
 from syncnorm.norm.kind import KINDS
 from syncnorm.norm.layers.box_cox import BoxCox
@@ -85,14 +86,9 @@ def _refusal(refused: Mapping[str, str]) -> str:
     )
 
 
-def _layer(module: nn.Module) -> nn.Module:
-    """Without what a layer applies behind its normalization."""
-    return module[0] if isinstance(module, nn.Sequential) else module
-
-
 def _tensors(step: Step, shifts: Mapping[nn.Module, Tensor], like: Tensor) -> Mapping[str, Tensor]:
     """The state_dict of the original at the place of `step`."""
-    layer, original = _layer(step.new), step.old
+    layer, original = step.new, step.old
     if isinstance(layer, LINEAR_LAYERS):
         return _of_weights(layer, original)
     if read_source(original, step.paths[0]) is not None:
@@ -118,7 +114,7 @@ def _of_weights(layer: nn.Module, original: nn.Module) -> dict[str, Tensor]:
 def _of_norm(layer: nn.Module, original: nn.Module, path: str, shift: Tensor | None, like: Tensor) -> dict[str, Tensor]:
     has_statistics = isinstance(getattr(original, "running_mean", None), Tensor)
     old, new = read_source(original, path), read_source(layer, path)
-    if type(layer) is nn.Identity and has_statistics and old is not None:
+    if isinstance(layer, nn.Identity) and has_statistics and old is not None:
         return _filled(original, _of_nothing(original, old.eps, shift, like))
     if old is None or new is None:
         raise _refused(layer, original)
@@ -176,12 +172,12 @@ def _moved_biases(model: nn.Module, steps: list[Step]) -> dict[nn.Module, Tensor
     given = [(step, bias) for step in steps if (bias := _new_bias(step)) is not None]
     if not given:
         return {}
-    flow, places = trace(model), {_layer(step.new): step.old for step in steps}
+    flow, places = trace(model), {step.new: step.old for step in steps}
     found: dict[nn.Module, Tensor] = {}
     for step, bias in given:
-        reader = flow.after(step.new, lambda module: type(module) is nn.Identity and module not in places)
+        reader = flow.after(step.new, lambda module: is_identity(module) and module not in places)
         original = None if reader is None else places.get(reader)
-        if type(reader) is not nn.Identity or not isinstance(getattr(original, "running_mean", None), Tensor):
+        if not isinstance(reader, nn.Identity) or not isinstance(getattr(original, "running_mean", None), Tensor):
             raise ValueError(
                 f"Each layer must compute what its original class can, but {step.paths[0]} learned a bias that its "
                 f"original {type(step.old).__name__} lacks, and it is not followed by a normalization that could take "

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.distributed import ProcessGroup
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.utils.parametrize import type_before_parametrizations
 
+from syncnorm.norm.conversion.norm_act import NormAct, norm_class
 from syncnorm.norm.layer_spec import LayerSpec, Momentum
 from syncnorm.norm.layers.batch_renorm import BatchRenorm, SyncBatchRenorm
 from syncnorm.norm.layers.evo_norm import EvoNormS0
@@ -30,7 +31,8 @@ class Source:
     """What a layer is: its kind, its channels and how it was made.
 
     dims: spatial dimensions, None where the class takes any. momentum: "default" where the layer has none.
-    tail: modules the layer applies behind its normalization, such as an activation; they are kept.
+    tail: modules the layer applies behind its normalization, such as an activation; they are kept. process_group: the
+    workers that share its statistics.
 
     >>> norm.Source("batch", num_features=8, dims=2, eps=1e-5, affine=True).kind
     'batch'
@@ -44,6 +46,7 @@ class Source:
     momentum: Momentum = "default"
     track_running_stats: bool = True
     tail: tuple[nn.Module, ...] = ()
+    process_group: ProcessGroup | None = None
 
     def as_spec(self) -> LayerSpec:
         return LayerSpec(
@@ -53,6 +56,7 @@ class Source:
             momentum=self.momentum,
             affine=self.affine,
             track_running_stats=self.track_running_stats,
+            process_group=self.process_group,
         )
 
 
@@ -68,8 +72,9 @@ def register_source(layer_class: type[M], read: Callable[[M], Source]) -> None:
     >>> def read(layer):
     ...     return norm.Source("batch", layer.num_features, dims=2, eps=layer.eps, affine=True, tail=(nn.ReLU(),))
     >>> norm.register_source(BatchNormReLU, read)
-    >>> [type(module).__name__ for module in norm.convert(nn.Sequential(BatchNormReLU(8)), "group")[0][0]]
-    ['GroupNorm', 'ReLU']
+    >>> layer = norm.convert(nn.Sequential(BatchNormReLU(8)), "group")[0][0]
+    >>> type(layer).__name__, layer.act
+    ('GroupNormAct', ReLU())
     """
     _READERS[layer_class] = read
 
@@ -81,10 +86,11 @@ def read_source(layer: nn.Module, path: str) -> Source | None:
 
     Raises: ValueError for a lazy layer, and for a subclass whose behaviour nobody has described.
     """
-    layer_class = type_before_parametrizations(layer)
+    layer_class = norm_class(layer)
     name = f"{layer_class.__module__}.{layer_class.__qualname__}"
     if read := _READERS.get(layer_class) or _READERS_OF_LIBRARIES.get(name):
-        return read(layer)
+        source = read(layer)
+        return replace(source, tail=tuple(layer.tail.values())) if isinstance(layer, NormAct) else source
     if (frozen := frozen_form(layer)) is not None:
         return Source("frozen_batch", frozen.num_features, frozen.dims, frozen.eps, affine=True)
     if not isinstance(layer, (NormBase, nn.GroupNorm)):
@@ -100,6 +106,12 @@ def read_source(layer: nn.Module, path: str) -> Source | None:
     )
 
 
+def named_tail(layer: nn.Module, source: Source) -> dict[str, nn.Module]:
+    """What `layer` applies behind its normalization, by the names it has there."""
+    names = {part: name for name, part in layer.named_children()}
+    return {names.get(part, f"act{number or ''}"): part for number, part in enumerate(source.tail)}
+
+
 def _batch(kind: str, dims: int | None) -> Callable[[Any], Source]:
     def read(layer: Any) -> Source:
         return Source(
@@ -109,7 +121,8 @@ def _batch(kind: str, dims: int | None) -> Callable[[Any], Source]:
             layer.eps,
             layer.affine,
             layer.momentum,
-            layer.track_running_stats,
+            layer.running_mean is not None,  # track_running_stats may be changed later, the buffers count
+            process_group=getattr(layer, "process_group", None),
         )
 
     return read
@@ -123,6 +136,15 @@ def _without_batch(kind: str) -> Callable[[Any], Source]:
     return lambda layer: Source(kind, layer.num_features, None, layer.eps, layer.affine)
 
 
+def _activating(kind: str, activation: type[nn.Module]) -> Callable[[Any], Source]:
+    """activation: what the layer's own, learned one is at the start."""
+
+    def read(layer: Any) -> Source:
+        return replace(_without_batch(kind)(layer), tail=(activation(),) if layer.activation else ())
+
+    return read
+
+
 def _timm_frozen(layer: Any) -> Source:
     return Source("frozen_batch", len(layer.weight), 2, layer.eps, affine=True)
 
@@ -133,14 +155,24 @@ def _group(layer: nn.GroupNorm) -> Source:
 
 
 def _with_activation(read: Callable[[Any], Source]) -> Callable[[Any], Source]:
-    return lambda layer: replace(read(layer), tail=(layer.drop, layer.act))
+    """With timm's dropout and activation, as far as the layer has them."""
+
+    def read_both(layer: Any) -> Source:
+        tail = (getattr(layer, name, None) for name in ("drop", "act"))
+        return replace(read(layer), tail=tuple(module for module in tail if module is not None))
+
+    return read_both
 
 
 # Layers of libraries that need not be installed, by the path of their class.
 _READERS_OF_LIBRARIES: dict[str, Callable[[Any], Source]] = {
     "timm.layers.norm_act.BatchNormAct2d": _with_activation(_batch("batch", 2)),
     "timm.layers.norm_act.FrozenBatchNormAct2d": _with_activation(_timm_frozen),
+    "timm.layers.norm_act.SyncBatchNormAct": _with_activation(_batch("sync_batch", None)),
     "timm.layers.norm_act.GroupNormAct": _with_activation(_group),
+    "timm.layers.norm_act.GroupNorm1Act": _with_activation(_group),
+    "timm.layers.norm.GroupNorm": _group,
+    "timm.layers.norm.GroupNorm1": _group,
 }
 
 for _dims, _batch_norm, _instance_norm in (
@@ -162,8 +194,8 @@ for _kind, _layer_class in {
 for _kind, _layer_class in {
     "frozen_batch": FrozenBatchNorm,
     "instance": InstanceNorm,
-    "filter_response": FilterResponseNorm,
-    "evo_s0": EvoNormS0,
 }.items():
     register_source(_layer_class, _without_batch(_kind))
+register_source(FilterResponseNorm, _activating("filter_response", nn.ReLU))
+register_source(EvoNormS0, _activating("evo_s0", nn.SiLU))
 register_source(nn.GroupNorm, _group)

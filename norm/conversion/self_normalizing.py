@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from syncnorm.norm.conversion.activations import is_activation, is_activation_node
+from syncnorm.norm.conversion.activations import is_activation_call
 from syncnorm.norm.conversion.dataflow import Flow
 from syncnorm.norm.conversion.edits import Step
+from syncnorm.norm.conversion.elementwise import effect
 from syncnorm.norm.layers.weight import LINEAR_LAYERS, copied
-from syncnorm.norm.paths import modules_with_paths
+from syncnorm.norm.paths import errors_named, modules_with_paths
 
 _FEATURE_DROPOUTS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
@@ -29,20 +30,22 @@ def self_normalizing_steps(model: nn.Module, flow: Flow, *, with_bias: bool) -> 
     See: Klambauer et al. 2017, arXiv:1706.02515.
     """
     for node in flow.nodes():
-        if node.op != "call_module" and is_activation_node(node, flow):
+        if is_activation_call(node):
             raise ValueError(
                 f"selu needs every activation to be a module, but the model calls {node.target} as a function. Use "
                 "nn.ReLU modules there."
             )
     for module, paths in modules_with_paths(model):
-        if is_activation(module):
-            yield Step(paths, module, nn.SELU(inplace=bool(getattr(module, "inplace", False))))
+        if effect(module) == "activation":
+            yield Step(paths, module, nn.SELU())  # not in place: with the normalization gone, others may read its input
         elif type(module) is nn.Dropout:
             yield Step(paths, module, nn.AlphaDropout(module.p, module.inplace))
         elif type(module) in _FEATURE_DROPOUTS:
             yield Step(paths, module, nn.FeatureAlphaDropout(module.p, module.inplace))  # type: ignore[arg-type]
         elif isinstance(module, LINEAR_LAYERS):
-            yield Step(paths, module, _lecun(module, with_bias), "weights initialised again")
+            with errors_named(f"{paths[0] or 'The model'} can't become self-normalizing"):
+                new = _lecun(module, with_bias)
+            yield Step(paths, module, new, "weights initialised again")
 
 
 def _lecun(layer: nn.Module, with_bias: bool) -> nn.Module:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from syncnorm.norm.conversion.norm_act import norm_class
+from syncnorm.norm.conversion.readers import Source
+from syncnorm.norm.kind import KINDS
+from syncnorm.norm.layers.evo_norm import EvoNormS0
+from syncnorm.norm.layers.filter_response_norm import FilterResponseNorm
+from syncnorm.norm.layers.frozen_batch_norm import FrozenBatchNorm
+from syncnorm.norm.layers.sync_batch_norm import SyncBatchNorm
 from syncnorm.norm.layers.weight import LINEAR_LAYERS, WeightStandardization, is_weight_normalized
 
 _AFFINE = ("weight", "bias")
+_CAN_FIX_STATISTICS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, SyncBatchNorm)
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -18,13 +28,16 @@ def carry_tensors(source: nn.Module, target: nn.Module) -> None:
     Only parameters and buffers of the same name, shape and meaning: scale and shift of a normalized channel, moving
     averages of batch statistics. A parameter stays the same object.
     """
-    for name in (*_AFFINE, *_RUNNING):
+    same = norm_class(source) is norm_class(target)  # then learned exponents and thresholds mean the same, too
+    for name in dict.fromkeys((*_AFFINE, *_RUNNING, *(target._parameters if same else ()))):
         if parametrize.is_parametrized(source, name) and target._parameters.get(name) is not None:
             parametrize.transfer_parametrizations_and_params(source, target, name)
             continue
         tensor = getattr(source, name, None)
         if isinstance(tensor, Tensor):
             _share(tensor, target, name)
+    if _has_fixed_statistics(source) and norm_class(target) in _CAN_FIX_STATISTICS:
+        target.track_running_stats = False  # type: ignore[assignment]
 
 
 def carry_back(converted: nn.Module, original: nn.Module, device_of: Tensor | None) -> None:
@@ -33,20 +46,35 @@ def carry_back(converted: nn.Module, original: nn.Module, device_of: Tensor | No
     Normalization layers: as in `carry_tensors`. Reparametrized weights: the weight they stand for (weight
     normalization) or standardize. Weights that were initialised anew are not: the original ones come back.
     """
-    layer = converted[0] if isinstance(converted, nn.Sequential) else converted
-    place_like(original, layer, device_of)
-    if is_weight_normalized(layer):
-        assert isinstance(layer.weight, Tensor)
-        _copy_if_changed(layer.weight, original.weight)
-    elif parametrize.is_parametrized(layer, "weight") and _standardization(layer):
-        _copy_if_changed(layer.parametrizations.weight.original, original.weight)  # type: ignore[union-attr]
-    elif not isinstance(layer, LINEAR_LAYERS):
-        carry_tensors(layer, original)
+    place_like(original, converted, device_of)
+    if is_weight_normalized(converted):
+        assert isinstance(converted.weight, Tensor)
+        _copy_if_changed(converted.weight, original.weight)
+    elif parametrize.is_parametrized(converted, "weight") and _standardization(converted):
+        _copy_if_changed(converted.parametrizations.weight.original, original.weight)  # type: ignore[union-attr]
+    elif not isinstance(converted, LINEAR_LAYERS):
+        carry_tensors(converted, original)
         return
     else:
         return
     if original.bias is not None:
-        _copy_if_changed(layer.bias, original.bias)
+        _copy_if_changed(converted.bias, original.bias)
+
+
+def changes_in_eval(source: Source, old: nn.Module, new: nn.Module) -> Iterator[str]:
+    """What differs in eval mode, or in what training does to it, although the names of the two kinds don't say so."""
+    had, has = (isinstance(getattr(layer, "running_mean", None), Tensor) for layer in (old, new))
+    if KINDS[source.kind].batch_statistics and has and not had:
+        yield "it had no running statistics, so in eval mode it now normalizes by those that it collects from here on"
+    if has and _has_fixed_statistics(old) and norm_class(new) not in (*_CAN_FIX_STATISTICS, FrozenBatchNorm):
+        yield "its running statistics were fixed (track_running_stats=False), and follow the data from here on"
+    if source.kind == "instance" and had and not has:
+        yield "it normalized by running statistics in eval mode, and now by those of each sample"
+    before, after = (getattr(layer, "num_groups", None) for layer in (old, new))
+    if source.kind == "group" and isinstance(new, nn.GroupNorm) and before != after:
+        yield f"its {before} groups of channels are {after} now"
+    if isinstance(old, EvoNormS0 | FilterResponseNorm) and old.activation and norm_class(new) is not norm_class(old):
+        yield f"its learned activation becomes a {type(source.tail[-1]).__name__}"
 
 
 def place_like(module: nn.Module, example: nn.Module, fallback: Tensor | None) -> None:
@@ -56,6 +84,12 @@ def place_like(module: nn.Module, example: nn.Module, fallback: Tensor | None) -
         module.to(device=tensor.device, dtype=tensor.dtype)
     elif fallback is not None:
         module.to(device=fallback.device)
+
+
+def _has_fixed_statistics(layer: nn.Module) -> bool:
+    """Whether it has running statistics, but was told not to update them."""
+    has_statistics = isinstance(getattr(layer, "running_mean", None), Tensor)
+    return has_statistics and getattr(layer, "track_running_stats", True) is False
 
 
 def _share(tensor: Tensor, target: nn.Module, name: str) -> None:

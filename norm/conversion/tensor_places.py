@@ -110,8 +110,6 @@ def _former_places(
     inside, holder = path, module
     if isinstance(module, FixupLayer):
         inside, holder = _join(path, "layer"), module.layer
-    elif isinstance(module, nn.Sequential):  # a layer that was normalization and activation in one
-        inside, holder = _join(path, "0"), module[0]
     for name, _ in _tensors(original):
         now = _join(inside, name)
         if parametrize.is_parametrized(holder, name):

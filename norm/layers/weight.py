@@ -89,7 +89,17 @@ def can_normalize_weight(layer: nn.Module) -> bool:
 
 
 def copied(layer: nn.Module, *, with_bias: bool) -> nn.Module:
-    """A copy of `layer` with parameters of its own, and a bias of zeros if it had none and is to have one."""
+    """A copy of `layer` with parameters of its own, and a bias of zeros if it had none and is to have one.
+
+    Raises: ValueError if its weight is no parameter, but computed by a hook or a parametrization.
+    """
+    if not isinstance(layer._parameters.get("weight"), nn.Parameter):
+        hooks = [type(hook).__name__ for hook in layer._forward_pre_hooks.values() if hasattr(hook, "name")]
+        raise ValueError(
+            f"The weight of a layer must be a parameter, but that of {layer} is computed"
+            f"{f' by {hooks[0]}' if hooks else ''}. Take that off first, as torch.nn.utils.remove_weight_norm, "
+            "remove_spectral_norm or prune.remove do."
+        )
     new = copy_without_hooks(layer)
     if with_bias and new.bias is None:
         weight = new.get_parameter("weight")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections import UserDict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -90,6 +91,7 @@ CASES: dict[str, Case] = {
     ),
     "bias_before_norm": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)), PLAN, "info"),
     "activation_twice": (lambda: _net(norm.build("evo_s0", 8), nn.ReLU()), PLAN, "warning"),
+    "normalizes_nothing": (lambda: _net(norm.build("evo_s0", 8), _bare_evo_norm()), PLAN, "info"),
     "dropout_before_batch_norm": (lambda: _net(nn.Dropout2d(0.2), nn.BatchNorm2d(8)), PLAN, "warning"),
     "dropout_in_self_normalizing_network": (
         lambda: nn.Sequential(nn.Linear(8, 8), nn.SELU(), nn.Dropout(0.1)),
@@ -104,6 +106,10 @@ CASES: dict[str, Case] = {
     "forward_fails": (lambda: _net(nn.AdaptiveAvgPool2d(1), norm.build("instance", 8)), PLAN, "error"),
     "unknown_layer": (lambda: _net(_Described(8)), PLAN, "error"),
 }
+
+
+def _bare_evo_norm() -> nn.Module:
+    return norm.convert(nn.Sequential(nn.BatchNorm2d(8)), "evo_s0")[0][0]
 
 
 class _Bypassed(nn.GroupNorm):
@@ -218,3 +224,60 @@ def test_model_is_left_as_it_is() -> None:
 def test_impossible_plan_is_refused() -> None:
     with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
         norm.audit(ResNet(), torch.randn(IMAGE), batch_size=4, workers=0)
+
+
+class _ByKeyword(nn.Module):
+    """Calls its layer by keyword, and takes its own inputs by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(3)
+
+    def forward(self, *, pixel_values: Tensor, scale: float = 1.0) -> Tensor:
+        return self.bn(input=pixel_values) * scale
+
+
+class _TakesMapping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(3)
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return self.bn(batch["image"])
+
+
+class _TakesTwo(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(3)
+
+    def forward(self, image: Tensor, other: Tensor) -> Tensor:
+        return self.bn(image + other)
+
+
+INPUTS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
+    "keywords": (_ByKeyword, {"pixel_values": torch.randn(1, 3, 2, 2)}),
+    "keywords, one that is no tensor": (_ByKeyword, {"pixel_values": torch.randn(1, 3, 2, 2), "scale": 2.0}),
+    "a class of mappings": (_ByKeyword, UserDict({"pixel_values": torch.randn(1, 3, 2, 2)})),
+    "a mapping as one argument": (_TakesMapping, {"image": torch.randn(1, 3, 2, 2)}),
+    "two arguments": (_TakesTwo, (torch.randn(1, 3, 2, 2), torch.randn(1, 3, 2, 2))),
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_example_is_what_the_model_takes(name: str) -> None:
+    make, example = INPUTS[name]
+
+    found = norm.audit(make(), example, batch_size=2, workers=1)
+
+    # 2 samples of 2 x 2 positions
+    assert [(item.code, item.numbers["values"]) for item in found] == [("few_values_per_statistic", 8)]
+
+
+@pytest.mark.parametrize("example", [{"image": torch.randn(1, 3, 2, 2)}, [torch.randn(1, 3, 2, 2)], None, "text"])
+def test_example_that_does_not_fit_is_a_finding(example: Any) -> None:
+    found = norm.audit(ResNet(), example, batch_size=32, workers=1)
+
+    assert found[0].code == "forward_fails"
+    assert found[0].message.startswith("The model does not take the example: ")
+    assert len(found[0].message) > 50

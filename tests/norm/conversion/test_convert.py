@@ -264,24 +264,6 @@ def test_subclass_described_in_the_registry_keeps_its_activation(monkeypatch: py
     assert torch.equal(twice(x), expected)
 
 
-def test_timms_layers_keep_their_dropout_and_activation() -> None:
-    class BatchNormAct2d(_BatchNormAct):
-        """Attributes and forward as in timm 1.0."""
-
-        def __init__(self, num_features: int) -> None:
-            super().__init__(num_features)
-            self.drop, self.act = nn.Identity(), nn.ReLU()
-
-    BatchNormAct2d.__module__, BatchNormAct2d.__qualname__ = "timm.layers.norm_act", "BatchNormAct2d"
-    model, x = nn.Sequential(nn.Conv2d(3, 4, 1), trained(BatchNormAct2d(4))).eval(), torch.randn(2, 3, 4, 4)
-    expected = model(x)
-
-    converted, _ = norm.convert(model, "sync_batch")
-
-    assert [type(part) for part in converted[1]] == [SyncBatchNorm, nn.Identity, nn.ReLU]
-    torch.testing.assert_close(converted(x), expected)
-
-
 def _readers() -> dict[type, Any]:
     from syncnorm.norm.conversion import readers as sources
 

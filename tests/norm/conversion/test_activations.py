@@ -1,0 +1,317 @@
+"""Activations next to a normalization, of any class, for the kinds that are the activation too."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from syncnorm import norm
+from syncnorm.norm.conversion.elementwise import ACTIVATIONS, effect
+from syncnorm.norm.layers.evo_norm import EvoNormS0
+
+ACTIVATING = ("evo_s0", "filter_response")
+
+
+class Swish(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+
+class LearnedSwish(nn.Module):
+    """One exponent a channel."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.beta = nn.Parameter(torch.ones(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.beta.view(-1, *[1] * (x.dim() - 2)) * x)
+
+
+class NamedReLU(nn.ReLU):
+    """A subclass, as libraries have them."""
+
+
+class DropPath(nn.Module):
+    """Drops whole samples in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        return x * torch.empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(0.5)
+
+
+class Scale(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x + 1
+
+
+class OwnSoftmax(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.exp() / x.exp().sum(1, keepdim=True)
+
+
+class Centered(nn.Module):
+    """Subtracts the mean of the batch in training, and nothing in evaluation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x - x.mean(0) if self.training else x)
+
+
+class ChannelAttention(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.mean((2, 3), keepdim=True).sigmoid()
+
+
+class Counter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return torch.relu(x)
+
+
+class Bent(nn.Module):
+    """Keeps a constant in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("slope", torch.tensor(0.2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, self.slope * x)
+
+
+class OwnGate(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(x)
+
+
+class Broken(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise OSError(f"no way to read {x.shape}")
+
+
+REMOVED: dict[str, Callable[[], nn.Module]] = {
+    **{kind.__name__: kind for kind in ACTIVATIONS if kind is not nn.Threshold},
+    "Threshold": lambda: nn.Threshold(0.1, 0.0),
+    "in place": lambda: nn.ReLU(inplace=True),
+    "subclass": NamedReLU,
+    "own": Swish,
+    "own, with a constant": Bent,
+    "own, with a parameter": lambda: LearnedSwish(8),
+}
+
+
+@pytest.mark.parametrize("kind", ACTIVATING)
+@pytest.mark.parametrize("name", REMOVED)
+def test_activation_of_any_class_goes(name: str, kind: str) -> None:
+    model, replaced = norm.convert(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), REMOVED[name]()), kind)
+
+    assert model[1].activation is True
+    assert type(model[2]) is nn.Identity
+    assert [item.note for item in replaced] == ["", f"{kind} is the activation"]
+
+
+BETWEEN: dict[str, Callable[[], nn.Module]] = {
+    "Identity": nn.Identity,
+    "Dropout": lambda: nn.Dropout(0.1),
+    "Dropout2d": lambda: nn.Dropout2d(0.1),
+    "AlphaDropout": lambda: nn.AlphaDropout(0.1),
+    "DropPath": DropPath,
+}
+
+
+@pytest.mark.parametrize("wrap", [lambda *parts: parts, lambda *parts: [nn.Sequential(*parts)]], ids=["flat", "nested"])
+@pytest.mark.parametrize("kind", ACTIVATING)
+@pytest.mark.parametrize("name", BETWEEN)
+def test_activation_is_found_through_dropout(name: str, kind: str, wrap: Callable[..., list[nn.Module]]) -> None:
+    parts = wrap(nn.BatchNorm2d(8), BETWEEN[name](), nn.PReLU())
+
+    model, _ = norm.convert(nn.Sequential(nn.Conv2d(3, 8, 3), *parts), kind)
+
+    layers = [module for module in model.modules() if getattr(module, "activation", None) is not None]
+    assert [layer.activation for layer in layers] == [True]
+    assert not any(isinstance(module, nn.PReLU) for module in model.modules())
+    assert norm.audit(model, torch.randn(2, 3, 8, 8), batch_size=2, workers=2) == []
+
+
+def test_activation_in_front_is_found_through_dropout() -> None:
+    model, _ = norm.convert(
+        nn.Sequential(nn.Conv2d(3, 8, 3), Swish(), nn.Dropout(), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)), "evo_s0"
+    )
+
+    assert model[3].activation
+    assert type(model[1]) is nn.Identity
+
+
+class FunctionalDropout(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.act = nn.BatchNorm2d(3), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(F.dropout(self.norm(x), 0.1, self.training))
+
+
+def test_activation_is_found_through_dropout_that_is_a_function() -> None:
+    model, _ = norm.convert(FunctionalDropout(), "evo_s0")
+
+    assert model.norm.activation
+    assert type(model.act) is nn.Identity
+
+
+FUNCTIONS = (F.hardtanh, F.softsign, F.rrelu, F.hardshrink, F.relu, torch.tanh)
+
+
+class Calling(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.norm, self.function = nn.BatchNorm2d(3), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.norm(x))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+def test_activation_function_stays_and_is_reported(function: Callable[[Tensor], Tensor]) -> None:
+    model, replaced = norm.convert(Calling(function), "evo_s0")
+
+    assert model.norm.activation
+    assert "is not a module, and stays" in replaced[0].note
+    codes = [found.code for found in norm.audit(model, torch.randn(2, 3, 8, 8), batch_size=2, workers=2)]
+    assert codes == ["activation_twice"]
+
+
+GATES: dict[str, Callable[[], nn.Module]] = {
+    "Sigmoid": nn.Sigmoid,
+    "Hardsigmoid": nn.Hardsigmoid,
+    "own": OwnGate,
+    "function": lambda: Calling(torch.sigmoid).function,  # type: ignore[return-value,dict-item]
+}
+
+
+@pytest.mark.parametrize("kind", ACTIVATING)
+@pytest.mark.parametrize("name", GATES)
+def test_gate_stays_and_the_layer_normalizes(name: str, kind: str) -> None:
+    gate = GATES[name]()
+    model = nn.Sequential(nn.BatchNorm2d(8), gate) if isinstance(gate, nn.Module) else Calling(gate)
+
+    converted, replaced = norm.convert(model, kind)
+
+    layer = next(module for module in converted.modules() if hasattr(module, "activation"))
+    assert layer.activation
+    assert "the gate next to it, with outputs in [0, 1], stays" in replaced[0].note
+    assert not isinstance(gate, nn.Module) or converted[1] is gate
+
+
+NOT_ELEMENTWISE: dict[str, Callable[[], nn.Module]] = {
+    "Softmax": lambda: nn.Softmax(1),
+    "own softmax": OwnSoftmax,
+    "channel attention": ChannelAttention,
+    "statistics in training": Centered,
+    "affine": Scale,
+    "counts its calls": Counter,
+    "broken": Broken,
+    "convolution": lambda: nn.Conv2d(8, 8, 1),
+    "pooling": lambda: nn.MaxPool2d(3, 1, 1),
+}
+
+
+@pytest.mark.parametrize("name", NOT_ELEMENTWISE)
+def test_what_is_no_activation_stays_and_a_layer_without_one_is_reported(name: str) -> None:
+    behind = NOT_ELEMENTWISE[name]()
+
+    model, replaced = norm.convert(nn.Sequential(nn.BatchNorm2d(8), behind), "evo_s0")
+
+    assert model[1] is behind
+    assert not model[0].activation
+    assert [item.note for item in replaced] == [
+        "no activation is next to it, so it scales and shifts, and normalizes nothing"
+    ]
+
+
+def test_audit_counts_the_layers_that_normalize_nothing() -> None:
+    model, _ = norm.convert(
+        nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)),
+        "evo_s0",
+    )
+
+    found = norm.audit(model, torch.randn(2, 3, 8, 8), batch_size=2, workers=2)
+
+    assert [(item.code, item.path, item.severity) for item in found] == [("normalizes_nothing", "1", "warning")]
+    assert found[0].message.startswith("2 of 2 evo_s0 layers normalize nothing")
+
+
+def test_probing_a_module_leaves_it_and_the_random_numbers_alone() -> None:
+    module = LearnedSwish(4)
+    state, before = copy.deepcopy(module.state_dict()), torch.get_rng_state()
+
+    assert effect(module) == "activation"
+
+    assert module.training
+    assert torch.equal(module.beta, state["beta"])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_selu_exchanges_activations_of_any_class() -> None:
+    model, _ = norm.convert(
+        nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), Swish(), nn.Linear(8, 8), OwnGate()), "selu"
+    )
+
+    assert [type(module) for module in model] == [
+        nn.Linear,
+        nn.Identity,
+        nn.AlphaDropout,
+        nn.SELU,
+        nn.Linear,
+        OwnGate,
+    ]
+
+
+def test_removed_normalization_does_not_let_an_activation_write_into_the_shortcut() -> None:
+    class PreActivation(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.act = nn.BatchNorm2d(3), nn.ReLU(inplace=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.act(self.norm(x))
+
+    x = torch.randn(2, 3, 4, 4)
+
+    selu, _ = norm.convert(PreActivation(), "selu")
+
+    torch.testing.assert_close(selu(x.clone()), x + F.selu(x))
+
+
+@pytest.mark.parametrize("kind", ["sync_batch", "group", "evo_s0", "none"])
+@pytest.mark.parametrize("layer", [lambda: EvoNormS0(8), lambda: norm.FilterResponseNorm(8)], ids=ACTIVATING)
+def test_layer_that_is_an_activation_leaves_one_behind(layer: Callable[[], nn.Module], kind: str) -> None:
+    original = layer()
+
+    model, replaced = norm.convert(nn.Sequential(nn.Conv2d(3, 8, 1), original, nn.Conv2d(8, 8, 1)), kind)
+    y = model[:2](torch.randn(2, 3, 5, 5) * 5)
+
+    assert float(y.detach().min()) > -0.5  # the SiLU goes down to -0.28, only a linear map much further
+    is_same = isinstance(original, EvoNormS0) and kind == "evo_s0"
+    assert ("its learned activation becomes" in replaced[0].note) is not is_same
+    assert type(norm.revert(model)[1]) is type(original)
+
+
+def test_evo_norm_keeps_its_learned_activation() -> None:
+    layer, x = EvoNormS0(8), torch.randn(2, 8, 4, 4)
+    with torch.no_grad():
+        layer.v.uniform_(0.5, 2)  # type: ignore[union-attr]
+    expected = layer(x)
+
+    converted, _ = norm.convert(nn.Sequential(layer), "evo_s0")
+
+    assert torch.equal(converted(x), expected)
