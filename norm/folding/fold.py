@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,11 @@ from torch.distributed import ProcessGroup
 from torch.nn.utils import parametrize
 
 from syncnorm.norm.conversion.dataflow import Flow, trace
+from syncnorm.norm.conversion.edits import original_of
+from syncnorm.norm.conversion.elementwise import DROPOUTS, effect
 from syncnorm.norm.conversion.fixup import FixupLayer, ScalarBias
-from syncnorm.norm.conversion.readers import read_source
+from syncnorm.norm.conversion.norm_act import NormAct, is_identity
+from syncnorm.norm.conversion.readers import named_tail, read_source
 from syncnorm.norm.folding.absorption import (
     ChannelAffine,
     absorb_behind,
@@ -28,8 +32,6 @@ from syncnorm.norm.layers.evo_norm import EvoNormS0
 from syncnorm.norm.layers.weight import WeightStandardization, is_weight_normalized, out_channels
 from syncnorm.norm.paths import modules_with_paths, put
 from syncnorm.norm.torch_compat import has_forward_hooks
-
-_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,9 @@ def fold(model: nn.Module) -> tuple[nn.Module, list[Folded]]:
     batch normalization, then conv without zero padding or linear: W' = W * s per input channel, b' = b + sum W * t.
         With zero padding it would be wrong at the borders.
     Weight normalization and standardization: the weight they stand for, bit for bit. Fixup: its scalars, as above.
-    Two layers must follow each other directly, and nothing else may read what is between; the data flow is taken from
-    torch.fx. A linear layer before or behind is taken to work on (N, C). Folded layers become nn.Identity.
+    Two layers must follow each other directly, and nothing else may read what is between, nor the weights themselves;
+    the data flow is taken from torch.fx. A linear layer next to one-dimensional normalization is taken to work on
+    (N, C), and next to others stays. A folded layer becomes nn.Identity, or the activation that it had inside.
 
     Returns: the copy, in eval mode, and for each normalization what became of it.
 
@@ -119,20 +122,32 @@ def _fold_scalars(model: nn.Module) -> Iterator[Folded]:
 
 def _fold_layers(model: nn.Module) -> tuple[nn.Module, list[Folded]]:
     paths = {module: path for path, module in model.named_modules()}
-    flow, gone, report = trace(model), set[nn.Module](), list[Folded]()
+    flow, left, report = trace(model), dict[nn.Module, nn.Module](), list[Folded]()
 
     def passes(module: nn.Module) -> bool:
-        return module in gone or isinstance(module, (nn.Identity, *_DROPOUT))
+        return is_identity(left.get(module, module)) or isinstance(module, DROPOUTS)
 
     for layer, path in paths.items():
         if (result := _fold_layer(layer, path, flow, passes, paths)) is not None:
             report.append(result)
             if result.into is not None:
-                gone.add(layer)
+                left[layer] = _rest_of(layer, path)
     for module, places in modules_with_paths(model):
-        for path in places if module in gone else ():
-            model = put(model, path, nn.Identity())
+        for path in places if module in left else ():
+            model = put(model, path, left[module])
     return model, report
+
+
+def _rest_of(layer: nn.Module, path: str) -> nn.Module:
+    """What `layer` does besides its normalization."""
+    tail = _active_tail(layer, path)
+    return nn.Sequential(OrderedDict(tail)) if tail else nn.Identity()
+
+
+def _active_tail(layer: nn.Module, path: str) -> dict[str, nn.Module]:
+    source = read_source(layer, path)
+    tail = layer.tail if isinstance(layer, NormAct) else named_tail(layer, source) if source is not None else {}
+    return {name: module for name, module in tail.items() if effect(module) != "identity"}
 
 
 def _fold_layer(
@@ -145,27 +160,41 @@ def _fold_layer(
         kind = found
         if layer not in flow.calls:
             raise _CannotFoldError(f"its place in the data flow is not known ({flow.why_unknown(path)})")
-        return Folded(path, kind, into=paths[_absorb(layer, kind, flow, passes)])
+        return Folded(path, kind, into=paths[_absorb(layer, path, kind, flow, passes)])
     except _CannotFoldError as error:
         return Folded(path, kind, reason=str(error))
 
 
-def _absorb(layer: nn.Module, kind: str, flow: Flow, passes: Callable[[nn.Module], bool]) -> nn.Module:
+def _absorb(layer: nn.Module, path: str, kind: str, flow: Flow, passes: Callable[[nn.Module], bool]) -> nn.Module:
     """Fold `layer` into a neighbour and return that one."""
     if has_forward_hooks(layer):
         raise _CannotFoldError("it has hooks, which would no longer run")
-    before, after = flow.before(layer, passes), flow.after(layer, passes)
-    if before is not None and takes_behind(before, affine := _as_affine(layer, kind, before)):
-        absorb_behind(before, affine)
-        return before
-    if after is not None and takes_in_front(after, affine := _as_affine(layer, kind, after)):
-        absorb_in_front(after, affine)
-        return after
+    before = flow.before(layer, passes)
+    after = None if _active_tail(layer, path) else flow.after(layer, passes)
+    obstacle = None
+    for neighbour, takes, absorb in ((before, takes_behind, absorb_behind), (after, takes_in_front, absorb_in_front)):
+        if neighbour is not None and takes(neighbour, affine := _as_affine(layer, kind, neighbour)):
+            obstacle = _obstacle(layer, path, neighbour, flow)
+            if obstacle is None:
+                absorb(neighbour, affine)
+                return neighbour
     _as_affine(layer, kind, None)
     raise _CannotFoldError(
-        "it needs a convolution or linear layer directly before it, or directly after it and without zero padding; "
+        obstacle
+        or "it needs a convolution or linear layer directly before it, or directly after it and without zero padding; "
         f"it reads {_described(before)} and is read by {_described(after)}"
     )
+
+
+def _obstacle(layer: nn.Module, path: str, neighbour: nn.Module, flow: Flow) -> str | None:
+    """Why `neighbour` can't take `layer`, although it is linear and as wide."""
+    source = read_source(original_of(layer) or layer, path)
+    if isinstance(neighbour, nn.Linear) and source is not None and source.dims in (2, 3):
+        return f"it normalizes dimension 1 of {source.dims + 2}, and the Linear next to it works on the last"
+    for module, what in ((layer, "its own tensors are"), (neighbour, f"the {type(neighbour).__name__}'s tensors are")):
+        if flow.reads_tensors_of(module):
+            return f"{what} used elsewhere in a forward too, where folding would change them"
+    return None
 
 
 def _as_affine(layer: nn.Module, kind: str, neighbour: nn.Module | None) -> ChannelAffine:
@@ -200,12 +229,15 @@ def _kind(layer: nn.Module, path: str) -> str | None:
         source = read_source(layer, path)
     except ValueError as error:
         raise _CannotFoldError(str(error)) from error
-    if source is not None and source.tail:
-        raise _CannotFoldError("it does more than normalize")
     return None if source is None else source.kind
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """A deep copy, except for process groups, which have none."""
-    groups = [value for module in model.modules() for value in vars(module).values() if isinstance(value, ProcessGroup)]
-    return copy.deepcopy(model, {id(group): group for group in groups})
+    """A deep copy, except for process groups, which have none, and for weights that a hook computes anew."""
+    memo: dict[int, Any] = {}
+    for value in (value for module in model.modules() for value in vars(module).values()):
+        if isinstance(value, ProcessGroup):
+            memo[id(value)] = value
+        elif isinstance(value, Tensor) and value.grad_fn is not None:
+            memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, memo)

@@ -4,11 +4,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from syncnorm import norm
+from syncnorm.norm.conversion.norm_act import with_tail
 from syncnorm.norm.layers.evo_norm import EvoNormS0
 from tests.helpers.norm.models import MODELS, ResNet, trained, vgg
+from tests.helpers.norm.norm_act import BatchNormAct2d, FrozenBatchNormAct2d
 
 # Folding rounds each weight once to fp32; the sums behind are as long as the fan-in.
 TOLERANCE = 1e-5
@@ -154,6 +158,30 @@ def _clamp(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tenso
     return output.clamp(-0.1, 0.1)
 
 
+class _TiedAutoencoder(nn.Module):
+    """Decodes with the weight of its encoder."""
+
+    def __init__(self, by_name: bool = False) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)
+        self.by_name = by_name
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.conv._parameters["weight"] if self.by_name else self.conv.weight
+        return F.conv_transpose2d(self.bn(self.conv(x)), weight)
+
+
+class _ReadsScale(nn.Module):
+    """Returns its scale beside its features, as some losses want it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x)) * self.bn.weight.abs().sum()
+
+
 class _BatchNormAct(nn.BatchNorm2d):
     """Torch's own fusion folds such a layer and loses its activation."""
 
@@ -187,6 +215,18 @@ NOT_FOLDABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "activation inside": (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), _BatchNormAct(4)), "may do more than normalize"),
     "group": (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)), "depend on the sample"),
+    "weight of the convolution used again": (_TiedAutoencoder, "the Conv2d's tensors are used elsewhere"),
+    "weight of the convolution used again, through a name": (
+        lambda: _TiedAutoencoder(by_name=True),
+        "the Conv2d's tensors are used elsewhere",
+    ),
+    "weight of the normalization used again": (_ReadsScale, "its own tensors are used elsewhere"),
+    "linear, then 2-D": (lambda: nn.Sequential(nn.Linear(6, 3), nn.BatchNorm2d(3)), "works on the last"),
+    "2-D, then linear": (lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), nn.Linear(6, 3)), "read by a Linear"),
+    "activation inside, then convolution": (
+        lambda: nn.Sequential(nn.ReLU(), with_tail(nn.BatchNorm2d(3), {"act": nn.SiLU()}), nn.Conv2d(3, 4, 1)),
+        "is read by no module of its own",
+    ),
 }
 
 
@@ -235,3 +275,82 @@ def test_the_copy_is_in_eval_mode_and_the_model_is_left_alone() -> None:
     assert not any(module.training for module in folded.modules())
     assert all(module.training for module in model.modules())
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+LINEAR: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "2-D": (lambda: nn.Sequential(nn.Linear(5, 8), nn.BatchNorm2d(8)), (2, 8, 4, 5)),
+    "3-D": (lambda: nn.Sequential(nn.Linear(5, 8), nn.BatchNorm3d(8)), (2, 8, 2, 4, 5)),
+    "2-D in front": (lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(8), nn.Linear(8, 5)), (2, 8, 4, 8)),
+}
+
+
+@pytest.mark.parametrize("kind", ["batch", "sync_batch", "frozen_batch"])
+@pytest.mark.parametrize("name", LINEAR)
+def test_linear_layer_and_normalization_of_maps_never_fold(name: str, kind: str) -> None:
+    make, shape = LINEAR[name]
+    model, x = trained(make()).eval(), torch.randn(shape)
+    model, _ = norm.convert(model, kind)
+
+    folded, report = norm.fold(model)
+
+    assert [item.into for item in report] == [None]
+    assert "works on the last" in (report[0].reason or "")
+    assert torch.equal(folded(x), model(x))
+
+
+def test_normalization_between_convolution_and_a_reader_of_another_weight_folds() -> None:
+    model, x = trained(_TiedAutoencoder()).eval(), torch.randn(2, 3, 8, 8)
+    model = nn.Sequential(model, nn.Conv2d(3, 4, 1), trained(nn.BatchNorm2d(4))).eval()
+
+    folded, report = norm.fold(model)
+
+    assert [(item.path, item.into) for item in report] == [("0.bn", None), ("2", "1")]
+    assert _relative_error(folded(x), model(x)) < TOLERANCE
+
+
+def test_modules_that_share_a_weight_fold_one_by_one() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    model[3].weight = model[0].weight
+    model, x = trained(model).eval(), torch.randn(2, 3, 6, 6)
+
+    folded, report = norm.fold(model)
+
+    assert [item.into for item in report] == ["0", "3"]
+    assert _relative_error(folded(x), model(x)) < TOLERANCE
+
+
+@pytest.mark.parametrize("act", [nn.SiLU, lambda: nn.PReLU(6), nn.Identity], ids=["SiLU", "PReLU", "none"])
+@pytest.mark.parametrize("layer", [BatchNormAct2d, FrozenBatchNormAct2d])
+@pytest.mark.parametrize("kind", ["", "sync_batch", "frozen_batch"])
+def test_layer_with_an_activation_inside_leaves_the_activation(
+    layer: type[BatchNormAct2d], act: Callable[[], nn.Module], kind: str
+) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), layer(6, act(), nn.Dropout(0.1)), nn.Conv2d(6, 4, 1), layer(4))
+    model, x = trained(model).eval(), torch.randn(2, 3, 7, 7)
+    if kind:
+        model, _ = norm.convert(model, kind)
+    names = {name for name in model.state_dict() if "act" in name}
+
+    folded, report = norm.fold(model)
+
+    assert [item.into for item in report] == ["0", "2"]
+    assert _relative_error(folded(x), model(x)) < TOLERANCE
+    assert {name for name in folded.state_dict() if "act" in name} == names
+
+
+@pytest.mark.parametrize(
+    "computed", [nn.utils.spectral_norm, lambda conv: prune.random_unstructured(conv, "weight", 0.3)]
+)
+def test_model_with_a_weight_that_a_hook_computes_folds_around_it(
+    computed: Callable[[nn.Module], nn.Module],
+) -> None:
+    model = nn.Sequential(
+        computed(nn.Conv2d(3, 4, 1)), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+    )
+    model, x = trained(model).eval(), torch.randn(2, 3, 7, 7)
+
+    folded, report = norm.fold(model)
+
+    assert [item.into for item in report] == [None, "3"]
+    assert "a Conv2d with hooks" in (report[0].reason or "")
+    assert _relative_error(folded(x), model(x)) < TOLERANCE
