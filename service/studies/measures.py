@@ -59,7 +59,7 @@ def curve(outcome: Outcome, metric: str) -> list[tuple[int, float]]:
 
 
 def measure(outcome: Outcome, metric: str) -> float | None:
-    """The value of a metric; None if the job has none.
+    """The value of a metric; None if the job has none, or has not succeeded: part of a training is not the whole.
 
     metric: named as in `jobs.study_metrics`; without a reduction the last value is meant. `running/val/…` and
     `population/val/…` are scores of the trained model with running and with population statistics. The error of a job
@@ -69,6 +69,8 @@ def measure(outcome: Outcome, metric: str) -> float | None:
     if outcome.diverged and name.rpartition("/")[2] == ERROR:
         is_regression = any(one.rpartition("/")[2] == ABSOLUTE_ERROR for one in outcome.series)
         return None if is_regression else 1.0
+    if outcome.state != "succeeded" and not outcome.diverged:
+        return None
     if (value := _known(outcome.values, name)) is not None:
         return value
     names = fnmatch.filter(outcome.series, name) if "*" in name else [name]

@@ -17,7 +17,7 @@ from PIL import Image
 from syncnorm.service.jobs.study_claims import Claim, estimate, judge
 from syncnorm.service.jobs.study_spec import StudySpec, expand, read_study
 from syncnorm.service.studies.comparison import table
-from syncnorm.service.studies.measures import Outcome, certificate_values, measure
+from syncnorm.service.studies.measures import Outcome, certificate_values, curve, measure
 from syncnorm.service.studies.pictures import draw
 from syncnorm.service.studies.report import Report, as_html, as_json, make_report
 
@@ -144,6 +144,14 @@ def test_error_of_regression_is_its_mean_absolute_error() -> None:
 
     assert [measure(measured, name) for name in ("val/error", "min:val/error", "running/val/error")] == [2.5, 2.5, 2.0]
     assert measure(diverged, "val/error") is None
+
+
+@pytest.mark.parametrize("state", ["queued", "running", "paused", "failed", "cancelled", "deleted"])
+def test_part_of_a_training_is_no_value(state: str) -> None:
+    partly = Outcome(1, "job_1", "n", {}, 0, state, series={"val/accuracy": [(1, 0.2)], "train/loss": [(1, 3.0)]})
+
+    assert [measure(partly, metric) for metric in ("val/error", "val/accuracy", "min:train/loss")] == [None] * 3
+    assert curve(partly, "val/error") == [(1, 0.8)]
 
 
 @pytest.mark.parametrize(
