@@ -102,6 +102,12 @@ def readers_of(flow: Flow, layer: nn.Module, effect_of: EffectOf) -> list[fx.Nod
     return [reader for node in flow.calls.get(layer, []) for reader in _readers(node, flow, effect_of)]
 
 
+def writes_into_shared(flow: Flow, layer: nn.Module, effect_of: EffectOf) -> set[nn.Module]:
+    """The modules behind `layer` that, with `layer` removed, would write into a value that others read too."""
+    nodes = [node for node in flow.calls.get(layer, []) if _has_shared_input(node, flow, effect_of)]
+    return {module for node in nodes for module in _behind(node, flow, effect_of) if getattr(module, "inplace", False)}
+
+
 def node_effect(node: fx.Node, flow: Flow, effect_of: EffectOf) -> Effect | None:
     """What `node` does to each value of its first input."""
     if (module := flow.modules.get(node)) is not None:
@@ -157,3 +163,20 @@ def _only_one_before(flow: Flow, layer: nn.Module, effect_of: EffectOf) -> nn.Mo
 def _called_once(node: fx.Node, flow: Flow) -> nn.Module | None:
     module = flow.modules.get(node)
     return module if module is not None and flow.only_call(module) is node else None
+
+
+def _has_shared_input(node: fx.Node, flow: Flow, effect_of: EffectOf) -> bool:
+    """Whether the caller, or another node, has what goes into `node`, through those that hand it on."""
+    source = input_of(node)
+    while source is not None and len(source.users) == 1 and node_effect(source, flow, effect_of) == "identity":
+        source = input_of(source)
+    return source is None or source.op == "placeholder" or len(source.users) > 1
+
+
+def _behind(node: fx.Node, flow: Flow, effect_of: EffectOf) -> Iterator[nn.Module]:
+    """The modules that read `node`, and those that read what these hand on."""
+    for user in node.users:
+        if (module := flow.modules.get(user)) is not None:
+            yield module
+        if node_effect(user, flow, effect_of) == "identity":
+            yield from _behind(user, flow, effect_of)

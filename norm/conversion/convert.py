@@ -10,12 +10,17 @@ from typing import Any, Literal
 from torch import nn
 from torch.distributed import ProcessGroup
 
-from syncnorm.norm.conversion.activations import USED_ELSEWHERE, NearbyActivation, nearby_activation
+from syncnorm.norm.conversion.activations import (
+    USED_ELSEWHERE,
+    NearbyActivation,
+    nearby_activation,
+    writes_into_shared,
+)
 from syncnorm.norm.conversion.dataflow import Flow, trace
 from syncnorm.norm.conversion.edits import Replacement, Step, apply, redo, report, undo
 from syncnorm.norm.conversion.elementwise import Effect, effect
 from syncnorm.norm.conversion.fixup import ScalarBias, fixup_steps, residual_branch
-from syncnorm.norm.conversion.norm_act import with_tail
+from syncnorm.norm.conversion.norm_act import out_of_place, with_tail
 from syncnorm.norm.conversion.readers import Source, named_tail, read_source
 from syncnorm.norm.conversion.self_normalizing import self_normalizing_steps
 from syncnorm.norm.conversion.state_transfer import carry_tensors, changes_in_eval, place_like
@@ -33,8 +38,9 @@ from syncnorm.norm.registry import build_layer, read_options
 
 Keep = Literal["keep"]
 
-# Kinds that are the activation too.
+# Kinds that are the activation too, and those that leave nothing in the place of a layer.
 _ACTIVATING = ("evo_s0", "filter_response")
+_REMOVING = ("none", "weight", "fixup")
 _WITHOUT_ACTIVATION = {
     "evo_s0": "no activation is next to it, so it scales and shifts, and normalizes nothing",
     "filter_response": "no activation is next to it, so it is built without its threshold",
@@ -140,29 +146,39 @@ class _Conversion:
         self.modules = modules_with_paths(model)
         self.dims = _convolution_dims(model)
         self.device_of = next(model.parameters(), None)
-        uses_flow = {rule.kind for rule in rules} & {*_ACTIVATING, "weight_standardization", "selu"}
-        self.flow = trace(model) if uses_flow else Flow()
+        kinds, self.in_place = (
+            {rule.kind for rule in rules},
+            [m for m in model.modules() if getattr(m, "inplace", False)],
+        )
+        uses_flow = bool(kinds & {*_ACTIVATING, "weight_standardization", "selu"})
+        self.flow = trace(model) if uses_flow or (self.in_place and kinds & {*_REMOVING}) else Flow()
         self.gone: set[nn.Module] = set()
 
     def steps(self) -> Iterator[Step]:
         has_affine = self.changes.affine is not False
         in_branches = self._modules_of_branches() if self.kind == "fixup" else set()
+        removed: list[nn.Module] = []
         for module, paths in self.modules:
             rule, source = self._rule(paths), read_source(module, paths[0])
             with errors_named(f"{paths[0] or 'The model'} can't become {rule.kind}"):
                 if source is not None:
-                    yield from self._exchange_norm(module, paths, source, rule, is_bare=module in in_branches)
+                    steps = list(self._exchange_norm(module, paths, source, rule, is_bare=module in in_branches))
+                    removed += [step.old for step in steps if step.old is module and isinstance(step.new, nn.Identity)]
+                    yield from steps
                 elif rule.kind == "weight" and can_normalize_weight(module):
                     yield Step(paths, module, weight_normalized(module, with_bias=has_affine), "weight normalized")
         if self.kind == "selu":
             yield from self_normalizing_steps(self.model, self.flow, with_bias=has_affine)
         if self.kind == "fixup":
             yield from fixup_steps(self.model, with_scalars=has_affine)
+        if self.kind != "selu":  # whose activations work out of place
+            yield from self._out_of_place(removed)
 
     def _exchange_norm(
         self, module: nn.Module, paths: tuple[str, ...], source: Source, rule: Override, *, is_bare: bool
     ) -> Iterator[Step]:
         tail = named_tail(module, source)
+        self.gone.update(source.tail)
         nearby = self._activation(module, source, tail) if rule.kind in _ACTIVATING else NearbyActivation()
         new = self._built(module, source, rule, has_activation=nearby != NearbyActivation())
         if rule.kind == "fixup" and not is_bare and self.changes.affine is not False:
@@ -231,6 +247,16 @@ class _Conversion:
         earlier = children[: children.index(layer)] if layer in children else []
         convs = [child for child in earlier if isinstance(child, CONVOLUTIONS) and out_channels(child) == num_features]
         return convs[-1] if convs else None
+
+    def _out_of_place(self, removed: Sequence[nn.Module]) -> Iterator[Step]:
+        """Exchange what wrote into the output of a layer, and would now write into its input, which others read too."""
+        writers = {module for layer in removed for module in writes_into_shared(self.flow, layer, effect)}
+        is_known = all(layer in self.flow.calls for layer in removed)
+        for module in self.in_place if removed else ():
+            is_writer = module in writers or not (is_known or module in self.flow.calls)
+            if is_writer and module not in self.gone and effect(module) is not None:
+                note = "not in place any more, since others may read what it would write into"
+                yield Step(self._paths(module), module, out_of_place(module), note)
 
     def _modules_of_branches(self) -> set[nn.Module]:
         blocks = (module for module, _ in self.modules if residual_branch(module) is not None)

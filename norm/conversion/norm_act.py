@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from syncnorm.norm.conversion.elementwise import effect
+from syncnorm.norm.layers.scripting import refuse_scripting
 
 
 class NormAct(nn.Module):
@@ -32,13 +33,19 @@ class NormAct(nn.Module):
         """The modules behind the normalization, in order."""
         return {name: self.get_submodule(name) for name in self._tail}
 
+    @property
+    def earlier_names(self) -> dict[str, str]:
+        """The beginnings of names in checkpoints where layer, dropout and activation were in a row, and those now."""
+        return {f"{number}.": f"{name}." if name else "" for number, name in enumerate(("", *self._tail))}
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """As every module, also from the names of a layer in a row with the modules behind it: 0., 1. and 2."""
-        for number, name in enumerate(("", *self._tail)):
-            start, now = f"{prefix}{number}.", f"{prefix}{name}." if name else prefix
-            for key in [key for key in state_dict if key.startswith(start)]:
-                state_dict[now + key.removeprefix(start)] = state_dict.pop(key)
+        """As every module, also from earlier names."""
+        for start, now in self.earlier_names.items():
+            for key in [key for key in state_dict if key.startswith(prefix + start)]:
+                state_dict[prefix + now + key.removeprefix(prefix + start)] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """The class is made at run time, so a pickle can't name it. It names the one it is made from."""
@@ -59,7 +66,7 @@ def with_tail(layer: nn.Module, tail: Mapping[str, nn.Module]) -> nn.Module:
     layer.__class__ = _with_tail(type(layer))
     assert isinstance(layer, NormAct)
     for name, module in tail.items():
-        layer.add_module(name, _out_of_place(module) if isinstance(layer, nn.Identity) else module)
+        layer.add_module(name, out_of_place(module) if isinstance(layer, nn.Identity) else module)
     layer._tail = tuple(tail)
     return layer
 
@@ -80,7 +87,7 @@ def is_identity(module: nn.Module) -> bool:
     return norm_class(module) is nn.Identity and not has_effect(module)
 
 
-def _out_of_place(module: nn.Module) -> nn.Module:
+def out_of_place(module: nn.Module) -> nn.Module:
     """`module` itself, or a copy with the same parameters if it writes into its input."""
     if not getattr(module, "inplace", False):
         return module

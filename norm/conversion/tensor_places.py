@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from syncnorm.norm.conversion.edits import original_of
 from syncnorm.norm.conversion.fixup import FixupLayer
+from syncnorm.norm.conversion.norm_act import NormAct
 from syncnorm.norm.conversion.readers import read_source
 
 
@@ -52,7 +53,8 @@ class TensorPlace:
 
 @dataclass(frozen=True)
 class Places:
-    """by_name: every place by its name in the state_dict, and by the one before a conversion where that is another.
+    """by_name: every place by its name in the state_dict, by the one before a conversion, and by the one in earlier
+    versions of a layer with an activation inside, where these are others.
     layers: kind of normalization by the path of its layer, as it was before a conversion."""
 
     by_name: dict[str, TensorPlace] = field(default_factory=dict)
@@ -85,7 +87,19 @@ def tensor_places(model: nn.Module) -> Places:
         found.by_name[name] = replace(place, fills=tuple(names[id(place.tensor)]))
     for path, module in model.named_modules(remove_duplicate=False):
         _note_conversion(path, module, found)
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, NormAct):
+            found.by_name.update(_by_earlier_name(path, module, found))
     return found
+
+
+def _by_earlier_name(path: str, layer: NormAct, found: Places) -> Iterator[tuple[str, TensorPlace]]:
+    owners = {layer: "0.", **{layer.tail[name[:-1]]: start for start, name in layer.earlier_names.items() if name}}
+    for owner, start in owners.items():
+        now = layer.earlier_names[start]
+        for name, _ in _tensors(owner):
+            if _join(path, now + name) in found.by_name:
+                yield _join(path, start + name), found.by_name[_join(path, now + name)]
 
 
 def _note_conversion(path: str, module: nn.Module, found: Places) -> None:

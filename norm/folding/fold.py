@@ -133,6 +133,8 @@ def _fold_layers(model: nn.Module) -> tuple[nn.Module, list[Folded]]:
             if result.into is not None:
                 left[layer] = _rest_of(layer, path)
     for module, places in modules_with_paths(model):
+        if isinstance(module, NormAct) and isinstance(module, nn.Identity):  # a conversion has removed it
+            left[module] = _rest_of(module, places[0])
         for path in places if module in left else ():
             model = put(model, path, left[module])
     return model, report

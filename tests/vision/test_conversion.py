@@ -54,6 +54,20 @@ def test_networks_of_monai_are_normalized(name: str, kind: str) -> None:
     assert all(parameter.grad is not None for layer in layers for parameter in layer.parameters())
 
 
+@pytest.mark.parametrize("kind", ["none", "weight"])
+def test_network_of_monai_with_activations_in_place_keeps_its_shortcuts(kind: str) -> None:
+    model, x = _monai("SegResNet", init_filters=8).eval(), torch.randn(1, 1, 16, 16, 16)
+    assert any(getattr(module, "inplace", False) for module in model.modules())
+
+    converted, _ = norm.convert(model, kind)
+    y = converted(x)
+    for module in converted.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False
+
+    assert torch.equal(y, converted(x))
+
+
 IMAGES = ("test_efficientnet", "test_byobnet", "mobilenetv3_small_050", "regnety_002", "resnetv2_50")
 
 

@@ -276,20 +276,61 @@ def test_selu_exchanges_activations_of_any_class() -> None:
     ]
 
 
-def test_removed_normalization_does_not_let_an_activation_write_into_the_shortcut() -> None:
-    class PreActivation(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm, self.act = nn.BatchNorm2d(3), nn.ReLU(inplace=True)
+class PreActivation(nn.Module):
+    """A residual block as MONAI's SegResNet has them."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return x + self.act(self.norm(x))
+    def __init__(self, between: nn.Module | None = None) -> None:
+        super().__init__()
+        self.before, self.norm = nn.Identity(), nn.BatchNorm2d(3)
+        self.between = nn.Identity() if between is None else between
+        self.act, self.conv = nn.ReLU(inplace=True), nn.Conv2d(3, 3, 1)
 
-    x = torch.randn(2, 3, 4, 4)
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(self.act(self.between(self.norm(self.before(x)))))
 
-    selu, _ = norm.convert(PreActivation(), "selu")
 
-    torch.testing.assert_close(selu(x.clone()), x + F.selu(x))
+class Branching(nn.Module):
+    """Nothing of it can be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.act = nn.BatchNorm2d(3), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.act(self.norm(x)) if x.sum() < 1e9 else x
+
+
+SHORTCUTS: dict[str, Callable[[], nn.Module]] = {
+    "plain": PreActivation,
+    "through dropout": lambda: PreActivation(nn.Dropout(0.1)),
+    "through dropout in place": lambda: PreActivation(nn.Dropout(0.1, inplace=True)),
+    "behind a layer": lambda: nn.Sequential(nn.Conv2d(3, 3, 1), PreActivation()),
+    "untraced": Branching,
+}
+
+
+@pytest.mark.parametrize("kind", ["none", "weight", "selu"])
+@pytest.mark.parametrize("name", SHORTCUTS)
+def test_removed_normalization_does_not_let_an_activation_write_into_the_shortcut(name: str, kind: str) -> None:
+    model, x = SHORTCUTS[name]().eval(), torch.randn(2, 3, 4, 4)
+    before = x.clone()
+
+    converted, _ = norm.convert(model, kind)
+    y = converted(x)
+    for module in converted.modules():
+        if isinstance(getattr(module, "inplace", None), bool):
+            module.inplace = False
+
+    assert torch.equal(x, before)
+    assert torch.equal(y, converted(x))
+    assert all(module.inplace for module in norm.revert(converted).modules() if isinstance(module, nn.ReLU))
+
+
+def test_activation_on_a_value_of_its_own_stays_in_place() -> None:
+    model, replaced = norm.convert(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)), "none")
+
+    assert model[2].inplace
+    assert [item.path for item in replaced] == ["1"]
 
 
 @pytest.mark.parametrize("kind", ["sync_batch", "group", "evo_s0", "none"])

@@ -211,3 +211,39 @@ def test_layer_with_a_parametrization_has_one_behind_it_too() -> None:
     assert torch.equal(double(x), layer(x))
     with pytest.raises(RuntimeError, match="only supported through state_dict"):
         _pickled(layer)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_scripting_is_refused_with_a_way_out_that_works() -> None:
+    model, x = _model(BatchNormAct2d, nn.SiLU()), torch.randn(2, 3, 8, 8)
+    model, _ = norm.convert(model, "batch")
+
+    with pytest.raises(NotImplementedError, match=r"can't compile BatchNorm2dAct. For inference, script norm\.fold"):
+        torch.jit.script(model)
+
+    torch.testing.assert_close(torch.jit.script(norm.fold(model)[0])(x), model(x))
+
+
+@pytest.mark.parametrize("kind", ["none", "weight", "selu"])
+def test_folded_network_without_normalization_consists_of_layers_of_torch(kind: str) -> None:
+    model, x = norm.convert(_model(BatchNormAct2d, nn.SiLU()), kind)[0].eval(), torch.randn(2, 3, 8, 8)
+
+    folded, _ = norm.fold(model)
+
+    assert all(type(module).__module__.startswith("torch.nn") for module in folded.modules())
+    torch.testing.assert_close(folded(x), model(x))
+
+
+def test_places_have_the_names_of_earlier_versions_too() -> None:
+    model, _ = norm.convert(_model(BatchNormAct2d, nn.PReLU(8)), "sync_batch")
+
+    places = norm.tensor_places(model)
+
+    for earlier, now in {
+        "1.0.weight": "1.weight",
+        "1.0.running_var": "1.running_var",
+        "1.2.weight": "1.act.weight",
+    }.items():
+        assert places.by_name[earlier].tensor is places.by_name[now].tensor
+        assert places.by_name[earlier].fills == (now,)
+    assert places.own.keys() == model.state_dict().keys()
