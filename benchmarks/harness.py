@@ -76,14 +76,15 @@ def compare(
     *,
     goals: Mapping[tuple[str, str], float],
     rounds: int,
+    workers: int = 2,
 ) -> list[Row]:
-    """Rows of every competitor that `build(*setting)` makes, on two workers, against `peer`.
+    """Rows of every competitor that `build(*setting)` makes, on `workers`, against `peer`.
 
     Each round runs every competitor once, so that a change in the machine's load meets all of them.
     """
     rows = []
     for name, arguments in settings.items():
-        times = _on_workers(build, arguments, rounds)
+        times = _on_workers(build, arguments, rounds, workers)
         best, median = min(times[peer]), statistics.median(times[peer])
         for competitor, seconds in times.items():
             ours, ours_median = min(seconds), statistics.median(seconds)
@@ -92,7 +93,7 @@ def compare(
     return rows
 
 
-def _on_workers(build: Build, arguments: tuple[Any, ...], rounds: int, workers: int = 2) -> dict[str, list[float]]:
+def _on_workers(build: Build, arguments: tuple[Any, ...], rounds: int, workers: int) -> dict[str, list[float]]:
     # As workers of one CPU are started. torch's own setting is one thread's, and a competitor may run in several.
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}):
         mp.spawn(_worker, (workers, folder, build, arguments, rounds), workers)

@@ -1,4 +1,5 @@
 # The public names of norm and where each is defined: the one list, which type checkers and __init__.py both read.
+from syncnorm.norm.accumulation.accumulated import accumulated as accumulated
 from syncnorm.norm.auditing.audit import audit as audit
 from syncnorm.norm.auditing.findings import Finding as Finding
 from syncnorm.norm.conversion.convert import Override as Override

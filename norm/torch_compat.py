@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import BackwardCFunction
 from torch.distributed import ProcessGroup, distributed_c10d
 from torch.distributed import _functional_collectives as functional
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
 from torch.nn.modules.batchnorm import _NormBase as NormBase
 from torch.nn.utils.parametrizations import _WeightNorm as WeightNormParametrization
@@ -27,6 +28,7 @@ __all__ = [
     "HOOK_DICTIONARIES",
     "BatchNormBase",
     "NormBase",
+    "StorageWeakRef",
     "WeightNormParametrization",
     "all_gather_into",
     "compiled_all_gather",

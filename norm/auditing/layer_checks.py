@@ -80,7 +80,7 @@ def _accumulation(observed: ObservedLayer, training: Training) -> Iterator[Findi
             f"Statistics are per micro-batch: {training.accumulate} micro-batches of {training.batch_size} do not "
             f"equal one batch of {training.accumulate * training.batch_size}."
         )
-        fix = "Use more workers with sync_batch, or a kind without batch statistics."
+        fix = "Use norm.accumulated, more workers with sync_batch, or a kind without batch statistics."
         yield _finding(
             observed, "accumulation_splits_statistics", "warning", message, fix, accumulate=training.accumulate
         )

@@ -36,19 +36,19 @@ def batch_norm(x: Tensor, request: Request) -> tuple[Tensor, Exchanged]:
     """See interface.BatchNorm. Raises: RuntimeError where a tensor of `request` does not fit x."""
     check_request(x, request)
     has_plain_types = has_plain_type(request.weight) and has_plain_type(request.bias)
-    if has_plain_types and _kernels_for(x) is not None:
+    if has_plain_types and chosen_kernels(x) is not None:
         return fused.batch_norm(x, request)
     return reference.batch_norm(x, request)
 
 
 def local_row(x: Tensor) -> Tensor:
     """This worker's row of x, with the bits that `batch_norm` has for it."""
-    kernels = _kernels_for(x)
+    kernels = chosen_kernels(x)
     row: Tensor = measure_row(x) if kernels is None else kernels.measure(dense(x))
     return row
 
 
-def _kernels_for(x: Tensor) -> Any:
+def chosen_kernels(x: Tensor) -> Any:
     """The kernels for x; None where something has to see each operation, or where there are none."""
     if torch.compiler.is_compiling() or is_inside_functorch() or is_in_forward_mode() or is_under_dispatch_mode():
         return None

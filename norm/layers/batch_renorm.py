@@ -89,9 +89,7 @@ class _BatchRenorm(BatchNormBase):
         assert known is None or isinstance(known, _Corrected)
         moments, exchanged = self._measure(x, known)
         r, d = self._corrections(of_row(exchanged.merged)) if known is None else (known.r, known.d)
-        # y = weight * (x_hat * r + d) + bias, with r and d as constants.
-        weight, bias = (r, d) if self.weight is None else (self.weight * r, self.weight * d + self.bias)
-        y = self._normalize(x, moments, weight, bias)
+        y = self._normalize(x, moments, *self.corrected_affine(r, d))
         if known is None:
             if self.track_running_stats:
                 buffers = self.running_mean, self.running_var, self.num_batches_tracked
@@ -99,6 +97,10 @@ class _BatchRenorm(BatchNormBase):
             if not compiling:
                 remember(self, x, _Corrected(exchanged.local, exchanged.merged, r, d), y)
         return y
+
+    def corrected_affine(self, r: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift of y = weight * (x_hat * r + d) + bias, with r and d as constants."""
+        return (r, d) if self.weight is None else (self.weight * r, self.weight * d + self.bias)
 
     @abstractmethod
     def _measure(self, x: Tensor, known: Exchanged | None) -> tuple[Moments, Exchanged]:

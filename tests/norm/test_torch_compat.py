@@ -201,6 +201,18 @@ def test_slices_under_vmap_are_noticed() -> None:
     assert not torch_compat.is_batched(torch.ones(2))
 
 
+def test_a_weak_reference_keeps_the_address_of_a_storage_taken() -> None:
+    x = torch.ones(1000)
+    reference = torch_compat.StorageWeakRef(x.untyped_storage())
+    assert reference.cdata == torch_compat.StorageWeakRef(x[1:].untyped_storage()).cdata
+
+    del x
+    later = [torch.ones(1000) for _ in range(100)]
+
+    assert reference.expired()
+    assert all(torch_compat.StorageWeakRef(one.untyped_storage()).cdata != reference.cdata for one in later)
+
+
 def test_transforms_of_functorch_are_noticed() -> None:
     seen = [torch_compat.is_inside_functorch()]
 

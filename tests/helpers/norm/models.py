@@ -142,3 +142,27 @@ def trained(model: nn.Module) -> nn.Module:
                 nn.init.uniform_(layer.weight, 0.5, 1.5)
                 nn.init.normal_(layer.bias, std=0.3)
     return model
+
+
+class UNet(nn.Module):
+    """Two levels with a shortcut; channels of the decoder's first convolution come from both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.ModuleList([_double_conv(3, 6), _double_conv(6, 12)])
+        self.pool = nn.MaxPool2d(2)
+        self.rise = nn.ConvTranspose2d(12, 6, 2, 2)
+        self.up = _double_conv(12, 6)
+        self.head = nn.Conv2d(6, 10, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = self.down[0](x)
+        deep = self.down[1](self.pool(shortcut))
+        return self.head(self.up(torch.cat([shortcut, self.rise(deep)], 1)))
+
+
+def _double_conv(c_in: int, c_out: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(),
+        nn.Conv2d(c_out, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(),
+    )  # fmt: skip

@@ -1,0 +1,52 @@
+"""A training step of four micro-batches: normalized as one batch, against each normalized by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from benchmarks.harness import Table, compare
+from benchmarks.norm_resnet_step import resnet
+from syncnorm import norm
+
+PEER = "each by itself"
+MICRO_BATCHES = 4
+COMPETITORS = {"as one batch": "device", "as one batch, blocks recomputed": "recompute"}
+GOALS = {("4 x 16x3x32x32", "as one batch"): 1.35}
+
+
+def build(micro_batch: int) -> Mapping[str, Callable[[], object]]:
+    """One step of SGD by each way."""
+    x, target = torch.randn(MICRO_BATCHES * micro_batch, 3, 32, 32), torch.randint(10, (MICRO_BATCHES * micro_batch,))
+    pairs = list(zip(x.split(micro_batch), target.split(micro_batch), strict=True))
+
+    def step(loss_of: Callable[[nn.Module], None]) -> Callable[[], object]:
+        torch.manual_seed(0)
+        net = resnet(norm.SyncBatchNorm)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+
+        def run() -> None:
+            optimizer.zero_grad()
+            loss_of(net)
+            optimizer.step()
+
+        return run
+
+    def apart(net: nn.Module) -> None:
+        for part, wanted in pairs:
+            loss: Tensor = cross_entropy(net(part), wanted) / MICRO_BATCHES
+            loss.backward()
+
+    def together(memory: str) -> Callable[[nn.Module], None]:
+        return lambda net: norm.accumulated(net, cross_entropy, pairs, memory=memory).backward()  # type: ignore[arg-type]
+
+    return {PEER: step(apart)} | {name: step(together(memory)) for name, memory in COMPETITORS.items()}
+
+
+def run(rounds: int = 20) -> Table:
+    settings = {"4 x 4x3x32x32": (4,), "4 x 16x3x32x32": (16,)}
+    rows = compare(build, settings, PEER, goals=GOALS, rounds=rounds, workers=1)
+    return Table("accumulation", PEER, rows, workers=1)
