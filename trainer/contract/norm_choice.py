@@ -160,14 +160,17 @@ def _numbers(spec: JobSpec) -> list[str]:
     if positions is not None:
         least = counted(samples * positions, "value")
         found.append(f"smallest map: {counted(positions, 'position')}, so at least {least} on one worker")
-    if spec.train.accumulate > 1:
+    if spec.train.joined_micro_batches > 1:
+        found.append(f"the {spec.train.accumulate} micro-batches of a step are normalized together")
+    elif spec.train.accumulate > 1:
         found.append(f"each of the {spec.train.accumulate} micro-batches of a step is normalized by itself")
     return found
 
 
 def _samples_per_worker(spec: JobSpec) -> int:
+    """Of those that are normalized together."""
     assert spec.data.batch_size is not None  # JobSpec wants it for `auto`
-    return spec.data.batch_size
+    return spec.data.batch_size * spec.train.joined_micro_batches
 
 
 def _small_batches() -> str:

@@ -35,7 +35,9 @@ class _Record(BaseModel):
 
 
 class Batch(_Record):
-    """Samples per step; null where only your loader knows them, and the plan was made without it."""
+    """Samples per step; null where only your loader knows them, and the plan was made without it. With
+    train.accumulate, of a micro-batch; with train.accumulate_statistics: exact, norm_group and global are of all
+    micro-batches together."""
 
     per_worker: int | None
     """Samples of one worker."""
@@ -220,10 +222,11 @@ def batch_sizes(spec: JobSpec, kind: str, of_loader: int | None = None) -> Batch
     per_worker, workers = spec.data.batch_size or of_loader, spec.resources.workers
     if per_worker is None:
         return Batch(per_worker=None, norm_group=None, global_=None)
+    joined = spec.train.joined_micro_batches
     return Batch(
         per_worker=per_worker,
-        norm_group=per_worker * statistics_group(spec, kind),
-        global_=per_worker * workers,
+        norm_group=per_worker * joined * statistics_group(spec, kind),
+        global_=per_worker * joined * workers,
     )
 
 

@@ -53,7 +53,7 @@ def _about_single_values(spec: JobSpec, kind: str) -> Iterator[Finding]:
     Only if the spec tells how many samples there are and how small the maps get; an attempt checks the others before it
     trains.
     """
-    per_worker = spec.data.batch_size
+    per_worker = samples_together(spec)
     if per_worker is None or not KINDS[kind].batch_statistics or smallest_map(spec) != 1 or spec.norm.overrides:
         return
     workers, group = spec.resources.workers, statistics_group(spec, kind)
@@ -86,12 +86,19 @@ def last_batch_of_one(rest: int, full: int, path: str) -> Finding:
     )
 
 
+ACCUMULATION_FIX = "Set train.accumulate_statistics: exact, or use a kind without batch statistics."
 LAST_BATCH_FIX = "Set data.last_batch: drop, or choose a data.batch_size that divides the training data."
 
 
 def reaches_last_batch(train: TrainSpec, batches: int) -> bool:
     """Whether training comes to the end of an epoch of so many batches."""
-    return train.steps is None or train.steps * train.accumulate >= batches
+    return train.steps is None or train.steps * train.batches_per_step >= batches
+
+
+def samples_together(spec: JobSpec) -> int | None:
+    """Samples of a worker that are normalized together; None where only its loader knows."""
+    per_worker = spec.data.batch_size
+    return None if per_worker is None else per_worker * spec.train.joined_micro_batches
 
 
 def world_sizes(spec: JobSpec) -> range:
@@ -103,7 +110,7 @@ def world_sizes(spec: JobSpec) -> range:
 
 def _about_statistics(spec: JobSpec, kind: str) -> Iterator[Finding]:
     """Findings about the samples that batch statistics are taken from."""
-    traits, workers, per_worker = KINDS[kind], spec.resources.workers, spec.data.batch_size
+    traits, workers, per_worker = KINDS[kind], spec.resources.workers, samples_together(spec)
     if traits.synchronizes and workers == 1:
         yield Finding(
             code="sync_on_one_worker",
@@ -120,13 +127,13 @@ def _about_statistics(spec: JobSpec, kind: str) -> Iterator[Finding]:
             fix="Use sync_batch, group or a larger batch.",
             severity="warning",
         )
-    if traits.batch_statistics and spec.train.accumulate > 1:
+    if traits.batch_statistics and spec.train.accumulate > spec.train.joined_micro_batches:
         yield Finding(
             code="accumulation_splits_statistics",
             path="train.accumulate",
             message=f"Statistics are per micro-batch: {spec.train.accumulate} micro-batches do not equal one large "
             "batch.",
-            fix="Use more workers with sync_batch, or a kind without batch statistics.",
+            fix=ACCUMULATION_FIX,
             severity="warning",
         )
     over_all = traits.synchronizes and spec.norm.group == "world"

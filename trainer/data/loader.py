@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,16 +15,18 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from syncnorm.trainer.data.info import Data, Ragged, Source
-from syncnorm.trainer.data.sampler import ShardedBatches, Share
+from syncnorm.trainer.data.sampler import ShardedBatches, Share, share_bounds
 
 
 class Batch(NamedTuple):
     """A worker's part of a global batch. data: (x, y) for built-in data. weight: see Share. is_whole: whether it is
-    the batch of all workers, which one of them has to itself."""
+    the batch of all workers, which one of them has to itself. micro_batch: the most samples that go through the network
+    at once; 0: all do."""
 
     data: Any
     weight: float
     is_whole: bool = False
+    micro_batch: int = 0
 
     @property
     def x(self) -> Tensor:
@@ -33,6 +37,18 @@ class Batch(NamedTuple):
     def y(self) -> Tensor:
         y: Tensor = self.data[1]
         return y
+
+    def micro_batches(self) -> list[Batch]:
+        """As few parts as its size allows, as even as possible, each with its share of the weight. An empty batch is
+        one part."""
+        samples = len(self.y)
+        count = max(1, math.ceil(samples / self.micro_batch)) if self.micro_batch else 1
+        parts = []
+        for number in range(count):
+            start, end = share_bounds(samples, number, count)
+            weight = self.weight * (end - start) / samples if samples else self.weight
+            parts.append(Batch(tree_map_only((Tensor, Ragged), partial(_cut, start, end), self.data), weight))
+        return parts
 
 
 class Loader:
@@ -87,17 +103,26 @@ class BatchDataset(Dataset[Batch]):
     """The batch of a Share. Augmentation is drawn from (seed, epoch, index), so it does not matter where a sample is
     read.
 
-    An empty share gives tensors whose first dimension is 0, and no entry where samples are not stacked.
+    An empty share gives tensors whose first dimension is 0, and no entry where samples are not stacked. micro_batch:
+    see Batch.
     """
 
-    def __init__(self, samples: Dataset[Any], collate: Callable[[Sequence[Any]], Any] | None, seed: int) -> None:
+    def __init__(
+        self,
+        samples: Dataset[Any],
+        collate: Callable[[Sequence[Any]], Any] | None,
+        seed: int,
+        micro_batch: int = 0,
+    ) -> None:
         self._samples, self._collate, self._seed = samples, collate or collate_samples, seed
+        self._micro_batch = micro_batch
 
     def __getitem__(self, share: Share) -> Batch:
-        if not share.indices:
-            like = self._collate([self._samples[0]])
-            return Batch(tree_map_only((Tensor, Ragged), _emptied, like), share.weight)
-        return Batch(self._collate([self._read(share.epoch, index) for index in share.indices]), share.weight)
+        if share.indices:
+            data = self._collate([self._read(share.epoch, index) for index in share.indices])
+        else:
+            data = tree_map_only((Tensor, Ragged), partial(_cut, 0, 0), self._collate([self._samples[0]]))
+        return Batch(data, share.weight, micro_batch=self._micro_batch)
 
     def _read(self, epoch: int, index: int) -> Any:
         if isinstance(self._samples, Source) and self._samples.augments:
@@ -120,8 +145,9 @@ def train_loader(
     seed: int = 0,
     last_batch: Literal["weight", "drop"] = "weight",
     pin_memory: bool = False,
+    micro_batch: int = 0,
 ) -> Loader:
-    """Shuffled, augmented training batches. pin_memory: for CUDA only."""
+    """Shuffled, augmented training batches. pin_memory: for CUDA only. micro_batch: see Batch."""
     sampler = ShardedBatches(
         len(data.train),  # type: ignore[arg-type]
         global_batch=global_batch,
@@ -132,7 +158,7 @@ def train_loader(
         last_batch=last_batch,
         groups=data.groups,
     )
-    dataset = BatchDataset(data.train, data.collate, seed)
+    dataset = BatchDataset(data.train, data.collate, seed, micro_batch)
     return Loader(dataset, sampler, num_workers=data.num_workers, pin_memory=pin_memory)
 
 
@@ -151,8 +177,8 @@ def val_loader(
     return Loader(dataset, sampler, num_workers=data.num_workers, pin_memory=pin_memory)
 
 
-def _emptied(part: Tensor | Ragged) -> Tensor | Ragged:
-    return Ragged() if isinstance(part, Ragged) else part[:0]
+def _cut(start: int, end: int, part: Tensor | Ragged) -> Tensor | Ragged:
+    return Ragged(part[start:end]) if isinstance(part, Ragged) else part[start:end]
 
 
 def _as_it_is(batch: Any) -> Any:

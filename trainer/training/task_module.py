@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from syncnorm.norm.accumulation.accumulated import run_together
 from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.data.loader import Batch
 from syncnorm.trainer.training.optim import optimizer_of_spec
@@ -41,7 +43,11 @@ class TaskModule(LightningModule):
             scores.to(self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's signature
-        return self.task.step(self.network, batch, self._scores["train"])
+        if not batch.micro_batch:
+            return self.task.step(self.network, batch, self._scores["train"])
+        # Each part has its share of the weight, so their sum is the loss of this worker's whole batch.
+        steps = [partial(self.task.step, self.network, part, self._scores["train"]) for part in batch.micro_batches()]
+        return torch.stack(run_together(self.network, steps)).sum()
 
     def uncounted_loss(self, batch: Batch) -> Tensor:
         """The loss that training_step returns for `batch`, without counting the batch in the metrics."""

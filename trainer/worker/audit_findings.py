@@ -13,6 +13,7 @@ from torch import nn
 from syncnorm import norm
 from syncnorm.trainer.contract.spec import JobSpec, OptimizerSpec
 from syncnorm.trainer.contract.spec_findings import (
+    ACCUMULATION_FIX,
     LAST_BATCH_FIX,
     Finding,
     alike,
@@ -84,7 +85,8 @@ def _uneven_shares(shares: Sequence[int]) -> Finding:
 def audit(network: nn.Module, data: Data, spec: JobSpec, workers: int) -> list[Finding]:
     """The findings of norm.audit about a converted network, as findings of a plan, for an attempt of `workers`."""
     assert isinstance(data.train, Sized)
-    samples, full = len(data.train), data.samples_per_worker(spec.data.batch_size) * spec.resources.workers
+    samples, per_worker = len(data.train), data.samples_per_worker(spec.data.batch_size)
+    full = per_worker * spec.train.joined_micro_batches * spec.resources.workers
     batches = max(1, samples // full)
     is_cut = spec.data.last_batch == "drop" or not reaches_last_batch(spec.train, math.ceil(samples / full))
     found = norm.audit(
@@ -92,7 +94,7 @@ def audit(network: nn.Module, data: Data, spec: JobSpec, workers: int) -> list[F
         torch.zeros(SAMPLES, *data.info.shape, dtype=_dtype_of(network), device=_device_of(network)),
         batch_size=math.ceil(full / workers),
         workers=workers,
-        accumulate=spec.train.accumulate,
+        accumulate=spec.train.batches_per_step,
         dataset_size=samples,
         drop_last=is_cut,
         steps=total_steps(spec.train, batches),
@@ -125,6 +127,8 @@ def _in_words_of_the_spec(item: norm.Finding, rest: int, full: int) -> Finding:
         if item.severity == "error":
             return last_batch_of_one(rest, full, item.path)
         fix = LAST_BATCH_FIX
+    elif item.code == "accumulation_splits_statistics":
+        fix = ACCUMULATION_FIX
     else:
         fix = item.fix
     return Finding(code=item.code, path=item.path, message=item.message, fix=fix, severity=item.severity)

@@ -35,12 +35,14 @@ def guarantees(module: LightningModule, loader: Any, spec: JobSpec, no_export: s
 
 
 def equals_one_device(module: LightningModule, loader: Any, spec: JobSpec) -> Guarantee:
-    workers = spec.resources.workers
-    if workers == 1:
-        return Guarantee(holds="yes", why="there is one worker")
+    is_split = _takes_batches(module, spec) and spec.train.accumulate > spec.train.joined_micro_batches
+    split = ["each micro-batch of a step takes its statistics from its own samples"] if is_split else []
+    if spec.resources.workers == 1:
+        together = ", and its micro-batches are normalized as one batch" if spec.train.joined_micro_batches > 1 else ""
+        return Guarantee(holds="partly" if split else "yes", why="; ".join(split) or f"there is one worker{together}")
     if kept_apart := "; ".join(_apart(module, loader, spec)):
         return Guarantee(holds="no", why=kept_apart)
-    if deviations := "; ".join(_deviations(module, loader)):
+    if deviations := "; ".join([*split, *_deviations(module, loader)]):
         return Guarantee(holds="partly", why=deviations)
     if isinstance(module, TaskModule):
         return Guarantee(holds="yes", why="losses are weighted by samples, and statistics are those of all workers")
@@ -51,9 +53,12 @@ def equals_one_device(module: LightningModule, loader: Any, spec: JobSpec) -> Gu
     )
 
 
+def _takes_batches(module: LightningModule, spec: JobSpec) -> bool:
+    return KINDS[choose_norm(spec).kind].batch_statistics and not _is_wholly_frozen(network_of(module))
+
+
 def _apart(module: LightningModule, loader: Any, spec: JobSpec) -> Iterator[str]:
-    kind = choose_norm(spec).kind
-    takes_batches = KINDS[kind].batch_statistics and not _is_wholly_frozen(network_of(module))
+    kind, takes_batches = choose_norm(spec).kind, _takes_batches(module, spec)
     if takes_batches and not KINDS[kind].synchronizes:
         yield f"{kind} takes its statistics from the samples of each worker alone"
     elif takes_batches and spec.norm.group not in ("world", spec.resources.workers):

@@ -62,7 +62,7 @@ def lightning_trainer(
         max_epochs=train.epochs if train.epochs is not None else -1,
         # Not max_steps: with it, Lightning repeats the epoch at whose end a checkpoint was written (lightning 2.6.6).
         max_steps=-1,
-        accumulate_grad_batches=train.accumulate,
+        accumulate_grad_batches=train.batches_per_step,
         gradient_clip_val=train.clip_grad_norm,
         callbacks=list(callbacks),
         use_distributed_sampler=False,

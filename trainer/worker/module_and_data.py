@@ -39,7 +39,8 @@ class Loaders:
     @classmethod
     def build(cls, data: Data, spec: JobSpec, rank: int, world_size: int) -> Loaders:
         # The global batch is that of resources.workers, also while an elastic job runs on fewer.
-        global_batch = data.samples_per_worker(spec.data.batch_size) * spec.resources.workers
+        per_worker, joined = data.samples_per_worker(spec.data.batch_size), spec.train.joined_micro_batches
+        global_batch = per_worker * spec.resources.workers
         on_gpu = spec.resources.gpus_per_worker > 0
         if spec.data.last_batch == "pad":
             raise ValueError("data.last_batch: pad is for a LightningModule of yours; use weight or drop.")
@@ -48,12 +49,13 @@ class Loaders:
         train, population = (
             train_loader(
                 data,
-                global_batch=global_batch,
+                global_batch=global_batch * joined,
                 rank=rank,
                 world_size=world_size,
                 seed=spec.seed,
                 last_batch=spec.data.last_batch or "weight",
                 pin_memory=on_gpu,
+                micro_batch=per_worker if joined > 1 else 0,
             )
             for _ in range(2)
         )
@@ -181,6 +183,12 @@ def require_supported(module: LightningModule, spec: JobSpec) -> None:
             f"{given[0]} must be left out, because {name}.configure_optimizers gives one too. "
             "Set optimizer.override: true to use that of the spec instead."
         )
+    if train.joined_micro_batches > 1:
+        raise ValueError(
+            f"train.accumulate_statistics: exact must be left out, because {name} is a LightningModule, whose "
+            "training_step takes one batch. Return norm.accumulated(model, loss_fn, micro_batches) from your "
+            "training_step, with micro-batches cut from a larger batch, and leave train.accumulate out."
+        )
     if module.automatic_optimization:
         return
     asked = {
@@ -200,4 +208,4 @@ def total_steps(train: TrainSpec, batches_an_epoch: int) -> int:
     if train.steps is not None:
         return train.steps
     assert train.epochs is not None
-    return math.ceil(batches_an_epoch / train.accumulate) * train.epochs
+    return math.ceil(batches_an_epoch / train.batches_per_step) * train.epochs

@@ -82,8 +82,13 @@ class TrainSpec(Part):
     """Precision of training: fp32, mixed with bf16 or fp16, or fp64. Statistics are combined in fp32 or wider in all of
     them. Default: 32-true, which needs no special hardware."""
     accumulate: Annotated[int, Field(ge=1, le=4096)] = 1
-    """Micro-batches per optimizer step. Statistics are those of each micro-batch, so this does not equal one large
-    batch. Default: 1."""
+    """Micro-batches per optimizer step, each of data.batch_size samples a worker. Default: 1. Whether they equal one
+    large batch is up to accumulate_statistics."""
+    accumulate_statistics: Literal["micro_batch", "exact"] = "micro_batch"
+    """What normalization takes its statistics from where gradients accumulate. `micro_batch`: each micro-batch by
+    itself. `exact`: all micro-batches of a step together, so that k of them are one batch, for gradients, running
+    statistics and metrics. It takes some more time, and on a GPU activations wait in host memory. Not with compile, nor
+    for a LightningModule of yours, which can call norm.accumulated itself. Default: micro_batch."""
     clip_grad_norm: PositiveFloat | None = None
     """Largest L2 norm of the whole gradient; a longer one is scaled down before each optimizer step. Default: null, no
     clipping."""
@@ -126,3 +131,22 @@ class TrainSpec(Part):
         if self.epochs is not None and self.steps is not None:
             raise ValueError("give epochs or steps, not both")
         return self
+
+    @model_validator(mode="after")
+    def _can_stop_at_layers(self) -> TrainSpec:
+        if self.joined_micro_batches > 1 and self.compile:
+            raise ValueError(
+                "accumulate_statistics: exact needs a network that can stop at each normalization, which a compiled "
+                "one can't; leave compile out"
+            )
+        return self
+
+    @property
+    def joined_micro_batches(self) -> int:
+        """Micro-batches that are normalized together."""
+        return self.accumulate if self.accumulate_statistics == "exact" else 1
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches of the loader for each optimizer step: those that are normalized together come as one."""
+        return self.accumulate // self.joined_micro_batches

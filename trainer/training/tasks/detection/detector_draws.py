@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from syncnorm.norm.accumulation.lockstep import meet
+
 _DETECTION = "torchvision.models.detection."
+_PADDING = "padding"
 
 
 class Counts:
@@ -44,18 +48,24 @@ def watched(network: nn.Module, draws: Sequence[int], counts: Counts, *, padding
 
 
 class Padding:
-    """Images of a batch are padded to the largest. is_shared: to that of all workers, as on one device. is_blank:
-    whether this worker has no image."""
+    """Images of a batch are padded to the largest, of all micro-batches that are normalized together. is_shared: to
+    that of all workers, as on one device. is_blank: whether this worker has no image."""
 
     def __init__(self, device: torch.device, *, is_shared: bool, is_blank: bool) -> None:
         self._device, self._is_shared, self._is_blank = device, is_shared, is_blank
 
     def __call__(self, largest: list[int]) -> list[int]:
-        if not self._is_shared:
-            return largest
-        sides = torch.tensor([0] * len(largest) if self._is_blank else largest, device=self._device)
-        dist.all_reduce(sides, op=dist.ReduceOp.MAX)
-        return [int(side) for side in sides.tolist()]
+        own = [0] * len(largest) if self._is_blank else largest
+        sides: list[int] = meet(_PADDING, "the padding of its images", own, self._of_all)
+        return sides
+
+    def _of_all(self, of_micro_batches: Sequence[list[int]]) -> list[list[int]]:
+        largest = [max(sides) for sides in zip(*of_micro_batches, strict=True)]
+        if self._is_shared:
+            sides = torch.tensor(largest, device=self._device)
+            dist.all_reduce(sides, op=dist.ReduceOp.MAX)
+            largest = [int(side) for side in sides.tolist()]
+        return [largest] * len(of_micro_batches)
 
 
 def is_detector(module: nn.Module, *names: str) -> bool:
@@ -69,16 +79,16 @@ def _replacements(
 ) -> Iterator[tuple[str, Callable[..., Any]]]:
     """Attributes of one module with what stands in for them."""
     if is_detector(module, "transform.GeneralizedRCNNTransform"):
-        of_images = module.max_by_axis
+        of_images = _own(module, "max_by_axis")
         yield "max_by_axis", lambda sizes: padding(of_images(sizes))
-        yield "torch_choice", _drawn_in_turn(module.torch_choice, draws)
+        yield "torch_choice", _drawn_in_turn(_own(module, "torch_choice"), draws)
     elif is_detector(module, "rpn.RegionProposalNetwork"):
-        yield "fg_bg_sampler", _Sampler(module.fg_bg_sampler, draws, counts, "anchors")
-        yield "compute_loss", _with_labels_as_wide(module.compute_loss)
+        yield "fg_bg_sampler", _Sampler(_own(module, "fg_bg_sampler"), draws, counts, "anchors")
+        yield "compute_loss", _with_labels_as_wide(_own(module, "compute_loss"))
     elif is_detector(module, "roi_heads.RoIHeads"):
-        yield "fg_bg_sampler", _Sampler(module.fg_bg_sampler, draws, counts, "rois", "positive_rois")
+        yield "fg_bg_sampler", _Sampler(_own(module, "fg_bg_sampler"), draws, counts, "rois", "positive_rois")
     elif is_detector(module, "fcos.FCOSHead", "ssd.SSD"):
-        compute = module.compute_loss
+        compute = _own(module, "compute_loss")
 
         def counting(targets: Any, outputs: Any, anchors: Any, matches: list[Tensor]) -> Any:
             counts.add("foreground", [match >= 0 for match in matches])
@@ -135,15 +145,40 @@ def _drawn_from(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+class _Chosen:
+    """Stands in for an attribute of a module: for each micro-batch that is under way what was put there for it."""
+
+    def __init__(self, original: Any, had_own: bool) -> None:
+        self.original, self.had_own = original, had_own
+        self.users = 0
+        self.own: ContextVar[Callable[..., Any]] = ContextVar("own", default=original)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.own.get()(*args, **kwargs)
+
+
+def _own(module: nn.Module, name: str) -> Any:
+    """The attribute itself, whatever stands in for it."""
+    found = getattr(module, name)
+    return found.original if isinstance(found, _Chosen) else found
+
+
 @contextmanager
-def _replaced(module: nn.Module, name: str, value: Any) -> Iterator[None]:
+def _replaced(module: nn.Module, name: str, value: Callable[..., Any]) -> Iterator[None]:
+    """Within the block, calls of `module.name` that belong to it go to `value`. Blocks of several micro-batches, which
+    run in turns and in contexts of their own, may overlap."""
     own = vars(module)
-    before = own.get(name)
-    own[name] = value
+    chosen = own.get(name)
+    if not isinstance(chosen, _Chosen):
+        chosen = own[name] = _Chosen(getattr(module, name), name in own)
+    chosen.users += 1
+    token = chosen.own.set(value)
     try:
         yield
     finally:
-        if before is None:
+        chosen.own.reset(token)
+        chosen.users -= 1
+        if not chosen.users and chosen.had_own:
+            own[name] = chosen.original
+        elif not chosen.users:
             del own[name]
-        else:
-            own[name] = before

@@ -6,14 +6,16 @@ foreground. So a worker's loss counts by how many of these it has: by W * n / N,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from syncnorm.norm.accumulation.lockstep import meet
 from syncnorm.trainer.data.loader import Batch
 from syncnorm.trainer.training.tasks.detection.blank_image import blank_image, uncounted_by_norms
 from syncnorm.trainer.training.tasks.detection.detector_draws import Counts, Padding, is_detector, watched
@@ -58,9 +60,7 @@ def weighted_losses(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
     with uncounted_by_norms(network) if is_blank else nullcontext(), watched(network, draws, counts, padding=padding):
         losses = _by_name(network, network(list(images), given))
     own = torch.stack([counts[name] for name in _COUNTED]) * (not is_blank)
-    of_all = own.clone()
-    if workers > 1:
-        dist.all_reduce(of_all)
+    of_all = meet(network, "the counts of its losses", own, partial(_summed, is_shared=workers > 1))
     known = {name: (own[place], of_all[place]) for place, name in enumerate(_COUNTED)}
     found = {}
     for name, loss in losses.items():
@@ -72,6 +72,14 @@ def weighted_losses(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         else:
             found[name] = _shared(loss, *known[divisor], workers)
     return found
+
+
+def _summed(of_micro_batches: Sequence[Tensor], *, is_shared: bool) -> list[Tensor]:
+    """For each micro-batch the sum over all of them and, if shared, over all workers."""
+    of_all = torch.stack(list(of_micro_batches)).sum(0)
+    if is_shared:
+        dist.all_reduce(of_all)
+    return [of_all] * len(of_micro_batches)
 
 
 def _shared(loss: Tensor, own: Tensor, of_all: Tensor, workers: int) -> Tensor:
