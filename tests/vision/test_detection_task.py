@@ -76,6 +76,24 @@ def test_workers_equal_one_device(model: str, scenes: Path, three_ranks: Pool, t
         assert [record["equal"] for record in proved] == [True] * 3
 
 
+@pytest.mark.parametrize("model", ["mask_rcnn", "fcos"])
+@pytest.mark.parametrize(("workers", "accumulate"), [(1, 3), (3, 2)])
+def test_micro_batches_as_one_batch_equal_one_device(
+    workers: int, accumulate: int, model: str, scenes: Path, three_ranks: Pool, tmp_path: Path
+) -> None:
+    """Images of a step are padded alike, and losses count by what they are means over, whatever micro-batch has it."""
+    one, *_ = three_ranks.run(train, 1, str(tmp_path / "1"), job(scenes, model))
+    document = job(scenes, model, workers)
+    document["data"]["batch_size"] = 6 // (workers * accumulate)
+    document["train"] |= {"accumulate": accumulate, "accumulate_statistics": "exact"}
+
+    found, *_ = three_ranks.run(train, workers, str(tmp_path / "2"), document)
+
+    for name, tensor in one.state.items():
+        torch.testing.assert_close(found.state[name], tensor, rtol=1e-9, atol=1e-9)
+    assert found.metrics == pytest.approx(one.metrics, rel=1e-9)
+
+
 def test_each_loss_is_logged_and_their_sum(scenes: Path, three_ranks: Pool, tmp_path: Path) -> None:
     metrics = three_ranks.run(train, 2, str(tmp_path), job(scenes, "mask_rcnn", 2))[0].metrics
 
