@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -106,21 +107,40 @@ def input_of(node: fx.Node) -> fx.Node | None:
     return first if isinstance(first, fx.Node) else None
 
 
-def trace(model: nn.Module) -> Flow:
+def trace(model: nn.Module, *, omit_optional: bool = False) -> Flow:
     """The data flow of `model`; where a module can't be traced, that of its parts.
 
     A container inside an untraced module is not followed, only what is in it: its owner may call the parts one by one.
     One with a forward of its own is followed, such as torchvision's IntermediateLayerGetter, a ModuleDict.
     A module used at several places is not followed either, if one of them may be untraced.
     The code of the model runs, on stand-ins for tensors, and whatever it changes is put back.
+
+    omit_optional: as in a call without the arguments whose default is None. Otherwise each is taken to be given.
     """
     with preserved(model):
-        return _traced(model)
+        return _traced(model, _without_optional if omit_optional else _Tracer().trace)
 
 
-def _traced(model: nn.Module) -> Flow:
+def optional_arguments(module: nn.Module) -> dict[str, None]:
+    """The arguments of its forward whose default is None."""
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except ValueError:  # a scripted forward shows none
+        return {}
+    return {each.name: None for each in parameters if each.default is None}
+
+
+def _without_optional(module: nn.Module) -> fx.Graph:
+    """The graph of a call without optional arguments, or, where that is no call, of one with them."""
+    try:
+        return _Tracer().trace(module, concrete_args=optional_arguments(module))
+    except Exception:  # as in `_regions`
+        return _Tracer().trace(module)
+
+
+def _traced(model: nn.Module, trace_one: Callable[[nn.Module], fx.Graph]) -> Flow:
     flow = Flow()
-    for prefix, graph in _regions(model, "", flow.untraced):
+    for prefix, graph in _regions(model, "", flow.untraced, trace_one):
         flow.graphs.append(graph)
         for node in graph.nodes:
             path = ".".join(part for part in (prefix, str(node.target)) if part)
@@ -141,18 +161,22 @@ def _traced(model: nn.Module) -> Flow:
     return flow
 
 
-def _regions(module: nn.Module, prefix: str, untraced: dict[str, str]) -> Iterator[tuple[str, fx.Graph]]:
+def _regions(
+    module: nn.Module, prefix: str, untraced: dict[str, str], trace_one: Callable[[nn.Module], fx.Graph]
+) -> Iterator[tuple[str, fx.Graph]]:
     try:
-        yield prefix, _Tracer().trace(module)
+        yield prefix, trace_one(module)
     except Exception as error:  # tracing runs user code on proxies for tensors, which may raise anything
         untraced[prefix] = f"{type(error).__name__}: {error}".splitlines()[0]
-        yield from _parts(module, prefix, untraced)
+        yield from _parts(module, prefix, untraced, trace_one)
 
 
-def _parts(module: nn.Module, prefix: str, untraced: dict[str, str]) -> Iterator[tuple[str, fx.Graph]]:
+def _parts(
+    module: nn.Module, prefix: str, untraced: dict[str, str], trace_one: Callable[[nn.Module], fx.Graph]
+) -> Iterator[tuple[str, fx.Graph]]:
     for name, child in module.named_children():
         path = f"{prefix}.{name}" if prefix else name
         is_bare = isinstance(child, _CONTAINERS) and type(child).forward in _FORWARDS_OF_CONTAINERS
         follow = _parts if is_bare else _regions
         if next(child.children(), None) is not None:
-            yield from follow(child, path, untraced)
+            yield from follow(child, path, untraced, trace_one)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.utils import parametrize
 
-from syncnorm.norm.conversion.dataflow import Flow, trace
-from syncnorm.norm.conversion.edits import original_of
 from syncnorm.norm.conversion.elementwise import DROPOUTS, effect
 from syncnorm.norm.conversion.fixup import FixupLayer, ScalarBias
 from syncnorm.norm.conversion.norm_act import NormAct, is_identity
@@ -27,6 +25,7 @@ from syncnorm.norm.folding.absorption import (
     takes_behind,
     takes_in_front,
 )
+from syncnorm.norm.folding.obstacles import FlowOfCalls, Passes
 from syncnorm.norm.kind import KINDS
 from syncnorm.norm.layers.evo_norm import EvoNormS0
 from syncnorm.norm.layers.weight import WeightStandardization, is_weight_normalized, out_channels
@@ -122,7 +121,7 @@ def _fold_scalars(model: nn.Module) -> Iterator[Folded]:
 
 def _fold_layers(model: nn.Module) -> tuple[nn.Module, list[Folded]]:
     paths = {module: path for path, module in model.named_modules()}
-    flow, left, report = trace(model), dict[nn.Module, nn.Module](), list[Folded]()
+    flow, left, report = FlowOfCalls(model), dict[nn.Module, nn.Module](), list[Folded]()
 
     def passes(module: nn.Module) -> bool:
         return is_identity(left.get(module, module)) or isinstance(module, DROPOUTS)
@@ -153,30 +152,30 @@ def _active_tail(layer: nn.Module, path: str) -> dict[str, nn.Module]:
 
 
 def _fold_layer(
-    layer: nn.Module, path: str, flow: Flow, passes: Callable[[nn.Module], bool], paths: Mapping[nn.Module, str]
+    layer: nn.Module, path: str, flow: FlowOfCalls, passes: Passes, paths: Mapping[nn.Module, str]
 ) -> Folded | None:
     kind = type(layer).__name__
     try:
         if (found := _kind(layer, path)) is None:
             return None
         kind = found
-        if layer not in flow.calls:
-            raise _CannotFoldError(f"its place in the data flow is not known ({flow.why_unknown(path)})")
+        if layer not in flow.given.calls:
+            raise _CannotFoldError(f"its place in the data flow is not known ({flow.given.why_unknown(path)})")
         return Folded(path, kind, into=paths[_absorb(layer, path, kind, flow, passes)])
     except _CannotFoldError as error:
         return Folded(path, kind, reason=str(error))
 
 
-def _absorb(layer: nn.Module, path: str, kind: str, flow: Flow, passes: Callable[[nn.Module], bool]) -> nn.Module:
+def _absorb(layer: nn.Module, path: str, kind: str, flow: FlowOfCalls, passes: Passes) -> nn.Module:
     """Fold `layer` into a neighbour and return that one."""
     if has_forward_hooks(layer):
         raise _CannotFoldError("it has hooks, which would no longer run")
-    before = flow.before(layer, passes)
-    after = None if _active_tail(layer, path) else flow.after(layer, passes)
+    before = flow.given.before(layer, passes)
+    after = None if _active_tail(layer, path) else flow.given.after(layer, passes)
     obstacle = None
     for neighbour, takes, absorb in ((before, takes_behind, absorb_behind), (after, takes_in_front, absorb_in_front)):
         if neighbour is not None and takes(neighbour, affine := _as_affine(layer, kind, neighbour)):
-            obstacle = _obstacle(layer, path, neighbour, flow)
+            obstacle = flow.obstacle(layer, neighbour, passes)
             if obstacle is None:
                 absorb(neighbour, affine)
                 return neighbour
@@ -186,17 +185,6 @@ def _absorb(layer: nn.Module, path: str, kind: str, flow: Flow, passes: Callable
         or "it needs a convolution or linear layer directly before it, or directly after it and without zero padding; "
         f"it reads {_described(before)} and is read by {_described(after)}"
     )
-
-
-def _obstacle(layer: nn.Module, path: str, neighbour: nn.Module, flow: Flow) -> str | None:
-    """Why `neighbour` can't take `layer`, although it is linear and as wide."""
-    source = read_source(original_of(layer) or layer, path)
-    if isinstance(neighbour, nn.Linear) and source is not None and source.dims in (2, 3):
-        return f"it normalizes dimension 1 of {source.dims + 2}, and the Linear next to it works on the last"
-    for module, what in ((layer, "its own tensors are"), (neighbour, f"the {type(neighbour).__name__}'s tensors are")):
-        if flow.reads_tensors_of(module):
-            return f"{what} used elsewhere in a forward too, where folding would change them"
-    return None
 
 
 def _as_affine(layer: nn.Module, kind: str, neighbour: nn.Module | None) -> ChannelAffine:

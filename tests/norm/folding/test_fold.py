@@ -354,3 +354,112 @@ def test_model_with_a_weight_that_a_hook_computes_folds_around_it(
     assert [item.into for item in report] == [None, "3"]
     assert "a Conv2d with hooks" in (report[0].reason or "")
     assert _relative_error(folded(x), model(x)) < TOLERANCE
+
+
+class _Untraced(nn.Module):
+    """Branches on a value, so that only its part can be traced."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) if x.sum() < 1e9 else x
+
+
+class _Tapped(nn.Module):
+    """Without `scale` it returns what the convolution gives, with it what the normalization does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        y = self.conv(x)
+        return y if scale is None else self.bn(y) * scale
+
+
+class _Branching(nn.Module):
+    """The argument decides what stands between the two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act, self.bn = nn.Conv2d(3, 4, 1), nn.Tanh(), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor, *, plain: Tensor | None = None) -> Tensor:
+        y = self.conv(x)
+        return self.bn(self.act(y) if plain is None else y)
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, _Untraced], ids=["plain", "in a part"])
+@pytest.mark.parametrize("make", [_Tapped, _Branching])
+def test_layer_whose_neighbours_depend_on_an_argument_stays(
+    make: Callable[[], nn.Module], wrap: Callable[[nn.Module], nn.Module]
+) -> None:
+    model, x = wrap(trained(make())).eval(), torch.randn(2, 3, 6, 6)
+
+    folded, report = norm.fold(model)
+
+    assert [item.into for item in report] == [None]
+    assert "depends on an argument of a forward" in (report[0].reason or "")
+    assert torch.equal(folded(x), model(x))
+
+
+class _Masked(nn.Module):
+    """An argument that changes nothing between the two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        y = self.bn(self.conv(x))
+        return y if mask is None else y * mask
+
+
+class _Required(nn.Module):
+    """An argument with the default None that must be given, as Hugging Face's models have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, pixel_values: Tensor | None = None) -> Tensor:
+        if pixel_values is None:
+            raise ValueError("You have to specify pixel_values")
+        return self.bn(self.conv(pixel_values))
+
+
+@pytest.mark.parametrize("make", [_Masked, _Required])
+def test_optional_arguments_elsewhere_do_not_keep_a_layer(make: Callable[[], nn.Module]) -> None:
+    model, x = trained(make()).eval(), torch.randn(2, 3, 6, 6)
+
+    folded, report = norm.fold(model)
+
+    assert [item.into for item in report] == ["conv"]
+    assert _relative_error(folded(x), model(x)) < TOLERANCE
+
+
+class _UntracedDecoder(nn.Module):
+    """Uses a weight of its part in code that can't be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([_Block()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.blocks[0](x) if x.sum() < 1e9 else x
+        return self.decode(y)
+
+    def decode(self, y: Tensor) -> Tensor:
+        return F.conv_transpose2d(y, self.blocks[0].conv.weight)
+
+
+def test_weight_that_untraced_code_uses_keeps_the_layer() -> None:
+    model, x = trained(_UntracedDecoder()).eval(), torch.randn(2, 3, 6, 6)
+
+    folded, report = norm.fold(model)
+
+    assert [item.into for item in report] == [None]
+    assert "the Conv2d's tensors are used elsewhere" in (report[0].reason or "")
+    assert torch.equal(folded(x), model(x))
