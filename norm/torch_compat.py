@@ -30,6 +30,7 @@ __all__ = [
     "NormBase",
     "StorageWeakRef",
     "WeightNormParametrization",
+    "advance_sequence_number",
     "all_gather_into",
     "compiled_all_gather",
     "cpu_timeout",
@@ -45,6 +46,7 @@ __all__ = [
     "outside_functorch",
     "running_functions",
     "saved_tensors_hooks",
+    "sequence_number",
     "store_of",
     "unwrapped",
 ]
@@ -89,6 +91,20 @@ def running_functions() -> Iterator[Any]:
             if isinstance(context, BackwardCFunction):
                 yield context
         frame = frame.f_back  # type: ignore[assignment]
+
+
+def sequence_number() -> int:
+    """That of a node of the graph made now. Each thread counts its own, and the backward pass takes, of the nodes that
+    are ready, the one with the highest number first."""
+    number: int = torch.zeros((), requires_grad=True).neg().grad_fn._sequence_nr()  # type: ignore[union-attr]
+    return number
+
+
+def advance_sequence_number(number: int) -> None:
+    """Let this thread count on from `number`, if it is not there yet."""
+    start = torch.zeros((), requires_grad=True)
+    while start.neg().grad_fn._sequence_nr() < number:  # type: ignore[union-attr]
+        pass
 
 
 def is_inside_functorch() -> bool:

@@ -16,6 +16,7 @@ from syncnorm.norm.distributed.collectives import world_size
 from syncnorm.norm.layers.batch_renorm import BatchRenorm, SyncBatchRenorm
 from syncnorm.norm.layers.sync_batch_norm import SyncBatchNorm
 from syncnorm.norm.statistics.moments import Moments, of_row
+from syncnorm.norm.statistics.snapshots import note_batch
 
 Finish = Callable[[Any, Tensor], tuple[Tensor | None, Tensor | None]]
 """(layer, row of the whole batch) -> weight and bias; moves the running statistics, once."""
@@ -50,6 +51,7 @@ def shared_by(layer: Any, formula: Formula, brought: Sequence[Brought]) -> Share
     group: dist.ProcessGroup | None = layer.process_group if formula.synchronizes else None
     exchanges = formula.synchronizes and layer.training and world_size(group) > 1
     row = share(layer, group, [one.row for one in brought], exchanges=exchanges)
+    note_batch(layer, [one.row.detach() for one in brought])
     own = sum(one.num_values for one in brought)
     # Only a worker with at most one value can be in a group with one, so that only it reads the count back.
     if own <= 1 and row[0].item() == 1:

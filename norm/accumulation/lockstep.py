@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
+import torch
+
 from syncnorm.norm.accumulation.random_streams import RandomStreams
 from syncnorm.norm.accumulation.thread_state import ThreadState
-from syncnorm.norm.accumulation.threads import run_in_thread
+from syncnorm.norm.accumulation.threads import Worker, idle_worker
+from syncnorm.norm.torch_compat import advance_sequence_number, sequence_number
 
 T = TypeVar("T")
 Combine = Callable[[list[Any]], Sequence[Any]]
@@ -64,6 +67,8 @@ def run_in_turns(functions: Sequence[Callable[[], T]]) -> list[T]:
     if len(functions) == 1:
         return [_run_one(functions[0])]
     threads = [_Turns(number, function) for number, function in enumerate(functions)]
+    if torch.is_grad_enabled():
+        _align([thread.worker for thread in threads])
     streams = RandomStreams(len(threads))
     answers: Sequence[Any] = [None] * len(threads)
     try:
@@ -81,6 +86,15 @@ def run_in_turns(functions: Sequence[Callable[[], T]]) -> list[T]:
         for thread in threads:
             thread.end()
         streams.close()
+
+
+def _align(workers: Sequence[Worker]) -> None:
+    """Let all threads number the nodes of the graph from one number on. The order of the backward pass, and with it how
+    sums of gradients are rounded, then depends on the forwards alone, not on what the threads have done before."""
+    number = max(sequence_number(), *(worker.sequence_number for worker in workers))
+    advance_sequence_number(number)
+    for worker in workers:
+        worker.sequence_number = number
 
 
 def _run_one(function: Callable[[], T]) -> T:
@@ -117,7 +131,8 @@ class _Turns(Generic[T]):
         self._is_over = self._is_left = False
         self._answers: SimpleQueue[Any] = SimpleQueue()
         self._stops: SimpleQueue[None] = SimpleQueue()
-        run_in_thread(self._run)
+        self.worker = idle_worker()
+        self.worker.run(self._run)
 
     def take_turn(self, answer: Any) -> None:
         """Run on with `answer` to the next meeting or the end, unless it is there. Raises what the forward raises."""
@@ -150,12 +165,22 @@ class _Turns(Generic[T]):
             raise _LeftError
         return answer
 
+    def _counted(self) -> T:
+        if not torch.is_grad_enabled():
+            return self._function()
+        advance_sequence_number(self.worker.sequence_number)
+        try:
+            return self._function()
+        finally:
+            with torch.enable_grad():
+                self.worker.sequence_number = sequence_number() + 1
+
     def _run(self) -> None:
         self._answers.get()
         try:
             if not self._is_left:
                 _local.turns = self
-                self.result = self._state.run(self._function)
+                self.result = self._state.run(self._counted)
         except _LeftError:
             pass
         except BaseException as error:  # raised again by the thread that waits

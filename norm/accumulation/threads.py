@@ -8,26 +8,35 @@ from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
-_idle: deque[_Worker] = deque()
+_idle: deque[Worker] = deque()
 
 
-def run_in_thread(job: Callable[[], None]) -> None:
-    """Let `job`, which must not raise, run in a thread that has nothing to do, or in a new one."""
+def idle_worker() -> Worker:
+    """One that has nothing to do, or a new one."""
     try:
-        worker = _idle.pop()
+        return _idle.pop()
     except IndexError:
-        worker = _Worker()
-    worker.jobs.put(job)
+        return Worker()
 
 
-class _Worker:
+class Worker:
+    """A thread for one job after the other.
+
+    sequence_number: of the next node of a graph that it makes; see torch_compat.
+    """
+
     def __init__(self) -> None:
-        self.jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self.sequence_number = 0
+        self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
         threading.Thread(target=self._work, name="micro-batch", daemon=True).start()
+
+    def run(self, job: Callable[[], None]) -> None:
+        """Let `job`, which must not raise, run. The worker is idle again after it."""
+        self._jobs.put(job)
 
     def _work(self) -> None:
         while True:
-            self.jobs.get()()  # no name of its own would keep what the job holds
+            self._jobs.get()()  # no name of its own would keep what the job holds
             _idle.append(self)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from syncnorm.norm.modules import first_input
 from syncnorm.norm.statistics.freezing import has_frozen_statistics
-from syncnorm.norm.statistics.moments import Moments, measure
+from syncnorm.norm.statistics.moments import Moments, measure, merge_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +81,12 @@ def observe(model: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def note_batch(layer: nn.Module, rows: Sequence[Tensor]) -> None:
+    """Note what all of a batch's parts have, whose rows these are, if the last one was noted under `observe`."""
+    if "_norm_last_batch" in vars(layer):
+        object.__setattr__(layer, "_norm_last_batch", merge_rows(torch.stack(list(rows))))
 
 
 def _note_batch(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import gc
+import threading
 import weakref
 from contextlib import nullcontext
 from datetime import timedelta
@@ -199,6 +200,19 @@ def test_slices_under_vmap_are_noticed() -> None:
 
     assert seen == [(True, None)]
     assert not torch_compat.is_batched(torch.ones(2))
+
+
+def test_each_thread_numbers_its_nodes() -> None:
+    before = torch_compat.sequence_number()
+    found: list[int] = []
+
+    torch_compat.advance_sequence_number(before + 100)
+    thread = threading.Thread(target=lambda: found.append(torch_compat.sequence_number()))
+    thread.start()
+    thread.join()
+
+    assert torch_compat.sequence_number() == before + 101
+    assert found == [0]
 
 
 def test_a_weak_reference_keeps_the_address_of_a_storage_taken() -> None:

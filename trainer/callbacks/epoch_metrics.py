@@ -45,7 +45,7 @@ class EpochMetrics(LateCallback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         assert self._logged is not None
-        self._logged.latest = None
+        self._logged.reset()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._samples = 0

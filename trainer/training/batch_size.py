@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -38,20 +40,40 @@ def count_of(class_path: str | None) -> Count | None:
     return count
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of the micro-batches that a training step takes together."""
+
+    number: int
+    samples: int
+
+
+CURRENT_PART: ContextVar[Part | None] = ContextVar("part", default=None)
+"""The one whose training_step runs; None: the step has a batch to itself."""
+
+
 class LoggedBatchSize:
-    """Notes the `batch_size` that a module passes to self.log in a training step."""
+    """Notes the `batch_size` that a module passes to self.log in a training step, added up over micro-batches."""
 
     def __init__(self, trainer: Trainer) -> None:
-        self.latest: int | None = None
+        self._of_parts: dict[int, int] = {}
         results = trainer.fit_loop.epoch_loop._results
         extract = results._extract_batch_size
 
         def noting(value: Any, batch_size: int | None, meta: Any) -> int:
             if batch_size is not None and meta.fx == "training_step":
-                self.latest = int(batch_size)
+                part = CURRENT_PART.get()
+                self._of_parts[part.number if part else 0] = int(batch_size)
             return extract(value, batch_size, meta)
 
         results._extract_batch_size = noting  # type: ignore[method-assign]
+
+    @property
+    def latest(self) -> int | None:
+        return sum(self._of_parts.values()) if self._of_parts else None
+
+    def reset(self) -> None:
+        self._of_parts.clear()
 
 
 def samples_in(batch: Any, whole: int | None = None, *, is_last: bool = False) -> int:

@@ -44,7 +44,7 @@ def audit_own(
         inputs.args,
         batch_size=size,
         workers=workers,
-        accumulate=spec.train.accumulate,
+        accumulate=spec.train.batches_per_step,
         dataset_size=samples,
         drop_last=is_cut,
         group=spec.norm.group if isinstance(spec.norm.group, int) else None,

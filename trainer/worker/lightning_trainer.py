@@ -42,6 +42,7 @@ def lightning_trainer(
         last_batch=spec.data.last_batch or "pad",
         batch_size=spec.data.batch_size,
         of_job=spec.resources.workers,
+        joined=train.joined_micro_batches,
     )
 
     def share_out(loader: object, training: bool) -> object:

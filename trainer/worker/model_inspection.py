@@ -127,6 +127,7 @@ def inspection_of(
         else:
             inputs, size = _first_inputs(module, trainer, spec)
             found = audit_own(module, inputs, loader, size, spec, workers)
+            size = None if size is None else size // spec.train.joined_micro_batches
         no_export = (
             inputs.reason if isinstance(inputs, Unclear) else try_export(network_of(module), inputs, spec.export)
         )

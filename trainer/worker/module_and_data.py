@@ -19,6 +19,7 @@ from syncnorm.trainer.data.user.datamodule import own_datamodule
 from syncnorm.trainer.data.user.named_data import NamedData
 from syncnorm.trainer.models import build_model
 from syncnorm.trainer.models.user_model import by_class_path, is_lightning_module
+from syncnorm.trainer.training.joined_step import join_micro_batches
 from syncnorm.trainer.training.optim import optimizer_of_spec
 from syncnorm.trainer.training.task_module import TaskModule
 from syncnorm.trainer.training.tasks.named_parts import named_task, require_unnamed
@@ -148,6 +149,8 @@ def _own(module: LightningModule, datamodule: LightningDataModule | None, spec: 
         raise ValueError(f"train.test must be left out, because {where} defines no test_dataloader.")
     if not has_own_optimizers(module) or (spec.optimizer is not None and spec.optimizer.override):
         module.configure_optimizers = partial(_of_spec, module, spec)  # type: ignore[method-assign]
+    if spec.train.joined_micro_batches > 1:
+        join_micro_batches(module, spec.train.joined_micro_batches)
     return Assembly(module, datamodule, spec.train.steps)
 
 
@@ -182,12 +185,6 @@ def require_supported(module: LightningModule, spec: JobSpec) -> None:
         raise ValueError(
             f"{given[0]} must be left out, because {name}.configure_optimizers gives one too. "
             "Set optimizer.override: true to use that of the spec instead."
-        )
-    if train.joined_micro_batches > 1:
-        raise ValueError(
-            f"train.accumulate_statistics: exact must be left out, because {name} is a LightningModule, whose "
-            "training_step takes one batch. Return norm.accumulated(model, loss_fn, micro_batches) from your "
-            "training_step, with micro-batches cut from a larger batch, and leave train.accumulate out."
         )
     if module.automatic_optimization:
         return

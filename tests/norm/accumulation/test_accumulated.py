@@ -331,6 +331,33 @@ def test_autocast_holds_in_every_forward() -> None:
     assert seen == [torch.bfloat16] * 2
 
 
+def test_gradients_are_the_same_bits_whatever_ran_before() -> None:
+    model, other = network("resnet", "sync_batch", torch.float32), network("unet", "sync_batch", torch.float32)
+    x, y = data("resnet", 1, torch.float32)
+    pairs = list(zip(x[0].split(2), y[0].split(2), strict=True))
+    found = []
+
+    for used in ([], [2, 3], [4, 1, 3], [2]):
+        for count in used:
+            norm.accumulated(other, lambda out, _: out.sin().mean(), [(x[0], None)] * count).backward()
+        model.zero_grad()
+        norm.accumulated(model, cross_entropy, pairs).backward()
+        found.append({name: value.clone() for name, value in _gradients(model).items()})
+
+    for later in found[1:]:
+        assert all(torch.equal(later[name], value) for name, value in found[0].items())
+
+
+def test_the_drift_is_that_of_the_whole_batch() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(1, momentum=0.0))
+    x = torch.tensor([[1.0], [2.0], [3.0], [6.0]])
+
+    with norm.observe(model):
+        norm.accumulated(model, mse_loss, [(x[:1], x[:1]), (x[1:], x[1:])])
+
+    assert norm.snapshot(model)["0"].drift == pytest.approx(3, rel=1e-4)
+
+
 def test_without_gradients_only_the_buffers_move() -> None:
     model, one = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
     x = torch.randn(6, 3)

@@ -91,6 +91,28 @@ def test_a_job_that_was_stopped_ends_as_one_that_was_not(ranks: Pool, tmp_path: 
     assert resumed.metrics["train/loss"] == whole.metrics["train/loss"]
 
 
+class _Dying(RecordingReporter):
+    """Kills its attempt in the fifth step."""
+
+    def progress(self, *, step: int, **_: object) -> None:
+        if step == 5:
+            raise MemoryError("killed")
+
+
+def test_a_job_that_died_ends_as_one_that_did_not(ranks: Pool, tmp_path: Path) -> None:
+    document = spec(1, 4, checkpoint_every={"steps": 2})
+    whole = ranks.run(train, 1, str(tmp_path / "whole"), document)[0]
+
+    with pytest.raises(MemoryError, match="killed"):
+        ranks.run(train, 1, str(tmp_path / "one"), document, None, _Dying())
+    newest = checkpoints.newest([tmp_path / "one" / "checkpoints"])
+    assert newest is not None
+    resumed = ranks.run(train, 1, str(tmp_path / "two"), document, str(newest.path))[0]
+
+    assert newest.step in (2, 4)  # the last one is copied alongside the steps that follow
+    assert all(torch.equal(resumed.state[name], value) for name, value in whole.state.items())
+
+
 def test_a_step_is_cut_into_micro_batches_of_at_most_batch_size() -> None:
     assembly = assemble(read_spec(spec(1, 4)), 0, 1)
     assert assembly.task_data is not None
@@ -139,11 +161,38 @@ def test_a_compiled_network_is_refused() -> None:
         read_spec(spec(1, 4, compile=True))
 
 
-def test_a_module_of_the_user_is_refused_with_what_to_do() -> None:
-    document = job("Hooks", train={"epochs": 1, "accumulate": 2, "accumulate_statistics": "exact"})
+def own(name: str, batch_size: int, accumulate: int = 1, **parts: Any) -> dict[str, Any]:
+    joined = {"accumulate": accumulate, "accumulate_statistics": "exact"} if accumulate > 1 else {}
+    document = job(name, data="Dicts", train={"epochs": 2, "precision": "64-true", **joined}, **parts)
+    document["data"] |= {"batch_size": batch_size}
+    return document
 
-    with pytest.raises(ValueError, match=r"train.accumulate_statistics: exact must be left out, because Hooks is"):
-        assemble(read_spec(document), 0, 1)
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_micro_batches_of_a_users_module_are_one_batch(workers: int, ranks: Pool, tmp_path: Path) -> None:
+    kind = {"norm": {"kind": "sync_batch"}, "workers": workers}
+    one = ranks.run(train, workers, str(tmp_path / "one"), own("NoDropout", 12, **kind))[0]
+    joined = ranks.run(train, workers, str(tmp_path / "joined"), own("NoDropout", 4, 3, **kind))[0]
+
+    for name, tensor in one.state.items():
+        torch.testing.assert_close(joined.state[name], tensor, rtol=1e-9, atol=1e-9)
+    assert joined.metrics["train/loss"] == pytest.approx(one.metrics["train/loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "match"),
+    [
+        ("TwoOptimizers", "Points", "train.accumulate must be left out, because TwoOptimizers sets automatic_optim"),
+        ("Hooks", "Streams", "exact needs batches that the trainer cuts, .* a DataLoader makes its batches itself"),
+        ("Hooks", "WithWeights", r"must be the samples of all of them, but Hooks got lengths \[3, \d+\]"),
+        ("Drops", "Points", "Drops.training_step must return a loss for every micro-batch"),
+    ],
+)
+def test_what_can_not_be_had_is_refused(name: str, data: str, match: str, ranks: Pool, tmp_path: Path) -> None:
+    document = job(name, data=data, train={"epochs": 1, "accumulate": 2, "accumulate_statistics": "exact"})
+
+    with pytest.raises(ValueError, match=match):
+        ranks.run(train, 1, str(tmp_path), document)
 
 
 def test_batches_of_a_job_without_it_are_one_piece() -> None:

@@ -87,8 +87,9 @@ class TrainSpec(Part):
     accumulate_statistics: Literal["micro_batch", "exact"] = "micro_batch"
     """What normalization takes its statistics from where gradients accumulate. `micro_batch`: each micro-batch by
     itself. `exact`: all micro-batches of a step together, so that k of them are one batch, for gradients, running
-    statistics and metrics. It takes some more time, and on a GPU activations wait in host memory. Not with compile, nor
-    for a LightningModule of yours, which can call norm.accumulated itself. Default: micro_batch."""
+    statistics and metrics. It takes some more time, and on a GPU activations wait in host memory. Not with compile. A
+    LightningModule of yours must have tensors of one length in its batches, and a loader whose batches the trainer can
+    cut; otherwise it can call norm.accumulated itself. Default: micro_batch."""
     clip_grad_norm: PositiveFloat | None = None
     """Largest L2 norm of the whole gradient; a longer one is scaled down before each optimizer step. Default: null, no
     clipping."""

@@ -31,7 +31,8 @@ class Workers:
 
     of_job: workers that the job asks for. An elastic one may have fewer now, and then each takes more samples, so that
     the batch of all of them stays as large. With one, samplers draw their numbers as ever. batch_size: samples of one
-    of those workers in place of the loader's own; None: the loader's.
+    of those workers in place of the loader's own; None: the loader's. joined: micro-batches of so many samples that
+    training is given as one batch.
     """
 
     rank: int
@@ -40,6 +41,7 @@ class Workers:
     last_batch: LastBatch = "pad"
     batch_size: int | None = None
     of_job: int = 0
+    joined: int = 1
 
 
 def share(
@@ -98,6 +100,12 @@ def _require_own_batches(loader: object, workers: Workers, *, training: bool) ->
             f"data.batch_size must be left out where a {name} makes its batches itself, got {workers.batch_size}. "
             "Set the size in your data module."
         )
+    if training and workers.joined > 1:
+        raise ValueError(
+            "train.accumulate_statistics: exact needs batches that the trainer cuts, so that it can put those of a "
+            f"step together, but a {name} makes its batches itself. Let the loader make larger ones, call "
+            "norm.accumulated in your training_step, and leave train.accumulate out."
+        )
     if training and workers.last_batch == "weight":
         raise ValueError(
             f"data.last_batch: weight needs batches that the trainer cuts, but a {name} makes its batches itself. "
@@ -116,7 +124,7 @@ class Order(Iterable[Any]):
         self.how = Sharing(
             rank=0 if is_shared else workers.rank,
             world_size=1 if is_shared else workers.world_size,
-            batch_size=_batch_size(loader, workers) if cuts else None,
+            batch_size=_batch_size(loader, workers) * (workers.joined if training else 1) if cuts else None,
             drop_last=bool(loader.drop_last),
             last_batch=workers.last_batch,
             training=training,
