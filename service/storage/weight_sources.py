@@ -103,15 +103,18 @@ class WeightSources:
         if is_url(named):
             wrong = None if self.limits.urls is None else data_urls.problem(named, self.limits.urls)
             return [Problem(field, f"{wrong}, got {named!r}")] if wrong else []
-        path = Path(named).expanduser()
+        try:
+            text = self._problem_of_path(Path(named).expanduser())
+        except (OSError, RuntimeError) as error:  # too long, a loop of links, no such user, no permission
+            text = f"must be a path that can be looked up ({getattr(error, 'strerror', None) or error})"
+        return [Problem(field, f"{text}, got {named!r}")] if text else []
+
+    def _problem_of_path(self, path: Path) -> str | None:
         if any(path.resolve().is_relative_to(Path(folder).resolve()) for folder in self.limits.private):
-            text = (
+            return (
                 "must lie outside the service's own folders; use init_from.job or init_from.model for weights of a job"
             )
-            return [Problem(field, f"{text}, got {named!r}")]
-        if self.local_paths and not path.is_file():
-            return [Problem(field, f"must be a file that exists, or a URL; {named!r} is none")]
-        return []
+        return "must be a file that exists, or a URL" if self.local_paths and not path.is_file() else None
 
     def _of_model(self, uri: str, owner: str, *, sees_all: bool) -> list[Problem]:
         """Registered models are shared; one that is only logged belongs to the owner of its job."""

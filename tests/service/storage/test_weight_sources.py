@@ -159,11 +159,15 @@ def test_each_job_of_a_study_is_checked_and_keeps_the_id(running: Running, sourc
         ("{home}-link", "must lie outside the service's own folders"),
         ("{home}/../{name}/admin.token", "must lie outside the service's own folders"),
         ("/nowhere/w", "must be a file that exists, or a URL"),
+        ("x" * 2000, "must be a path that can be looked up (File name too long)"),
+        ("{home}/loop/w", "must be a path that can be looked up (Symlink loop"),
+        ("~no-such-user/w", "must be a path that can be looked up (Could not determine home directory"),
     ],
 )
 def test_files_reach_nothing_that_jobs_may_not_read(file: str, said: str, running: Running, tmp_path: Path) -> None:
     client, world = running
     (tmp_path.parent / f"{tmp_path.name}-link").symlink_to(world.folder / "service.db")
+    (world.folder / "loop").symlink_to(world.folder / "loop")
     named = file.format(home=world.folder, name=world.folder.name)
 
     pointer, text = refusal(client, {"file": named})
