@@ -53,8 +53,16 @@ def against_files(spec: JobSpec) -> list[Problem]:
     return [
         Problem(f"data.init_args.{name}", f"must be a folder or file that exists, or a URL; {value!r} does not exist")
         for name in _PATH_ARGS
-        if isinstance(value := spec.data.init_args.get(name), str) and not is_url(value) and not Path(value).exists()
+        if isinstance(value := spec.data.init_args.get(name), str) and not is_url(value) and not _exists(value)
     ]
+
+
+def _exists(path: str) -> bool:
+    """False also where that can't be found out, for example of too long a name."""
+    try:
+        return Path(path).exists()
+    except OSError:
+        return False
 
 
 def against_code(spec: JobSpec) -> list[Problem]:

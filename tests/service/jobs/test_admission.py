@@ -163,3 +163,13 @@ def test_requirements_that_can_not_be_met_are_refused_by_name(requirements: Any,
 def test_requirements_need_permission() -> None:
     (message,) = of_requirements(["kornia"], allowed=False)
     assert "SYNCNORM_ALLOW_REQUIREMENTS=on" in message
+
+
+@pytest.mark.parametrize("name", ["x" * 2000, "file.txt/inner"])
+def test_path_that_can_not_be_looked_up_is_refused_as_one_that_is_missing(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file.txt").touch()
+    data = {"name": "image_folder", "batch_size": 1, "init_args": {"root": f"{tmp_path}/{name}"[-1024:]}}
+    (problem,) = against_files(read_spec({"name": "x", "model": {"name": "mlp"}, "data": data}))
+
+    assert problem.path == "data.init_args.root"
+    assert problem.message.startswith("must be a folder or file that exists, or a URL")
