@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,14 @@ def four_workers(ranks: Pool, tmp_path_factory: pytest.TempPathFactory) -> Train
 def test_micro_batches_train_what_workers_train(
     workers: int, accumulate: int, kind: str, four_workers: TrainedModel, ranks: Pool, tmp_path: Path
 ) -> None:
-    document = spec(workers, accumulate) | {"norm": {"kind": kind}}
+    document = spec(workers, accumulate) | {"norm": {"kind": kind}, "diagnostics": ["equivalence"]}
 
     found = ranks.run(train, workers, str(tmp_path), document)[0]
 
     assert_same(found, four_workers)
+    proved = json.loads((tmp_path / "artifacts/diagnostics/equivalence.json").read_text())
+    assert proved
+    assert all(record["equal"] for record in proved)
 
 
 def test_micro_batches_by_themselves_do_not(four_workers: TrainedModel, ranks: Pool, tmp_path: Path) -> None:
