@@ -62,8 +62,9 @@ def trickle(handler: Handler, right: Right) -> None:
     code, content = right()
     handler.send(code, b"", {"Content-Length": str(len(json.dumps(content)))})
     whole = json.dumps(content).encode()
-    for char in whole[:_DROPS]:
-        if handler.outside.closing.wait(0.15):
+    drops = whole[:_DROPS]
+    for char in drops:
+        if handler.outside.closing.wait(0.15 * _DROPS / len(drops)):
             break
         handler.wfile.write(bytes([char]))
         handler.wfile.flush()
