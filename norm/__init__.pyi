@@ -34,6 +34,8 @@ from syncnorm.norm.layers.noisy_batch_norm import NoisyBatchNorm as NoisyBatchNo
 from syncnorm.norm.layers.sync_batch_norm import SyncBatchNorm as SyncBatchNorm
 from syncnorm.norm.layers.weight import WeightStandardization as WeightStandardization
 from syncnorm.norm.layers.weight import initialize_weight_norm as initialize_weight_norm
+from syncnorm.norm.memory_savings import Saved as Saved
+from syncnorm.norm.memory_savings import save_memory as save_memory
 from syncnorm.norm.registry import build as build
 from syncnorm.norm.statistics.loss_weighting import loss_weight as loss_weight
 from syncnorm.norm.statistics.moments import Moments as Moments

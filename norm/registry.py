@@ -21,6 +21,8 @@ from syncnorm.norm.layers.ghost_batch_norm import GhostBatchNorm
 from syncnorm.norm.layers.instance_norm import InstanceNorm, channel_groups
 from syncnorm.norm.layers.noisy_batch_norm import NoisyBatchNorm
 from syncnorm.norm.layers.sync_batch_norm import SyncBatchNorm
+from syncnorm.norm.statistics.frozen_layers import frozen_form
+from syncnorm.norm.torch_compat import NormBase
 
 BATCH_NORMS: Mapping[int, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]] = {
     1: nn.BatchNorm1d,
@@ -170,3 +172,20 @@ _RECIPES: Mapping[str, _Recipe] = {
     "fixup": _Recipe(_identity, takes=()),
     "box_cox": _Recipe(_box_cox, takes=("device", "dtype")),
 }
+
+
+_CLASSES = (
+    NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    BoxCox,
+    EvoNormS0,
+    FilterResponseNorm,
+    FrozenBatchNorm,
+    InstanceNorm,
+)
+
+
+def is_normalization(layer: nn.Module) -> bool:
+    """Whether `layer` is a normalization of torch, of norm, or a frozen one of another library."""
+    return isinstance(layer, _CLASSES) or frozen_form(layer) is not None

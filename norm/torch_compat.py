@@ -41,6 +41,7 @@ __all__ = [
     "is_in_backward",
     "is_in_forward_mode",
     "is_inside_functorch",
+    "is_traced",
     "is_under_dispatch_mode",
     "is_wrapped_by_functorch",
     "outside_functorch",
@@ -49,6 +50,7 @@ __all__ = [
     "sequence_number",
     "store_of",
     "unwrapped",
+    "version_of",
 ]
 
 HOOK_DICTIONARIES = (
@@ -122,9 +124,19 @@ def is_under_dispatch_mode() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0
 
 
+def is_traced() -> bool:
+    """Whether torch.jit.trace records the operators that run."""
+    return bool(torch._C._is_tracing())
+
+
 def is_wrapped_by_functorch(tensor: Tensor) -> bool:
     """Whether a transform of torch.func that is running took `tensor` as its input, or computed it."""
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often `tensor`, or what shares its memory, was changed in place."""
+    return tensor._version
 
 
 def is_batched(tensor: Tensor) -> bool:

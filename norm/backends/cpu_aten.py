@@ -46,7 +46,7 @@ def measure(x: Tensor) -> Tensor:
 
 def finish_forward(x: Tensor, rows_WF: Tensor, request: Request) -> tuple[Tensor, Tensor]:
     """The output and the row of all workers, of which `rows_WF` are the parts; moves the running statistics."""
-    merged = merge_rows(rows_WF)
+    merged = merged_exactly(rows_WF)
     mean, var = merged.mean.to(x.dtype), merged.biased_variance.to(x.dtype)
     weight, bias = (t if t is None else t.detach().to(x.dtype) for t in (request.weight, request.bias))
     y = torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, request.eps)[0]
@@ -98,6 +98,11 @@ def update_running(row: Tensor, running: Running) -> None:
         if buffer is not None:
             moved = buffer + step * (batch.view(buffer.shape) - buffer)
             buffer.copy_(torch.where(counts, moved, buffer))
+
+
+def merged_exactly(rows_WF: Tensor) -> Moments:
+    """`merge_rows`; one row stays as it is, for a mean times its count, divided again, may lose its last bit."""
+    return of_row(rows_WF[0]) if len(rows_WF) == 1 else merge_rows(rows_WF)
 
 
 def _count(counter: Tensor, more: Tensor) -> None:

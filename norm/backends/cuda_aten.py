@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from syncnorm.norm.backends.cpu_aten import update_running
+from syncnorm.norm.backends.cpu_aten import merged_exactly, update_running
 from syncnorm.norm.backends.interface import Request
-from syncnorm.norm.statistics.moments import Moments, as_row, compute_dtype, merge_rows, of_row
+from syncnorm.norm.statistics.moments import Moments, as_row, compute_dtype, of_row
 from syncnorm.norm.statistics.moments import measure as measure_exactly
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -34,7 +34,7 @@ def measure(x: Tensor) -> Tensor:
 
 def finish_forward(x: Tensor, rows_WF: Tensor, request: Request) -> tuple[Tensor, Tensor]:
     """The output and the row of all workers, of which `rows_WF` are the parts; moves the running statistics."""
-    row = as_row(merge_rows(rows_WF))
+    row = as_row(merged_exactly(rows_WF))
     weight, bias = (t if t is None else t.detach() for t in (request.weight, request.bias))
     y = torch.empty_like(x)
     if x.numel():

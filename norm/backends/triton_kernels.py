@@ -138,6 +138,8 @@ def merge(
             mask = (r0 + r < R)[:, None] & exists[None, :]
             sums += counts * tl.load(rows + ((r0 + r) * F)[:, None] + 1 + c[None, :], mask, 0.0)
         mean = tl.sum(sums, 0) / divisor
+        if R == 1:  # as it is: a mean times its count, divided again, may lose its last bit
+            mean = tl.load(rows + 1 + c, exists, 0.0)
         sums = tl.zeros((BR, BC), tl.float64)
         for r0 in range(0, R, BR):
             counts = tl.load(rows + (r0 + r) * F, r0 + r < R, 0.0)[:, None]

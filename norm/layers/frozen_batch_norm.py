@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from syncnorm.norm.layers.scripting import refuse_scripting
+from syncnorm.norm.memory.constant_scale import normalize
 
 
 class FrozenBatchNorm(nn.Module):
     """Batch normalization with fixed statistics and affine: a fixed scale and shift per channel.
 
     y = (x - running_mean) / sqrt(running_var + eps) * weight + bias. Train and eval are the same; nothing is learned or
-    updated, the gradient goes through x alone. Convert from trained layers, or load a state_dict: as built it does
-    nothing but divide by sqrt(1 + eps).
+    updated. The gradient goes through x alone, and keeps no activation for backward. Convert from trained layers, or
+    load a state_dict: as built it does nothing but divide by sqrt(1 + eps).
 
     Shape: (N, C, *) -> (N, C, *). state_dict: the keys of nn.BatchNorm2d, all of them buffers. One without
     num_batches_tracked loads, too, as frozen layers of torchvision, Detectron2 and Hugging Face have it.
@@ -55,7 +55,7 @@ class FrozenBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mean, var = self.get_buffer("running_mean"), self.get_buffer("running_var")
-        return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+        return normalize(x, mean, var, self.weight, self.bias, self.eps)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """As every module, but the counter may be missing: it changes no output."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from syncnorm.norm.backends.dispatch import batch_norm, local_row
 from syncnorm.norm.backends.interface import Request, Running
 from syncnorm.norm.layers.activation_checkpointing import recall, remember
 from syncnorm.norm.layers.scripting import refuse_scripting
+from syncnorm.norm.memory.recorder import current
 from syncnorm.norm.shapes import check_channels, check_running_statistics
 from syncnorm.norm.statistics.moments import Exchanged
 from syncnorm.norm.torch_compat import BatchNormBase
@@ -79,6 +81,9 @@ class SyncBatchNorm(BatchNormBase):
         running = self._running() if known is None and self.track_running_stats else None
         request = Request(self.weight, self.bias, self.eps, self.process_group, self, known, running)
         y, exchanged = batch_norm(x, request)
+        if not compiling and (recorder := current()) is not None:
+            compute = partial(_output, request._replace(known=exchanged, running=None))
+            recorder.offer(x, y, compute, (self.weight, self.bias))
         if known is None:
             self._check_count(exchanged, x)
             if not compiling:
@@ -124,3 +129,8 @@ class SyncBatchNorm(BatchNormBase):
                 f"SyncBatchNorm({self.num_features}) needs more than one value per channel over the whole group to "
                 "train, got 1. Use a larger batch, larger maps, or eval()."
             )
+
+
+def _output(request: Request, x: Tensor) -> Tensor:
+    """The output for x, of statistics that are known."""
+    return batch_norm(x, request)[0]

@@ -80,6 +80,10 @@ static inline uint16_t to_bf16(float v) { // rounds to nearest even; NaN stays N
 
 // Merges W rows (count, C means, C m2s), each `stride` doubles after the last, into one such row.
 void merge_rows(const double *rows, long W, long stride, long C, double *out) {
+    if (W == 1) { // as it is: a mean times its count, divided again, may lose its last bit
+        memcpy(out, rows, sizeof(double) * (2 * C + 1));
+        return;
+    }
     double count = 0;
     for (long w = 0; w < W; w++) count += rows[w * stride];
     out[0] = count;

@@ -160,6 +160,28 @@ def test_forward_mode_is_noticed() -> None:
         assert torch_compat.is_in_forward_mode()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_tracing_is_noticed() -> None:
+    seen = [torch_compat.is_traced()]
+
+    def block(x: Tensor) -> Tensor:
+        seen.append(torch_compat.is_traced())
+        return x.sin()
+
+    torch.jit.trace(block, torch.ones(2), check_trace=False)
+
+    assert seen == [False, True]
+
+
+def test_versions_count_changes_in_place() -> None:
+    x = torch.zeros(2)
+    view = x[:1].detach()
+
+    view.add_(1)
+
+    assert torch_compat.version_of(x) == torch_compat.version_of(view) == 1
+
+
 def test_recording_of_operators_is_noticed() -> None:
     seen = []
 

@@ -35,6 +35,7 @@ from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.data.user.whole_pass import whole_pass
 from syncnorm.trainer.diagnostics import Diagnostics
 from syncnorm.trainer.errors import StorageError
+from syncnorm.trainer.models.activation_memory import keep_memory, save_memory
 from syncnorm.trainer.ranks.metric_lists import lists_of_any_length
 from syncnorm.trainer.ranks.rank_context import RankContext
 from syncnorm.trainer.ranks.stop_agreement import StopAgreement
@@ -111,6 +112,8 @@ def fit(
 
     def ready(trainer: Trainer, module: LightningModule) -> None:
         prepare(trainer, module, norms)
+        if spec.train.activation_memory == "lean":
+            save_memory(network_of(module))
         if spec.train.compile:
             compile_in_place(network_of(module))
 
@@ -138,6 +141,7 @@ def fit(
                 trainer.fit(assembly.module, datamodule=assembly.datamodule, ckpt_path=resume_from)
     finally:
         network_of(assembly.module)._compiled_call_impl = None  # export needs the network as it is written
+        keep_memory(network_of(assembly.module))
     average = next((each.leave_in_place(assembly.module) for each in averages), None)
     held_out, training = batches_of(trainer)
     test = partial(_test, trainer, assembly, progress, spool, partial(_spool, folders, context, spool))
