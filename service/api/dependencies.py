@@ -69,9 +69,14 @@ Submitter = Annotated[Principal, Depends(_submitter)]
 Admin = Annotated[Principal, Depends(_admin)]
 
 
+def may_be_id(text: str) -> bool:
+    """Whether it can be an id at all; only then is a database asked for it, which may not take any text."""
+    return _ID.fullmatch(text) is not None
+
+
 def visible_job(jobs: JobTable, who: Principal, job_id: str) -> Job:
     """Raises: ApiError 404, the same for a job that does not exist and for one of another owner."""
-    job = jobs.get(job_id) if _ID.fullmatch(job_id) else None
+    job = jobs.get(job_id) if may_be_id(job_id) else None
     if job is None or not who.may_see(job):
         raise not_found("job", job_id)
     return job
@@ -79,7 +84,7 @@ def visible_job(jobs: JobTable, who: Principal, job_id: str) -> Job:
 
 def visible_study(studies: StudyTable, who: Principal, study_id: str) -> Study:
     """Raises: ApiError 404, the same for a study that does not exist and for one of another owner."""
-    study = studies.get(study_id) if _ID.fullmatch(study_id) else None
+    study = studies.get(study_id) if may_be_id(study_id) else None
     if study is None or not who.may_see(study):
         raise not_found("study", study_id)
     return study

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from syncnorm.service.api.audit_trail import AuditTrail
 from syncnorm.service.api.auth import Principal
 from syncnorm.service.api.components import Components, JobChanges
-from syncnorm.service.api.dependencies import Submitter, provide
+from syncnorm.service.api.dependencies import Submitter, may_be_id, provide
 from syncnorm.service.api.http.errors import ApiError, not_found, problem_details, refused
 from syncnorm.service.api.http.pagination import LONGEST, decode, encode, list_id
 from syncnorm.service.api.http.route import Route
@@ -234,7 +234,7 @@ def _matching(
 def _apply_verb(verbs: _Verbs, who: Principal, ids: Sequence[str], verb: Verb) -> list[tuple[int, Job] | ApiError]:
     """For each job: (200 if it was so already, else 202; the job), or the problem."""
     owner = None if who.is_admin else who.name
-    results = verbs.jobs.apply(ids, verb, verbs.now(), who.actor, owner)
+    results = verbs.jobs.apply(list(filter(may_be_id, ids)), verb, verbs.now(), who.actor, owner)
     return [_answer(verbs, who, job_id, results.get(job_id), verb) for job_id in ids]
 
 

@@ -164,6 +164,13 @@ def test_extremes_of_every_parameter_hurt_nobody(new_scene: NewScene, database: 
     must_be_none(parameter_faults(new_scene, lambda cases: share_of(cases, database, 48)))
 
 
+def test_id_that_no_database_takes_is_not_found(new_scene: NewScene) -> None:
+    def pick(cases: list[Asked]) -> list[Asked]:
+        return [asked for asked in cases if asked.place == "path" and asked.extreme == "NUL"]
+
+    must_be_none(parameter_faults(new_scene, pick))
+
+
 @pytest.mark.chaos
 def test_extremes_of_every_parameter_hurt_nobody_long(new_scene: NewScene) -> None:
     must_be_none(parameter_faults(new_scene, lambda cases: cases))
