@@ -93,7 +93,7 @@ class RunSender(ABC):
                 if ending and time.monotonic() > self._deadline:
                     logger.warning(
                         "MLflow run %s lacks %s of this attempt: it could not take them. They stay in the attempt's "
-                        "folder, and a later attempt delivers them: %s",
+                        "folder. If the job has another attempt, that one delivers them: %s",
                         self._run_id,
                         self._what,
                         error,

@@ -117,7 +117,7 @@ class TrainSpec(Part):
     activation_memory: Literal["full", "lean"] = "full"
     """What is kept of activations for the backward pass. `lean`: a normalization and the activation behind it keep one
     tensor instead of two and compute the other again, to the same bits, so that you can train larger batches or images.
-    It costs up to a tenth of the time of a step. Under compile, the compiler decides by itself what to compute again.
+    It costs some of the time of a step. Under compile, the compiler decides by itself what to compute again.
     Default: full. Frozen batch normalization keeps nothing in either."""
     ddp: DdpSpec = DdpSpec()
     """Settings of DistributedDataParallel. The defaults suit networks that use all of their parameters."""
