@@ -18,6 +18,7 @@ from syncnorm.norm.auditing.model_checks import (
     check_unnormalized,
     check_weight_decay,
 )
+from syncnorm.norm.compiled_parts import compiled_parts
 from syncnorm.norm.conversion.dataflow import trace
 from syncnorm.norm.conversion.readers import Source, read_source
 from syncnorm.norm.modules import call_with, first_input, preserved
@@ -72,6 +73,10 @@ def audit(
                 sources[path] = replace(source, kind="frozen_batch") if is_frozen else source
             elif is_named_frozen(module):
                 found.append(unknown_frozen_layer(path, module))
+    for part in compiled_parts(model):
+        found.append(Finding("compiled_normalization", part.path, part.message, part.fix, "warning"))
+        if part.module is model:
+            return found
     observed, failure = _run(model, example_input, sources)
     if failure is not None:
         fix = "See the other findings: a layer may not take the shape it gets."

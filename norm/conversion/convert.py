@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.distributed import ProcessGroup
 
+from syncnorm.norm.compiled_parts import compiled_parts
 from syncnorm.norm.conversion.activations import (
     USED_ELSEWHERE,
     NearbyActivation,
@@ -100,6 +101,8 @@ def convert(
     ['1']
     """
     rules = _read_rules(kind, options, overrides)
+    for part in compiled_parts(model):
+        raise ValueError(f"Normalization must be a layer to be converted. {part.message} {part.fix}")
     model, undone = undo(model)
     try:
         steps = list(_Conversion(model, rules, _Changes(eps, momentum, affine, group)).steps())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.utils import parametrize
 
+from syncnorm.norm.compiled_parts import compiled_parts
 from syncnorm.norm.conversion.elementwise import DROPOUTS, effect
 from syncnorm.norm.conversion.fixup import FixupLayer, ScalarBias
 from syncnorm.norm.conversion.norm_act import NormAct, is_identity
@@ -69,7 +70,11 @@ def fold(model: nn.Module) -> tuple[nn.Module, list[Folded]]:
     >>> torch.testing.assert_close(folded(x), model(x))
     """
     folded = _copy(model).eval()
-    report = [*_fold_weights(folded), *_fold_scalars(folded)]
+    compiled = [
+        Folded(part.path, type(part.module).__name__, reason=f"{part.message} {part.fix}")
+        for part in compiled_parts(folded)
+    ]
+    report = [*compiled, *_fold_weights(folded), *_fold_scalars(folded)]
     folded, of_layers = _fold_layers(folded)
     return folded.eval(), report + of_layers
 
