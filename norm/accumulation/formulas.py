@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from syncnorm.norm.accumulation.joint_batch_norm import Shared, share
 from syncnorm.norm.backends.cpu_aten import update_running
+from syncnorm.norm.conversion.norm_act import norm_class
 from syncnorm.norm.distributed.collectives import world_size
 from syncnorm.norm.layers.batch_renorm import BatchRenorm, SyncBatchRenorm
 from syncnorm.norm.layers.sync_batch_norm import SyncBatchNorm
@@ -39,8 +40,9 @@ class Brought:
 
 
 def formula_of(layer: nn.Module) -> Formula | None:
-    """None for classes whose forward may do more than the formula."""
-    return _FORMULAS.get(type(layer))
+    """That of a layer alone, without what a conversion has put behind it; None for classes whose forward may do more
+    than the formula."""
+    return _FORMULAS.get(norm_class(layer))
 
 
 def shared_by(layer: Any, formula: Formula, brought: Sequence[Brought]) -> Shared:

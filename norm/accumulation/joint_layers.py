@@ -17,6 +17,7 @@ from syncnorm.norm.accumulation.joint_call import Visit, call_together
 from syncnorm.norm.accumulation.lockstep import is_in_lockstep, meet
 from syncnorm.norm.backends.dispatch import local_row
 from syncnorm.norm.backends.memory_layout import dense
+from syncnorm.norm.conversion.norm_act import apply_tail
 from syncnorm.norm.layers.activation_checkpointing import recall, remember
 from syncnorm.norm.statistics.freezing import has_frozen_statistics
 from syncnorm.norm.statistics.moments import Exchanged, measure_row
@@ -161,7 +162,7 @@ class _JointForward:
         for check in ("_check_input_dim", "_check_tensors"):
             if hasattr(layer, check):
                 getattr(layer, check)(x)
-        return self._by_formula(layer, formula, x, unpacks_twice=not is_saved_elsewhere)
+        return apply_tail(layer, self._by_formula(layer, formula, x, unpacks_twice=not is_saved_elsewhere))
 
     def _by_formula(self, layer: Any, formula: Formula, x: Tensor, *, unpacks_twice: bool) -> Tensor:
         x = dense(x)
@@ -205,4 +206,5 @@ class _JointForward:
             )
         x = dense(args[0])
         one = Pass(x, layer.eps, self.joining.saves_by, unpacks_twice=False)
-        return one.normalize(x, one.measure(x), Shared(known.merged, known.weight, known.bias))
+        y = one.normalize(x, one.measure(x), Shared(known.merged, known.weight, known.bias))
+        return apply_tail(layer, y)

@@ -23,10 +23,7 @@ class NormAct(nn.Module):
     _tail: tuple[str, ...]
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = super().forward(x)
-        for module in self.tail.values():
-            y = module(y)
-        return y
+        return apply_tail(self, super().forward(x))
 
     @property
     def tail(self) -> dict[str, nn.Module]:
@@ -75,6 +72,13 @@ def norm_class(layer: nn.Module) -> type[nn.Module]:
     """The class of the normalization alone."""
     layer_class = type_before_parametrizations(layer)
     return layer_class.__bases__[1] if isinstance(layer, NormAct) else layer_class
+
+
+def apply_tail(layer: nn.Module, y: Tensor) -> Tensor:
+    """What `layer` makes of y, the output of its normalization alone."""
+    for module in layer.tail.values() if isinstance(layer, NormAct) else ():
+        y = module(y)
+    return y
 
 
 def has_effect(layer: nn.Module) -> bool:

@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from syncnorm import norm
+from syncnorm.norm.conversion.norm_act import NormAct
 from tests.helpers.norm.accumulation import SPLITS, Splits, data, network, train, train_plainly
 from tests.helpers.norm.models import MODELS, ResNet, trained
+from tests.helpers.norm.norm_act import BatchNormAct2d
 from tests.helpers.norm.pool import Pool
 from tests.helpers.norm.splits import relative_error
 
@@ -444,3 +447,45 @@ def test_a_layer_called_from_another_thread_is_refused() -> None:
     x = torch.randn(4, 3)
     with pytest.raises(ValueError, match="norm must be called by the forward of a micro-batch"):
         norm.accumulated(Threaded(), mse_loss, [(x, x), (x, x)])
+
+
+@pytest.mark.parametrize("kind", ["sync_batch", "batch"])
+def test_layers_with_an_activation_inside_take_pictures_of_different_sizes(kind: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), BatchNormAct2d(4, act=nn.ReLU(inplace=True)), nn.AdaptiveAvgPool2d(1))
+    converted, _ = norm.convert(model.double(), kind)
+    conv, layer = converted[0], converted[1]
+    assert isinstance(layer, NormAct)
+    xs = [torch.randn(2, 3, size, size).double() for size in (4, 6, 3)]
+    target = torch.randn(2, 4, 1, 1).double()
+    flat = torch.cat([conv(x).transpose(0, 1).flatten(1) for x in xs], 1)  # (C, positions of all)
+    normalized = F.batch_norm(flat.T, None, None, layer.weight, layer.bias, training=True, eps=layer.eps).relu().T
+    outputs = [
+        part.view(4, 2, -1).mean(2).T[..., None, None]
+        for part in normalized.split([2 * x[0, 0].numel() for x in xs], 1)
+    ]
+    mse_loss(torch.cat(outputs), target.repeat(3, 1, 1, 1)).backward()
+    expected = _gradients(converted)
+    converted.zero_grad()
+
+    norm.accumulated(converted, mse_loss, [(x, target) for x in xs]).backward()
+
+    _assert_close(_gradients(converted), expected, TOLERANCE[torch.float64])
+    torch.testing.assert_close(layer.running_mean, 0.1 * flat.mean(1), rtol=0, atol=1e-10)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = checkpoint(self.block, x, use_reentrant=False)
+        return y
+
+
+def test_layer_with_an_activation_inside_runs_again_in_checkpointing() -> None:
+    block = nn.Sequential(nn.Conv2d(3, 4, 1), BatchNormAct2d(4, act=nn.SiLU()))
+    model = nn.Sequential(Checkpointed(block), nn.Flatten(), nn.Linear(64, 3))
+    converted, _ = norm.convert(model.double(), "sync_batch")
+
+    _compared(converted, torch.randn(5, 3, 4, 4).double(), torch.randint(3, (5,)), (2, 3))
