@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -50,6 +51,20 @@ _DROPOUT_FUNCTIONS = (
     F.dropout3d,
     F.alpha_dropout,
     F.feature_alpha_dropout,
+)
+
+_PRODUCTS = (operator.mul, operator.imul, torch.mul, torch.multiply)
+_PRODUCT_METHODS = ("mul", "mul_", "multiply")
+_ARITHMETIC = (
+    *_PRODUCTS,
+    operator.add,
+    operator.sub,
+    operator.truediv,
+    operator.neg,
+    torch.add,
+    torch.sub,
+    torch.div,
+    torch.clamp,
 )
 
 USED_ELSEWHERE = "the activation next to it is used elsewhere too, or is not a module, and stays"
@@ -112,7 +127,7 @@ def node_effect(node: fx.Node, flow: Flow, effect_of: EffectOf) -> Effect | None
     """What `node` does to each value of its first input."""
     if (module := flow.modules.get(node)) is not None:
         return effect_of(module)
-    if is_activation_call(node):
+    if is_activation_call(node) or is_gated_by_itself(node, flow, effect_of):
         return "activation"
     if node.op == "call_function" and node.target in _DROPOUT_FUNCTIONS:
         return "identity"
@@ -120,11 +135,48 @@ def node_effect(node: fx.Node, flow: Flow, effect_of: EffectOf) -> Effect | None
     return "gate" if is_gate and node.op in ("call_function", "call_method") else None
 
 
+def is_gated_by_itself(node: fx.Node, flow: Flow, effect_of: EffectOf) -> bool:
+    """Whether `node` is an activation written out, a value times a gate of the same value: x * torch.sigmoid(x)."""
+    return any(_is_function_of(gate, value, flow, effect_of) for value, gate in _factors(node))
+
+
+def _factors(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """The two factors of a product of two values, each as the first and as the second."""
+    is_function = node.op == "call_function" and node.target in _PRODUCTS
+    is_method = node.op == "call_method" and node.target in _PRODUCT_METHODS
+    factors = [argument for argument in node.args if isinstance(argument, fx.Node)]
+    if (is_function or is_method) and len(factors) == 2:
+        yield factors[0], factors[1]
+        yield factors[1], factors[0]
+
+
+def _is_function_of(gate: fx.Node, value: fx.Node, flow: Flow, effect_of: EffectOf) -> bool:
+    """Whether each number in `gate` comes from the one at its place in `value` alone, by a gate or an activation."""
+    bends = False
+    while gate is not value:
+        bending = node_effect(gate, flow, effect_of) in ("activation", "gate")
+        is_arithmetic = gate.op == "call_function" and gate.target in _ARITHMETIC
+        if not (bending or is_arithmetic) or len(gate.users) != 1 or len(gate.all_input_nodes) != 1:
+            return False
+        bends, gate = bends or bending, gate.all_input_nodes[0]
+    return bends
+
+
+def _is_within_product(node: fx.Node, value: fx.Node, flow: Flow, effect_of: EffectOf) -> bool:
+    """Whether `node` reads `value` only to gate it: the product reads it too, and stands for both."""
+    while len(node.users) == 1:
+        user = next(iter(node.users))
+        if value in user.args and is_gated_by_itself(user, flow, effect_of):
+            return True
+        node = user
+    return False
+
+
 def _readers(node: fx.Node, flow: Flow, effect_of: EffectOf) -> Iterator[fx.Node]:
     for user in node.users:
         if node_effect(user, flow, effect_of) == "identity":
             yield from _readers(user, flow, effect_of)
-        else:
+        elif not _is_within_product(user, node, flow, effect_of):
             yield user
 
 

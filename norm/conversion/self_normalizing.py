@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from syncnorm.norm.conversion.activations import is_activation_call
+from syncnorm.norm.conversion.activations import is_activation_call, is_gated_by_itself
 from syncnorm.norm.conversion.dataflow import Flow
 from syncnorm.norm.conversion.edits import Step
 from syncnorm.norm.conversion.elementwise import effect
@@ -34,6 +34,11 @@ def self_normalizing_steps(model: nn.Module, flow: Flow, *, with_bias: bool) -> 
             raise ValueError(
                 f"selu needs every activation to be a module, but the model calls {node.target} as a function. Use "
                 "nn.ReLU modules there."
+            )
+        if is_gated_by_itself(node, flow, effect):
+            raise ValueError(
+                f"selu needs every activation to be a module, but the model writes one out at {node.name}, as a value "
+                "times its own gate: x * sigmoid(x). Use an nn.SiLU module there."
             )
     for module, paths in modules_with_paths(model):
         if effect(module) == "activation":

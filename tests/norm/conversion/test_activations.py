@@ -356,3 +356,53 @@ def test_evo_norm_keeps_its_learned_activation() -> None:
     converted, _ = norm.convert(nn.Sequential(layer), "evo_s0")
 
     assert torch.equal(converted(x), expected)
+
+
+PRODUCTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swish": lambda x: x * torch.sigmoid(x),
+    "gate first": lambda x: x.sigmoid() * x,
+    "mul": lambda x: torch.mul(x, torch.sigmoid(x)),
+    "method": lambda x: x.mul(x.sigmoid()),
+    "in place": lambda x: x.mul_(torch.sigmoid(x)),
+    "quick gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "hard swish": lambda x: x * (F.relu6(x + 3) / 6),
+    "mish": lambda x: x * torch.tanh(F.softplus(x)),
+}
+OTHERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "a sum": lambda x: x + torch.sigmoid(x),
+    "channel attention": lambda x: x * x.mean((2, 3), keepdim=True).sigmoid(),
+    "a square": lambda x: x * x,
+    "a scale": lambda x: x * (2 * x + 1),
+}
+
+
+class WrittenOut(nn.Module):
+    def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.bn, self.last = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)
+        self._activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self._activation(self.bn(self.conv(x))))
+        return y
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_value_times_its_own_gate_is_one_activation(name: str) -> None:
+    model, replaced = norm.convert(WrittenOut(PRODUCTS[name]), "evo_s0")
+
+    found = norm.audit(model, torch.randn(2, 3, 4, 4), batch_size=2, workers=1)
+
+    assert "not a module, and stays" in replaced[0].note
+    assert model.bn.activation
+    assert [item.path for item in found if item.code == "activation_twice"] == ["bn"]
+    with pytest.raises(ValueError, match="selu needs every activation to be a module"):
+        norm.convert(WrittenOut(PRODUCTS[name]), "selu")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_products_and_sums_are_no_activation(name: str) -> None:
+    model, _ = norm.convert(WrittenOut(OTHERS[name]), "evo_s0")
+
+    assert not model.bn.activation
+    norm.convert(model, "selu")
