@@ -213,6 +213,7 @@ _AUDITED = {
     "uneven_last_batch": "uneven_last_batch",
     "few_samples_per_statistic": "statistics_of_one_worker",
     "sync_on_one_worker": "sync_on_one_worker",
+    "accumulation_splits_statistics": "accumulation_splits_statistics",
 }
 """Codes of findings on a spec, and the audit's codes for the same."""
 

@@ -50,7 +50,7 @@ def audit_own(
         group=spec.norm.group if isinstance(spec.norm.group, int) else None,
     )
     rest = 0 if samples is None or is_cut else samples % (size * workers)
-    findings = [_in_words_of_the_spec(one, rest, size * workers) for one in found]
+    findings = _in_words_of_the_spec(found, rest, size * workers)
     return [*(_as_a_guess(one) for one in findings), *uneven]
 
 
@@ -102,7 +102,7 @@ def audit(network: nn.Module, data: Data, spec: JobSpec, workers: int) -> list[F
         group=spec.norm.group if isinstance(spec.norm.group, int) else None,
     )
     rest = 0 if is_cut else samples % full
-    return [_in_words_of_the_spec(item, rest, full) for item in found]
+    return _in_words_of_the_spec(found, rest, full)
 
 
 def _device_of(network: nn.Module) -> torch.device:
@@ -122,13 +122,24 @@ def require_no_error(findings: Sequence[Finding]) -> None:
         raise ValueError(f"The plan of this job has {counted(len(texts), 'error')}. {' '.join(texts)}")
 
 
-def _in_words_of_the_spec(item: norm.Finding, rest: int, full: int) -> Finding:
+def _in_words_of_the_spec(found: Sequence[norm.Finding], rest: int, full: int) -> list[Finding]:
+    """Findings of the whole job, which norm.audit has for each layer, come once."""
+    return list(dict.fromkeys(_one_in_words_of_the_spec(item, rest, full) for item in found))
+
+
+def _one_in_words_of_the_spec(item: norm.Finding, rest: int, full: int) -> Finding:
     if item.code == "uneven_last_batch":
         if item.severity == "error":
             return last_batch_of_one(rest, full, item.path)
         fix = LAST_BATCH_FIX
     elif item.code == "accumulation_splits_statistics":
-        fix = ACCUMULATION_FIX
+        return Finding(
+            code=item.code,
+            path="train.accumulate",
+            message=item.message,
+            fix=ACCUMULATION_FIX,
+            severity=item.severity,
+        )
     else:
         fix = item.fix
     return Finding(code=item.code, path=item.path, message=item.message, fix=fix, severity=item.severity)

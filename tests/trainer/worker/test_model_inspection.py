@@ -39,6 +39,15 @@ def test_findings_of_spec_and_network_come_together() -> None:
     assert any(finding.path.startswith("layer") for finding in found)
 
 
+def test_what_holds_for_the_whole_job_is_said_once() -> None:
+    document = read_spec(spec(norm={"kind": "batch"}, train={"epochs": 1, "accumulate": 2}))
+
+    found = plan(document, None, inspect(document)).findings
+
+    split = [finding for finding in found if finding.code == "accumulation_splits_statistics"]
+    assert [finding.path for finding in split] == ["train.accumulate"]
+
+
 def test_what_the_audit_says_of_each_layer_is_not_said_of_the_spec_as_well() -> None:
     document = read_spec(spec(norm={"kind": "batch"}, data={"name": "digits", "batch_size": 1}))
     inspection = inspect(document)
