@@ -254,12 +254,21 @@ class _Conversion:
     def _out_of_place(self, removed: Sequence[nn.Module]) -> Iterator[Step]:
         """Exchange what wrote into the output of a layer, and would now write into its input, which others read too."""
         writers = {module for layer in removed for module in writes_into_shared(self.flow, layer, effect)}
-        is_known = all(layer in self.flow.calls for layer in removed)
+        unknown = [self._paths(layer)[0] for layer in removed if layer not in self.flow.calls]
         for module in self.in_place if removed else ():
-            is_writer = module in writers or not (is_known or module in self.flow.calls)
+            is_writer = module in writers or (unknown and self._may_follow(module, unknown))
             if is_writer and module not in self.gone and effect(module) is not None:
                 note = "not in place any more, since others may read what it would write into"
                 yield Step(self._paths(module), module, out_of_place(module), note)
+
+    def _may_follow(self, module: nn.Module, unknown: Sequence[str]) -> bool:
+        """Whether `module` may read the output of a layer whose call is not known, one of the training branch for
+        example: its own calls are not known either, or there may be more than are known, since it is used at several
+        places, or belongs to a module around the layer."""
+        paths = self._paths(module)
+        owners = [path.rpartition(".")[0] for path in paths]
+        is_around = any(not owner or path.startswith(f"{owner}.") for owner in owners for path in unknown)
+        return module not in self.flow.calls or len(paths) > 1 or is_around
 
     def _modules_of_branches(self) -> set[nn.Module]:
         blocks = (module for module, _ in self.modules if residual_branch(module) is not None)

@@ -154,11 +154,13 @@ def _group(layer: nn.GroupNorm) -> Source:
     return Source(kind, layer.num_channels, None, layer.eps, layer.affine)
 
 
-def _with_activation(read: Callable[[Any], Source]) -> Callable[[Any], Source]:
-    """With timm's dropout and activation, as far as the layer has them."""
+def _with_activation(
+    read: Callable[[Any], Source], names: tuple[str, ...] = ("drop", "act")
+) -> Callable[[Any], Source]:
+    """With what the layer applies behind it, as far as it has that. names: timm's dropout and activation."""
 
     def read_both(layer: Any) -> Source:
-        tail = (getattr(layer, name, None) for name in ("drop", "act"))
+        tail = (getattr(layer, name, None) for name in names)
         return replace(read(layer), tail=tuple(module for module in tail if module is not None))
 
     return read_both
@@ -173,6 +175,8 @@ _READERS_OF_LIBRARIES: dict[str, Callable[[Any], Source]] = {
     "timm.layers.norm_act.GroupNorm1Act": _with_activation(_group),
     "timm.layers.norm.GroupNorm": _group,
     "timm.layers.norm.GroupNorm1": _group,
+    "transformers.models.bit.modeling_bit.BitGroupNormActivation": _with_activation(_group, ("activation",)),
+    "transformers.models.poolformer.modeling_poolformer.PoolFormerGroupNorm": _group,
 }
 
 for _dims, _batch_norm, _instance_norm in (

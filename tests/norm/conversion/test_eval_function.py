@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from syncnorm import norm
 from syncnorm.norm import KINDS
@@ -88,3 +88,29 @@ def test_what_changes_in_eval_mode_is_said(name: str) -> None:
 
     assert note in replaced[0].note
     assert bool(note) is bool(replaced[0].note)
+
+
+class BranchOfTraining(nn.Module):
+    """A second head, in training alone, whose activation is also used elsewhere, as in MONAI's SegResNetVAE."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(inplace=True)
+        self.other, self.last = nn.Conv2d(4, 2, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.act(self.conv(x))
+        y: Tensor = self.last(h + 1)
+        return y + self.other(self.act(self.norm(h - 1))) + self.other(self.act(self.norm(h))) if self.training else y
+
+
+@pytest.mark.parametrize("kind", ["none", "weight"])
+def test_activation_of_a_branch_of_training_writes_into_nothing(kind: str) -> None:
+    torch.manual_seed(0)
+    model, x = BranchOfTraining().eval(), torch.randn(2, 3, 4, 4)
+
+    converted, replaced = norm.convert(model, kind)
+    converted.train()(x).sum().backward()
+
+    assert [item.path for item in replaced if "not in place any more" in item.note] == ["act"]
+    assert norm.revert(converted).act.inplace
