@@ -189,3 +189,19 @@ def test_a_network_of_hugging_face_is_audited_by_its_keywords() -> None:
 
     assert "forward_fails" not in {item.code for item in found}
     assert {item.code for item in found} >= {"few_values_per_statistic"}
+
+
+@pytest.mark.parametrize("name", ["Bit", "PoolFormer"])
+def test_group_normalization_of_hugging_face_is_converted(name: str, x: Tensor) -> None:
+    import transformers
+
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
+    more = {"embedding_size": 8, "num_groups": 4} if name == "Bit" else {}
+    model = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**sizes, **more)).eval()
+    expected = model(x)[0]
+
+    converted, replaced = norm.convert(model, "sync_batch")
+    converted.train()(x)[0].sum().backward()
+
+    assert len(replaced) == (13 if name == "Bit" else 8)
+    assert torch.equal(norm.revert(converted).eval()(x)[0], expected)
