@@ -83,31 +83,31 @@ def test_failure_is_that_of_rank_0_and_is_logged_once(config: dict[str, Any], mo
     assert not dist.is_initialized()
 
 
-_SEAT = """
+_RESERVATION = """
 import ray
 from ray.util import placement_group_table
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.driver import single_process
 
-single_process.SEAT_S = 1.0
+single_process.RESERVE_S = 1.0
 ray.init(address="auto")
 spec = read_spec({spec})
-with single_process.seat(spec, 1) as is_seated:
+with single_process.reserve_worker(spec, 1) as is_reserved:
     found = []
     while set(found) != {{"REMOVED"}}:
         found = [group["state"] for group in placement_group_table().values()]
-    print(is_seated, found)
+    print(is_reserved, found)
 """
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(120)
-def test_seat_that_does_not_come_is_asked_for_no_longer(ray_address: str) -> None:
+def test_reservation_that_does_not_come_is_asked_for_no_longer(ray_address: str) -> None:
     """It would come while the worker trains elsewhere, and hold a second place: the worker's own, or its growth's."""
     too_large = SPEC | {"resources": {"cpus_per_worker": 64}}
     environment = os.environ | {"RAY_ADDRESS": ray_address, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
 
-    command = [sys.executable, "-c", _SEAT.format(spec=too_large)]
+    command = [sys.executable, "-c", _RESERVATION.format(spec=too_large)]
     said = subprocess.run(command, env=environment, timeout=60, capture_output=True, text=True, check=True).stdout
 
     assert said.splitlines()[-1] == "False ['REMOVED']"
