@@ -114,5 +114,6 @@ def _copy_if_changed(now: object, before: object) -> None:
     assert isinstance(now, Tensor)
     assert isinstance(before, Tensor)
     rounding = 8 * torch.finfo(before.dtype).eps
-    if not torch.allclose(now, before, rtol=rounding, atol=rounding * float(before.abs().max())):
+    largest = before.abs().nan_to_num(0.0, posinf=0.0).max()  # training may have diverged
+    if not torch.allclose(now, before, rtol=rounding, atol=rounding * float(largest), equal_nan=True):
         before.copy_(now)

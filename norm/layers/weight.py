@@ -51,11 +51,14 @@ def weight_normalized(layer: nn.Module, *, with_bias: bool) -> nn.Module:
     The gradient of v is orthogonal to v, that of g is that of the length alone. torch.nn.utils.parametrizations'
     weight_norm does it: g and v are `parametrizations.weight.original0` and `original1`.
     with_bias: give the copy a bias (0) where `layer` has none.
+    Raises: ValueError for a weight that is computed, and for one with an output channel of zeros: v has no direction.
     See: Salimans & Kingma 2016, arXiv:1602.07868, sec. 2.
     """
     _check_plain(layer)
     new = copied(layer, with_bias=with_bias)
-    parametrizations.weight_norm(new, "weight", dim=1 if isinstance(new, TRANSPOSED) else 0)
+    dim = 1 if isinstance(new, TRANSPOSED) else 0
+    _check_directions(new, dim)
+    parametrizations.weight_norm(new, "weight", dim=dim)
     return new
 
 
@@ -71,6 +74,16 @@ def _check_plain(layer: nn.Module) -> None:
         raise ValueError(
             f"A weight can be reparametrized once: {layer} has parametrizations already. Remove them first, or leave "
             "its path to another kind by an override."
+        )
+
+
+def _check_directions(layer: nn.Module, dim: int) -> None:
+    weight = layer.get_parameter("weight").detach()
+    zeros = 0 if weight.is_meta else int((weight.transpose(0, dim).flatten(1) == 0).all(1).sum())
+    if zeros:
+        raise ValueError(
+            f"Every output channel needs a weight other than 0 to be weight normalized: {zeros} of {weight.shape[dim]} "
+            f"of {layer} are zeros. Draw their weights first, or leave its path to another kind by an override."
         )
 
 

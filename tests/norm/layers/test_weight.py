@@ -111,6 +111,34 @@ def test_initialisation_of_a_model_without_weight_norm_is_refused() -> None:
         norm.initialize_weight_norm(vgg(), torch.randn(2, 3, 8, 8))
 
 
+@pytest.mark.parametrize("layer", [nn.Linear(3, 4), nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(3, 4, 1)])
+def test_weight_of_zeros_has_no_direction_and_is_refused(layer: nn.Module) -> None:
+    weight = layer.get_parameter("weight")
+    with torch.no_grad():
+        (weight[:, 1] if isinstance(layer, nn.ConvTranspose2d) else weight[1]).zero_()
+    model = nn.ModuleDict({"norm": nn.BatchNorm2d(3), "head": layer})
+
+    with pytest.raises(ValueError, match=r"head can't become weight: .*1 of 4 of .* are zeros"):
+        norm.convert(model, "weight")
+
+    assert norm.convert(model, "weight", overrides=[norm.Override("head", "none")])[0]["head"] is layer
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", ["weight", "weight_standardization"])
+def test_weight_that_diverged_comes_back_with_revert(kind: str, value: float) -> None:
+    model, _ = norm.convert(nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)), kind)
+    with torch.no_grad():
+        for parameter in model[0].parametrizations.parameters():
+            parameter[0] = value
+    expected = model[0].weight if kind == "weight" else model[0].parametrizations.weight.original
+
+    reverted = norm.revert(model)
+    reverted = norm.revert(norm.convert(reverted, "weight_standardization")[0])
+
+    torch.testing.assert_close(reverted[0].weight, expected, rtol=0, atol=0, equal_nan=True)
+
+
 def test_trained_weight_comes_back_with_revert() -> None:
     model = _weight_normalized()
     with torch.no_grad():
