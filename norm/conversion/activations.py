@@ -154,9 +154,10 @@ def _is_function_of(gate: fx.Node, value: fx.Node, flow: Flow, effect_of: Effect
     """Whether each number in `gate` comes from the one at its place in `value` alone, by a gate or an activation."""
     bends = False
     while gate is not value:
+        if len(gate.users) != 1 or len(gate.all_input_nodes) != 1:
+            return False
         bending = node_effect(gate, flow, effect_of) in ("activation", "gate")
-        is_arithmetic = gate.op == "call_function" and gate.target in _ARITHMETIC
-        if not (bending or is_arithmetic) or len(gate.users) != 1 or len(gate.all_input_nodes) != 1:
+        if not bending and not (gate.op == "call_function" and gate.target in _ARITHMETIC):
             return False
         bends, gate = bends or bending, gate.all_input_nodes[0]
     return bends
