@@ -62,6 +62,11 @@ class ObservedLayer:
         return KINDS[self.source.kind]
 
     @property
+    def subtracts_mean(self) -> bool:
+        """As its kind does, but for EvoNorm-B of timm: it normalizes by the batch, with a variance alone."""
+        return self.kind.centers and (hasattr(self.layer, "running_mean") or not self.kind.running_statistics)
+
+    @property
     def positions(self) -> int:
         """Spatial positions of the smallest map the layer saw; 1 where it has none, or was not reached."""
         return min((math.prod(shape[2:]) for shape in self.shapes), default=1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.norm.auditing.findings import Finding, ObservedLayer, Severity, Training
+from syncnorm.norm.conversion.readers import num_groups
 from syncnorm.norm.kind import smallest_share
 from syncnorm.norm.layers.batch_renorm import BatchRenorm, SyncBatchRenorm
 
@@ -117,8 +118,8 @@ def _ghosts(observed: ObservedLayer, training: Training) -> Iterator[Finding]:
 def _groups(observed: ObservedLayer, training: Training) -> Iterator[Finding]:  # noqa: ARG001
     if observed.source.kind not in ("group", "layer", "instance", "evo_s0"):
         return
-    groups = int(getattr(observed.layer, "num_groups", observed.source.num_features))
     channels = observed.source.num_features
+    groups = num_groups(observed.layer) or channels
     if channels % groups:
         message = f"num_groups must divide the channels: {groups} does not divide {channels}."
         fix = f'Use a divisor of {channels}, or num_groups="auto".'
@@ -146,7 +147,7 @@ def _calls(observed: ObservedLayer, training: Training) -> Iterator[Finding]:  #
 def _arguments(observed: ObservedLayer, training: Training) -> Iterator[Finding]:
     layer: Any = observed.layer
     if observed.kind.batch_statistics and observed.kind.running_statistics:
-        if layer.running_mean is None:
+        if not observed.source.track_running_stats:
             message = "No running statistics: in eval the output of a sample depends on its batch."
             fix = "Set track_running_stats=True, or use group."
             yield _finding(observed, "no_running_statistics", "warning", message, fix)

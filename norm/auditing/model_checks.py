@@ -36,7 +36,7 @@ def check_neighbours(observed: ObservedLayer, flow: Flow) -> Iterator[Finding]:
             "Use group, or leave the last normalization out.",
             "error",
         )
-    if observed.kind.centers and isinstance(before, LINEAR_LAYERS) and before.bias is not None:
+    if observed.subtracts_mean and isinstance(before, LINEAR_LAYERS) and before.bias is not None:
         yield Finding(
             "bias_before_norm",
             observed.path,

@@ -13,7 +13,7 @@ from syncnorm.norm.conversion.dataflow import trace
 from syncnorm.norm.conversion.edits import Step, steps_taken
 from syncnorm.norm.conversion.fixup import FixupLayer, ScalarBias
 from syncnorm.norm.conversion.norm_act import is_identity
-from syncnorm.norm.conversion.readers import read_source
+from syncnorm.norm.conversion.readers import formula, num_groups, read_source
 from syncnorm.norm.kind import KINDS
 from syncnorm.norm.layers.box_cox import BoxCox
 from syncnorm.norm.layers.evo_norm import EvoNormS0
@@ -116,13 +116,13 @@ def _of_norm(layer: nn.Module, original: nn.Module, path: str, shift: Tensor | N
     old, new = read_source(original, path), read_source(layer, path)
     if isinstance(layer, nn.Identity) and has_statistics and old is not None:
         return _filled(original, _of_nothing(original, old.eps, shift, like))
-    if old is None or new is None:
+    if old is None or new is None or (old.is_activation and formula(layer) is not formula(original)):
         raise _refused(layer, original)
     if has_statistics and isinstance(getattr(layer, "running_mean", None), Tensor):
         return _filled(original, _of_statistics(layer, new.eps, old.eps))
     is_batch = KINDS[new.kind].batch_statistics and KINDS[old.kind].batch_statistics
-    groups = (getattr(layer, "num_groups", None), getattr(original, "num_groups", None))
-    if has_statistics or new.eps != old.eps or groups[0] != groups[1] or not (is_batch or new.kind == old.kind):
+    is_regrouped = num_groups(layer) != num_groups(original)
+    if has_statistics or new.eps != old.eps or is_regrouped or not (is_batch or new.kind == old.kind):
         raise _refused(layer, original)
     return _filled(original, _affine(layer, like))
 

@@ -32,7 +32,7 @@ class Source:
 
     dims: spatial dimensions, None where the class takes any. momentum: "default" where the layer has none.
     tail: modules the layer applies behind its normalization, such as an activation; they are kept. process_group: the
-    workers that share its statistics.
+    workers that share its statistics. is_activation: whether its formula is an activation too, which `tail` stands for.
 
     >>> norm.Source("batch", num_features=8, dims=2, eps=1e-5, affine=True).kind
     'batch'
@@ -47,6 +47,7 @@ class Source:
     track_running_stats: bool = True
     tail: tuple[nn.Module, ...] = ()
     process_group: ProcessGroup | None = None
+    is_activation: bool = False
 
     def as_spec(self) -> LayerSpec:
         return LayerSpec(
@@ -79,6 +80,24 @@ def register_source(layer_class: type[M], read: Callable[[M], Source]) -> None:
     _READERS[layer_class] = read
 
 
+_SAME_FORMULAS = {
+    "timm.layers.evo_norm.EvoNorm2dS0": EvoNormS0,
+    "timm.layers.filter_response_norm.FilterResponseNormTlu2d": FilterResponseNorm,
+}
+
+
+def formula(layer: nn.Module) -> type[nn.Module]:
+    """The class whose formula `layer` computes, with parameters of the same names: its own, or one of ours."""
+    layer_class = norm_class(layer)
+    return _SAME_FORMULAS.get(_full_name(layer_class), layer_class)
+
+
+def num_groups(layer: nn.Module) -> int | None:
+    """Of a layer that normalizes groups of channels; timm calls them `groups`."""
+    found = getattr(layer, "num_groups", getattr(layer, "groups", None))
+    return found if isinstance(found, int) else None
+
+
 def read_source(layer: nn.Module, path: str) -> Source | None:
     """What `layer` is, or None if it normalizes no channels (nn.LayerNorm normalizes the last dimensions: also None).
 
@@ -87,8 +106,7 @@ def read_source(layer: nn.Module, path: str) -> Source | None:
     Raises: ValueError for a lazy layer, and for a subclass whose behaviour nobody has described.
     """
     layer_class = norm_class(layer)
-    name = f"{layer_class.__module__}.{layer_class.__qualname__}"
-    if read := _READERS.get(layer_class) or _READERS_OF_LIBRARIES.get(name):
+    if read := _READERS.get(layer_class) or _READERS_OF_LIBRARIES.get(_full_name(layer_class)):
         source = read(layer)
         return replace(source, tail=tuple(layer.tail.values())) if isinstance(layer, NormAct) else source
     if (frozen := frozen_form(layer)) is not None:
@@ -104,6 +122,10 @@ def read_source(layer: nn.Module, path: str) -> Source | None:
         f"Only layers of known behaviour can be converted: {path or 'the model'} is a {layer_class.__name__}, which "
         "may do more than normalize. Describe it with norm.register_source, or use a standard layer."
     )
+
+
+def _full_name(layer_class: type[nn.Module]) -> str:
+    return f"{layer_class.__module__}.{layer_class.__qualname__}"
 
 
 def named_tail(layer: nn.Module, source: Source) -> dict[str, nn.Module]:
@@ -140,7 +162,24 @@ def _activating(kind: str, activation: type[nn.Module]) -> Callable[[Any], Sourc
     """activation: what the layer's own, learned one is at the start."""
 
     def read(layer: Any) -> Source:
-        return replace(_without_batch(kind)(layer), tail=(activation(),) if layer.activation else ())
+        return replace(_without_batch(kind)(layer), **_as_activation(activation if layer.activation else None))
+
+    return read
+
+
+def _as_activation(activation: type[nn.Module] | None) -> dict[str, Any]:
+    return {} if activation is None else {"tail": (activation(),), "is_activation": True}
+
+
+def _timm_activating(kind: str, activation: type[nn.Module] | None = None) -> Callable[[Any], Source]:
+    """Layers that are the activation too. activation: what stands for the formula; None: the layer has a module."""
+
+    def read(layer: Any) -> Source:
+        momentum: Momentum = getattr(layer, "momentum", "default")
+        source = Source(kind, len(layer.weight), 2, layer.eps, affine=True, momentum=momentum)
+        if activation is None:
+            return replace(source, tail=() if isinstance(layer.act, nn.Identity) else (layer.act,))
+        return replace(source, **_as_activation(activation if layer.apply_act else None))
 
     return read
 
@@ -178,6 +217,16 @@ _READERS_OF_LIBRARIES: dict[str, Callable[[Any], Source]] = {
     "transformers.models.bit.modeling_bit.BitGroupNormActivation": _with_activation(_group, ("activation",)),
     "transformers.models.poolformer.modeling_poolformer.PoolFormerGroupNorm": _group,
 }
+
+for _classes, _read in (
+    (("EvoNorm2dB0", "EvoNorm2dB1", "EvoNorm2dB2"), _timm_activating("batch", nn.ReLU)),
+    (("EvoNorm2dS0", "EvoNorm2dS0a"), _timm_activating("evo_s0", nn.SiLU)),
+    (("EvoNorm2dS1", "EvoNorm2dS1a", "EvoNorm2dS2", "EvoNorm2dS2a"), _timm_activating("evo_s0")),
+):
+    _READERS_OF_LIBRARIES.update({f"timm.layers.evo_norm.{name}": _read for name in _classes})
+_FILTER_RESPONSE = "timm.layers.filter_response_norm.FilterResponseNorm"
+_READERS_OF_LIBRARIES[f"{_FILTER_RESPONSE}Tlu2d"] = _timm_activating("filter_response", nn.ReLU)
+_READERS_OF_LIBRARIES[f"{_FILTER_RESPONSE}Act2d"] = _timm_activating("filter_response")
 
 for _dims, _batch_norm, _instance_norm in (
     (1, nn.BatchNorm1d, nn.InstanceNorm1d),

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from syncnorm.norm.conversion.norm_act import norm_class
-from syncnorm.norm.conversion.readers import Source
+from syncnorm.norm.conversion.readers import Source, formula, num_groups
 from syncnorm.norm.kind import KINDS
 from syncnorm.norm.layers.evo_norm import EvoNormS0
-from syncnorm.norm.layers.filter_response_norm import FilterResponseNorm
 from syncnorm.norm.layers.frozen_batch_norm import FrozenBatchNorm
 from syncnorm.norm.layers.sync_batch_norm import SyncBatchNorm
 from syncnorm.norm.layers.weight import LINEAR_LAYERS, WeightStandardization, is_weight_normalized
@@ -20,6 +19,10 @@ from syncnorm.norm.layers.weight import LINEAR_LAYERS, WeightStandardization, is
 _AFFINE = ("weight", "bias")
 _CAN_FIX_STATISTICS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, SyncBatchNorm)
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
+_WITHOUT_STATISTICS = (
+    "it had no running statistics, so in eval mode it now normalizes by those that it collects from here on"
+)
+_WITHOUT_MEAN = "it had no running mean, which now starts at 0"
 
 
 def carry_tensors(source: nn.Module, target: nn.Module) -> None:
@@ -28,7 +31,7 @@ def carry_tensors(source: nn.Module, target: nn.Module) -> None:
     Only parameters and buffers of the same name, shape and meaning: scale and shift of a normalized channel, moving
     averages of batch statistics. A parameter stays the same object.
     """
-    same = norm_class(source) is norm_class(target)  # then learned exponents and thresholds mean the same, too
+    same = formula(source) is formula(target)  # then learned exponents and thresholds mean the same, too
     for name in dict.fromkeys((*_AFFINE, *_RUNNING, *(target._parameters if same else ()))):
         if parametrize.is_parametrized(source, name) and target._parameters.get(name) is not None:
             parametrize.transfer_parametrizations_and_params(source, target, name)
@@ -65,16 +68,20 @@ def changes_in_eval(source: Source, old: nn.Module, new: nn.Module) -> Iterator[
     """What differs in eval mode, or in what training does to it, although the names of the two kinds don't say so."""
     had, has = (isinstance(getattr(layer, "running_mean", None), Tensor) for layer in (old, new))
     if KINDS[source.kind].batch_statistics and has and not had:
-        yield "it had no running statistics, so in eval mode it now normalizes by those that it collects from here on"
+        had_none = (
+            "it had no running statistics, so in eval mode it now normalizes by those that it collects from here on"
+        )
+        yield "it had no running mean, which now starts at 0" if source.track_running_stats else had_none
     if has and _has_fixed_statistics(old) and norm_class(new) not in (*_CAN_FIX_STATISTICS, FrozenBatchNorm):
         yield "its running statistics were fixed (track_running_stats=False), and follow the data from here on"
     if source.kind == "instance" and had and not has:
         yield "it normalized by running statistics in eval mode, and now by those of each sample"
-    before, after = (getattr(layer, "num_groups", None) for layer in (old, new))
-    if source.kind == "group" and isinstance(new, nn.GroupNorm) and before != after:
+    before, after = num_groups(old), num_groups(new)
+    is_same_kind = isinstance(new, {"group": nn.GroupNorm, "evo_s0": EvoNormS0}.get(source.kind, ()))
+    if is_same_kind and before != after:
         yield f"its {before} groups of channels are {after} now"
-    if isinstance(old, EvoNormS0 | FilterResponseNorm) and old.activation and norm_class(new) is not norm_class(old):
-        yield f"its learned activation becomes a {type(source.tail[-1]).__name__}"
+    if source.is_activation and formula(new) is not formula(old):
+        yield f"its own activation becomes a {type(source.tail[-1]).__name__}"
 
 
 def place_like(module: nn.Module, example: nn.Module, fallback: Tensor | None) -> None:

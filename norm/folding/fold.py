@@ -28,6 +28,7 @@ from syncnorm.norm.folding.absorption import (
 )
 from syncnorm.norm.folding.obstacles import FlowOfCalls, Passes
 from syncnorm.norm.kind import KINDS
+from syncnorm.norm.layers.box_cox import BoxCox
 from syncnorm.norm.layers.evo_norm import EvoNormS0
 from syncnorm.norm.layers.weight import WeightStandardization, is_weight_normalized, out_channels
 from syncnorm.norm.paths import modules_with_paths, put
@@ -198,13 +199,18 @@ def _as_affine(layer: nn.Module, kind: str, neighbour: nn.Module | None) -> Chan
         return ChannelAffine(ones, layer.shift.detach().double() * ones)
     if isinstance(layer, EvoNormS0) and not layer.activation and layer.weight is not None and layer.bias is not None:
         return ChannelAffine(layer.weight.detach().double(), layer.bias.detach().double())
-    if not KINDS[kind].running_statistics:
-        raise _CannotFoldError("its statistics depend on the sample")
-    if not isinstance(layer.running_mean, Tensor) or not isinstance(layer.running_var, Tensor):
-        raise _CannotFoldError("it has no running statistics")
+    if isinstance(layer, BoxCox):
+        raise _CannotFoldError("it takes a power of each value, which is no scale and shift")
     source = read_source(layer, "")
     assert source is not None
-    mean, var = layer.running_mean.double(), layer.running_var.double()
+    if KINDS[kind].batch_statistics and source.is_activation:
+        raise _CannotFoldError("it is an activation too, which is no scale and shift")
+    if not KINDS[kind].running_statistics:
+        raise _CannotFoldError("its statistics depend on the sample")
+    mean, var = (getattr(layer, name, None) for name in ("running_mean", "running_var"))
+    if not isinstance(mean, Tensor) or not isinstance(var, Tensor):
+        raise _CannotFoldError("it has no running statistics")
+    mean, var = mean.double(), var.double()
     weight, bias = layer.weight, layer.bias
     scale = torch.rsqrt(var + source.eps) * (weight.detach().double() if isinstance(weight, Tensor) else 1.0)
     return ChannelAffine(scale, (bias.detach().double() if isinstance(bias, Tensor) else 0.0) - mean * scale)
@@ -218,8 +224,8 @@ def _described(module: nn.Module | None) -> str:
 
 def _kind(layer: nn.Module, path: str) -> str | None:
     """The kind of a normalization, None for any other module."""
-    if isinstance(layer, ScalarBias):
-        return "fixup"
+    if isinstance(layer, ScalarBias | BoxCox):
+        return "fixup" if isinstance(layer, ScalarBias) else "box_cox"
     try:
         source = read_source(layer, path)
     except ValueError as error:

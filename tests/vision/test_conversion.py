@@ -205,3 +205,29 @@ def test_group_normalization_of_hugging_face_is_converted(name: str, x: Tensor) 
 
     assert len(replaced) == (13 if name == "Bit" else 8)
     assert torch.equal(norm.revert(converted).eval()(x)[0], expected)
+
+
+EVO_NORMS = [f"EvoNorm2d{name}" for name in ("B0", "B1", "B2", "S0", "S0a", "S1", "S1a", "S2", "S2a")]
+
+
+@pytest.mark.parametrize("apply_act", [True, False])
+@pytest.mark.parametrize("name", [*EVO_NORMS, "FilterResponseNormTlu2d", "FilterResponseNormAct2d"])
+def test_timms_layers_that_are_the_activation_are_converted(name: str, apply_act: bool) -> None:
+    from timm import layers
+
+    torch.manual_seed(0)
+    layer, x = getattr(layers, name)(32, apply_act=apply_act), torch.randn(2, 3, 8, 8)
+    model = nn.Sequential(nn.Conv2d(3, 32, 1), layer, nn.Conv2d(32, 2, 1))
+    model.train()(x)
+    expected = model.eval()(x)
+
+    assert [item.path for item in norm.fold(model)[1]] == ["1"]
+    assert "forward_fails" not in {item.code for item in norm.audit(model, x, batch_size=2, workers=2)}
+    for kind in ("sync_batch", "group", "evo_s0", "filter_response", "none"):
+        model, replaced = norm.convert(model, kind)
+        model.train()(x).sum().backward()
+        assert [item.path for item in replaced] == ["1"]
+    # S0 comes back as trained; running_var of B moves with sync_batch
+    assert type(norm.revert(model)[1]).__name__ == name
+    if name not in ("EvoNorm2dB0", "EvoNorm2dB1", "EvoNorm2dB2"):
+        assert torch.equal(model.eval()(x), expected)

@@ -343,7 +343,7 @@ def test_layer_that_is_an_activation_leaves_one_behind(layer: Callable[[], nn.Mo
 
     assert float(y.detach().min()) > -0.5  # the SiLU goes down to -0.28, only a linear map much further
     is_same = isinstance(original, EvoNormS0) and kind == "evo_s0"
-    assert ("its learned activation becomes" in replaced[0].note) is not is_same
+    assert ("its own activation becomes" in replaced[0].note) is not is_same
     assert type(norm.revert(model)[1]) is type(original)
 
 

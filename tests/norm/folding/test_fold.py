@@ -463,3 +463,14 @@ def test_weight_that_untraced_code_uses_keeps_the_layer() -> None:
     assert [item.into for item in report] == [None]
     assert "the Conv2d's tensors are used elsewhere" in (report[0].reason or "")
     assert torch.equal(folded(x), model(x))
+
+
+def test_power_transform_stays_and_is_named() -> None:
+    model, _ = norm.convert(nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.ReLU()), "box_cox")
+    x = torch.randn(2, 3, 4, 4)
+
+    folded, report = norm.fold(model)
+
+    assert [(item.path, item.kind, item.into) for item in report] == [("1", "box_cox", None)]
+    assert "power of each value" in str(report[0].reason)
+    assert torch.equal(folded(x), model.eval()(x))
