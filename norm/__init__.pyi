@@ -46,3 +46,4 @@ from syncnorm.norm.statistics.population import recompute_population_statistics 
 from syncnorm.norm.statistics.snapshots import NormSnapshot as NormSnapshot
 from syncnorm.norm.statistics.snapshots import observe as observe
 from syncnorm.norm.statistics.snapshots import snapshot as snapshot
+from syncnorm.norm.tiling.tiled import tiled as tiled

@@ -1,2 +1,2 @@
-"""k micro-batches as one batch: their forwards run in lock-step and meet at each normalization. It may import layers,
-backends, statistics and distributed."""
+"""k micro-batches as one batch: their forwards run in lock-step and meet at each normalization. It may import lockstep,
+layers, backends, statistics and distributed."""

@@ -14,8 +14,9 @@ from torch.nn.utils import parametrize
 
 from syncnorm.norm.accumulation.activation_memory import MEMORIES, Memory, kept_in
 from syncnorm.norm.accumulation.joint_layers import batch_layers, joined
-from syncnorm.norm.accumulation.lockstep import run_in_turns
 from syncnorm.norm.distributed.collectives import gather_rows
+from syncnorm.norm.lockstep.interruption import require_interruptible
+from syncnorm.norm.lockstep.turns import run_in_turns
 
 T = TypeVar("T")
 
@@ -87,7 +88,7 @@ def run_together(model: nn.Module, forwards: Sequence[Callable[[], T]], *, memor
     """
     if memory not in MEMORIES:
         raise ValueError(f"memory must be one of {', '.join(MEMORIES)}, got {memory!r}.")
-    _require_interruptible(model)
+    require_interruptible(model, "norm.accumulated")
     layers = batch_layers(model)
     with ExitStack() as stack:
         stack.enter_context(kept_in(memory, model, layers.values()))
@@ -136,25 +137,6 @@ def _mean_loss(loss: Tensor) -> Tensor:
 def _nothing(output: Any) -> Tensor:
     """0 that hangs on the model, so that a worker without samples takes part in the exchanges of backward."""
     return torch.stack([leaf.sum() * 0.0 for leaf in _tensors(output) if leaf.is_floating_point()]).sum()
-
-
-def _require_interruptible(model: nn.Module) -> None:
-    for path, module in model.named_modules():
-        names = {base.__name__ for base in type(module).__mro__}
-        reason = (
-            "runs through torch.compile"
-            if module._compiled_call_impl is not None or "OptimizedModule" in names
-            else "is TorchScript"
-            if isinstance(module, torch.jit.ScriptModule)
-            else "is sharded by FSDP"
-            if names & {"FullyShardedDataParallel", "FSDPModule"}
-            else None
-        )
-        if reason is not None:
-            raise ValueError(
-                f"norm.accumulated stops forwards at each normalization layer, which {path or 'the model'} does not "
-                f"allow: it {reason}. Give the plain model."
-            )
 
 
 @contextmanager

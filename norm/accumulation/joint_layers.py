@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from syncnorm.norm.accumulation.formulas import Brought, Formula, formula_of, shared_by
 from syncnorm.norm.accumulation.joint_batch_norm import Pass, Shared
 from syncnorm.norm.accumulation.joint_call import Visit, call_together
-from syncnorm.norm.accumulation.lockstep import is_in_lockstep, meet
 from syncnorm.norm.backends.dispatch import local_row
 from syncnorm.norm.backends.memory_layout import dense
 from syncnorm.norm.conversion.norm_act import apply_tail
 from syncnorm.norm.layers.activation_checkpointing import recall, remember
+from syncnorm.norm.lockstep.turns import is_in_lockstep, meet
 from syncnorm.norm.statistics.freezing import has_frozen_statistics
 from syncnorm.norm.statistics.moments import Exchanged, measure_row
 from syncnorm.norm.torch_compat import BatchNormBase, NormBase, is_in_backward, saved_tensors_hooks
@@ -41,7 +41,7 @@ def _keeps_statistics(layer: nn.Module) -> bool:
     return not _FROZEN[layer]
 
 
-def _takes_batch(layer: Any) -> bool:
+def takes_batch(layer: Any) -> bool:
     """Whether it normalizes by the batch now, or moves its running statistics."""
     if isinstance(layer, BatchNormBase):
         return layer.training or layer.running_mean is None
@@ -137,7 +137,7 @@ class _JointForward:
         own = self.original or type(layer).forward.__get__(layer)
         if is_in_backward():
             return self._recall(layer, own, *args, **kwargs)
-        if not self.joining.is_open or not _takes_batch(layer):
+        if not self.joining.is_open or not takes_batch(layer):
             return own(*args, **kwargs)
         if not is_in_lockstep():
             raise ValueError(

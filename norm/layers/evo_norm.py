@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from syncnorm.norm.layers.instance_norm import channel_groups
 from syncnorm.norm.layers.scripting import refuse_scripting
 from syncnorm.norm.statistics.moments import compute_dtype, per_channel
+from syncnorm.norm.statistics.sample_moments import group_variance
 
 
 class EvoNormS0(nn.Module):
@@ -51,8 +50,7 @@ class EvoNormS0(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = wide = x.to(compute_dtype(x))
         if self.v is not None:
-            groups = wide.reshape(x.shape[0], self.num_groups, math.prod(x.shape[1:]) // self.num_groups)
-            var = (groups - groups.mean(2, keepdim=True)).square().mean(2, keepdim=True)
+            var = group_variance(wide, self.num_groups)
             gated = wide * torch.sigmoid(per_channel(self.v, wide) * wide)
             invstd = torch.rsqrt(var + self.eps).expand(-1, -1, x.shape[1] // self.num_groups)
             y = gated * invstd.reshape(*x.shape[:2], *[1] * (x.dim() - 2))  # keeps the memory format of x

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from syncnorm.norm.layers.scripting import refuse_scripting
 from syncnorm.norm.statistics.moments import compute_dtype, per_channel
+from syncnorm.norm.statistics.sample_moments import mean_square
 
 
 class FilterResponseNorm(nn.Module):
@@ -51,10 +50,9 @@ class FilterResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.to(compute_dtype(x))
-        positions = list(range(2, x.dim()))
-        nu2 = wide.square().mean(positions, keepdim=True) if positions else wide.square()
+        nu2, num_positions = mean_square(wide)
         # Times 0 rather than left out: DistributedDataParallel wants a gradient, even of zeros, for every parameter.
-        eps = self.eps + per_channel(self.eps_l.abs(), wide) * (1.0 if math.prod(x.shape[2:]) == 1 else 0.0)
+        eps = self.eps + per_channel(self.eps_l.abs(), wide) * (1.0 if num_positions == 1 else 0.0)
         y = wide * torch.rsqrt(nu2 + eps)
         if self.weight is not None and self.bias is not None:
             y = y * per_channel(self.weight, wide) + per_channel(self.bias, wide)

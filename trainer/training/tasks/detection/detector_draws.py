@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from syncnorm.norm.accumulation.lockstep import meet
+from syncnorm.norm.lockstep.turns import meet
 
 _DETECTION = "torchvision.models.detection."
 _PADDING = "padding"

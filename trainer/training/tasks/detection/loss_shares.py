@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from syncnorm.norm.accumulation.lockstep import meet
+from syncnorm.norm.lockstep.turns import meet
 from syncnorm.trainer.data.loader import Batch
 from syncnorm.trainer.training.tasks.detection.blank_image import blank_image, uncounted_by_norms
 from syncnorm.trainer.training.tasks.detection.detector_draws import Counts, Padding, is_detector, watched

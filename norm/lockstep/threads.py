@@ -9,6 +9,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 _idle: deque[Worker] = deque()
+_MOST_IDLE = 32
+"""Each has a pool of threads for operators, too."""
 
 
 def idle_worker() -> Worker:
@@ -28,7 +30,7 @@ class Worker:
     def __init__(self) -> None:
         self.sequence_number = 0
         self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        threading.Thread(target=self._work, name="micro-batch", daemon=True).start()
+        threading.Thread(target=self._work, name="lockstep", daemon=True).start()
 
     def run(self, job: Callable[[], None]) -> None:
         """Let `job`, which must not raise, run. The worker is idle again after it."""
@@ -37,6 +39,8 @@ class Worker:
     def _work(self) -> None:
         while True:
             self._jobs.get()()  # no name of its own would keep what the job holds
+            if len(_idle) >= _MOST_IDLE:
+                return
             _idle.append(self)
 
 

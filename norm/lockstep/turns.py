@@ -15,9 +15,9 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from syncnorm.norm.accumulation.random_streams import RandomStreams
-from syncnorm.norm.accumulation.thread_state import ThreadState
-from syncnorm.norm.accumulation.threads import Worker, idle_worker
+from syncnorm.norm.lockstep.random_streams import RandomStreams
+from syncnorm.norm.lockstep.thread_state import ThreadState
+from syncnorm.norm.lockstep.threads import Worker, idle_worker
 from syncnorm.norm.torch_compat import advance_sequence_number, sequence_number
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ _local = threading.local()
 
 
 def is_in_lockstep() -> bool:
-    """Whether this thread runs the forward of a micro-batch."""
+    """Whether this thread runs a forward of `run_in_turns`."""
     return getattr(_local, "turns", None) is not None or getattr(_local, "is_single", False)
 
 
@@ -56,11 +56,12 @@ def meet(place: object, name: str, brought: Any, combine: Combine) -> Any:
     return turns.wait(_Meeting(place, name, brought, combine))
 
 
-def run_in_turns(functions: Sequence[Callable[[], T]]) -> list[T]:
+def run_in_turns(functions: Sequence[Callable[[], T]], noun: str = "micro-batch") -> list[T]:
     """The results of `functions`, which meet on their way; see `meet`. Deterministic: turns are taken in their order.
 
     Each has random numbers of its own, so that dropout differs between micro-batches, and the settings of this thread:
     gradients, autocast, device and hooks on saved tensors. If one fails the others are ended and its error is raised.
+    noun: what to call the input of one of them in an error.
 
     Raises: ValueError if they don't pass through the same meetings.
     """
@@ -80,7 +81,7 @@ def run_in_turns(functions: Sequence[Callable[[], T]]) -> list[T]:
             meetings = [thread.meeting for thread in threads]
             if all(meeting is None for meeting in meetings):
                 return [thread.result for thread in threads]
-            answers = _combined(meetings)
+            answers = _combined(meetings, noun)
             del meetings
     finally:
         for thread in threads:
@@ -105,16 +106,17 @@ def _run_one(function: Callable[[], T]) -> T:
         _local.is_single = False
 
 
-def _combined(meetings: Sequence[_Meeting | None]) -> Sequence[Any]:
+def _combined(meetings: Sequence[_Meeting | None], noun: str) -> Sequence[Any]:
     first = meetings[0]
     if first is None or any(other is None or other.place is not first.place for other in meetings):
         where = "; ".join(
-            f"micro-batch {number} is {f'in {meeting.name}' if meeting else 'at its end'}"
+            f"{noun} {number} is {f'in {meeting.name}' if meeting else 'at its end'}"
             for number, meeting in enumerate(meetings)
         )
         raise ValueError(
-            f"all micro-batches must pass through the same normalization layers in the same order: {where}. Give "
-            "inputs that take the same path, or choose a kind without batch statistics for the layers in question."
+            f"all {noun}{'es' if noun.endswith('h') else 's'} must pass through the same normalization layers in the "
+            f"same order: {where}. Give inputs that take the same path, or choose a kind whose statistics don't depend "
+            "on what else there is for the layers in question."
         )
     return first.combine([meeting.brought for meeting in meetings if meeting is not None])
 
