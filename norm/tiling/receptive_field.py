@@ -55,20 +55,18 @@ def measure(model: nn.Module, x: Tensor, tile: Sequence[int], device: torch.devi
     cut = [axis for axis, side in enumerate(sides) if side < x.shape[2 + axis]]
     like = torch.empty(0, x.shape[1], dtype=x.dtype, device=device)
     seen = _first_run(model, like.new_zeros(1, x.shape[1], *sides), cut)
-    meetings, outputs, others = (
-        [_scaled(one, sides, cut, tile) for one in maps] for maps in (seen.meetings, seen.outputs, seen.others)
+    others, meetings, outputs = (
+        [_scaled(one, sides, cut, tile) for one in maps] for maps in (seen.others, seen.meetings, seen.outputs)
     )
     strides = tuple(
         math.lcm(*[one.scales[axis].denominator for one in (*meetings, *outputs, *others)])
         for axis in range(len(sides))
     )
     found = Geometry(tuple(meetings), tuple(outputs), strides, (0,) * len(sides))
-    reach = [0] * len(sides)
+    reach, stride = [0] * len(sides), max(strides)
+    shortest = max(2 * stride, -(-16 // stride) * stride)  # what padding by reflection takes
     for axis in cut:
-        small = [
-            min(side, 2 * max(strides)) if other in cut or side % max(strides) == 0 else side
-            for other, side in enumerate(sides)
-        ]
+        small = [min(own, shortest) if own % stride == 0 else own for own in sides]
         reach[axis] = _reach(model, like, small, axis, x.shape[2 + axis], found)
     return replace(found, reach=tuple(reach))
 
@@ -149,7 +147,7 @@ def _first_run(model: nn.Module, x: Tensor, cut: Sequence[int]) -> _Run:
     except RuntimeError as error:
         raise ValueError(
             f"norm.tiled needs a model that takes an input of the size of a tile, {tuple(x.shape[2:])}: {error}. Use "
-            "another tile; layers made for one size of picture can't be tiled."
+            "a multiple of its total stride, such as 32; layers made for one size of picture can't be tiled."
         ) from error
 
 

@@ -5,6 +5,7 @@ Read from the calls of torch's functions, so that it does not matter whose layer
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,7 +47,8 @@ def _group_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-    cudnn_enabled: bool = True,
+    *_: Any,
+    **__: Any,
 ) -> Normalization:
     return Normalization(
         input,
@@ -57,18 +59,11 @@ def _group_norm(
     )
 
 
-def _instance_norm(
-    input: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    use_input_stats: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    cudnn_enabled: bool = True,
-) -> Normalization | None:
-    return _group_norm(input, input.shape[1], weight, bias, eps) if use_input_stats else None
+def _instance_norm(*args: Any, **kwargs: Any) -> Normalization | None:
+    given = _INSTANCE_NORM.bind(*args, **kwargs)
+    given.apply_defaults()
+    x, own = given.arguments["input"], given.arguments
+    return _group_norm(x, x.shape[1], own["weight"], own["bias"], own["eps"]) if own["use_input_stats"] else None
 
 
 def _mean_square(x: Tensor) -> Normalization:
@@ -90,11 +85,11 @@ def _group_variance(x: Tensor, num_groups: int) -> Normalization:
     return Normalization(x, None, partial(_measure, num_groups=num_groups), finish, lambda: x.new_ones(shape))
 
 
+_INSTANCE_NORM = inspect.signature(F.instance_norm)
 _READERS: dict[Any, Callable[..., Normalization | None]] = {
     F.group_norm: _group_norm,
     torch.group_norm: _group_norm,
     F.instance_norm: _instance_norm,
-    torch.instance_norm: _instance_norm,
     mean_square: _mean_square,
     group_variance: _group_variance,
 }
