@@ -72,7 +72,7 @@ def measure(model: nn.Module, x: Tensor, tile: Sequence[int], device: torch.devi
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _RecordedMap:
     """A map of one run. is_nan: for each position."""
 
     name: str
@@ -83,9 +83,9 @@ class _Seen:
 
 @dataclass
 class _Run:
-    meetings: list[_Seen] = field(default_factory=list)
-    outputs: list[_Seen] = field(default_factory=list)
-    others: list[_Seen] = field(default_factory=list)
+    meetings: list[_RecordedMap] = field(default_factory=list)
+    outputs: list[_RecordedMap] = field(default_factory=list)
+    others: list[_RecordedMap] = field(default_factory=list)
     without_numbers: str | None = None
     """The first function all of whose results are NaN, and its module."""
 
@@ -101,13 +101,13 @@ class _Recording(TorchFunctionMode):
         call = read_call(func, args, kwargs)
         if call is not None:
             self._check(call.x, name)
-            self.found.meetings.append(_Seen(name, func, call.weight, _extent(call.x)))
+            self.found.meetings.append(_RecordedMap(name, func, call.weight, _extent(call.x)))
             return call.bypass()
         result = func(*args, **kwargs)
         if isinstance(result, Tensor) and result.is_floating_point() and result.dim() > 1:
             label = getattr(func, "__name__", "")
             if result.dim() == self._dims + 2 and ("conv" in label or "pool" in label or label == "interpolate"):
-                self.found.others.append(_Seen(name, func, None, _extent(result)))
+                self.found.others.append(_RecordedMap(name, func, None, _extent(result)))
             if self.found.without_numbers is None and bool(result.isnan().all()):
                 self.found.without_numbers = f"{name} ({label})"
         return result
@@ -135,7 +135,7 @@ def _run(model: nn.Module, x: Tensor, cut: Sequence[int]) -> _Run:
                 f"norm.tiled needs outputs (N, K, *) of floating-point numbers with {x.dim() - 2} spatial dimensions, "
                 f"got {tuple(leaf.shape)} of {leaf.dtype}. What is computed from the whole picture can't be tiled."
             )
-        recording.found.outputs.append(_Seen(f"output {number}", None, None, _extent(leaf)))
+        recording.found.outputs.append(_RecordedMap(f"output {number}", None, None, _extent(leaf)))
     return recording.found
 
 
@@ -181,7 +181,7 @@ def _plain_kernels() -> Iterator[None]:
             backend.enabled = enabled
 
 
-def _scaled(one: _Seen, sides: Sequence[int], cut: Sequence[int], tile: Sequence[int]) -> Map:
+def _scaled(one: _RecordedMap, sides: Sequence[int], cut: Sequence[int], tile: Sequence[int]) -> Map:
     """Raises: ValueError unless each cut axis of the map is a whole multiple or a whole part of the input's."""
     scales = [Fraction(length, side) for length, side in zip(one.is_nan.shape, sides, strict=True)]
     for axis in cut:
