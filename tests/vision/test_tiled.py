@@ -34,12 +34,3 @@ def test_tiles_equal_the_volume(build: Callable[[], nn.Module]) -> None:
     y = norm.tiled(model, x, tile=16)
 
     torch.testing.assert_close(y, whole, rtol=0, atol=1e-5)  # fp32
-
-
-def test_squeeze_and_excitation_is_refused_by_name() -> None:
-    from monai.networks.nets import SENet154
-
-    model = SENet154(spatial_dims=2, in_channels=3, num_classes=2, layers=(1, 1, 1, 1)).eval()
-
-    with pytest.raises(ValueError, match=r"norm.tiled .*[Pp]ool"):
-        norm.tiled(model, torch.randn(1, 3, 128, 128), tile=64)
