@@ -14,8 +14,8 @@ def mean_square(x: Tensor) -> tuple[Tensor, int]:
 
     Shape: (N, C, *) -> (N, C, 1, ...).
     """
-    if has_torch_function_unary(x):  # type: ignore[no-untyped-call]
-        answer: tuple[Tensor, int] = handle_torch_function(mean_square, (x,), x)  # type: ignore[no-untyped-call]
+    if has_torch_function_unary(x):
+        answer: tuple[Tensor, int] = handle_torch_function(mean_square, (x,), x)
         return answer
     positions = list(range(2, x.dim()))
     return (x.square().mean(positions, keepdim=True) if positions else x.square()), math.prod(x.shape[2:])
@@ -23,8 +23,8 @@ def mean_square(x: Tensor) -> tuple[Tensor, int]:
 
 def group_variance(x: Tensor, num_groups: int) -> Tensor:
     """The biased variance over the channels of each group and all positions. Shape: (N, C, *) -> (N, num_groups, 1)."""
-    if has_torch_function_unary(x):  # type: ignore[no-untyped-call]
-        answer: Tensor = handle_torch_function(group_variance, (x,), x, num_groups)  # type: ignore[no-untyped-call]
+    if has_torch_function_unary(x):
+        answer: Tensor = handle_torch_function(group_variance, (x,), x, num_groups)
         return answer
     groups = x.reshape(x.shape[0], num_groups, math.prod(x.shape[1:]) // num_groups)
     return (groups - groups.mean(2, keepdim=True)).square().mean(2, keepdim=True)

@@ -2,7 +2,8 @@
 
 A position that is not a number makes all that depends on it not a number, whatever the weights are. So the first block
 of a strip is set to NaN, and the extent of NaN in each map tells how far the network looks to the left; the last block
-tells about the right. Normalizations by statistics of the sample are bypassed.
+tells about the right. Normalizations by statistics of the sample are bypassed, and convolutions only say where NaN
+goes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from syncnorm.norm.tiling.layout import Scales
+from syncnorm.norm.tiling.nan_convolutions import spread
 from syncnorm.norm.tiling.nested import leaves
 from syncnorm.norm.tiling.refused_functions import require_local
 from syncnorm.norm.tiling.sample_statistics import read_call
@@ -73,7 +75,7 @@ def measure(model: nn.Module, x: Tensor, tile: Sequence[int], device: torch.devi
 
 @dataclass(frozen=True)
 class _RecordedMap:
-    """A map of one run. is_nan: for each position."""
+    """A map of one run. is_nan: for each position; of a map on the way, whose size alone counts, False."""
 
     name: str
     function: Any
@@ -93,7 +95,8 @@ class _Run:
 class _Recording(TorchFunctionMode):
     def __init__(self, names: list[str], dims: int, cut: Sequence[int]) -> None:
         super().__init__()
-        self.found, self._names, self._dims, self._cut = _Run(), names, dims, cut
+        self.found = _Run()
+        self._names, self._dims, self._cut = names, dims, cut
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs, name = kwargs or {}, self._names[-1]
@@ -103,12 +106,15 @@ class _Recording(TorchFunctionMode):
             self._check(call.x, name)
             self.found.meetings.append(_RecordedMap(name, func, call.weight, _extent(call.x)))
             return call.bypass()
-        result = func(*args, **kwargs)
+        result = spread(func, args, kwargs)
+        if result is None:
+            result = func(*args, **kwargs)
         if isinstance(result, Tensor) and result.is_floating_point() and result.dim() > 1:
             label = getattr(func, "__name__", "")
             if result.dim() == self._dims + 2 and ("conv" in label or "pool" in label or label == "interpolate"):
-                self.found.others.append(_RecordedMap(name, func, None, _extent(result)))
-            if self.found.without_numbers is None and bool(result.isnan().all()):
+                size = torch.zeros(result.shape[2:], dtype=torch.bool)
+                self.found.others.append(_RecordedMap(name, func, None, size))
+            if self.found.without_numbers is None and _is_nan_everywhere(result):
                 self.found.without_numbers = f"{name} ({label})"
         return result
 
@@ -120,6 +126,12 @@ class _Recording(TorchFunctionMode):
             )
 
 
+def _is_nan_everywhere(values: Tensor) -> bool:
+    if not values.numel() or not values[0, 0].isnan().all():
+        return False
+    return bool(values.isnan().all())
+
+
 def _extent(values: Tensor) -> Tensor:
     """Of (N, C, *): whether there is NaN at each position. Shape: (*)."""
     return values.detach().isnan().any(1).any(0)
@@ -127,7 +139,9 @@ def _extent(values: Tensor) -> Tensor:
 
 def _run(model: nn.Module, x: Tensor, cut: Sequence[int]) -> _Run:
     names = ["the model"]
-    with _named(model, names), _plain_kernels(), torch.no_grad(), _Recording(names, x.dim() - 2, cut) as recording:
+    recording = _Recording(names, x.dim() - 2, cut)
+    found = recording.found
+    with _named(model, names), torch.no_grad(), recording:
         output = model(x)
     for number, leaf in enumerate(leaves(output)):
         if leaf.dim() != x.dim() or not leaf.is_floating_point():
@@ -135,8 +149,8 @@ def _run(model: nn.Module, x: Tensor, cut: Sequence[int]) -> _Run:
                 f"norm.tiled needs outputs (N, K, *) of floating-point numbers with {x.dim() - 2} spatial dimensions, "
                 f"got {tuple(leaf.shape)} of {leaf.dtype}. What is computed from the whole picture can't be tiled."
             )
-        recording.found.outputs.append(_RecordedMap(f"output {number}", None, None, _extent(leaf)))
-    return recording.found
+        found.outputs.append(_RecordedMap(f"output {number}", None, None, _extent(leaf)))
+    return found
 
 
 def _first_run(model: nn.Module, x: Tensor, cut: Sequence[int]) -> _Run:
@@ -164,21 +178,6 @@ def _named(model: nn.Module, names: list[str]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _plain_kernels() -> Iterator[None]:
-    """Without those that compute several positions together, which would spread NaN beyond what depends on it."""
-    switched: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
-    before = [backend.enabled for backend in switched]
-    try:
-        for backend in switched:
-            backend.enabled = False
-        with torch.backends.nnpack.flags(enabled=False):  # type: ignore[no-untyped-call]
-            yield
-    finally:
-        for backend, enabled in zip(switched, before, strict=True):
-            backend.enabled = enabled
 
 
 def _scaled(one: _RecordedMap, sides: Sequence[int], cut: Sequence[int], tile: Sequence[int]) -> Map:

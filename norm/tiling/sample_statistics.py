@@ -96,8 +96,8 @@ _READERS: dict[Any, Callable[..., Normalization | None]] = {
 
 
 def _measure(x: Tensor, num_groups: int) -> Moments:
-    groups = x.to(compute_dtype(x)).unflatten(1, (num_groups, x.shape[1] // num_groups))
-    var, mean = torch.var_mean(groups, list(range(2, groups.dim())), correction=0)
+    groups = x.to(compute_dtype(x)).reshape(len(x), num_groups, -1)
+    var, mean = torch.var_mean(groups, 2, correction=0)
     count = math.prod(x.shape[1:]) // num_groups
     return Moments(_number(count, x), mean.double().flatten(), var.double().flatten() * count)
 

