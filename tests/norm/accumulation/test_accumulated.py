@@ -264,7 +264,7 @@ def test_the_error_of_one_forward_ends_the_others() -> None:
         model[0].bias.data.fill_(-1)
         with pytest.raises(KeyError, match="no such class"):
             norm.accumulated(model, mse_loss, [(x, x), (x, x), (x, x)])
-        threads |= {thread.ident or 0 for thread in threading.enumerate() if thread.name == "micro-batch"}
+        threads |= {thread.ident or 0 for thread in threading.enumerate() if thread.name == "lockstep"}
 
     assert 3 <= len(threads) <= 8  # those of before are used again
 
