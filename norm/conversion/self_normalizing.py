@@ -31,9 +31,10 @@ def self_normalizing_steps(model: nn.Module, flow: Flow, *, with_bias: bool) -> 
     """
     for node in flow.nodes():
         if is_activation_call(node):
+            name = node.target if isinstance(node.target, str) else node.target.__name__
             raise ValueError(
-                f"selu needs every activation to be a module, but the model calls {node.target} as a function. Use "
-                "nn.ReLU modules there."
+                f"selu needs every activation to be a module, but the model calls {name} as a function, at {node.name}."
+                " Use a module such as nn.ReLU there."
             )
         if is_gated_by_itself(node, flow, effect):
             raise ValueError(

@@ -400,6 +400,12 @@ def test_value_times_its_own_gate_is_one_activation(name: str) -> None:
         norm.convert(WrittenOut(PRODUCTS[name]), "selu")
 
 
+@pytest.mark.parametrize("call", [F.relu, torch.tanh, lambda y: y.relu()], ids=["relu", "tanh", "method"])
+def test_selu_names_the_function_that_it_cannot_exchange(call: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"the model calls (relu|tanh) as a function, at (relu|tanh)\. Use a module"):
+        norm.convert(WrittenOut(call), "selu")
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_products_and_sums_are_no_activation(name: str) -> None:
     model, _ = norm.convert(WrittenOut(OTHERS[name]), "evo_s0")
