@@ -60,12 +60,18 @@ def with_tail(layer: nn.Module, tail: Mapping[str, nn.Module]) -> nn.Module:
     >>> type(layer).__name__, isinstance(layer, nn.BatchNorm2d), bool((layer(torch.randn(4, 2, 3, 3)) >= 0).all())
     ('BatchNorm2dAct', True, True)
     """
+    named = {_free_name(layer, name): module for name, module in tail.items()}
     layer.__class__ = _with_tail(type(layer))
     assert isinstance(layer, NormAct)
-    for name, module in tail.items():
+    for name, module in named.items():
         layer.add_module(name, out_of_place(module) if isinstance(layer, nn.Identity) else module)
-    layer._tail = tuple(tail)
+    layer._tail = tuple(named)
     return layer
+
+
+def _free_name(layer: nn.Module, name: str) -> str:
+    """`name`, unless `layer` has something else of that name, as EvoNormS0 has `activation`."""
+    return f"own_{name}" if hasattr(layer, name) else name
 
 
 def norm_class(layer: nn.Module) -> type[nn.Module]:

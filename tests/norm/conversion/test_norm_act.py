@@ -95,6 +95,34 @@ def test_kinds_that_are_the_activation_replace_the_layers_own(kind: str) -> None
     assert codes <= {"normalizes_nothing"}
 
 
+class GroupNormActivation(nn.GroupNorm):
+    """Its part has the name that an attribute of EvoNormS0 and FilterResponseNorm has, as in Hugging Face's Bit."""
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__(4, num_channels)
+        self.activation = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.activation(super().forward(x))
+        return y
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"fixup"}))
+def test_part_may_be_called_like_an_attribute_of_the_new_layer(kind: str) -> None:
+    def read(layer: GroupNormActivation) -> norm.Source:
+        return norm.Source("group", layer.num_channels, 2, layer.eps, affine=True, tail=(layer.activation,))
+
+    norm.register_source(GroupNormActivation, read)
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), GroupNormActivation(8)), torch.randn(4, 3, 8, 8)
+    expected = model(x)
+
+    converted, replaced = norm.convert(model, kind)
+    converted(x).sum().backward()
+
+    assert "1" in [item.path for item in replaced]
+    assert torch.equal(norm.revert(converted)(x), expected)
+
+
 def test_layers_without_an_own_activation_take_the_one_behind() -> None:
     model, _ = norm.convert(nn.Sequential(nn.Conv2d(3, 8, 3), BatchNormAct2d(8), nn.ReLU()), "evo_s0")
 
