@@ -2,15 +2,13 @@
 from syncnorm.norm.accumulation.accumulated import accumulated as accumulated
 from syncnorm.norm.auditing.audit import audit as audit
 from syncnorm.norm.auditing.findings import Finding as Finding
-from syncnorm.norm.conversion.convert import Override as Override
 from syncnorm.norm.conversion.convert import convert as convert
 from syncnorm.norm.conversion.convert import revert as revert
 from syncnorm.norm.conversion.edits import Replacement as Replacement
 from syncnorm.norm.conversion.fixup import ResidualBranch as ResidualBranch
 from syncnorm.norm.conversion.fixup import register_residual_block as register_residual_block
+from syncnorm.norm.conversion.overrides import Override as Override
 from syncnorm.norm.conversion.plain_state import plain_state_dict as plain_state_dict
-from syncnorm.norm.conversion.readers import Source as Source
-from syncnorm.norm.conversion.readers import register_source as register_source
 from syncnorm.norm.conversion.tensor_places import TensorPlace as TensorPlace
 from syncnorm.norm.conversion.tensor_places import tensor_places as tensor_places
 from syncnorm.norm.distributed.call_headers import ExchangeError as ExchangeError
@@ -36,6 +34,8 @@ from syncnorm.norm.layers.weight import WeightStandardization as WeightStandardi
 from syncnorm.norm.layers.weight import initialize_weight_norm as initialize_weight_norm
 from syncnorm.norm.memory_savings import Saved as Saved
 from syncnorm.norm.memory_savings import save_memory as save_memory
+from syncnorm.norm.reading.readers import Source as Source
+from syncnorm.norm.reading.readers import register_source as register_source
 from syncnorm.norm.registry import build as build
 from syncnorm.norm.statistics.loss_weighting import loss_weight as loss_weight
 from syncnorm.norm.statistics.moments import Moments as Moments

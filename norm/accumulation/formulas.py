@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from syncnorm.norm.accumulation.joint_batch_norm import Shared, share
 from syncnorm.norm.backends.cpu_aten import update_running
-from syncnorm.norm.conversion.norm_act import norm_class
 from syncnorm.norm.distributed.collectives import world_size
 from syncnorm.norm.layers.batch_renorm import BatchRenorm, SyncBatchRenorm
 from syncnorm.norm.layers.sync_batch_norm import SyncBatchNorm
+from syncnorm.norm.reading.norm_act import norm_class
 from syncnorm.norm.statistics.moments import Moments, of_row
 from syncnorm.norm.statistics.snapshots import note_batch
 

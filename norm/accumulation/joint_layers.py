@@ -16,9 +16,9 @@ from syncnorm.norm.accumulation.joint_batch_norm import Pass, Shared
 from syncnorm.norm.accumulation.joint_call import Visit, call_together
 from syncnorm.norm.backends.dispatch import local_row
 from syncnorm.norm.backends.memory_layout import dense
-from syncnorm.norm.conversion.norm_act import apply_tail
 from syncnorm.norm.layers.activation_checkpointing import recall, remember
 from syncnorm.norm.lockstep.turns import is_in_lockstep, meet
+from syncnorm.norm.reading.norm_act import apply_tail
 from syncnorm.norm.statistics.freezing import has_frozen_statistics
 from syncnorm.norm.statistics.moments import Exchanged, measure_row
 from syncnorm.norm.torch_compat import BatchNormBase, NormBase, is_in_backward, saved_tensors_hooks

@@ -18,10 +18,10 @@ from syncnorm.norm.auditing.model_checks import (
     check_unnormalized,
     check_weight_decay,
 )
-from syncnorm.norm.compiled_parts import compiled_parts
-from syncnorm.norm.conversion.dataflow import trace
-from syncnorm.norm.conversion.readers import Source, read_source
 from syncnorm.norm.modules import call_with, first_input, preserved
+from syncnorm.norm.reading.compiled_parts import compiled_parts
+from syncnorm.norm.reading.dataflow import trace
+from syncnorm.norm.reading.readers import Source, read_source
 from syncnorm.norm.statistics.freezing import has_frozen_statistics
 from syncnorm.norm.statistics.frozen_layers import is_named_frozen
 

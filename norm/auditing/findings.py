@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from syncnorm.norm.conversion.readers import Source
 from syncnorm.norm.kind import KINDS, Kind
+from syncnorm.norm.reading.readers import Source
 
 Severity = Literal["info", "warning", "error"]
 

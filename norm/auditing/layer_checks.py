@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.norm.auditing.findings import Finding, ObservedLayer, Severity, Training
-from syncnorm.norm.conversion.readers import num_groups
 from syncnorm.norm.kind import smallest_share
 from syncnorm.norm.layers.batch_renorm import BatchRenorm, SyncBatchRenorm
+from syncnorm.norm.reading.readers import num_groups
 
 # Below it the error of a variance estimate, sqrt(2 / (n - 1)), is above a quarter.
 FEW_VALUES = 32

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from syncnorm.norm.auditing.findings import Finding, ObservedLayer
-from syncnorm.norm.conversion.activations import node_effect, readers_of
-from syncnorm.norm.conversion.dataflow import Flow
-from syncnorm.norm.conversion.elementwise import effect
 from syncnorm.norm.layers.box_cox import BoxCox
 from syncnorm.norm.layers.evo_norm import EvoNormS0
 from syncnorm.norm.layers.weight import LINEAR_LAYERS
+from syncnorm.norm.reading.activations import node_effect, readers_of
+from syncnorm.norm.reading.dataflow import Flow
+from syncnorm.norm.reading.elementwise import effect
 
 _POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _POOL_FUNCTIONS = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, torch.mean)

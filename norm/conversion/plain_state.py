@@ -9,17 +9,17 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from syncnorm.norm.conversion.dataflow import trace
 from syncnorm.norm.conversion.edits import Step, steps_taken
 from syncnorm.norm.conversion.fixup import FixupLayer, ScalarBias
-from syncnorm.norm.conversion.norm_act import is_identity
-from syncnorm.norm.conversion.readers import formula, num_groups, read_source
 from syncnorm.norm.kind import KINDS
 from syncnorm.norm.layers.box_cox import BoxCox
 from syncnorm.norm.layers.evo_norm import EvoNormS0
 from syncnorm.norm.layers.filter_response_norm import FilterResponseNorm
 from syncnorm.norm.layers.instance_norm import InstanceNorm
 from syncnorm.norm.layers.weight import LINEAR_LAYERS
+from syncnorm.norm.reading.dataflow import trace
+from syncnorm.norm.reading.norm_act import is_identity
+from syncnorm.norm.reading.readers import formula, num_groups, read_source
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _OF_SAMPLES = "normalizes with statistics of each sample"

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from syncnorm.norm.conversion.activations import is_activation_call, is_gated_by_itself
-from syncnorm.norm.conversion.dataflow import Flow
 from syncnorm.norm.conversion.edits import Step
-from syncnorm.norm.conversion.elementwise import effect
 from syncnorm.norm.layers.weight import LINEAR_LAYERS, copied
 from syncnorm.norm.paths import errors_named, modules_with_paths
+from syncnorm.norm.reading.activations import is_activation_call, is_gated_by_itself
+from syncnorm.norm.reading.dataflow import Flow
+from syncnorm.norm.reading.elementwise import effect
 
 _FEATURE_DROPOUTS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from syncnorm.norm.conversion.norm_act import norm_class
-from syncnorm.norm.conversion.readers import Source, formula, num_groups
 from syncnorm.norm.kind import KINDS
 from syncnorm.norm.layers.evo_norm import EvoNormS0
 from syncnorm.norm.layers.frozen_batch_norm import FrozenBatchNorm
 from syncnorm.norm.layers.sync_batch_norm import SyncBatchNorm
 from syncnorm.norm.layers.weight import LINEAR_LAYERS, WeightStandardization, is_weight_normalized
+from syncnorm.norm.reading.norm_act import norm_class
+from syncnorm.norm.reading.readers import Source, formula, num_groups
 
 _AFFINE = ("weight", "bias")
 _CAN_FIX_STATISTICS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, SyncBatchNorm)

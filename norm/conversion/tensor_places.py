@@ -12,8 +12,8 @@ from torch.nn.utils import parametrize
 
 from syncnorm.norm.conversion.edits import original_of
 from syncnorm.norm.conversion.fixup import FixupLayer
-from syncnorm.norm.conversion.norm_act import NormAct
-from syncnorm.norm.conversion.readers import read_source
+from syncnorm.norm.reading.norm_act import NormAct
+from syncnorm.norm.reading.readers import read_source
 
 
 @dataclass(frozen=True)

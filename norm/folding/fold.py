@@ -13,11 +13,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.utils import parametrize
 
-from syncnorm.norm.compiled_parts import compiled_parts
-from syncnorm.norm.conversion.elementwise import DROPOUTS, effect
 from syncnorm.norm.conversion.fixup import FixupLayer, ScalarBias
-from syncnorm.norm.conversion.norm_act import NormAct, is_identity
-from syncnorm.norm.conversion.readers import named_tail, read_source
 from syncnorm.norm.folding.absorption import (
     ChannelAffine,
     absorb_behind,
@@ -32,6 +28,10 @@ from syncnorm.norm.layers.box_cox import BoxCox
 from syncnorm.norm.layers.evo_norm import EvoNormS0
 from syncnorm.norm.layers.weight import WeightStandardization, is_weight_normalized, out_channels
 from syncnorm.norm.paths import modules_with_paths, put
+from syncnorm.norm.reading.compiled_parts import compiled_parts
+from syncnorm.norm.reading.elementwise import DROPOUTS, effect
+from syncnorm.norm.reading.norm_act import NormAct, is_identity
+from syncnorm.norm.reading.readers import named_tail, read_source
 from syncnorm.norm.torch_compat import has_forward_hooks
 
 

@@ -7,9 +7,9 @@ from types import CodeType, FunctionType
 
 from torch import nn
 
-from syncnorm.norm.conversion.dataflow import Flow, optional_arguments, trace
 from syncnorm.norm.conversion.edits import original_of
-from syncnorm.norm.conversion.readers import read_source
+from syncnorm.norm.reading.dataflow import Flow, optional_arguments, trace
+from syncnorm.norm.reading.readers import read_source
 
 Passes = Callable[[nn.Module], bool]
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm import norm
-from syncnorm.norm.conversion.elementwise import effect
 from syncnorm.norm.layers.evo_norm import EvoNormS0
 from syncnorm.norm.layers.filter_response_norm import FilterResponseNorm
+from syncnorm.norm.reading.elementwise import effect
 
 ACTIVATING = {"evo_s0": EvoNormS0, "filter_response": FilterResponseNorm}
 RUNNING_KINDS = ("sync_batch", "ghost_batch", "batch_renorm")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from syncnorm.norm.conversion.activations import is_activation
+from syncnorm.norm.reading.activations import is_activation
 from syncnorm.norm.statistics.moments import Moments, measure, merge
 from syncnorm.trainer.training.parameters.groups import is_weight
 

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from syncnorm import norm
-from syncnorm.norm.conversion.norm_act import NormAct
+from syncnorm.norm.reading.norm_act import NormAct
 from tests.helpers.norm.accumulation import SPLITS, Splits, data, network, train, train_plainly
 from tests.helpers.norm.models import MODELS, ResNet, trained
 from tests.helpers.norm.norm_act import BatchNormAct2d

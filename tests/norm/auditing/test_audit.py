@@ -125,7 +125,7 @@ class _Described(nn.BatchNorm2d):
 
 @pytest.fixture(autouse=True)
 def _describe_bypassed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from syncnorm.norm.conversion import readers as sources
+    from syncnorm.norm.reading import readers as sources
 
     monkeypatch.setattr(sources, "_READERS", dict(sources._READERS))
     norm.register_source(_Bypassed, lambda layer: norm.Source("group", layer.num_channels, None, layer.eps, True))

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from syncnorm import norm
-from syncnorm.norm.conversion.elementwise import ACTIVATIONS, effect
 from syncnorm.norm.layers.evo_norm import EvoNormS0
+from syncnorm.norm.reading.elementwise import ACTIVATIONS, effect
 
 ACTIVATING = ("evo_s0", "filter_response")
 

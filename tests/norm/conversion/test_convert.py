@@ -245,7 +245,7 @@ def test_subclass_of_unknown_behaviour_is_refused_and_nothing_is_changed() -> No
 
 
 def test_subclass_described_in_the_registry_keeps_its_activation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("syncnorm.norm.conversion.readers._READERS", dict(_readers()))
+    monkeypatch.setattr("syncnorm.norm.reading.readers._READERS", dict(_readers()))
     norm.register_source(
         _BatchNormAct,
         lambda layer: norm.Source("batch", layer.num_features, 2, layer.eps, layer.affine, tail=(nn.ReLU(),)),
@@ -265,7 +265,7 @@ def test_subclass_described_in_the_registry_keeps_its_activation(monkeypatch: py
 
 
 def _readers() -> dict[type, Any]:
-    from syncnorm.norm.conversion import readers as sources
+    from syncnorm.norm.reading import readers as sources
 
     return sources._READERS
 

@@ -79,7 +79,7 @@ def test_any_exception_leaves_an_earlier_one(error: type[BaseException], monkeyp
     def fail(*_: object) -> None:
         raise error("no")
 
-    monkeypatch.setattr("syncnorm.norm.conversion.convert.build_layer", fail)
+    monkeypatch.setattr("syncnorm.norm.conversion.exchanges.build_layer", fail)
     with pytest.raises(error, match="no"):
         norm.convert(model, "group")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from syncnorm import norm
 from syncnorm.norm import KINDS
-from syncnorm.norm.conversion.norm_act import with_tail
+from syncnorm.norm.reading.norm_act import with_tail
 from tests.helpers.norm.models import trained
 from tests.helpers.norm.norm_act import LAYERS, BatchNormAct2d, FrozenBatchNormAct2d, GroupNormAct
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from syncnorm import norm
-from syncnorm.norm.conversion.norm_act import with_tail
 from syncnorm.norm.layers.evo_norm import EvoNormS0
+from syncnorm.norm.reading.norm_act import with_tail
 from tests.helpers.norm.models import MODELS, ResNet, trained, vgg
 from tests.helpers.norm.norm_act import BatchNormAct2d, FrozenBatchNormAct2d
 

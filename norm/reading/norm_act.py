@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
-from syncnorm.norm.conversion.elementwise import effect
 from syncnorm.norm.layers.scripting import refuse_scripting
+from syncnorm.norm.reading.elementwise import effect
 
 
 class NormAct(nn.Module):

@@ -10,7 +10,6 @@ from torch import nn
 from torch.distributed import ProcessGroup
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from syncnorm.norm.conversion.norm_act import NormAct, norm_class
 from syncnorm.norm.layer_spec import LayerSpec, Momentum
 from syncnorm.norm.layers.batch_renorm import BatchRenorm, SyncBatchRenorm
 from syncnorm.norm.layers.evo_norm import EvoNormS0
@@ -20,6 +19,7 @@ from syncnorm.norm.layers.ghost_batch_norm import GhostBatchNorm
 from syncnorm.norm.layers.instance_norm import InstanceNorm
 from syncnorm.norm.layers.noisy_batch_norm import NoisyBatchNorm
 from syncnorm.norm.layers.sync_batch_norm import SyncBatchNorm
+from syncnorm.norm.reading.norm_act import NormAct, norm_class
 from syncnorm.norm.statistics.frozen_layers import frozen_form
 from syncnorm.norm.torch_compat import NormBase
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from syncnorm.norm.conversion.norm_act import NormAct, is_identity
-from syncnorm.norm.conversion.readers import read_source
 from syncnorm.norm.modules import preserved
+from syncnorm.norm.reading.norm_act import NormAct, is_identity
+from syncnorm.norm.reading.readers import read_source
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _FORWARDS_OF_CONTAINERS = [container.forward for container in _CONTAINERS]

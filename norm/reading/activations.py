@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from syncnorm.norm.conversion.dataflow import Flow, input_of
-from syncnorm.norm.conversion.elementwise import ACTIVATIONS, Effect
+from syncnorm.norm.reading.dataflow import Flow, input_of
+from syncnorm.norm.reading.elementwise import ACTIVATIONS, Effect
 
 _FUNCTIONS = (
     F.relu,
