@@ -72,9 +72,13 @@ def weight_standardized(layer: nn.Module) -> nn.Module:
 def _check_plain(layer: nn.Module) -> None:
     if parametrize.is_parametrized(layer):
         raise ValueError(
-            f"A weight can be reparametrized once: {layer} has parametrizations already. Remove them first, or leave "
-            "its path to another kind by an override."
+            f"A weight can be reparametrized once: a {_class_name(layer)} has parametrizations already. Remove them "
+            "first, or leave its path to another kind by an override."
         )
+
+
+def _class_name(layer: nn.Module) -> str:
+    return parametrize.type_before_parametrizations(layer).__name__
 
 
 def _check_directions(layer: nn.Module, dim: int) -> None:
@@ -109,7 +113,7 @@ def copied(layer: nn.Module, *, with_bias: bool) -> nn.Module:
     if not isinstance(layer._parameters.get("weight"), nn.Parameter):
         hooks = [type(hook).__name__ for hook in layer._forward_pre_hooks.values() if hasattr(hook, "name")]
         raise ValueError(
-            f"The weight of a layer must be a parameter, but that of {layer} is computed"
+            f"The weight of a layer must be a parameter, but that of a {_class_name(layer)} is computed"
             f"{f' by {hooks[0]}' if hooks else ''}. Take that off first, as torch.nn.utils.remove_weight_norm, "
             "remove_spectral_norm or prune.remove do."
         )

@@ -195,8 +195,10 @@ def test_standardized_weight_folds_with_the_batch_norm_behind() -> None:
 def test_parametrized_weight_is_refused() -> None:
     model = nn.Sequential(nn.utils.parametrizations.orthogonal(nn.Linear(3, 3)), nn.BatchNorm1d(3))
 
-    with pytest.raises(ValueError, match="reparametrized once"):
+    with pytest.raises(ValueError, match=r"^0 can't become weight: .* once: a Linear has parametrizations"):
         norm.convert(model, "weight")
+    with pytest.raises(ValueError, match=r"that of a Linear is computed\. Take that off first"):
+        norm.convert(model, "selu")
 
 
 @pytest.mark.parametrize("kind", ["weight", "weight_standardization"])
