@@ -74,7 +74,7 @@ def test_group_answers_otherwise_by_windows_than_on_the_whole(name: str) -> None
 @pytest.mark.parametrize("name", INFERERS)
 def test_smaller_windows_stand_in_where_memory_is_short(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     info, sides, inferer, init_args = INFERERS[name]
-    monkeypatch.setattr("syncnorm.trainer.diagnostics.window_changes.free_bytes", lambda _: 10_000)
+    monkeypatch.setattr("syncnorm.trainer.diagnostics.window_references.free_bytes", lambda _: 10_000)
 
     found = measure(
         network(len(sides), "group"), task(info, inferer, **init_args), batches(info, *sides), torch.device("cpu")

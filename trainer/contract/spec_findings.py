@@ -154,6 +154,19 @@ def _about_windows(spec: JobSpec, kind: str) -> Iterator[Finding]:
     found = [name for name in kinds if KINDS[name].sample_statistics]
     if (by := uses_windows(spec)) is None or not found:
         return
+    if spec.data.init_args.get("windows") == "joint":
+        yield Finding(
+            code="statistics_of_windows",
+            path="data.init_args.windows",
+            message=f"{' and '.join(found)} takes statistics from each sample by itself: from patches in training, and "
+            "from whole volumes in validation and by syncnorm predict. An exported file takes them from the window "
+            "that it is given. After training the job measures at what share of positions windows by themselves give "
+            "another class (norm/windows.json).",
+            fix="Keep the better one by val/dice, or use a kind with running statistics, such as sync_batch or "
+            "batch_renorm.",
+            severity="info",
+        )
+        return
     yield Finding(
         code="statistics_of_windows",
         path="norm.kind" if kind in found else "norm.overrides",

@@ -29,17 +29,33 @@ class Ragged(list[Any]):
     """One entry for each sample of a batch, where samples differ in size and can't be stacked."""
 
 
+class ReceptiveField(NamedTuple):
+    """How far a network looks to either side of a position, and its total stride, in positions along each axis."""
+
+    reach: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Windows:
-    """How volumes of any size are run: by windows of the shape of a training sample, as data.init_args says."""
+    """How volumes of any size are run: by windows of the shape of a training sample, as data.init_args says.
 
-    overlap: float
+    field: of the network, once it is known; joint windows and an overlap of `auto` need it.
+    """
+
+    overlap: float | Literal["auto"]
     blending: Literal["gaussian", "constant"]
     at_once: int
+    is_joint: bool = False
+    field: ReceptiveField | None = None
 
     @classmethod
     def of(cls, form: VolumeArgs) -> Windows:
-        return cls(form.overlap, form.blending, form.windows_at_once)
+        return cls(form.overlap, form.blending, form.windows_at_once, form.windows == "joint")
+
+    @property
+    def needs_field(self) -> bool:
+        return self.is_joint or self.overlap == "auto"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from syncnorm.trainer.storage.atomic_files import sha256_of
 from syncnorm.trainer.training.tasks.main_output import NAMES, main_output
 
 Network = Callable[[Tensor], Tensor]
+_KINDS = {".pt2": "a pt2 file", ".json": "the class that it names"}
 
 
 def load_network(folder: Path) -> Network:
@@ -23,10 +24,10 @@ def load_network(folder: Path) -> Network:
     Raises: ValueError if there is neither file, or not the one that the certificate names.
     """
     if (path := folder / ONNX_FILE).is_file():
-        _require_certified(path, is_code=False)
+        require_certified(path, is_code=False)
         return _of_onnx(path)
     if (path := folder / PT2_FILE).is_file():
-        _require_certified(path, is_code=True)
+        require_certified(path, is_code=True)
         return _of_pt2(path)
     raise ValueError(
         f"{folder} must hold {ONNX_FILE} or {PT2_FILE}, got neither. Export the job with one of these formats "
@@ -53,12 +54,14 @@ def _of_pt2(path: Path) -> Network:
     return run
 
 
-def _require_certified(path: Path, *, is_code: bool) -> None:
+def require_certified(path: Path, *, is_code: bool) -> None:
     """is_code: loading the file can run code, so it must be the one that was certified."""
     proof = path.parent / CERTIFICATE_FILE
     if not proof.is_file():
         if is_code:
-            raise ValueError(f"{path} must come with its {CERTIFICATE_FILE}, because a pt2 file can run code.")
+            raise ValueError(
+                f"{path} must come with its {CERTIFICATE_FILE}, because {_KINDS[path.suffix]} can run code."
+            )
         return
     if json.loads(proof.read_bytes()).get("files", {}).get(path.name) != sha256_of(path):
         raise ValueError(f"{path} must be the file that {CERTIFICATE_FILE} names, but its digest is another one.")

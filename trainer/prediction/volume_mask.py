@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from syncnorm.trainer.contract.catalog.volume_args import VolumeArgs
-from syncnorm.trainer.data.info import Windows
+from syncnorm.trainer.data.info import DataInfo, ReceptiveField, Windows
 from syncnorm.trainer.data.remote_files import open_storage
 from syncnorm.trainer.data.volumes.checks import require_channels
 from syncnorm.trainer.data.volumes.nifti_files import SUFFIXES, NiftiFile, nibabel, read_file
@@ -20,51 +23,86 @@ from syncnorm.trainer.data.volumes.preparation import Placement, axes_of, prepar
 from syncnorm.trainer.errors import MissingDataError
 from syncnorm.trainer.export.weights import DESCRIPTION_FILE
 from syncnorm.trainer.prediction.exported_network import Network, load_network
+from syncnorm.trainer.prediction.trained_network import load_trained
+from syncnorm.trainer.training.tasks.joint_windows import JointWindows
+from syncnorm.trainer.training.tasks.main_output import MainOutput
+from syncnorm.trainer.training.tasks.receptive_field import with_field
 from syncnorm.trainer.training.tasks.sliding_window import SlidingWindow
 
 WHERE = "VOLUME"
+How = Literal["separate", "joint"]
+Run = Callable[[Tensor], Tensor]
+"""Scores of every voxel of prepared volumes: (N, C, *spatial) -> (N, K, *spatial)."""
 
 
-def predict(model: Path, files: Sequence[str], output: Path) -> dict[str, Any]:
+def predict(model: Path, files: Sequence[str], output: Path, how: How | None = None) -> dict[str, Any]:
     """Write the mask of the volume in `files` to `output`. model: the folder of an export.
 
-    files: one for all channels, or one for each of them, in order; paths or URLs.
-    Returns: the path, its shape, and the number of voxels of each class.
+    files: one for all channels, or one for each of them, in order; paths or URLs. how: windows by themselves, through
+    the exported file, or joint ones, through the trained network; None: as the job was validated.
+    Returns: the path, its shape, how windows were run, and the number of voxels of each class.
     Raises: ValueError or MissingDataError that names the file.
     """
     if not output.name.endswith(SUFFIXES):
         raise ValueError(f"--output must end in .nii or .nii.gz, got {output}.")
-    form, network = read_form(model), load_network(model)
+    about = read_description(model)
+    form = VolumeArgs.model_validate_json(json.dumps(about["volumes"]))
+    form = form if how is None else form.model_copy(update={"windows": how})
+    run = _runner(model, about, form)
     volume = [_read(file) for file in files]
-    labels = classes_of(volume, files, form, network)
+    labels = classes_of(volume, files, form, run)
     _write(output, labels, volume[0])
     counts = np.bincount(labels.ravel())
     return {
         "mask": str(output),
         "shape": list(labels.shape),
         "axes": volume[0].header.axes,
+        "windows": form.windows,
         "voxels": {str(label): int(count) for label, count in enumerate(counts) if count},
     }
 
 
-def classes_of(volume: Sequence[NiftiFile], names: Sequence[str], form: VolumeArgs, network: Network) -> np.ndarray:
+def _runner(model: Path, about: Mapping[str, Any], form: VolumeArgs) -> Run:
+    """What gives the scores of whole volumes."""
+    windows = Windows.of(form)
+    if windows.is_joint:
+        info = DataInfo("segmentation", about["num_classes"], (form.channels, *form.patch), windows)
+        network = load_trained(model, info)
+        fitted = with_field(info, network).windows
+        assert fitted is not None
+        assert fitted.field is not None
+        return partial(_jointly, JointWindows(form.patch, fitted.field), network)
+    if windows.overlap == "auto":
+        field = ReceptiveField(**{name: tuple(value) for name, value in about["receptive_field"].items()})
+        windows = replace(windows, field=field)
+    return partial(_by_windows, SlidingWindow(form.patch, windows), load_network(model))
+
+
+def _jointly(inferer: JointWindows, network: nn.Module, x: Tensor) -> Tensor:
+    return inferer(x, MainOutput(network))
+
+
+def _by_windows(inferer: SlidingWindow, network: Network, x: Tensor) -> Tensor:
+    return inferer(x, network)
+
+
+def classes_of(volume: Sequence[NiftiFile], names: Sequence[str], form: VolumeArgs, run: Run) -> np.ndarray:
     """The classes of a volume's voxels on the grid of its first file, uint8."""
     require_channels(WHERE, names, [file.header for file in volume], form)
     image = prepared_image(WHERE, names, volume, form)
-    windows = SlidingWindow(form.patch, Windows.of(form))
-    scores = windows(torch.from_numpy(image)[None], network)[0].numpy()
+    scores = run(torch.from_numpy(image)[None])[0].numpy()
     return Placement.of(volume[0].header, axes_of(volume, form), form.spacing).restore(scores)
 
 
-def read_form(model: Path) -> VolumeArgs:
-    """How its volumes are prepared, from model.json. Raises: ValueError if it has no volumes."""
+def read_description(model: Path) -> dict[str, Any]:
+    """model.json, whose `volumes` say how they are prepared. Raises: ValueError if it has none."""
     path = model / DESCRIPTION_FILE
     if not path.is_file():
         raise ValueError(f"{model} must be the folder of an export, with {DESCRIPTION_FILE} (syncnorm get JOB -o DIR).")
-    found = json.loads(path.read_bytes()).get("volumes")
-    if found is None:
+    found: dict[str, Any] = json.loads(path.read_bytes())
+    if found.get("volumes") is None:
         raise ValueError(f"{path} must be of a job with data nifti, but it says nothing of volumes.")
-    return VolumeArgs.model_validate_json(json.dumps(found))
+    return found
 
 
 def _read(file: str) -> NiftiFile:

@@ -11,8 +11,8 @@ from lightning.pytorch.plugins.layer_sync import LayerSync
 from torch import nn
 
 from syncnorm import norm
-from syncnorm.trainer.contract.norm_choice import choose_norm
-from syncnorm.trainer.contract.spec import JobSpec
+from syncnorm.trainer.contract.norm_choice import chosen_norm
+from syncnorm.trainer.contract.spec import JobSpec, NormSpec
 from syncnorm.trainer.training.parameters.freezing import FrozenPart, find_frozen
 from syncnorm.trainer.training.task_module import TaskModule, network_of
 
@@ -24,10 +24,16 @@ def convert(
 
     Raises: ValueError naming the module path where a layer can't be converted.
     """
-    wanted = spec.norm
+    return convert_to(chosen_norm(spec), network, group)
+
+
+def convert_to(
+    wanted: NormSpec, network: nn.Module, group: dist.ProcessGroup | None
+) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """As `convert`. wanted: with the name of a kind, not `auto`."""
     converted, replacements = norm.convert(
         network,
-        choose_norm(spec).kind,
+        wanted.kind,
         group=group,
         overrides=[override.model_dump() for override in wanted.overrides],
         eps=wanted.eps,

@@ -20,16 +20,19 @@ def describe_network(job_id: str, spec: JobSpec, data: Data) -> dict[str, Any]:
         "task": data.info.task,
         "num_classes": data.info.num_classes,
         "input_shape": list(data.info.shape),
-        **_of_volumes(spec),
+        **_of_volumes(spec, data),
         **({"categories": [one._asdict() for one in data.info.categories]} if data.info.categories else {}),
     }
 
 
-def _of_volumes(spec: JobSpec) -> dict[str, Any]:
-    """How volumes are prepared and run by windows, for `syncnorm predict`."""
+def _of_volumes(spec: JobSpec, data: Data) -> dict[str, Any]:
+    """How volumes are prepared and run by windows, for `syncnorm predict`, and how far the network looks where windows
+    need it."""
     if spec.data.name != "nifti":
         return {}
-    return {"volumes": {name: value for name, value in spec.data.init_args.items() if name in VolumeArgs.model_fields}}
+    found = {name: value for name, value in spec.data.init_args.items() if name in VolumeArgs.model_fields}
+    field = data.info.windows.field if data.info.windows else None
+    return {"volumes": found} | ({"receptive_field": field._asdict()} if field is not None else {})
 
 
 def describe_job(job_id: str, spec: JobSpec) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,10 @@ from syncnorm.trainer.training.joined_step import join_micro_batches
 from syncnorm.trainer.training.optim import optimizer_of_spec
 from syncnorm.trainer.training.task_module import TaskModule
 from syncnorm.trainer.training.tasks.named_parts import named_task, require_unnamed
-from syncnorm.trainer.worker.smoke_forward import check_forward
+from syncnorm.trainer.training.tasks.receptive_field import with_field
+from syncnorm.trainer.worker.smoke_forward import check_forward, undisturbed
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -125,10 +129,27 @@ def assemble_task(spec: JobSpec, data: Data, rank: int, world_size: int, network
         raise ValueError("train.test must be left out for a plain network: it runs the test_step of a LightningModule.")
     network = network or build_model(spec.model, chosen_norm(spec), data.info)
     check_forward(network, data.info)
+    data = _with_windows(data, network, spec, rank)
     task = named_task(spec.model, data.info)
     loaders = Loaders.build(data, spec, rank, world_size)
     steps = total_steps(spec.train, len(loaders.train))
     return Assembly(TaskModule(network, task, spec, steps), TaskData(data, loaders), steps)
+
+
+def _with_windows(data: Data, network: nn.Module, spec: JobSpec, rank: int) -> Data:
+    """With what the windows of its volumes need to know of the network."""
+    if spec.train.compile and data.info.windows is not None and data.info.windows.is_joint:
+        raise ValueError(
+            "data.init_args.windows: joint needs a network that can stop at each normalization, which a compiled one "
+            "can't. Leave train.compile out, or windows."
+        )
+    with undisturbed(network):
+        info = with_field(data.info, network)
+    if rank == 0 and info.windows is not None and (field := info.windows.field) is not None:
+        how = "jointly" if info.windows.is_joint else "by windows"
+        reach, strides = list(field.reach), list(field.strides)
+        logger.info("volumes are run %s: the network looks %s voxels far, total stride %s", how, reach, strides)
+    return replace(data, info=info)
 
 
 def _datamodule(spec: JobSpec) -> LightningDataModule | None:
@@ -144,6 +165,7 @@ def _own(module: LightningModule, datamodule: LightningDataModule | None, spec: 
     if datamodule is None and not is_overridden("train_dataloader", module):
         raise ValueError(f"data must be given, because {type(module).__name__} defines no train_dataloader.")
     require_supported(module, spec)
+    _require_own_windows(module, datamodule)
     if spec.train.test and not _has_test_data(module, datamodule):
         where = type(module if datamodule is None else datamodule).__name__
         raise ValueError(f"train.test must be left out, because {where} defines no test_dataloader.")
@@ -152,6 +174,17 @@ def _own(module: LightningModule, datamodule: LightningDataModule | None, spec: 
     if spec.train.joined_micro_batches > 1:
         join_micro_batches(module, spec.train.joined_micro_batches)
     return Assembly(module, datamodule, spec.train.steps)
+
+
+def _require_own_windows(module: LightningModule, datamodule: LightningDataModule | None) -> None:
+    """Raises: ValueError for settings of whole volumes that a validation_step can't get."""
+    windows = datamodule.data.info.windows if isinstance(datamodule, NamedData) else None
+    if windows is not None and windows.needs_field:
+        setting = "windows: joint" if windows.is_joint else "overlap: auto"
+        raise ValueError(
+            f"data.init_args.{setting} must be left out, because {type(module).__name__} is a LightningModule, whose "
+            "validation_step runs whole volumes itself. Call norm.tiled there."
+        )
 
 
 def _has_test_data(module: LightningModule, datamodule: LightningDataModule | None) -> bool:

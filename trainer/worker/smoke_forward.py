@@ -28,7 +28,7 @@ def check_forward(network: nn.Module, info: DataInfo) -> None:
     is_detection = info.task == "detection"
     samples = torch.zeros(SAMPLES, *info.shape)
     try:
-        with _undisturbed(network), _watched(network, inside, given), torch.no_grad():
+        with undisturbed(network), _watched(network, inside, given), torch.no_grad():
             output = network(list(samples) if is_detection else samples)
     except (RuntimeError, ValueError) as error:
         path = inside[-1] if inside else ""
@@ -68,7 +68,8 @@ _WHERE = {
 
 
 @contextmanager
-def _undisturbed(network: nn.Module) -> Iterator[None]:
+def undisturbed(network: nn.Module) -> Iterator[None]:
+    """In eval mode within, and as before afterwards, the random numbers too."""
     modes = {module: module.training for module in network.modules()}
     with torch.random.fork_rng(devices=[]):
         try:

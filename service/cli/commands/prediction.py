@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,13 @@ from syncnorm.service.cli.selection import job_id
 from syncnorm.service.cli.terminal import CRASHED, WRONG_USE, connect, fail, show_value
 
 app = typer.Typer()
+
+
+class Windows(StrEnum):
+    """How a volume is run."""
+
+    SEPARATE = "separate"
+    JOINT = "joint"
 
 
 @app.command()
@@ -38,17 +46,24 @@ def predict(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The mask to write, .nii or .nii.gz.")],
     *,
+    windows: Annotated[
+        Windows | None,
+        typer.Option(
+            help="separate: the exported file, window by window. joint: the trained network over the whole volume. "
+            "Default: as the job was validated.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Segment a volume with a trained model. Needs no service if MODEL is a folder. The mask lies on the volume's own
     grid."""
     require_extras("predict", "worker", "medical")
     if Path(model).is_dir():
-        show_value(_predict(Path(model), volume, output), as_json, _sentence)
+        show_value(_predict(Path(model), volume, output, windows), as_json, _sentence)
         return
     with tempfile.TemporaryDirectory() as folder:
         _fetch(model, Path(folder))
-        show_value(_predict(Path(folder), volume, output), as_json, _sentence)
+        show_value(_predict(Path(folder), volume, output, windows), as_json, _sentence)
 
 
 def _fetch(job: str, folder: Path) -> None:
@@ -56,9 +71,10 @@ def _fetch(job: str, folder: Path) -> None:
         save_model(client, job_id(client, job), folder)
 
 
-def _predict(folder: Path, volume: list[str], output: Path) -> dict[str, Any]:
+def _predict(folder: Path, volume: list[str], output: Path, windows: Windows | None) -> dict[str, Any]:
     """In a process of its own, because it needs torch."""
-    command = [sys.executable, "-m", "syncnorm.trainer.prediction", str(folder), str(output), *volume]
+    how = windows or "-"
+    command = [sys.executable, "-m", "syncnorm.trainer.prediction", str(folder), str(output), how, *volume]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=python_path(os.environ))
     if done.returncode:
         fail(done.stderr.strip()[-2000:], WRONG_USE if done.returncode == WRONG_USE else CRASHED)
@@ -70,4 +86,4 @@ def _sentence(found: dict[str, Any]) -> str:
     total = sum(found["voxels"].values())
     shares = ", ".join(f"class {label} {count / total:.1%}" for label, count in found["voxels"].items())
     shape = " x ".join(map(str, found["shape"]))
-    return f"{found['mask']}: {shape} voxels, axes {found['axes']}, {shares}"
+    return f"{found['mask']}: {shape} voxels, axes {found['axes']}, by {found['windows']} windows, {shares}"

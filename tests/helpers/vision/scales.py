@@ -1,4 +1,5 @@
-"""A network whose output is a list of scores at decreasing resolutions, as of nnU-Net."""
+"""Networks of volumes: one whose output is a list of scores at decreasing resolutions, as of nnU-Net, and one that
+weighs channels by what it sees of the whole."""
 
 from __future__ import annotations
 
@@ -17,3 +18,14 @@ class Scales(nn.Module):
         fine = self.fine(x)
         coarse = self.coarse(fine)
         return [self.heads[0](fine + self.up(coarse)), self.heads[1](coarse)]
+
+
+class Excited(nn.Module):
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(in_channels, num_classes, 3, padding=1)
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return y * self.gate(y)

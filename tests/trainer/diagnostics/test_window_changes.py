@@ -17,7 +17,7 @@ from syncnorm.trainer.contract.spec import DataSpec
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.data import Data, build_data
 from syncnorm.trainer.data.loader import Batch
-from syncnorm.trainer.diagnostics import window_changes
+from syncnorm.trainer.diagnostics import window_references
 from syncnorm.trainer.diagnostics.window_changes import WindowChanges, measure, record
 from syncnorm.trainer.driver import single_process
 from syncnorm.trainer.ranks import free_memory
@@ -131,7 +131,7 @@ def test_smaller_windows_stand_in_for_whole_samples_that_the_network_refuses(sce
 def test_smaller_windows_stand_in_for_whole_samples_without_memory(
     scenes: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(window_changes, "free_bytes", lambda _: 1000)
+    monkeypatch.setattr(window_references, "free_bytes", lambda _: 1000)
 
     found = measured(scenes, toy(scenes, "group"), SlidingWindow(16, HALO))
 

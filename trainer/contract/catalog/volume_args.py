@@ -29,8 +29,15 @@ class VolumeArgs(InitArgs):
     Default: zscore."""
     patch: Annotated[list[Positive], Field(min_length=3, max_length=3)] = [96, 96, 96]
     """Sides of a training sample in voxels, and of the windows that whole volumes are run by. Default: [96, 96, 96]."""
-    overlap: Annotated[float, Field(ge=0, le=0.95)] = 0.5
-    """Share of a window's side that its neighbour covers too, at least. Default: 0.5."""
+    windows: Literal["separate", "joint"] = "separate"
+    """How whole volumes are run, in validation and by `syncnorm predict`: `separate` by windows, each by itself;
+    `joint` so that the network gives what it gives for the whole volume, with statistics of the whole, by norm.tiled.
+    On a GPU it holds the tensors of a part at a time, and on a CPU those of the whole. An exported file runs windows
+    one by one, so predict then builds the trained network. Default: separate."""
+    overlap: Annotated[float, Field(ge=0, le=0.95)] | Literal["auto"] = 0.5
+    """Share of a window's side that its neighbour covers too, at least. `auto`: as far as the network looks, twice, and
+    only positions count around which it sees all that it looks at. It needs a patch of more than that. With joint
+    windows it says how those lie that they are compared with. Default: 0.5."""
     blending: Literal["gaussian", "constant"] = "gaussian"
     """How overlapping windows are averaged: `gaussian` counts the centre of a window more than its rim, with a standard
     deviation of an eighth of its side; `constant` counts all alike. Default: gaussian."""

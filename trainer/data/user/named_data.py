@@ -17,23 +17,23 @@ class NamedData(LightningDataModule):
 
     def __init__(self, data: Data, batch_size: int) -> None:
         super().__init__()
-        self._data = data
+        self.data = data
         self._batch_size = batch_size
         self.num_classes = data.info.num_classes
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self._loader(_Augmented(self._data.train), self._batch_size, shuffle=self._data.shuffle)
+        return self._loader(_Augmented(self.data.train), self._batch_size, shuffle=self.data.shuffle)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self._data.val, self._data.val_batch_size or self._batch_size, shuffle=False)
+        return self._loader(self.data.val, self.data.val_batch_size or self._batch_size, shuffle=False)
 
     def _loader(self, samples: Dataset[Any], batch_size: int, *, shuffle: bool) -> DataLoader[Any]:
         return DataLoader(
             samples,
             batch_size,
             shuffle=shuffle,
-            collate_fn=self._data.collate,
-            num_workers=self._data.num_workers,
+            collate_fn=self.data.collate,
+            num_workers=self.data.num_workers,
         )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 NAMES = ("out", "logits")
 
@@ -33,6 +33,21 @@ def named_outputs(output: Any) -> dict[str, Tensor]:
 def main_output(output: Any) -> Tensor:
     """The tensor that is scored. Raises: ValueError if there is none."""
     return output if isinstance(output, Tensor) else next(iter(named_outputs(output).values()))
+
+
+class MainOutput(nn.Module):
+    """`network`, which gives the tensor that is scored alone. Paths of modules are those of `network`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.training = network.training
+
+    def forward(self, *args: Any) -> Tensor:
+        return main_output(self.network(*args))
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        yield from self.network.named_modules(*args, **kwargs)
 
 
 def _items(output: Any) -> list[tuple[str, Any]]:

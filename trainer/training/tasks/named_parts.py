@@ -14,6 +14,7 @@ from syncnorm.trainer.contract.spec import ClassSpec, ModelSpec
 from syncnorm.trainer.data.info import DataInfo
 from syncnorm.trainer.random_state import seeded
 from syncnorm.trainer.training.tasks.detection.detection_task import DetectionTask
+from syncnorm.trainer.training.tasks.joint_windows import JointWindows
 from syncnorm.trainer.training.tasks.loss import Loss, as_target
 from syncnorm.trainer.training.tasks.main_output import main_output
 from syncnorm.trainer.training.tasks.scores import measured, score_names
@@ -38,7 +39,7 @@ def named_task(model: ModelSpec, info: DataInfo) -> Objective:
             info,
             None if model.loss is None else _loss(model.loss, info),
             {name: _metric(f"model.metrics.{name}", name, part, info) for name, part in model.metrics.items()},
-            _sliding_window(info) if model.inferer is None else _inferer(model.inferer, info),
+            volume_inferer(info) if model.inferer is None else _inferer(model.inferer, info),
             dict(model.aux_weights),
         )
 
@@ -126,12 +127,23 @@ def _metric(where: str, name: str, part: ClassSpec, info: DataInfo) -> Metric:
     return metric
 
 
-def _sliding_window(info: DataInfo) -> Inferer | None:
+def volume_inferer(info: DataInfo) -> Inferer | None:
     """What runs whole volumes; None for samples that the network takes as they are."""
-    return None if info.windows is None else SlidingWindow(info.shape[1:], info.windows)
+    windows, size = info.windows, info.shape[1:]
+    if windows is None:
+        return None
+    if not windows.is_joint:
+        return SlidingWindow(size, windows)
+    assert windows.field is not None
+    return JointWindows(size, windows.field)
 
 
 def _inferer(part: ClassSpec, info: DataInfo) -> Inferer:
+    if info.windows is not None and info.windows.is_joint:
+        raise ValueError(
+            f"data.init_args.windows must be separate where model.inferer runs volumes, got joint and "
+            f"{part.class_path}. Leave one of the two out."
+        )
     inferer: Inferer = instantiate("model.inferer", part.class_path, part.init_args, fill={})
     if not callable(inferer):
         raise ValueError(
@@ -139,13 +151,22 @@ def _inferer(part: ClassSpec, info: DataInfo) -> Inferer:
         )
     x = torch.zeros(2, *info.shape)
     with _own_words("model.inferer", part, x):
-        output = main_output(inferer(x, lambda given: _zeros(given, info)))
+        output = main_output(inferer(x, _Zeros(info)))
     if output.shape != (expected := _zeros(x, info).shape):
         raise ValueError(
             f"model.inferer must give outputs of shape {tuple(expected)} for 2 samples, but {part.class_path} gave "
             f"{tuple(output.shape)}."
         )
     return inferer
+
+
+class _Zeros(nn.Module):
+    def __init__(self, info: DataInfo) -> None:
+        super().__init__()
+        self.info = info
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _zeros(x, self.info)
 
 
 def _zeros(x: Tensor, info: DataInfo) -> Tensor:

@@ -14,12 +14,12 @@ from torchmetrics import Metric
 from syncnorm.trainer.data.info import Data, DataInfo
 from syncnorm.trainer.data.loader import Batch
 from syncnorm.trainer.training.tasks.loss import Loss, task_loss
-from syncnorm.trainer.training.tasks.main_output import main_output, named_outputs
+from syncnorm.trainer.training.tasks.main_output import MainOutput, main_output, named_outputs
 from syncnorm.trainer.training.tasks.scales import over_scales, score_scales
 from syncnorm.trainer.training.tasks.scores import Scores, score_names
 from syncnorm.trainer.training.tasks.volume_slices import volume_pictures
 
-Inferer = Callable[[Tensor, Callable[[Tensor], Tensor]], Any]
+Inferer = Callable[[Tensor, nn.Module], Any]
 """Gives the output for a batch by calls of the network, which is its second argument."""
 
 
@@ -128,7 +128,7 @@ class Task:
         """The main output, by the inferer where there is one."""
         if self.inferer is None:
             return main_output(network(x))
-        return main_output(self.inferer(x, lambda part: main_output(network(part))))
+        return main_output(self.inferer(x, MainOutput(network)))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Task:
         if self.loss is None or not isinstance(self.loss.function, nn.Module):
