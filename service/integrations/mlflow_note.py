@@ -48,7 +48,12 @@ def windows_line(certificate: dict[str, Any]) -> str:
         return str(found.get("not_measured", ""))
     than = "whole samples" if found["reference"] == "whole" else "smaller windows"
     samples = counted(found["samples"], "sample")
-    return f"another class than by {than} at {found['share']:.2%} of the positions of {samples}"
+    changed = f"another class than by {than} at {found['share']:.2%} of the positions of {samples}"
+    if found.get("statistics_share") is not None:
+        changed += f", {found['statistics_share']:.2%} where they see all that the network looks at"
+    if found.get("validated") == "joint":
+        return f"validated jointly; by windows, as an exported file is run, {changed}"
+    return changed
 
 
 def _what(job: Job) -> str:

@@ -67,6 +67,12 @@ class Published:
         return found
 
     @property
+    def windows(self) -> Facts:
+        """What windows change for the weights, which do not change."""
+        found = self.proof.get("windows")
+        return {"windows": found} if found else {}
+
+    @property
     def lineage(self) -> Facts:
         """What weights the job started from."""
         found = self.proof.get("init_from") or self.about.get("init_from")
@@ -96,6 +102,7 @@ def load_weights(
             "again": {"of": published.digest},
             **facts,
             **_as_fact(published.about.get("average")),
+            **published.windows,
             **published.lineage,
         }
     folders, own = published.checkpoint_folders, spec.has_own_code

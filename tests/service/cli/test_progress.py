@@ -82,6 +82,10 @@ def test_what_holds_is_in_the_summary_and_in_the_plan() -> None:
             {"share": 0.5, "samples": 1, "reference": [8, 8]},
             "than by smaller windows at 50.00% of the positions of 1 s",
         ),
+        (
+            {"share": 0.25, "samples": 2, "reference": "whole", "validated": "joint", "statistics_share": 0.0},
+            "validated jointly; by windows, as an exported file is run, another class than by whole samples",
+        ),
         ({"not_measured": "the first worker has no validation samples"}, "the first worker has no validation samples"),
     ],
 )

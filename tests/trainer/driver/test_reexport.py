@@ -61,7 +61,8 @@ def first_export(document: dict[str, Any], folder: Path) -> Path:
     network(torch.randn(16, *data.info.shape))
     written = write_weights(network.eval(), describe_network("j", spec, data), folder)
     files = {path.name: sha256_of(path) for path in written}
-    (folder / CERTIFICATE_FILE).write_text(json.dumps({"files": files, "validation": {"population": 1}}))
+    proof = {"files": files, "validation": {"population": 1}, "windows": {"share": 0.5}}
+    (folder / CERTIFICATE_FILE).write_text(json.dumps(proof))
     return folder
 
 
@@ -87,6 +88,7 @@ def test_another_format_is_certified_and_registered(mlflow_server: Mlflow, sourc
     assert result.model is not None
     assert result.model.registered == "again/1"
     assert result.model.certificate["passed"]
+    assert result.model.certificate["windows"] == {"share": 0.5}  # of the same weights
     files = result.model.certificate["files"]
     assert files[WEIGHTS_FILE] == sha256_of(source / WEIGHTS_FILE)
     assert "model.onnx" in files
