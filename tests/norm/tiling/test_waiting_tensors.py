@@ -95,3 +95,16 @@ def test_what_a_module_keeps_for_all_tiles_is_there_for_each(cpu_is_a_device: No
 
     torch.testing.assert_close(y, whole, rtol=0, atol=1e-5)
     torch.testing.assert_close(model(x).detach(), whole, rtol=0, atol=0)
+
+
+def test_tiles_wait_under_inference_mode_too(cpu_is_a_device: None) -> None:
+    """Lightning validates under it, and its tensors know no versions."""
+    model, _ = norm.convert(UNet(2), "instance")
+    model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    norm.save_memory(model)
+    x = torch.randn(1, 2, 64, 48).to(memory_format=torch.channels_last)
+
+    with torch.inference_mode():
+        whole, y = model(x), norm.tiled(model, x, tile=16)
+
+    torch.testing.assert_close(y, whole, rtol=0, atol=1e-5)  # fp32
