@@ -27,6 +27,7 @@ from syncnorm.norm.layers.evo_norm import EvoNormS0 as EvoNormS0
 from syncnorm.norm.layers.filter_response_norm import FilterResponseNorm as FilterResponseNorm
 from syncnorm.norm.layers.frozen_batch_norm import FrozenBatchNorm as FrozenBatchNorm
 from syncnorm.norm.layers.ghost_batch_norm import GhostBatchNorm as GhostBatchNorm
+from syncnorm.norm.layers.instance_norm import GroupNorm as GroupNorm
 from syncnorm.norm.layers.instance_norm import InstanceNorm as InstanceNorm
 from syncnorm.norm.layers.noisy_batch_norm import NoisyBatchNorm as NoisyBatchNorm
 from syncnorm.norm.layers.sync_batch_norm import SyncBatchNorm as SyncBatchNorm

@@ -18,7 +18,7 @@ from syncnorm.norm.layers.evo_norm import EvoNormS0
 from syncnorm.norm.layers.filter_response_norm import FilterResponseNorm
 from syncnorm.norm.layers.frozen_batch_norm import FrozenBatchNorm
 from syncnorm.norm.layers.ghost_batch_norm import GhostBatchNorm
-from syncnorm.norm.layers.instance_norm import InstanceNorm, channel_groups
+from syncnorm.norm.layers.instance_norm import GroupNorm, InstanceNorm, channel_groups
 from syncnorm.norm.layers.noisy_batch_norm import NoisyBatchNorm
 from syncnorm.norm.layers.sync_batch_norm import SyncBatchNorm
 from syncnorm.norm.statistics.frozen_layers import frozen_form
@@ -131,7 +131,7 @@ def _batch_norm(num_features: int, *, dims: int, **arguments: Any) -> nn.Module:
 
 
 def _group_norm(num_features: int, *, num_groups: int | str = 1, **arguments: Any) -> nn.Module:
-    return nn.GroupNorm(channel_groups(num_features, num_groups), num_features, **arguments)
+    return GroupNorm(channel_groups(num_features, num_groups), num_features, **arguments)
 
 
 def _batch_renorm(num_features: int, **arguments: Any) -> nn.Module:

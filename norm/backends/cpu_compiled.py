@@ -26,23 +26,23 @@ def measure(x: Tensor) -> Tensor:
     """The row of this worker's x."""
     N, C, L, by_rows = layout_of(x)
     row = torch.empty(2 * C + 1, dtype=torch.float64, device=x.device)
-    _kernel("measure", x)(x.data_ptr(), N, C, L, by_rows, torch.get_num_threads(), row.data_ptr())
+    kernel_for("measure", x)(x.data_ptr(), N, C, L, by_rows, torch.get_num_threads(), row.data_ptr())
     return row
 
 
 def finish_forward(x: Tensor, rows_WF: Tensor, request: Request) -> tuple[Tensor, Tensor]:
     """The output and the row of all workers, of which `rows_WF` are the parts; moves the running statistics."""
     N, C, L, by_rows = layout_of(x)
-    dtype = _affine_dtype(x)
-    weight, bias = _plain(request.weight, dtype), _plain(request.bias, dtype)
+    dtype = affine_dtype(x)
+    weight, bias = plain(request.weight, dtype), plain(request.bias, dtype)
     work = torch.empty(6 * C + 1, dtype=torch.float64, device=x.device)  # the merged row, then the table
     y = torch.empty_like(x)
     running = request.running
     addresses = None if running is None else _addresses(running, C)
-    _kernel("finish_forward", x)(
+    kernel_for("finish_forward", x)(
         x.data_ptr(), y.data_ptr(), N, C, L, by_rows, torch.get_num_threads(),
         rows_WF.data_ptr(), rows_WF.shape[0], rows_WF.stride(0), work.data_ptr(), request.eps,
-        _address(weight), _address(bias), dtype == torch.float64,
+        address(weight), address(bias), dtype == torch.float64,
         *(addresses or _NOTHING_TO_MOVE),
     )  # fmt: skip
     merged = work[: 2 * C + 1]
@@ -60,7 +60,7 @@ def gradient_sums(x: Tensor, dy: Tensor, row: Tensor) -> Tensor:
     N, C, L, by_rows = layout_of(x)
     sums = torch.empty(2 * C, dtype=torch.float64, device=x.device)
     sizes = (N, C, L, by_rows, torch.get_num_threads())
-    _kernel("gradient_sums", x)(x.data_ptr(), dy.data_ptr(), *sizes, row.data_ptr() + 8, sums.data_ptr())
+    kernel_for("gradient_sums", x)(x.data_ptr(), dy.data_ptr(), *sizes, row.data_ptr() + 8, sums.data_ptr())
     return sums
 
 
@@ -69,15 +69,15 @@ def finish_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias; `local` are this worker's `gradient_sums`, `rows_WF` everybody's."""
     N, C, L, by_rows = layout_of(x)
-    dtype = _affine_dtype(x)
-    weight = _plain(weight, dtype)
+    dtype = affine_dtype(x)
+    weight = plain(weight, dtype)
     work = torch.empty(6 * C, dtype=torch.float64, device=x.device)  # the sums of all workers, then the table
     by_weight, by_bias = (torch.empty(C, dtype=dtype, device=x.device) for _ in range(2))
     dx = torch.empty_like(x)
-    _kernel("finish_backward", x)(
+    kernel_for("finish_backward", x)(
         x.data_ptr(), dy.data_ptr(), dx.data_ptr(), N, C, L, by_rows, torch.get_num_threads(), row.data_ptr(),
         local.data_ptr(), rows_WF.data_ptr(), rows_WF.shape[0], rows_WF.stride(0), work.data_ptr(), eps,
-        _address(weight), dtype == torch.float64, by_weight.data_ptr(), by_bias.data_ptr(),
+        address(weight), dtype == torch.float64, by_weight.data_ptr(), by_bias.data_ptr(),
     )  # fmt: skip
     return dx, by_weight, by_bias
 
@@ -101,22 +101,25 @@ def _addresses(running: Running, num_channels: int) -> tuple[float, int, int, bo
     return step, mean.data_ptr(), var.data_ptr(), is_double, num_batches.data_ptr(), num_non_finite.data_ptr()
 
 
-def _kernel(name: str, x: Tensor) -> Any:
+def kernel_for(name: str, x: Tensor) -> Any:
+    """The kernel of that name for the dtype of x."""
     lib = library()
     assert isinstance(lib, ctypes.CDLL)  # takes() said so
     return getattr(lib, f"{name}_{_SUFFIX[x.dtype]}")
 
 
-def _affine_dtype(x: Tensor) -> torch.dtype:
+def affine_dtype(x: Tensor) -> torch.dtype:
+    """Of the weight and bias that the kernels read with x."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _plain(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def plain(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """As the kernels read it."""
     if tensor is None or is_plain(tensor, dtype, size=tensor.numel()):
         return tensor
     return tensor.detach().to(dtype).resolve_neg().contiguous()
 
 
-def _address(tensor: Tensor | None) -> int | None:
+def address(tensor: Tensor | None) -> int | None:
+    """Where its numbers start; none is a null pointer."""
     return None if tensor is None else tensor.data_ptr()

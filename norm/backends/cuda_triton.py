@@ -38,20 +38,20 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def _on_its_device(function: Callable[Concatenate[Tensor, _P], _R]) -> Callable[Concatenate[Tensor, _P], _R]:
+def on_its_device(function: Callable[Concatenate[Tensor, _P], _R]) -> Callable[Concatenate[Tensor, _P], _R]:
     """Kernels run on the current device, which must be that of the first argument."""
 
     @functools.wraps(function)
-    def on_its_device(x: Tensor, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    def called(x: Tensor, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         if x.device.index == torch.cuda.current_device():
             return function(x, *args, **kwargs)
         with torch.cuda.device(x.device):
             return function(x, *args, **kwargs)
 
-    return on_its_device
+    return called
 
 
-@_on_its_device
+@on_its_device
 def measure(x: Tensor) -> Tensor:
     """The row of this worker's x."""
     C, plan = x.shape[1], _plan(x)
@@ -62,7 +62,7 @@ def measure(x: Tensor) -> Tensor:
     return rows[0] if plan.splits == 1 else _merge(rows, C)
 
 
-@_on_its_device
+@on_its_device
 def finish_forward(x: Tensor, rows_WF: Tensor, request: Request) -> tuple[Tensor, Tensor]:
     """The output and the row of all workers, of which `rows_WF` are the parts; moves the running statistics."""
     C, plan = x.shape[1], _plan(x)
@@ -82,7 +82,7 @@ def finish_forward(x: Tensor, rows_WF: Tensor, request: Request) -> tuple[Tensor
     return y, merged
 
 
-@_on_its_device
+@on_its_device
 def gradient_sums(x: Tensor, dy: Tensor, row: Tensor) -> Tensor:
     """(2C,) of this worker: sums of dy, then of dy * (x - mean)."""
     C, plan = x.shape[1], _plan(x)
@@ -95,11 +95,11 @@ def gradient_sums(x: Tensor, dy: Tensor, row: Tensor) -> Tensor:
         return rows[0]
     total = torch.empty(2 * C, dtype=torch.float64, device=x.device)
     BR, BC = _merging_block(plan.splits, 2 * C, alone=False)
-    _kernels().add_rows[(_ceil(2 * C, BC),)](rows, total, plan.splits, 2 * C, BR, BC)
+    _kernels().add_rows[(ceil_div(2 * C, BC),)](rows, total, plan.splits, 2 * C, BR, BC)
     return total
 
 
-@_on_its_device
+@on_its_device
 def finish_backward(
     x: Tensor, dy: Tensor, row: Tensor, local: Tensor, rows_WF: Tensor, eps: float, weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,8 +107,8 @@ def finish_backward(
     C, plan = x.shape[1], _plan(x)
     table = torch.empty(4, C, dtype=plan.table_dtype, device=x.device)
     by_weight, by_bias = torch.empty(2, C, dtype=plan.table_dtype, device=x.device).unbind()
-    _kernels().gradient_table[(_ceil(C, _CHANNELS),)](
-        row, local, rows_WF, table, _flat(weight), by_weight, by_bias, rows_WF.shape[0], C, *_two(eps), _CHANNELS
+    _kernels().gradient_table[(ceil_div(C, _CHANNELS),)](
+        row, local, rows_WF, table, flat(weight), by_weight, by_bias, rows_WF.shape[0], C, *two_floats(eps), _CHANNELS
     )
     dx = torch.empty_like(x)
     if x.numel():
@@ -135,15 +135,15 @@ def _plan(x: Tensor) -> _Tiling:
 def _plan_of(layout: tuple[int, int, int, bool], dtype: torch.dtype, multiprocessors: int) -> _Tiling:
     N, C, L, by_rows = layout
     A, inner = (N * L, C) if by_rows else (N, L)
-    BB = min(_power_of_two(inner), _CHANNELS if by_rows else _TILE)
-    BA = max(1, min(_TILE // BB, _power_of_two(A)))
-    groups = _ceil(C, BB) if by_rows else C
-    num_tiles = _ceil(A, BA) * (1 if by_rows else _ceil(inner, BB))
-    wanted = _ceil(_PROGRAMS_PER_MULTIPROCESSOR * multiprocessors, max(groups, 1))
+    BB = min(power_of_two(inner), _CHANNELS if by_rows else _TILE)
+    BA = max(1, min(_TILE // BB, power_of_two(A)))
+    groups = ceil_div(C, BB) if by_rows else C
+    num_tiles = ceil_div(A, BA) * (1 if by_rows else ceil_div(inner, BB))
+    wanted = ceil_div(_PROGRAMS_PER_MULTIPROCESSOR * multiprocessors, max(groups, 1))
     splits = max(1, min(wanted, num_tiles // 4))
     VEC = math.gcd(inner, 16)
     table_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    constants = (VEC, by_rows, BA, BB, _triton_dtype(table_dtype))
+    constants = (VEC, by_rows, BA, BB, triton_dtype(table_dtype))
     return _Tiling((A, C, inner // VEC), num_tiles, groups, splits, table_dtype, constants)
 
 
@@ -153,12 +153,12 @@ def _merge(rows: Tensor, C: int, table: Tensor | None = None, request: Request |
     merged = torch.empty(2 * C + 1, dtype=torch.float64, device=rows.device)
     weight, bias, eps, running = (None, None, 0.0, None)
     if request is not None:
-        weight, bias, eps, running = _flat(request.weight), _flat(request.bias), request.eps, request.running
+        weight, bias, eps, running = flat(request.weight), flat(request.bias), request.eps, request.running
     momentum, *buffers = (0.0, *(None,) * 4) if running is None else running
     moves = running is not None  # all of them or none, so one program must see every channel
     BR, BC = _merging_block(R, C, alone=moves)
-    _kernels().merge[(1 if moves else _ceil(C, BC),)](
-        rows, merged, table, weight, bias, *buffers, R, C, *_two(eps), *_two(momentum or 0.0),
+    _kernels().merge[(1 if moves else ceil_div(C, BC),)](
+        rows, merged, table, weight, bias, *buffers, R, C, *two_floats(eps), *two_floats(momentum or 0.0),
         moves, momentum is None, BR, BC, num_warps=8 if BC * BR > _TILE else 4,
     )  # fmt: skip
     return merged
@@ -166,11 +166,11 @@ def _merge(rows: Tensor, C: int, table: Tensor | None = None, request: Request |
 
 def _merging_block(R: int, columns: int, *, alone: bool) -> tuple[int, int]:
     """Rows and columns that a program merges at a time: wide where one program does all of it."""
-    BC = min(_power_of_two(columns), 1024 if alone else 32)
-    return max(1, min(_power_of_two(R), 2 * _TILE // BC)), BC
+    BC = min(power_of_two(columns), 1024 if alone else 32)
+    return max(1, min(power_of_two(R), 2 * _TILE // BC)), BC
 
 
-def _flat(tensor: Tensor | None) -> Tensor | None:
+def flat(tensor: Tensor | None) -> Tensor | None:
     """As the kernels read it: one number after the other."""
     return None if tensor is None else tensor.resolve_neg().contiguous()
 
@@ -187,7 +187,7 @@ def _can_move(running: Running, num_channels: int, device: torch.device) -> bool
 
 
 @functools.lru_cache(256)
-def _two(number: float) -> tuple[float, float]:
+def two_floats(number: float) -> tuple[float, float]:
     """A float64 as two numbers of float32, the only kind that Triton takes."""
     high = ctypes.c_float(number).value
     return high, number - high
@@ -220,15 +220,18 @@ def _kernels() -> Any:
     return triton_kernels
 
 
-def _triton_dtype(dtype: torch.dtype) -> Any:
+def triton_dtype(dtype: torch.dtype) -> Any:
+    """Triton's name of it."""
     import triton.language as tl
 
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def _power_of_two(number: int) -> int:
+def power_of_two(number: int) -> int:
+    """The smallest that is not below `number`."""
     return 1 << max(number - 1, 0).bit_length()
 
 
-def _ceil(number: int, size: int) -> int:
+def ceil_div(number: int, size: int) -> int:
+    """number / size, rounded up."""
     return -(-number // size)

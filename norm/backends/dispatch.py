@@ -50,7 +50,11 @@ def local_row(x: Tensor) -> Tensor:
 
 def chosen_kernels(x: Tensor) -> Any:
     """The kernels for x; None where something has to see each operation, or where there are none."""
+    return fused.kernels_for(x) if may_use_kernels() else None
+
+
+def may_use_kernels() -> bool:
+    """Whether nothing has to see each operation, and nobody asked for the reference composition."""
     if torch.compiler.is_compiling() or is_inside_functorch() or is_in_forward_mode() or is_under_dispatch_mode():
-        return None
-    wanted = _WANTED.get() or os.environ.get("SYNCNORM_BACKEND", "fused")
-    return None if wanted == "reference" else fused.kernels_for(x)
+        return False
+    return (_WANTED.get() or os.environ.get("SYNCNORM_BACKEND", "fused")) != "reference"

@@ -28,6 +28,12 @@ def dense(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
+def is_by_rows(x: Tensor) -> bool:
+    """Whether x is dense as rows and not as planes too: channels_last, with several channels and positions."""
+    kept = _CHANNELS_LAST.get(x.dim())
+    return kept is not None and not x.is_contiguous() and x.is_contiguous(memory_format=kept)
+
+
 def layout_of(x: Tensor) -> Layout:
     """The layout of a dense x."""
     N, C = x.shape[:2]

@@ -18,6 +18,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from syncnorm.norm.backends.by_sample.group_norm import group_norm
 from syncnorm.norm.memory import constant_scale
 from syncnorm.norm.memory.operators import (
     ACTIVATIONS,
@@ -189,6 +190,7 @@ def _learns(*tensors: Tensor | None) -> bool:
 _OPERATORS: dict[Any, Callable[..., Tensor]] = {
     F.batch_norm: Recorder.batch_norm,
     F.group_norm: Recorder.normalize,
+    group_norm: Recorder.normalize,
     F.layer_norm: Recorder.normalize,
     **dict.fromkeys(ACTIVATIONS, Recorder.activate),
 }

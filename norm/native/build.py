@@ -15,7 +15,8 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "kernels_of_type.c")]
+_FILES = ("kernels.c", "kernels_of_type.c", "sample_tables.c", "sample_kernels.c")
+_SOURCES = [Path(__file__).with_name(name) for name in _FILES]
 _FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC"]
 
 
@@ -95,6 +96,8 @@ def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
     for suffix in ("f32", "f64", "bf16"):
         arguments[f"measure_{suffix}"] = [p, *sizes, p]
         arguments[f"gradient_sums_{suffix}"] = [p, p, *sizes, p, p]
+        arguments[f"group_forward_{suffix}"] = [p, p, n, n, n, n, i, d, p, p, i, p]
+        arguments[f"group_backward_{suffix}"] = [p, p, p, n, n, n, n, i, p, p, i, p, p]
         arguments[f"finish_forward_{suffix}"] = [p, p, *sizes, p, n, n, p, d, p, p, i, d, p, p, i, p, p]
         arguments[f"finish_backward_{suffix}"] = [p, p, p, *sizes, p, p, p, n, n, p, d, p, i, p, p]
     for name, types in arguments.items():

@@ -1,4 +1,4 @@
-// Batch normalization on the CPU: moments, output and gradients of float32, float64 and bfloat16 tensors, and the
+// Batch and group normalization on the CPU: moments, output and gradients of float32, float64 and bfloat16 tensors, and the
 // exchange of rows of doubles between processes of one host. Called through ctypes; see kernels.py.
 //
 // Statistics are summed in the element's precision over blocks of a shifted channel, and merged in double (Chan et
@@ -37,6 +37,13 @@ static inline void add_shifted(moments *total, double count, double k, double su
     add(total, count, k + delta, squares - sum * delta);
 }
 
+static inline double at(const void *values, int is_double, long i, double otherwise) {
+    if (!values) return otherwise;
+    return is_double ? ((const double *)values)[i] : ((const float *)values)[i];
+}
+
+#include "sample_tables.c"
+
 #define IDENTITY(v) (v)
 #define T float
 #define A float
@@ -44,6 +51,7 @@ static inline void add_shifted(moments *total, double count, double k, double su
 #define STORE IDENTITY
 #define NAME(f) f##_f32
 #include "kernels_of_type.c"
+#include "sample_kernels.c"
 #undef T
 #undef A
 #undef NAME
@@ -52,6 +60,7 @@ static inline void add_shifted(moments *total, double count, double k, double su
 #define A double
 #define NAME(f) f##_f64
 #include "kernels_of_type.c"
+#include "sample_kernels.c"
 #undef T
 #undef A
 #undef LOAD
@@ -75,6 +84,7 @@ static inline uint16_t to_bf16(float v) { // rounds to nearest even; NaN stays N
 #define STORE to_bf16
 #define NAME(f) f##_bf16
 #include "kernels_of_type.c"
+#include "sample_kernels.c"
 
 // --- statistics of the group -----------------------------------------------------------------------------------------
 
@@ -107,11 +117,6 @@ void sum_rows(const double *rows, long W, long stride, long F, double *out) {
         for (long w = 0; w < W; w++) sum += rows[w * stride + i];
         out[i] = sum;
     }
-}
-
-static inline double at(const void *values, int is_double, long i, double otherwise) {
-    if (!values) return otherwise;
-    return is_double ? ((const double *)values)[i] : ((const float *)values)[i];
 }
 
 // stats: count, means, m2s. Fills the table for `normalize`.

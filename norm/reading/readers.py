@@ -16,7 +16,7 @@ from syncnorm.norm.layers.evo_norm import EvoNormS0
 from syncnorm.norm.layers.filter_response_norm import FilterResponseNorm
 from syncnorm.norm.layers.frozen_batch_norm import FrozenBatchNorm
 from syncnorm.norm.layers.ghost_batch_norm import GhostBatchNorm
-from syncnorm.norm.layers.instance_norm import InstanceNorm
+from syncnorm.norm.layers.instance_norm import GroupNorm, InstanceNorm
 from syncnorm.norm.layers.noisy_batch_norm import NoisyBatchNorm
 from syncnorm.norm.layers.sync_batch_norm import SyncBatchNorm
 from syncnorm.norm.reading.norm_act import NormAct, norm_class
@@ -251,4 +251,5 @@ for _kind, _layer_class in {
     register_source(_layer_class, _without_batch(_kind))
 register_source(FilterResponseNorm, _activating("filter_response", nn.ReLU))
 register_source(EvoNormS0, _activating("evo_s0", nn.SiLU))
-register_source(nn.GroupNorm, _group)
+for _group_norm in (nn.GroupNorm, GroupNorm):
+    register_source(_group_norm, _group)

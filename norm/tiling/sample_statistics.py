@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from syncnorm.norm.backends.by_sample.group_norm import group_norm
 from syncnorm.norm.statistics.moments import Moments, compute_dtype, per_channel
 from syncnorm.norm.statistics.sample_moments import group_variance, mean_square
 
@@ -89,6 +90,7 @@ _INSTANCE_NORM = inspect.signature(F.instance_norm)
 _READERS: dict[Any, Callable[..., Normalization | None]] = {
     F.group_norm: _group_norm,
     torch.group_norm: _group_norm,
+    group_norm: _group_norm,
     F.instance_norm: _instance_norm,
     mean_square: _mean_square,
     group_variance: _group_variance,

@@ -61,6 +61,18 @@ def test_tiles_equal_the_picture(kind: str, shape: tuple[int, ...], tile: Any) -
     torch.testing.assert_close(y, whole, rtol=0, atol=1e-5)  # fp32
 
 
+@pytest.mark.parametrize("kind", ["group", "layer", "instance"])
+def test_tiles_of_a_channels_last_picture_equal_it(kind: str) -> None:
+    model = network(2, kind).to(memory_format=torch.channels_last)
+    x = picture(2, 2, 44, 52).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        whole = model(x)
+
+    y = norm.tiled(model, x, tile=20)
+
+    torch.testing.assert_close(y, whole, rtol=0, atol=1e-5)  # fp32
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_tiles_by_themselves_would_not_equal_the_picture(kind: str) -> None:
     model, x = network(2, kind), picture(2, 2, 44, 52)

@@ -1,0 +1,1 @@
+"""Normalization by statistics of each sample. May import the rest of backends."""
