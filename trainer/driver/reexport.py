@@ -25,6 +25,7 @@ from syncnorm.trainer.export.forward_inputs import ForwardInputs, Unclear
 from syncnorm.trainer.export.held_out import inputs_of_batches, inputs_of_data
 from syncnorm.trainer.export.mlflow_publisher import Publisher
 from syncnorm.trainer.failure_classifier import Failure, classify
+from syncnorm.trainer.models.memory_format import use_contiguous
 from syncnorm.trainer.reporting import secrets as secret_values
 from syncnorm.trainer.reporting.fence_check import require_current
 from syncnorm.trainer.reporting.redaction import redact, redacted_output
@@ -111,7 +112,7 @@ def _trained(request: ExportRequest, published: Published, mirror: Mirror) -> Tr
         about = {name: facts[name] for name in ("checkpoint", "average", "statistics", "init_from") if name in facts}
         return TrainedModel(
             job_id=request.job_id,
-            network=network_of(assembly.module).eval(),
+            network=use_contiguous(network_of(assembly.module).eval()),
             held_out=_inputs(assembly, held_out),
             description=_description(assembly, request) | about,
             facts=facts,

@@ -19,7 +19,7 @@ _CALLED_BY_PARTS = (nn.ModuleList, nn.ModuleDict)
 
 def save_memory(network: nn.Module) -> None:
     """Let `network` keep one tensor where normalization and activation keep two; a LightningModule, all in it."""
-    counts = Counter(layer.keeps for part in _called(network) for layer in norm.save_memory(part))
+    counts = Counter(layer.keeps for part in called_parts(network) for layer in norm.save_memory(part))
     logger.info(
         "activation memory is lean: of %d normalization layers, %d keep their input, %d no more than the layer behind, "
         "%d all as before",
@@ -29,11 +29,11 @@ def save_memory(network: nn.Module) -> None:
 
 def keep_memory(network: nn.Module) -> None:
     """Undo `save_memory`: export needs the network as it is written."""
-    for part in _called(network):
+    for part in called_parts(network):
         keep_all(part)
 
 
-def _called(network: nn.Module) -> Iterator[nn.Module]:
+def called_parts(network: nn.Module) -> Iterator[nn.Module]:
     """What is called as a module: of a LightningModule the networks in it, for its training_step is called instead."""
     yield from _parts(network) if isinstance(network, LightningModule) else [network]
 

@@ -13,6 +13,7 @@ from torch import nn
 from syncnorm import norm
 from syncnorm.trainer.contract.norm_choice import chosen_norm
 from syncnorm.trainer.contract.spec import JobSpec, NormSpec
+from syncnorm.trainer.models.memory_format import use_channels_last
 from syncnorm.trainer.training.parameters.freezing import FrozenPart, find_frozen
 from syncnorm.trainer.training.task_module import TaskModule, network_of
 
@@ -46,7 +47,7 @@ def convert_to(
 
 class ConvertedNorms(LayerSync):
     """Converts a module once it is complete: after its setup and configure_model, before it gets its optimizers. What
-    model.freeze names for good is frozen then, too.
+    model.freeze names for good is frozen then, too, and train.memory_format applied.
 
     load: called with the converted network, to give it the weights that it starts from.
     report: one entry {path, from, to} for every layer, once it is done. frozen: what each rule of model.freeze covers.
@@ -75,6 +76,8 @@ class ConvertedNorms(LayerSync):
             converted, self.report = convert(model, self._spec, group)
         assert isinstance(converted, LightningModule)
         self._load(network_of(converted))
+        if self._spec.train.memory_format == "channels_last":
+            use_channels_last(network_of(converted))
         self.frozen = find_frozen(network_of(converted), self._spec.model.freeze)
         for part in self.frozen:
             if part.rule.unfreeze_at is None:

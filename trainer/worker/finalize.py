@@ -26,6 +26,7 @@ from syncnorm.trainer.export.statistics.statistics_choice import (
     choose_statistics,
     statistics_of_average,
 )
+from syncnorm.trainer.models.memory_format import use_contiguous
 from syncnorm.trainer.random_state import seeded
 from syncnorm.trainer.ranks.exchange import gather
 from syncnorm.trainer.ranks.replica_check import check_agreement
@@ -79,7 +80,7 @@ def finalize(
             write_atomic(folders.artifacts / PICTURES / name, picture)
     description = describe_network(launch.job_id, spec, data)
     held_out = checkpoint.unless(lambda: inputs_of_data(data))
-    finished = Finished(network.cpu().eval(), held_out, description, choice)
+    finished = Finished(use_contiguous(network.cpu().eval()), held_out, description, choice)
     return publish(finished, facts, launch, folders, fitted)
 
 
@@ -104,7 +105,7 @@ def finalize_user_module(
     choice, problem = _statistics_of_user(module, training, launch, why_running, checkpoint.average)
     if launch.spec.train.test:
         fitted = replace(fitted, metrics=fitted.metrics | fitted.test())
-    network = module.cpu().eval()
+    network = use_contiguous(module.cpu().eval())
     held_out = checkpoint.unless(lambda: problem or inputs_of_batches(network, batches))
     finished = Finished(network, held_out, describe_job(launch.job_id, launch.spec), choice)
     return publish(finished, {"agreement": agreement, **checkpoint.as_facts()}, launch, folders, fitted)

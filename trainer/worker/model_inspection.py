@@ -31,6 +31,7 @@ from syncnorm.trainer.export.exportability import try_export
 from syncnorm.trainer.export.forward_inputs import ForwardInputs, Unclear, forward_inputs
 from syncnorm.trainer.export.held_out import example_of_data
 from syncnorm.trainer.export.weights import WEIGHTS_FILE
+from syncnorm.trainer.models.memory_format import without_effect
 from syncnorm.trainer.random_state import kept_random_state
 from syncnorm.trainer.training.averaging.horizon import horizon_findings
 from syncnorm.trainer.training.batch_size import count_of, samples_in
@@ -137,6 +138,7 @@ def inspection_of(
         findings=[
             *found,
             *_idle_groups(spec, parameters),
+            *(without_effect(network_of(module)) if spec.train.memory_format == "channels_last" else ()),
             *horizon_findings(spec.train.average, assembly.steps or planned_steps(trainer)),
         ],
         batch_size=size,

@@ -119,6 +119,12 @@ class TrainSpec(Part):
     tensor instead of two and compute the other again, to the same bits, so that you can train larger batches or images.
     It costs some of the time of a step. Under compile, the compiler decides by itself what to compute again.
     Default: full. Frozen batch normalization keeps nothing in either."""
+    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+    """How weights and inputs of four or five dimensions lie in memory. `channels_last`: the channels of a position
+    together, which convolutions on GPUs and on CPUs with bf16 like best, and which costs the normalizations of norm
+    nothing. It holds from the first step to the recomputed statistics. The results are those of `contiguous` up to
+    rounding, and the export is contiguous. A plan warns you where no weight has such dimensions. Default: contiguous,
+    as torch does."""
     ddp: DdpSpec = DdpSpec()
     """Settings of DistributedDataParallel. The defaults suit networks that use all of their parameters."""
     compile: bool = False
