@@ -31,6 +31,8 @@ from syncnorm.norm.layers.instance_norm import GroupNorm as GroupNorm
 from syncnorm.norm.layers.instance_norm import InstanceNorm as InstanceNorm
 from syncnorm.norm.layers.noisy_batch_norm import NoisyBatchNorm as NoisyBatchNorm
 from syncnorm.norm.layers.sync_batch_norm import SyncBatchNorm as SyncBatchNorm
+from syncnorm.norm.layers.sync_group_norm import SyncGroupNorm as SyncGroupNorm
+from syncnorm.norm.layers.sync_group_norm import SyncInstanceNorm as SyncInstanceNorm
 from syncnorm.norm.layers.weight import WeightStandardization as WeightStandardization
 from syncnorm.norm.layers.weight import initialize_weight_norm as initialize_weight_norm
 from syncnorm.norm.memory_savings import Saved as Saved

@@ -21,6 +21,7 @@ from syncnorm.norm.layers.ghost_batch_norm import GhostBatchNorm
 from syncnorm.norm.layers.instance_norm import GroupNorm, InstanceNorm, channel_groups
 from syncnorm.norm.layers.noisy_batch_norm import NoisyBatchNorm
 from syncnorm.norm.layers.sync_batch_norm import SyncBatchNorm
+from syncnorm.norm.layers.sync_group_norm import SyncGroupNorm
 from syncnorm.norm.statistics.frozen_layers import frozen_form
 from syncnorm.norm.torch_compat import NormBase
 
@@ -183,6 +184,7 @@ _CLASSES = (
     FilterResponseNorm,
     FrozenBatchNorm,
     InstanceNorm,
+    SyncGroupNorm,
 )
 
 

@@ -19,6 +19,7 @@ from syncnorm.norm.layers.ghost_batch_norm import GhostBatchNorm
 from syncnorm.norm.layers.instance_norm import GroupNorm, InstanceNorm
 from syncnorm.norm.layers.noisy_batch_norm import NoisyBatchNorm
 from syncnorm.norm.layers.sync_batch_norm import SyncBatchNorm
+from syncnorm.norm.layers.sync_group_norm import SyncGroupNorm
 from syncnorm.norm.reading.norm_act import NormAct, norm_class
 from syncnorm.norm.statistics.frozen_layers import frozen_form
 from syncnorm.norm.torch_compat import NormBase
@@ -111,7 +112,7 @@ def read_source(layer: nn.Module, path: str) -> Source | None:
         return replace(source, tail=tuple(layer.tail.values())) if isinstance(layer, NormAct) else source
     if (frozen := frozen_form(layer)) is not None:
         return Source("frozen_batch", frozen.num_features, frozen.dims, frozen.eps, affine=True)
-    if not isinstance(layer, (NormBase, nn.GroupNorm)):
+    if not isinstance(layer, (NormBase, nn.GroupNorm, SyncGroupNorm)):
         return None
     if isinstance(layer, LazyModuleMixin):
         raise ValueError(
