@@ -15,6 +15,7 @@ from syncnorm.norm.auditing.model_checks import (
     check_depth_of_box_cox,
     check_dropout_of_selu,
     check_neighbours,
+    check_output,
     check_unnormalized,
     check_weight_decay,
 )
@@ -77,7 +78,7 @@ def audit(
         found.append(Finding("compiled_normalization", part.path, part.message, part.fix, "warning"))
         if part.module is model:
             return found
-    observed, failure = _run(model, example_input, sources)
+    observed, output, failure = _run(model, example_input, sources)
     if failure is not None:
         fix = "See the other findings: a layer may not take the shape it gets."
         why = str(failure) if isinstance(failure, ValueError | RuntimeError) else repr(failure)
@@ -87,6 +88,7 @@ def audit(
     for item in observed:
         found += [*check_layer(item, training), *check_neighbours(item, flow)]
     found += [*check_unnormalized(observed), *check_dropout_of_selu(model), *check_depth_of_box_cox(model)]
+    found += check_output(output)
     if optimizer is not None:
         found += check_weight_decay(observed, optimizer)
     return sorted(found, key=lambda finding: ("error", "warning", "info").index(finding.severity))
@@ -94,10 +96,10 @@ def audit(
 
 def _run(
     model: nn.Module, example_input: Any, sources: dict[str, Source]
-) -> tuple[list[ObservedLayer], Exception | None]:
-    """One forward in eval mode: the layers of `sources` with the shapes they saw, and the error that stopped it, if
-    any."""
-    failure = None
+) -> tuple[list[ObservedLayer], Any, Exception | None]:
+    """One forward in eval mode: the layers of `sources` with the shapes they saw, what came out, and the error that
+    stopped it, if any."""
+    output, failure = None, None
     shapes: dict[str, list[torch.Size]] = {path: [] for path in sources}
 
     def note(path: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -107,11 +109,11 @@ def _run(
     handles = [layer.register_forward_pre_hook(partial(note, path), with_kwargs=True) for path, layer in layers.items()]
     try:
         with preserved(model), torch.no_grad():
-            call_with(model.eval(), example_input)
+            output = call_with(model.eval(), example_input)
     except Exception as error:  # the user's code, on the user's example
         failure = error
     finally:
         for handle in handles:
             handle.remove()
     observed = [ObservedLayer(path, layers[path], source, tuple(shapes[path])) for path, source in sources.items()]
-    return observed, failure
+    return observed, output, failure

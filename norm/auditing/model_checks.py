@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from syncnorm.norm.auditing.findings import Finding, ObservedLayer
 from syncnorm.norm.layers.box_cox import BoxCox
@@ -111,6 +113,22 @@ def check_depth_of_box_cox(model: nn.Module) -> Iterator[Finding]:
             "Start with lambda_init=1, which is the identity.",
             "warning",
             {"layers": len(steep)},
+        )
+
+
+def check_output(output: Any) -> Iterator[Finding]:
+    """A forward that overflows. -inf is left out: it is how scores are masked."""
+    tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    bad = sum(int((tensor.isnan() | tensor.isposinf()).sum()) for tensor in tensors if not tensor.is_meta)
+    if bad:
+        yield Finding(
+            "output_not_finite",
+            "",
+            f"{bad} values of the output are nan or inf on the example, in eval mode.",
+            "Look for weights that are not finite. Where a model multiplies its activations, it overflows without "
+            "normalization (none, weight, selu): use a kind with statistics there, such as group.",
+            "warning",
+            {"values": bad},
         )
 
 

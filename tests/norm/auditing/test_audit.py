@@ -281,3 +281,21 @@ def test_example_that_does_not_fit_is_a_finding(example: Any) -> None:
     assert found[0].code == "forward_fails"
     assert found[0].message.startswith("The model does not take the example: ")
     assert len(found[0].message) > 50
+
+
+class Product(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_output_that_overflows_is_found_and_a_mask_is_none(masked: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), *[Product() for _ in range(12)])
+    x = torch.full((1, 3, 4, 4), 100.0)
+    if masked:
+        model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Threshold(0.5, -torch.inf))
+    norm.convert(model, "none")
+
+    found = norm.audit(model, x, batch_size=2, workers=1)
+
+    assert ("output_not_finite" in {item.code for item in found}) is not masked
