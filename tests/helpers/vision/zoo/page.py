@@ -14,6 +14,7 @@ from pathlib import Path
 
 from syncnorm import norm
 from tests.helpers.paths import ROOT
+from tests.helpers.vision.zoo.catalogue import catalogue
 from tests.helpers.vision.zoo.check import Result
 from tests.helpers.vision.zoo.results import EXPORTED_EVERY, read
 
@@ -51,11 +52,12 @@ NOTES = {
 }
 
 
-def page(results: Sequence[Result]) -> str:
+def page(results: Sequence[Result], missing: Sequence[str] = ()) -> str:
+    """missing: networks of the zoo that have not run with every kind yet."""
     by_network: dict[str, dict[str, Result]] = defaultdict(dict)
     for result in results:
         by_network[result.architecture][result.kind] = result
-    return "\n".join([HEAD, *_tables(by_network), *_refusals(results), *_faults(results)]) + "\n"
+    return "\n".join([HEAD, *_tables(by_network), *_refusals(results), *_faults(results), *_missing(missing)]) + "\n"
 
 
 def row(found: dict[str, Result]) -> str:
@@ -102,5 +104,12 @@ def _faults(results: Sequence[Result]) -> Iterator[str]:
         yield from found
 
 
+def _missing(names: Sequence[str]) -> Iterator[str]:
+    if names:
+        yield f"\nAlso in the zoo, but not run with every kind yet: {', '.join(sorted(names))}."
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page(read(Path(sys.argv[1]))), encoding="utf-8")
+    found = read(Path(sys.argv[1]))
+    left = {one.key for one in catalogue()} - {result.architecture for result in found}
+    PAGE.write_text(page(found, sorted(left)), encoding="utf-8")
