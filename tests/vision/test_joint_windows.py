@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -90,6 +91,40 @@ def test_joint_windows_give_the_classes_of_the_whole_volume(tmp_path: Path, mode
     assert found["windows"] == "joint"
     assert len(np.unique(expected)) > 1
     assert (mask_of(tmp_path / "mask.nii.gz") != expected).mean() < 1e-3  # rounding between two classes
+
+
+class OwnModule(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Conv3d(1, 3, 1)
+
+    def training_step(self, batch: Any, _batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1].clamp(0, 2))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+OWN = {"class_path": f"{OwnModule.__module__}.OwnModule"}
+
+
+def test_own_module_is_told_which_settings_of_windows_it_replaces(tmp_path: Path) -> None:
+    made = document(write_folder(tmp_path / "scans"), OWN, windows_at_once=2)
+    made.pop("optimizer", None)
+
+    (found,) = [one for one in inspect(read_spec(made)).findings if one.code == "windows_without_effect"]
+
+    assert found.path == "data.init_args.windows_at_once"
+    assert "the validation_step of your module runs volumes" in found.message
+
+
+@pytest.mark.parametrize(("setting", "value"), [("windows", "joint"), ("overlap", "auto")])
+def test_own_module_can_not_have_windows_that_need_its_network(tmp_path: Path, setting: str, value: str) -> None:
+    made = document(write_folder(tmp_path / "scans"), OWN, **{setting: value})
+    made.pop("optimizer", None)
+
+    with pytest.raises(ValueError, match=f"data.init_args.{setting}: {value} must be left out, because OwnModule"):
+        assemble(read_spec(made), 0, 1)
 
 
 def test_predict_runs_windows_as_you_ask(tmp_path: Path) -> None:

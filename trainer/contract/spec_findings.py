@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from syncnorm.norm.kind import KINDS, smallest_share
+from syncnorm.trainer.contract.catalog.volume_args import VolumeArgs
 from syncnorm.trainer.contract.norm_choice import statistics_group
 from syncnorm.trainer.contract.spatial_maps import smallest_map, train_samples, uses_windows
 from syncnorm.trainer.contract.spec import JobSpec, TrainSpec
@@ -44,6 +45,8 @@ def spec_findings(spec: JobSpec, kind: str) -> Iterator[Finding]:
     yield from _about_statistics(spec, kind)
     yield from _about_single_values(spec, kind)
     yield from _about_windows(spec, kind)
+    if spec.model.inferer is not None:
+        yield from unused_windows(spec, "model.inferer runs volumes there. Only `syncnorm predict` follows them")
     yield from _about_fields(spec)
 
 
@@ -177,6 +180,26 @@ def _about_windows(spec: JobSpec, kind: str) -> Iterator[Finding]:
         "sync_batch or batch_renorm.",
         severity="warning",
     )
+
+
+def unused_windows(spec: JobSpec, why: str) -> Iterator[Finding]:
+    """Of settings of data `nifti` for windows that don't run here. why: a clause that says so."""
+    if spec.data.name != "nifti":
+        return
+    fields = VolumeArgs.model_fields
+    set_here = [
+        name
+        for name in ("windows", "overlap", "blending", "windows_at_once")
+        if spec.data.init_args.get(name, fields[name].default) != fields[name].default
+    ]
+    if set_here:
+        yield Finding(
+            code="windows_without_effect",
+            path=f"data.init_args.{set_here[0]}",
+            message=f"{' and '.join(set_here)} {'does' if len(set_here) == 1 else 'do'} not affect validation: {why}.",
+            fix=f"Leave {'it' if len(set_here) == 1 else 'them'} out of data.init_args.",
+            severity="warning",
+        )
 
 
 def _about_fields(spec: JobSpec) -> Iterator[Finding]:

@@ -22,9 +22,7 @@ from syncnorm.trainer.callbacks.max_steps import planned_steps
 from syncnorm.trainer.contract.initial_weights import WeightAccess
 from syncnorm.trainer.contract.plan import Inspection, InspectionRequest, Parameters
 from syncnorm.trainer.contract.spec import JobSpec
-from syncnorm.trainer.contract.spec_findings import (
-    Finding,
-)
+from syncnorm.trainer.contract.spec_findings import Finding, unused_windows
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.data.user.own_state import has_own_state
 from syncnorm.trainer.export.exportability import try_export
@@ -138,6 +136,7 @@ def inspection_of(
         findings=[
             *found,
             *_idle_groups(spec, parameters),
+            *(() if assembly.task_data else unused_windows(spec, "the validation_step of your module runs volumes")),
             *(without_effect(network_of(module)) if spec.train.memory_format == "channels_last" else ()),
             *horizon_findings(spec.train.average, assembly.steps or planned_steps(trainer)),
         ],

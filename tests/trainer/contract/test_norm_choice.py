@@ -135,6 +135,28 @@ def test_plan_warns_of_statistics_that_windows_change(norm: dict[str, Any], path
         assert "model.inferer gives it windows" in found["statistics_of_windows"].message
 
 
+def test_plan_names_settings_of_windows_that_an_inferer_replaces() -> None:
+    model = {"name": "unet", "inferer": WINDOWS}
+    chosen = {
+        **VOLUMES_OF_FILES,
+        "init_args": {**VOLUMES_OF_FILES["init_args"], "overlap": 0.25, "blending": "constant"},
+    }
+
+    (found,) = [
+        one
+        for one in plan(by_windows(1, model=model, data=chosen), None).findings
+        if one.code == "windows_without_effect"
+    ]
+
+    assert found.path == "data.init_args.overlap"
+    assert "overlap and blending do not affect validation: model.inferer runs volumes" in found.message
+    for document in (
+        by_windows(1, model=model, data=VOLUMES_OF_FILES),
+        by_windows(1, model={"name": "unet"}, data=chosen),
+    ):
+        assert "windows_without_effect" not in {one.code for one in plan(document, None).findings}
+
+
 def test_choice_shows_its_numbers_in_the_plan() -> None:
     shown = plan(spec(4, workers=4), None).as_json()["norm"]
 
