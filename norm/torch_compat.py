@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._functorch import pyfunctorch
+from torch._ops import OpOverload
 from torch.autograd import forward_ad
 from torch.autograd.function import BackwardCFunction
 from torch.distributed import ProcessGroup, distributed_c10d
@@ -23,11 +24,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
 from torch.nn.modules.batchnorm import _NormBase as NormBase
 from torch.nn.utils.parametrizations import _WeightNorm as WeightNormParametrization
+from torch.utils._pytree import tree_leaves
 
 __all__ = [
     "HOOK_DICTIONARIES",
     "BatchNormBase",
     "NormBase",
+    "OpOverload",
     "StorageWeakRef",
     "WeightNormParametrization",
     "advance_sequence_number",
@@ -49,6 +52,7 @@ __all__ = [
     "saved_tensors_hooks",
     "sequence_number",
     "store_of",
+    "tree_leaves",
     "unwrapped",
     "version_of",
 ]

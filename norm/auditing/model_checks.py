@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from syncnorm.norm.auditing.findings import Finding, ObservedLayer
 from syncnorm.norm.layers.box_cox import BoxCox
@@ -18,6 +17,7 @@ from syncnorm.norm.layers.weight import LINEAR_LAYERS
 from syncnorm.norm.reading.activations import node_effect, readers_of
 from syncnorm.norm.reading.dataflow import Flow
 from syncnorm.norm.reading.elementwise import effect
+from syncnorm.norm.torch_compat import tree_leaves
 
 _POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _POOL_FUNCTIONS = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, torch.mean)
@@ -118,7 +118,7 @@ def check_depth_of_box_cox(model: nn.Module) -> Iterator[Finding]:
 
 def check_output(output: Any) -> Iterator[Finding]:
     """A forward that overflows. -inf is left out: it is how scores are masked."""
-    tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     bad = sum(int((tensor.isnan() | tensor.isposinf()).sum()) for tensor in tensors if not tensor.is_meta)
     if bad:
         yield Finding(

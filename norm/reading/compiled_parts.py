@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
+from syncnorm.norm.torch_compat import OpOverload
+
 _OPERATORS = ("batch_norm", "group_norm", "instance_norm")
 
 
@@ -45,4 +47,4 @@ def _operators(module: nn.Module) -> Iterator[str]:
         graph = getattr(module, "inlined_graph", None)  # one without a forward has none
         yield from () if graph is None else (name for name in _OPERATORS if graph.findAllNodes(f"aten::{name}"))
     elif isinstance(module, fx.GraphModule):
-        yield from (str(node.target) for node in module.graph.nodes if isinstance(node.target, torch._ops.OpOverload))
+        yield from (str(node.target) for node in module.graph.nodes if isinstance(node.target, OpOverload))

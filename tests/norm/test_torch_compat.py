@@ -69,6 +69,18 @@ def test_weight_norm_is_told_by_its_parametrization() -> None:
     assert isinstance(layer.parametrizations.weight[0], torch_compat.WeightNormParametrization)
 
 
+def test_operators_in_an_exported_graph_are_told_from_functions() -> None:
+    program = torch.export.export(nn.Softplus().eval(), (torch.zeros(1),))
+    called = [node.target for node in program.graph.nodes if node.op == "call_function"]
+
+    assert [isinstance(target, torch_compat.OpOverload) for target in called] == [True]
+    assert not isinstance(torch.relu, torch_compat.OpOverload)
+
+
+def test_tensors_are_found_in_nested_outputs() -> None:
+    assert torch_compat.tree_leaves({"a": [1, (2, 3)], "b": None}) == [1, 2, 3, None]
+
+
 def test_every_kind_of_hook_has_its_dictionary() -> None:
     module = nn.Identity()
     handles = [
