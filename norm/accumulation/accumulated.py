@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from syncnorm.norm.accumulation.activation_memory import MEMORIES, Memory, kept_
 from syncnorm.norm.accumulation.joint_layers import batch_layers, joined
 from syncnorm.norm.distributed.collectives import gather_rows
 from syncnorm.norm.lockstep.interruption import require_interruptible
+from syncnorm.norm.lockstep.nested_tensors import tensors_in
 from syncnorm.norm.lockstep.turns import run_in_turns
 
 T = TypeVar("T")
@@ -115,15 +116,7 @@ def _weights(counts: Sequence[int], group: dist.ProcessGroup | None, device: tor
 
 
 def _num_samples(given: Any) -> int:
-    return len(given) if isinstance(given, list) else len(next(_tensors(given)))
-
-
-def _tensors(thing: Any) -> Iterator[Tensor]:
-    if isinstance(thing, Tensor):
-        yield thing
-    elif isinstance(thing, Mapping | list | tuple):
-        for part in thing.values() if isinstance(thing, Mapping) else thing:
-            yield from _tensors(part)
+    return len(given) if isinstance(given, list) else len(next(tensors_in(given)))
 
 
 def _mean_loss(loss: Tensor) -> Tensor:
@@ -136,7 +129,7 @@ def _mean_loss(loss: Tensor) -> Tensor:
 
 def _nothing(output: Any) -> Tensor:
     """0 that hangs on the model, so that a worker without samples takes part in the exchanges of backward."""
-    return torch.stack([leaf.sum() * 0.0 for leaf in _tensors(output) if leaf.is_floating_point()]).sum()
+    return torch.stack([leaf.sum() * 0.0 for leaf in tensors_in(output) if leaf.is_floating_point()]).sum()
 
 
 @contextmanager

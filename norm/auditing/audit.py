@@ -61,19 +61,7 @@ def audit(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
     training = Training(batch_size, workers, accumulate, dataset_size, drop_last, steps, group)
-    found, sources = list[Finding](), dict[str, Source]()
-    for path, module in model.named_modules():
-        try:
-            source = read_source(module, path)
-        except ValueError as error:
-            fix = "Run one batch first, or describe the class with norm.register_source."
-            found.append(Finding("unknown_layer", path, str(error), fix, "error"))
-        else:
-            if source is not None:
-                is_frozen = has_frozen_statistics(module)  # then it takes no statistics from batches
-                sources[path] = replace(source, kind="frozen_batch") if is_frozen else source
-            elif is_named_frozen(module):
-                found.append(unknown_frozen_layer(path, module))
+    found, sources = _read(model)
     for part in compiled_parts(model):
         found.append(Finding("compiled_normalization", part.path, part.message, part.fix, "warning"))
         if part.module is model:
@@ -92,6 +80,24 @@ def audit(
     if optimizer is not None:
         found += check_weight_decay(observed, optimizer)
     return sorted(found, key=lambda finding: ("error", "warning", "info").index(finding.severity))
+
+
+def _read(model: nn.Module) -> tuple[list[Finding], dict[str, Source]]:
+    """Layers that can't be read, and those that can, by path."""
+    found, sources = list[Finding](), dict[str, Source]()
+    for path, module in model.named_modules():
+        try:
+            source = read_source(module, path)
+        except ValueError as error:
+            fix = "Run one batch first, or describe the class with norm.register_source."
+            found.append(Finding("unknown_layer", path, str(error), fix, "error"))
+        else:
+            if source is not None:
+                is_frozen = has_frozen_statistics(module)  # then it takes no statistics from batches
+                sources[path] = replace(source, kind="frozen_batch") if is_frozen else source
+            elif is_named_frozen(module):
+                found.append(unknown_frozen_layer(path, module))
+    return found, sources
 
 
 def _run(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.norm.accumulation.activation_memory import is_on_device, to_host
+from syncnorm.norm.lockstep.nested_tensors import tensors_in
 from syncnorm.norm.torch_compat import StorageWeakRef
 
 
@@ -57,7 +57,7 @@ class HostMemory:
     def require(self, arguments: Any) -> None:
         """Bring back what is needed now but belongs to a tile that waits, such as a grid that a module keeps."""
         if self._stored:
-            for tensor in _tensors(arguments):
+            for tensor in tensors_in(arguments):
                 if tensor.numel() and is_on_device(tensor) and not tensor.untyped_storage().nbytes():
                     self.bring_back(_key(tensor.untyped_storage()))
 
@@ -72,7 +72,7 @@ class WaitingTensors:
 
     def note(self, result: Any) -> None:
         """Of what the forward has computed."""
-        self._made += [weakref.ref(tensor) for tensor in _tensors(result) if self._memory.may_leave(tensor)]
+        self._made += [weakref.ref(tensor) for tensor in tensors_in(result) if self._memory.may_leave(tensor)]
 
     def leave(self) -> None:
         """Move all that the forward still holds to the host."""
@@ -86,14 +86,6 @@ class WaitingTensors:
         for key in self._keys:
             self._memory.bring_back(key)
         self._keys = []
-
-
-def _tensors(thing: Any) -> Iterator[Tensor]:
-    if isinstance(thing, Tensor):
-        yield thing
-    elif isinstance(thing, dict | list | tuple):
-        for part in thing.values() if isinstance(thing, dict) else thing:
-            yield from _tensors(part)
 
 
 def _key(storage: torch.UntypedStorage) -> int:

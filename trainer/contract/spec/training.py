@@ -121,10 +121,10 @@ class TrainSpec(Part):
     Default: full. Frozen batch normalization keeps nothing in either."""
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
     """How weights and inputs of four or five dimensions lie in memory. `channels_last`: the channels of a position
-    together, which convolutions on GPUs and on CPUs with bf16 like best, and which costs the normalizations of norm
-    nothing. It holds from the first step to the recomputed statistics. The results are those of `contiguous` up to
-    rounding, and the export is contiguous. A plan warns you where no weight has such dimensions. Default: contiguous,
-    as torch does."""
+    together, which convolutions on GPUs and on CPUs with bf16 like best. Normalizations of large maps cost about the
+    same then, and of small ones more. It holds from the first step to the recomputed statistics. The results are those
+    of `contiguous` up to rounding, and the export is contiguous. A plan warns you where no weight has such dimensions.
+    Default: contiguous, as torch does."""
     ddp: DdpSpec = DdpSpec()
     """Settings of DistributedDataParallel. The defaults suit networks that use all of their parameters."""
     compile: bool = False
