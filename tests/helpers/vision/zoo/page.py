@@ -110,6 +110,7 @@ def _missing(names: Sequence[str]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    found = read(Path(sys.argv[1]))
+    if not (found := read(Path(sys.argv[1]))):
+        sys.exit(f"{sys.argv[1]} must hold the results of the zoo. Run tests.helpers.vision.zoo.results with it first.")
     left = {one.key for one in catalogue()} - {result.architecture for result in found}
     PAGE.write_text(page(found, sorted(left)), encoding="utf-8")
