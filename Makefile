@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 VISION ?= .venv-vision
 
-.PHONY: help install demo serve test test-system test-vision deploy-test check bench chaos clean
+.PHONY: help install demo serve test test-system test-vision deploy-test docs check bench chaos clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -52,7 +52,11 @@ test-vision: $(VISION)/.installed  ## modules for images, boxes and volumes, and
 deploy-test: $(INSTALLED)  ## the composition in real containers; needs a Docker engine
 	$(PYTEST) tests/deploy -m deploy -s
 
-check: $(INSTALLED)  ## ruff and mypy, hadolint and yamllint
+docs: $(INSTALLED)  ## the documentation site, into site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Read it: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site"
+
+check: $(INSTALLED) docs  ## ruff and mypy, hadolint and yamllint, and the links of the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -66,4 +70,4 @@ chaos: $(INSTALLED)  ## the long forms of the fault tests
 	$(PYTEST) tests -m chaos --timeout 3600
 
 clean:  ## remove the virtual environment and all embedded state
-	rm -rf $(VENV) $(VISION) .syncnorm
+	rm -rf $(VENV) $(VISION) .syncnorm site
