@@ -78,6 +78,7 @@ class Client:
 
     @property
     def url(self) -> str:
+        """The address of the service."""
         return self.connection.url
 
     def __enter__(self) -> Self:
@@ -89,6 +90,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
+        """Close the connection. `with Client() as client:` does it for you."""
         self.connection.http.close()
 
     def submit(self, spec: Mapping[str, Any], *, key: str | None = None) -> Json:
@@ -104,10 +106,12 @@ class Client:
         return self._json("POST", path, json=dict(body), headers=headers, repeatable=True, needs=needs)
 
     def plan(self, spec: Mapping[str, Any]) -> Json:
+        """What a job comes to, without submitting it."""
         params, limit_s = {"dry_run": "true"}, self._limit_s(_SLOW_S)
         return self._json("POST", api_path("jobs"), json=dict(spec), params=params, timeout_s=limit_s, needs=("spec",))
 
     def job(self, job_id: str) -> Json:
+        """A job as it is now."""
         return self._json("GET", api_path("jobs", job_id), needs=_JOB)
 
     def jobs(self, **filters: _Filter) -> Iterator[Json]:
@@ -128,18 +132,23 @@ class Client:
         return found
 
     def attempts(self, job_id: str) -> list[Json]:
+        """All attempts of a job, the first one first."""
         return self._items(api_path("jobs", job_id, "attempts"))
 
     def cancel(self, job_id: str) -> Json:
+        """Ask a job to end, with a checkpoint. You can retry it later."""
         return self._ask(job_id, "cancel")
 
     def pause(self, job_id: str) -> Json:
+        """Ask a job to stop with a checkpoint and free its resources until you resume it."""
         return self._ask(job_id, "pause")
 
     def resume(self, job_id: str) -> Json:
+        """Put a paused job back into the queue. It continues from its last step."""
         return self._ask(job_id, "resume")
 
     def retry(self, job_id: str) -> Json:
+        """Put a failed or cancelled job back into the queue. It continues from its last checkpoint."""
         return self._ask(job_id, "retry")
 
     def _ask(self, job_id: str, verb: str) -> Json:
@@ -166,6 +175,7 @@ class Client:
         return self._pages(api_path("audit"), {key: value for key, value in filters.items() if value is not None})
 
     def explain(self, job_id: str) -> Json:
+        """Why a job waits, runs or stopped: code, message, shortfall, jobs_ahead, blockers, estimated_start."""
         return self._json("GET", api_path("jobs", job_id, "explain"), needs=("code", "message"))
 
     def change(
@@ -188,6 +198,7 @@ class Client:
         return self._json("PATCH", api_path("jobs", job_id), json=body, headers=headers, needs=_JOB)
 
     def delete(self, job_id: str) -> None:
+        """Delete a finished job with its checkpoints. Its MLflow run stays."""
         self.connection.empty("DELETE", api_path("jobs", job_id))
 
     def wait(self, job: JobRef, timeout_s: float | None = None) -> Json:
@@ -227,9 +238,11 @@ class Client:
         return fetch(self.connection, locate, place_for(path, to), on_progress)
 
     def checkpoints(self, job_id: str) -> list[Json]:
+        """Complete checkpoints, the furthest first, with the metrics of each."""
         return self._items(api_path("jobs", job_id, "checkpoints"))
 
     def exports(self, job_id: str) -> list[Json]:
+        """All exports of a job, its own first."""
         return self._items(api_path("jobs", job_id, "exports"))
 
     def export(
@@ -254,12 +267,15 @@ class Client:
         return self._once(api_path("jobs", job_id, "exports"), body, key, _EXPORT)
 
     def one_export(self, job_id: str, name: str) -> Json:
+        """One export of a job by its name, as it is now."""
         return self._json("GET", api_path("jobs", job_id, "exports", name), needs=_EXPORT)
 
     def statistics(self, job_id: str) -> list[Json]:
+        """Running statistics of each normalization layer over the steps, with drift and population statistics."""
         return self._items(api_path("jobs", job_id, "statistics"))
 
     def study(self, study_id: str) -> Json:
+        """A study with its jobs and its comparison as it is now."""
         return self._json("GET", api_path("studies", study_id), needs=_JOB)
 
     def studies(self) -> Iterator[Json]:
@@ -280,15 +296,19 @@ class Client:
         return self._pages(api_path("jobs", job_id, "events"), {"limit": 1000})
 
     def norms(self) -> list[Json]:
+        """The normalization kinds that a spec may name, with their traits and options."""
         return self._items(api_path("norms"))
 
     def models(self) -> list[Json]:
+        """The built-in models, with their arguments."""
         return self._items(api_path("models"))
 
     def datasets(self) -> list[Json]:
+        """The built-in data sets, with their arguments."""
         return self._items(api_path("datasets"))
 
     def cluster(self) -> Json:
+        """The hosts of the cluster with their capacity, and the number of jobs in each state."""
         return self._json("GET", api_path("cluster"), needs=("nodes",))
 
     def create_token(self, owner: str, scopes: list[str], expires_at: str | None = None) -> Json:
@@ -297,9 +317,11 @@ class Client:
         return self._json("POST", api_path("tokens"), json=wanted, needs=("token",))
 
     def tokens(self) -> list[Json]:
+        """All tokens, without their secrets. For admins."""
         return self._items(api_path("tokens"))
 
     def revoke_token(self, token_id: str) -> None:
+        """Revoke a token. It stops working at once."""
         self.connection.empty("DELETE", api_path("tokens", token_id))
 
     def put_package(self, archive: bytes) -> Json:
@@ -312,6 +334,7 @@ class Client:
         )
 
     def put_secret(self, name: str, value: str) -> None:
+        """Store a secret, which your specs name as `env: {VARIABLE: {secret: NAME}}`."""
         self.connection.empty("PUT", api_path("secrets", name), json={"value": value})
 
     def secrets(self) -> list[Json]:
@@ -319,6 +342,7 @@ class Client:
         return self._items(api_path("secrets"))
 
     def delete_secret(self, name: str) -> None:
+        """Delete a secret. Jobs that name it fail at their next attempt."""
         self.connection.empty("DELETE", api_path("secrets", name))
 
     def logs(self, job_id: str, **filters: str | int | None) -> Iterator[Json]:
@@ -327,6 +351,7 @@ class Client:
         return self._pages(api_path("jobs", job_id, "logs"), {"limit": 1000, **params})
 
     def follow_logs(self, job_id: str, **filters: str | int | None) -> Iterator[Json]:
+        """Every log line until the job is finished, each once, across lost connections. filters: as for `logs`."""
         params = {key: value for key, value in filters.items() if value is not None} | {"follow": "true"}
         return self._follow(api_path("jobs", job_id, "logs"), params, "line")
 
@@ -335,6 +360,7 @@ class Client:
         return self._follow(api_path("jobs", job_id, "events"), {}, "event")
 
     def is_ready(self) -> bool:
+        """Whether jobs can run now."""
         try:
             return self.connection.http.get("/readyz").status_code == httpx.codes.OK
         except httpx.HTTPError:

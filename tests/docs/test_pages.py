@@ -24,7 +24,7 @@ TREE = sorted(path.relative_to(ROOT) for path in FILES if path.is_file() and pat
 PAGES = [path for path in TREE if path.suffix == ".md"]
 ROOMS = ("", "norm", "trainer", "service", "tests")
 """Where a path on a page may begin, besides the folder of the page."""
-NOT_OURS = {"trainer.py", "norm.py", "service/__init__.py", "job.json", "norm/audit.py", "spec.yaml"}
+NOT_OURS = {"trainer.py", "job.yaml", "norm.py", "service/__init__.py", "job.json", "norm/audit.py", "spec.yaml"}
 """Files of a reader or of a job, and one that must not exist."""
 FILE = re.compile(r"[\w./-]+\.(?:pyi?|c|ya?ml|md|ini|toml|png)")
 FOLDER = re.compile(r"(?:[a-z_.]+/)+")
