@@ -20,6 +20,9 @@ _AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::([0-9]{0,5}))?")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _JSON, _ZIP = "application/json", "application/zip"
+FORM = "application/x-www-form-urlencoded"
+SIGN_IN, SIGN_OUT = "/sign-in", "/sign-out"
+"""The only paths that take a form, which a page of any origin can send: nothing is changed there but a cookie."""
 _SHOWN = 200
 """Characters of a header that a message quotes."""
 
@@ -113,13 +116,19 @@ def find_wrong_body(head: Head) -> Refusal | None:
     """Bodies must be JSON and packages zips, with that Content-Type: a page can send all other types without asking."""
     if head.method in _SAFE:
         return None
-    wanted = _ZIP if head.path.startswith("/v1/packages/") else _JSON
+    wanted = _body_type(head.path)
     given = head.headers.getlist("content-type")
     if (not given and not _has_body(head.headers)) or (len(given) == 1 and _is_of_type(given[0], wanted)):
         return None
     got = ", ".join(given)[:_SHOWN] or "none"
     detail = f"The Content-Type must be {wanted}, got {got}. Send the header `Content-Type: {wanted}`."
     return Refusal(415, "unsupported_media_type", detail)
+
+
+def _body_type(path: str) -> str:
+    if path in (SIGN_IN, SIGN_OUT):
+        return FORM
+    return _ZIP if path.startswith("/v1/packages/") else _JSON
 
 
 def _foreign_host(head: Head, trusted: Trusted) -> Refusal | None:

@@ -32,6 +32,7 @@ SYSTEM = (
     "tests/deploy/test_prepare_databases.py",
     "tests/packaging",
     "tests/service/api/http/test_chromium.py",
+    "tests/service/api/pages/test_pages_in_a_browser.py",
     "tests/service/faults",
     "tests/service/integrations/test_on_ray.py",
     "tests/service/integrations/test_sweep_on_ray.py",

@@ -14,6 +14,8 @@ from syncnorm.service.api.http import errors
 from syncnorm.service.api.http.methods import MethodMiddleware
 from syncnorm.service.api.http.origin_guard import OriginGuard
 from syncnorm.service.api.middleware import RequestMiddleware
+from syncnorm.service.api.pages import job_page, overview, sign_in
+from syncnorm.service.api.pages.rendering import problem_page
 from syncnorm.service.api.resources import (
     attempt_reports,
     audit,
@@ -49,7 +51,7 @@ def create_app(context: Components) -> FastAPI:
         redoc_url=None,
     )
     app.state.context = context
-    errors.install(app)
+    errors.install(app, problem_page)
     openapi.install(app)
     app.add_middleware(MethodMiddleware)
     app.add_middleware(OriginGuard, trusted=context.settings.trusted)
@@ -59,6 +61,9 @@ def create_app(context: Components) -> FastAPI:
         app.include_router(part.router)
     app.include_router(attempt_reports.router_of_exports)
     docs.install(app)
+    for pages in (job_page, sign_in):
+        app.include_router(pages.router)
+    overview.install(app)
     return app
 
 

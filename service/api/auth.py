@@ -122,16 +122,29 @@ class Authenticator:
         if hmac.compare_digest(given, self._admin):
             return self._remember(authorization, Principal("admin", frozenset(SCOPES), ADMIN_ID))
         stored = self._tokens.get(_token_id(token))
-        expected = stored.digest if stored else self._admin
+        expected = self.digest_of(stored)
         if not hmac.compare_digest(given, expected) or stored is None:
             raise UnauthorizedError(
                 f"This token is unknown, or its secret is wrong. {_WHERE_FROM}", "unknown token or wrong secret"
             )
         now = self._now()
-        _require_standing(stored, now)
+        require_standing(stored, now)
         left_s = math.inf if stored.expires_at is None else (stored.expires_at - now).total_seconds()
-        principal = Principal(stored.owner, frozenset(stored.scopes), stored.id)
-        return self._remember(authorization, principal, left_s)
+        return self._remember(authorization, holder(stored), left_s)
+
+    def record(self, token_id: str) -> StoredToken | None:
+        """The stored token of this id, the one of the first admin included."""
+        if token_id == ADMIN_ID and self._admin is not None:
+            return StoredToken(ADMIN_ID, "admin", self._admin, list(SCOPES), self._now(), None, None)
+        return self._tokens.get(token_id)
+
+    def digest_of(self, stored: StoredToken | None) -> str:
+        """The digest that a secret is compared with; of an unknown token another, so that the work is the same."""
+        return stored.digest if stored else self._admin or ""
+
+    @property
+    def is_on(self) -> bool:
+        return self._admin is not None
 
     def forget(self, token_id: str) -> None:
         """The token was revoked."""
@@ -148,6 +161,10 @@ class Authenticator:
 class _Known:
     principal: Principal
     until: float
+
+
+def holder(token: StoredToken) -> Principal:
+    return Principal(token.owner, frozenset(token.scopes), token.id)
 
 
 def require(principal: Principal, scope: str) -> Principal:
@@ -193,7 +210,7 @@ def _token_id(token: str) -> str:
     return parts[1][:20] if len(parts) == 3 and parts[0] == "sn" and parts[1].isascii() and "\x00" not in token else ""
 
 
-def _require_standing(token: StoredToken, now: datetime) -> None:
+def require_standing(token: StoredToken, now: datetime) -> None:
     """Call it only after the secret of the token was verified. Raises: UnauthorizedError."""
     if token.revoked_at is not None:
         raise UnauthorizedError(f"This token was revoked {_on(token.revoked_at)}. {_WHERE_FROM}", "revoked", token)

@@ -95,6 +95,11 @@ class Reconciler:
         """The hosts of the cluster; None while it is unreachable."""
         return self.view.capacity if self.view else None
 
+    @property
+    def queue(self) -> JobQueue:
+        """The waiting jobs as of the latest tick."""
+        return self._queue
+
     def lag_s(self) -> float:
         """Seconds since the last complete tick: jobs and cluster observed, and everything that follows from it."""
         return time.monotonic() - self._completed_at
@@ -211,10 +216,10 @@ class Reconciler:
         if self.view is None or now - self._observed_at > STANDBY_POLL_S:
             self.backends.circuit.begin_tick()
             self.view, self._observed_at = self._observe_cluster(), now
+        self._queue.refresh(self.backends.store.workload)
         if self.view is None:
             self.schedule = None
             return
-        self._queue.refresh(self.backends.store.workload)
         now_there, view = self.backends.store.now(), self.view
         left = [one for one in self.backends.store.attempts.unreleased() if not has_left(one, view, now_there)]
         self.schedule = self._launches.prepare(view, left).schedule

@@ -9,6 +9,8 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Collection, Mapping
+from heapq import merge
+from itertools import islice
 from typing import Protocol
 
 from syncnorm.service.jobs.job import Job, JobState
@@ -60,6 +62,21 @@ class JobQueue:
         """The lines, valid until the next change."""
         return self._queues
 
+    def front(self, most: int, owner: str | None = None) -> list[tuple[Job, int]]:
+        """The first jobs of all lines or of one owner's, each with the number of jobs that go before it.
+
+        Any thread may call it. A change at the same moment may be missing.
+        """
+        queues = tuple(self._queues.values()) if owner is None else (self._queues.get(owner, []),)
+        heads = merge(*(queue[:most] for queue in queues), key=_keys)
+        return [(job, self.ahead(job)) for *_, job in islice(heads, most)]
+
+    def ahead(self, job: Job) -> int:
+        """How many waiting jobs go before this one. Any thread may call it."""
+        mine = _keys(queue_entry(job, self._policy))
+        # In copies, because a line may get shorter while one searches in it.
+        return sum(bisect_left(queue[:], mine, key=_keys) for queue in tuple(self._queues.values()))
+
     def _remove(self, job_id: str) -> None:
         job = self._jobs.pop(job_id, None)
         if job is None:
@@ -69,3 +86,7 @@ class JobQueue:
         del queue[bisect_left(queue, queue_entry(job, self._policy))]
         if not queue:
             del self._queues[job.owner]
+
+
+def _keys(entry: QueueEntry) -> tuple[float, str]:
+    return entry[:2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import os
@@ -72,6 +73,15 @@ class Page:
         raise AssertionError(
             f"not within {timeout_s:g} s: {condition}; {self.run('document.documentElement.innerText')}"
         )
+
+    def picture(self, width: int, height: int, *, dark: bool = False) -> bytes:
+        """The whole page as a PNG, in a window of this size."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.call("Emulation.setScrollbarsHidden", hidden=True)
+        made = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        return base64.b64decode(made["data"])
 
     def close(self) -> None:
         self._browser.call("Target.closeTarget", {"targetId": self._target})

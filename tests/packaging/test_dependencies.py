@@ -18,6 +18,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 COMES_WITH = {
     "starlette": "fastapi",
     "anyio": "fastapi",
+    "markupsafe": "jinja2",
     "pydantic-core": "pydantic",
     "triton": "torch",
     "scipy": "scikit-learn",

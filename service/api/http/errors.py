@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 
 from syncnorm.service.api.http.methods import allowed
 from syncnorm.service.backend_errors import BackendError, DatabaseUnavailableError
@@ -112,7 +113,13 @@ def _escaped(text: str) -> str:
     return text.replace("~", "~0").replace("/", "~1")
 
 
-def install(app: FastAPI) -> None:
+ProblemPage = Callable[[Request, ApiError], Response | None]
+"""Renders an error for people; None: the request wants it as JSON."""
+
+
+def install(app: FastAPI, page: ProblemPage) -> None:
+    """page: asked first for each problem."""
+    app.state.problem_page = page
     app.add_exception_handler(ApiError, _own)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _framework)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _validation)  # type: ignore[arg-type]
@@ -122,11 +129,11 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
-async def _own(request: Request, error: ApiError) -> JSONResponse:
-    return problem(request, error)
+async def _own(request: Request, error: ApiError) -> Response:
+    return _answer(request, error)
 
 
-async def _framework(request: Request, error: HTTPException) -> JSONResponse:
+async def _framework(request: Request, error: HTTPException) -> Response:
     path, headers, detail = request.scope["path"], dict(error.headers or {}), str(error.detail)
     if error.status_code == 404:
         detail = f"There is nothing at {path[:200]}." + (" Remove the trailing slash." if path.endswith("/") else "")
@@ -134,7 +141,7 @@ async def _framework(request: Request, error: HTTPException) -> JSONResponse:
         headers["Allow"] = ", ".join(allowed(request.scope))
         detail = f"{request.method} is not allowed at {path[:200]}. Allowed: {headers['Allow']}."
     code = _CODES.get(error.status_code) or _title(error.status_code).lower().replace(" ", "_")
-    return problem(request, ApiError(error.status_code, code, detail, headers=headers))
+    return _answer(request, ApiError(error.status_code, code, detail, headers=headers))
 
 
 _CODES = {413: "request_entity_too_large", 422: "invalid_request"}
@@ -146,9 +153,9 @@ def _title(status: int) -> str:
     return TITLES.get(status) or HTTPStatus(status).phrase
 
 
-async def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
+async def _validation(request: Request, error: RequestValidationError) -> Response:
     errors = [_field_problem(item) for item in error.errors()]
-    return problem(
+    return _answer(
         request, ApiError(422, "invalid_request", "The request is not valid; `errors` says where.", errors=errors)
     )
 
@@ -163,33 +170,33 @@ def _field_problem(item: Mapping[str, Any]) -> FieldProblem:
     return FieldProblem(pointer=f"{place}:{'.'.join(rest)}", detail=detail + got)
 
 
-async def _storage(request: Request, error: StorageError) -> JSONResponse:
+async def _storage(request: Request, error: StorageError) -> Response:
     logger.warning(
         "request answered with 503: the storage is unavailable", extra={**_which(request), "error": str(error)}
     )
-    return problem(request, ApiError(503, "storage_unreachable", str(error), headers={"Retry-After": "10"}))
+    return _answer(request, ApiError(503, "storage_unreachable", str(error), headers={"Retry-After": "10"}))
 
 
-async def _outside(request: Request, error: BackendError) -> JSONResponse:
+async def _outside(request: Request, error: BackendError) -> Response:
     code = "database_unavailable" if isinstance(error, DatabaseUnavailableError) else "unreachable"
     logger.warning(
         "request answered with 503: the database, Ray or MLflow is unavailable",
         extra={**_which(request), "error": str(error)},
     )
-    return problem(request, ApiError(503, code, str(error), headers={"Retry-After": "5"}))
+    return _answer(request, ApiError(503, code, str(error), headers={"Retry-After": "5"}))
 
 
-async def _gone(request: Request, _: Exception) -> JSONResponse:
+async def _gone(request: Request, _: Exception) -> Response:
     """The client has gone, so nobody reads this answer, but it is counted under the right status."""
-    return problem(request, ApiError(408, "request_timeout", "The connection ended before the whole body had arrived."))
+    return _answer(request, ApiError(408, "request_timeout", "The connection ended before the whole body had arrived."))
 
 
-async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+async def _unexpected(request: Request, error: Exception) -> Response:
     logger.error("request failed with an internal error", exc_info=error, extra=_which(request))
     detail = "Internal error. Search the service log for this request id."
     # This answer bypasses the middleware, which adds the header to all others.
     headers = {"X-Request-ID": _which(request)["request_id"]}
-    return problem(request, ApiError(500, "internal", detail, headers=headers))
+    return _answer(request, ApiError(500, "internal", detail, headers=headers))
 
 
 def _which(request: Request) -> dict[str, str]:
@@ -197,7 +204,18 @@ def _which(request: Request) -> dict[str, str]:
     return {"path": request.scope["path"], "request_id": getattr(request.state, "request_id", "")}
 
 
+def _answer(request: Request, error: ApiError) -> Response:
+    """The error as a page where the request is for one, and as JSON elsewhere."""
+    page: Response | None = request.app.state.problem_page(request, error)
+    if page is None:
+        return problem(request, error)
+    request.state.code = error.code  # for the audit
+    page.headers.update(error.headers)
+    return page
+
+
 def problem(request: Request, error: ApiError) -> JSONResponse:
+    """The error as JSON, also at the address of a page."""
     request.state.code = error.code  # for the audit
     content = problem_details(error, request.scope["path"], _which(request)["request_id"])
     return JSONResponse(content, status_code=error.status, headers=error.headers, media_type=MEDIA_TYPE)

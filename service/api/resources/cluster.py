@@ -136,10 +136,15 @@ def datasets(_: Reader) -> EntryPage:
 @router.get("/cluster")
 def cluster(state: State, _: Reader) -> ClusterView:
     """The hosts of the cluster with their capacity, and how many jobs are in each state."""
-    view = state.reconciler.view
+    return cluster_view(state.reconciler, state.count_jobs())
+
+
+def cluster_view(reconciler: Reconciler, jobs: dict[JobState, int]) -> ClusterView:
+    """jobs: how many are in each state."""
+    view = reconciler.view
     nodes = [NodeView(**vars(node)) for node in view.nodes] if view else []
     session = view.session if view else None
-    return ClusterView(reachable=view is not None, session=session, nodes=nodes, jobs=state.count_jobs())
+    return ClusterView(reachable=view is not None, session=session, nodes=nodes, jobs=jobs)
 
 
 def _norm(kind: Kind) -> NormView:

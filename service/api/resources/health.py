@@ -21,17 +21,19 @@ router = APIRouter(tags=["health"], route_class=Route)
 
 
 @dataclass(frozen=True)
-class _Checks:
+class HealthChecks:
+    """What is asked whether jobs can run."""
+
     can_write: Callable[[], bool]
     reconciler: Reconciler
     tracker: Tracker
 
 
-def _checks(parts: Components) -> _Checks:
-    return _Checks(parts.store.installation.can_write, parts.reconciler, parts.tracker)
+def health_checks(parts: Components) -> HealthChecks:
+    return HealthChecks(parts.store.installation.can_write, parts.reconciler, parts.tracker)
 
 
-Checks = Annotated[_Checks, Depends(provide(_checks))]
+Checks = Annotated[HealthChecks, Depends(provide(health_checks))]
 Scrape = Annotated[Metrics, Depends(provide(lambda parts: parts.metrics))]
 
 
@@ -71,6 +73,12 @@ async def healthz() -> Health:
 @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
 def readyz(checks: Checks) -> JSONResponse:
     """Whether jobs can run now: 503 while something that they need does not answer."""
+    view = readiness(checks)
+    return JSONResponse(view.model_dump(), status_code=200 if view.ready else 503)
+
+
+def readiness(checks: HealthChecks) -> Readiness:
+    """Asks the database, MLflow and the storage, which takes up to two seconds while one is silent."""
     parts = {
         "database": checks.can_write(),
         "cluster": checks.reconciler.view is not None,
@@ -78,9 +86,7 @@ def readyz(checks: Checks) -> JSONResponse:
         "storage": checks.reconciler.backends.storage.is_usable(),
         "reconciler": checks.reconciler.health.is_good,
     }
-    ready = all(parts.values())
-    view = Readiness(ready=ready, role=checks.reconciler.role, **parts)
-    return JSONResponse(view.model_dump(), status_code=200 if ready else 503)
+    return Readiness(ready=all(parts.values()), role=checks.reconciler.role, **parts)
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

@@ -163,11 +163,15 @@ def get_attempts(job_id: str, details: Details, who: Reader) -> AttemptPage:
 def get_explanation(job_id: str, details: Details, who: Reader) -> ExplanationView:
     """Why a job waits, runs or stopped, who is ahead of it, and when it is expected to start."""
     job = visible_job(details.jobs, who, job_id)
-    attempt = details.attempts.get(attempt_id(job.id, job.attempt)) if job.attempt else None
     policy = details.reconciler.policy
     mine = (rank(job.priority, job.queued_at, policy), job.id)
     ahead = sum((rank(priority, at, policy), name) < mine for name, priority, at in details.workload.queue_positions())
-    reconciler = details.reconciler
+    return explanation(job, ahead, details.attempts, details.reconciler)
+
+
+def explanation(job: Job, ahead: int, attempts: AttemptTable, reconciler: Reconciler) -> ExplanationView:
+    """ahead: queued jobs that go first."""
+    attempt = attempts.get(attempt_id(job.id, job.attempt)) if job.attempt else None
     schedule = reconciler.schedule if reconciler.view else None
     problem = reconciler.backends.storage.problem
     return ExplanationView(**vars(explain(job, attempt, schedule, ahead, problem, reconciler.problems(job.id))))

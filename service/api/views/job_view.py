@@ -177,14 +177,24 @@ def job_view(job: Job, mlflow_uri: str) -> JobView:
 def job_text(listed: ListedJob, mlflow_uri: str) -> str:
     """A ListedJobView as JSON. Columns that hold JSON are inserted as they are, because parsing and writing them would
     be most of the work."""
+    shown = to_json(_listed(listed, mlflow_uri)).decode()
+    return f'{shown[:-1]},"labels":{listed.labels},"spec":{listed.spec or "null"}}}'
+
+
+def listed_view(listed: ListedJob, mlflow_uri: str) -> ListedJobView:
+    """The same as a value, without labels and spec, which are passed on unread."""
+    return ListedJobView(**_listed(listed, mlflow_uri), labels={}, spec=None)
+
+
+def _listed(listed: ListedJob, mlflow_uri: str) -> dict[str, Any]:
+    """The fields of a ListedJobView, but for labels and spec."""
     model = listed.model and {"certificate": None, **listed.model}
     if model and listed.spec is None:
         model["certificate"] = None
-    shown = _shown(listed, mlflow_uri) | {
+    return _shown(listed, mlflow_uri) | {
         "model": read(ListedModelView, model) if model else None,
         "guarantees": read(Guarantees, listed.guarantees) if listed.guarantees else None,
     }
-    return f'{to_json(shown).decode()[:-1]},"labels":{listed.labels},"spec":{listed.spec or "null"}}}'
 
 
 def _shown(job: Job | ListedJob, mlflow_uri: str) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def serve() -> None:
     logs.configure(sys.stderr)
 
     def ready(url: str, context: Any) -> None:
-        out.print(f"syncnorm  {url}   (API docs at {url}/docs)", soft_wrap=True)
+        out.print(f"syncnorm  {url}   (open it in a browser; API docs at {url}/docs)", soft_wrap=True)
         out.print(f"MLflow    {context.mlflow_uri}", soft_wrap=True)
         settings = context.settings
         for note in notes(settings, admin_file(settings.admin_token_file, settings.home)):

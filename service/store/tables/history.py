@@ -26,11 +26,14 @@ class HistoryTable:
             lock_job(c, t.jobs.c.id == job_id)
             add_event(c, job_id, self._db.now(c), event)
 
-    def events(self, job_id: str, after: int = 0, limit: int = 200) -> list[StoredEvent]:
+    def events(self, job_id: str, after: int = 0, limit: int = 200, *, tail: bool = False) -> list[StoredEvent]:
+        """In order. tail: the last ones instead of the first ones."""
         e = t.events.c
-        query = EVENT.query.where(e.job_id == job_id, e.seq > after).order_by(e.seq).limit(limit)
+        query = EVENT.query.where(e.job_id == job_id, e.seq > after)
+        query = query.order_by(e.seq.desc() if tail else e.seq).limit(limit)
         with self._db.read() as c:
-            return [EVENT.of(row) for row in c.execute(query)]
+            found = [EVENT.of(row) for row in c.execute(query)]
+        return found[::-1] if tail else found
 
     def lines(
         self,

@@ -156,8 +156,11 @@ class JobTable:
         add_audit(c, self._db.now(c), [NewAuditEntry(by, f"job.{verb}", job.id, was, is_now)])
         return VerbResult(job_of(c.execute(JOBS.where(t.jobs.c.id == job.id)).one()), "done")
 
-    def count_by_state(self) -> dict[JobState, int]:
+    def count_by_state(self, owner: str | None = None) -> dict[JobState, int]:
+        """owner: counts their jobs alone."""
         query = sa.select(t.jobs.c.state, sa.func.count()).group_by(t.jobs.c.state)
+        if owner is not None:
+            query = query.where(t.jobs.c.owner == owner)
         with self._db.read() as c:
             found: dict[str, int] = {row[0]: row[1] for row in c.execute(query)}
         return {state: found.get(state, 0) for state in JobState}
