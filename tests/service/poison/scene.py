@@ -56,6 +56,8 @@ LONGEST_TICK_S = 10.0
 _BESIDE_S = 1.0
 """So long a step waits for the loops that work beside the reconciler."""
 PAGES = ("", "/explain", "/attempts", "/events", "/logs", "/checkpoints", "/files", "/statistics", "/exports")
+_PAGE = {"Accept": "text/html;q=0.5, application/problem+json"}
+"""For the pages in a browser, with problems as JSON."""
 RECEIVERS = ("good",)
 """Of webhooks."""
 EVERYBODYS = ("/v1/jobs?limit=200", "/v1/studies", "/v1/cluster", "/v1/tokens", "/v1/secrets", "/metrics")
@@ -200,11 +202,13 @@ class Scene:
         for job_id in job_ids:
             for page in PAGES:
                 self.call("GET", f"/v1/jobs/{job_id}{page}")
+            self.call("GET", f"/jobs/{job_id}", headers=_PAGE)
         for study_id in study_ids:
             self.call("GET", f"/v1/studies/{study_id}")
             self.call("GET", f"/v1/studies/{study_id}/report?format=json")
         for path in EVERYBODYS:
             self.call("GET", path)
+        self.call("GET", "/", headers=_PAGE)
 
     def is_ready(self) -> bool:
         return self.call("GET", "/readyz").status_code == 200
