@@ -123,7 +123,7 @@ def _waiting(parts: Components, owner: str | None) -> list[WaitingJob]:
     """The front of the queue, as the scheduler has it."""
     rows = []
     for job, ahead in parts.reconciler.queue.front(_QUEUED, owner):
-        why = explanation(job, ahead, parts.store.attempts, parts.reconciler)
+        why = explanation(job, parts.store.attempts, parts.reconciler)
         rows.append(WaitingJob(job_view(job, parts.mlflow_uri), why, ahead + 1, _needs(job)))
     return rows
 

@@ -25,12 +25,10 @@ from syncnorm.service.jobs.actions import CHANGEABLE_LIMITS, allowed
 from syncnorm.service.jobs.job import Job
 from syncnorm.service.reconciler.reconciler import Reconciler
 from syncnorm.service.scheduling.explanation import explain
-from syncnorm.service.scheduling.ordering import rank
 from syncnorm.service.store.tables.attempts import AttemptTable
 from syncnorm.service.store.tables.exports import ExportTable
 from syncnorm.service.store.tables.jobs import JobTable
 from syncnorm.service.store.tables.set_aside import SetAsideTable
-from syncnorm.service.store.tables.workload import WorkloadTable
 from syncnorm.trainer.contract.protocol import attempt_id
 from syncnorm.trainer.contract.spec import Label, LabelName, LimitsSpec
 from syncnorm.trainer.contract.text import name_some
@@ -44,7 +42,6 @@ class _Details:
     attempts: AttemptTable
     exports: ExportTable
     set_aside: SetAsideTable
-    workload: WorkloadTable
     reconciler: Reconciler
     tracker: Tracker
     changed: JobChanges
@@ -58,7 +55,6 @@ def _details(parts: Components) -> _Details:
         store.attempts,
         store.exports,
         store.set_aside,
-        store.workload,
         parts.reconciler,
         parts.tracker,
         parts.job_changes,
@@ -163,14 +159,12 @@ def get_attempts(job_id: str, details: Details, who: Reader) -> AttemptPage:
 def get_explanation(job_id: str, details: Details, who: Reader) -> ExplanationView:
     """Why a job waits, runs or stopped, who is ahead of it, and when it is expected to start."""
     job = visible_job(details.jobs, who, job_id)
-    policy = details.reconciler.policy
-    mine = (rank(job.priority, job.queued_at, policy), job.id)
-    ahead = sum((rank(priority, at, policy), name) < mine for name, priority, at in details.workload.queue_positions())
-    return explanation(job, ahead, details.attempts, details.reconciler)
+    return explanation(job, details.attempts, details.reconciler)
 
 
-def explanation(job: Job, ahead: int, attempts: AttemptTable, reconciler: Reconciler) -> ExplanationView:
-    """ahead: queued jobs that go first."""
+def explanation(job: Job, attempts: AttemptTable, reconciler: Reconciler) -> ExplanationView:
+    """Counts the jobs ahead as the latest tick has seen them."""
+    ahead = reconciler.queue.ahead(job)
     attempt = attempts.get(attempt_id(job.id, job.attempt)) if job.attempt else None
     schedule = reconciler.schedule if reconciler.view else None
     problem = reconciler.backends.storage.problem

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import datetime
 from itertools import pairwise
 
 import sqlalchemy as sa
@@ -45,17 +44,6 @@ class WorkloadTable:
         """Ids of jobs that no step would ever handle: in an unknown state, or active without an attempt."""
         with self._db.read() as c:
             return set(c.execute(_STRAYS).scalars())
-
-    def queue_positions(self) -> list[tuple[str, int, datetime]]:
-        """(id, priority, queued_at) of every waiting job."""
-        j = t.jobs.c
-        with self._db.read() as c:
-            query = sa.select(j.id, j.priority, j.queued_at).where(j.state == JobState.QUEUED)
-            return [
-                (job_id, priority, queued_at)
-                for job_id, priority, queued_at in c.execute(query)
-                if isinstance(priority, int) and isinstance(queued_at, datetime)
-            ]
 
     def _jobs(self, query: sa.Select[tuple[object, ...]], faults: Faults | None) -> list[Job]:
         with self._db.read() as c:
