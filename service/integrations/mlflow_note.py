@@ -14,13 +14,14 @@ from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.contract.text import counted
 
 _MAX_MESSAGE = 2000
-_PAGES = ("explain", "attempts", "events", "logs", "statistics")
+_PARTS = ("progress", "log", "events", "attempts", "checkpoints")
+"""Sections of a job's page that a note leads to."""
 
 
 def run_note(job: Job, url: str) -> str:
-    """The note in Markdown; MLflow shows its first lines. url: of the job in the API."""
-    pages = ", ".join(f"[{page}]({url}/{page})" for page in _PAGES)
-    lines = [_what(job), "", *_state(job), "", f"Job [`{job.id}`]({url}), owner {job.owner}: {pages}"]
+    """The note in Markdown; MLflow shows its first lines. url: of the job's page."""
+    parts = ", ".join(f"[{part}]({url}#{part})" for part in _PARTS)
+    lines = [_what(job), "", *_state(job), "", f"Job [`{job.id}`]({url}), owner {job.owner}: {parts}"]
     rows = list(_guarantees(job))
     if job.state is JobState.SUCCEEDED:
         rows += [*_export(job), *_model(job), *_scores(job)]

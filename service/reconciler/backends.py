@@ -32,12 +32,13 @@ class AttemptEnvironment:
     service_url: str
     mlflow_uri: str
     public_url: str = ""
-    """Address of this API for links; empty: service_url."""
+    """Address of this service for links; empty: service_url."""
     weights: WeightAccess = field(default_factory=WeightAccess)
     """What files jobs may start from."""
 
     def page(self, job: Job) -> str:
-        return f"{self.public_url or self.service_url}/v1/jobs/{job.id}"
+        """The address of the job's page."""
+        return f"{self.public_url or self.service_url}/jobs/{job.id}"
 
     def package(self, job: Job) -> str | None:
         code = job.spec.require().code

@@ -155,7 +155,8 @@ def test_page_of_the_run_tells_the_end_and_leads_back_to_the_job(job: dict[str, 
     assert "| certificate | passed: eager, torch.export, onnxruntime, mlflow.pyfunc answer as the trained model" in page
     link = re.search(rf"\[`{job['id']}`\]\((http[^)]+)\)", page)
     assert link is not None
-    assert httpx.get(link[1]).json()["id"] == job["id"]
+    shown = httpx.get(link[1])
+    assert (shown.headers["content-type"], job["id"] in shown.text) == ("text/html; charset=utf-8", True)
 
 
 @pytest.mark.filterwarnings("ignore")  # MLflow's own imports warn

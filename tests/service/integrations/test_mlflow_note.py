@@ -13,7 +13,7 @@ from syncnorm.trainer.contract.failure import FailureReason, advised
 from syncnorm.trainer.contract.spec_reader import read_spec
 from tests.helpers.service.api import SPEC
 
-URL = "http://host:8000/v1/jobs/job_1"
+URL = "http://host:8000/jobs/job_1"
 CERTIFICATE: dict[str, Any] = {
     "passed": True,
     "checks": [{"runtime": "eager"}, {"runtime": "onnxruntime"}, {"runtime": "eager"}],
@@ -46,7 +46,7 @@ def test_page_of_a_new_job_describes_it_and_leads_back() -> None:
     )
     assert "**queued**\n" in note
     assert f"[`job_1`]({URL}), owner ann" in note
-    assert f"[logs]({URL}/logs)" in note
+    assert f"[log]({URL}#log)" in note
 
 
 def test_page_of_a_success_has_scores_model_and_proof() -> None:

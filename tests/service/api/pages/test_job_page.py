@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from itertools import chain
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 import typer.main
@@ -11,6 +13,7 @@ import typer.main
 from syncnorm.service.api.pages.job_page import _COMMANDS, _WHILE_ACTIVE
 from syncnorm.service.cli.main import app
 from syncnorm.service.jobs.job import ACTIVE, JobState, NewEvent
+from syncnorm.service.reconciler.run_status import RunStatus
 from syncnorm.service.store import schema
 from syncnorm.trainer.contract.failure import FailureReason
 from tests.helpers.service.api import SPEC, api
@@ -39,6 +42,18 @@ def test_running_job_shows_progress_log_events_and_links(tmp_path: Path) -> None
     assert f"syncnorm cancel {job_id}" in section(shown, "commands")
     assert "kind: sync_batch" in section(shown, "spec")
     assert 'data-refresh="5"' in shown.text
+
+
+def test_note_of_the_mlflow_run_leads_to_sections_of_the_page(tmp_path: Path) -> None:
+    with api(tmp_path) as (http, world):
+        job_id = fill(world, 12)["running"][0]
+        note = RunStatus(world.reconciler.backends).note(world.job(job_id))
+        links = re.findall(r"\]\(([^)]+)\)", note)
+        shown = http.get(urlsplit(links[0]).path)
+
+    assert job_id in section(shown, "commands")
+    assert {link.partition("#")[2] for link in links[1:]} <= set(items(shown, "id"))
+    assert len(links) > 1
 
 
 def test_waiting_job_says_why_with_the_jobs_in_the_way(tmp_path: Path) -> None:
