@@ -18,7 +18,8 @@ from syncnorm.service.cli.selection import by_short_id
 Json = Mapping[str, Any]
 COLORS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "queued": "dim"}
 _WIDE = 160
-_SHORTEST_NAME = 12
+_SHORTEST = {"name": 12, "owner": 5}
+"""Columns that get shorter on a narrow terminal, the first one first, and how short at most."""
 _MOST_METRICS = 3
 
 
@@ -43,15 +44,15 @@ class _JobColumn:
 _JOB_COLUMNS = (
     _JobColumn("name", lambda job: job["name"]),
     _JobColumn("state", lambda job: state_text(job["state"])),
+    _JobColumn("owner", lambda job: job["owner"]),
     _JobColumn("progress", lambda job: progress(job["progress"])),
     _JobColumn("age", lambda job: age(job["created_at"])),
-    _JobColumn("took", took, 90),
-    _JobColumn("norm", lambda job: job["norm"], 105),
-    _JobColumn("workers", _workers_cell, 120),
-    _JobColumn("priority", lambda job: str(job["priority"]), 130),
-    _JobColumn("owner", lambda job: job["owner"], 140),
-    _JobColumn("project", lambda job: job["project"], 160),
-    _JobColumn("created", lambda job: local_time(job["created_at"]), 190),
+    _JobColumn("took", took, 95),
+    _JobColumn("norm", lambda job: job["norm"], 110),
+    _JobColumn("workers", _workers_cell, 125),
+    _JobColumn("priority", lambda job: str(job["priority"]), 135),
+    _JobColumn("project", lambda job: job["project"], 165),
+    _JobColumn("created", lambda job: local_time(job["created_at"]), 195),
 )
 
 
@@ -61,7 +62,7 @@ def jobs_table(jobs: Sequence[Json], width: int) -> Table:
     ids = {job["id"]: job["id"] for job in jobs} if width >= _WIDE else by_short_id(jobs)
     rows = [[Text(ids[job["id"]]), *(_text(column.cell(job)) for column in columns)] for job in jobs]
     titles = ["id", *(column.title for column in columns)]
-    _cut_names(rows, titles, width)
+    _shorten(rows, titles, width)
     table = Table(*(Column(title, no_wrap=True) for title in titles), box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
@@ -72,12 +73,14 @@ def _text(cell: str | Text) -> Text:
     return cell if isinstance(cell, Text) else Text(cell)
 
 
-def _cut_names(rows: Sequence[list[Text]], titles: Sequence[str], width: int) -> None:
-    """The name takes the width that the other columns leave."""
-    widths = [max(len(title), *(row[at].cell_len for row in rows)) if rows else 0 for at, title in enumerate(titles)]
-    left = width - 2 * (len(titles) - 1) - sum(widths) + widths[1]
-    for row in rows:
-        row[1].truncate(max(left, _SHORTEST_NAME), overflow="ellipsis")
+def _shorten(rows: Sequence[list[Text]], titles: Sequence[str], width: int) -> None:
+    """Names, and if need be owners, take the width that the other columns leave."""
+    widths = {title: max([len(title), *(row[at].cell_len for row in rows)]) for at, title in enumerate(titles)}
+    for title, least in _SHORTEST.items():
+        excess = sum(widths.values()) + 2 * (len(widths) - 1) - width
+        widths[title] = max(widths[title] - max(excess, 0), least)
+        for row in rows:
+            row[titles.index(title)].truncate(widths[title], overflow="ellipsis")
 
 
 def attempts_table(attempts: Iterable[Json]) -> Table:

@@ -26,7 +26,7 @@ from syncnorm.trainer.contract.text import visible
 T = TypeVar("T")
 FINE, JOB_FAILED, WRONG_USE, UNREACHABLE, NOT_ALLOWED, TIMED_OUT = range(6)
 CRASHED, INTERRUPTED, PIPE_CLOSED = 70, 130, 141
-_PIPED_COLUMNS = 1000
+ANY_COLUMNS = 1000
 """Wide enough for any row: other programs read one row per line."""
 
 
@@ -42,7 +42,7 @@ class Screen(Console):
 
 wants_json: ContextVar[bool] = ContextVar("wants_json", default=False)
 """Whether the command has --json: then its errors are JSON, too."""
-out = Screen(width=None if sys.stdout.isatty() else _PIPED_COLUMNS)
+out = Screen(width=None if sys.stdout.isatty() else ANY_COLUMNS)
 err = Screen(stderr=True)
 
 
@@ -97,13 +97,13 @@ def complain(message: str, problem: Mapping[str, Any]) -> None:
         err.print(visible(message), style="red", soft_wrap=not err.is_terminal)
 
 
-def show_value(value: T, as_json: bool, show: Callable[[T], RenderableType]) -> None:
-    """`value` for programs, or what `show` makes of it for people."""
+def show_value(value: T, as_json: bool, show: Callable[[T], RenderableType], console: Console | None = None) -> None:
+    """`value` for programs, or what `show` makes of it for people. console: where it goes; None: standard output."""
     if as_json:
         print(json.dumps(value, indent=2))
         return
     shown = show(fit(value))
-    out.print(shown, soft_wrap=not isinstance(shown, Table))
+    (console or out).print(shown, soft_wrap=not isinstance(shown, Table))
 
 
 def fit(value: T, console: Console | None = None) -> T:

@@ -13,7 +13,18 @@ from syncnorm.service.cli import progress as screen
 from syncnorm.service.cli.arguments import AsJson, Jobs, Labels
 from syncnorm.service.cli.selection import job_id, matching
 from syncnorm.service.cli.tables import jobs_table
-from syncnorm.service.cli.terminal import FINE, JOB_FAILED, WRONG_USE, connect, err, fail, out, show_value
+from syncnorm.service.cli.terminal import (
+    ANY_COLUMNS,
+    FINE,
+    JOB_FAILED,
+    WRONG_USE,
+    Screen,
+    connect,
+    err,
+    fail,
+    out,
+    show_value,
+)
 from syncnorm.service.client.client import TERMINAL, Client
 
 app = typer.Typer()
@@ -32,23 +43,39 @@ def ls(
     name: Annotated[str | None, typer.Option(help="Only jobs with exactly this name.")] = None,
     label: Labels = None,
     limit: Annotated[int, typer.Option(min=1, help="Most jobs to list.")] = 50,
+    wide: Annotated[
+        bool, typer.Option("--wide", help="Show whole ids and every column; on a narrow terminal, the rows wrap.")
+    ] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh the list until Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    if watch and as_json:
-        fail("--watch can't be used with --json. Run `syncnorm ls --json` again instead.", WRONG_USE)
+    _check_form(wide, watch, as_json)
     exact = {"project": project, "owner": owner, "norm": norm, "name": name}
     with connect() as client:
 
-        def poll() -> list[Any]:
-            found = matching(client, states=state or (), labels=label or (), page=min(limit, 200), **exact)
-            return list(islice(found, limit))
+        def poll(most: int) -> list[Any]:
+            found = matching(client, states=state or (), labels=label or (), page=min(most, 200), **exact)
+            return list(islice(found, most))
 
         if watch:
-            screen.watch(lambda: client.persist(poll), out, until=lambda _jobs: False)
-        jobs = poll()
-    show_value(jobs, as_json, lambda jobs: jobs_table(jobs, out.width) if jobs else "No jobs.")
+            screen.watch(lambda: client.persist(lambda: poll(limit)), out, until=lambda _jobs: False)
+        jobs = poll(limit + 1)
+    console = Screen(width=ANY_COLUMNS) if wide else out
+    show_value(jobs[:limit], as_json, lambda jobs: jobs_table(jobs, console.width) if jobs else "No jobs.", console)
+    if len(jobs) > limit and not as_json:
+        err.print(
+            f"The newest {limit} of more. List more with --limit, or fewer with a filter such as --state running."
+        )
+
+
+def _check_form(wide: bool, watch: bool, as_json: bool) -> None:
+    """Refuse options that would have no effect."""
+    if watch and as_json:
+        fail("--watch can't be used with --json. Run `syncnorm ls --json` again instead.", WRONG_USE)
+    if wide and (watch or as_json):
+        why = "--watch draws a table as wide as the terminal" if watch else "--json has every field"
+        fail(f"--wide has no effect here, because {why}. Leave out one of the two.", WRONG_USE)
 
 
 @app.command()

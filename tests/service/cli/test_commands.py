@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 
 from syncnorm.service.cli import main as cli
 from syncnorm.service.cli import terminal
+from syncnorm.service.cli.commands import listing
 from syncnorm.service.cli.tables import phase_times, where
+from syncnorm.service.cli.terminal import Screen
 from syncnorm.service.client.client import Client
 from tests.helpers.service.api import SPEC, api
 from tests.helpers.service.world import World
@@ -208,6 +210,37 @@ def test_ls_asks_for_what_its_options_say(served: tuple[Sn, World]) -> None:
     for words in (["--norm", "box_cox"], ["--owner", "nobody"], ["--name", "other"], ["--state", "failed"]):
         assert json.loads(sn("ls", *words, "--json").stdout) == []
     assert [one["id"] for one in json.loads(sn("ls", "--name", SPEC["name"], "--json").stdout)] == [job.id]
+
+
+def test_ls_says_that_there_are_more_than_it_lists(served: tuple[Sn, World]) -> None:
+    sn, world = served
+    jobs = [world.submit().id for _ in range(3)]
+
+    some, all_, in_json = sn("ls", "--limit", "2"), sn("ls", "--limit", "3"), sn("ls", "--limit", "2", "--json")
+
+    assert len(some.stdout.splitlines()) == 1 + 2
+    assert "The newest 2 of more." in some.stderr
+    assert (all_.stderr, in_json.stderr) == ("", "")
+    assert [one["id"] for one in json.loads(in_json.stdout)] == jobs[:0:-1]
+
+
+def test_wide_list_has_whole_ids_and_every_column(served: tuple[Sn, World], monkeypatch: pytest.MonkeyPatch) -> None:
+    sn, world = served
+    monkeypatch.setattr(listing, "out", Screen(width=80))  # a terminal
+    job = world.submit(project="somewhere")
+
+    narrow, wide = sn("ls").stdout, sn("ls", "--wide").stdout
+
+    assert (job.id in narrow, "somewhere" in narrow) == (False, False)
+    assert (job.id in wide, "somewhere" in wide, len(wide.splitlines())) == (True, True, 2)
+
+
+@pytest.mark.parametrize("words", [("--wide", "--watch"), ("--wide", "--json"), ("--watch", "--json")])
+def test_options_of_ls_that_exclude_each_other_are_wrong_use(words: tuple[str, str]) -> None:
+    refused = CliRunner().invoke(cli.app, ["ls", *words])
+
+    assert refused.exit_code == 2
+    assert all(word in refused.output for word in words)
 
 
 def test_catalog_and_cluster_are_shown(served: tuple[Sn, World]) -> None:

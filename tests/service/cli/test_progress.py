@@ -282,17 +282,18 @@ def shown(renderable: Any, width: int = 80) -> str:
     return capture.get()
 
 
-@pytest.mark.parametrize("width", [80, 90, 105, 120, 130, 140, 160, 190, 200])
-def test_list_fits_the_terminal_and_shows_state_name_progress_and_age(width: int) -> None:
-    jobs = [job("a-rather-long-name-of-a-job-that-somebody-gave", "finalizing", 40.0, 75.0), job("b", "queued")]
+@pytest.mark.parametrize("width", [80, 95, 110, 125, 135, 160, 165, 195, 200])
+def test_list_fits_the_terminal_and_shows_state_name_owner_progress_and_age(width: int) -> None:
+    jobs = [job("a-rather-long-name-of-a-job-that-somebody-gave", "finalizing", 40.0, 4575.0), job("b", "queued")]
+    jobs[1] |= {"id": "job_01m7" + "0" * 22, "owner": "an-owner-whose-name-takes-the-whole-width-of-the-terminal"}
 
     lines = shown(jobs_table(jobs, width), width).splitlines()
 
     assert len(lines) == 3
     assert max(map(len, lines)) <= width
-    assert all(word in lines[1] for word in ("a-rather-lon", "finalizing", "40 %  1:15 left", " d"))
+    assert all(word in lines[1] for word in ("a-rather-l", "finalizing", "ada", "40 %  1:16:15 left", " d"))
     assert jobs[0]["id"][:14] in lines[1]
-    assert ("ada" in lines[1]) == (width >= 140)
+    assert "an-o" in lines[2]
 
 
 def test_short_ids_name_one_job_each_and_so_do_those_of_one_millisecond() -> None:
