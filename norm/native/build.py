@@ -40,7 +40,7 @@ def _compiled() -> Path:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise _NoCompilerError("no C compiler (cc, gcc or clang) on the path")
-    folder = _cache_folder()
+    folder = cache_folder()
     target = folder / f"kernels-{_fingerprint(compiler)}.so"
     if not target.exists():
         # Every worker may compile at the same time; the rename makes one of the results the one.
@@ -55,7 +55,7 @@ def _compiled() -> Path:
     return target
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """A folder that only this user can write, for what lies in it is run; in /tmp where home is read-only."""
     base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     for folder in (Path(base) / "syncnorm", Path(tempfile.gettempdir()) / f"syncnorm-{os.getuid()}"):

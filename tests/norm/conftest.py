@@ -1,11 +1,20 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
+from syncnorm.norm.native import build, extension
 from tests.helpers.norm.pool import Pool
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_nodes() -> None:
+    """The nodes in C++ are there from the first test on, in this process and in workers. SYNCNORM_NODE=0: without."""
+    if build.library() is not None and os.environ.get("SYNCNORM_NODE") != "0":
+        extension.compile_now()
 
 
 @pytest.fixture(scope="session")

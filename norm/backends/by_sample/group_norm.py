@@ -13,6 +13,7 @@ from syncnorm.norm.backends.arguments import has_plain_type
 from syncnorm.norm.backends.by_sample import cpu_rows, triton_rows
 from syncnorm.norm.backends.dispatch import may_use_kernels
 from syncnorm.norm.backends.memory_layout import is_by_rows, like
+from syncnorm.norm.native.extension import node
 from syncnorm.norm.torch_compat import is_batched, is_traced
 
 _KERNELS: dict[str, Any] = {"cpu": cpu_rows, "cuda": triton_rows}
@@ -31,9 +32,17 @@ def group_norm(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor |
         return y
     if x.is_cuda and x.dtype != torch.float64 and torch.is_autocast_enabled("cuda"):
         x = x.float()  # as autocast has F.group_norm do
+    in_cpp = _node_for(x)
+    if in_cpp is not None and (by_node := in_cpp.group_norm(x, num_groups, weight, bias, eps)) is not None:
+        return by_node  # type: ignore[no-any-return]
     if not _fits(x, num_groups, weight, bias):
         return F.group_norm(x, num_groups, weight, bias, eps)
     return _GroupNorm.apply(x, weight, bias, num_groups, eps)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _node_for(x: Tensor) -> Any:
+    """The same in C++, which costs a small tensor less; None where something has to see each operation."""
+    return node() if x.is_cpu and is_by_rows(x) and may_use_kernels() and not is_traced() else None
 
 
 def _fits(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None) -> bool:
@@ -65,8 +74,10 @@ class _GroupNorm(torch.autograd.Function):
     def backward(ctx, dy):  # type: ignore[no-untyped-def]
         x, weight, bias, statistics = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled() or not has_plain_type(dy) or is_batched(dy):
-            found = _torch_gradients((x, weight, bias), dy, needed, ctx.num_groups, ctx.eps)  # type: ignore[no-untyped-call]
+        # A hook on saved tensors may give x back in another memory format.
+        is_ours = not torch.is_grad_enabled() and has_plain_type(dy) and not is_batched(dy) and is_by_rows(x)
+        if not is_ours:
+            found = torch_gradients((x, weight, bias), dy, needed, ctx.num_groups, ctx.eps)  # type: ignore[no-untyped-call]
             return *found, None, None
         dx, by_weight, by_bias = _KERNELS[x.device.type].backward(x, like(dy, x), statistics, weight)
         by_weight = by_weight.to(weight.dtype) if needed[1] else None
@@ -74,8 +85,8 @@ class _GroupNorm(torch.autograd.Function):
         return dx if needed[0] else None, by_weight, by_bias, None, None
 
 
-def _torch_gradients(inputs, dy, needed, num_groups, eps):  # type: ignore[no-untyped-def]
-    """Those of F.group_norm: differentiable with create_graph, and dy may come from vmap."""
+def torch_gradients(inputs, dy, needed, num_groups, eps):  # type: ignore[no-untyped-def]
+    """Those of F.group_norm: differentiable with create_graph, and dy may come from vmap. Called from C++, too."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         y = F.group_norm(inputs[0], num_groups, inputs[1], inputs[2], eps)
