@@ -12,7 +12,7 @@ from syncnorm.service.client.client import Client
 
 INTRO = """
 `from syncnorm import Client` gives you a method for every operation of the service. It needs httpx alone and loads no
-torch. Answers are dictionaries with the fields
+torch. [Use the Python client](../how-to/python-client.md) shows you around. Answers are dictionaries with the fields
 that [the REST API](rest.md) documents.
 """
 
