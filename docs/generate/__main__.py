@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from docs.generate.catalog import models_and_data
 from docs.generate.commands import commands
 from docs.generate.norm_names import norm_names
 from docs.generate.python_client import python_client
@@ -16,6 +17,7 @@ REFERENCE = Path(__file__).resolve().parents[1] / "reference"
 PAGES: dict[str, Callable[[], str]] = {
     "job-spec.md": job_spec,
     "study-spec.md": study_spec,
+    "models-and-data.md": models_and_data,
     "rest.md": rest,
     "commands.md": commands,
     "python-client.md": python_client,

@@ -22,6 +22,7 @@ from syncnorm.service.client.client import Client
 from syncnorm.service.jobs.job import JobState
 from syncnorm.service.jobs.study_spec import StudySpec
 from syncnorm.service.scheduling.explanation import CODES
+from syncnorm.trainer.contract.catalog.names import DATASETS, MODELS
 from syncnorm.trainer.contract.failure import ADVICE, SKIPPED, ExportReason, FailureReason
 from syncnorm.trainer.contract.protocol import WORKER_EVENTS
 from syncnorm.trainer.contract.spec import JobSpec
@@ -89,6 +90,13 @@ def letters(text: str | None) -> str:
     """The letters of a text, without how it is set."""
     plain = re.sub(r"docs/reference/|\[[\w-]+\.md\]|\\", "", text or "")
     return re.sub(r"[\W_]+", "", plain)
+
+
+def test_page_has_every_model_and_data_set_with_its_arguments() -> None:
+    sections = {one.partition("`")[0]: one for one in text("models-and-data.md").split("\n### `")[1:]}
+    wanted = {name: set(one.model_fields) for name, one in {**MODELS, **DATASETS}.items()}
+
+    assert {name: set(re.findall(r"^\| `(\w+)`", sections[name], re.MULTILINE)) for name in wanted} == wanted
 
 
 # REST, the command line, Python
