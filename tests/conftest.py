@@ -30,6 +30,7 @@ STACK = "tests/stack"
 SYSTEM = (
     STACK,
     "tests/deploy/test_prepare_databases.py",
+    "tests/docs/test_search.py",
     "tests/packaging",
     "tests/service/api/http/test_chromium.py",
     "tests/service/api/pages/test_pages_in_a_browser.py",
