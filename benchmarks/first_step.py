@@ -1,6 +1,7 @@
 """From submit to the first optimizer step: a job of the service against a bare TorchTrainer.fit() of the same network.
 
 Both go to one Ray, in turn, each with its cluster to itself: the bare script as a Ray job, as its users submit one.
+Between them the service plans the same job, and so does a process that starts anew, as with SYNCNORM_WARM=0.
 """
 
 from __future__ import annotations
@@ -27,11 +28,16 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Row, Table
 from syncnorm.service.client.client import Client
+from syncnorm.service.integrations.model_inspection import inspect
 from syncnorm.service.integrations.ray_jobs import ClusterUnreachableError, RayDispatcher
 from syncnorm.service.local.programs import LocalRay, local_mlflow, local_ray
+from syncnorm.service.storage.code_packages import CodePackages
+from syncnorm.trainer.contract.spec_reader import read_spec
 
 PEER = "bare TorchTrainer.fit()"
 OURS = "job of the service"
+PLAN = "plan of a class path, against a cold one"
+COLD, WARM = "process that starts anew", "warm process"
 WHOLE = "submit -> first step over"
 ROUNDS = 5
 
@@ -146,6 +152,11 @@ class Cluster:
         began = {name: datetime.fromisoformat(at).timestamp() for name, at in phases.items()}
         return {"submit": submitted, "driver": began["preparing"], "training": began["training"], **stamps(folder)}
 
+    def plan(self, folder: Path) -> float:
+        began = time.perf_counter()
+        assert self.client.plan(document(folder))["inspected"]
+        return time.perf_counter() - began
+
     def peer(self, folder: Path) -> Stamps:
         entrypoint = {"attempt": f"{sys.executable} -m benchmarks.first_step"}
         ray = RayDispatcher(self.ray.url, self.ray.token, entrypoint, owner=folder.name)  # type: ignore[arg-type]  # one kind
@@ -156,6 +167,13 @@ class Cluster:
         found = stamps(folder)
         assert "step" in found, ended.message
         return {"submit": submitted, **found}
+
+
+def cold_plan(folder: Path) -> float:
+    """The same inspection, without the service around it."""
+    began = time.perf_counter()
+    assert inspect(read_spec(document(folder)), CodePackages(str(folder))) is not None
+    return time.perf_counter() - began
 
 
 def _until(look: Callable[[], Any], over: Callable[[Any], bool], timeout_s: float = 300) -> Any:
@@ -204,6 +222,7 @@ def cluster(home: Path) -> Iterator[Cluster]:
 
 def run(rounds: int = ROUNDS) -> Table:
     times: dict[str, list[Stamps]] = {PEER: [], OURS: []}
+    plans: dict[str, list[float]] = {COLD: [], WARM: []}
     with tempfile.TemporaryDirectory() as root, cluster(Path(root) / "home") as both:
         for number in range(rounds + 1):
             for name, submit in {PEER: both.peer, OURS: both.ours}.items():
@@ -212,15 +231,24 @@ def run(rounds: int = ROUNDS) -> Table:
                 found = submit(folder)
                 if number > 0:  # the first of each reads files that no other will have to
                     times[name].append(found)
-    return Table("first_step", PEER, [row for name in PHASES for row in _rows(name, times)])
+            warm, cold = both.plan(Path(root)), cold_plan(Path(root))
+            if number > 0:
+                plans[WARM].append(warm)
+                plans[COLD].append(cold)
+    rows = [row for name in PHASES for row in _rows(name, times)]
+    return Table("first_step", PEER, [*rows, *_compared(PLAN, COLD, plans)])
 
 
 def _rows(phase: str, times: dict[str, list[Stamps]]) -> list[Row]:
     began, ended = PHASES[phase]
     took = {name: [each[ended] - each[began] for each in found] for name, found in times.items()}
-    best, median = min(took[PEER]), statistics.median(took[PEER])
+    return _compared(phase, PEER, took)
+
+
+def _compared(setting: str, peer: str, took: dict[str, list[float]]) -> list[Row]:
+    best, median = min(took[peer]), statistics.median(took[peer])
     return [
-        Row(phase, name, min(each), statistics.median(each), min(each) / best, statistics.median(each) / median)
+        Row(setting, name, min(each), statistics.median(each), min(each) / best, statistics.median(each) / median)
         for name, each in took.items()
     ]
 

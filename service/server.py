@@ -32,7 +32,7 @@ from syncnorm.service.confinement import hide_memory, make_private
 from syncnorm.service.integrations.http_client import HttpClient
 from syncnorm.service.integrations.mlflow_describer import RunDescriber
 from syncnorm.service.integrations.mlflow_runs import MlflowTracker
-from syncnorm.service.integrations.model_inspection import inspect
+from syncnorm.service.integrations.model_inspection import PRELOADED, inspect
 from syncnorm.service.integrations.ray_jobs import ENTRYPOINTS, RayDispatcher, ray_token
 from syncnorm.service.integrations.ray_sweep import ClusterSweep
 from syncnorm.service.integrations.secrets import Secrets, secrets_key
@@ -55,6 +55,7 @@ from syncnorm.service.studies.publisher import StudyPublisher
 from syncnorm.service.studies.runs import MlflowStudyRuns
 from syncnorm.service.telemetry.metrics import Metrics
 from syncnorm.trainer.contract.spec import JobSpec
+from syncnorm.trainer.forkserver.fork_server import ForkServer, is_supported
 
 logger = logging.getLogger(__name__)
 _LAST_WAIT_S = 1.0
@@ -140,6 +141,7 @@ def make_context(
     reconciler = _reconciler(settings, backends)
     metrics.watch(store, reconciler)
     packages = CodePackages(settings.storage_root, marker.check)
+    forks = _fork_server(settings, metrics, stack)
     links = settings.mlflow_public_url or mlflow_uri
     admin = admin_token(settings.admin_token_file, settings.home) if settings.auth else None
     return Components(
@@ -158,7 +160,7 @@ def make_context(
         inspect=lambda spec: (
             None
             if _must_not_run_here(spec, settings)
-            else inspect(spec, packages, weight_access(spec, store, settings.weights), mlflow_uri)
+            else inspect(spec, packages, weight_access(spec, store, settings.weights), mlflow_uri, forks)
         ),
         packages=packages,
         files=JobFiles(settings.storage_root, marker.check),
@@ -188,6 +190,15 @@ def _reconciler(settings: Settings, backends: Backends) -> Reconciler:
         lease_s=settings.lease_s,
         holder="the only one" if settings.database_url is None else None,  # a lock file makes sure of it
     )
+
+
+def _fork_server(settings: Settings, metrics: Metrics, stack: contextlib.ExitStack) -> ForkServer | None:
+    """What makes plans warm; None where they are made by processes that start anew."""
+    if not settings.warm or not is_supported():
+        return None
+    forks = stack.enter_context(contextlib.closing(ForkServer(PRELOADED)))
+    metrics.watch_parents(forks.memory)
+    return forks
 
 
 def _must_not_run_here(spec: JobSpec, settings: Settings) -> bool:

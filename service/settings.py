@@ -80,6 +80,8 @@ class Settings:
     """An attempt that is silent for longer may be dead; Ray has to agree before it counts as lost."""
     startup_timeout_s: float = 600.0
     """From the launch of an attempt to its first training step."""
+    warm: bool = True
+    """Whether processes are forked from a parent that has their imports done."""
 
     @staticmethod
     def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -116,6 +118,7 @@ class Settings:
             event_retention_days=_within(environ, "SYNCNORM_EVENT_RETENTION_DAYS", 90, _MOST_DAYS),
             audit_retention_days=_within(environ, "SYNCNORM_AUDIT_RETENTION_DAYS", 365, _MOST_DAYS),
             idempotency_retention_days=_within(environ, "SYNCNORM_IDEMPOTENCY_RETENTION_DAYS", 7, _MOST_DAYS),
+            warm=_flag(environ, "SYNCNORM_WARM", default=True),
         )
         _ = settings.trusted  # raises for an invalid name
         if not settings.auth and not loopback:

@@ -10,11 +10,12 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-_PACKAGE = Path(__file__).resolve().parent
-_ROOT = _PACKAGE.parent
-EXAMPLES = _PACKAGE / "examples"
+PACKAGE = Path(__file__).resolve().parent
+"""The folder of this package."""
+_ROOT = PACKAGE.parent
+EXAMPLES = PACKAGE / "examples"
 """Job files that come with the package."""
-_IS_CHECKOUT = (_PACKAGE / "trainer").is_symlink()
+_IS_CHECKOUT = (PACKAGE / "trainer").is_symlink()
 
 
 def python_path(environ: Mapping[str, str]) -> dict[str, str]:

@@ -23,7 +23,14 @@ CONTRACT = ("syncnorm.trainer.contract", "syncnorm.trainer.storage", "syncnorm.t
 ALLOWED: dict[str, tuple[str, ...]] = {
     "norm": ("syncnorm.norm",),
     "trainer": ("syncnorm.norm", "syncnorm.trainer", "syncnorm.import_path"),
-    "service": ("syncnorm.service", "syncnorm.norm.kind", "syncnorm.import_path", *CONTRACT),
+    "service": (
+        "syncnorm.service",
+        "syncnorm.norm.kind",
+        "syncnorm.import_path",
+        "syncnorm.trainer.forkserver",
+        *CONTRACT,
+    ),
+    "trainer/forkserver": ("syncnorm.trainer.forkserver", "syncnorm.import_path"),
     "trainer/contract": ("syncnorm.norm.kind", *CONTRACT),
     "trainer/storage": CONTRACT,
 }

@@ -74,6 +74,7 @@ def _embedded(settings: Settings) -> Iterator[Check]:
         if service.problem is None:
             yield from _parts(http, settings.home)
             yield _guarded("workers", lambda: _nodes(http, token))
+            yield _guarded("plans", lambda: _plans(http))
 
 
 def _answering(http: httpx.Client, url: str) -> Check:
@@ -105,6 +106,16 @@ def _nodes(http: httpx.Client, token: str | None) -> Check:
     if not nodes:
         return Check("workers", "", "Ray has no node yet. Wait a few seconds after the start of the service.")
     return Check("workers", f"{len(nodes)} hosts, {cpus:g} CPUs, {gpus:g} GPUs")
+
+
+def _plans(http: httpx.Client) -> Check:
+    """How plans are made: by processes that are forked from a parent, or that start anew."""
+    words = (line.split() for line in http.get("/metrics").raise_for_status().text.splitlines())
+    values = {line[0]: float(line[1]) for line in words if line[0].startswith("syncnorm_warm_parent")}
+    if not values:
+        return Check("plans", "cold: each starts a process of its own")
+    number, size = values["syncnorm_warm_parents"], values["syncnorm_warm_parent_bytes"]
+    return Check("plans", f"warm: {number:.0f} parents, {size / 2**20:.0f} MiB; the first plan starts one")
 
 
 def _guarded(name: str, poll: Callable[[], Check]) -> Check:

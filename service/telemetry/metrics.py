@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -12,6 +12,7 @@ from syncnorm.service.background.loop import Health
 from syncnorm.service.jobs.job import Job, JobState
 from syncnorm.service.reconciler.reconciler import Reconciler
 from syncnorm.service.store import Store
+from syncnorm.trainer.forkserver.fork_server import Memory
 
 _SECONDS = (0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 7200, 43200)
 
@@ -59,6 +60,9 @@ class Metrics:
 
     def watch_loops(self, healths: Iterable[Health]) -> None:
         self.registry.register(_Loops(healths))
+
+    def watch_parents(self, memory: Callable[[], Memory]) -> None:
+        self.registry.register(_Parents(memory))
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         self._requests.labels(method, route, str(status)).observe(seconds)
@@ -175,3 +179,15 @@ class _Loops(Collector):
             row.add_metric([health.name], health.in_a_row)
             age.add_metric([health.name], health.since_success_s())
         yield from (failed, row, age)
+
+
+class _Parents(Collector):
+    def __init__(self, memory: Callable[[], Memory]) -> None:
+        self._memory = memory
+
+    def collect(self) -> Iterator[Metric]:
+        memory = self._memory()
+        yield GaugeMetricFamily(
+            "syncnorm_warm_parents", "Processes that warm processes are forked from", memory.parents
+        )
+        yield GaugeMetricFamily("syncnorm_warm_parent_bytes", "Their resident memory in bytes", memory.memory_bytes)

@@ -6,14 +6,19 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 from syncnorm.service.cli.doctor import examine, judge
 from syncnorm.service.settings import Settings
+from syncnorm.service.telemetry.metrics import Metrics
 from syncnorm.trainer.contract.cluster_report import HostReport
+from syncnorm.trainer.forkserver.fork_server import Memory
 from tests.helpers.service.api import api
 from tests.helpers.service.world import World
 
@@ -61,10 +66,17 @@ def test_state_folder_without_a_service_is_told_how_to_start_one(tmp_path: Path)
 
 
 @pytest.fixture
-def embedded(tmp_path: Path) -> Iterator[tuple[Settings, World]]:
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def embedded(tmp_path: Path, metrics: Metrics) -> Iterator[tuple[Settings, World]]:
     """The settings and the world of a service on a real socket that starts everything for itself."""
     (tmp_path / "storage").mkdir()
     with api(tmp_path) as (client, world):
+        app = cast(FastAPI, client.app)
+        app.state.context = replace(app.state.context, metrics=metrics)
         server = uvicorn.Server(uvicorn.Config(client.app, log_config=None, timeout_graceful_shutdown=1))
         with socket.create_server(("127.0.0.1", 0)) as listener:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -81,9 +93,21 @@ def test_embedded_service_is_examined_part_by_part(embedded: tuple[Settings, Wor
 
     checks = {check.name: check for check in examine(settings)}
 
-    names = ["service", "database", "storage", "cluster", "mlflow", "workers"]
+    names = ["service", "database", "storage", "cluster", "mlflow", "workers", "plans"]
     assert {name: check.problem for name, check in checks.items()} == dict.fromkeys(names)
     assert "hosts" in checks["workers"].detail
+    assert checks["plans"].detail == "cold: each starts a process of its own"
+
+
+def test_parents_of_warm_processes_are_told_with_their_memory(
+    embedded: tuple[Settings, World], metrics: Metrics
+) -> None:
+    settings, _ = embedded
+    metrics.watch_parents(lambda: Memory(1, 480 * 2**20))
+
+    checks = {check.name: check for check in examine(settings)}
+
+    assert checks["plans"].detail == "warm: 1 parents, 480 MiB; the first plan starts one"
 
 
 def test_part_of_an_embedded_service_that_is_away_is_named(embedded: tuple[Settings, World]) -> None:
