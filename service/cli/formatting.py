@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+WORTH_WAITING = 0.05
+"""Share of a step from which on it is worth knowing which rank the others wait for. Less is noise."""
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
@@ -51,6 +53,18 @@ def took(job: Mapping[str, Any], now: datetime | None = None) -> str:
         return ""
     ended = datetime.fromisoformat(job["finished_at"]) if job["finished_at"] else now or datetime.now(UTC)
     return duration(max(0.0, (ended - datetime.fromisoformat(job["started_at"])).total_seconds()))
+
+
+def slowest_rank(metrics: Mapping[str, Any]) -> str:
+    """The rank that the others wait for, and how long; empty if they hardly wait.
+
+    >>> slowest_rank({"norm/slowest_rank": 1.0, "norm/waiting_share": 0.312})
+    'rank 1; the others wait for it during 31 % of a step'
+    """
+    rank, share = (metrics.get(f"norm/{name}") for name in ("slowest_rank", "waiting_share"))
+    if not isinstance(rank, int | float) or not isinstance(share, int | float) or not share >= WORTH_WAITING:
+        return ""
+    return f"rank {rank:.0f}; the others wait for it during {share:.0%} of a step".replace("%", " %")
 
 
 def progress(values: Mapping[str, Any]) -> str:

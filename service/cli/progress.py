@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from rich.table import Table
 from rich.text import Text
 
-from syncnorm.service.cli.formatting import duration, local_time, number, took
+from syncnorm.service.cli.formatting import duration, local_time, number, slowest_rank, took
 from syncnorm.service.cli.plan_table import GUARANTEE_LABELS
 from syncnorm.service.cli.tables import jobs_table, state_text
 from syncnorm.service.cli.terminal import fit
@@ -91,6 +91,8 @@ def _facts(job: Json) -> Iterator[tuple[str, str]]:
     if job["started_at"]:
         verb = "took" if job["finished_at"] else "for"
         yield "Started", f"{local_time(job['started_at'])}, {verb} {took(job)}"
+    if slowest := slowest_rank(job["progress"]["metrics"]):
+        yield "Slowest", slowest
     if job["mlflow"]["url"]:
         yield "MLflow run", job["mlflow"]["url"]
     for name, holds, why in guarantee_rows(job.get("guarantees")):

@@ -49,7 +49,11 @@ def weights(job: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def metrics(job: dict[str, Any]) -> dict[str, float]:
     """All but what depends on the clock."""
-    return {name: value for name, value in job["progress"]["metrics"].items() if not name.startswith("throughput/")}
+    return {
+        name: value
+        for name, value in job["progress"]["metrics"].items()
+        if not name.startswith(("throughput/", "norm/"))
+    }
 
 
 def killed_in_mid_epoch(client: Client, serving: Serving, spec: dict[str, Any]) -> dict[str, Any]:

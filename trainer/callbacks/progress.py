@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from syncnorm.trainer.callbacks.epoch_metrics import EpochMetrics
 from syncnorm.trainer.callbacks.max_steps import planned_steps
+from syncnorm.trainer.callbacks.sync_share import SyncShare
 from syncnorm.trainer.reporting import metric_spool as tracking
 from syncnorm.trainer.reporting.reporter import Reporter
 from syncnorm.trainer.training.late_hooks import LateCallback
@@ -21,8 +22,8 @@ logger = logging.getLogger(__name__)
 class ProgressReporter(LateCallback):
     """Reports progress to the service after every step, and the results of an epoch to MLflow.
 
-    steps: of the whole job; None: taken from the trainer once it knows its loader. Comes after `metrics`, which it
-    reports, and before the callback that writes checkpoints.
+    steps: of the whole job; None: taken from the trainer once it knows its loader. Comes after `metrics` and `sync`,
+    which it reports, and before the callback that writes checkpoints.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class ProgressReporter(LateCallback):
         reporter: Reporter,
         spool: tracking.Spool,
         metrics: EpochMetrics,
+        sync: SyncShare,
         *,
         epochs: int | None,
         steps: int | None,
@@ -37,6 +39,7 @@ class ProgressReporter(LateCallback):
         self._reporter = reporter
         self._spool = spool
         self._learned = metrics
+        self._sync = sync
         self._epochs = epochs
         self._steps = steps
         self._metrics: dict[str, float] = {}
@@ -53,7 +56,7 @@ class ProgressReporter(LateCallback):
         self._report(trainer, finished_epochs=trainer.current_epoch)
 
     def after_train_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        rates = {}
+        rates = dict(self._sync.latest)
         if trainer.optimizers:
             rates[tracking.LEARNING_RATE] = base_rate(trainer.optimizers[0].param_groups[0])
         if self._learned.samples:  # none if a job resumes from the very end of an epoch
@@ -66,7 +69,7 @@ class ProgressReporter(LateCallback):
                 {name: value for name, value in self._metrics.items() if name not in by_logger}, trainer.global_step
             )
             of = f" of {self._epochs}" if self._epochs is not None else ""
-            learned = _learned(self._metrics)
+            learned = _learned(self._learned.latest, rates.get(tracking.THROUGHPUT))
             logger.info("epoch %d%s, step %d: %s", trainer.current_epoch + 1, of, trainer.global_step, learned)
         self._report(trainer, finished_epochs=trainer.current_epoch + 1)
 
@@ -86,10 +89,9 @@ class ProgressReporter(LateCallback):
             )
 
 
-def _learned(metrics: Mapping[str, float]) -> str:
+def _learned(scores: Mapping[str, float], throughput: float | None) -> str:
     """The scores of an epoch and its throughput, for the job's logs."""
-    rates = (tracking.LEARNING_RATE, tracking.THROUGHPUT)
-    learned = [f"{name} {value:.4g}" for name, value in metrics.items() if name not in rates]
-    if (rate := metrics.get(tracking.THROUGHPUT)) is not None:
-        learned.append(f"{rate:.3g} samples/s")
+    learned = [f"{name} {value:.4g}" for name, value in scores.items()]
+    if throughput is not None:
+        learned.append(f"{throughput:.3g} samples/s")
     return ", ".join(learned)

@@ -1,30 +1,34 @@
-"""How much of a step workers spend exchanging statistics."""
+"""How much of a step workers spend exchanging statistics, and which of them the others wait for."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from syncnorm.norm.distributed.timing import ExchangeTimer, timing
+from syncnorm.trainer.ranks.exchange import gather
 from syncnorm.trainer.reporting import metric_spool as tracking
-from syncnorm.trainer.reporting.metric_spool import Spool
 
 EVERY_BATCH_ON_GPU = 16
 """On a GPU every 16th batch is measured: reading the time needs two events for each exchange."""
 
 
 class SyncShare(Callback):
-    """`norm/sync_share` of every epoch, from rank 0: time in exchanges by time of the batches they belong to.
+    """Measures, in every epoch, the time in exchanges by the time of the batches they belong to.
 
-    Waiting for slower workers counts, too: it is part of the cost of synchronization. Nothing is reported if nothing is
-    exchanged.
+    `latest`: of the last epoch, `norm/sync_share` of rank 0. Waiting for slower workers counts, too: it is part of the
+    cost of synchronization. Where all ranks exchange with each other, also which one the others wait for, and how long.
+    Empty if nothing is exchanged.
     """
 
-    def __init__(self, spool: Spool) -> None:
-        self._spool = spool
+    def __init__(self, *, of_all_ranks: bool) -> None:
+        """of_all_ranks: whether every exchange is one of all ranks."""
+        self.latest: dict[str, float] = {}
+        self._of_all_ranks = of_all_ranks
         self._timer = ExchangeTimer()
         self._timing = ExitStack()
         self._exchanges_s = self._batches_s = self._began = 0.0
@@ -33,7 +37,7 @@ class SyncShare(Callback):
         self._exchanges_s = self._batches_s = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if trainer.is_global_zero and (pl_module.device.type == "cpu" or batch_idx % EVERY_BATCH_ON_GPU == 0):
+        if pl_module.device.type == "cpu" or batch_idx % EVERY_BATCH_ON_GPU == 0:
             self._timing.enter_context(timing(self._timer))
             self._began = time.perf_counter()
 
@@ -46,8 +50,8 @@ class SyncShare(Callback):
             self._stop()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._exchanges_s:
-            self._spool.append({tracking.SYNC_SHARE: self._exchanges_s / self._batches_s}, trainer.global_step)
+        own = self._exchanges_s / self._batches_s if self._exchanges_s else 0.0
+        self.latest = shares_of(gather(own) if self._of_all_ranks else [own])
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop()
@@ -55,3 +59,22 @@ class SyncShare(Callback):
     def _stop(self) -> None:
         self._timing.close()
         self._began = 0.0
+
+
+def shares_of(ranks: Sequence[float]) -> dict[str, float]:
+    """The metrics of what each rank spends in exchanges, as a share of its step.
+
+    The slowest rank comes last to each exchange, so it waits for nobody, and spends the least in them. The others spend
+    as much more as they wait for it.
+
+    >>> shares_of([0.4, 0.1, 0.4])
+    {'norm/sync_share': 0.4, 'norm/slowest_rank': 1, 'norm/waiting_share': 0.3}
+    """
+    if not all(ranks):
+        return {}
+    shares = {tracking.SYNC_SHARE: ranks[0]}
+    if len(ranks) > 1:
+        least = min(ranks)
+        shares[tracking.SLOWEST_RANK] = ranks.index(least)
+        shares[tracking.WAITING_SHARE] = round((sum(ranks) - len(ranks) * least) / (len(ranks) - 1), 6)
+    return shares

@@ -27,6 +27,8 @@ VAL_LOSS = "val/loss"
 LEARNING_RATE = "lr"
 THROUGHPUT = "throughput/samples_per_s"
 SYNC_SHARE = "norm/sync_share"
+SLOWEST_RANK = "norm/slowest_rank"
+WAITING_SHARE = "norm/waiting_share"
 WINDOW_CHANGES = "norm/window_changes"
 NON_FINITE_STEPS = "train/non_finite_steps"
 

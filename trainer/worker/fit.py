@@ -120,9 +120,10 @@ def fit(
     spool = Spool(folders.spool)
     try:
         with _spool(folders, context, spool), checkpoints.publication:
-            early = _early(launch, folders, spool, reporter, assembly.steps)
+            sync = SyncShare(of_all_ranks=spec.norm.group == "world")
+            early = _early(launch, folders, spool, reporter, sync, assembly.steps)
             averages = _averages(assembly, spec)
-            progress = ProgressReporter(reporter, spool, metrics, epochs=spec.train.epochs, steps=assembly.steps)
+            progress = ProgressReporter(reporter, spool, metrics, sync, epochs=spec.train.epochs, steps=assembly.steps)
             late = [*averages, metrics, progress, *_stopping(launch, reporter, metrics, checkpoints)]
             trainer = lightning_trainer(
                 spec,
@@ -228,14 +229,14 @@ def _spool(folders: AttemptFolders, context: RankContext, spool: Spool) -> Itera
 
 
 def _early(
-    launch: Launch, folders: AttemptFolders, spool: Spool, reporter: Reporter, steps: int | None
+    launch: Launch, folders: AttemptFolders, spool: Spool, reporter: Reporter, sync: SyncShare, steps: int | None
 ) -> list[Callback]:
     """Callbacks around the step itself, in the order of their calls."""
     spec = launch.spec
     alarm = StatisticsAlarm(reporter)
     callbacks: list[Callback] = [] if steps is None else [EndAtStep(steps)]
     callbacks += [
-        SyncShare(spool),
+        sync,
         StatisticsShield(alarm),
         StatisticsRecorder(folders.artifacts, spool, alarm, every=spec.statistics.every),
     ]

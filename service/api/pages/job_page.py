@@ -18,6 +18,7 @@ from syncnorm.service.api.resources.results.checkpoints import checkpoint_views
 from syncnorm.service.api.views.attempt_view import attempt_views
 from syncnorm.service.api.views.job_view import JobView, job_view
 from syncnorm.service.api.views.record_views import event_view, line_view
+from syncnorm.service.cli.formatting import slowest_rank
 from syncnorm.service.integrations.mlflow_note import certificate_line
 from syncnorm.service.jobs.job import JobState
 from syncnorm.trainer.contract.plan import guarantee_rows
@@ -67,6 +68,7 @@ def _job_page(job_id: str, request: Request, parts: Components, who: Principal, 
         is_over=job.is_terminal,
         why=explanation(job, store.attempts, parts.reconciler),
         metrics=dict(list(metrics.items())[:_METRICS]),
+        slowest=slowest_rank(view.progress.metrics),
         more_metrics=max(0, len(metrics) - _METRICS),
         attempts=attempt_views(attempts[-_ATTEMPTS:]),
         checkpoints=checkpoints[:_CHECKPOINTS],

@@ -74,7 +74,8 @@ def finish_many(world: World, like: Job, count: int, state: JobState, first: int
 def report(world: World, attempt: Attempt, share: int) -> None:
     """What workers send while they train: progress, log lines, a checkpoint."""
     reports, fence = world.store.reports, attempt.fence
-    metrics = {"train/loss": 0.8123, "val/loss": 0.9034, "val/accuracy": 0.7421, "lr": 0.05, "norm/sync_share": 0.07}
+    metrics = {"train/loss": 0.8123, "val/loss": 0.9034, "val/accuracy": 0.7421, "lr": 0.05}
+    metrics |= {"norm/sync_share": 0.19, "norm/slowest_rank": 1.0, "norm/waiting_share": 0.12}
     progress = {"epoch": share, "epochs": 10, "step": 120 * share, "steps": 1200, "percent": 10.0 * share}
     reports.progress(attempt.id, fence, 600, 120 * share, progress | {"eta_s": 725.0 * share, "metrics": metrics})
     reports.add_lines(attempt.id, fence, [log_line(world, number) for number in range(1, 41)])

@@ -81,8 +81,11 @@ class RecordingReporter:
         self.stop_request: StopRequest | None = None
         self.events: list[tuple[str, str, dict[str, Any]]] = []
         self.checkpoints: list[dict[str, Any]] = []
+        self.metrics: dict[str, float] = {}
+        """As reported last."""
 
-    def progress(self, *, step: int, **_: object) -> None:
+    def progress(self, *, step: int, metrics: dict[str, float], **_: object) -> None:
+        self.metrics = metrics
         if self._stop_at is not None and step >= self._stop_at:
             self.stop_request = "pause"
 

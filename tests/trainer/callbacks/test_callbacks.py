@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,6 +18,7 @@ from syncnorm.trainer.data import Data
 from syncnorm.trainer.data.digits import Images, load_digits
 from syncnorm.trainer.data.info import DataInfo
 from syncnorm.trainer.errors import NonFiniteError
+from syncnorm.trainer.training.task_module import network_of
 from syncnorm.trainer.worker.fit import compile_in_place
 from tests.helpers.norm.pool import Pool
 from tests.helpers.trainer.ranks import RecordingReporter, train
@@ -123,6 +125,26 @@ def test_share_of_exchanges_is_reported_where_there_are_any(ranks: Pool, tmp_pat
     assert len(shares) == 2
     assert all(0 < share < 1 for share in shares)
     assert points(tmp_path / "local", "norm/sync_share") == []
+
+
+def train_with_a_slow_rank(rank: int, world_size: int, root: str, slow: int) -> dict[str, float]:
+    """What rank 0 tells last."""
+
+    def prepare(_trainer: Any, module: Any, _norms: Any) -> None:
+        if rank == slow:
+            network_of(module).register_forward_pre_hook(lambda *_: time.sleep(0.3))
+
+    train(rank, world_size, root, spec(train={"epochs": 2}), told=(told := RecordingReporter()), prepare=prepare)
+    return told.metrics
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_rank_that_the_others_wait_for_is_named_with_their_share(ranks: Pool, tmp_path: Path, slow: int) -> None:
+    told = ranks.run(train_with_a_slow_rank, 2, str(tmp_path), slow)[0]
+
+    assert told["norm/slowest_rank"] == slow
+    assert 0.1 < told["norm/waiting_share"] < 1
+    assert [point["value"] for point in points(tmp_path, "norm/slowest_rank")] == [slow, slow]
 
 
 def test_compiled_training_learns_what_eager_training_does(ranks: Pool, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from syncnorm.trainer.worker.recomputed_statistics import RecomputedStatistics
 from tests.helpers.norm.pool import Pool
 from tests.helpers.trainer.ranks import RecordingReporter, TrainedModel, train
 
+MEASURED = (tracking.THROUGHPUT, tracking.SYNC_SHARE, tracking.SLOWEST_RANK, tracking.WAITING_SHARE)
 KINDS = ["sync_batch", "batch", "sync_batch_renorm", "group", "weight"]
 
 
@@ -78,7 +79,7 @@ def series(*roots: Path) -> dict[tuple[str, int], float]:
     for root in roots:
         for line in (root / "metrics.jsonl").read_text().splitlines():
             point = json.loads(line)
-            if point["key"] not in (tracking.THROUGHPUT, tracking.SYNC_SHARE):
+            if point["key"] not in MEASURED:
                 points.setdefault((point["key"], point["step"]), point["value"])
     return points
 

@@ -34,6 +34,7 @@ def test_running_job_shows_progress_log_events_and_links(tmp_path: Path) -> None
     assert explained["message"] in text(shown)
     assert "30 % epoch 3 of 10, step 360 of 1200 36:15 left" in section(shown, "progress")
     assert "val/accuracy 0.7421" in section(shown, "progress")
+    assert "Slowest: rank 1; the others wait for it during 12 % of a step." in section(shown, "progress")
     assert "step 120/1200 train/loss 1.1000" in section(shown, "log")
     assert rows(shown, "events")[-1].endswith("queued Submitted. the service")
     assert "90.0 MiB" in section(shown, "checkpoints")
