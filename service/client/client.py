@@ -135,6 +135,13 @@ class Client:
         """All attempts of a job, the first one first."""
         return self._items(api_path("jobs", job_id, "attempts"))
 
+    def stacks(self, job_id: str, wait_s: float = 3) -> Json:
+        """What every process of a job is doing now, or was doing when somebody asked last. wait_s: how long to wait
+        for their answers."""
+        return self._json(
+            "GET", api_path("jobs", job_id, "stacks"), params={"wait_s": wait_s}, needs=("items", "silent")
+        )
+
     def cancel(self, job_id: str) -> Json:
         """Ask a job to end, with a checkpoint. You can retry it later."""
         return self._ask(job_id, "cancel")

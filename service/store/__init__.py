@@ -26,6 +26,7 @@ from syncnorm.service.store.tables.jobs import JobTable
 from syncnorm.service.store.tables.outbox import DescriptionTable, RemovalTable, WebhookTable
 from syncnorm.service.store.tables.reports import ReportTable
 from syncnorm.service.store.tables.set_aside import SetAsideTable
+from syncnorm.service.store.tables.stacks import StackTable
 from syncnorm.service.store.tables.studies import StudyTable
 from syncnorm.service.store.tables.workload import WorkloadTable
 from syncnorm.service.store.values import (
@@ -41,6 +42,7 @@ from syncnorm.service.store.values import (
     StoredEvent,
     StoredLine,
     StoredResponse,
+    StoredStacks,
     StoredToken,
     VerbResult,
 )
@@ -60,6 +62,7 @@ __all__ = [
     "StoredEvent",
     "StoredLine",
     "StoredResponse",
+    "StoredStacks",
     "StoredToken",
     "VerbResult",
     "sort_value",
@@ -80,6 +83,7 @@ class Store:
         self.exports = ExportTable(db, self.idempotency)
         self.studies = StudyTable(db, self.jobs, self.idempotency)
         self.reports = ReportTable(db)
+        self.stacks = StackTable(db)
         self.history = HistoryTable(db)
         self.set_aside = SetAsideTable(db)
         self.descriptions = DescriptionTable(db)

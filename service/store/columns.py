@@ -167,7 +167,7 @@ def column_of(column: sa.Column[Any], special: Special) -> Column:
     return Column(column.name, kinds, read, default)
 
 
-_LISTS = frozenset({"placement", "scopes"})
+_LISTS = frozenset({"placement", "scopes", "threads"})
 _KINDS: dict[type, tuple[frozenset[type], Callable[[Any], Any] | None, Any]] = {
     t.Instant: (frozenset({datetime}), None, datetime),
     sa.Integer: (frozenset({int}), None, 0),

@@ -17,6 +17,7 @@ from syncnorm.service.store.values import (
     StoredEvent,
     StoredLine,
     StoredSecret,
+    StoredStacks,
     StoredToken,
 )
 
@@ -57,6 +58,14 @@ def _texts_by_name(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+def _threads(value: list[Any]) -> list[Any]:
+    for one in value:
+        if not isinstance(one, dict) or one.keys() != {"name", "stack"}:
+            raise UnreadableError("must be a list of threads with name and stack")
+        _texts_by_name(one)
+    return value
+
+
 def _actor(default: ActorKind | None) -> tuple[Callable[[Any], Any], Any]:
     return one_of(get_args(ActorKind)), default
 
@@ -70,6 +79,7 @@ AUDIT = _record(
 EVENT = _record(t.events, StoredEvent, "message", {"actor_kind": _actor(None)})
 LINE = _record(t.log_lines, StoredLine, "text")
 CHECKPOINT = _record(t.checkpoints, StoredCheckpoint, "problem")
+STACKS = _record(t.stacks, StoredStacks, "problem", {"threads": (_threads, [])})
 # A token whose end can't be read has ended.
 TOKEN = _record(
     t.tokens,

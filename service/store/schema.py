@@ -236,6 +236,18 @@ checkpoints = sa.Table(
 )
 """best_step: of the best checkpoint of the job, as its attempt knew when it wrote this one."""
 
+stacks = sa.Table(
+    "stacks",
+    metadata,
+    sa.Column("job_id", sa.String(40), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("attempt", sa.Integer, primary_key=True),
+    sa.Column("rank", sa.Integer, primary_key=True),
+    sa.Column("request", sa.BigInteger, nullable=False),
+    sa.Column("at", Instant, nullable=False),
+    sa.Column("threads", sa.JSON, nullable=False),
+)
+"""The latest of each process. request: seq of the event that asked for them."""
+
 idempotency = sa.Table(
     "idempotency",
     metadata,

@@ -61,6 +61,18 @@ class StoredCheckpoint:
 
 
 @dataclass(frozen=True)
+class StoredStacks:
+    """What the threads of one process were doing; rank -1 is the driver. request: which request it answers."""
+
+    attempt: int
+    rank: int
+    request: int
+    at: datetime
+    threads: list[dict[str, str]]
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
 class StoredToken:
     """digest: SHA-256 of the token; the token itself is not stored."""
 

@@ -57,6 +57,10 @@ Phase = Literal["preparing", "starting_workers", "training", "finalizing", "done
 
 MOST_LINES = 1000
 """Log lines in one message."""
+MOST_THREADS = 64
+"""Threads in one message of stacks, the one that trains first."""
+LONGEST_WAIT_S = 20.0
+"""How long the service keeps a process waiting that asks whether its stacks are wanted."""
 WORKER_EVENTS = frozenset(
     {
         "phase",
@@ -288,6 +292,48 @@ class Event(Message):
 class Exit(Message):
     fence: Fence
     result: Result
+
+
+class ThreadStack(Message):
+    """What one thread does."""
+
+    name: ShortName
+    """Name of the thread."""
+    stack: Traceback
+    """Its Python stack, most recent call last, as in a traceback."""
+
+
+class Stacks(Message):
+    """What all threads of a process were doing when `request` reached it; rank -1 is the driver."""
+
+    fence: Fence
+    rank: Speaker
+    request: Sequence
+    threads: Annotated[list[ThreadStack], Field(max_length=MOST_THREADS)]
+
+
+class StacksWatch(Message):
+    """A process asks whether somebody wants to see its stacks. The answer comes once there is another request than
+    `known`, or after `wait_s`; at once if `known` is None, from a process that has just begun."""
+
+    fence: Fence
+    rank: Speaker
+    known: Annotated[int, Field(ge=0, le=2**53)] | None
+    wait_s: Annotated[float, Field(ge=0, le=LONGEST_WAIT_S)] = LONGEST_WAIT_S
+
+
+class StacksRequested(BaseModel):
+    """request: number of the newest request for stacks; 0: there was none."""
+
+    model_config = ConfigDict(frozen=True)
+
+    request: int
+
+
+class StacksWanted(Message):
+    """A rank that waits in vain for another one wants the stacks of all."""
+
+    fence: Fence
 
 
 class SecretsRequest(Message):

@@ -19,6 +19,7 @@ from ray.exceptions import RayActorError
 from syncnorm.trainer.contract.failure import FailureReason, advised
 from syncnorm.trainer.contract.protocol import CANNOT_BEGIN, CANNOT_BEGIN_NOW, Launch, Result
 from syncnorm.trainer.contract.spec import CodeSpec
+from syncnorm.trainer.debugging.stack_watcher import StackWatcher
 from syncnorm.trainer.driver import single_process
 from syncnorm.trainer.driver.resume_point import resume_point
 from syncnorm.trainer.errors import CheckpointCorruptError, RankFailedError, StorageAwayError, StorageError
@@ -59,6 +60,7 @@ def main(where: str) -> int:
 def drive(launch: Launch, folders: AttemptFolders) -> int:
     """Run the attempt, store and report its result."""
     reporter = Reporter(launch, rank=-1).start()
+    watcher = StackWatcher(launch, -1, reporter).start()
     logging.basicConfig(level=logging.INFO)
     logging.getLogger().addHandler(ReportingHandler(reporter))
     try:
@@ -71,6 +73,7 @@ def drive(launch: Launch, folders: AttemptFolders) -> int:
     if not reporter.superseded:
         result = _keep(result, launch, folders)
     reporter.enter("done")
+    watcher.close()
     reporter.exit(result)
     reporter.close()
     return 1 if result.outcome == "failed" else 0

@@ -90,13 +90,14 @@ class Undelivered:
         return body
 
 
-def client_of(launch: Launch) -> httpx.Client | None:
+def client_of(launch: Launch, timeout_s: float = REQUEST_TIMEOUT_S) -> httpx.Client | None:
+    """A client for the messages of this attempt; None without a service."""
     if launch.service_url is None:
         return None
     return httpx.Client(
         base_url=f"{launch.service_url.rstrip('/')}/internal/v1/attempts/{launch.attempt_id}/",
         headers={"Authorization": f"Bearer {launch.token}", "Content-Type": "application/json"},
-        timeout=REQUEST_TIMEOUT_S,
+        timeout=timeout_s,
         trust_env=False,
     )
 

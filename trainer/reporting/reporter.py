@@ -26,7 +26,10 @@ from syncnorm.trainer.contract.protocol import (
     RankPlacement,
     Reply,
     Result,
+    Stacks,
+    StacksWanted,
     StopRequest,
+    ThreadStack,
 )
 from syncnorm.trainer.contract.text import storable, text_of
 from syncnorm.trainer.reporting.delivery import (
@@ -177,6 +180,13 @@ class Reporter:
         with self._lock:
             facts = (body.step for _, body in self._undelivered.ordered if isinstance(body, CheckpointFact))
             return {step for step in (self._known_checkpoint, next(facts, None)) if step is not None}
+
+    def stacks(self, rank: int, request: int, threads: list[ThreadStack]) -> None:
+        self._put("stacks", Stacks(fence=self._fence, rank=rank, request=request, threads=threads))
+
+    def request_stacks(self) -> None:
+        """Ask all processes of the attempt for their stacks, which are kept with it."""
+        self._put("stacks/request", StacksWanted(fence=self._fence))
 
     def exit(self, result: Result) -> None:
         self._put("exit", Exit(fence=self._fence, result=result))

@@ -19,6 +19,8 @@ from syncnorm.trainer.contract.plan import Inspection, plan
 from syncnorm.trainer.contract.protocol import Launch, Result
 from syncnorm.trainer.contract.spec_findings import alike
 from syncnorm.trainer.contract.text import counted, name_some
+from syncnorm.trainer.debugging.hang import keep_stacks
+from syncnorm.trainer.debugging.stack_watcher import StackWatcher
 from syncnorm.trainer.errors import RankFailedError, StopRequested
 from syncnorm.trainer.failure_classifier import Failure, classify
 from syncnorm.trainer.ranks import preflight
@@ -76,6 +78,7 @@ def train_at(context: RankContext, config: dict[str, Any]) -> dict[str, Any] | N
 
 def _work(launch: Launch, folders: AttemptFolders, context: RankContext) -> dict[str, Any] | None:
     reporter = Reporter(launch, context.rank).start()
+    watcher = StackWatcher(launch, context.rank, reporter).start()
     give_way()  # once the reporter runs, which must be heard on a busy host, too
     handler = ReportingHandler(reporter)
     logging.getLogger().addHandler(handler)
@@ -100,12 +103,14 @@ def _work(launch: Launch, folders: AttemptFolders, context: RankContext) -> dict
         with suppress(OSError):
             write_atomic(folders.failure(context.rank), failure.model_dump_json().encode())
             folders.mirror.publish(folders.failure(context.rank))
+        keep_stacks(failure, reporter, launch.job_id)
         preflight.tell_failure(context)
         # Ray logs the cause with its text, so a cause that may hold a secret is dropped.
         raise RankFailedError(failure.model_dump_json()) from (None if hidden else error)
     finally:
         at_the_end.close()
         logging.getLogger().removeHandler(handler)
+        watcher.close()
         reporter.close()
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import re
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, Header, Path
+from starlette.concurrency import run_in_threadpool
 
 from syncnorm.service.api.change_notifier import ChangeNotifier
 from syncnorm.service.api.components import Components
@@ -26,6 +29,7 @@ from syncnorm.service.store.tables.attempts import AttemptTable
 from syncnorm.service.store.tables.exports import ExportTable
 from syncnorm.service.store.tables.jobs import JobTable
 from syncnorm.service.store.tables.reports import ReportTable
+from syncnorm.service.store.tables.stacks import StackTable
 from syncnorm.trainer.contract import protocol
 from syncnorm.trainer.contract.bounds import LONGEST_S, MOST_METRICS
 
@@ -48,10 +52,12 @@ class _Reports:
     jobs: JobTable
     exports: ExportTable
     secrets: Secrets
+    stacks: StackTable
     limits: ReportLimits
     limiter: CapacityLimiter
     wake: threading.Event
     notifier: ChangeNotifier
+    stack_requests: ChangeNotifier
     lease_s: float
     log_mb_per_job: int
 
@@ -64,10 +70,12 @@ def _reports(parts: Components) -> _Reports:
         store.jobs,
         store.exports,
         parts.secrets,
+        store.stacks,
         parts.limits,
         parts.reports,
         parts.wake,
         parts.notifier,
+        parts.stack_requests,
         settings.lease_s,
         settings.log_mb_per_job,
     )
@@ -160,6 +168,46 @@ def _kind_of(message: protocol.Event) -> str:
     return f"user.{_NOT_IN_A_NAME.sub('_', message.kind)[:_MOST_OF_A_NAME]}"
 
 
+@router.post("/stacks")
+def stacks(
+    attempt_id: AttemptId, message: protocol.Stacks, reports: Reports, authorization: Bearer = ""
+) -> protocol.Reply:
+    _authenticate(reports, message.fence, authorization, "stacks")
+    return _reply(reports, reports.table.add_stacks(attempt_id, message))
+
+
+@router.post("/stacks/request")
+def request_stacks(
+    attempt_id: AttemptId, message: protocol.StacksWanted, reports: Reports, authorization: Bearer = ""
+) -> protocol.Reply:
+    """A rank that waits in vain for another one asks what all of them do."""
+    _authenticate(reports, message.fence, authorization, "stacks/request")
+    attempt = _live(reports, attempt_id, message.fence)
+    reports.stacks.request(attempt, WORKER)
+    reports.stack_requests.changed(attempt.job_id)
+    return _reply(reports, reports.jobs.get(attempt.job_id))
+
+
+@router.post("/stacks/watch")
+async def watch_stacks(
+    attempt_id: AttemptId, message: protocol.StacksWatch, reports: Reports, authorization: Bearer = ""
+) -> protocol.StacksRequested:
+    """Answered once somebody wants to see the stacks of the asking process, or after a while."""
+    _authenticate(reports, message.fence, authorization, "stacks/watch")
+    job_id = (await run_in_threadpool(_live, reports, attempt_id, message.fence)).job_id
+    clock = asyncio.get_running_loop().time
+    until = clock() + message.wait_s
+    with reports.stack_requests.following(job_id) as asked:
+        while not reports.stack_requests.is_closed:
+            asked.clear()
+            newest = await run_in_threadpool(reports.stacks.newest_request, job_id)
+            if newest != message.known or clock() >= until:
+                return protocol.StacksRequested(request=newest)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asked.wait(), until - clock())
+    raise ApiError(503, "unavailable", "The service is shutting down; try again in 5 s.", headers={"Retry-After": "5"})
+
+
 @router.post("/exit")
 def leave(
     attempt_id: AttemptId, message: protocol.Exit, reports: Reports, authorization: Bearer = ""
@@ -177,11 +225,17 @@ def secrets(
 ) -> protocol.SecretValues:
     """The secrets that the spec of the job names, for the ranks of its live attempt only."""
     _check(message.fence, authorization)
-    attempt = reports.attempts.get(attempt_id)
-    job = reports.jobs.get(attempt.job_id) if attempt else None
-    if attempt is None or job is None or attempt.ended_at is not None or attempt.fence != message.fence:
+    job = reports.jobs.get(_live(reports, attempt_id, message.fence).job_id)
+    if job is None:
         raise _stale_fence(attempt_id)
     return _named_secrets(reports, job)
+
+
+def _live(reports: _Reports, attempt_id: str, fence: str) -> Attempt:
+    attempt = reports.attempts.get(attempt_id)
+    if attempt is None or attempt.ended_at is not None or attempt.fence != fence:
+        raise _stale_fence(attempt_id)
+    return attempt
 
 
 @router_of_exports.post("/secrets")

@@ -48,8 +48,11 @@ def logs(
 
 
 def _line(line: dict[str, Any]) -> str:
-    who = "driver" if line["rank"] < 0 else f"rank {line['rank']}"
-    return f"{local_time(line['at'])} {who} {line['level']} {line['text']}"
+    return f"{local_time(line['at'])} {_who(line['rank'])} {line['level']} {line['text']}"
+
+
+def _who(rank: int) -> str:
+    return "driver" if rank < 0 else f"rank {rank}"
 
 
 @app.command()
@@ -76,6 +79,39 @@ def attempts(job: Job, as_json: AsJson = False) -> None:
     with connect() as client:
         found = client.attempts(job_id(client, job))
     show_value(found, as_json, attempts_table)
+
+
+@app.command()
+def stacks(
+    job: Job,
+    *,
+    rank: Annotated[int | None, typer.Option(help="Only this rank; -1 is the driver.")] = None,
+    all_threads: Annotated[
+        bool, typer.Option("--all-threads", help="All threads, not only the one that trains.")
+    ] = False,
+    wait_s: Annotated[float, typer.Option(min=0, max=30, help="Seconds to wait for the answers.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Show what each process of a running job is doing, also of one that hangs; of an ended one, what it did last."""
+    with connect() as client:
+        found = client.stacks(job_id(client, job), wait_s)
+    if rank is not None:
+        found["items"] = [one for one in found["items"] if one["rank"] == rank]
+        found["silent"] = [one for one in found["silent"] if one == rank]
+    show_value(found, as_json, lambda found: _stacks(found, all_threads))
+
+
+def _stacks(found: dict[str, Any], all_threads: bool) -> str:
+    parts = []
+    for process in found["items"]:
+        threads = process["threads"] if all_threads else process["threads"][:1]
+        parts += [f"{_who(process['rank'])}, {thread['name']}\n{thread['stack']}" for thread in threads]
+    if found["silent"]:
+        names = ", ".join(map(_who, found["silent"]))
+        parts.append(f"No answer from {names}: busy in native code, stopped, or not reachable.")
+    if not found["is_running"]:
+        parts.append(f"Attempt {found['attempt']} has ended. This is what was asked for last.")
+    return "\n\n".join(parts)
 
 
 @app.command()

@@ -25,7 +25,7 @@ from syncnorm.service.store.statements import (
     lock_job,
 )
 from syncnorm.service.store.tables.outbox import request_description
-from syncnorm.trainer.contract.protocol import CheckpointFact, GuaranteesReport, LogLine, Placement
+from syncnorm.trainer.contract.protocol import CheckpointFact, GuaranteesReport, LogLine, Placement, Stacks
 
 MOST_EVENTS = 2000
 """Most events of the workers of one job."""
@@ -150,6 +150,21 @@ class ReportTable:
                 add_event(c, attempt.job_id, self._db.now(c), event)
                 set_report_counts(c, attempt.job_id, events=count + 1)
             return job_of_attempt(c, attempt)
+
+    def add_stacks(self, attempt_id: str, stacks: Stacks) -> Job | None:
+        """Keep what the threads of a process do, in place of what they did before."""
+        with self._db.write() as c:
+            attempt = self._live(c, attempt_id, stacks.fence)
+            if attempt is None:
+                return None
+            job = job_of_attempt(c, attempt)
+            if stacks.rank < max(attempt.workers, job.workers):
+                s = t.stacks.c
+                key = {"job_id": attempt.job_id, "attempt": attempt.number, "rank": stacks.rank}
+                c.execute(sa.delete(t.stacks).where(*(s[name] == value for name, value in key.items())))
+                row = stacks.model_dump(mode="json", include={"request", "threads"}) | {"at": self._db.now(c)}
+                c.execute(sa.insert(t.stacks).values(**key, **row))
+            return job
 
     def exit(self, attempt_id: str, fence: str, result: dict[str, Any]) -> Job | None:
         """Store the result that an attempt sent; the reconciler settles the job by it."""

@@ -45,6 +45,9 @@ GOOD: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
         {"path": "/c", "step": 1, "epoch": 0, "digest": "0", "size_bytes": 1, "kept": [1]},
     ),
     "events": (protocol.Event, {"kind": "non_finite", "message": "A batch was not finite.", "data": {"step": 1}}),
+    "stacks": (protocol.Stacks, {"rank": 0, "request": 1, "threads": [{"name": "MainThread", "stack": "  here"}]}),
+    "stacks/request": (protocol.StacksWanted, {}),
+    "stacks/watch": (protocol.StacksWatch, {"rank": 0, "known": None, "wait_s": 0}),
     "exit": (protocol.Exit, {"result": RESULT}),
     "secrets": (protocol.SecretsRequest, {}),
 }

@@ -42,7 +42,9 @@ def running(scene: Scene, count: int) -> list[str]:
         line = {"rank": 0, "seq": 1, "at": "2026-01-01T00:00:00Z", "level": "INFO", "text": "hello"}
         checkpoint = {"path": "/c", "step": 1, "epoch": 0, "digest": "0", "size_bytes": 1}
         progress = {"epoch": 0, "epochs": 1, "step": 1, "steps": 100, "metrics": {"train/loss": 1.0}}
-        for kind, message in (("logs", {"lines": [line]}), ("checkpoints", checkpoint), ("progress", progress)):
+        stacks = {"rank": 0, "request": 1, "threads": [{"name": "MainThread", "stack": "  here"}]}
+        messages = {"logs": {"lines": [line]}, "checkpoints": checkpoint, "progress": progress, "stacks": stacks}
+        for kind, message in messages.items():
             scene.tell(f"{job_id}-1", fence, kind, json.dumps({"fence": fence, **message}).encode())
     return jobs
 
@@ -119,6 +121,7 @@ OF_A_JOB = [
     ("events", running),
     ("log_lines", running),
     ("checkpoints", running),
+    ("stacks", running),
     ("labels", queued),
     ("exports", succeeded),
 ]

@@ -42,6 +42,8 @@ def extremes() -> Iterator[tuple[str, dict[str, Any]]]:
         for name in ("epoch", "epochs", "step", "steps"):
             yield "progress", {**PROGRESS, name: number}
         yield "progress", {**PROGRESS, "metrics": {"a": number}}
+        yield "stacks", {"rank": number, "request": number, "threads": []}
+        yield "stacks/watch", {"rank": 0, "known": number, "wait_s": 0}
         for name in ("rank", "seq"):
             yield "logs", {"lines": [{**LINE, name: number}]}
         for name in ("step", "epoch", "size_bytes"):
@@ -55,6 +57,7 @@ def extremes() -> Iterator[tuple[str, dict[str, Any]]]:
         yield "logs", {"lines": [{**LINE, "at": text, "text": text}]}
         yield "checkpoints", {**FACT, "path": text, "digest": text}
         yield "placement", {"ranks": [{"rank": 0, "host": text, "pid": 1, "node_id": text, "gpu": text}]}
+        yield "stacks", {"rank": 0, "request": 1, "threads": [{"name": text, "stack": text}]}
         yield "events", {"kind": text, "message": text, "data": {text: text}}
         yield "guarantees", {"guarantees": {key: {"holds": "yes", "why": text} for key in GUARANTEES}}
         yield "guarantees", {"guarantees": {key: {"holds": text, "why": ""} for key in GUARANTEES}}
@@ -70,7 +73,7 @@ def test_no_extreme_of_any_message_breaks_anything(worker: Worker) -> None:
     worker.context.limits._clock = iter(range(10**6)).__next__  # a second between any two: this is not about the rate
     answers = [(worker.send(path, **body), path, str(body)[:80]) for path, body in extremes()]
     odd = [answer for answer in answers if answer[0] not in (200, 422)]
-    for page in ("", "/events", "/logs", "/attempts", "/checkpoints", "/explain"):
+    for page in ("", "/events", "/logs", "/attempts", "/checkpoints", "/explain", "/stacks?wait_s=0"):
         worker.get(page)
     for _ in range(3):
         worker.world.reconciler.tick()

@@ -1,0 +1,1 @@
+"""A look into the processes of a running job."""
