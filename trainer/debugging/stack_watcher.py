@@ -42,7 +42,7 @@ class StackWatcher:
         return self
 
     def close(self) -> None:
-        """Its thread ends with the request that it has open, at the latest after LONGEST_WAIT_S; nobody waits for it."""
+        """Its thread ends with the request that it has open, within LONGEST_WAIT_S. Nobody waits for it."""
         self._ending.set()
         if self._client is not None:
             self._client.close()
