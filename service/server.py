@@ -150,7 +150,7 @@ def make_context(
         reconciler=reconciler,
         tracker=tracker,
         notifier=notifier,
-        stack_requests=ChangeNotifier(store.stacks.requests_since),
+        requests=ChangeNotifier(store.stacks.requests_since),
         wake=threading.Event(),
         mlflow_uri=links,
         local_paths=_is_embedded(settings),

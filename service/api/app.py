@@ -87,6 +87,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         context.notifier.close()
-        context.stack_requests.close()
+        context.requests.close()
         stop_all(loops)
         context.audit_trail.stop()

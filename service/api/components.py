@@ -63,8 +63,8 @@ class JobChanges:
 class Components:
     """mlflow_uri: for links, as a browser reaches it. local_paths: workers see the same files as this process.
 
-    inspect: builds the model of a spec in a process with torch; None if that is not possible. stack_requests: wakes
-    processes of jobs when somebody wants to see their stacks.
+    inspect: builds the model of a spec in a process with torch; None if that is not possible. requests: wakes
+    processes of jobs when something is asked of them.
     """
 
     settings: Settings
@@ -72,7 +72,7 @@ class Components:
     reconciler: Reconciler
     tracker: Tracker
     notifier: ChangeNotifier
-    stack_requests: ChangeNotifier
+    requests: ChangeNotifier
     wake: threading.Event
     mlflow_uri: str
     local_paths: bool

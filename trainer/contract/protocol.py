@@ -60,7 +60,7 @@ MOST_LINES = 1000
 MOST_THREADS = 64
 """Threads in one message of stacks, the one that trains first."""
 LONGEST_WAIT_S = 20.0
-"""How long the service keeps a process waiting that asks whether its stacks are wanted."""
+"""How long the service keeps a process waiting that asks what is asked of it."""
 WORKER_EVENTS = frozenset(
     {
         "phase",
@@ -312,9 +312,9 @@ class Stacks(Message):
     threads: Annotated[list[ThreadStack], Field(max_length=MOST_THREADS)]
 
 
-class StacksWatch(Message):
-    """A process asks whether somebody wants to see its stacks. The answer comes once there is another request than
-    `known`, or after `wait_s`; at once if `known` is None, from a process that has just begun."""
+class RequestWatch(Message):
+    """A process asks what is asked of it. The answer comes once there is another request than `known`, or after
+    `wait_s`; at once if `known` is None, from a process that has just begun."""
 
     fence: Fence
     rank: Speaker
@@ -322,12 +322,16 @@ class StacksWatch(Message):
     wait_s: Annotated[float, Field(ge=0, le=LONGEST_WAIT_S)] = LONGEST_WAIT_S
 
 
-class StacksRequested(BaseModel):
-    """request: number of the newest request for stacks; 0: there was none."""
+class Requests(BaseModel):
+    """What is asked of the processes of an attempt. newest: number of the newest request; 0: there was none.
+
+    stacks: whether one since the known one is for stacks.
+    """
 
     model_config = ConfigDict(frozen=True)
 
-    request: int
+    newest: int
+    stacks: bool = False
 
 
 class StacksWanted(Message):

@@ -19,7 +19,7 @@ from ray.exceptions import RayActorError
 from syncnorm.trainer.contract.failure import FailureReason, advised
 from syncnorm.trainer.contract.protocol import CANNOT_BEGIN, CANNOT_BEGIN_NOW, Launch, Result
 from syncnorm.trainer.contract.spec import CodeSpec
-from syncnorm.trainer.debugging.stack_watcher import StackWatcher
+from syncnorm.trainer.debugging.request_watcher import RequestWatcher
 from syncnorm.trainer.driver import single_process
 from syncnorm.trainer.driver.resume_point import resume_point
 from syncnorm.trainer.errors import CheckpointCorruptError, RankFailedError, StorageAwayError, StorageError
@@ -60,7 +60,7 @@ def main(where: str) -> int:
 def drive(launch: Launch, folders: AttemptFolders) -> int:
     """Run the attempt, store and report its result."""
     reporter = Reporter(launch, rank=-1).start()
-    watcher = StackWatcher(launch, -1, reporter).start()
+    watcher = RequestWatcher(launch, -1, reporter).start()
     logging.basicConfig(level=logging.INFO)
     logging.getLogger().addHandler(ReportingHandler(reporter))
     try:

@@ -181,8 +181,8 @@ class Reporter:
             facts = (body.step for _, body in self._undelivered.ordered if isinstance(body, CheckpointFact))
             return {step for step in (self._known_checkpoint, next(facts, None)) if step is not None}
 
-    def stacks(self, rank: int, request: int, threads: list[ThreadStack]) -> None:
-        self._put("stacks", Stacks(fence=self._fence, rank=rank, request=request, threads=threads))
+    def stacks(self, request: int, threads: list[ThreadStack]) -> None:
+        self._put("stacks", Stacks(fence=self._fence, rank=self._rank, request=request, threads=threads))
 
     def request_stacks(self) -> None:
         """Ask all processes of the attempt for their stacks, which are kept with it."""

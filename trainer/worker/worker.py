@@ -20,7 +20,7 @@ from syncnorm.trainer.contract.protocol import Launch, Result
 from syncnorm.trainer.contract.spec_findings import alike
 from syncnorm.trainer.contract.text import counted, name_some
 from syncnorm.trainer.debugging.hang import keep_stacks
-from syncnorm.trainer.debugging.stack_watcher import StackWatcher
+from syncnorm.trainer.debugging.request_watcher import RequestWatcher
 from syncnorm.trainer.errors import RankFailedError, StopRequested
 from syncnorm.trainer.failure_classifier import Failure, classify
 from syncnorm.trainer.ranks import preflight
@@ -78,7 +78,7 @@ def train_at(context: RankContext, config: dict[str, Any]) -> dict[str, Any] | N
 
 def _work(launch: Launch, folders: AttemptFolders, context: RankContext) -> dict[str, Any] | None:
     reporter = Reporter(launch, context.rank).start()
-    watcher = StackWatcher(launch, context.rank, reporter).start()
+    watcher = RequestWatcher(launch, context.rank, reporter).start()
     give_way()  # once the reporter runs, which must be heard on a busy host, too
     handler = ReportingHandler(reporter)
     logging.getLogger().addHandler(handler)

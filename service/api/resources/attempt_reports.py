@@ -57,7 +57,7 @@ class _Reports:
     limiter: CapacityLimiter
     wake: threading.Event
     notifier: ChangeNotifier
-    stack_requests: ChangeNotifier
+    requests: ChangeNotifier
     lease_s: float
     log_mb_per_job: int
 
@@ -75,7 +75,7 @@ def _reports(parts: Components) -> _Reports:
         parts.reports,
         parts.wake,
         parts.notifier,
-        parts.stack_requests,
+        parts.requests,
         settings.lease_s,
         settings.log_mb_per_job,
     )
@@ -184,25 +184,25 @@ def request_stacks(
     _authenticate(reports, message.fence, authorization, "stacks/request")
     attempt = _live(reports, attempt_id, message.fence)
     reports.stacks.request(attempt, WORKER)
-    reports.stack_requests.changed(attempt.job_id)
+    reports.requests.changed(attempt.job_id)
     return _reply(reports, reports.jobs.get(attempt.job_id))
 
 
-@router.post("/stacks/watch")
-async def watch_stacks(
-    attempt_id: AttemptId, message: protocol.StacksWatch, reports: Reports, authorization: Bearer = ""
-) -> protocol.StacksRequested:
-    """Answered once somebody wants to see the stacks of the asking process, or after a while."""
-    _authenticate(reports, message.fence, authorization, "stacks/watch")
+@router.post("/requests")
+async def watch_requests(
+    attempt_id: AttemptId, message: protocol.RequestWatch, reports: Reports, authorization: Bearer = ""
+) -> protocol.Requests:
+    """Answered once something is asked of the processes of the attempt, or after a while."""
+    _authenticate(reports, message.fence, authorization, "requests")
     job_id = (await run_in_threadpool(_live, reports, attempt_id, message.fence)).job_id
     clock = asyncio.get_running_loop().time
     until = clock() + message.wait_s
-    with reports.stack_requests.following(job_id) as asked:
-        while not reports.stack_requests.is_closed:
+    with reports.requests.following(job_id) as asked:
+        while not reports.requests.is_closed:
             asked.clear()
             newest = await run_in_threadpool(reports.stacks.newest_request, job_id)
             if newest != message.known or clock() >= until:
-                return protocol.StacksRequested(request=newest)
+                return protocol.Requests(newest=newest, stacks=message.known is not None and newest > message.known)
             with suppress(TimeoutError):
                 await asyncio.wait_for(asked.wait(), until - clock())
     raise ApiError(503, "unavailable", "The service is shutting down; try again in 5 s.", headers={"Retry-After": "5"})

@@ -73,7 +73,7 @@ def context_of(world: World, folder: Path, auth: bool, settings: dict[str, Any])
         reconciler=world.reconciler,
         tracker=world.tracker,
         notifier=notifier,
-        stack_requests=ChangeNotifier(world.store.stacks.requests_since),
+        requests=ChangeNotifier(world.store.stacks.requests_since),
         wake=threading.Event(),
         mlflow_uri="http://mlflow",
         local_paths=True,

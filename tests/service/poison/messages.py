@@ -47,7 +47,7 @@ GOOD: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
     "events": (protocol.Event, {"kind": "non_finite", "message": "A batch was not finite.", "data": {"step": 1}}),
     "stacks": (protocol.Stacks, {"rank": 0, "request": 1, "threads": [{"name": "MainThread", "stack": "  here"}]}),
     "stacks/request": (protocol.StacksWanted, {}),
-    "stacks/watch": (protocol.StacksWatch, {"rank": 0, "known": None, "wait_s": 0}),
+    "requests": (protocol.RequestWatch, {"rank": 0, "known": None, "wait_s": 0}),
     "exit": (protocol.Exit, {"result": RESULT}),
     "secrets": (protocol.SecretsRequest, {}),
 }

@@ -37,12 +37,12 @@ class _Running:
     attempts: AttemptTable
     stacks: StackTable
     notifier: ChangeNotifier
-    stack_requests: ChangeNotifier
+    requests: ChangeNotifier
 
 
 def _running(parts: Components) -> _Running:
     store = parts.store
-    return _Running(store.jobs, store.attempts, store.stacks, parts.notifier, parts.stack_requests)
+    return _Running(store.jobs, store.attempts, store.stacks, parts.notifier, parts.requests)
 
 
 Running = Annotated[_Running, Depends(provide(_running))]
@@ -103,7 +103,7 @@ async def get_stacks(
     if attempt.ended_at is not None:
         return _view(attempt, await run_in_threadpool(_last_stacks, running, job, attempt), silent=[])
     request = await run_in_threadpool(running.stacks.request, attempt, who.actor)
-    running.stack_requests.changed(job.id)
+    running.requests.changed(job.id)
     found = await _answers(running, attempt, request, wait_s)
     processes = range(-1, attempt.workers)
     return _view(attempt, found, silent=[rank for rank in processes if rank not in {one.rank for one in found}])

@@ -43,7 +43,7 @@ def extremes() -> Iterator[tuple[str, dict[str, Any]]]:
             yield "progress", {**PROGRESS, name: number}
         yield "progress", {**PROGRESS, "metrics": {"a": number}}
         yield "stacks", {"rank": number, "request": number, "threads": []}
-        yield "stacks/watch", {"rank": 0, "known": number, "wait_s": 0}
+        yield "requests", {"rank": 0, "known": number, "wait_s": 0}
         for name in ("rank", "seq"):
             yield "logs", {"lines": [{**LINE, name: number}]}
         for name in ("step", "epoch", "size_bytes"):

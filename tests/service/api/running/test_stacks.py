@@ -24,7 +24,7 @@ from tests.helpers.service.worker import Worker
 PROCESS = """
 import sys, time
 from syncnorm.trainer.contract.protocol import Launch
-from syncnorm.trainer.debugging.stack_watcher import StackWatcher
+from syncnorm.trainer.debugging.request_watcher import RequestWatcher
 from syncnorm.trainer.reporting.reporter import Reporter
 
 launch, rank = Launch.model_validate_json(sys.argv[1]), int(sys.argv[2])
@@ -34,7 +34,7 @@ def waits_for_the_others():
 
 def train():
     reporter = Reporter(launch, rank).start()
-    StackWatcher(launch, rank, reporter).start()
+    RequestWatcher(launch, rank, reporter).start()
     print("up", flush=True)
     waits_for_the_others()
 
@@ -51,7 +51,7 @@ def answering(worker: Worker) -> Iterator[int]:
     with on_a_socket(app) as port:
         yield port
         context.notifier.close()
-        context.stack_requests.close()
+        context.requests.close()
 
 
 @contextmanager
@@ -176,9 +176,9 @@ def test_no_rank_beyond_those_of_the_job_is_kept(worker: Worker) -> None:
     assert [one.rank for one in worker.world.store.stacks.of_attempt(worker.job_id, 1)] == [1]
 
 
-@pytest.mark.parametrize("path", ["stacks", "stacks/request", "stacks/watch"])
+@pytest.mark.parametrize("path", ["stacks", "stacks/request", "requests"])
 def test_a_superseded_attempt_is_told_so(worker: Worker, path: str) -> None:
-    body: dict[str, Any] = {"stacks": {"rank": 0, "request": 1, "threads": []}, "stacks/watch": {"rank": 0, "known": 0}}
+    body: dict[str, Any] = {"stacks": {"rank": 0, "request": 1, "threads": []}, "requests": {"rank": 0, "known": 0}}
     fence = worker.attempt.fence
     worker.send("exit", result={"fence": fence, "outcome": "failed", "reason": "user_error"})
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Waits until somebody asks for the stacks of this process, and hands them to the reporter."""
+"""Waits for requests to this process, such as that for its stacks, and answers through the reporter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import httpx
 
-from syncnorm.trainer.contract.protocol import LONGEST_WAIT_S, Launch, StacksRequested, StacksWatch
+from syncnorm.trainer.contract.protocol import LONGEST_WAIT_S, Launch, Requests, RequestWatch
 from syncnorm.trainer.debugging.thread_stacks import thread_stacks
 from syncnorm.trainer.reporting.delivery import client_of
 from syncnorm.trainer.reporting.reporter import Reporter
@@ -19,7 +19,7 @@ _PAUSE_S = 5.0
 """Between tries while the service is unavailable or busy."""
 
 
-class StackWatcher:
+class RequestWatcher:
     """A thread that keeps a request open to the service, so that an answer takes no time to arrive.
 
     It answers while the thread that trains waits in a collective. It can't where native code keeps Python's lock, or
@@ -34,9 +34,9 @@ class StackWatcher:
         self._trains = threading.get_ident()
         self._client = client or client_of(launch, timeout_s=LONGEST_WAIT_S + _PAUSE_S)
         self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="stack watcher", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="request watcher", daemon=True)
 
-    def start(self) -> StackWatcher:
+    def start(self) -> RequestWatcher:
         if self._client is not None:
             self._thread.start()
         return self
@@ -59,21 +59,21 @@ class StackWatcher:
         if answer is None:
             self._ending.wait(_PAUSE_S)
             return known
-        if known is not None and answer.request > known:
+        if answer.stacks:
             mine = frozenset({threading.get_ident()})
-            self._reporter.stacks(self._rank, answer.request, thread_stacks(self._trains, without=mine))
-        return answer.request
+            self._reporter.stacks(answer.newest, thread_stacks(self._trains, without=mine))
+        return answer.newest
 
-    def _ask(self, known: int | None) -> StacksRequested | None:
+    def _ask(self, known: int | None) -> Requests | None:
         """None: the service is not there, or too busy."""
         assert self._client is not None
-        body = StacksWatch(fence=self._fence, rank=self._rank, known=known)
+        body = RequestWatch(fence=self._fence, rank=self._rank, known=known)
         try:
-            answer = self._client.post("stacks/watch", content=body.model_dump_json())
+            answer = self._client.post("requests", content=body.model_dump_json())
         except httpx.TransportError:
             return None
         if answer.is_success:
-            return StacksRequested.model_validate_json(answer.content)
+            return Requests.model_validate_json(answer.content)
         if answer.is_client_error and answer.status_code != httpx.codes.TOO_MANY_REQUESTS:
             self._ending.set()  # the attempt was superseded, or this service is too old to ask
         return None
