@@ -71,15 +71,21 @@ Line = Annotated[str, Field(max_length=8192), _cut(8192)]
 Message = Annotated[str, Field(max_length=16_384), _cut(16_384)]
 
 
-def _tail(value: Any) -> Any:
-    """Cut the beginning of a traceback, since its end says most."""
-    if not isinstance(value, str) or len(value) <= LONGEST_TEXT:
-        return storable(value) if isinstance(value, str) else value
-    head = f"[cut: the last of {len(value)} characters]\n"
-    return head + storable(value[len(head) - LONGEST_TEXT :])
+def _tail(limit: int) -> BeforeValidator:
+    """Cuts the beginning of a traceback, since its end says most."""
+
+    def cut(value: Any) -> Any:
+        if not isinstance(value, str) or len(value) <= limit:
+            return storable(value) if isinstance(value, str) else value
+        head = f"[cut: the last of {len(value)} characters]\n"
+        return head + storable(value[len(head) - limit :])
+
+    return BeforeValidator(cut)
 
 
-Traceback = Annotated[str, Field(max_length=LONGEST_TEXT), BeforeValidator(_tail)]
+Traceback = Annotated[str, Field(max_length=LONGEST_TEXT), _tail(LONGEST_TEXT)]
+Stack = Annotated[str, Field(max_length=16_384), _tail(16_384)]
+"""Of one thread."""
 
 
 def _instant(value: Any) -> Any:

@@ -28,6 +28,7 @@ from syncnorm.trainer.contract.bounds import (
     Sequence,
     ShortName,
     Speaker,
+    Stack,
     Step,
     Traceback,
     Word,
@@ -57,8 +58,8 @@ Phase = Literal["preparing", "starting_workers", "training", "finalizing", "done
 
 MOST_LINES = 1000
 """Log lines in one message."""
-MOST_THREADS = 64
-"""Threads in one message of stacks, the one that trains first."""
+MOST_THREADS = 32
+"""Threads in one message of stacks, the one that trains first. With at most 16 KiB each, a process takes 512 KiB."""
 LONGEST_WAIT_S = 20.0
 """How long the service keeps a process waiting that asks what is asked of it."""
 WORKER_EVENTS = frozenset(
@@ -299,7 +300,7 @@ class ThreadStack(Message):
 
     name: ShortName
     """Name of the thread."""
-    stack: Traceback
+    stack: Stack
     """Its Python stack, most recent call last, as in a traceback."""
 
 
