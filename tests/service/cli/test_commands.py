@@ -41,6 +41,7 @@ OPERATIONS = {
     "GET /v1/jobs/{job_id}/files": ("files", "files"),
     "GET /v1/jobs/{job_id}/files/{path}": ("download", "get"),
     "GET /v1/jobs/{job_id}/statistics": ("statistics", "statistics"),
+    "GET /v1/jobs/{job_id}/stacks": ("stacks", "stacks"),
     "POST /v1/jobs/{job_id}/exports": ("export", "export"),
     "GET /v1/jobs/{job_id}/exports": ("exports", "exports"),
     "GET /v1/jobs/{job_id}/exports/{name}": ("one_export", "exports"),
