@@ -70,13 +70,11 @@ class Header:
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.bytes))
         _WORDS.pack_into(self.bytes, 0, key, 0, length, zlib.crc32(encoded))
         self.bytes[_WORDS.size : _WORDS.size + len(encoded)] = encoded
-        self.key = key
-        self._number = 0
+        self.key, self.length = key, length
 
     def count(self) -> Header:
-        """The header of the next call."""
-        self._number += 1
-        _CALL.pack_into(self.bytes, 8, self._number)
+        """The header of the next call. The node in C++ counts in the same bytes."""
+        _CALL.pack_into(self.bytes, 8, _CALL.unpack_from(self.bytes, 8)[0] + 1)
         return self
 
     def call(self) -> Call:
@@ -93,7 +91,7 @@ class Ledger:
         self._num_layers = 0
 
     def header(self, layer: nn.Module | None, direction: Direction, length: int) -> Header:
-        """The header of the next exchange of `layer`; valid until its next call."""
+        """The header of the exchanges of `layer`, to be counted at each."""
         headers = self._anonymous if layer is None else self._headers.get(layer)
         if headers is None:
             assert layer is not None
@@ -101,7 +99,7 @@ class Ledger:
         header = headers.get((direction, length))
         if header is None:
             header = headers[direction, length] = self._new(layer, direction, length)
-        return header.count()
+        return header
 
     def _new(self, layer: nn.Module | None, direction: Direction, length: int) -> Header:
         if layer is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from syncnorm.norm.distributed import timing as stopwatch
 from syncnorm.norm.distributed.call_headers import Direction, ExchangeError
+from syncnorm.norm.distributed.shared_memory import SharedMemoryTransport
 from syncnorm.norm.distributed.transport import transport_of
 from syncnorm.norm.torch_compat import all_gather_into, compiled_all_gather, default_group, has_only_gloo, is_batched
 
@@ -43,6 +45,19 @@ def peek_rows(row: Tensor, group: dist.ProcessGroup | None, layer: nn.Module | N
         return _exchange(row, group, layer, direction)
     with timer.exchange(row.device):
         return _exchange(row, group, layer, direction)
+
+
+def exchange_in_memory(group: dist.ProcessGroup | None, layer: nn.Module | None, num_channels: int) -> Any:
+    """For the node in C++: None where this worker is the only one, NotImplemented where rows travel another way.
+
+    Sets the transport up at first use, as every exchange does.
+    """
+    if world_size(group) == 1:
+        return None
+    transport = transport_of(group or default_group())
+    if layer is None or not isinstance(transport, SharedMemoryTransport):
+        return NotImplemented
+    return transport.exchange_of(layer, num_channels) or NotImplemented
 
 
 def _exchange(row: Tensor, group: dist.ProcessGroup | None, layer: nn.Module | None, direction: Direction) -> Tensor:

@@ -37,7 +37,7 @@ class ProcessGroupTransport:
         self._ledger = Ledger()
 
     def gather(self, row: Tensor, layer: nn.Module | None, direction: Direction) -> Tensor:
-        header = self._ledger.header(layer, direction, row.numel())
+        header = self._ledger.header(layer, direction, row.numel()).count()
         size = -(-(_HEADER + row.numel()) // _FRAME) * _FRAME
         frame = torch.zeros(size, dtype=torch.float64, device="cpu")
         frame[:_HEADER] = torch.frombuffer(header.bytes, dtype=torch.float64)

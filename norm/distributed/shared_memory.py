@@ -12,7 +12,7 @@ import weakref
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -39,6 +39,42 @@ _SLICE_S = 0.5  # between looks at whether the others still live
 _LEFT = 2**64 - 1  # the round of a worker that has left
 
 
+class _Meeting(ctypes.Structure):
+    """`meeting` of kernels.c."""
+
+    _fields_ = (
+        ("base", ctypes.c_void_p),
+        ("rank", ctypes.c_long),
+        ("world_size", ctypes.c_long),
+        ("capacity", ctypes.c_long),
+        ("round", ctypes.c_uint64),
+        ("slice_s", ctypes.c_double),
+    )
+
+
+class ExchangeOfLayer(NamedTuple):
+    """What the node in C++ needs to exchange the rows of one layer by itself.
+
+    It outlives the transport as long as a graph may use it; `meeting.base` is 0 from then on.
+    """
+
+    meeting_address: int
+    forward_address: int
+    backward_address: int
+    forward: Header
+    backward: Header
+    meeting: _Meeting
+    memory: mmap.mmap
+    transport: weakref.ref[SharedMemoryTransport]
+
+
+def settle(exchange: ExchangeOfLayer, direction: Direction, status: int) -> None:
+    """Where a round of the node in C++ did not end well; see `SharedMemoryTransport.settle`."""
+    transport = exchange.transport()
+    assert transport is not None  # its group is in use
+    transport.settle(exchange.forward if direction == "forward" else exchange.backward, status)
+
+
 class SharedMemoryTransport:
     """Every worker writes its row into its slot, announces the round, and reads all slots when all announced it."""
 
@@ -55,14 +91,15 @@ class SharedMemoryTransport:
         self.world_size = len(self._ranks)
         self._timeout_s = timeout_s(group)
         self._slice_s = min(_SLICE_S, self._timeout_s)
-        self._round = 0
+        self._meeting = _Meeting(self._base, self._rank, self.world_size, _CAPACITY, 0, self._slice_s)
+        self._exchanges: weakref.WeakKeyDictionary[nn.Module, ExchangeOfLayer] = weakref.WeakKeyDictionary()
         self._ledger = Ledger()
         # Process ids mean something only within one namespace.
         same = len({worker["pids"] for worker in workers}) == 1
         self._processes = [(worker["pid"], worker["started"]) for worker in workers] if same else []
         self._views: dict[tuple[int, int], Tensor] = {}
         self._words = torch.frombuffer(memory, dtype=torch.float64)
-        weakref.finalize(self, _leave, self._lib, memory, self._base, self._rank)
+        weakref.finalize(self, _leave, self._lib, memory, self._meeting)
 
     @classmethod
     def open(cls, group: dist.ProcessGroup) -> SharedMemoryTransport | None:
@@ -87,24 +124,38 @@ class SharedMemoryTransport:
         if row.numel() > _CAPACITY:
             pieces = [self.gather(piece, layer, direction).clone() for piece in torch.split(row, _CAPACITY)]
             return torch.cat(pieces, 1)
-        header = self._ledger.header(layer, direction, row.numel())
-        self._round += 1
-        place = (self._base, self._rank, _CAPACITY, self._round)
-        self._lib.publish_row(*place, header.address, row.data_ptr(), row.numel())
-        self._wait(header)
+        header = self._ledger.header(layer, direction, row.numel()).count()
+        status = self._lib.exchange_row(ctypes.addressof(self._meeting), header.address, row.data_ptr(), row.numel())
+        if status != 0:
+            self.settle(header, status)
         return self._rows(row.numel())
 
-    def _wait(self, header: Header) -> None:
-        arguments = (self._base, self._rank, self.world_size, _CAPACITY, self._round, self._slice_s)
+    def exchange_of(self, layer: nn.Module, num_channels: int) -> ExchangeOfLayer | None:
+        """For the node in C++, which counts the calls itself; None where a row goes in pieces."""
+        lengths = (2 * num_channels + 1, 2 * num_channels)
+        found = self._exchanges.get(layer)
+        if found is None or found.forward.length != lengths[0]:
+            if lengths[0] > _CAPACITY:
+                return None
+            forward = self._ledger.header(layer, "forward", lengths[0])
+            backward = self._ledger.header(layer, "backward", lengths[1])
+            addresses = (ctypes.addressof(self._meeting), forward.address, backward.address)
+            found = ExchangeOfLayer(*addresses, forward, backward, self._meeting, self._memory, weakref.ref(self))
+            self._exchanges[layer] = found
+        return found
+
+    def settle(self, header: Header, status: int) -> None:
+        """Go on waiting for a round that did not end well in C: until all are there (-1), or to say why they can't."""
         deadline = None
-        while (status := self._lib.await_round(*arguments)) == -1:
+        while status == -1:
             deadline = deadline or monotonic() + self._timeout_s - self._slice_s
-            late = [w for w in range(self.world_size) if self._published(w) < self._round]
+            late = [w for w in range(self.world_size) if self._published(w) < self._meeting.round]
             for worker in late:
                 if self._processes and _start_of(self._processes[worker][0]) != self._processes[worker][1]:
                     raise WorkerGoneError(self._absent(header, [worker], "has ended"))
             if monotonic() > deadline:
                 raise ExchangeError(self._absent(header, late, f"did not arrive within {self._timeout_s:g} s"))
+            status = self._lib.await_all(ctypes.addressof(self._meeting))
         if status > 0:
             self._explain(header)
 
@@ -127,14 +178,14 @@ class SharedMemoryTransport:
         return int(self._lib.published(self._base, worker, _CAPACITY))
 
     def _slot_header(self, worker: int) -> bytes:
-        start = worker * _AREA + 64 + (self._round & 1) * 8 * (_HEADER + _CAPACITY)
+        start = worker * _AREA + 64 + (self._meeting.round & 1) * 8 * (_HEADER + _CAPACITY)
         return self._memory[start : start + HEADER_BYTES]
 
     def _call(self, worker: int) -> Call:
         return Call.parse(self._slot_header(worker))
 
     def _rows(self, length: int) -> Tensor:
-        parity = self._round & 1
+        parity = self._meeting.round & 1
         view = self._views.get((length, parity))
         if view is None:
             start = 8 + parity * (_HEADER + _CAPACITY) + _HEADER
@@ -143,9 +194,10 @@ class SharedMemoryTransport:
         return view
 
 
-def _leave(lib: ctypes.CDLL, _memory: mmap.mmap, base: int, rank: int) -> None:
+def _leave(lib: ctypes.CDLL, _memory: mmap.mmap, meeting: _Meeting) -> None:
     """Tells who waits that nobody will come; the memory is an argument to be mapped still."""
-    lib.publish(base, rank, _CAPACITY, _LEFT)
+    lib.publish(meeting.base, meeting.rank, _CAPACITY, _LEFT)
+    meeting.base = None
 
 
 class _Agreement:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+from syncnorm.norm.native.extension import exchange_clock
 
 _running: list[ExchangeTimer] = []
 
@@ -18,7 +21,7 @@ class ExchangeTimer:
     """
 
     def __init__(self) -> None:
-        self._host_s = 0.0
+        self._host_s = ctypes.c_double()
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
@@ -32,15 +35,19 @@ class ExchangeTimer:
         else:
             began = time.perf_counter()
             yield
-            self._host_s += time.perf_counter() - began
+            self._host_s.value += time.perf_counter() - began
+
+    def address(self) -> int:
+        """Of its seconds on the host."""
+        return ctypes.addressof(self._host_s)
 
     def read_s(self) -> float:
         """Seconds since the last reading."""
-        total_s = self._host_s
+        total_s = self._host_s.value
         for began, ended in self._events:
             ended.synchronize()
             total_s += began.elapsed_time(ended) / 1000
-        self._host_s, self._events = 0.0, []
+        self._host_s.value, self._events = 0.0, []
         return total_s
 
 
@@ -48,10 +55,16 @@ class ExchangeTimer:
 def timing(timer: ExchangeTimer) -> Iterator[None]:
     """Within, exchanges of this process count for `timer`."""
     _running.append(timer)
+    _set_clock()
     try:
         yield
     finally:
         _running.remove(timer)
+        _set_clock()
+
+
+def _set_clock() -> None:
+    exchange_clock.value = _running[-1].address() if _running else None
 
 
 def current() -> ExchangeTimer | None:

@@ -113,11 +113,14 @@ class SyncBatchNorm(BatchNormBase):
         return self.num_non_finite_batches.device if self.running_mean is None else self.running_mean.device
 
     def _running(self) -> Running:
-        check_running_statistics(self)
-        if self.num_non_finite_batches.device != self._device():  # a buffer that was replaced, as by assign=True
+        mean, var, num_batches = self.running_mean, self.running_var, self.num_batches_tracked  # each costs a search
+        if mean is None or var is None or num_batches is None:
+            check_running_statistics(self)
+        num_non_finite = self.num_non_finite_batches
+        if mean is not None and num_non_finite.device != mean.device:  # a buffer that was replaced, as by assign=True
             self._count_anew()
-        buffers = self.running_mean, self.running_var, self.num_batches_tracked, self.num_non_finite_batches
-        return Running(self.momentum, *buffers)
+            num_non_finite = self.num_non_finite_batches
+        return Running(self.momentum, mean, var, num_batches, num_non_finite)
 
     def _check_input_dim(self, input: Tensor) -> None:
         check_channels(self, input)

@@ -89,9 +89,9 @@ def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
     sizes = [n, n, n, i, i]
     arguments = {
         "publish": [p, n, n, u],
-        "publish_row": [p, n, n, u, p, p, n],
         "published": [p, n, n],
-        "await_round": [p, n, n, n, u, d],
+        "exchange_row": [p, p, p, n],
+        "await_all": [p],
     }
     for suffix in ("f32", "f64", "bf16"):
         arguments[f"measure_{suffix}"] = [p, *sizes, p]
@@ -104,5 +104,5 @@ def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
         function = getattr(lib, name)
         function.argtypes, function.restype = types, None
     lib.published.restype = u
-    lib.await_round.restype = n
+    lib.exchange_row.restype = lib.await_all.restype = n
     return lib

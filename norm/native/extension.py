@@ -7,6 +7,7 @@ them. `python -m syncnorm.norm.native.extension` compiles them at once into the 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import importlib.machinery
@@ -29,11 +30,19 @@ from syncnorm.norm.native.build import cache_folder, library
 
 logger = logging.getLogger(__name__)
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("node.cpp", "sample_node.cpp")]
+exchange_clock = ctypes.c_void_p(None)
+"""Where the nodes add the seconds of their exchanges: to a double at this address. None: nobody measures."""
+
+_SOURCES = [Path(__file__).with_name(name) for name in ("node.cpp", "sample_node.cpp", "sync_node.cpp")]
 # No -march: the kernels do the work, and the image that is built on one machine runs on others.
 _FLAGS = ["-std=c++20", "-O1", "-w", "-fPIC", "-shared", "-fvisibility=hidden"]
 _LIBRARIES = ["-ltorch_python", "-ltorch_cpu", "-lc10"]
 _NAME = "syncnorm_node"
+
+
+def is_possible() -> bool:
+    """Whether this machine can compile the nodes: it has the kernels in C, a C++ compiler, and all headers."""
+    return library() is not None and _compiler() is not None and _missing_header() is None
 
 
 @functools.cache
@@ -51,7 +60,7 @@ def node() -> Any:
             _compile_for_the_next_process(compiler, cache_folder())
             return None
         module = _load(found)
-        module.bind(kernels._handle)
+        module.bind(kernels._handle, ctypes.addressof(exchange_clock))
         return module
     except (OSError, ImportError, RuntimeError) as error:
         _warn(error)

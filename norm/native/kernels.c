@@ -214,15 +214,6 @@ void publish(char *base, long rank, long capacity, uint64_t round) {
     atomic_store_explicit((_Atomic uint64_t *)area(base, rank, capacity), round, memory_order_release);
 }
 
-// Copies the header and the row into this rank's slot and announces the round.
-void publish_row(char *base, long rank, long capacity, uint64_t round, const void *header, const double *row,
-                 long length) {
-    double *to = slot(base, rank, capacity, round);
-    memcpy(to, header, HEADER * sizeof(double));
-    memcpy(to + HEADER, row, length * sizeof(double));
-    publish(base, rank, capacity, round);
-}
-
 uint64_t published(char *base, long rank, long capacity) {
     return atomic_load_explicit((_Atomic uint64_t *)area(base, rank, capacity), memory_order_acquire);
 }
@@ -247,7 +238,7 @@ static inline void relax(long spins) {
 
 // 0: every rank has published `round` under the same first four header words; -1: not within `slice_s`; otherwise
 // 1 + the first rank that published something else.
-long await_round(char *base, long rank, long W, long capacity, uint64_t round, double slice_s) {
+static long await_round(char *base, long rank, long W, long capacity, uint64_t round, double slice_s) {
     double deadline = 0;
     for (long w = 0, spins = 0; w < W;) {
         if (published(base, w, capacity) >= round) {
@@ -266,3 +257,27 @@ long await_round(char *base, long rank, long W, long capacity, uint64_t round, d
         if (memcmp(mine, slot(base, w, capacity, round), 4 * sizeof(double)) != 0) return 1 + w;
     return 0;
 }
+
+// One rank's part in the exchange. Written by shared_memory.py; `round` counts on here.
+typedef struct {
+    char *base;
+    long rank, W, capacity;
+    uint64_t round;
+    double slice_s;
+} meeting;
+
+long await_all(meeting *m) { return await_round(m->base, m->rank, m->W, m->capacity, m->round, m->slice_s); }
+
+// Copies the header and the row into this rank's slot, announces the next round and waits for it; see await_round.
+long exchange_row(meeting *m, const void *header, const double *row, long length) {
+    double *to = slot(m->base, m->rank, m->capacity, ++m->round);
+    memcpy(to, header, HEADER * sizeof(double));
+    memcpy(to + HEADER, row, length * sizeof(double));
+    publish(m->base, m->rank, m->capacity, m->round);
+    return await_all(m);
+}
+
+// Where the rows of this round lie, each `row_stride` doubles after the last.
+const double *arrived_rows(meeting *m) { return slot(m->base, 0, m->capacity, m->round) + HEADER; }
+
+long row_stride(meeting *m) { return (LINE + 2 * 8 * (HEADER + m->capacity)) / 8; }

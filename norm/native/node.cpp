@@ -130,6 +130,7 @@ struct Needed {
         weight = w.defined() && ctx->needs_input_grad(1);
         bias = b.defined() && ctx->needs_input_grad(w.defined() ? 2 : 1);
     }
+    PyObject *as_tuple() const { return Py_BuildValue("(iii)", x, weight, bias); }
 };
 
 // A function of norm.backends. Python must be usable.
@@ -137,6 +138,11 @@ static Held function_of(const char *module, const char *name) {
     Held found(PyImport_ImportModule(module));
     require(found.object);
     return Held(PyObject_GetAttrString(found.object, name));
+}
+
+// (x, weight, bias), as Python has them. Python must be usable.
+static PyObject *as_tuple(const Tensor &x, const Tensor &weight, const Tensor &bias) {
+    return Py_BuildValue("(NNN)", THPVariable_Wrap(x), THPVariable_Wrap(weight), THPVariable_Wrap(bias));
 }
 
 // The gradients (x, weight, bias) that a function in Python returned, each a tensor or None.
@@ -154,6 +160,7 @@ static variable_list from_python(PyObject *result) {
 }
 
 #include "sample_node.cpp"
+#include "sync_node.cpp"
 
 // --- the module ------------------------------------------------------------------------------------------------------
 
@@ -161,6 +168,13 @@ template <typename F> static void find(void *library, const char *name, const ch
     std::string symbol = std::string(name) + "_" + type;
     function = reinterpret_cast<F>(dlsym(library, symbol.c_str()));
     TORCH_CHECK(function, "the compiled kernels have no function ", symbol);
+}
+
+static void find_exchange(void *library) {
+    exchange_row = reinterpret_cast<decltype(exchange_row)>(dlsym(library, "exchange_row"));
+    arrived_rows = reinterpret_cast<decltype(arrived_rows)>(dlsym(library, "arrived_rows"));
+    row_stride = reinterpret_cast<decltype(row_stride)>(dlsym(library, "row_stride"));
+    TORCH_CHECK(exchange_row && arrived_rows && row_stride, "the compiled kernels have no exchange");
 }
 
 static void find_all(void *library, const char *type, Kernels &kernels) {
@@ -172,7 +186,7 @@ static void find_all(void *library, const char *type, Kernels &kernels) {
     find(library, "group_backward", type, kernels.group_backward);
 }
 
-// bind(handle of the loaded kernels)
+// bind(handle of the loaded kernels, address of the address of the clock of exchanges)
 static PyObject *bind(PyObject *, PyObject *const *arguments, Py_ssize_t) {
     HANDLE_TH_ERRORS
     void *library = PyLong_AsVoidPtr(arguments[0]);
@@ -180,6 +194,9 @@ static PyObject *bind(PyObject *, PyObject *const *arguments, Py_ssize_t) {
     find_all(library, "f32", of_float);
     find_all(library, "f64", of_double);
     find_all(library, "bf16", of_bfloat16);
+    find_exchange(library);
+    clock_s = static_cast<double **>(PyLong_AsVoidPtr(arguments[1]));
+    if (PyErr_Occurred()) throw python_error();
     plain_keys = at::empty({0}).key_set();
     Py_RETURN_NONE;
     END_HANDLE_TH_ERRORS
@@ -188,6 +205,7 @@ static PyObject *bind(PyObject *, PyObject *const *arguments, Py_ssize_t) {
 static PyMethodDef methods[] = {
     {"bind", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(bind)), METH_FASTCALL, nullptr},
     {"group_norm", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(group_norm)), METH_FASTCALL, nullptr},
+    {"batch_norm", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(batch_norm)), METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "syncnorm_node", nullptr, -1, methods};

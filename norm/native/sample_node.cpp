@@ -50,8 +50,7 @@ struct GroupNorm : Function<GroupNorm> {
         Held function = function_of("syncnorm.norm.backends.by_sample.group_norm", "torch_gradients");
         require(function.object);
         return from_python(PyObject_CallFunction(
-            function.object, "(NNN)N(iii)Ld", THPVariable_Wrap(saved[0]), THPVariable_Wrap(saved[1]),
-            THPVariable_Wrap(saved[2]), THPVariable_Wrap(dy), needed.x, needed.weight, needed.bias,
+            function.object, "NNNLd", as_tuple(saved[0], saved[1], saved[2]), THPVariable_Wrap(dy), needed.as_tuple(),
             (long long)ctx->saved_data["num_groups"].toInt(), ctx->saved_data["eps"].toDouble()));
     }
 };

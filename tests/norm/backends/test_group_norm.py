@@ -17,7 +17,7 @@ from syncnorm import norm
 from syncnorm.norm.backends.by_sample.group_norm import group_norm
 from syncnorm.norm.backends.dispatch import use_backend
 from syncnorm.norm.native import build as kernels
-from syncnorm.norm.native.extension import node
+from syncnorm.norm.native.extension import is_possible, node
 from tests.helpers.norm.memory import resident_bytes
 from tests.helpers.norm.splits import relative_error
 
@@ -51,7 +51,10 @@ def is_kernel(y: Tensor) -> bool:
     )
 
 
-@pytest.fixture(params=["in C++", "in Python"], autouse=True)
+IN_CPP = pytest.param("in C++", marks=pytest.mark.skipif(not is_possible(), reason="no C++ compiler"))
+
+
+@pytest.fixture(params=[IN_CPP, "in Python"], autouse=True)
 def _node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("SYNCNORM_NODE", "1" if request.param == "in C++" else "0")
     node.cache_clear()
