@@ -28,7 +28,9 @@ from syncnorm.trainer.contract.protocol import attempt_id
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], route_class=Route)
 _REST_S = 0.1
-"""Between two looks at the answers."""
+"""Between two looks at the answers, at the least."""
+_POLL_S = 0.5
+"""At the most: the answers may come to another process of the service."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ async def _answers(running: _Running, attempt: Attempt, request: int, wait_s: fl
             if len(found) > attempt.workers or left <= 0 or running.notifier.is_closed:
                 return found
             with suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), left)
+                await asyncio.wait_for(changed.wait(), min(left, _POLL_S))
             await asyncio.sleep(min(_REST_S, max(0, until - clock())))
 
 
