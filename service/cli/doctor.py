@@ -26,6 +26,7 @@ from syncnorm.service.settings import Settings
 from syncnorm.service.store.database import Database
 from syncnorm.trainer.contract.cluster_report import REPORT_FILE, TOKEN_FILE, ClusterReport, HostReport
 from syncnorm.trainer.contract.mlflow_rest import mlflow_account
+from syncnorm.trainer.contract.text import counted
 from syncnorm.trainer.storage.storage import Storage, is_url, storage_at
 
 MAX_SKEW_S = 5.0
@@ -115,7 +116,7 @@ def _plans(http: httpx.Client) -> Check:
     if not values:
         return Check("plans", "cold: each starts a process of its own")
     number, size = values["syncnorm_warm_parents"], values["syncnorm_warm_parent_bytes"]
-    return Check("plans", f"warm: {number:.0f} parents, {size / 2**20:.0f} MiB; the first plan starts one")
+    return Check("plans", f"warm: {counted(int(number), 'parent')}, {size / 2**20:.0f} MiB; the first plan starts one")
 
 
 def _guarded(name: str, poll: Callable[[], Check]) -> Check:

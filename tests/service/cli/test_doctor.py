@@ -107,7 +107,7 @@ def test_parents_of_warm_processes_are_told_with_their_memory(
 
     checks = {check.name: check for check in examine(settings)}
 
-    assert checks["plans"].detail == "warm: 1 parents, 480 MiB; the first plan starts one"
+    assert checks["plans"].detail == "warm: 1 parent, 480 MiB; the first plan starts one"
 
 
 def test_part_of_an_embedded_service_that_is_away_is_named(embedded: tuple[Settings, World]) -> None:
