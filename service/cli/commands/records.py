@@ -89,7 +89,7 @@ def stacks(
     all_threads: Annotated[
         bool, typer.Option("--all-threads", help="All threads, not only the one that trains.")
     ] = False,
-    wait_s: Annotated[float, typer.Option(min=0, max=30, help="Seconds to wait for the answers.")] = 3,
+    wait_s: Annotated[float, typer.Option(min=0, max=5, help="Seconds to wait for the answers.")] = 3,
     as_json: AsJson = False,
 ) -> None:
     """Show what each process of a running job is doing, also of one that hangs; of an ended one, what it did last."""

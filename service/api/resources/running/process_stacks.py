@@ -93,7 +93,7 @@ async def get_stacks(
     running: Running,
     who: Reader,
     wait_s: Annotated[
-        float, Query(ge=0, le=30, description="How long to wait for the answers of all processes. Default: 3.")
+        float, Query(ge=0, le=5, description="How long to wait for the answers of all processes. Default: 3.")
     ] = 3,
 ) -> StacksView:
     """What every process of a job is doing now, as the Python stacks of its threads.
@@ -106,7 +106,8 @@ async def get_stacks(
         return _view(attempt, await run_in_threadpool(_last_stacks, running, job, attempt), silent=[])
     request = await run_in_threadpool(running.stacks.request, attempt, who.actor)
     running.requests.changed(job.id)
-    found = await _answers(running, attempt, request, wait_s)
+    has_come = attempt.heartbeat_at is not None
+    found = await _answers(running, attempt, request, wait_s if has_come else 0)
     processes = range(-1, attempt.workers)
     return _view(attempt, found, silent=[rank for rank in processes if rank not in {one.rank for one in found}])
 

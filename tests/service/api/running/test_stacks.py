@@ -80,12 +80,12 @@ def processes(worker: Worker, port: int, ranks: tuple[int, ...] = (-1, 0, 1)) ->
         yield pids
 
 
-def ask(worker: Worker, port: int, wait_s: float = 20) -> httpx.Response:
+def ask(worker: Worker, port: int, wait_s: float = 5) -> httpx.Response:
     url = f"http://127.0.0.1:{port}/v1/jobs/{worker.job_id}/stacks"
     return httpx.get(url, params={"wait_s": wait_s}, timeout=60)
 
 
-def stacks(worker: Worker, port: int, wait_s: float = 20) -> dict[str, Any]:
+def stacks(worker: Worker, port: int, wait_s: float = 5) -> dict[str, Any]:
     answer = ask(worker, port, wait_s)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
