@@ -59,14 +59,14 @@ def serving(service: Service) -> Iterator[Service]:
             path = self.path.rsplit("/", 1)[-1]
             status = service.refuses.get(path, service.status)
             service.refused[path] += status != 200
+            if status == 200:  # before the answer: the next message comes to another thread
+                with service.changed:
+                    service.received.append((path, body))
+                    service.changed.notify_all()
             self.send_response(status)
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
             self.wfile.write(answer)
-            if status == 200:
-                with service.changed:
-                    service.received.append((path, body))
-                    service.changed.notify_all()
 
         def log_message(self, format: str, *args: Any) -> None:
             pass
