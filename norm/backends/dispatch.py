@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,4 +58,10 @@ def may_use_kernels() -> bool:
     """Whether nothing has to see each operation, and nobody asked for the reference composition."""
     if torch.compiler.is_compiling() or is_inside_functorch() or is_in_forward_mode() or is_under_dispatch_mode():
         return False
-    return (_WANTED.get() or os.environ.get("SYNCNORM_BACKEND", "fused")) != "reference"
+    return (_WANTED.get() or _wanted_by_process()) != "reference"
+
+
+@functools.cache
+def _wanted_by_process() -> str:
+    """Read once, at the first call of a layer: looking a variable up costs a small tensor 1 % of its time."""
+    return os.environ.get("SYNCNORM_BACKEND", "fused")

@@ -26,29 +26,27 @@ def group_norm(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor |
     """
     if torch.compiler.is_compiling() or not has_plain_type(x):  # also what torch.fx puts in the place of a tensor
         return F.group_norm(x, num_groups, weight, bias, eps)
-    tensors = [tensor for tensor in (x, weight, bias) if tensor is not None]
-    if has_torch_function(tensors):
+    if has_torch_function((x, weight, bias)):
+        tensors = [tensor for tensor in (x, weight, bias) if tensor is not None]
         y: Tensor = handle_torch_function(group_norm, tensors, x, num_groups, weight, bias, eps)
         return y
+    if not may_use_kernels() or is_traced():
+        return F.group_norm(x, num_groups, weight, bias, eps)
+    if x.is_cpu and (in_cpp := node()) is not None:  # costs a small tensor less
+        by_node: Tensor | None = in_cpp.group_norm(x, num_groups, weight, bias, eps)
+        if by_node is not None:
+            return by_node
     if x.is_cuda and x.dtype != torch.float64 and torch.is_autocast_enabled("cuda"):
         x = x.float()  # as autocast has F.group_norm do
-    in_cpp = _node_for(x)
-    if in_cpp is not None and (by_node := in_cpp.group_norm(x, num_groups, weight, bias, eps)) is not None:
-        return by_node  # type: ignore[no-any-return]
     if not _fits(x, num_groups, weight, bias):
         return F.group_norm(x, num_groups, weight, bias, eps)
     return _GroupNorm.apply(x, weight, bias, num_groups, eps)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _node_for(x: Tensor) -> Any:
-    """The same in C++, which costs a small tensor less; None where something has to see each operation."""
-    return node() if x.is_cpu and is_by_rows(x) and may_use_kernels() and not is_traced() else None
-
-
 def _fits(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None) -> bool:
     """Whether a kernel takes these tensors. What it does not take, torch does or refuses."""
     kernels = _KERNELS.get(x.device.type)
-    if kernels is None or not may_use_kernels() or is_traced() or x.layout is not torch.strided:
+    if kernels is None or x.layout is not torch.strided:
         return False
     if x.is_neg() or not is_by_rows(x) or x.shape[1] % num_groups or not kernels.takes(x):
         return False
