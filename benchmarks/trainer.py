@@ -7,7 +7,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -29,18 +29,19 @@ PEER = "plain Lightning with DDP"
 OURS = "trainer"
 BARE = "trainer without telemetry"
 TELEMETRY = ("SyncShare", "StatisticsShield", "StatisticsRecorder", "ProgressReporter", "NonFiniteGuard")
-SETTINGS = {"resnet-14 32x3x32x32": (32,), "resnet-14 8x3x32x32": (8,)}
-GOALS = {("resnet-14 32x3x32x32", OURS): 1.02, ("resnet-14 8x3x32x32", OURS): 1.05}
+MODELS: Mapping[str, Mapping[str, Any]] = {"mlp": {}, "resnet": {"depth": 14}, "unet": {"width": 8}}
+SETTINGS = {f"{name} {batch}x3x32x32": (name, batch) for name in MODELS for batch in (32, 8)}
+GOALS = {(setting, OURS): 1.02 if batch == 32 else 1.04 for setting, (_, batch) in SETTINGS.items()}
 STEPS = 40
 
 
 class Module(pl.LightningModule):
     """As people write it: a loss that is logged, SGD with momentum."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
-        info = DataInfo("classification", num_classes=10, shape=(3, 32, 32))
-        self.network = build_model(ModelSpec(name="resnet", init_args={"depth": 14}), NormSpec(kind="batch"), info)
+        info = DataInfo(_task(name), num_classes=10, shape=(3, 32, 32))
+        self.network = build_model(ModelSpec(name=name, init_args=dict(MODELS[name])), NormSpec(kind="batch"), info)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.network(x)
@@ -57,13 +58,14 @@ class Module(pl.LightningModule):
 
 
 class Images(pl.LightningDataModule):
-    """Noise for two workers, `STEPS` batches an epoch."""
+    """Noise for two workers, `STEPS` batches an epoch, with a class for each image or position."""
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self, name: str, batch_size: int) -> None:
         super().__init__()
         self.batch_size = batch_size
         images = torch.randn(2 * batch_size * STEPS, 3, 32, 32)
-        self.samples = TensorDataset(images, torch.arange(len(images)) % 10)
+        shape = images[:, 0].shape if _task(name) == "segmentation" else images.shape[:1]
+        self.samples = TensorDataset(images, torch.randint(10, shape))
 
     def train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.samples, self.batch_size, shuffle=True)
@@ -106,7 +108,11 @@ def gated(train: Callable[[Gate], None]) -> Callable[[], object]:
     return gate.step
 
 
-def plainly(batch: int) -> Callable[[Gate], None]:
+def _task(name: str) -> Literal["classification", "segmentation"]:
+    return "segmentation" if name == "unet" else "classification"
+
+
+def plainly(name: str, batch: int) -> Callable[[Gate], None]:
     def run(gate: Gate) -> None:
         rank = dist.get_rank()
         trainer = Trainer(
@@ -121,17 +127,17 @@ def plainly(batch: int) -> Callable[[Gate], None]:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(Module(), datamodule=Images(batch))
+        trainer.fit(Module(name), datamodule=Images(name, batch))
 
     return run
 
 
-def as_a_job(batch: int, *, telemetry: bool) -> Callable[[Gate], None]:
+def as_a_job(name: str, batch: int, *, telemetry: bool) -> Callable[[Gate], None]:
     """telemetry: with the callbacks that only look on."""
     document = {
         "name": "steps",
-        "model": {"class_path": f"{__name__}.Module"},
-        "data": {"class_path": f"{__name__}.Images", "init_args": {"batch_size": batch}},
+        "model": {"class_path": f"{__name__}.Module", "init_args": {"name": name}},
+        "data": {"class_path": f"{__name__}.Images", "init_args": {"name": name, "batch_size": batch}},
         "norm": {"kind": "batch"},
         "train": {"epochs": 10_000, "checkpoint_every": {"epochs": 10_000}},
         "resources": {"workers": 2},
@@ -149,13 +155,13 @@ def as_a_job(batch: int, *, telemetry: bool) -> Callable[[Gate], None]:
     return run
 
 
-def steps(batch: int) -> Mapping[str, Callable[[], object]]:
+def steps(name: str, batch: int) -> Mapping[str, Callable[[], object]]:
     return {
-        PEER: gated(plainly(batch)),
-        OURS: gated(as_a_job(batch, telemetry=True)),
-        BARE: gated(as_a_job(batch, telemetry=False)),
+        PEER: gated(plainly(name, batch)),
+        OURS: gated(as_a_job(name, batch, telemetry=True)),
+        BARE: gated(as_a_job(name, batch, telemetry=False)),
     }
 
 
-def run(rounds: int = 60) -> Table:
+def run(rounds: int = 200) -> Table:
     return Table("trainer", PEER, compare(steps, SETTINGS, PEER, goals=GOALS, rounds=rounds))
