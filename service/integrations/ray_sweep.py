@@ -7,7 +7,6 @@ import queue
 import time
 from collections.abc import Callable, Collection
 
-from syncnorm.service.backend_errors import BackendError
 from syncnorm.service.background.loop import Loop
 from syncnorm.service.integrations.ray_jobs import RayDispatcher
 from syncnorm.service.jobs.attempt_ending import RayStatus
@@ -15,7 +14,7 @@ from syncnorm.service.jobs.attempt_ending import RayStatus
 logger = logging.getLogger(__name__)
 
 EVERY_S = 10.0
-"""Pause between two lists of all submissions; longer if a list takes Ray long."""
+"""Pause between two lists of all submissions; longer if a list takes Ray long. Also the pause after a failure."""
 _POLL_S = 1.0
 _MOST_A_ROUND = 200
 _LONGEST_SHARE = 0.05
@@ -34,19 +33,14 @@ class ClusterSweep:
         self._known = known
         self._ended: list[str] = []
         self._next_list = 0.0
+        self._rest_s = _POLL_S
 
     def loops(self) -> list[Loop]:
-        return [Loop("cluster-sweep", self.tick, lambda: _POLL_S)]
+        return [Loop("cluster-sweep", self.tick, lambda: self._rest_s)]
 
     def tick(self) -> None:
-        """Delete some records; list them all when it is time. Raises: UnreachableError; the next list waits then."""
-        try:
-            self._tidy_up()
-        except BackendError:
-            self._next_list = time.monotonic() + EVERY_S
-            raise
-
-    def _tidy_up(self) -> None:
+        """Delete some records; list them all when it is time. Raises: UnreachableError."""
+        self._rest_s = EVERY_S
         self._delete_forgotten()
         if not self._ended and time.monotonic() >= self._next_list:
             self._list()
@@ -55,6 +49,7 @@ class ClusterSweep:
             self._dispatcher.delete(submission_id)
         if batch:
             logger.info("deleted ended submissions on Ray", extra={"count": len(batch), "remaining": len(self._ended)})
+        self._rest_s = _POLL_S
 
     def _list(self) -> None:
         began = time.monotonic()

@@ -26,11 +26,6 @@ logger = logging.getLogger(__name__)
 
 _MAX_DRIVERS = 64
 _STOP_S = 20.0
-_RAY_WITHOUT_CLIENT = (
-    "from ray.scripts import scripts; "
-    "scripts.get_ray_client_dependency_error = lambda: ImportError('not wanted'); scripts.main()"
-)
-"""`ray start` as if the dependencies of Ray Client were missing: its server has no switch (ray 2.60)."""
 _FOLDER_FILE, _PREFIX = "ray.folder", "sn-"
 """The file that names Ray's folder, and the pattern of such folders."""
 _SOCKET_PATH_LIMIT = 40
@@ -216,7 +211,8 @@ def _ray_arguments(folder: Path, dashboard: int) -> list[str]:
         "max-worker-port": 0,
     }
     return [
-        *(sys.executable, "-c", _RAY_WITHOUT_CLIENT, "start", "--head", "--block", "--disable-usage-stats"),
+        *(sys.executable, "-m", "syncnorm.service.local.ray_head"),
+        *("start", "--head", "--block", "--disable-usage-stats"),
         *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
         *(f"--num-cpus={max(2, os.cpu_count() or 1)}", f'--resources={{"syncnorm_driver": {_MAX_DRIVERS}}}'),
         *(f"--object-store-memory={256 * 2**20}", f"--temp-dir={folder}"),

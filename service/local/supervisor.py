@@ -22,7 +22,8 @@ from pathlib import Path
 import psutil
 
 _PR_SET_CHILD_SUBREAPER = 36
-_POLL_S = 0.5
+_POLL_S = 2.0
+"""Between two looks at the descendants, each of which reads every process of the host."""
 _TERM_GRACE_S = 3.0
 
 
@@ -37,15 +38,20 @@ def keep(record: Path, log: Path, command: list[str]) -> int:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         ).pid
-    code = None
+    code, ended = None, _end_of(child)
     try:
-        while code is None and not select.select([sys.stdin], [], [], _POLL_S)[0]:
+        while code is None and sys.stdin not in select.select([sys.stdin, *ended], [], [], _POLL_S)[0]:
             code = _reap(child)
             _write_record(record)
     finally:
         _end_descendants()
         record.unlink(missing_ok=True)
     return 0 if code is None else code
+
+
+def _end_of(child: int) -> list[int]:
+    """A descriptor that can be read once the child has ended, where the operating system has such descriptors."""
+    return [os.pidfd_open(child)] if hasattr(os, "pidfd_open") else []
 
 
 def sweep(record: Path) -> None:

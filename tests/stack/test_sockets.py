@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from syncnorm.service.client.client import Client
+from syncnorm.service.local import ray_head
 from tests.stack.conftest import Serving, eventually
 
 pytestmark = pytest.mark.stack
@@ -47,6 +48,17 @@ def test_nothing_of_the_service_listens_beyond_loopback(client: Client, serving:
     )
     assert beyond_loopback(seen) == set()
     assert not any("ray.util.client.server" in line for line in seen.values())
+
+
+def test_of_ray_and_mlflow_only_what_is_used_runs(client: Client, serving: Serving) -> None:
+    eventually(lambda: client.cluster()["nodes"], 60)  # Ray is up
+
+    children = psutil.Process(serving.process.pid).children(recursive=True)
+    lines = [" ".join(child.cmdline()) for child in children]
+
+    dashboard = {line.split()[0] for line in lines if line.startswith("ray-dashboard-")}
+    assert dashboard == {f"ray-dashboard-{module}-0" for module in ray_head.USED}
+    assert sum("mlflow" in line and "supervisor" not in line for line in lines) == 1, lines
 
 
 @pytest.mark.chaos
