@@ -1,11 +1,15 @@
-"""Our trainer is Ray's, but for one thing that Ray does by default."""
+"""Our trainer is Ray's, but for three actors that Ray starts by default, and the pause between its polls."""
 
 from __future__ import annotations
 
 import pytest
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.constants import HEALTH_CHECK_INTERVAL_S_ENV_VAR, get_env_vars_to_propagate
+from ray.train.v2._internal.constants import (
+    ENABLE_PREEMPTION_WATCHER_ENV_VAR,
+    HEALTH_CHECK_INTERVAL_S_ENV_VAR,
+    get_env_vars_to_propagate,
+)
 
 from syncnorm.trainer.driver.ray_trainer import PromptTrainer
 
@@ -18,17 +22,21 @@ def defaults(kind: type[TorchTrainer]) -> list[str]:
     return [type(each).__name__ for each in trainer._create_default_callbacks()]
 
 
-def test_only_the_cleaner_that_jobs_wait_for_is_left_out() -> None:
-    assert defaults(PromptTrainer) == [name for name in defaults(TorchTrainer) if "Cleaner" not in name]
-    assert len(defaults(PromptTrainer)) == len(defaults(TorchTrainer)) - 1
+def test_only_the_actors_that_jobs_need_are_started() -> None:
+    left_out = {"PlacementGroupCleanerCallback", "DatasetsCallback"}
+
+    assert defaults(PromptTrainer) == [name for name in defaults(TorchTrainer) if name not in left_out]
+    assert len(defaults(PromptTrainer)) == len(defaults(TorchTrainer)) - len(left_out)
 
 
-def test_ray_train_hands_the_pause_between_its_questions_to_the_controller(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_train_hands_our_settings_to_the_controller(monkeypatch: pytest.MonkeyPatch) -> None:
     handed_on: dict[str, str] = {}
-    monkeypatch.setenv(HEALTH_CHECK_INTERVAL_S_ENV_VAR, "")  # so that it is put back
-    monkeypatch.delenv(HEALTH_CHECK_INTERVAL_S_ENV_VAR)
+    for name in (HEALTH_CHECK_INTERVAL_S_ENV_VAR, ENABLE_PREEMPTION_WATCHER_ENV_VAR):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
     monkeypatch.setattr(TorchTrainer, "fit", lambda _: handed_on.update(get_env_vars_to_propagate()))
 
     PromptTrainer(print, scaling_config=ScalingConfig(num_workers=2)).fit()
 
     assert handed_on[HEALTH_CHECK_INTERVAL_S_ENV_VAR] == "0.5"
+    assert handed_on[ENABLE_PREEMPTION_WATCHER_ENV_VAR] == "0"
