@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch._functorch import pyfunctorch
 from torch._ops import OpOverload
-from torch.autograd import forward_ad
+from torch.autograd import forward_ad, profiler
 from torch.autograd.function import BackwardCFunction
 from torch.distributed import ProcessGroup, distributed_c10d
 from torch.distributed import _functional_collectives as functional
@@ -44,9 +44,11 @@ __all__ = [
     "is_in_backward",
     "is_in_forward_mode",
     "is_inside_functorch",
+    "is_profiled",
     "is_traced",
     "is_under_dispatch_mode",
     "is_wrapped_by_functorch",
+    "next_sequence_number",
     "outside_functorch",
     "running_functions",
     "saved_tensors_hooks",
@@ -103,6 +105,12 @@ def sequence_number() -> int:
     """That of a node of the graph made now. Each thread counts its own, and the backward pass takes, of the nodes that
     are ready, the one with the highest number first."""
     number: int = torch.zeros((), requires_grad=True).neg().grad_fn._sequence_nr()  # type: ignore[union-attr]
+    return number
+
+
+def next_sequence_number() -> int:
+    """That of the node which this thread makes next. Unlike sequence_number it makes none, so traces don't show it."""
+    number: int = torch._C._autograd._get_sequence_nr()
     return number
 
 
@@ -194,3 +202,8 @@ def compiled_all_gather(row: Tensor, group: ProcessGroup) -> Tensor:
     """(W * F,): the rows of every worker one behind the other, as an operator that torch.compile can trace."""
     arrived: Tensor = functional.wait_tensor(functional.all_gather_tensor(row, 0, group))  # type: ignore[no-untyped-call]
     return arrived
+
+
+def is_profiled() -> bool:
+    """Whether torch's profiler records in this process. Costs 50 ns."""
+    return profiler._is_profiler_enabled

@@ -1,15 +1,20 @@
-"""Measures how long exchanges between workers take."""
+"""Measures how long exchanges between workers take, and shows them in traces of torch.profiler."""
 
 from __future__ import annotations
 
 import ctypes
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
+from torch.profiler import record_function
 
 from syncnorm.norm.native.extension import exchange_clock
+from syncnorm.norm.torch_compat import is_profiled
+
+EXCHANGE = "norm::exchange"
+"""Name of an exchange in a trace, here and in sync_node.cpp."""
 
 _running: list[ExchangeTimer] = []
 
@@ -67,5 +72,19 @@ def _set_clock() -> None:
     exchange_clock.value = _running[-1].address() if _running else None
 
 
-def current() -> ExchangeTimer | None:
-    return _running[-1] if _running else None
+class TracedExchange:
+    """Shows an exchange in the trace of torch.profiler, and lets `timer` measure it, if there is one."""
+
+    def __init__(self, timer: ExchangeTimer | None) -> None:
+        self._timer = timer
+
+    @contextmanager
+    def exchange(self, device: torch.device) -> Iterator[None]:
+        with record_function(EXCHANGE), self._timer.exchange(device) if self._timer else nullcontext():
+            yield
+
+
+def current() -> ExchangeTimer | TracedExchange | None:
+    """What watches the exchange that begins now; None: nothing does."""
+    timer = _running[-1] if _running else None
+    return TracedExchange(timer) if is_profiled() else timer

@@ -44,6 +44,8 @@ struct Exchange {
     // One exchange. Waiting longer than half a second, and saying why others don't come, is left to Python.
     Rows gather(const double *row, long length, bool is_backward) {
         if (!meeting) return {row};
+        at::RecordFunction range(at::RecordScope::FUNCTION); // timing.EXCHANGE in traces of torch.profiler
+        if (range.isActive()) range.before("norm::exchange");
         double began = now_s();
         int64_t *header = headers[is_backward];
         header[1]++; // the number of the call; see call_headers.py

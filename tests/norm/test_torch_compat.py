@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from syncnorm import norm
@@ -247,6 +248,21 @@ def test_each_thread_numbers_its_nodes() -> None:
 
     assert torch_compat.sequence_number() == before + 101
     assert found == [0]
+
+
+def test_the_number_of_the_next_node_is_told_without_making_one() -> None:
+    expected = torch_compat.sequence_number() + 1
+
+    assert [torch_compat.next_sequence_number() for _ in range(2)] == [expected] * 2
+    assert torch_compat.sequence_number() == expected
+
+
+def test_a_profiler_that_records_is_noticed() -> None:
+    before = torch_compat.is_profiled()
+    with profile(activities=[ProfilerActivity.CPU]):
+        within = torch_compat.is_profiled()
+
+    assert (before, within, torch_compat.is_profiled()) == (False, True, False)
 
 
 def test_a_weak_reference_keeps_the_address_of_a_storage_taken() -> None:

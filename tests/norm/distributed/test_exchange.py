@@ -13,14 +13,18 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from syncnorm.norm import SyncBatchNorm
 from syncnorm.norm.distributed.call_headers import Call, ExchangeError, WorkerGoneError
 from syncnorm.norm.distributed.gloo import check_calls
+from syncnorm.norm.distributed.timing import EXCHANGE, ExchangeTimer, timing
 from syncnorm.norm.distributed.transport import transport_of
 from tests.helpers.norm.pool import Pool
 from tests.helpers.norm.splits import way
 
+WITH_TRACE = [("fused", "shared memory"), ("reference", "shared memory"), ("reference", "gloo")]
+"""The node in C++ where it is compiled, and exchanges from Python."""
 TRANSPORTS = ["shared memory", "gloo"]
 
 
@@ -310,3 +314,22 @@ def test_check_calls_names_every_rank_of_the_group() -> None:
 
     with pytest.raises(ExchangeError, match=r"rank 4 is in a.bn \(forward.*; rank 7 is in b.bn \(forward"):
         check_calls(headers, [4, 7])
+
+
+def _recorded(_rank: int, _world_size: int, backend: str, transport: str) -> tuple[int, float, float]:
+    """Exchanges in a trace of one step, the seconds they take there, and by the timer."""
+    net, timer = Net(), ExchangeTimer()
+    with way(backend, transport):
+        net(torch.randn(4, 4, requires_grad=True)).sum().backward()
+        with profile(activities=[ProfilerActivity.CPU]) as recorded, timing(timer):
+            net(torch.randn(4, 4, requires_grad=True)).sum().backward()
+    found = [event for event in recorded.events() if event.name == EXCHANGE]
+    return len(found), sum(event.time_range.elapsed_us() for event in found) / 1e6, timer.read_s()
+
+
+@pytest.mark.parametrize(("backend", "transport"), WITH_TRACE)
+def test_exchanges_are_in_a_trace_and_take_as_long_as_the_timer_says(pool: Pool, backend: str, transport: str) -> None:
+    for count, in_trace_s, timed_s in pool.run(_recorded, 2, backend, transport):
+        assert count == 6  # three layers, forward and backward
+        # The range lies around the timer.
+        assert timed_s <= in_trace_s
