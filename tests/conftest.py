@@ -44,6 +44,7 @@ SYSTEM = (
     "tests/service/local",
     "tests/service/poison",
     "tests/test_dying_process.py",
+    "tests/trainer/debugging/test_profile_in_a_bucket.py",
     "tests/trainer/driver",
     "tests/trainer/forkserver",
     "tests/trainer/reporting/run_logger/test_journal_sender.py",

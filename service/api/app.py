@@ -33,7 +33,7 @@ from syncnorm.service.api.resources import (
     verbs,
 )
 from syncnorm.service.api.resources.results import checkpoints, files
-from syncnorm.service.api.resources.running import process_stacks
+from syncnorm.service.api.resources.running import process_stacks, rank_profiles
 from syncnorm.service.background.loop import stop_all
 
 VERSION = __version__
@@ -57,7 +57,18 @@ def create_app(context: Components) -> FastAPI:
     app.add_middleware(MethodMiddleware)
     app.add_middleware(OriginGuard, trusted=context.settings.trusted)
     app.add_middleware(RequestMiddleware, observe=context.metrics.request, audit_trail=context.audit_trail)
-    of_jobs = (jobs, job_list, verbs, job_details, checkpoints, files, exports, events_and_logs, process_stacks)
+    of_jobs = (
+        jobs,
+        job_list,
+        verbs,
+        job_details,
+        checkpoints,
+        files,
+        exports,
+        events_and_logs,
+        process_stacks,
+        rank_profiles,
+    )
     for part in (*of_jobs, studies, tokens, packages, secrets, cluster, audit, attempt_reports, health):
         app.include_router(part.router)
     app.include_router(attempt_reports.router_of_exports)

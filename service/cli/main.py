@@ -15,7 +15,18 @@ import typer
 from typer.core import TyperGroup
 
 from syncnorm import __version__
-from syncnorm.service.cli.commands import audit, catalog, downloads, exports, host, jobs, listing, prediction, records
+from syncnorm.service.cli.commands import (
+    audit,
+    catalog,
+    downloads,
+    exports,
+    host,
+    jobs,
+    listing,
+    prediction,
+    profiling,
+    records,
+)
 from syncnorm.service.cli.commands import job_verbs as verbs
 from syncnorm.service.cli.commands.studies import study_app
 from syncnorm.service.cli.commands.tokens import token_app
@@ -83,7 +94,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-of_jobs = (jobs.app, listing.app, verbs.app, records.app, audit.app, downloads.app, exports.app, prediction.app)
+of_jobs = (
+    jobs.app,
+    listing.app,
+    verbs.app,
+    records.app,
+    profiling.app,
+    audit.app,
+    downloads.app,
+    exports.app,
+    prediction.app,
+)
 for family in (*of_jobs, catalog.app, host.app):
     app.add_typer(family)
 app.add_typer(study_app, name="study")

@@ -48,6 +48,7 @@ T = TypeVar("T")
 TERMINAL = ("succeeded", "failed", "cancelled")
 TIMEOUT_S = 30.0
 _SLOW_S = 180.0
+_POLL_PROFILE_S = 10
 """For plans, which build a model in a separate process, and for uploads."""
 _REPORT_TYPES = {"html": "text/html", "png": "image/png", "json": "application/json"}
 _JOB, _EXPORT = ("id", "state"), ("name", "state")
@@ -141,6 +142,28 @@ class Client:
         return self._json(
             "GET", api_path("jobs", job_id, "stacks"), params={"wait_s": wait_s}, needs=("items", "silent")
         )
+
+    def profile(
+        self,
+        job_id: str,
+        seconds: float = 5,
+        *,
+        steps: int | None = None,
+        ranks: Sequence[int] | None = None,
+    ) -> Json:
+        """Profile some seconds, or steps, of a running job: what each normalization layer takes of a step, and the path
+        of each rank's trace. Returns once every rank has answered, or will not. ranks: None means all, at most 16."""
+        body = {"seconds": seconds, "steps": steps, "ranks": None if ranks is None else list(ranks)}
+        path = api_path("jobs", job_id, "profile")
+        found = self._json("POST", path, json=body, needs=("items", "pending"))
+        while found["pending"]:
+            found = self.persist(lambda: self.last_profile(job_id, _POLL_PROFILE_S))
+        return found
+
+    def last_profile(self, job_id: str, wait_s: float = 0) -> Json:
+        """The profile of a job that was asked for last, as it is now. wait_s: how long to wait for pending ranks."""
+        path, params = api_path("jobs", job_id, "profile"), {"wait_s": wait_s}
+        return self._json("GET", path, params=params, needs=("items", "pending"))
 
     def cancel(self, job_id: str) -> Json:
         """Ask a job to end, with a checkpoint. You can retry it later."""

@@ -24,6 +24,7 @@ from syncnorm.service.store.tables.history import HistoryTable
 from syncnorm.service.store.tables.idempotency import IdempotencyTable
 from syncnorm.service.store.tables.jobs import JobTable
 from syncnorm.service.store.tables.outbox import DescriptionTable, RemovalTable, WebhookTable
+from syncnorm.service.store.tables.profiles import ProfileTable
 from syncnorm.service.store.tables.reports import ReportTable
 from syncnorm.service.store.tables.set_aside import SetAsideTable
 from syncnorm.service.store.tables.stacks import StackTable
@@ -41,6 +42,7 @@ from syncnorm.service.store.values import (
     StoredCheckpoint,
     StoredEvent,
     StoredLine,
+    StoredProfile,
     StoredResponse,
     StoredStacks,
     StoredToken,
@@ -61,6 +63,7 @@ __all__ = [
     "StoredCheckpoint",
     "StoredEvent",
     "StoredLine",
+    "StoredProfile",
     "StoredResponse",
     "StoredStacks",
     "StoredToken",
@@ -84,6 +87,7 @@ class Store:
         self.studies = StudyTable(db, self.jobs, self.idempotency)
         self.reports = ReportTable(db)
         self.stacks = StackTable(db)
+        self.profiles = ProfileTable(db)
         self.history = HistoryTable(db)
         self.set_aside = SetAsideTable(db)
         self.descriptions = DescriptionTable(db)

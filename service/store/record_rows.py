@@ -16,6 +16,7 @@ from syncnorm.service.store.values import (
     StoredCheckpoint,
     StoredEvent,
     StoredLine,
+    StoredProfile,
     StoredSecret,
     StoredStacks,
     StoredToken,
@@ -80,6 +81,7 @@ EVENT = _record(t.events, StoredEvent, "message", {"actor_kind": _actor(None)})
 LINE = _record(t.log_lines, StoredLine, "text")
 CHECKPOINT = _record(t.checkpoints, StoredCheckpoint, "problem")
 STACKS = _record(t.stacks, StoredStacks, "problem", {"threads": (_threads, [])})
+PROFILES = _record(t.profiles, StoredProfile, "problem")
 # A token whose end can't be read has ended.
 TOKEN = _record(
     t.tokens,

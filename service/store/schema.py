@@ -248,6 +248,18 @@ stacks = sa.Table(
 )
 """The latest of each process. request: seq of the event that asked for them."""
 
+profiles = sa.Table(
+    "profiles",
+    metadata,
+    sa.Column("job_id", sa.String(40), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("attempt", sa.Integer, primary_key=True),
+    sa.Column("rank", sa.Integer, primary_key=True),
+    sa.Column("request", sa.BigInteger, nullable=False),
+    sa.Column("at", Instant, nullable=False),
+    sa.Column("answer", sa.JSON, nullable=False),
+)
+"""The latest of each rank. request: as in stacks. answer: contract.profile.ProfileAnswer."""
+
 idempotency = sa.Table(
     "idempotency",
     metadata,

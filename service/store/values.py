@@ -73,6 +73,18 @@ class StoredStacks:
 
 
 @dataclass(frozen=True)
+class StoredProfile:
+    """What one rank said to a request for a profile. answer: a ProfileAnswer."""
+
+    attempt: int
+    rank: int
+    request: int
+    at: datetime
+    answer: dict[str, Any]
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
 class StoredToken:
     """digest: SHA-256 of the token; the token itself is not stored."""
 

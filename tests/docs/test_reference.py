@@ -22,6 +22,7 @@ from syncnorm.service.client.client import Client
 from syncnorm.service.jobs.job import JobState
 from syncnorm.service.jobs.study_spec import StudySpec
 from syncnorm.service.scheduling.explanation import CODES
+from syncnorm.service.store.tables.profiles import PROFILE_REQUESTED
 from syncnorm.service.store.tables.stacks import STACKS_REQUESTED
 from syncnorm.trainer.contract.catalog.names import DATASETS, MODELS
 from syncnorm.trainer.contract.failure import ADVICE, SKIPPED, ExportReason, FailureReason
@@ -183,7 +184,7 @@ def _is_name(value: Any) -> bool:
 
 
 def test_page_has_every_kind_of_event() -> None:
-    from_requests = {"cancel_requested", "pause_requested", STACKS_REQUESTED}
+    from_requests = {"cancel_requested", "pause_requested", STACKS_REQUESTED, PROFILE_REQUESTED}
     of_the_code = {*kinds_of_events(ROOT), *JobState, *WORKER_EVENTS, *from_requests, "user.NAME"}
 
     assert "export_queued" in of_the_code

@@ -38,6 +38,7 @@ from syncnorm.trainer.contract.bounds import Message as Text
 from syncnorm.trainer.contract.failure import FailureReason
 from syncnorm.trainer.contract.initial_weights import WeightAccess
 from syncnorm.trainer.contract.plan import Guarantees
+from syncnorm.trainer.contract.profile import ProfileAnswer, ProfileRequest
 from syncnorm.trainer.contract.spec import JobSpec
 
 LAUNCH_FILE = "launch.json"
@@ -326,19 +327,29 @@ class RequestWatch(Message):
 class Requests(BaseModel):
     """What is asked of the processes of an attempt. newest: number of the newest request; 0: there was none.
 
-    stacks: whether one since the known one is for stacks.
+    stacks: whether one since the known one is for stacks. profile: the newest of those for a profile.
     """
 
     model_config = ConfigDict(frozen=True)
 
     newest: int
     stacks: bool = False
+    profile: ProfileRequest | None = None
 
 
 class StacksWanted(Message):
     """A rank that waits in vain for another one wants the stacks of all."""
 
     fence: Fence
+
+
+class Profile(Message):
+    """What a rank measured on `request`, or why it did not."""
+
+    fence: Fence
+    rank: Rank
+    request: Sequence
+    answer: ProfileAnswer
 
 
 class SecretsRequest(Message):

@@ -1,13 +1,15 @@
-"""Waits for requests to this process, such as that for its stacks, and answers through the reporter."""
+"""Waits for requests to this process, for its stacks or a profile of it, and answers through the reporter."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 
 import httpx
 
+from syncnorm.trainer.contract.profile import ProfileRequest
 from syncnorm.trainer.contract.protocol import LONGEST_WAIT_S, Launch, Requests, RequestWatch
 from syncnorm.trainer.debugging.thread_stacks import thread_stacks
 from syncnorm.trainer.reporting.delivery import client_of
@@ -26,11 +28,20 @@ class RequestWatcher:
     where the process is stopped: then the service says that this process did not answer.
     """
 
-    def __init__(self, launch: Launch, rank: int, reporter: Reporter, *, client: httpx.Client | None = None) -> None:
-        """Built by the thread whose stack comes first."""
+    def __init__(
+        self,
+        launch: Launch,
+        rank: int,
+        reporter: Reporter,
+        *,
+        client: httpx.Client | None = None,
+        on_profile: Callable[[ProfileRequest], None] | None = None,
+    ) -> None:
+        """Built by the thread whose stack comes first. on_profile: called with a request that names this rank."""
         self._fence = launch.fence
         self._rank = rank
         self._reporter = reporter
+        self._on_profile = on_profile
         self._trains = threading.get_ident()
         self._client = client or client_of(launch, timeout_s=LONGEST_WAIT_S + _PAUSE_S)
         self._ending = threading.Event()
@@ -62,6 +73,8 @@ class RequestWatcher:
         if answer.stacks:
             mine = frozenset({threading.get_ident()})
             self._reporter.stacks(answer.newest, thread_stacks(self._trains, without=mine))
+        if self._on_profile is not None and answer.profile is not None and self._rank in answer.profile.ranks:
+            self._on_profile(answer.profile)
         return answer.newest
 
     def _ask(self, known: int | None) -> Requests | None:

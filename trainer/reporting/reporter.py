@@ -12,6 +12,7 @@ import httpx
 from pydantic import BaseModel
 
 from syncnorm.trainer.contract.plan import Guarantees
+from syncnorm.trainer.contract.profile import ProfileAnswer
 from syncnorm.trainer.contract.protocol import (
     CheckpointFact,
     Event,
@@ -22,6 +23,7 @@ from syncnorm.trainer.contract.protocol import (
     LogLines,
     Phase,
     Placement,
+    Profile,
     Progress,
     RankPlacement,
     Reply,
@@ -112,6 +114,11 @@ class Reporter:
         """From here on these secrets are kept out of everything that is sent."""
         self._hidden = tuple(values)
 
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """The secrets that are kept out of everything that is sent."""
+        return self._hidden
+
     def silent_s(self) -> float:
         """Seconds since the service was last heard; 0 without one."""
         return 0.0 if self._client is None else time.monotonic() - self._answered_at
@@ -183,6 +190,9 @@ class Reporter:
 
     def stacks(self, request: int, threads: list[ThreadStack]) -> None:
         self._put("stacks", Stacks(fence=self._fence, rank=self._rank, request=request, threads=threads))
+
+    def profile(self, request: int, answer: ProfileAnswer) -> None:
+        self._put("profile", Profile(fence=self._fence, rank=self._rank, request=request, answer=answer))
 
     def request_stacks(self) -> None:
         """Ask all processes of the attempt for their stacks, which are kept with it."""

@@ -33,6 +33,7 @@ from syncnorm.trainer.callbacks.sync_share import SyncShare
 from syncnorm.trainer.contract.protocol import Launch, StopRequest
 from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.data.user.whole_pass import whole_pass
+from syncnorm.trainer.debugging.profiling import Profiling
 from syncnorm.trainer.diagnostics import Diagnostics
 from syncnorm.trainer.errors import StorageError
 from syncnorm.trainer.models.activation_memory import keep_memory, save_memory
@@ -98,9 +99,10 @@ def fit(
     context: RankContext,
     prepare: Prepare = lambda *_: None,
     load: Callable[[nn.Module], None] = lambda _: None,
+    profiling: Profiling | None = None,
 ) -> FitResult:
     """Train to the end. Entered by every rank. prepare: called once everything is ready for the first step. load: as
-    in ConvertedNorms.
+    in ConvertedNorms. profiling: answers requests for a profile.
 
     Raises: StopRequested after a checkpoint, on every rank at the same step; SupersededError.
     """
@@ -124,11 +126,12 @@ def fit(
             early = _early(launch, folders, spool, reporter, sync, assembly.steps)
             averages = _averages(assembly, spec)
             progress = ProgressReporter(reporter, spool, metrics, sync, epochs=spec.train.epochs, steps=assembly.steps)
+            profilers = [profiling] if profiling else []
             late = [*averages, metrics, progress, *_stopping(launch, reporter, metrics, checkpoints)]
             trainer = lightning_trainer(
                 spec,
                 context,
-                [BeforeFirstStep(ready, spec.seed), FrozenParameters(norms), *early, *late],
+                [BeforeFirstStep(ready, spec.seed), FrozenParameters(norms), *profilers, *early, *late],
                 norms,
                 io=_checkpoint_io(launch, folders, context.world_size),
                 # The metrics of a built-in task go to the spool themselves.
@@ -137,7 +140,7 @@ def fit(
                 else None,
                 root=folders.root / "lightning",
             )
-            call_late(trainer, late)
+            call_late(trainer, [*profilers, *late])
             with _own_error(), lists_of_any_length():
                 trainer.fit(assembly.module, datamodule=assembly.datamodule, ckpt_path=resume_from)
     finally:

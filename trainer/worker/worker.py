@@ -20,6 +20,8 @@ from syncnorm.trainer.contract.protocol import Launch, Result
 from syncnorm.trainer.contract.spec_findings import alike
 from syncnorm.trainer.contract.text import counted, name_some
 from syncnorm.trainer.debugging.hang import keep_stacks
+from syncnorm.trainer.debugging.profile_delivery import ProfileDelivery
+from syncnorm.trainer.debugging.profiling import Profiling
 from syncnorm.trainer.debugging.request_watcher import RequestWatcher
 from syncnorm.trainer.errors import RankFailedError, StopRequested
 from syncnorm.trainer.failure_classifier import Failure, classify
@@ -52,6 +54,8 @@ from syncnorm.trainer.worker.module_and_data import assemble
 logger = logging.getLogger(__name__)
 
 MLFLOW_PATIENCE_S = 60.0
+_PROFILE_PATIENCE_S = 20.0
+"""How long a rank that is done waits for its last profile to be evaluated."""
 
 
 def train(config: dict[str, Any]) -> dict[str, Any] | None:
@@ -78,7 +82,9 @@ def train_at(context: RankContext, config: dict[str, Any]) -> dict[str, Any] | N
 
 def _work(launch: Launch, folders: AttemptFolders, context: RankContext) -> dict[str, Any] | None:
     reporter = Reporter(launch, context.rank).start()
-    watcher = RequestWatcher(launch, context.rank, reporter).start()
+    delivery = ProfileDelivery(launch, folders, reporter, context.rank)
+    profiling = Profiling(delivery, is_compiled=launch.spec.train.compile)
+    watcher = RequestWatcher(launch, context.rank, reporter, on_profile=profiling.request).start()
     give_way()  # once the reporter runs, which must be heard on a busy host, too
     handler = ReportingHandler(reporter)
     logging.getLogger().addHandler(handler)
@@ -95,7 +101,7 @@ def _work(launch: Launch, folders: AttemptFolders, context: RankContext) -> dict
         os.environ.update(hidden)
         reporter.hide(hidden.values())
         with redacted_output(hidden.values()), captured(reporter):
-            result = run(launch, folders, reporter, context, at_the_end)
+            result = run(launch, folders, reporter, context, at_the_end, profiling)
         return result.model_dump(mode="json") if context.rank == 0 else None
     except BaseException as error:
         failure = Failure.model_validate_json(redact(classify(error, context.rank).model_dump_json(), hidden.values()))
@@ -111,11 +117,17 @@ def _work(launch: Launch, folders: AttemptFolders, context: RankContext) -> dict
         at_the_end.close()
         logging.getLogger().removeHandler(handler)
         watcher.close()
+        profiling.close(_PROFILE_PATIENCE_S)
         reporter.close()
 
 
 def run(
-    launch: Launch, folders: AttemptFolders, reporter: Reporter, context: RankContext, at_the_end: ExitStack
+    launch: Launch,
+    folders: AttemptFolders,
+    reporter: Reporter,
+    context: RankContext,
+    at_the_end: ExitStack,
+    profiling: Profiling | None = None,
 ) -> Result:
     """Build, train to the end or to a stop, finalize.
 
@@ -151,7 +163,8 @@ def run(
         if assembly.task_data is None:
             at_the_end.callback(journal_sender_of(launch, folders).start().close, MLFLOW_PATIENCE_S)
     try:
-        fitted = fit(assembly, launch, folders, reporter, context, prepare, weights.load if weights else no_weights)
+        load = weights.load if weights else no_weights
+        fitted = fit(assembly, launch, folders, reporter, context, prepare, load, profiling)
         reporter.enter("finalizing")
         if assembly.task_data is not None:
             assert isinstance(assembly.module, TaskModule)

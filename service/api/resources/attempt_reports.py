@@ -188,6 +188,14 @@ def request_stacks(
     return _reply(reports, reports.jobs.get(attempt.job_id))
 
 
+@router.post("/profile")
+def profile(
+    attempt_id: AttemptId, message: protocol.Profile, reports: Reports, authorization: Bearer = ""
+) -> protocol.Reply:
+    _authenticate(reports, message.fence, authorization, "profile")
+    return _reply(reports, reports.table.add_profile(attempt_id, message))
+
+
 @router.post("/requests")
 async def watch_requests(
     attempt_id: AttemptId, message: protocol.RequestWatch, reports: Reports, authorization: Bearer = ""
@@ -200,9 +208,9 @@ async def watch_requests(
     with reports.requests.following(job_id) as asked:
         while not reports.requests.is_closed:
             asked.clear()
-            newest = await run_in_threadpool(reports.stacks.newest_request, job_id)
-            if newest != message.known or clock() >= until:
-                return protocol.Requests(newest=newest, stacks=message.known is not None and newest > message.known)
+            found = await run_in_threadpool(reports.stacks.requests_of, job_id, message.known)
+            if found.newest != message.known or clock() >= until:
+                return found
             with suppress(TimeoutError):
                 await asyncio.wait_for(asked.wait(), until - clock())
     raise ApiError(503, "unavailable", "The service is shutting down; try again in 5 s.", headers={"Retry-After": "5"})

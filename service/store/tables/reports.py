@@ -25,7 +25,7 @@ from syncnorm.service.store.statements import (
     lock_job,
 )
 from syncnorm.service.store.tables.outbox import request_description
-from syncnorm.trainer.contract.protocol import CheckpointFact, GuaranteesReport, LogLine, Placement, Stacks
+from syncnorm.trainer.contract.protocol import CheckpointFact, GuaranteesReport, LogLine, Placement, Profile, Stacks
 
 MOST_EVENTS = 2000
 """Most events of the workers of one job."""
@@ -159,12 +159,26 @@ class ReportTable:
                 return None
             job = job_of_attempt(c, attempt)
             if stacks.rank < max(attempt.workers, job.workers):
-                s = t.stacks.c
-                key = {"job_id": attempt.job_id, "attempt": attempt.number, "rank": stacks.rank}
-                c.execute(sa.delete(t.stacks).where(*(s[name] == value for name, value in key.items())))
-                row = stacks.model_dump(mode="json", include={"request", "threads"}) | {"at": self._db.now(c)}
-                c.execute(sa.insert(t.stacks).values(**key, **row))
+                row = stacks.model_dump(mode="json", include={"request", "threads"})
+                self._keep_latest(c, t.stacks, attempt, stacks.rank, row)
             return job
+
+    def add_profile(self, attempt_id: str, profile: Profile) -> Job | None:
+        """Keep what a rank measured, in place of what it measured before."""
+        with self._db.write() as c:
+            attempt = self._live(c, attempt_id, profile.fence)
+            if attempt is None:
+                return None
+            job = job_of_attempt(c, attempt)
+            if profile.rank < max(attempt.workers, job.workers):
+                row = profile.model_dump(mode="json", include={"request", "answer"})
+                self._keep_latest(c, t.profiles, attempt, profile.rank, row)
+            return job
+
+    def _keep_latest(self, c: sa.Connection, table: sa.Table, attempt: Attempt, rank: int, row: dict[str, Any]) -> None:
+        key = {"job_id": attempt.job_id, "attempt": attempt.number, "rank": rank}
+        c.execute(sa.delete(table).where(*(table.c[name] == value for name, value in key.items())))
+        c.execute(sa.insert(table).values(**key, **row, at=self._db.now(c)))
 
     def exit(self, attempt_id: str, fence: str, result: dict[str, Any]) -> Job | None:
         """Store the result that an attempt sent; the reconciler settles the job by it."""

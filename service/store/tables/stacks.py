@@ -1,4 +1,4 @@
-"""Requests for the stacks of an attempt's processes, which are events of its job, and the answers."""
+"""Requests to an attempt's processes, which are events of its job, and the stacks that they answer with."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from syncnorm.service.jobs.actors import Actor
 from syncnorm.service.jobs.job import Attempt, NewEvent
 from syncnorm.service.store import schema as t
 from syncnorm.service.store.database import Database
-from syncnorm.service.store.record_rows import STACKS
+from syncnorm.service.store.record_rows import EVENT, STACKS
 from syncnorm.service.store.statements import event_row, lock_job
+from syncnorm.service.store.tables.profiles import PROFILE_REQUESTED, request_of
 from syncnorm.service.store.values import Changes, Heads, StoredStacks
+from syncnorm.trainer.contract.protocol import Requests
 
 STACKS_REQUESTED = "stacks_requested"
+_REQUESTS = (STACKS_REQUESTED, PROFILE_REQUESTED)
 _SHARED = timedelta(seconds=2)
 """Who asks so soon after somebody else gets the same answer, so that nobody can keep the processes busy with it."""
 
@@ -39,12 +42,16 @@ class StackTable:
             row = event_row(attempt.job_id, now, NewEvent(STACKS_REQUESTED, message, {"attempt": attempt.number}, by))
             return int(c.execute(sa.insert(t.events).returning(e.seq), row).scalar_one())
 
-    def newest_request(self, job_id: str) -> int:
-        """0: there is none."""
+    def requests_of(self, job_id: str, known: int | None) -> Requests:
+        """What is asked of a job's processes since `known`; None: nothing, only the number of the newest request."""
         e = t.events.c
-        query = sa.select(sa.func.max(e.seq)).where(e.job_id == job_id, e.kind == STACKS_REQUESTED)
+        newest = sa.select(sa.func.max(e.seq)).where(e.job_id == job_id)
         with self._db.read() as c:
-            return c.execute(query).scalar() or 0
+            stacks, profile = (c.execute(newest.where(e.kind == kind)).scalar() or 0 for kind in _REQUESTS)
+            if known is None or profile <= known:
+                return Requests(newest=max(stacks, profile), stacks=known is not None and stacks > known)
+            event = EVENT.of(c.execute(EVENT.query.where(e.seq == profile)).one())
+        return Requests(newest=max(stacks, profile), stacks=stacks > known, profile=request_of(profile, event.data))
 
     def requests_since(self, since: Heads | None) -> Changes:
         """The jobs with requests after `since`, and where to go on."""
@@ -53,7 +60,7 @@ class StackTable:
             heads = (c.execute(sa.select(sa.func.max(e.seq))).scalar() or 0, 0)
             if since is None or heads == since:
                 return Changes(heads, set())
-            asked = sa.select(e.job_id).where(e.seq > since[0], e.kind == STACKS_REQUESTED)
+            asked = sa.select(e.job_id).where(e.seq > since[0], e.kind.in_(_REQUESTS))
             return Changes(heads, set(c.execute(asked).scalars()))
 
     def of_attempt(self, job_id: str, number: int) -> list[StoredStacks]:

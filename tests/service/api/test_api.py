@@ -498,6 +498,7 @@ def test_every_cell_of_the_authorisation_matrix(guarded: Running) -> None:
         ("GET", f"/v1/jobs/{job_id}/events"): (200, 200, 404, 200),
         ("GET", f"/v1/jobs/{job_id}/explain"): (200, 200, 404, 200),
         ("GET", f"/v1/jobs/{job_id}/stacks"): (409, 409, 404, 409),
+        ("GET", f"/v1/jobs/{job_id}/profile"): (404, 404, 404, 404),
         ("GET", "/v1/jobs"): (200, 200, 200, 200),
         ("GET", "/v1/cluster"): (200, 200, 200, 200),
         ("POST", f"/v1/jobs/{job_id}/resume"): (403, 409, 404, 409),

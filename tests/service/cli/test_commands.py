@@ -42,6 +42,8 @@ OPERATIONS = {
     "GET /v1/jobs/{job_id}/files/{path}": ("download", "get"),
     "GET /v1/jobs/{job_id}/statistics": ("statistics", "statistics"),
     "GET /v1/jobs/{job_id}/stacks": ("stacks", "stacks"),
+    "POST /v1/jobs/{job_id}/profile": ("profile", "profile"),
+    "GET /v1/jobs/{job_id}/profile": ("last_profile", "profile"),
     "POST /v1/jobs/{job_id}/exports": ("export", "export"),
     "GET /v1/jobs/{job_id}/exports": ("exports", "exports"),
     "GET /v1/jobs/{job_id}/exports/{name}": ("one_export", "exports"),

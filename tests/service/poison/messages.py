@@ -20,6 +20,20 @@ RESULT: dict[str, Any] = {
     "metrics": {"val/accuracy": 0.5},
     "model": {"uri": "models:/m-1", "registered": "mine", "certificate": {"passed": True}},
 }
+PROFILE: dict[str, Any] = {
+    "summary": {
+        "device": "cpu",
+        "first_step": 3,
+        "steps": 2,
+        **dict.fromkeys(("step_ms", "between_ms", "forward_ms", "backward_ms", "norm_share", "exchange_ms"), 1.5),
+        "exchange_share": 0.1,
+        "layers": [{"path": "a.b", "forward_ms": 1.0, "backward_ms": 2.0, "exchange_ms": 0.5, "share": 0.1}],
+        "operators": [{"name": "aten::add", "calls": 2.0, "self_ms": 0.5, "share": 0.1}],
+    },
+    "trace": "profile/step-3-rank-0.json.gz",
+    "trace_bytes": 1000,
+    "notes": ["Ended with the epoch."],
+}
 GOOD: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
     "heartbeat": (protocol.Heartbeat, {"source": "rank-0", "phase": "training", "step": 1}),
     "progress": (
@@ -46,6 +60,7 @@ GOOD: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
     ),
     "events": (protocol.Event, {"kind": "non_finite", "message": "A batch was not finite.", "data": {"step": 1}}),
     "stacks": (protocol.Stacks, {"rank": 0, "request": 1, "threads": [{"name": "MainThread", "stack": "  here"}]}),
+    "profile": (protocol.Profile, {"rank": 0, "request": 1, "answer": PROFILE}),
     "stacks/request": (protocol.StacksWanted, {}),
     "requests": (protocol.RequestWatch, {"rank": 0, "known": None, "wait_s": 0}),
     "exit": (protocol.Exit, {"result": RESULT}),

@@ -16,6 +16,7 @@ from tests.helpers.service.databases import fresh_sqlite
 from tests.service.poison.conftest import NewScene
 from tests.service.poison.documents import STUDY
 from tests.service.poison.groups import Faults, culprits, must_be_none, share_of
+from tests.service.poison.messages import PROFILE
 from tests.service.poison.rows import Damage, of_table
 from tests.service.poison.scene import TERMINAL, VICTIM, Scene, empty
 
@@ -43,7 +44,9 @@ def running(scene: Scene, count: int) -> list[str]:
         checkpoint = {"path": "/c", "step": 1, "epoch": 0, "digest": "0", "size_bytes": 1}
         progress = {"epoch": 0, "epochs": 1, "step": 1, "steps": 100, "metrics": {"train/loss": 1.0}}
         stacks = {"rank": 0, "request": 1, "threads": [{"name": "MainThread", "stack": "  here"}]}
+        profile = {"rank": 0, "request": 1, "answer": PROFILE}
         messages = {"logs": {"lines": [line]}, "checkpoints": checkpoint, "progress": progress, "stacks": stacks}
+        messages |= {"profile": profile}
         for kind, message in messages.items():
             scene.tell(f"{job_id}-1", fence, kind, json.dumps({"fence": fence, **message}).encode())
     return jobs
@@ -122,6 +125,7 @@ OF_A_JOB = [
     ("log_lines", running),
     ("checkpoints", running),
     ("stacks", running),
+    ("profiles", running),
     ("labels", queued),
     ("exports", succeeded),
 ]
