@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from syncnorm.norm.conversion.state_transfer import carry_back
+from syncnorm.norm.conversion.state_transfer import carry_back, typical_parameter
 from syncnorm.norm.modules import carry_hooks
 from syncnorm.norm.paths import modules_with_paths, put
 
@@ -75,12 +75,12 @@ def apply(model: nn.Module, steps: Iterable[Step]) -> nn.Module:
 def undo(model: nn.Module) -> tuple[nn.Module, list[Step]]:
     """`model` before every `apply`, what was learned since carried back where it means the same; the steps undone.
     All of them or none."""
-    device_of = next(model.parameters(), None)
+    typical = typical_parameter(model)
     steps = steps_taken(model)
     try:
         for step in steps:
             step.old.train(step.new.training)
-            carry_back(step.new, step.old, device_of)
+            carry_back(step.new, step.old, typical)
             model = _put_everywhere(model, step.paths, step.old)
     except BaseException:
         redo(model, steps)

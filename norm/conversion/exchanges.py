@@ -14,7 +14,7 @@ from syncnorm.norm.conversion.edits import Step
 from syncnorm.norm.conversion.fixup import ScalarBias, fixup_steps, residual_branch
 from syncnorm.norm.conversion.overrides import Override
 from syncnorm.norm.conversion.self_normalizing import self_normalizing_steps
-from syncnorm.norm.conversion.state_transfer import carry_tensors, changes_in_eval, place_like
+from syncnorm.norm.conversion.state_transfer import carry_tensors, changes_in_eval, place_like, typical_parameter
 from syncnorm.norm.layers.weight import (
     CONVOLUTIONS,
     can_normalize_weight,
@@ -66,7 +66,7 @@ class Conversion:
         self.kind = rules[-1].kind
         self.modules = modules_with_paths(model)
         self.dims = _convolution_dims(model)
-        self.device_of = next(model.parameters(), None)
+        self.typical = typical_parameter(model)
         kinds, self.in_place = (
             {rule.kind for rule in rules},
             [m for m in model.modules() if getattr(m, "inplace", False)],
@@ -104,7 +104,7 @@ class Conversion:
         new = self._built(module, source, rule, has_activation=nearby != NearbyActivation())
         if rule.kind == "fixup" and not is_bare and self.changes.affine is not False:
             new = ScalarBias()
-            place_like(new, module, self.device_of)
+            place_like(new, module, self.typical)
         notes = [nearby.stays, *changes_in_eval(source, module, new)]
         if rule.kind in _ACTIVATING and nearby == NearbyActivation():
             notes.append(_WITHOUT_ACTIVATION[rule.kind])
@@ -132,7 +132,7 @@ class Conversion:
             **{name: value for name, value in changes.items() if value != "keep"},
         )
         new = build_layer(rule.kind, spec)
-        place_like(new, module, self.device_of)
+        place_like(new, module, self.typical)
         carry_tensors(module, new)
         return new
 

@@ -43,13 +43,13 @@ def carry_tensors(source: nn.Module, target: nn.Module) -> None:
         target.track_running_stats = False  # type: ignore[assignment]
 
 
-def carry_back(converted: nn.Module, original: nn.Module, device_of: Tensor | None) -> None:
+def carry_back(converted: nn.Module, original: nn.Module, typical: Tensor | None) -> None:
     """Give `original` what `converted` learned in its place, where it means the same there.
 
     Normalization layers: as in `carry_tensors`. Reparametrized weights: the weight they stand for (weight
     normalization) or standardize. Weights that were initialised anew are not: the original ones come back.
     """
-    place_like(original, converted, device_of)
+    place_like(original, converted, typical)
     if is_weight_normalized(converted):
         assert isinstance(converted.weight, Tensor)
         _copy_if_changed(converted.weight, original.weight)
@@ -85,12 +85,20 @@ def changes_in_eval(source: Source, old: nn.Module, new: nn.Module) -> Iterator[
 
 
 def place_like(module: nn.Module, example: nn.Module, fallback: Tensor | None) -> None:
-    """Move `module` to the device and the floating dtype of `example`, or at least to the device of `fallback`."""
+    """Move `module` to the device and the floating dtype of `example`, or of `fallback` where that has no tensors.
+
+    fallback: a parameter of the model, see `typical_parameter`.
+    """
     tensors = (tensor for tensor in (*example.parameters(), *example.buffers()) if tensor.is_floating_point())
-    if (tensor := next(tensors, None)) is not None:
-        module.to(device=tensor.device, dtype=tensor.dtype)
-    elif fallback is not None:
-        module.to(device=fallback.device)
+    if (tensor := next(tensors, fallback)) is not None:
+        is_computed_in = tensor.is_floating_point() and tensor.dtype.itemsize > 1  # 8 bits only hold a weight
+        module.to(device=tensor.device, dtype=tensor.dtype if is_computed_in else None)
+
+
+def typical_parameter(model: nn.Module) -> Tensor | None:
+    """One whose device and dtype a layer without tensors of its own is taken to have."""
+    parameters = list(model.parameters())
+    return next((tensor for tensor in parameters if tensor.is_floating_point()), next(iter(parameters), None))
 
 
 def _has_fixed_statistics(layer: nn.Module) -> bool:

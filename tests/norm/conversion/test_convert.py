@@ -146,6 +146,21 @@ def test_mode_dtype_and_arguments_survive() -> None:
     assert layer.weight.dtype == layer.running_mean.dtype == torch.float64
 
 
+@pytest.mark.parametrize(
+    "kind", ["group", "instance", "filter_response", "evo_s0", "sync_batch", "batch_renorm", "box_cox"]
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_layer_without_tensors_is_followed_by_one_in_the_dtype_of_the_model(kind: str, dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.InstanceNorm2d(4), nn.ReLU()).to(dtype)
+    affine = {} if kind == "box_cox" else {"affine": True}
+
+    converted, _ = norm.convert(model, kind, **affine)
+
+    found = {tensor.dtype for tensor in converted[1].state_dict().values() if tensor.is_floating_point()}
+    assert found == {dtype}
+    assert converted(torch.randn(4, 3, 6, 6, dtype=dtype)).dtype == dtype
+
+
 def test_arguments_of_the_new_layers_can_be_given() -> None:
     model, _ = norm.convert(vgg(), "sync_batch", eps=1e-3, momentum=None, affine=False)
 
