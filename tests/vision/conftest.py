@@ -26,7 +26,7 @@ NEEDS = ("torchvision", "monai", "nibabel", "pycocotools")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = [name for name in NEEDS if find_spec(name) is None]
     for item in items:
-        if item.path.parent == Path(__file__).parent:
+        if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}: make test-vision"))
 
 

@@ -86,6 +86,23 @@ class World:
             self.step()
         return self.job(job.id)
 
+    def run_until(self, job: Job, *states: JobState, steps: int = 200) -> Job:
+        """The job once it is in one of these states."""
+        for _ in range(steps):
+            if self.job(job.id).state in states:
+                return self.job(job.id)
+            self.step()
+        raise AssertionError(f"{self.job(job.id).state} after {steps} steps")
+
+    def settle(self, job: Job, *, steps: int = 200) -> Job:
+        """The job once it is over, and nothing of it is left anywhere."""
+        for _ in range(steps):
+            if self.job(job.id).is_terminal and not self.store.attempts.unreleased():
+                self.check_settled(self.job(job.id))
+                return self.job(job.id)
+            self.step()
+        raise AssertionError(f"{self.job(job.id).state} after {steps} steps")
+
     def export(self, job: Job, **section: Any) -> Export:
         """The wish for a later export, as the API stores it."""
         section = ExportSpec(**section).model_dump(mode="json")
