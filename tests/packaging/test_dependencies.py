@@ -29,10 +29,17 @@ OFFERED = {"gcsfs", "aiohttp", "nibabel", "torchvision"}
 OF_A_HOST = {"service/cli/demo.py", "service/cli/doctor.py"}
 """Of the command line, what starts or examines a service on its own host."""
 
+EMBEDDED = {"service/local/ray_head.py"}
+"""Programs of `syncnorm serve` without a cluster, which takes both extras."""
+
 
 @pytest.mark.parametrize(("room", "extras"), [("norm", ["norm"]), ("trainer", ["worker"]), ("service", ["server"])])
 def test_room_imports_what_its_extra_brings(room: str, extras: list[str]) -> None:
-    assert list(_undeclared(ROOT, _files(room), extras)) == []
+    assert list(_undeclared(ROOT, _files(room) - EMBEDDED, extras)) == []
+
+
+def test_embedded_programs_import_what_both_extras_bring() -> None:
+    assert list(_undeclared(ROOT, EMBEDDED, ["server", "worker"])) == []
 
 
 def test_client_and_command_line_import_what_the_base_brings() -> None:
