@@ -22,6 +22,11 @@ _MOST_TENSORS = 6
 _COLORS = {"error": "red", "warning": "yellow", "info": "dim"}
 GUARANTEE_LABELS = {"equals_one_device": "one device", "resumes_exactly": "resumes", "exported": "exported"}
 """What `syncnorm plan` and `syncnorm show` call each guarantee."""
+_NOT_BUILT = (
+    "unknown, because the service did not build the model in time, or its host has no torch. "
+    "Ask again when it is less busy. Each attempt checks the layers before it trains."
+)
+_NO_BATCH = "as your loader gives them. Set data.batch_size to see how many are behind each statistic"
 _FITS = {
     "now": "fit now",
     "later": "fit once other jobs have ended",
@@ -34,6 +39,7 @@ def plan_table(plan: Json) -> RenderableType:
     """The table of a plan: batch, normalization with its reasons, converted layers, guarantees, findings."""
     table = Table.grid(padding=(0, 2))
     rows = [*_size(plan), *_norm(plan["norm"]), *_layers(plan["conversion"] or [])]
+    rows += [] if plan["inspected"] else [("layers", _NOT_BUILT)]
     rows += _weights(plan.get("init_from"))
     rows += _parameters(plan.get("parameters"))
     rows += [(GUARANTEE_LABELS[name], f"{holds}: {why}") for name, holds, why in guarantee_rows(plan.get("guarantees"))]
@@ -52,6 +58,9 @@ def _size(plan: Json) -> Iterator[tuple[str, str]]:
     wanted, batch = plan["spec"]["resources"], plan["batch"]
     gpus = f" and {wanted['gpus_per_worker']} GPU" if wanted["gpus_per_worker"] else ""
     yield "workers", f"{plan['world_size']} of {wanted['cpus_per_worker']} CPU{gpus} each, {_FITS[plan['fits']]}"
+    if batch["per_worker"] is None:
+        yield "samples", _NO_BATCH
+        return
     behind = f", {batch['norm_group']} per norm group" if KINDS[plan["norm"]["kind"]].batch_statistics else ""
     yield "samples", f"{batch['per_worker']} per worker{behind}, {batch['global']} in the global batch"
 

@@ -111,9 +111,8 @@ class Connection:
         last, patience = "", RetryPeriod(self)
         while True:
             try:
-                for event in self._stream(path, params, last):
+                for event in self._stream(path, params, last, patience.renew):
                     last = event.id or last
-                    patience.renew()
                     yield event
                     if event.event == "end":
                         return
@@ -153,7 +152,10 @@ class Connection:
             self._address = address
             self.http.base_url = address.url
 
-    def _stream(self, path: str, params: Mapping[str, Any], last: str) -> Iterator[StreamEvent]:
+    def _stream(
+        self, path: str, params: Mapping[str, Any], last: str, on_line: Callable[[], None]
+    ) -> Iterator[StreamEvent]:
+        """on_line: called for every line, also for the comments that keep a quiet stream open."""
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
         timeout = httpx.Timeout(_STREAM_S, connect=CONNECT_S)
         request = self.http.build_request("GET", path, params=dict(params), headers=headers, timeout=timeout)
@@ -167,7 +169,7 @@ class Connection:
                     raise refused(self._address, answer)
                 if not answer.headers.get("content-type", "").startswith("text/event-stream"):
                     raise not_syncnorm(self._address, answer, read=False)
-                yield from _events(answer.iter_lines())
+                yield from _events(_noted(answer.iter_lines(), on_line))
             except ValueError as error:  # an event that isn't JSON
                 raise not_syncnorm(self._address, answer, read=False) from error
             finally:
@@ -223,6 +225,12 @@ def _wait_s(error: ClientError, safe: bool, repeatable: bool, pause_s: float | N
     if isinstance(error, ProblemError) and error.status in (429, 503) and error.retry_after_s is not None:
         return error.retry_after_s if error.retry_after_s <= _LONGEST_RETRY_AFTER_S else None
     return None
+
+
+def _noted(lines: Iterator[str], on_line: Callable[[], None]) -> Iterator[str]:
+    for line in lines:
+        on_line()
+        yield line
 
 
 def _events(lines: Iterator[str]) -> Iterator[StreamEvent]:

@@ -71,6 +71,26 @@ def test_what_holds_is_in_the_summary_and_in_the_plan() -> None:
         assert len(re.findall(rf"{label} +partly: a sampler of yours draws", text)) == 2
 
 
+def test_plan_without_a_built_model_says_that_the_layers_are_unknown() -> None:
+    console = Console(width=200, record=True)
+
+    console.print(plan_table(plan(read_spec(SPEC), None, None).as_json()))
+    console.print(plan_table(plan(read_spec(SPEC), None, Inspection(conversion=[], findings=[])).as_json()))
+
+    assert console.export_text().count("did not build the model in time") == 1
+
+
+def test_plan_of_a_loader_without_a_batch_size_names_the_field_instead_of_none() -> None:
+    console = Console(width=200, record=True)
+    own = {**SPEC, "data": {"class_path": "mine.Data"}, "code": {"package": f"sha256:{'0' * 64}"}}
+
+    console.print(plan_table(plan(read_spec(own), None, None).as_json()))
+
+    text = console.export_text()
+    assert "None" not in text
+    assert "Set data.batch_size" in text
+
+
 @pytest.mark.parametrize(
     ("found", "text"),
     [

@@ -227,6 +227,15 @@ def test_follower_of_a_service_that_stays_away_gives_up() -> None:
             list(client.follow_logs("job_1"))
 
 
+def test_follower_of_a_quiet_job_never_gives_up_while_the_service_keeps_the_stream_open() -> None:
+    quiet = _stream() + b": keep-alive\n\n"
+    with odd(_stream((1, "a")), *[quiet] * 12, _stream((2, "b"), end=True)) as (client, _):
+        client.connection.patience_s, client.connection.pause_s = 0.05, 0.01
+        seen = list(client.follow_logs("job_1"))
+
+    assert seen == ["a", "b"]
+
+
 def test_follower_without_a_service_does_not_wait() -> None:
     with Client("http://127.0.0.1:9") as client, pytest.raises(ServiceUnreachableError):
         list(client.follow_logs("job_1"))
