@@ -76,6 +76,7 @@ def create_app(context: Components) -> FastAPI:
     for pages in (job_page, sign_in):
         app.include_router(pages.router)
     overview.install(app)
+    context.metrics.watch_readiness(lambda: health.available_parts(health.health_checks(context)))
     return app
 
 

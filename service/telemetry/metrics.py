@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from syncnorm.service.backend_errors import DatabaseUnavailableError
 from syncnorm.service.background.loop import Health
 from syncnorm.service.jobs.job import Job, JobState
 from syncnorm.service.reconciler.reconciler import Reconciler
@@ -61,6 +63,10 @@ class Metrics:
     def watch_loops(self, healths: Iterable[Health]) -> None:
         self.registry.register(_Loops(healths))
 
+    def watch_readiness(self, parts: Callable[[], Mapping[str, bool]]) -> None:
+        """parts: whether each part that jobs need is available, by name."""
+        self.registry.register(_Parts(parts))
+
     def watch_parents(self, memory: Callable[[], Memory]) -> None:
         self.registry.register(_Parents(memory))
 
@@ -94,7 +100,8 @@ class _Collector(Collector):
         self._reconciler = reconciler
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._of_the_store()
+        with contextlib.suppress(DatabaseUnavailableError):  # syncnorm_part_ready says so
+            yield from self._of_the_store()
         yield from self._of_the_cluster()
         yield from _of_the_reconciler(self._reconciler)
 
@@ -103,6 +110,11 @@ class _Collector(Collector):
         for state, count in self._store.jobs.count_by_state().items():
             jobs.add_metric([JobState(state).value], count)
         yield jobs
+        yield GaugeMetricFamily(
+            "syncnorm_oldest_queued_seconds",
+            "Seconds that the oldest queued job has waited; 0 if none is queued",
+            self._store.jobs.longest_wait_s(),
+        )
         # From the store, so that they continue after a restart. Together they are what was allocated.
         cpu = CounterMetricFamily("syncnorm_cpu_seconds", "CPU seconds reserved by attempts", labels=["owner"])
         gpu = CounterMetricFamily("syncnorm_gpu_seconds", "GPU seconds reserved by attempts", labels=["owner"])
@@ -179,6 +191,19 @@ class _Loops(Collector):
             row.add_metric([health.name], health.in_a_row)
             age.add_metric([health.name], health.since_success_s())
         yield from (failed, row, age)
+
+
+class _Parts(Collector):
+    def __init__(self, parts: Callable[[], Mapping[str, bool]]) -> None:
+        self._parts = parts
+
+    def collect(self) -> Iterator[Metric]:
+        ready = GaugeMetricFamily(
+            "syncnorm_part_ready", "1 if this part that jobs need is available, as in /readyz", labels=["part"]
+        )
+        for name, is_ready in self._parts().items():
+            ready.add_metric([name], float(is_ready))
+        yield ready
 
 
 class _Parents(Collector):

@@ -16,7 +16,7 @@ from syncnorm.trainer.contract.spec import JobSpec
 from tests.docs.test_pages import PAGES
 from tests.helpers.paths import ROOT
 
-NOT_SPECS = {"scrape_configs", "services", "match"}
+NOT_SPECS = {"scrape_configs", "rule_files", "services", "match"}
 """First keys of blocks for other programs, and of a single rule."""
 PLACEHOLDER = f"sha256:{'0' * 64}"
 BASE: dict[str, Any] = {

@@ -79,14 +79,19 @@ def readyz(checks: Checks) -> JSONResponse:
 
 def readiness(checks: HealthChecks) -> Readiness:
     """Asks the database, MLflow and the storage, which takes up to two seconds while one is silent."""
-    parts = {
+    parts = available_parts(checks)
+    return Readiness(ready=all(parts.values()), role=checks.reconciler.role, **parts)
+
+
+def available_parts(checks: HealthChecks) -> dict[str, bool]:
+    """Whether each part that jobs need is available."""
+    return {
         "database": checks.can_write(),
         "cluster": checks.reconciler.view is not None,
         "mlflow": checks.tracker.is_answering(),
         "storage": checks.reconciler.backends.storage.is_usable(),
         "reconciler": checks.reconciler.health.is_good,
     }
-    return Readiness(ready=all(parts.values()), role=checks.reconciler.role, **parts)
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

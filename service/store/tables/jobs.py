@@ -165,6 +165,14 @@ class JobTable:
             found: dict[str, int] = {row[0]: row[1] for row in c.execute(query)}
         return {state: found.get(state, 0) for state in JobState}
 
+    def longest_wait_s(self) -> float:
+        """Seconds that the oldest queued job has waited; 0 if none is queued."""
+        query = sa.select(sa.func.min(t.jobs.c.queued_at)).where(t.jobs.c.state == JobState.QUEUED)
+        with self._db.read() as c:
+            oldest, now = c.execute(query).scalar_one(), self._db.now(c)
+        # A time that can't be read comes as text.
+        return max(0.0, (now - oldest).total_seconds()) if isinstance(oldest, datetime) else 0.0
+
     def get(self, job_id: str) -> Job | None:
         with self._db.read() as c:
             row = c.execute(JOBS.where(t.jobs.c.id == job_id)).one_or_none()
