@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from syncnorm.service.store.tables.history import HistoryTable
 from syncnorm.service.store.tables.jobs import JobTable
 
 _QUIET_S = 15.0
-"""After so long without a change the follower reads again, and a comment is sent if the format has one."""
+"""After so long without an item the follower reads again, and a comment is sent if the format has one."""
 _REST_S = 0.25
 """Least time between two reads of a follower: it gets all lines of that time at once, so that a job that prints without
 end costs each of its followers a few reads a second, not one for every message of every rank."""
@@ -81,22 +82,23 @@ def stream(feed: Feed, job_id: str, read: Read, after: int, form: StreamFormat) 
 async def _entries(feed: Feed, job_id: str, read: Read, after: int, form: StreamFormat) -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
     with feed.notifier.following(job_id) as changed:
+        sent_at = loop.time()
         while not feed.notifier.is_closed:
             changed.clear()
             rested = loop.time() + _REST_S
             part = await to_thread.run_sync(_next_part, feed, job_id, read, after, form, limiter=feed.limiter)
             after = part.position
-            if part.content:
-                yield part.content
+            # A change may concern what this follower does not read, such as log lines where it reads events.
+            if part.content or loop.time() - sent_at >= _QUIET_S:
+                yield part.content or form.comment
+                sent_at = loop.time()
             if part.is_last:
                 yield form.end(after)
                 return
             if part.is_full:
                 continue
-            try:
-                await asyncio.wait_for(changed.wait(), _QUIET_S)
-            except TimeoutError:
-                yield form.comment
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), sent_at + _QUIET_S - loop.time())
             await asyncio.sleep(rested - loop.time())
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from syncnorm.service.api import sse
 from syncnorm.service.client.client import Client
 from syncnorm.service.jobs.job import JobState, NewEvent
 from syncnorm.service.store.tables.history import HistoryTable
@@ -167,6 +168,34 @@ def test_job_that_never_rests_is_read_a_few_times_a_second(tmp_path: Path, monke
             took_s = time.monotonic() - began
 
     assert len(reads) <= 2 + took_s / 0.25
+
+
+def test_stream_without_a_new_item_sends_comments_although_the_job_changes_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that prints lines, for a follower of its events: without comments the client would take it for lost."""
+    monkeypatch.setattr(sse, "_QUIET_S", 0.3)
+    is_over = threading.Event()
+    with api(tmp_path) as (here, _), on_a_socket(here.app) as port:
+        job_id = here.post("/v1/jobs", json=SPEC).json()["id"]
+
+        def print_lines() -> None:
+            while not is_over.wait(0.02):
+                here.app.state.context.notifier.changed(job_id)  # type: ignore[attr-defined]
+
+        printing = threading.Thread(target=print_lines)
+        printing.start()
+        try:
+            headers = {"Accept": "text/event-stream"}
+            url = f"http://127.0.0.1:{port}/v1/jobs/{job_id}/events"
+            with httpx.stream("GET", url, headers=headers, timeout=5) as answer:
+                comments = (line for line in answer.iter_lines() if line.startswith(":"))
+                found = [next(comments), next(comments)]
+        finally:
+            is_over.set()
+            printing.join()
+
+    assert len(found) == 2
 
 
 def job_with_lines(port: int, world: World) -> str:
