@@ -106,7 +106,7 @@ def _nodes(http: httpx.Client, token: str | None) -> Check:
     cpus, gpus = sum(node["cpus"] for node in nodes), sum(node["gpus"] for node in nodes)
     if not nodes:
         return Check("workers", "", "Ray has no node yet. Wait a few seconds after the start of the service.")
-    return Check("workers", f"{len(nodes)} hosts, {cpus:g} CPUs, {gpus:g} GPUs")
+    return Check("workers", f"{counted(len(nodes), 'host')}, {cpus:g} CPUs, {gpus:g} GPUs")
 
 
 def _plans(http: httpx.Client) -> Check:
