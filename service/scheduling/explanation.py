@@ -123,6 +123,10 @@ def _finished(job: Job) -> str:
 
 
 def _queued(job: Job, attempt: Attempt | None, schedule: Schedule | None, ahead: int) -> Explanation:
+    if job.stop is not None:  # also while Ray is away: nothing has to start
+        asked = f"A {job.stop} was requested by {job.stop_by}" if job.stop_by else f"A {job.stop} was requested"
+        end = {"cancel": "cancelled", "pause": "paused"}.get(job.stop, "stopped")
+        return Explanation("stop_requested", f"{asked}. The job does not start, and is {end} within seconds.")
     if schedule is None:
         return Explanation(
             "cluster_unreachable", "Ray is unreachable. The job stays queued and starts once Ray is back."

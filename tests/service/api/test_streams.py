@@ -188,7 +188,7 @@ def test_stream_without_a_new_item_sends_comments_although_the_job_changes_all_t
         try:
             headers = {"Accept": "text/event-stream"}
             url = f"http://127.0.0.1:{port}/v1/jobs/{job_id}/events"
-            with httpx.stream("GET", url, headers=headers, timeout=5) as answer:
+            with httpx.stream("GET", url, headers=headers, timeout=30) as answer:
                 comments = (line for line in answer.iter_lines() if line.startswith(":"))
                 found = [next(comments), next(comments)]
         finally:

@@ -95,7 +95,7 @@ def test_embedded_service_is_examined_part_by_part(embedded: tuple[Settings, Wor
 
     names = ["service", "database", "storage", "cluster", "mlflow", "workers", "plans"]
     assert {name: check.problem for name, check in checks.items()} == dict.fromkeys(names)
-    assert "hosts" in checks["workers"].detail
+    assert "host" in checks["workers"].detail
     assert checks["plans"].detail == "cold: each starts a process of its own"
 
 
