@@ -105,7 +105,13 @@ def running(settings: Settings, entrypoint: str | None = None) -> Iterator[tuple
             )
             programs.append(program)
         if ray is None:
-            program, ray = stack.enter_context(local_ray(settings.home, own_mlflow=settings.mlflow_uri is None))
+            program, ray = stack.enter_context(
+                local_ray(
+                    settings.home,
+                    own_mlflow=settings.mlflow_uri is None,
+                    warm=settings.warm_jobs and is_supported(),
+                )
+            )
             programs.append(program)
         stack.enter_context(supervised(programs))
         if entrypoint is not None:
@@ -178,7 +184,7 @@ def make_context(
 
 def _dispatcher(settings: Settings, ray: LocalRay, store: Store) -> RayDispatcher:
     owner, known = _installation(settings), store.unreleased_submissions
-    return RayDispatcher(ray.url, ray.token or None, ray.entrypoints, owner=owner, known=known)
+    return RayDispatcher(ray.url, ray.token or None, ray.entrypoints, owner=owner, known=known, warm=ray.warm)
 
 
 def _reconciler(settings: Settings, backends: Backends) -> Reconciler:

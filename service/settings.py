@@ -81,7 +81,9 @@ class Settings:
     startup_timeout_s: float = 600.0
     """From the launch of an attempt to its first training step."""
     warm: bool = True
-    """Whether processes are forked from a parent that has their imports done."""
+    """Whether plans are made by processes that are forked from a parent that has their imports done."""
+    warm_jobs: bool = False
+    """The same for drivers and ranks on the embedded Ray."""
 
     @staticmethod
     def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -118,7 +120,8 @@ class Settings:
             event_retention_days=_within(environ, "SYNCNORM_EVENT_RETENTION_DAYS", 90, _MOST_DAYS),
             audit_retention_days=_within(environ, "SYNCNORM_AUDIT_RETENTION_DAYS", 365, _MOST_DAYS),
             idempotency_retention_days=_within(environ, "SYNCNORM_IDEMPOTENCY_RETENTION_DAYS", 7, _MOST_DAYS),
-            warm=_flag(environ, "SYNCNORM_WARM", default=True),
+            warm=(warm := _flag(environ, "SYNCNORM_WARM", default=True)),
+            warm_jobs=warm and _flag(environ, "SYNCNORM_WARM_JOBS", default=False),
         )
         _ = settings.trusted  # raises for an invalid name
         if not settings.auth and not loopback:

@@ -22,6 +22,7 @@ from syncnorm.service.integrations.http_client import HttpClient, HttpRequest, H
 from syncnorm.service.integrations.ray_answers import CLUSTER, RECORD, RECORDS, VERSION, Record, nodes_of, records_of
 from syncnorm.service.jobs.attempt_ending import RayStatus
 from syncnorm.trainer.contract.plan import NodeCapacity
+from syncnorm.trainer.forkserver.launcher import SWITCH
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -111,8 +112,10 @@ class RayDispatcher:
         owner: str = "syncnorm",
         timeout_s: float = 10,
         known: Callable[[], Collection[str]] | None = None,
+        warm: bool = False,
     ) -> None:
-        """url: the dashboard's; token: for RAY_AUTH_MODE=token; owner: marks our submissions.
+        """url: the dashboard's; token: for RAY_AUTH_MODE=token; owner: marks our submissions. warm: their processes may
+        be forked from a node's parent.
 
         known: the submissions that `observe` is about; None: all of ours, which takes a list.
         """
@@ -121,6 +124,7 @@ class RayDispatcher:
         self._entrypoints = entrypoints
         self._owner = owner
         self._known = known
+        self._warm = {"runtime_env": {"env_vars": {SWITCH: "1"}}} if warm else {}
         self._outage_log = OutageLog(logger)
         self.forgotten: queue.SimpleQueue[str] = queue.SimpleQueue()
         """What a sweep should delete next."""
@@ -151,6 +155,7 @@ class RayDispatcher:
             "entrypoint_num_cpus": 0,
             "entrypoint_resources": {DRIVER_RESOURCE: 1},
             "metadata": {"syncnorm": self._owner},
+            **self._warm,
         }
         answer = self._http.ask(HttpRequest("POST", "/api/jobs/", json=body))
         # Ray answers a repeated submission_id with 500 and a traceback (ray 2.60).

@@ -21,6 +21,7 @@ from syncnorm.service.confinement import PRIVATE_UMASK, environment_of_jobs, env
 from syncnorm.service.integrations.ray_jobs import ENTRYPOINTS, Entrypoints
 from syncnorm.service.local.free_ports import claimed_port, free_port
 from syncnorm.service.local.supervisor import sweep
+from syncnorm.trainer.forkserver.launcher import FOLDER, LAUNCHER
 
 logger = logging.getLogger(__name__)
 
@@ -103,30 +104,41 @@ class LocalRay:
     url: str
     token: str
     entrypoints: Entrypoints
+    warm: bool = False
+    """Whether it starts drivers and workers of ours from a parent."""
 
 
 @contextlib.contextmanager
-def local_ray(home: Path, *, own_mlflow: bool = True) -> Iterator[tuple[Program, LocalRay]]:
-    """A Ray head on this host, reachable with a token of our own only. own_mlflow: see `environment_of_jobs`."""
+def local_ray(home: Path, *, own_mlflow: bool = True, warm: bool = False) -> Iterator[tuple[Program, LocalRay]]:
+    """A Ray head on this host, reachable with a token of our own only. own_mlflow: see `environment_of_jobs`. warm:
+    whether drivers and workers are forked from a parent, see docs/explanation/warm-start.md."""
     token_file = home / "ray.token"
     token = _write_token(token_file)
     _remove_left(home / _FOLDER_FILE)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_short_temp()))
     (home / _FOLDER_FILE).write_text(str(folder))
+    of_parent = _folder_of_parent(folder) if warm else {}
 
     def command() -> Command:
-        return Command(_ray_arguments(folder, dashboard), _ray_environment(token_file, own_mlflow))
+        return Command(_ray_arguments(folder, dashboard), _ray_environment(token_file, own_mlflow) | of_parent)
 
-    python = shlex.quote(sys.executable)
-    entrypoints: Entrypoints = {kind: command.replace("python", python, 1) for kind, command in ENTRYPOINTS.items()}
+    python = f"{shlex.quote(sys.executable)} -m{f' {LAUNCHER}' if warm else ''}"
+    entrypoints: Entrypoints = {kind: command.replace("python -m", python, 1) for kind, command in ENTRYPOINTS.items()}
     program = Program("ray", home, command)
     with claimed_port() as dashboard:
         try:
             program.start()
-            yield program, LocalRay(f"http://127.0.0.1:{dashboard}", token, entrypoints)
+            yield program, LocalRay(f"http://127.0.0.1:{dashboard}", token, entrypoints, warm)
         finally:
             program.stop()
             _remove_left(home / _FOLDER_FILE)
+
+
+def _folder_of_parent(ray: Path) -> dict[str, str]:
+    """The variable that tells processes of Ray where to find their parent. It ends when the folder goes."""
+    folder = ray / "warm"
+    folder.mkdir(mode=0o700)
+    return {FOLDER: str(folder)}
 
 
 def _remove_left(record: Path) -> None:

@@ -6,9 +6,13 @@ modules of the dashboard we use three. The others would take 130 MB and wake up 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from syncnorm.trainer.forkserver.launcher import FOLDER
+from syncnorm.trainer.forkserver.ray_worker import SETUP_WORKER
 
 USED = ("JobHead", "NodeHead", "ReportHead")
 """Modules of the dashboard: submissions, which go to the node that NodeHead calls the head, and free capacity."""
@@ -21,6 +25,9 @@ def main() -> None:
     scripts: Any = command_line  # not typed
     scripts.get_ray_client_dependency_error = lambda: ImportError("not wanted")
     services.start_ray_process = _with_used_modules(services.start_ray_process, ray_constants.PROCESS_TYPE_DASHBOARD)
+    if FOLDER in os.environ:
+        # Ray joins the folder of its own script and this path, and an absolute path wins (ray 2.60).
+        ray_constants.SETUP_WORKER_FILENAME = SETUP_WORKER
     sys.argv[0] = "ray"
     scripts.main()
 

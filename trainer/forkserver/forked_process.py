@@ -35,8 +35,8 @@ def run(task: Task, parent: int) -> NoReturn:
     try:
         _end_with(parent)
         _begin(task)
-        code = _exit_code(lambda: importlib.import_module(task.module).main(*task.arguments))
-        code = _exit_code(_finish) or code
+        code = exit_code(lambda: importlib.import_module(task.module).main(*task.arguments))
+        code = exit_code(finish) or code
     finally:
         os._exit(code)  # without tidying up memory that is shared with the parent
 
@@ -63,7 +63,7 @@ def _begin(task: Task) -> None:
         numpy.random.seed()
 
 
-def _finish() -> None:
+def finish() -> None:
     """What Python does at its end, and `os._exit` does not."""
     threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing ends its processes
     atexit._run_exitfuncs()
@@ -71,7 +71,7 @@ def _finish() -> None:
     sys.stderr.flush()
 
 
-def _exit_code(call: Callable[[], object]) -> int:
+def exit_code(call: Callable[[], object]) -> int:
     """As Python would exit after `call`."""
     try:
         call()

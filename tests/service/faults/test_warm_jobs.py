@@ -1,0 +1,106 @@
+"""Jobs in a row whose drivers and ranks are forked from one parent: nothing of one is left, or gets to the next."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from syncnorm.service.client.client import Client
+from syncnorm.trainer.forkserver import launcher
+from tests.helpers.amounts import amount
+from tests.service.conftest import RunningService, eventually
+from tests.service.integrations.test_on_ray import wait_for
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(1200)]
+PARENT = "syncnorm.trainer.forkserver.node_parent"
+READY_S = 600
+
+
+@pytest.fixture
+def embedded(tmp_path: Path) -> Iterator[RunningService]:
+    service = RunningService(tmp_path, {"SYNCNORM_ALLOW_CODE": "1", "SYNCNORM_WARM_JOBS": "1"}, trains=True)
+    yield service
+    service.stop()
+
+
+def run(client: Client, folder: Path, *, spoils: bool) -> list[Any]:
+    """A job of two ranks; what each wrote about its process."""
+    folder.mkdir()
+    document = {
+        "name": "warm",
+        "model": {
+            "class_path": "tests.helpers.trainer.spoiling_module.Spoiling",
+            "init_args": {"folder": str(folder), "spoils": spoils},
+        },
+        "data": {"name": "digits", "batch_size": 32},
+        "train": {"steps": 2},
+        "resources": {"workers": 2},
+        "export": {"formats": []},
+    }
+    done = wait_for(client, client.submit(document)["id"], "succeeded", "failed", timeout_s=READY_S)
+    assert done["state"] == "succeeded", done["message"]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def parent_of(service: RunningService) -> psutil.Process:
+    """The node's parent, once it is ready."""
+    folder = Path((service.home / "ray.folder").read_text()) / "warm"
+
+    def ready() -> psutil.Process | None:
+        launcher.start_parent(str(folder))  # there is one: this hurries it
+        return (
+            psutil.Process(int((folder / launcher.LOCK).read_text())) if (folder / launcher.SOCKET).exists() else None
+        )
+
+    return eventually(ready, READY_S)
+
+
+def left(parent: psutil.Process) -> dict[str, Any]:
+    """What may grow from job to job."""
+    return {
+        "children": [child.pid for child in parent.children(recursive=True)],
+        "threads": parent.num_threads(),
+        "files": parent.num_fds(),
+        "shared memory": sorted(path.name for path in Path("/dev/shm").iterdir() if "syncnorm" in path.name),
+    }
+
+
+def _in_a_row(service: RunningService, tmp_path: Path, jobs: int) -> None:
+    with service.start() as client:
+        cold = run(client, tmp_path / "cold", spoils=False)
+        parent = parent_of(service)
+        before = left(parent)
+        for number in range(jobs):
+            warm = run(client, tmp_path / f"warm-{number}", spoils=number % 2 == 0)
+
+            assert all(PARENT in fact.pop("parent") for fact in warm)
+            assert warm == [{name: value for name, value in fact.items() if name != "parent"} for fact in cold]
+        eventually(lambda: left(parent) == before)
+        memory = parent.memory_info().rss
+    assert memory < 900 * 2**20
+    service.stop()
+    eventually(lambda: not parent.is_running() or parent.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_jobs_leave_nothing_behind_and_change_nothing_in_the_next(embedded: RunningService, tmp_path: Path) -> None:
+    _in_a_row(embedded, tmp_path, jobs=2)
+
+
+@pytest.mark.chaos
+def test_two_hundred_jobs_leave_nothing_behind(embedded: RunningService, tmp_path: Path) -> None:
+    _in_a_row(embedded, tmp_path, jobs=amount(200))
+
+
+def test_jobs_outlive_a_killed_parent_and_the_next_start_anew(embedded: RunningService, tmp_path: Path) -> None:
+    with embedded.start() as client:
+        run(client, tmp_path / "cold", spoils=False)
+        parent_of(embedded).kill()
+
+        facts = run(client, tmp_path / "after", spoils=False)
+
+    assert not any(PARENT in fact["parent"] for fact in facts)
