@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ _STOP_S = 60.0
 
 def main() -> int:
     """0 if the job succeeded, 1 if not."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the service is stopped then, too
     console = Screen()
     home = Path(os.environ.get("SYNCNORM_HOME") or ".syncnorm").resolve()
     try:
