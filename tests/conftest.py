@@ -48,6 +48,7 @@ SYSTEM = (
     "tests/service/local",
     "tests/service/poison",
     "tests/test_dying_process.py",
+    "tests/trainer/data/test_datasets_on_mlflow.py",
     "tests/trainer/debugging/test_profile_in_a_bucket.py",
     "tests/trainer/driver",
     "tests/trainer/forkserver",

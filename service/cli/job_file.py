@@ -9,8 +9,9 @@ from typing import Any
 
 from syncnorm.service.cli.overrides import override
 from syncnorm.service.cli.yaml_reader import SpecFileError, parse
+from syncnorm.service.client.git_checkout import source_of
 
-__all__ = ["MAX_BYTES", "SpecFileError", "load"]
+__all__ = ["MAX_BYTES", "SpecFileError", "load", "load_with_source"]
 MAX_BYTES = 64 * 1024
 """The limit for a body over REST."""
 _STDIN = Path("-")
@@ -32,6 +33,14 @@ def load(path: Path, settings: Sequence[str] = (), what: str = "job") -> dict[st
     for setting in settings:
         override(value, setting)
     return value
+
+
+def load_with_source(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
+    """The job in a file, with the git checkout that it comes from, unless it has a `source` already."""
+    job = load(path, settings)
+    if "source" not in job and (source := source_of(path)) is not None:
+        job["source"] = source
+    return job
 
 
 def _read(path: Path, where: str) -> str:

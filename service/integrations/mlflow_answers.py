@@ -21,9 +21,15 @@ _REFUSALS_WITH_CODE = {403, 404}
 """Statuses that a proxy, and MLflow's own check of the Host header, answer as well, but without an error code."""
 
 
+class _Tag(BaseModel):
+    key: str
+    value: str = ""
+
+
 class Experiment(BaseModel):
     experiment_id: _Id
     lifecycle_stage: str = "active"
+    tags: list[_Tag] = []
 
 
 class ExperimentFound(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from syncnorm.service.integrations.mlflow_experiment import runs_page
 from syncnorm.service.jobs.export_summary import export_summary
 from syncnorm.service.jobs.job import Job, JobState
 from syncnorm.trainer.contract.failure import advised
@@ -22,6 +23,7 @@ def run_note(job: Job, url: str) -> str:
     """The note in Markdown; MLflow shows its first lines. url: of the job's page."""
     parts = ", ".join(f"[{part}]({url}#{part})" for part in _PARTS)
     lines = [_what(job), "", *_state(job), "", f"Job [`{job.id}`]({url}), owner {job.owner}: {parts}"]
+    lines += ["", _links(job, url)]
     rows = list(_guarantees(job))
     if job.state is JobState.SUCCEEDED:
         rows += [*_export(job), *_model(job), *_scores(job)]
@@ -55,6 +57,16 @@ def windows_line(certificate: dict[str, Any]) -> str:
     if found.get("validated") == "joint":
         return f"validated jointly; by windows, as an exported file is run, {changed}"
     return changed
+
+
+def _links(job: Job, url: str) -> str:
+    """Links from the run to what a reader wants next."""
+    service = url.rpartition("/jobs/")[0]
+    links = [f"[queue]({service}/)", f"[API]({service}/docs)"]
+    if job.experiment_id is not None:
+        charts, runs = (runs_page("", job.experiment_id, charts=charts) for charts in (True, False))
+        links = [f"[charts, scores first]({charts})", f"[runs of this project]({runs})", *links]
+    return f"See also: {', '.join(links)}"
 
 
 def _what(job: Job) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from syncnorm.service.jobs.job import Attempt, Job
 from syncnorm.trainer.contract.mlflow_rest import mlflow_name
 from syncnorm.trainer.contract.plan import guarantee_rows
+from syncnorm.trainer.contract.spec import JobSpec, SourceSpec
 from syncnorm.trainer.contract.text import storable, storable_json
 
 MOST_PARAMS = 1000
@@ -27,6 +28,7 @@ def run_tags(job: Job, attempts: Sequence[Attempt]) -> Pairs:
         **world_size_tags(job, attempts),
         "syncnorm.attempts": str(job.attempt),
         "mlflow.user": job.owner,
+        **_source_tags(job.spec.value),
         **{f"syncnorm.guarantee.{name}": f"{holds}: {why}" for name, holds, why in guarantee_rows(job.guarantees)},
         **{f"syncnorm.label.{key}": value for key, value in job.labels.items()},
     }
@@ -34,6 +36,18 @@ def run_tags(job: Job, attempts: Sequence[Attempt]) -> Pairs:
     if left_out > 0:
         tags[LEFT_OUT_TAG] = f"{left_out} of the spec's values are in the artifact spec.yaml only."
     return _fit(tags.items(), _MAX_TAG)
+
+
+def _source_tags(spec: JobSpec | None) -> dict[str, str]:
+    """Where the job came from, in MLflow's own tags."""
+    if spec is None:
+        return {}
+    source = spec.source or SourceSpec()
+    name = source.repository or source.name or spec.model.class_path or f"syncnorm {spec.model.name}"
+    git = {"commit": source.commit, "branch": source.branch, "repoURL": source.repository}
+    dirty = {} if source.commit is None else {"mlflow.source.git.dirty": str(source.dirty).lower()}
+    given = {f"mlflow.source.git.{key}": value for key, value in git.items() if value}
+    return {"mlflow.source.name": name, "mlflow.source.type": "JOB", **given, **dirty}
 
 
 def run_params(spec: Mapping[str, Any]) -> Pairs:

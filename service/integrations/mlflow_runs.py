@@ -23,6 +23,7 @@ from syncnorm.service.integrations.mlflow_answers import (
     RUNS_FOUND,
     read,
 )
+from syncnorm.service.integrations.mlflow_experiment import KIND_TAG, experiment_tags, run_page
 from syncnorm.service.integrations.mlflow_model_tags import model_request, tags_in
 from syncnorm.service.integrations.mlflow_run_facts import Pairs, run_params, run_tags, world_size_tags
 from syncnorm.service.jobs.job import Attempt, Job
@@ -67,8 +68,8 @@ class Tracker(Protocol):
     def set_status(self, run_id: str, status: str, note: str) -> None:
         """note: its page; it is left out where MLflow won't take it."""
 
-    def histories(self, run_id: str, prefix: str) -> dict[str, list[tuple[int, float]]]:
-        """(step, value) of every metric whose name has this prefix."""
+    def histories(self, run_id: str, prefixes: tuple[str, ...]) -> dict[str, list[tuple[int, float]]]:
+        """(step, value) of every metric whose name has one of these prefixes."""
 
     def model_tags(self, uri: str) -> dict[str, str] | None:
         """Tags of a model, given as `models:/NAME/3`, `models:/NAME@ALIAS` or `models:/m-…`; None: there is none."""
@@ -113,9 +114,9 @@ class MlflowTracker:
                 extra={"run": run_id, "error": str(error)},
             )
 
-    def histories(self, run_id: str, prefix: str) -> dict[str, list[tuple[int, float]]]:
+    def histories(self, run_id: str, prefixes: tuple[str, ...]) -> dict[str, list[tuple[int, float]]]:
         run = self.read("GET", "runs/get", {"run_id": run_id}, RUN_FOUND).run
-        names = [metric.key for metric in run.data.metrics if metric.key.startswith(prefix)]
+        names = [metric.key for metric in run.data.metrics if metric.key.startswith(prefixes)]
         found: dict[str, list[tuple[int, float]]] = {}
         until = time.monotonic() + _HISTORIES_S
         for start in range(0, len(names), _AT_ONCE):
@@ -160,14 +161,30 @@ class MlflowTracker:
         except RefusedError as error:
             if error.code not in ("", GONE):
                 raise
-            return self.read("POST", "experiments/create", {"name": project}, EXPERIMENT_MADE).experiment_id
+            made = self.read("POST", "experiments/create", {"name": project}, EXPERIMENT_MADE)
+            return self._with_view(made.experiment_id)
         if found.experiment.lifecycle_stage == "deleted":
             logger.warning(
                 "restoring a deleted MLflow experiment, because a job uses it as its project",
                 extra={"project": project},
             )
             self.call("POST", "experiments/restore", {"experiment_id": found.experiment.experiment_id})
-        return found.experiment.experiment_id
+        if any(tag.key == KIND_TAG for tag in found.experiment.tags):
+            return found.experiment.experiment_id
+        return self._with_view(found.experiment.experiment_id)
+
+    def _with_view(self, experiment_id: str) -> str:
+        """The experiment, after its pages show model training; one that MLflow won't tag stays as it is."""
+        try:
+            for key, value in experiment_tags().items():
+                tag = {"experiment_id": experiment_id, "key": key, "value": value}
+                self.call("POST", "experiments/set-experiment-tag", tag)
+        except RefusedError as error:
+            logger.warning(
+                "MLflow refused a tag of an experiment; its pages lack our view",
+                extra={"experiment": experiment_id, "error": str(error)},
+            )
+        return experiment_id
 
     def _is_there(self, run_id: str) -> bool:
         """Whether the run can be written to. False if it was deleted: then the next attempt gets another one."""
@@ -238,9 +255,3 @@ def _now_ms() -> int:
 def run_url(uri: str, job: Job) -> str | None:
     """The page of a job's run, for a browser."""
     return run_page(uri, job.experiment_id, job.run_id)
-
-
-def run_page(uri: str, experiment_id: str | None, run_id: str | None) -> str | None:
-    if run_id is None or experiment_id is None:
-        return None
-    return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"

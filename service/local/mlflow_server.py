@@ -1,7 +1,8 @@
 """`python -m syncnorm.service.local.mlflow_server …`: MLflow's own command, with a check of Host and Origin.
 
-MLflow accepts requests of every page on localhost, whatever its port, and lets it read and write (3.17). There is no
-option against that, so its application is wrapped before uvicorn starts it.
+MLflow accepts requests of every page on localhost, whatever its port, and lets it read and write (3.17). Its pages show
+language models until somebody switches them to model training. There is no option for either, so its application is
+wrapped before uvicorn starts it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from syncnorm.service.api.http.origin_guard import head_of
 from syncnorm.service.origins import Trusted, find_refusal
@@ -22,6 +23,53 @@ _PUBLIC_URL = "SYNCNORM_MLFLOW_PUBLIC_URL"
 """Where browsers reach this server, if under another name than the allowed hosts."""
 _ALLOWED, _ORIGINS = "MLFLOW_SERVER_ALLOWED_HOSTS", "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"
 """MLflow's own variables: names it answers to, and origins whose pages may write."""
+
+
+_AS_TRAINING = (
+    b"<script>for (const [key, value] of "
+    b"[['workflowType', '\"machine_learning\"'], ['assistant.fab.autoOpenedOnFirstLoad', 'true']]) "
+    b"localStorage.getItem(`mlflow.${key}_v1`) ?? localStorage.setItem(`mlflow.${key}_v1`, value)</script>"
+)
+"""Sets what the pages remember, in a browser that has not been there: the switch, and that the assistant's pane, which
+opens by itself once, did."""
+
+
+class TrainingPages:
+    """Adds `_AS_TRAINING` to the one page that MLflow has."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "GET" or scope["path"] != "/":
+            await self._app(scope, receive, send)
+            return
+        start: Message = {}
+        body = b""
+
+        async def changed(message: Message) -> None:
+            nonlocal start, body
+            if message["type"] == "http.response.start":
+                start = message
+            elif message["type"] == "http.response.body":
+                body += message.get("body", b"")
+                if not message.get("more_body", False):
+                    await send(_with_length(start, body := body.replace(b"<head>", b"<head>" + _AS_TRAINING, 1)))
+                    await send({"type": "http.response.body", "body": body})
+
+        await self._app(_unconditional(scope), receive, changed)
+
+
+def _unconditional(scope: Scope) -> Scope:
+    """The request without what browsers know of MLflow's own file, and uncompressed."""
+    kept = (b"if-none-match", b"if-modified-since", b"accept-encoding", b"range")
+    return {**scope, "headers": [(name, value) for name, value in scope["headers"] if name not in kept]}
+
+
+def _with_length(start: Message, body: bytes) -> Message:
+    dropped = (b"content-length", b"etag", b"last-modified")
+    headers = [(name, value) for name, value in start["headers"] if name.lower() not in dropped]
+    return {**start, "headers": [*headers, (b"content-length", str(len(body)).encode())]}
 
 
 class MlflowGuard:
@@ -44,14 +92,14 @@ def guarded() -> ASGIApp:
     """What uvicorn runs, in each process of the server."""
     from mlflow.server.fastapi_app import app
 
-    return MlflowGuard(app, _trusted(os.environ))
+    return MlflowGuard(TrainingPages(app), _trusted(os.environ))
 
 
 def guarded_with_accounts() -> ASGIApp:
     """The same for `--app-name=basic-auth`."""
     from mlflow.server.auth import create_app
 
-    return MlflowGuard(create_app(), _trusted(os.environ))
+    return MlflowGuard(TrainingPages(create_app()), _trusted(os.environ))
 
 
 _FACTORIES = {"mlflow.server.fastapi_app:app": guarded, "mlflow.server.auth:create_app": guarded_with_accounts}

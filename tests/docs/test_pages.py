@@ -93,6 +93,8 @@ NOT_MODULES = {
     "syncnorm.not_logged",
     "syncnorm.world_size",
     "syncnorm.world_size_changes",
+    "syncnorm.worst_layer.drift",
+    "syncnorm.worst_layer.variance",
 }
 """A file, and tags of MLflow."""
 

@@ -268,9 +268,9 @@ class FakeTracker:
         self.status[run_id] = status
         self.notes[run_id] = note
 
-    def histories(self, run_id: str, prefix: str) -> dict[str, list[tuple[int, float]]]:
+    def histories(self, run_id: str, prefixes: tuple[str, ...]) -> dict[str, list[tuple[int, float]]]:
         self._require()
-        return {f"{prefix}bn1/drift": [(1, 0.5)]} if run_id in self.status else {}
+        return {f"{prefixes[0]}bn1/drift": [(1, 0.5)]} if run_id in self.status else {}
 
     def model_tags(self, uri: str) -> dict[str, str] | None:
         self._require()

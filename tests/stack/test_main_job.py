@@ -16,6 +16,7 @@ import yaml
 from sklearn.datasets import load_digits
 
 from syncnorm.service.client.client import Client
+from syncnorm.trainer.contract.mlflow_rest import layer_metric, system_metric
 from tests.helpers.paths import EXAMPLES
 from tests.stack.conftest import Serving, eventually, finished
 
@@ -53,6 +54,22 @@ def history(rest: httpx.Client, job: dict[str, Any], key: str) -> list[dict[str,
 def artifacts(rest: httpx.Client, job: dict[str, Any], path: str) -> list[str]:
     found = rest.get("artifacts/list", params={"run_id": job["mlflow"]["run_id"], "path": path}).json()
     return [file["path"] for file in found.get("files", [])]
+
+
+def test_run_has_its_data_its_source_and_the_use_of_each_rank(
+    run: dict[str, Any], rest: httpx.Client, job: dict[str, Any]
+) -> None:
+    tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
+    datasets = run["inputs"]["dataset_inputs"]
+
+    assert {one["tags"][0]["value"] for one in datasets} == {"train", "validation"}
+    assert {one["dataset"]["name"] for one in datasets} == {"digits"}
+    assert tags["mlflow.source.name"] == "syncnorm resnet"
+    assert re.fullmatch(r"[\w.]+: [\d.e-]+", tags["syncnorm.worst_layer.drift"])
+    for name in ("norm/drift/max", "norm/drift/median", "norm/variance/min"):
+        assert len(history(rest, job, name)) == 10
+    for rank in range(2):
+        assert history(rest, job, system_metric(rank, "process_memory_usage_megabytes"))[0]["value"] > 100
 
 
 def test_job_succeeds_and_learns_the_digits(job: dict[str, Any]) -> None:
@@ -123,7 +140,7 @@ def test_run_has_the_statistics_of_every_norm_layer(job: dict[str, Any], client:
 
     for layer in layers:
         for what in ("running_mean_abs", "running_var_mean", "drift"):
-            assert len(history(rest, job, f"norm/{layer}/{what}")) == 10, (layer, what)
+            assert len(history(rest, job, layer_metric(layer, what))) == 10, (layer, what)
     files = artifacts(rest, job, "norm/statistics")
     assert len(files) == 11
     assert "norm/statistics/population.safetensors" in files

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,17 +31,13 @@ SYNC_SHARE = "norm/sync_share"
 SLOWEST_RANK = "norm/slowest_rank"
 WAITING_SHARE = "norm/waiting_share"
 WINDOW_CHANGES = "norm/window_changes"
+DRIFT_MAX, DRIFT_MEDIAN, VARIANCE_MIN = "norm/drift/max", "norm/drift/median", "norm/variance/min"
 NON_FINITE_STEPS = "train/non_finite_steps"
 
 METRICS_A_REQUEST = 1000
 HISTORY_A_REQUEST = 25_000
 LONGEST_KEY = 250
 """Of MLflow."""
-
-
-def layer_metric(layer: str, what: str) -> str:
-    """Name of a metric of one normalization layer: `norm/{layer}/{running_mean_abs | running_var_mean | drift}`."""
-    return f"norm/{layer}/{what}"
 
 
 # What each diagnostic logs, as `diagnostics/{layer}/{name}`; those of the whole network have the layer `landscape` or
@@ -72,10 +69,14 @@ class Point(TypedDict):
 
 
 class Spool:
-    """An append-only file of points, one per line, so that a torn last line costs one point only."""
+    """An append-only file of points, one per line, so that a torn last line costs one point only.
+
+    Threads may share it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
 
@@ -83,10 +84,12 @@ class Spool:
         """at_ms: the time of the values, in milliseconds since 1970; None: now."""
         at_ms = int(time.time() * 1000) if at_ms is None else at_ms
         points = [Point(key=key, value=float(value), step=step, timestamp=at_ms) for key, value in metrics.items()]
-        if self._file.closed:
-            self._file = self.path.open("a", encoding="utf-8")
-        self._file.writelines(json.dumps(point) + "\n" for point in points)
-        self._file.flush()
+        lines = "".join(json.dumps(point) + "\n" for point in points)
+        with self._lock:
+            if self._file.closed:
+                self._file = self.path.open("a", encoding="utf-8")
+            self._file.write(lines)
+            self._file.flush()
 
     def close(self) -> None:
         """What is appended later opens it anew."""

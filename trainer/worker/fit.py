@@ -44,6 +44,8 @@ from syncnorm.trainer.reporting.metric_spool import Spool
 from syncnorm.trainer.reporting.partition_detector import PartitionDetector, reaches_ray_head
 from syncnorm.trainer.reporting.reporter import Reporter
 from syncnorm.trainer.reporting.run_logger.assembly import run_logger_of
+from syncnorm.trainer.reporting.telemetry.run_facts import RunFacts
+from syncnorm.trainer.reporting.telemetry.system_metrics import system_metrics
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.training.averaging.averaged_weights import AveragedWeights
 from syncnorm.trainer.training.batch_size import count_of
@@ -99,10 +101,11 @@ def fit(
     context: RankContext,
     prepare: Prepare = lambda *_: None,
     load: Callable[[nn.Module], None] = lambda _: None,
+    facts: RunFacts | None = None,
     profiling: Profiling | None = None,
 ) -> FitResult:
     """Train to the end. Entered by every rank. prepare: called once everything is ready for the first step. load: as
-    in ConvertedNorms. profiling: answers requests for a profile.
+    in ConvertedNorms. facts: of the run. profiling: answers requests for a profile.
 
     Raises: StopRequested after a checkpoint, on every rank at the same step; SupersededError.
     """
@@ -121,9 +124,10 @@ def fit(
 
     spool = Spool(folders.spool)
     try:
-        with _spool(folders, context, spool), checkpoints.publication:
+        usage = system_metrics(context, spec.resources.cpus_per_worker, spool)
+        with _spool(folders, context, spool), checkpoints.publication, usage:
             sync = SyncShare(of_all_ranks=spec.norm.group == "world")
-            early = _early(launch, folders, spool, reporter, sync, assembly.steps)
+            early = _early(launch, folders, spool, facts or RunFacts(), reporter, sync, assembly.steps)
             averages = _averages(assembly, spec)
             progress = ProgressReporter(reporter, spool, metrics, sync, epochs=spec.train.epochs, steps=assembly.steps)
             profilers = [profiling] if profiling else []
@@ -232,7 +236,13 @@ def _spool(folders: AttemptFolders, context: RankContext, spool: Spool) -> Itera
 
 
 def _early(
-    launch: Launch, folders: AttemptFolders, spool: Spool, reporter: Reporter, sync: SyncShare, steps: int | None
+    launch: Launch,
+    folders: AttemptFolders,
+    spool: Spool,
+    facts: RunFacts,
+    reporter: Reporter,
+    sync: SyncShare,
+    steps: int | None,
 ) -> list[Callback]:
     """Callbacks around the step itself, in the order of their calls."""
     spec = launch.spec
@@ -241,7 +251,7 @@ def _early(
     callbacks += [
         sync,
         StatisticsShield(alarm),
-        StatisticsRecorder(folders.artifacts, spool, alarm, every=spec.statistics.every),
+        StatisticsRecorder(folders.artifacts, spool, facts, alarm, every=spec.statistics.every),
     ]
     if spec.diagnostics:
         # After the recorder, which must not mistake a probe's forward passes for those of training.

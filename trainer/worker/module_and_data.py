@@ -98,6 +98,11 @@ class Assembly:
     def task_data(self) -> TaskData | None:
         return self.datamodule if isinstance(self.datamodule, TaskData) else None
 
+    @property
+    def data(self) -> Data | None:
+        """The samples, where they are known before training."""
+        return self.datamodule.data if isinstance(self.datamodule, TaskData | NamedData) else None
+
 
 def assemble(spec: JobSpec, rank: int, world_size: int) -> Assembly:
     """Build what `spec` names, the same on every rank. Weights are drawn from torch's global generator.

@@ -19,6 +19,7 @@ from syncnorm.trainer.contract.plan import Inspection, plan
 from syncnorm.trainer.contract.protocol import Launch, Result
 from syncnorm.trainer.contract.spec_findings import alike
 from syncnorm.trainer.contract.text import counted, name_some
+from syncnorm.trainer.data.dataset_facts import dataset_inputs
 from syncnorm.trainer.debugging.hang import keep_stacks
 from syncnorm.trainer.debugging.profile_delivery import ProfileDelivery
 from syncnorm.trainer.debugging.profiling import Profiling
@@ -36,6 +37,7 @@ from syncnorm.trainer.reporting.redaction import redact, redacted_output
 from syncnorm.trainer.reporting.reporter import Reporter
 from syncnorm.trainer.reporting.run_logger.assembly import journal_sender_of
 from syncnorm.trainer.reporting.stdout_capture import captured
+from syncnorm.trainer.reporting.telemetry.run_facts import FactsSender, RunFacts
 from syncnorm.trainer.storage.atomic_files import write_atomic
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders, opened
 from syncnorm.trainer.training.conversion import ConvertedNorms
@@ -143,6 +145,7 @@ def run(
     weights = initial_weights(launch, folders, context.rank)
     assembly = assemble(spec, context.rank, context.world_size)
     preflight.begin(context, launch.rendezvous_timeout_s)
+    facts = RunFacts()
 
     def prepare(trainer: Trainer, module: LightningModule, norms: ConvertedNorms) -> None:
         preflight.require_disk_space(network_of(module), folders)
@@ -162,9 +165,11 @@ def run(
         at_the_end.callback(_sender(launch, folders).close, MLFLOW_PATIENCE_S)
         if assembly.task_data is None:
             at_the_end.callback(journal_sender_of(launch, folders).start().close, MLFLOW_PATIENCE_S)
+        at_the_end.callback(_facts_sender(launch, facts).close, MLFLOW_PATIENCE_S)
+        facts.add_inputs(dataset_inputs(spec.data, spec.seed, assembly.data))
+    load = weights.load if weights else no_weights
     try:
-        load = weights.load if weights else no_weights
-        fitted = fit(assembly, launch, folders, reporter, context, prepare, load, profiling)
+        fitted = fit(assembly, launch, folders, reporter, context, prepare, load, facts, profiling)
         reporter.enter("finalizing")
         if assembly.task_data is not None:
             assert isinstance(assembly.module, TaskModule)
@@ -209,3 +214,8 @@ def _sender(launch: Launch, folders: AttemptFolders) -> metric_spool.MetricSende
     client = metric_spool.rest_client(launch.mlflow_uri)
     spools, counts = folders.spools(launch.attempt), partial(fence_check.is_current, launch)
     return metric_spool.MetricSender(client, launch.mlflow_run_id, spools, counts).start()
+
+
+def _facts_sender(launch: Launch, facts: RunFacts) -> FactsSender:
+    client, counts = metric_spool.rest_client(launch.mlflow_uri), partial(fence_check.is_current, launch)
+    return FactsSender(client, launch.mlflow_run_id, facts, counts).start()

@@ -29,11 +29,13 @@ from syncnorm.service.store.tables.attempts import AttemptTable
 from syncnorm.service.store.tables.exports import ExportTable
 from syncnorm.service.store.tables.jobs import JobTable
 from syncnorm.service.store.tables.set_aside import SetAsideTable
+from syncnorm.trainer.contract.mlflow_rest import EARLIER_LAYERS, LAYERS, read_layer_metric
 from syncnorm.trainer.contract.protocol import attempt_id
 from syncnorm.trainer.contract.spec import Label, LabelName, LimitsSpec
 from syncnorm.trainer.contract.text import name_some
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], route_class=Route)
+_OF_LAYERS = (f"{LAYERS}/", f"{EARLIER_LAYERS}/")
 
 
 @dataclass(frozen=True)
@@ -176,12 +178,12 @@ def get_statistics(job_id: str, details: Details, who: Reader) -> StatisticsPage
     """Running statistics of every norm layer over steps, as MLflow has them."""
     job = visible_job(details.jobs, who, job_id)
     try:
-        histories = details.tracker.histories(job.run_id, "norm/") if job.run_id else {}
+        histories = details.tracker.histories(job.run_id, _OF_LAYERS) if job.run_id else {}
     except TrackingUnreachableError as error:
         raise ApiError(503, "mlflow_unreachable", str(error), headers={"Retry-After": "5"}) from error
     layers: dict[str, dict[int, dict[str, float]]] = {}
     for key, points in histories.items():
-        layer, _, what = key.removeprefix("norm/").rpartition("/")
+        layer, what = read_layer_metric(key)
         if layer and what in StatisticsPoint.model_fields:
             for step, value in points:
                 layers.setdefault(layer, {}).setdefault(step, {})[what] = value

@@ -24,7 +24,7 @@ from syncnorm.service.api.http.route import JSON, Route
 from syncnorm.service.api.resources.jobs import Key, created, replayed, too_many
 from syncnorm.service.api.views.job_view import MlflowView
 from syncnorm.service.api.views.view import View
-from syncnorm.service.integrations.mlflow_runs import run_page
+from syncnorm.service.integrations.mlflow_experiment import run_page
 from syncnorm.service.jobs.actions import Verb
 from syncnorm.service.jobs.admission import AdmissionChecks
 from syncnorm.service.jobs.study import Counts, Study, StudyState, count_states, new_study, state_of

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from syncnorm.service.api.views.view import Number, View, read
-from syncnorm.service.integrations.mlflow_runs import run_page
+from syncnorm.service.integrations.mlflow_experiment import run_page
 from syncnorm.service.jobs.export_summary import export_summary
 from syncnorm.service.jobs.job import Job, JobState
 from syncnorm.service.store import ListedJob

@@ -12,7 +12,7 @@ import typer
 from syncnorm.service.cli import progress as screen
 from syncnorm.service.cli.arguments import AsJson, Job, Labels, Settings
 from syncnorm.service.cli.formatting import local_time
-from syncnorm.service.cli.job_file import load
+from syncnorm.service.cli.job_file import load, load_with_source
 from syncnorm.service.cli.plan_table import plan_table
 from syncnorm.service.cli.selection import job_id
 from syncnorm.service.cli.terminal import FINE, INTERRUPTED, JOB_FAILED, WRONG_USE, connect, err, fail, show_value
@@ -30,7 +30,7 @@ def submit(
 ) -> None:
     """Submit a job."""
     with connect() as client:
-        job = client.submit(load(file, settings or ()))
+        job = client.submit(load_with_source(file, settings or ()))
         if not follow:
             show_value(job, as_json, lambda job: f"{job['id']} {job['state']}")
             return

@@ -47,6 +47,15 @@ def test_page_of_a_new_job_describes_it_and_leads_back() -> None:
     assert "**queued**\n" in note
     assert f"[`job_1`]({URL}), owner ann" in note
     assert f"[log]({URL}#log)" in note
+    assert "[API](http://host:8000/docs)" in note
+
+
+def test_page_of_a_started_job_leads_to_charts_and_runs_of_its_project() -> None:
+    note = run_note(job(experiment_id="7"), URL)
+
+    view = "#/experiments/7/runs?viewStateShareKey=syncnorm&workflowType=machine_learning"
+    assert f"(/{view}&compareRunsMode=CHART)" in note
+    assert f"(/{view})" in note
 
 
 def test_page_of_a_success_has_scores_model_and_proof() -> None:

@@ -26,7 +26,9 @@ from tests.service.api.test_api import problem
 LONGEST_S = 4.0
 """Of a few calls, also on a busy host: less than the silence of one that answers nothing."""
 ANSWERS: dict[str, Any] = {
-    "GET experiments/get-by-name": {"experiment": {"experiment_id": "7", "lifecycle_stage": "active"}},
+    "GET experiments/get-by-name": {
+        "experiment": {"experiment_id": "7", "lifecycle_stage": "active", "tags": [{"key": "mlflow.experimentKind"}]}
+    },
     "POST runs/search": {},
     "POST runs/create": {"run": {"info": {"run_id": "r1"}}},
     "POST runs/update": {"run_info": {"run_id": "r1"}},
@@ -273,7 +275,7 @@ def test_odd_points_of_a_history_hide_no_other(tmp_path: Path) -> None:
     odd = '{"value": NaN, "step": 1}, {"value": "x"}, null, {"value": 1e999, "step": 2}'
     points = f'{{"metrics": [{odd}, {{"value": 0.25, "step": "3"}}]}}'
     with tracker(Mlflow(bent={"GET metrics/get-history": Reply(points.encode())})) as port:
-        assert port.histories("r1", "norm/") == {"norm/bn1/drift": [(3, 0.25)]}
+        assert port.histories("r1", ("norm/",)) == {"norm/bn1/drift": [(3, 0.25)]}
 
 
 @pytest.mark.parametrize("odd", ["login page", "object", "null", "list", "bad gateway", "silence"])

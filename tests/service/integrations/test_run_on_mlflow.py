@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -108,6 +109,54 @@ def test_param_that_has_another_value_already_is_told_and_costs_no_other(mlflow:
     params, _ = logged(mlflow, run_id)
     assert lost == ["seed"]
     assert (params["seed"], params["model.init_args.a"]) == ("77", "1")
+
+
+def tags_of_experiment(mlflow: MlflowTracker, experiment_id: str) -> dict[str, str]:
+    found = mlflow.call("GET", "experiments/get", {"experiment_id": experiment_id})["experiment"]
+    return {tag["key"]: tag["value"] for tag in found.get("tags", [])}
+
+
+def test_experiment_is_tagged_as_model_training_with_a_view(mlflow: MlflowTracker) -> None:
+    made = mlflow.run_for(job_of({}, project="viewed"), [], "note").experiment_id
+
+    tags = tags_of_experiment(mlflow, made)
+
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    state = json.loads(json.loads(tags["mlflow.sharedViewState.syncnorm"])["state"])
+    assert state["selectedColumns"][0] == "metrics.`val/accuracy`"
+    assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} == {
+        section["uuid"] for section in state["compareRunSections"]
+    }
+
+
+def test_view_is_added_to_an_earlier_experiment_once(mlflow: MlflowTracker) -> None:
+    made = mlflow.call("POST", "experiments/create", {"name": "earlier"})["experiment_id"]
+    view = {"experiment_id": made, "key": "mlflow.sharedViewState.syncnorm"}
+
+    mlflow.run_for(job_of({}, project="earlier"), [], "note")
+    found = tags_of_experiment(mlflow, made)
+    mlflow.call("POST", "experiments/set-experiment-tag", {**view, "value": "of the user"})
+    mlflow.run_for(job_of({}, project="earlier"), [], "note")
+
+    assert "mlflow.experimentKind" in found
+    assert tags_of_experiment(mlflow, made)["mlflow.sharedViewState.syncnorm"] == "of the user"
+
+
+def test_source_becomes_tags(mlflow: MlflowTracker) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    source = {"name": "jobs/one.yaml", "repository": "https://host/nets.git", "commit": commit, "branch": "nets"}
+    known, unknown = job_of({}, source=source), job_of({})
+    found = []
+    for job in (known, unknown):
+        run_id = mlflow.run_for(job, [], "note").run_id
+        assert mlflow.describe(run_id, job, []) == []
+        found.append(logged(mlflow, run_id)[1])
+
+    assert found[0]["mlflow.source.name"] == "https://host/nets.git"
+    assert (found[0]["mlflow.source.git.commit"], found[0]["mlflow.source.git.branch"]) == (commit, "nets")
+    assert (found[0]["mlflow.source.type"], found[0]["mlflow.source.git.dirty"]) == ("JOB", "false")
+    assert found[1]["mlflow.source.name"] == "a.B"
+    assert "mlflow.source.git.commit" not in found[1]
 
 
 @pytest.mark.parametrize("label", ["x" * 120, "日本", "a/../b", ""])

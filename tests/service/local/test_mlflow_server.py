@@ -91,6 +91,17 @@ def test_pages_of_the_public_name_work(mlflow: httpx.Client) -> None:
     assert (mlflow.get("/", headers=own).status_code, search(mlflow, own)) == (200, 200)
 
 
+def test_page_opens_as_model_training_and_is_whole(mlflow: httpx.Client) -> None:
+    own = PUBLIC | {"Sec-Fetch-Site": "same-origin"}
+
+    page, cached = mlflow.get("/", headers=own), mlflow.get("/", headers=own | {"If-None-Match": "*"})
+
+    assert page.text.count("machine_learning") == 1
+    assert page.text.rstrip().endswith("</html>")
+    assert int(page.headers["Content-Length"]) == len(page.content)
+    assert cached.text == page.text
+
+
 def test_pages_of_this_address_work(mlflow: httpx.Client) -> None:
     assert search(mlflow, {"Origin": str(mlflow.base_url).rstrip("/")}) == 200
 

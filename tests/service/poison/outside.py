@@ -159,6 +159,9 @@ class Mlflow:
             return 200, {"runs": [{"info": run["info"]} for run in found]} if found else {}
         if path == "runs/create":
             return self._create(body)
+        if path == "experiments/set-experiment-tag":
+            rules()._validate_experiment_tag(body["key"], body["value"])
+            return 200, {}
         run = self.runs[body["run_id"]]
         if path == "runs/log-batch":
             self._log(run, body)

@@ -59,8 +59,8 @@ def test_frozen_layers_and_their_statistics_stay_bit_for_bit(
     assert moved(untrained, first) == parts - {"features.0", "features.1"}
     assert told.events == []
     metrics = (tmp_path / "metrics.jsonl").read_text()
-    assert "norm/features.1/" not in metrics
-    assert "norm/features.5/" in metrics or "norm/features.4/" in metrics
+    assert "z_norm_layers/features.1/" not in metrics
+    assert "z_norm_layers/features.5/" in metrics or "z_norm_layers/features.4/" in metrics
 
 
 def test_two_workers_with_frozen_layers_equal_one(ranks: Pool, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The job spec, by part. JobSpec is what a user submits."""
 
 from syncnorm.trainer.contract.spec.capacity import LimitsSpec
-from syncnorm.trainer.contract.spec.job_spec import CodeSpec, JobSpec, LabelName, SecretRef
+from syncnorm.trainer.contract.spec.job_spec import CodeSpec, JobSpec, LabelName, SecretRef, SourceSpec
 from syncnorm.trainer.contract.spec.model_and_data import ClassSpec, DataSpec, FreezeRule, ModelSpec
 from syncnorm.trainer.contract.spec.normalization import NormSpec
 from syncnorm.trainer.contract.spec.optimization import OptimizerSpec, ScheduleSpec
@@ -32,5 +32,6 @@ __all__ = [
     "OptimizerSpec",
     "ScheduleSpec",
     "SecretRef",
+    "SourceSpec",
     "TrainSpec",
 ]

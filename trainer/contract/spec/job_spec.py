@@ -35,6 +35,21 @@ class CodeSpec(Part):
     starts."""
 
 
+class SourceSpec(Part):
+    """Where a job came from. `syncnorm submit` fills it in, from the git checkout that the job file lies in."""
+
+    name: Annotated[str, StringConstraints(max_length=512)] | None = None
+    """File or script that the job was submitted from. Default: null."""
+    repository: Annotated[str, StringConstraints(max_length=512)] | None = None
+    """URL of the git repository, without user and password. Default: null."""
+    commit: Annotated[str, StringConstraints(max_length=64, pattern=r"^[0-9a-f]{7,64}$")] | None = None
+    """Commit that was checked out. Default: null."""
+    branch: Annotated[str, StringConstraints(max_length=255)] | None = None
+    """Branch that was checked out. Default: null, none or detached."""
+    dirty: bool = False
+    """Whether tracked files differed from the commit. Default: false."""
+
+
 class SecretRef(Part):
     """A variable whose value is one of your secrets. Each worker fetches it when an attempt starts."""
 
@@ -89,6 +104,9 @@ class JobSpec(Part):
     after the last step."""
     code: CodeSpec | None = None
     """A package of yours that class paths name. Default: null, no code of yours."""
+    source: SourceSpec | None = None
+    """File, git repository and commit that the job came from, for the tags of its run. Default: null; `syncnorm submit`
+    fills it in."""
     env: Annotated[dict[EnvName, EnvValue | SecretRef], Field(max_length=64)] = {}
     """Environment variables of the workers: a text, or `{secret: NAME}` for a secret of yours. Names that begin with
     RAY_ or SYNCNORM_ are refused. Default: none. Set before your code is imported."""

@@ -13,7 +13,8 @@ class StatisticsSpec(Part):
     """How often running statistics are recorded, and how population statistics are estimated before the export."""
 
     every: Every = Every(epochs=1)
-    """How often the running statistics of every layer go to MLflow, as `norm/LAYER/…`. Default: every epoch."""
+    """How often the running statistics of every layer go to MLflow: `norm/drift/max` and others over all layers, and
+    `z_norm_layers/LAYER/…` of each. Default: every epoch."""
     population: Literal["pooled", "paper", "none"] = "pooled"
     """How the statistics of the whole training set replace the running ones before the export. `pooled`: every value
     counts once. `paper`: the mean over batches (Ioffe & Szegedy 2015, Alg. 2). `none`: the running ones are exported.

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from syncnorm.trainer.contract.mlflow_rest import read_layer_metric
+
 PANELS = {
     "running_mean_abs": "mean of |running mean| over channels",
     "running_var_mean": "mean of running variance over channels",
@@ -32,16 +34,19 @@ def draw_statistics(spools: Iterable[Path], folder: Path) -> list[Path]:
 
 
 def read_series(spools: Iterable[Path], what: str) -> dict[str, dict[int, float]]:
-    """Layer -> step -> value of `norm/{layer}/{what}`; of a step recorded twice the first value counts."""
+    """Layer -> step -> value of a metric of each layer; of a step recorded twice the first value counts.
+
+    Attempts of earlier versions recorded `norm/{layer}/{what}`.
+    """
     found: dict[str, dict[int, float]] = {}
     for spool in spools:
         if not spool.exists():
             continue
         for line in spool.read_text().splitlines():
             point = json.loads(line)
-            head, _, last = point["key"].rpartition("/")
-            if last == what and head.startswith("norm/"):
-                found.setdefault(head.removeprefix("norm/"), {}).setdefault(point["step"], point["value"])
+            layer, last = read_layer_metric(point["key"])
+            if layer and last == what:
+                found.setdefault(layer, {}).setdefault(point["step"], point["value"])
     return found
 
 
