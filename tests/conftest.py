@@ -30,6 +30,7 @@ STACK = "tests/stack"
 SYSTEM = (
     STACK,
     "tests/deploy/test_prepare_databases.py",
+    "tests/docs/test_page_commands.py",
     "tests/docs/test_search.py",
     "tests/packaging",
     "tests/public/test_lightning_reports.py",

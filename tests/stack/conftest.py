@@ -59,7 +59,7 @@ class Serving:
         return str(json.loads(address.read_text())["url"]) if address.exists() else None
 
     def ready(self) -> Client | None:
-        assert self.process.poll() is None, self._out.read_text()
+        assert self.process.poll() is None, self.text()
         if (url := self.url()) is None:
             return None
         client = Client(url)
@@ -70,7 +70,11 @@ class Serving:
 
     def log(self) -> list[dict[str, Any]]:
         """What the service has said of itself so far."""
-        return [json.loads(line) for line in self._out.read_text().splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in self.text().splitlines() if line.startswith("{")]
+
+    def text(self) -> str:
+        """All that it has printed so far."""
+        return self._out.read_text()
 
     def interrupt(self) -> int:
         """Ctrl-C, and its exit code."""

@@ -1,0 +1,1 @@
+cp examples/digits-sync-batch.yaml job.yaml

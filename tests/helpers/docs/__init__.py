@@ -1,0 +1,1 @@
+"""The commands of the documentation: finds them on a page, and runs them as a reader would."""
