@@ -17,6 +17,7 @@ MOST_EPOCHS = 10**9
 MOST_WORKERS = 4096
 LONGEST_S = 10 * 365 * 86_400.0
 """Ten years. Longer times count as that long."""
+MOST_AMOUNT = 1e15
 MOST_METRICS = 1000
 MOST_VALUES = 10_000
 DEEPEST = 16
@@ -32,6 +33,12 @@ def _clamped(low: int, high: int) -> BeforeValidator:
         return low if math.isnan(value) else int(min(max(value, low), high))
 
     return BeforeValidator(clamp)
+
+
+def _amount(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    return 0.0 if math.isnan(value) else float(min(max(value, 0.0), MOST_AMOUNT))
 
 
 def _cut(limit: int) -> BeforeValidator:
@@ -54,6 +61,8 @@ Number = Annotated[
 ]
 """Any float; in JSON, `"NaN"`, `"Infinity"` and `"-Infinity"` are values."""
 
+Amount = Annotated[float, Field(ge=0, le=MOST_AMOUNT), BeforeValidator(_amount)]
+"""A measured time, count or share. NaN counts as 0."""
 Step = Annotated[int, Field(ge=0, le=2**53), _clamped(0, 2**53)]
 Epoch = Annotated[int, Field(ge=0, le=2**31 - 1), _clamped(0, 2**31 - 1)]
 Bytes = Annotated[int, Field(ge=0, le=2**63 - 1), _clamped(0, 2**63 - 1)]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from syncnorm.trainer.contract.bounds import Bytes, Line, Number, Path, Rank, ShortName, Step
+from syncnorm.trainer.contract.bounds import Amount, Bytes, Line, Path, Rank, ShortName, Step
 from syncnorm.trainer.contract.bounds import Message as Text
 
 LONGEST_S = 60.0
@@ -50,13 +50,13 @@ class LayerTime(_Part):
 
     path: ShortName
     """Path of its module."""
-    forward_ms: Number
+    forward_ms: Amount
     """Milliseconds a step in its forward."""
-    backward_ms: Number
+    backward_ms: Amount
     """Milliseconds a step in its backward."""
-    exchange_ms: Number
+    exchange_ms: Amount
     """Of both, milliseconds in exchanges with other ranks, waiting for them included."""
-    share: Number
+    share: Amount
     """Forward and backward as a share of the step, 0 to 1."""
 
 
@@ -65,11 +65,11 @@ class OperatorTime(_Part):
 
     name: ShortName
     """Name in the trace. On a GPU, that of a kernel."""
-    calls: Number
+    calls: Amount
     """Calls a step."""
-    self_ms: Number
+    self_ms: Amount
     """Milliseconds a step, without those of the operators that it calls."""
-    share: Number
+    share: Amount
     """The same as a share of the step, 0 to 1."""
 
 
@@ -82,19 +82,19 @@ class ProfileSummary(_Part):
     """The optimizer step before the first one that was measured."""
     steps: Step
     """Training steps that were measured. With `train.accumulate`, each micro-batch counts."""
-    step_ms: Number
+    step_ms: Amount
     """Milliseconds from the start of a batch to its end."""
-    between_ms: Number
+    between_ms: Amount
     """Milliseconds from the end of a batch to the start of the next one: data, callbacks, checkpoints."""
-    forward_ms: Number
+    forward_ms: Amount
     """Milliseconds in the forward of all normalization layers."""
-    backward_ms: Number
+    backward_ms: Amount
     """Milliseconds in the backward of all normalization layers."""
-    norm_share: Number
+    norm_share: Amount
     """Both as a share of the step, 0 to 1."""
-    exchange_ms: Number
+    exchange_ms: Amount
     """Milliseconds in exchanges of statistics, waiting for other ranks included."""
-    exchange_share: Number
+    exchange_share: Amount
     """The same as a share of the step: what `norm/sync_share` is for a whole epoch."""
     layers: Annotated[list[LayerTime], Field(max_length=MOST_LAYERS)]
     """Every normalization layer, the longest first."""

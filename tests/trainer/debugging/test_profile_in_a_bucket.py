@@ -9,6 +9,7 @@ import httpx
 from syncnorm.trainer.contract.profile import ProfileAnswer, ProfileRequest
 from syncnorm.trainer.debugging.profile_delivery import ProfileDelivery
 from syncnorm.trainer.debugging.profiling import Profiling
+from syncnorm.trainer.ranks.rank_context import single_process_group
 from syncnorm.trainer.storage.attempt_layout import opened
 from syncnorm.trainer.worker.fit import fit
 from tests.helpers.trainer.ranks import RecordingReporter, build, launch_of, rank_context
@@ -38,7 +39,8 @@ def profiled(bucket: str, **place: Any) -> tuple[ProfileAnswer, list[str]]:
     with opened(f"{bucket}/jobs/j/attempts/1") as folders:
         asked = Profiling(ProfileDelivery(launch, folders, reporter, 0))  # type: ignore[arg-type]
         asked.request(ProfileRequest(number=1, seconds=60, steps=2, ranks=[0]))
-        fit(build(0, 1, launch), launch, folders, reporter, rank_context(0, 1), profiling=asked)  # type: ignore[arg-type]
+        with single_process_group():
+            fit(build(0, 1, launch), launch, folders, reporter, rank_context(0, 1), profiling=asked)  # type: ignore[arg-type]
         asked.close(120)
         return reporter.answer, [path.name for path in folders.mirror.children(folders.artifacts / "profile")]
 

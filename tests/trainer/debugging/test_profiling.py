@@ -19,6 +19,7 @@ from syncnorm.trainer.debugging.profiler_session import ProfilerBusyError, Profi
 from syncnorm.trainer.debugging.profiling import Profiling
 from syncnorm.trainer.debugging.trace_file import TraceError, TraceWork, process
 from syncnorm.trainer.errors import StopRequested
+from syncnorm.trainer.ranks.rank_context import single_process_group
 from syncnorm.trainer.storage.attempt_layout import opened
 from syncnorm.trainer.worker.fit import fit
 from tests.helpers.chrome_trace import read_trace
@@ -171,7 +172,7 @@ def trained(root: Path, requests: list[ProfileRequest], stop_at: int | None = No
         for each in requests:
             asked.request(each)
         assembly = build(0, 1, launch)
-        with suppress(StopRequested):
+        with suppress(StopRequested), single_process_group():
             fit(assembly, launch, folders, reporter, rank_context(0, 1), profiling=asked)  # type: ignore[arg-type]
         asked.close(60)
     return reporter

@@ -45,7 +45,7 @@ def series(root: Path) -> dict[tuple[str, int], float]:
 
 
 def of_training(root: Path) -> dict[tuple[str, int], float]:
-    timed = ("diagnostics/", "throughput", "norm/sync_share", "norm/slowest_rank", "norm/waiting_share")
+    timed = ("diagnostics/", "system/", "throughput", "norm/sync_share", "norm/slowest_rank", "norm/waiting_share")
     return {key: value for key, value in series(root).items() if not key[0].startswith(timed)}
 
 
