@@ -111,7 +111,7 @@ async def get_profile(
     profiles: Profiles,
     who: Reader,
     wait_s: Annotated[
-        float, Query(ge=0, le=20, description="How long to wait while ranks are pending. Default: 0.")
+        float, Query(ge=0, le=5, description="How long to wait while ranks are pending. Default: 0.")
     ] = 0,
 ) -> ProfileView:
     """The profile of the job's last attempt that was asked for last. 404 if nobody asked."""
