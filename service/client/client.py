@@ -48,8 +48,8 @@ T = TypeVar("T")
 TERMINAL = ("succeeded", "failed", "cancelled")
 TIMEOUT_S = 30.0
 _SLOW_S = 180.0
-_POLL_PROFILE_S = 5.0
 """For plans, which build a model in a separate process, and for uploads."""
+_POLL_PROFILE_S = 5.0
 _REPORT_TYPES = {"html": "text/html", "png": "image/png", "json": "application/json"}
 _JOB, _EXPORT = ("id", "state"), ("name", "state")
 _Filter = str | int | Sequence[str] | None
