@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import sqlalchemy as sa
@@ -149,6 +149,8 @@ def either_database(request: pytest.FixtureRequest, tmp_path: Path, postgres_url
         with made.write() as c:
             c.execute(sa.text(f"TRUNCATE {', '.join(table.name for table in schema.metadata.sorted_tables)} CASCADE"))
         yield made
+        pool: Any = made._reader.pool
+        eventually(lambda: pool.checkedout() == 0)  # a thread of a request that is over may still read
 
 
 @pytest.fixture
