@@ -42,7 +42,7 @@ def test_trains_as_the_only_rank_of_a_group_in_a_thread(
 ) -> None:
     seen: dict[str, Any] = {}
 
-    def run(launch: Launch, _folders: object, _reporter: Reporter, context: RankContext, _at_the_end: object) -> Result:
+    def run(launch: Launch, _folders: object, _reporter: Reporter, context: RankContext, *_: object) -> Result:
         seen.update(rank=context.rank, size=dist.get_world_size(), main=threading.current_thread().name)
         return Result(fence=launch.fence, outcome="succeeded", step=3)
 
