@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -84,7 +85,8 @@ def test_runs_of_the_children_lie_under_that_of_the_study(study: dict[str, Any],
 
     assert parent["info"]["status"] == "FINISHED"  # though one child failed, which is counted
     assert {metric["key"]: metric["value"] for metric in parent["data"]["metrics"]}["study/failed"] == 1
-    assert {run["info"]["run_id"] for run in found} == {child["run_url"].rsplit("/")[-1] for child in study["children"]}
+    pages = [urlsplit(child["run_url"]).fragment for child in study["children"]]
+    assert {run["info"]["run_id"] for run in found} == {urlsplit(page).path.rsplit("/")[-1] for page in pages}
 
 
 def test_report_is_the_artifact_that_the_service_shows(

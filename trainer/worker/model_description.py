@@ -51,7 +51,8 @@ def _versions(model: ModelSpec) -> dict[str, str]:
     library, slash, _ = (model.name or "").partition("/")
     module = library if slash else (model.class_path or "").partition(".")[0]
     found = dict[str, str]()
-    for name in (*_ALWAYS, *packages_distributions().get(module, [])):
+    providers = packages_distributions().get(module, []) if module else []  # reads the lists of all that is installed
+    for name in (*_ALWAYS, *providers):
         try:
             found[name] = version(name)
         except PackageNotFoundError:  # a checkout that is not installed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from syncnorm.service.client.client import Client
 from syncnorm.trainer.forkserver import launcher
 from tests.helpers.amounts import amount
+from tests.helpers.shared_memory import left_in_shared_memory
 from tests.service.conftest import RunningService, eventually
 from tests.service.integrations.test_on_ray import wait_for
 
@@ -60,14 +62,21 @@ def parent_of(service: RunningService) -> psutil.Process:
     return eventually(ready, READY_S)
 
 
-def left(parent: psutil.Process) -> dict[str, Any]:
+def left(parent: psutil.Process) -> dict[str, set[Any]]:
     """What may grow from job to job."""
     return {
-        "children": [child.pid for child in parent.children(recursive=True)],
-        "threads": parent.num_threads(),
-        "files": parent.num_fds(),
-        "shared memory": sorted(path.name for path in Path("/dev/shm").iterdir() if "syncnorm" in path.name),
+        "children": {child.pid for child in parent.children(recursive=True)},
+        "threads": {thread.id for thread in parent.threads()},
+        "files": {path.name for path in Path(f"/proc/{parent.pid}/fd").iterdir()},
+        "shared memory": {name for name in left_in_shared_memory() if "syncnorm" in name},
     }
+
+
+def nothing_more(parent: psutil.Process, before: dict[str, set[Any]], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while more := {name: found for name, now in left(parent).items() if (found := now - before[name])}:
+        assert time.monotonic() < deadline, more
+        time.sleep(0.1)
 
 
 def _in_a_row(service: RunningService, tmp_path: Path, jobs: int) -> None:
@@ -80,7 +89,7 @@ def _in_a_row(service: RunningService, tmp_path: Path, jobs: int) -> None:
 
             assert all(PARENT in fact.pop("parent") for fact in warm)
             assert warm == [{name: value for name, value in fact.items() if name != "parent"} for fact in cold]
-        eventually(lambda: left(parent) == before)
+        nothing_more(parent, before)
         memory = parent.memory_info().rss
     assert memory < 900 * 2**20
     service.stop()
