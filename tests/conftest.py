@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tests.helpers.az import Az
     from tests.helpers.bucket_server import BucketServer
     from tests.helpers.gs import Gs
+    from tests.helpers.norm.pool import Pool
     from tests.helpers.s3 import S3
 
 # Before torch is loaded. The ranks of a test and the other test process fill two cores; threads would wait in loops.
@@ -94,6 +95,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return died_in
 
     return ByFile(config, log)
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Pool]:
+    """Gloo workers for all tests of a process; the first job in one imports Lightning, which takes its time."""
+    from tests.helpers.norm.pool import Pool
+
+    workers = Pool(timeout_s=280)
+    yield workers
+    workers.stop()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,11 +18,8 @@ def compiled_nodes() -> None:
 
 
 @pytest.fixture(scope="session")
-def pool() -> Iterator[Pool]:
-    """Four gloo workers for the whole session."""
-    workers = Pool()
-    yield workers
-    workers.stop()
+def pool(ranks: Pool) -> Pool:
+    return ranks
 
 
 @pytest.fixture(autouse=True)

@@ -7,19 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.norm.pool import Pool
 from tests.helpers.service.databases import fresh_sqlite
 from tests.helpers.service.world import World
 
 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-
-
-@pytest.fixture(scope="session")
-def ranks() -> Iterator[Pool]:
-    """Two gloo workers for the whole session."""
-    workers = Pool(size=2, timeout_s=240)
-    yield workers
-    workers.stop()
 
 
 @pytest.fixture(autouse=True)

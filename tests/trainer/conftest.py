@@ -12,18 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.helpers.norm.pool import Pool
 from tests.helpers.trainer import on_ray
 
 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-
-
-@pytest.fixture(scope="session")
-def ranks() -> Iterator[Pool]:
-    """Two gloo workers for the whole session; the first job in one imports Lightning, which takes its time."""
-    workers = Pool(size=2, timeout_s=240)
-    yield workers
-    workers.stop()
 
 
 class Disk:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import pytest
 
 from syncnorm.service.cli.commands.uploads import pack
 from syncnorm.service.client.client import Client
-from tests.helpers.norm.pool import Pool
 from tests.helpers.vision.on_ranks import HERE, facts_in
 from tests.stack.conftest import client, finished, serving
 
@@ -28,13 +27,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}: make test-vision"))
-
-
-@pytest.fixture(scope="session")
-def ranks() -> Iterator[Pool]:
-    workers = Pool(size=2, timeout_s=280)
-    yield workers
-    workers.stop()
 
 
 @pytest.fixture(scope="session")

@@ -26,17 +26,6 @@ TINY = "tests.helpers.vision.tiny_detectors"
 pytestmark = pytest.mark.timeout(400)
 
 
-def ready(rank: int, world_size: int) -> None: ...
-
-
-@pytest.fixture(scope="session")
-def three_ranks() -> Any:
-    workers = Pool(size=3, timeout_s=280)
-    workers.outcomes(ready, 3)  # imports take longer than an exchange may where the machine is busy
-    yield workers
-    workers.stop()
-
-
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """14 images to train on and 9 held out: of batches of 6 the last one has 2, so that of 3 workers one has none."""
@@ -60,13 +49,13 @@ def job(root: Path, model: str, workers: int = 1, /, **changes: Any) -> dict[str
 
 
 @pytest.mark.parametrize("model", ["faster_rcnn", "mask_rcnn", "retinanet", "fcos", "ssd"])
-def test_workers_equal_one_device(model: str, scenes: Path, three_ranks: Pool, tmp_path: Path) -> None:
+def test_workers_equal_one_device(model: str, scenes: Path, ranks: Pool, tmp_path: Path) -> None:
     """Three steps in fp64, with norms in backbone and heads, uneven shares, and a worker without an image."""
-    one, *_ = three_ranks.run(train, 1, str(tmp_path / "1"), job(scenes, model))
+    one, *_ = ranks.run(train, 1, str(tmp_path / "1"), job(scenes, model))
 
     for workers in (2, 3):
         document = job(scenes, model, workers, diagnostics=["equivalence"])
-        several = three_ranks.run(train, workers, str(tmp_path / str(workers)), document)
+        several = ranks.run(train, workers, str(tmp_path / str(workers)), document)
 
         for name, tensor in one.state.items():
             torch.testing.assert_close(several[0].state[name], tensor, rtol=1e-9, atol=1e-9)
@@ -79,23 +68,23 @@ def test_workers_equal_one_device(model: str, scenes: Path, three_ranks: Pool, t
 @pytest.mark.parametrize("model", ["mask_rcnn", "fcos"])
 @pytest.mark.parametrize(("workers", "accumulate"), [(1, 3), (3, 2)])
 def test_micro_batches_as_one_batch_equal_one_device(
-    workers: int, accumulate: int, model: str, scenes: Path, three_ranks: Pool, tmp_path: Path
+    workers: int, accumulate: int, model: str, scenes: Path, ranks: Pool, tmp_path: Path
 ) -> None:
     """Images of a step are padded alike, and losses count by what they are means over, whatever micro-batch has it."""
-    one, *_ = three_ranks.run(train, 1, str(tmp_path / "1"), job(scenes, model))
+    one, *_ = ranks.run(train, 1, str(tmp_path / "1"), job(scenes, model))
     document = job(scenes, model, workers)
     document["data"]["batch_size"] = 6 // (workers * accumulate)
     document["train"] |= {"accumulate": accumulate, "accumulate_statistics": "exact"}
 
-    found, *_ = three_ranks.run(train, workers, str(tmp_path / "2"), document)
+    found, *_ = ranks.run(train, workers, str(tmp_path / "2"), document)
 
     for name, tensor in one.state.items():
         torch.testing.assert_close(found.state[name], tensor, rtol=1e-9, atol=1e-9)
     assert found.metrics == pytest.approx(one.metrics, rel=1e-9)
 
 
-def test_each_loss_is_logged_and_their_sum(scenes: Path, three_ranks: Pool, tmp_path: Path) -> None:
-    metrics = three_ranks.run(train, 2, str(tmp_path), job(scenes, "mask_rcnn", 2))[0].metrics
+def test_each_loss_is_logged_and_their_sum(scenes: Path, ranks: Pool, tmp_path: Path) -> None:
+    metrics = ranks.run(train, 2, str(tmp_path), job(scenes, "mask_rcnn", 2))[0].metrics
 
     losses = ("classifier", "box_reg", "mask", "objectness", "rpn_box_reg")
     assert metrics["train/loss"] == pytest.approx(sum(metrics[f"train/loss_{name}"] for name in losses))
@@ -103,11 +92,11 @@ def test_each_loss_is_logged_and_their_sum(scenes: Path, three_ranks: Pool, tmp_
 
 @pytest.mark.parametrize("sizes", [[48, 64, 80]])
 def test_sizes_that_are_drawn_are_those_of_one_device(
-    sizes: list[int], scenes: Path, three_ranks: Pool, tmp_path: Path
+    sizes: list[int], scenes: Path, ranks: Pool, tmp_path: Path
 ) -> None:
     model = {"class_path": f"{TINY}.faster_rcnn", "init_args": {"min_size": sizes}}
     one, two = (
-        three_ranks.run(train, workers, str(tmp_path / str(workers)), job(scenes, "", workers, model=model))[0]
+        ranks.run(train, workers, str(tmp_path / str(workers)), job(scenes, "", workers, model=model))[0]
         for workers in (1, 2)
     )
 
@@ -125,15 +114,15 @@ def test_plan_promises_one_device(model: str, scenes: Path) -> None:
     assert {one["to"] for one in found.conversion} - {"GroupNorm"} == {"SyncBatchNorm"}
 
 
-def test_stopped_job_goes_on_as_if_it_had_not_stopped(scenes: Path, three_ranks: Pool, tmp_path: Path) -> None:
+def test_stopped_job_goes_on_as_if_it_had_not_stopped(scenes: Path, ranks: Pool, tmp_path: Path) -> None:
     document = job(scenes, "fcos", 2)
-    whole, *_ = three_ranks.run(train, 2, str(tmp_path / "whole"), document)
+    whole, *_ = ranks.run(train, 2, str(tmp_path / "whole"), document)
 
-    three_ranks.run(train, 2, str(tmp_path / "cut"), document, None, RecordingReporter(stop_at=2))
+    ranks.run(train, 2, str(tmp_path / "cut"), document, None, RecordingReporter(stop_at=2))
     newest = checkpoints.newest([tmp_path / "cut" / "checkpoints"])
     assert newest is not None
-    resumed, *_ = three_ranks.run(train, 2, str(tmp_path / "resumed"), document, str(newest.path))
-    alone, *_ = three_ranks.run(train, 1, str(tmp_path / "alone"), document, str(newest.path))
+    resumed, *_ = ranks.run(train, 2, str(tmp_path / "resumed"), document, str(newest.path))
+    alone, *_ = ranks.run(train, 1, str(tmp_path / "alone"), document, str(newest.path))
 
     assert resumed.metrics == whole.metrics
     assert all(torch.equal(resumed.state[name], tensor) for name, tensor in whole.state.items())
@@ -150,9 +139,9 @@ def test_plan_of_a_detector_of_ones_own_says_what_nobody_knows(scenes: Path) -> 
     assert promised.why.startswith("the losses of OwnDetector are taken for means over images; where they are means")
 
 
-def test_detector_of_ones_own_is_trained_and_scored(scenes: Path, three_ranks: Pool, tmp_path: Path) -> None:
+def test_detector_of_ones_own_is_trained_and_scored(scenes: Path, ranks: Pool, tmp_path: Path) -> None:
     one, two = (
-        three_ranks.run(train, workers, str(tmp_path / str(workers)), job(scenes, "OwnDetector", workers))[0].metrics
+        ranks.run(train, workers, str(tmp_path / str(workers)), job(scenes, "OwnDetector", workers))[0].metrics
         for workers in (1, 2)
     )
 
@@ -241,10 +230,10 @@ def crowded(tmp_path: Path) -> Path:
     ids=["one", "two", "three, one without an image"],
 )
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_precision_is_that_of_pycocotools(kind: str, shares: Any, crowded: Path, three_ranks: Pool) -> None:
+def test_precision_is_that_of_pycocotools(kind: str, shares: Any, crowded: Path, ranks: Pool) -> None:
     document = job(crowded, "faster_rcnn") | {"name": "masks" if kind == "segm" else "boxes"}
 
-    found = three_ranks.run(seen_by, len(shares), document, shares)
+    found = ranks.run(seen_by, len(shares), document, shares)
 
     wanted, end = by_pycocotools(document, kind), "_segm" if kind == "segm" else ""
     assert 0.05 < wanted[0] < 0.95
@@ -256,10 +245,10 @@ def test_precision_is_that_of_pycocotools(kind: str, shares: Any, crowded: Path,
         assert sum(classes) / 2 == pytest.approx(wanted[0], abs=1e-9)
 
 
-def test_precision_without_a_prediction_is_zero_and_without_an_object_nothing(crowded: Path, three_ranks: Pool) -> None:
+def test_precision_without_a_prediction_is_zero_and_without_an_object_nothing(crowded: Path, ranks: Pool) -> None:
     document = job(crowded, "faster_rcnn")
 
-    unfound, nothing = (three_ranks.run(seen_by, 2, document, shares)[1] for shares in ([[], [3, 7]], [[], []]))
+    unfound, nothing = (ranks.run(seen_by, 2, document, shares)[1] for shares in ([[], [3, 7]], [[], []]))
 
     assert unfound["val/map"] == 0
     assert nothing["val/map"] != nothing["val/map"]  # NaN

@@ -1,7 +1,8 @@
-"""Up to four gloo workers, started once, that run functions of the tests as the ranks of a fresh process group."""
+"""Gloo workers, started once, that run functions of the tests as the ranks of a fresh process group."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import tempfile
@@ -26,11 +27,10 @@ class Pool:
     """Runs `fn(rank, world_size, *args)` on ranks 0..k-1, which are the default process group meanwhile.
 
     A worker's exception is raised here again, the lowest rank's first. A rank that doesn't answer within `timeout_s`,
-    or dies, fails the call with a sentence, and the workers start afresh for the next one.
+    or dies, fails the call with a sentence, and the workers start afresh for the next one. As many start as are needed.
     """
 
-    def __init__(self, size: int = 4, timeout_s: float = 120) -> None:
-        self._size = size
+    def __init__(self, timeout_s: float = 120) -> None:
         self._timeout_s = timeout_s
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
@@ -45,7 +45,7 @@ class Pool:
 
     def outcomes(self, fn: Callable[..., Any], world_size: int, *args: object) -> list[tuple[bool, Any, str]]:
         """(succeeded, result or exception, traceback) of every rank, for tests in which ranks fail."""
-        self._start()
+        self._start(world_size, fn.__module__)
         with tempfile.TemporaryDirectory() as folder:
             for rank in range(world_size):
                 self._pipes[rank].send((fn, rank, world_size, str(Path(folder) / "store"), args))
@@ -70,18 +70,18 @@ class Pool:
                     raise RuntimeError(f"{name}: rank {rank} of {world_size} died") from error
         return [results[rank] for rank in range(world_size)]
 
-    def _start(self) -> None:
-        if self._processes:
-            return
+    def _start(self, world_size: int, module: str) -> None:
+        """Start the workers that are missing. Their imports, up to those of `module`, are not the test's time."""
         context = mp.get_context("spawn")
-        for _ in range(self._size):
+        there = len(self._processes)
+        for _ in range(there, world_size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            process = context.Process(target=_serve, args=(theirs, module), daemon=True)
             process.start()
             theirs.close()
             self._processes.append(process)
             self._pipes.append(ours)
-        for pipe in self._pipes:  # importing torch is not the test's time
+        for pipe in self._pipes[there:]:
             if not pipe.poll(120):
                 self.stop()
                 raise TimeoutError("the workers of the pool did not start within 120 s")
@@ -101,8 +101,9 @@ class Pool:
         self._processes, self._pipes = [], []
 
 
-def _serve(pipe: Connection) -> None:
+def _serve(pipe: Connection, module: str) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    importlib.import_module(module)
     torch.set_num_threads(1)
     try:
         pipe.send("ready")

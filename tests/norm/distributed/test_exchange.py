@@ -126,7 +126,7 @@ def _dies(rank: int, world_size: int) -> None:
 
 
 def test_death_of_a_worker_ends_the_wait() -> None:
-    own = Pool(size=2, timeout_s=30)
+    own = Pool(timeout_s=30)
     try:
         with pytest.raises(RuntimeError, match="rank 1 of 2 died"):
             own.run(_dies, 2)
@@ -146,8 +146,8 @@ def _dies_uncollected(rank: int, world_size: int) -> float:
 
 
 def test_dead_worker_that_nobody_collected_ends_the_wait(tmp_path: Path) -> None:
-    own = Pool(size=2)
-    own._start()
+    own = Pool()
+    own._start(2, __name__)
     try:
         for rank, pipe in enumerate(own._pipes):
             pipe.send((_dies_uncollected, rank, 2, str(tmp_path / "store"), ()))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from syncnorm.norm import SyncBatchNorm
 from syncnorm.norm.backends.dispatch import use_backend
+from tests.helpers.combinations import each_value
 from tests.helpers.norm.pool import Pool
 from tests.helpers.norm.splits import SPLITS, WAYS, counted, part, relative_error, way
 
@@ -49,8 +50,7 @@ def _trained(layer: nn.Module) -> nn.Module:
     return layer
 
 
-@pytest.mark.parametrize("chosen", WAYS)
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(("split", "chosen"), each_value(SPLITS, WAYS))
 # fp64: rounding of sums in another order. fp32: one rounding of the statistics and one of the result.
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 def test_any_split_equals_one_device(

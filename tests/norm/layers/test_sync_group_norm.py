@@ -61,7 +61,7 @@ def test_parts_of_a_volume_equal_the_whole(pool: Pool, kind: str, cut: tuple[int
     x = x * 3 + torch.arange(sum(cut)).view(-1, 1, 1) + 2  # slices differ, so that a part's statistics would, too
     whole = step(LAYERS[kind][1](dtype=torch.float64), x, probe)
 
-    for how in WAYS if len(cut) == 2 else WAYS[:1]:
+    for how in WAYS if cut == (3, 5) else WAYS[:1]:
         parts = pool.run(_on_rank, len(cut), kind, x, probe, cut, how if len(cut) > 1 else ("fused", "gloo"))
         assert_whole(parts, whole, 1e-12)  # fp64 sums in another order
 

@@ -191,7 +191,7 @@ def _dies_before_backward(rank: int, world_size: int) -> None:
 
 
 def test_death_of_a_worker_ends_the_wait_of_backward() -> None:
-    own = Pool(size=2, timeout_s=60)
+    own = Pool(timeout_s=60)
     try:
         with pytest.raises(RuntimeError, match="rank 1 of 2 died"):
             own.run(_dies_before_backward, 2)

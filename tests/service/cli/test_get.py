@@ -226,7 +226,7 @@ def test_export_that_fails_has_published_the_weights_before(served: Served, tmp_
 
 def test_job_without_a_model_says_what_there_is(served: Served) -> None:
     sn, world = served
-    job = world.submit(labels={"works": "999"})
+    job = world.submit(labels={"works": "9"})
     world.step()
     world.step()
     checkpoint(world, job, 1, 10)

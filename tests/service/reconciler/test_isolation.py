@@ -22,6 +22,7 @@ from syncnorm.service.store.administration.leases import LeaseTable
 from syncnorm.service.store.database import Database
 from syncnorm.service.store.tables.attempts import AttemptTable
 from syncnorm.trainer.contract.failure import FailureReason
+from tests.helpers.combinations import each_value
 from tests.helpers.service.api import _no_lifespan, context_of
 from tests.helpers.service.databases import fresh_sqlite, postgres_programs, postgres_server
 from tests.helpers.service.world import World
@@ -129,8 +130,7 @@ HOPELESS_ATTEMPTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("values", UNREADABLE_JOBS.values(), ids=UNREADABLE_JOBS.keys())
-@pytest.mark.parametrize("is_running", [True, False], ids=["running", "queued"])
+@pytest.mark.parametrize(("values", "is_running"), each_value(list(UNREADABLE_JOBS.values()), [True, False]))
 def test_job_of_an_unreadable_row_ends_and_the_others_succeed(
     any_world: World, values: dict[str, Any], is_running: bool
 ) -> None:

@@ -104,16 +104,18 @@ def put(database: Database, rows: Rows) -> Rows:
     return stored
 
 
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Rows]:
+    """The job, and all rows of today's tables with it."""
+    with closing(Database(f"sqlite:///{tmp_path_factory.mktemp('filled')}/service.db")) as database:
+        database.migrate()
+        job = fill(Store(database, clock := Clock()), clock)
+        return job, rows_of(database)
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_every_row_is_there_after_the_upgrade(database: Database, form: str) -> None:
-    clock = Clock()
-    database.migrate()
-    job = fill(Store(database, clock), clock)
-    rows = rows_of(database)
-    with database.write() as connection:
-        found = sa.MetaData()
-        found.reflect(connection)
-        found.drop_all(connection)
+def test_every_row_is_there_after_the_upgrade(database: Database, filled: tuple[Job, Rows], form: str) -> None:
+    job, rows = filled
     upgrade(database, form)
     stored = put(database, rows)
 
@@ -123,7 +125,7 @@ def test_every_row_is_there_after_the_upgrade(database: Database, form: str) -> 
     assert sum(map(len, stored.values())) > 5
     for name, old in stored.items():
         assert [{key: row[key] for key in old[0]} for row in after[name]] == old if old else not after[name], name
-    store = Store(database, clock)
+    store = Store(database, Clock())
     assert store.jobs.get(job.id) == job
     assert len(store.attempts.of_job(job.id)) == len(store.history.checkpoints(job.id)) == 1
     assert database.revisions()[0] == FORMS[-1]

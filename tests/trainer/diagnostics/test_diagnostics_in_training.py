@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from syncnorm.trainer.reporting.metric_spool import DIAGNOSTIC_METRICS
 from syncnorm.trainer.training import checkpoints
 from tests.helpers.norm.pool import Pool
-from tests.helpers.trainer.ranks import RecordingReporter, TrainedModel, train
+from tests.helpers.trainer.few_digits import BATCH, train
+from tests.helpers.trainer.ranks import RecordingReporter, TrainedModel
 
 ALL = list(DIAGNOSTIC_METRICS)
 CNN = {"name": "cnn", "init_args": {"channels": [4, 8]}}
@@ -28,8 +29,8 @@ def spec(kind: str = "sync_batch", diagnostics: list[str] = ALL, **changes: Any)
     return {
         "name": "diagnosed",
         "model": CNN,
-        # 1,438 samples make 6 batches an epoch, the last one smaller; augmentation and dropout draw random numbers.
-        "data": {"name": "digits", "batch_size": 128, "init_args": {"augment": True}},
+        # 6 batches an epoch, the last one smaller; augmentation and dropout draw random numbers.
+        "data": {"name": "digits", "batch_size": BATCH // 2, "init_args": {"augment": True}},
         "norm": {"kind": kind},
         "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
         "train": {"epochs": 2},
@@ -146,7 +147,7 @@ def test_two_workers_measure_what_one_measures_on_the_whole_batch(ranks: Pool, t
         "model": {"name": "mlp", "init_args": {"hidden": [12, 9], "activation": "tanh"}},
     }
     for workers in (1, 2):
-        document = spec(**exact, resources={"workers": workers}, data={"name": "digits", "batch_size": 240 // workers})
+        document = spec(**exact, resources={"workers": workers}, data={"name": "digits", "batch_size": 48 // workers})
         ranks.run(train, workers, str(tmp_path / str(workers)), document)
 
     one, two = series(tmp_path / "1"), series(tmp_path / "2")

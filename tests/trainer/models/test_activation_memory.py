@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,6 @@ from syncnorm.trainer.models.activation_memory import keep_memory, save_memory
 from tests.helpers.norm.pool import Pool
 from tests.helpers.trainer.ranks import train
 from tests.trainer.training.test_joined_micro_batches import spec
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Pool]:
-    workers = Pool(size=2, timeout_s=240)
-    yield workers
-    workers.stop()
 
 
 @pytest.mark.parametrize("changes", [{}, {"accumulate": 2, "accumulate_statistics": "exact"}])

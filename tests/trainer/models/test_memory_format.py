@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,6 @@ from syncnorm.trainer.worker.model_inspection import inspect
 from tests.helpers.norm.pool import Pool
 from tests.helpers.trainer.ranks import train
 from tests.trainer.training.test_joined_micro_batches import spec
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Pool]:
-    workers = Pool(size=2, timeout_s=240)
-    yield workers
-    workers.stop()
 
 
 @pytest.mark.parametrize("kind", ["sync_batch", "group", "instance"])

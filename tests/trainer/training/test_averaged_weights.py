@@ -23,9 +23,11 @@ from syncnorm.trainer.training.averaging import averaged_weights
 from syncnorm.trainer.training.averaging.horizon import horizon_findings
 from syncnorm.trainer.training.averaging.weight_average import WeightAverage
 from syncnorm.trainer.training.task_module import network_of
+from tests.helpers.combinations import each_value
 from tests.helpers.norm.pool import Pool
+from tests.helpers.trainer.few_digits import BATCH, TRAINING, few_digits, train
 from tests.helpers.trainer.own_module_jobs import job
-from tests.helpers.trainer.ranks import RecordingReporter, TrainedModel, build, launch_of, train
+from tests.helpers.trainer.ranks import RecordingReporter, TrainedModel, build, launch_of
 
 EMA = {"kind": "ema", "decay": 0.8}
 SWA = {"kind": "swa", "from": 0.5}
@@ -33,12 +35,12 @@ KEPT = ("val/loss", "val/accuracy")
 
 
 def spec(average: dict[str, Any] | None, workers: int = 2, **changes: Any) -> dict[str, Any]:
-    """1,438 samples make 6 batches an epoch, the last one smaller; augmentation and dropout draw random numbers."""
+    """6 batches an epoch, the last one smaller; augmentation and dropout draw random numbers."""
     train_changes = changes.pop("train", {})
     return {
         "name": "average",
         "model": {"name": "cnn", "init_args": {"channels": [4, 8], "dropout": 0.2}},
-        "data": {"name": "digits", "batch_size": 256 // workers, "init_args": {"augment": True}},
+        "data": {"name": "digits", "batch_size": BATCH // workers, "init_args": {"augment": True}},
         "norm": {"kind": "sync_batch"},
         "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
         "schedule": {"name": "cosine", "warmup_steps": 3},
@@ -91,8 +93,7 @@ def closed_form(average: dict[str, Any], weights: list[dict[str, Tensor]]) -> di
     return {name: sum(s * one[name] for s, one in zip(share, weights, strict=True)) for name in weights[0]}  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("average", [EMA, SWA, {"kind": "ema", "decay": 0.999}])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("average", "accumulate"), each_value([EMA, SWA, {"kind": "ema", "decay": 0.999}], [1, 2]))
 def test_average_equals_the_closed_form(average: dict[str, Any], accumulate: int, ranks: Pool, tmp_path: Path) -> None:
     document = spec(average, train={"precision": "64-true", "accumulate": accumulate})
 
@@ -120,7 +121,9 @@ def test_statistics_are_those_of_a_pass_over_the_training_samples(ranks: Pool, t
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.register_forward_pre_hook(lambda _, args, path=path: seen.setdefault(path, []).append(args[0]))
         layer.training = isinstance(layer, nn.modules.batchnorm._BatchNorm)
-    for batch in train_loader(build_data(read.data, read.seed), global_batch=256, seed=read.seed):
+    with few_digits():
+        data = build_data(read.data, read.seed)
+    for batch in train_loader(data, global_batch=BATCH, seed=read.seed):
         network(batch.x.double())
     assert seen
     for path, inputs in seen.items():
@@ -157,7 +160,8 @@ def test_validation_judges_the_average_with_its_own_statistics(ranks: Pool, tmp_
     document = spec(EMA)
     trained = ranks.run(train, 2, str(tmp_path), document)[0]
     network = network_of(build(0, 1, launch_of(document)).module).eval()
-    data = build_data(read_spec(document).data, 0)
+    with few_digits():
+        data = build_data(read_spec(document).data, 0)
     samples: Any = data.val
     x, y = (
         torch.stack([samples[i][0] for i in range(len(samples))]),
@@ -169,7 +173,7 @@ def test_validation_judges_the_average_with_its_own_statistics(ranks: Pool, tmp_
     with torch.no_grad():
         loss = nn.functional.cross_entropy(network(x), y)
     assert trained.metrics["val/loss"] == pytest.approx(float(loss), rel=1e-5)  # fp32
-    assert saved(tmp_path)["averaging_state"]["statistics"]["samples"] == 1438
+    assert saved(tmp_path)["averaging_state"]["statistics"]["samples"] == TRAINING
 
 
 def test_compiled_network_gets_the_same_statistics(ranks: Pool, tmp_path: Path) -> None:
@@ -188,7 +192,7 @@ def test_checkpoint_within_an_epoch_says_that_its_statistics_are_those_of_traini
     within, end = saved(tmp_path, 4), saved(tmp_path, 6)
 
     assert within["averaging_state"]["statistics"] is None
-    assert end["averaging_state"]["statistics"] == {"samples": 1438, "estimator": "pooled"}
+    assert end["averaging_state"]["statistics"] == {"samples": TRAINING, "estimator": "pooled"}
     name = "network.features.1.running_mean"
     assert torch.equal(within["state_dict"][name], within["current_model_state"][name])
     assert not torch.equal(end["state_dict"][name], end["current_model_state"][name])
@@ -219,21 +223,22 @@ def test_average_begins_at_its_share_of_training(ranks: Pool, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"train": {"accumulate": 2, "epochs": 6}},
-        {"train": {"epochs": None, "steps": 15}},
-        {"norm": {"kind": "batch"}},
-        {"norm": {"kind": "group"}},
-        {"train": {"precision": "bf16-mixed"}},
-        {"freeze": [{"match": "features.0", "unfreeze_at": {"epochs": 1}}, "features.1"]},
-    ],
+    ("average", "changes"),
+    each_value(
+        [EMA, SWA],
+        [
+            {},
+            {"train": {"accumulate": 2, "epochs": 6}},
+            {"train": {"epochs": None, "steps": 15}},
+            {"norm": {"kind": "batch"}},
+            {"norm": {"kind": "group"}},
+            {"train": {"precision": "bf16-mixed"}},
+            {"freeze": [{"match": "features.0", "unfreeze_at": {"epochs": 1}}, "features.1"]},
+        ],
+    ),
 )
-@pytest.mark.parametrize(("average", "stop_at"), [(EMA, 6), (SWA, 11)])
-def test_stopped_anywhere(
-    average: dict[str, Any], stop_at: int, changes: dict[str, Any], ranks: Pool, tmp_path: Path
-) -> None:
+def test_stopped_anywhere(average: dict[str, Any], changes: dict[str, Any], ranks: Pool, tmp_path: Path) -> None:
+    stop_at = 6 if average is EMA else 11
     changes = dict(changes)
     freeze = changes.pop("freeze", [])
     document = spec(average, **changes)

@@ -14,16 +14,18 @@ from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.errors import SpecError
 from syncnorm.trainer.training.parameters.matching import match
 from syncnorm.trainer.worker.model_inspection import inspect
+from tests.helpers.combinations import each_value
 from tests.helpers.norm.pool import Pool
+from tests.helpers.trainer.few_digits import BATCH, train
 from tests.helpers.trainer.own_module_jobs import job
-from tests.helpers.trainer.ranks import RecordingReporter, TrainedModel, train
+from tests.helpers.trainer.ranks import RecordingReporter, TrainedModel
 
 
 def spec(*freeze: Any, workers: int = 2, **train_changes: Any) -> dict[str, Any]:
     return {
         "name": "frozen",
         "model": {"name": "cnn", "init_args": {"channels": [4, 8]}, "freeze": list(freeze)},
-        "data": {"name": "digits", "batch_size": 256 // workers},
+        "data": {"name": "digits", "batch_size": BATCH // workers},
         "norm": {"kind": "sync_batch"},
         "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
         "train": {"epochs": 2, "checkpoint_every": {"steps": 2}} | train_changes,
@@ -94,8 +96,7 @@ def test_unfrozen_at_its_moment(
     assert ("features.0" in moved(untrained, first)) == is_trained
 
 
-@pytest.mark.parametrize("stop_at", [2, 5, 6, 8])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("stop_at", "accumulate"), each_value([2, 5, 6, 8], [1, 2]))
 def test_stopped_before_and_after_the_moment(stop_at: int, accumulate: int, ranks: Pool, tmp_path: Path) -> None:
     freeze = [{"match": "features.0", "unfreeze_at": {"epochs": 1}}, {"match": "features", "unfreeze_at": {"steps": 4}}]
     document = spec(*freeze, accumulate=accumulate, epochs=2 * accumulate)

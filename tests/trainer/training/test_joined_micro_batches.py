@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +41,6 @@ def assert_same(found: TrainedModel, expected: TrainedModel) -> None:
     assert found.metrics["train/loss"] == pytest.approx(expected.metrics["train/loss"], rel=1e-6)  # summed in fp32
     assert found.metrics["train/accuracy"] == expected.metrics["train/accuracy"]
     assert found.metrics["val/accuracy"] == expected.metrics["val/accuracy"]
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Pool]:
-    workers = Pool(size=4, timeout_s=240)
-    yield workers
-    workers.stop()
 
 
 @pytest.fixture(scope="module")

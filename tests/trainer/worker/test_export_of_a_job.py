@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from syncnorm.trainer.storage.atomic_files import write_atomic
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.worker.finalize import finalize_user_module
 from syncnorm.trainer.worker.fit import FitResult
+from tests.helpers.trainer.few_digits import few_digits
 from tests.helpers.trainer.own_code import Branches
 from tests.helpers.trainer.ranks import launch_of
 from tests.trainer.conftest import Mlflow
@@ -67,6 +68,12 @@ class Job:
     def tags(self) -> dict[str, str]:
         answer = httpx.get(f"{self.server.uri}/api/2.0/mlflow/runs/get", params={"run_id": self.run}, timeout=60)
         return {tag["key"]: tag["value"] for tag in answer.json()["run"]["data"]["tags"]}
+
+
+@pytest.fixture(autouse=True)
+def data() -> Iterator[None]:
+    with few_digits():
+        yield
 
 
 @pytest.fixture

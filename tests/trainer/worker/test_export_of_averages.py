@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from syncnorm.trainer.contract.protocol import Result
 from syncnorm.trainer.driver import single_process
 from syncnorm.trainer.training import checkpoints
+from tests.helpers.trainer.few_digits import BATCH, TRAINING, few_digits
 from tests.helpers.trainer.own_module_jobs import job
 from tests.helpers.trainer.ranks import launch_of
 from tests.trainer.conftest import Mlflow
@@ -21,15 +23,18 @@ from tests.trainer.driver.test_reexport import export
 # Exporters and MLflow warn about their own internals.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-SAMPLES = 1438
-"""For training, of the digits."""
+
+@pytest.fixture(autouse=True)
+def data() -> Iterator[None]:
+    with few_digits():
+        yield
 
 
 def spec(**changes: Any) -> dict[str, Any]:
     return {
         "name": "averaged",
         "model": {"name": "cnn", "init_args": {"channels": [4, 8]}},
-        "data": {"name": "digits", "batch_size": 256},
+        "data": {"name": "digits", "batch_size": BATCH},
         "norm": {"kind": "batch"},
         "train": {
             "epochs": 3,
@@ -70,9 +75,9 @@ def test_average_of_the_last_step_is_exported_as_it_was_validated(mlflow_server:
     assert proof["average"]["updates"] == 18
     assert proof["statistics"] == {
         "used": "population",
-        "why": f"recomputed for the averaged weights over {SAMPLES} samples",
+        "why": f"recomputed for the averaged weights over {TRAINING} samples",
     }
-    assert proof["population"]["samples"] == SAMPLES
+    assert proof["population"]["samples"] == TRAINING
     assert proof["validation"].keys() == {"population"}
     assert json.loads((tmp_path / "export" / "model.json").read_text())["average"] == proof["average"]
     assert_equal(load_file(tmp_path / "export" / "weights.safetensors"), state(tmp_path, 18))
@@ -165,7 +170,7 @@ def test_population_statistics_are_of_all_samples_wherever_training_ends(
 
     for result in (first, second):
         assert result.model is not None
-        assert result.model.certificate["population"]["samples"] == SAMPLES
+        assert result.model.certificate["population"]["samples"] == TRAINING
     weights = [load_file(tmp_path / name / "export" / "weights.safetensors") for name in ("1", "2")]
     assert_equal(*weights)
 
