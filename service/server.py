@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -56,6 +57,7 @@ from syncnorm.service.studies.runs import MlflowStudyRuns
 from syncnorm.service.telemetry.metrics import Metrics
 from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.forkserver.fork_server import ForkServer, is_supported
+from syncnorm.trainer.forkserver.parent_memory import memory_of_node
 
 logger = logging.getLogger(__name__)
 _LAST_WAIT_S = 1.0
@@ -147,7 +149,11 @@ def make_context(
     reconciler = _reconciler(settings, backends)
     metrics.watch(store, reconciler)
     packages = CodePackages(settings.storage_root, marker.check)
-    forks = _fork_server(settings, metrics, stack)
+    forks = _fork_server(settings, stack)
+    memories = {"plans": forks.memory} if forks else {}
+    if ray.warm is not None:
+        memories["jobs"] = functools.partial(memory_of_node, ray.warm)
+    metrics.watch_parents(memories)
     links = settings.mlflow_public_url or mlflow_uri
     admin = admin_token(settings.admin_token_file, settings.home) if settings.auth else None
     return Components(
@@ -184,7 +190,9 @@ def make_context(
 
 def _dispatcher(settings: Settings, ray: LocalRay, store: Store) -> RayDispatcher:
     owner, known = _installation(settings), store.unreleased_submissions
-    return RayDispatcher(ray.url, ray.token or None, ray.entrypoints, owner=owner, known=known, warm=ray.warm)
+    return RayDispatcher(
+        ray.url, ray.token or None, ray.entrypoints, owner=owner, known=known, warm=ray.warm is not None
+    )
 
 
 def _reconciler(settings: Settings, backends: Backends) -> Reconciler:
@@ -199,13 +207,11 @@ def _reconciler(settings: Settings, backends: Backends) -> Reconciler:
     )
 
 
-def _fork_server(settings: Settings, metrics: Metrics, stack: contextlib.ExitStack) -> ForkServer | None:
+def _fork_server(settings: Settings, stack: contextlib.ExitStack) -> ForkServer | None:
     """What makes plans warm; None where they are made by processes that start anew."""
     if not settings.warm or not is_supported():
         return None
-    forks = stack.enter_context(contextlib.closing(ForkServer(PRELOADED)))
-    metrics.watch_parents(forks.memory)
-    return forks
+    return stack.enter_context(contextlib.closing(ForkServer(PRELOADED)))
 
 
 def _must_not_run_here(spec: JobSpec, settings: Settings) -> bool:

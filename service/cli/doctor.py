@@ -8,6 +8,7 @@ by a small program on Ray (driver/cluster_probe.py), which needs no free CPU. Th
 from __future__ import annotations
 
 import contextlib
+import functools
 import secrets
 import shlex
 import shutil
@@ -75,7 +76,7 @@ def _embedded(settings: Settings) -> Iterator[Check]:
         if service.problem is None:
             yield from _parts(http, settings.home)
             yield _guarded("workers", lambda: _nodes(http, token))
-            yield _guarded("plans", lambda: _plans(http))
+            yield from _warm(http)
 
 
 def _answering(http: httpx.Client, url: str) -> Check:
@@ -109,14 +110,20 @@ def _nodes(http: httpx.Client, token: str | None) -> Check:
     return Check("workers", f"{counted(len(nodes), 'host')}, {cpus:g} CPUs, {gpus:g} GPUs")
 
 
-def _plans(http: httpx.Client) -> Check:
-    """How plans are made: by processes that are forked from a parent, or that start anew."""
+def _warm(http: httpx.Client) -> Iterator[Check]:
+    """How plans and jobs start: in processes that are forked from a parent, or anew."""
+    for name, one in (("plans", "plan"), ("jobs", "job")):
+        yield _guarded(name, functools.partial(_parents, http, name, one))
+
+
+def _parents(http: httpx.Client, name: str, one: str) -> Check:
     words = (line.split() for line in http.get("/metrics").raise_for_status().text.splitlines())
     values = {line[0]: float(line[1]) for line in words if line[0].startswith("syncnorm_warm_parent")}
-    if not values:
-        return Check("plans", "cold: each starts a process of its own")
-    number, size = values["syncnorm_warm_parents"], values["syncnorm_warm_parent_bytes"]
-    return Check("plans", f"warm: {counted(int(number), 'parent')}, {size / 2**20:.0f} MiB; the first plan starts one")
+    number = values.get(f'syncnorm_warm_parents{{forks="{name}"}}')
+    if number is None:
+        return Check(name, "cold: each starts processes of its own")
+    size = values[f'syncnorm_warm_parent_bytes{{forks="{name}"}}']
+    return Check(name, f"warm: {counted(int(number), 'parent')}, {size / 2**20:.0f} MiB; the first {one} starts one")
 
 
 def _guarded(name: str, poll: Callable[[], Check]) -> Check:

@@ -104,8 +104,8 @@ class LocalRay:
     url: str
     token: str
     entrypoints: Entrypoints
-    warm: bool = False
-    """Whether it starts drivers and workers of ours from a parent."""
+    warm: Path | None = None
+    """The folder of the parent that drivers and workers of ours are forked from; None: they start anew."""
 
 
 @contextlib.contextmanager
@@ -117,10 +117,12 @@ def local_ray(home: Path, *, own_mlflow: bool = True, warm: bool = False) -> Ite
     _remove_left(home / _FOLDER_FILE)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_short_temp()))
     (home / _FOLDER_FILE).write_text(str(folder))
-    of_parent = _folder_of_parent(folder) if warm else {}
+    of_parent = _folder_of_parent(folder) if warm else None
+
+    variables = {FOLDER: str(of_parent)} if of_parent else {}
 
     def command() -> Command:
-        return Command(_ray_arguments(folder, dashboard), _ray_environment(token_file, own_mlflow) | of_parent)
+        return Command(_ray_arguments(folder, dashboard), _ray_environment(token_file, own_mlflow) | variables)
 
     python = f"{shlex.quote(sys.executable)} -m{f' {LAUNCHER}' if warm else ''}"
     entrypoints: Entrypoints = {kind: command.replace("python -m", python, 1) for kind, command in ENTRYPOINTS.items()}
@@ -128,17 +130,17 @@ def local_ray(home: Path, *, own_mlflow: bool = True, warm: bool = False) -> Ite
     with claimed_port() as dashboard:
         try:
             program.start()
-            yield program, LocalRay(f"http://127.0.0.1:{dashboard}", token, entrypoints, warm)
+            yield program, LocalRay(f"http://127.0.0.1:{dashboard}", token, entrypoints, of_parent)
         finally:
             program.stop()
             _remove_left(home / _FOLDER_FILE)
 
 
-def _folder_of_parent(ray: Path) -> dict[str, str]:
-    """The variable that tells processes of Ray where to find their parent. It ends when the folder goes."""
+def _folder_of_parent(ray: Path) -> Path:
+    """Where processes of Ray find their parent. It ends when the folder goes."""
     folder = ray / "warm"
     folder.mkdir(mode=0o700)
-    return {FOLDER: str(folder)}
+    return folder
 
 
 def _remove_left(record: Path) -> None:

@@ -14,7 +14,7 @@ from syncnorm.service.background.loop import Health
 from syncnorm.service.jobs.job import Job, JobState
 from syncnorm.service.reconciler.reconciler import Reconciler
 from syncnorm.service.store import Store
-from syncnorm.trainer.forkserver.fork_server import Memory
+from syncnorm.trainer.forkserver.parent_memory import Memory
 
 _SECONDS = (0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 7200, 43200)
 
@@ -67,8 +67,9 @@ class Metrics:
         """parts: whether each part that jobs need is available, by name."""
         self.registry.register(_Parts(parts))
 
-    def watch_parents(self, memory: Callable[[], Memory]) -> None:
-        self.registry.register(_Parents(memory))
+    def watch_parents(self, memories: Mapping[str, Callable[[], Memory]]) -> None:
+        """memories: of the parents that plans and jobs are forked from, by what is."""
+        self.registry.register(_Parents(memories))
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         self._requests.labels(method, route, str(status)).observe(seconds)
@@ -207,12 +208,16 @@ class _Parts(Collector):
 
 
 class _Parents(Collector):
-    def __init__(self, memory: Callable[[], Memory]) -> None:
-        self._memory = memory
+    def __init__(self, memories: Mapping[str, Callable[[], Memory]]) -> None:
+        self._memories = memories
 
     def collect(self) -> Iterator[Metric]:
-        memory = self._memory()
-        yield GaugeMetricFamily(
-            "syncnorm_warm_parents", "Processes that warm processes are forked from", memory.parents
+        parents = GaugeMetricFamily(
+            "syncnorm_warm_parents", "Processes that warm processes are forked from", labels=["forks"]
         )
-        yield GaugeMetricFamily("syncnorm_warm_parent_bytes", "Their resident memory in bytes", memory.memory_bytes)
+        size = GaugeMetricFamily("syncnorm_warm_parent_bytes", "Their resident memory in bytes", labels=["forks"])
+        for name, look in self._memories.items():
+            memory = look()
+            parents.add_metric([name], memory.parents)
+            size.add_metric([name], memory.memory_bytes)
+        yield from (parents, size)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from syncnorm.trainer.forkserver.fingerprint import fingerprint
+from syncnorm.trainer.forkserver.parent_memory import Memory
 from syncnorm.trainer.forkserver.parent_process import ForkError, ParentProcess
 
 logger = logging.getLogger(__name__)
@@ -33,14 +34,6 @@ class Task:
     arguments: Sequence[str]
     environment: Mapping[str, str]
     stdin: bytes
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What the parents take."""
-
-    parents: int
-    memory_bytes: int
 
 
 class ForkServer:

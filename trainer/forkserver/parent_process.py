@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import IO, Any
 
 from syncnorm.trainer.forkserver import wire
+from syncnorm.trainer.forkserver.parent_memory import resident_bytes
 
 START_S = 120.0
 ANSWER_S = 30.0
@@ -50,14 +49,8 @@ class ParentProcess:
         return self._process.poll() is None
 
     def memory_bytes(self) -> int:
-        """Memory of it alone. What forked processes share with it counts here, once; 0: it has ended."""
-        if not self.is_alive():
-            return 0
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-                if line.startswith("VmRSS:"):
-                    return int(line.split()[1]) * 1024
-        return 0
+        """See `resident_bytes`."""
+        return resident_bytes(self.pid) if self.is_alive() else 0
 
     def wait_ready(self) -> None:
         """Until it has imported its modules; called once. Raises: ForkError."""

@@ -18,7 +18,7 @@ from syncnorm.service.cli.doctor import examine, judge
 from syncnorm.service.settings import Settings
 from syncnorm.service.telemetry.metrics import Metrics
 from syncnorm.trainer.contract.cluster_report import HostReport
-from syncnorm.trainer.forkserver.fork_server import Memory
+from syncnorm.trainer.forkserver.parent_memory import Memory
 from tests.helpers.service.api import api
 from tests.helpers.service.world import World
 
@@ -93,21 +93,22 @@ def test_embedded_service_is_examined_part_by_part(embedded: tuple[Settings, Wor
 
     checks = {check.name: check for check in examine(settings)}
 
-    names = ["service", "database", "storage", "cluster", "mlflow", "workers", "plans"]
+    names = ["service", "database", "storage", "cluster", "mlflow", "workers", "plans", "jobs"]
     assert {name: check.problem for name, check in checks.items()} == dict.fromkeys(names)
     assert "host" in checks["workers"].detail
-    assert checks["plans"].detail == "cold: each starts a process of its own"
+    assert checks["plans"].detail == checks["jobs"].detail == "cold: each starts processes of its own"
 
 
 def test_parents_of_warm_processes_are_told_with_their_memory(
     embedded: tuple[Settings, World], metrics: Metrics
 ) -> None:
     settings, _ = embedded
-    metrics.watch_parents(lambda: Memory(1, 480 * 2**20))
+    metrics.watch_parents({"plans": lambda: Memory(1, 480 * 2**20), "jobs": lambda: Memory(0, 0)})
 
     checks = {check.name: check for check in examine(settings)}
 
     assert checks["plans"].detail == "warm: 1 parent, 480 MiB; the first plan starts one"
+    assert checks["jobs"].detail == "warm: 0 parents, 0 MiB; the first job starts one"
 
 
 def test_part_of_an_embedded_service_that_is_away_is_named(embedded: tuple[Settings, World]) -> None:

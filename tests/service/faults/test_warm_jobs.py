@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -62,6 +63,12 @@ def parent_of(service: RunningService) -> psutil.Process:
     return eventually(ready, READY_S)
 
 
+def parents_shown(client: Client) -> float:
+    text = httpx.get(f"{client.url}/metrics").text
+    (line,) = (one for one in text.splitlines() if one.startswith('syncnorm_warm_parents{forks="jobs"}'))
+    return float(line.split()[1])
+
+
 def left(parent: psutil.Process) -> dict[str, set[Any]]:
     """What may grow from job to job."""
     return {
@@ -109,8 +116,10 @@ def test_a_killed_parent_costs_no_job_and_is_replaced(embedded: RunningService, 
     with embedded.start() as client:
         run(client, tmp_path / "cold", spoils=False)
         killed = parent_of(embedded)
+        assert parents_shown(client) == 1
         killed.kill()
         eventually(lambda: not killed.is_running() or killed.status() == psutil.STATUS_ZOMBIE)
+        assert parents_shown(client) == 0
 
         run(client, tmp_path / "after", spoils=False)
 
