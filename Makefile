@@ -66,8 +66,11 @@ check: $(INSTALLED) docs  ## ruff and mypy, hadolint and yamllint, and the links
 bench: $(INSTALLED)  ## the benchmarks, each as a ratio against its peer in the same run
 	$(BIN)/python -m benchmarks
 
+# PART=3/12 runs every twelfth, from the third on.
+PART ?= 1/1
 chaos: $(INSTALLED)  ## the long forms of the fault tests
-	$(PYTEST) tests -m chaos --timeout 3600
+	$(PYTEST) tests -m chaos --timeout 3600 --part $(PART) --record long-forms.jsonl
+	$(BIN)/python -m tests.helpers.long_forms long-forms.jsonl
 
 clean:  ## remove the virtual environment and all embedded state
 	rm -rf $(VENV) $(VISION) .syncnorm site

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
 from tests.helpers.amounts import SHORT
+from tests.helpers.long_forms import Record, part_of
 from tests.helpers.paths import ROOT
 
 if TYPE_CHECKING:
@@ -64,12 +66,30 @@ SYSTEM = (
 much at once."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", help="run every n-th test only, from the k-th on: k/n")
+    parser.addoption("--record", type=Path, help="append to this file how each test ended, as JSON lines")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if (file := config.getoption("record")) and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Record(file))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those that take longest go first."""
     for item in items:
         if item.nodeid.startswith(SYSTEM):
             item.add_marker(pytest.mark.system)
     items.sort(key=lambda item: not item.nodeid.startswith(STACK))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Of those that the marks select."""
+    if part := session.config.getoption("part"):
+        chosen = part_of(len(session.items), part)
+        session.items[:] = [item for number, item in enumerate(session.items) if number in chosen]
 
 
 @pytest.hookimpl(optionalhook=True)
