@@ -69,8 +69,8 @@ bench: $(INSTALLED)  ## the benchmarks, each as a ratio against its peer in the 
 # PART=3/12 runs every twelfth, from the third on.
 PART ?= 1/1
 chaos: $(INSTALLED)  ## the long forms of the fault tests
-	$(PYTEST) tests -m chaos --timeout 3600 --part $(PART) --record long-forms.jsonl
-	$(BIN)/python -m tests.helpers.long_forms long-forms.jsonl
+	$(PYTEST) tests -m chaos --timeout 3600 --part $(PART) --record long-forms.jsonl; \
+		ended=$$?; $(BIN)/python -m tests.helpers.long_forms long-forms.jsonl; exit $$ended
 
 clean:  ## remove the virtual environment and all embedded state
 	rm -rf $(VENV) $(VISION) .syncnorm site
