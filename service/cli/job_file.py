@@ -11,7 +11,7 @@ from syncnorm.service.cli.overrides import override
 from syncnorm.service.cli.yaml_reader import SpecFileError, parse
 from syncnorm.service.client.git_checkout import source_of
 
-__all__ = ["MAX_BYTES", "SpecFileError", "load", "load_with_source"]
+__all__ = ["MAX_BYTES", "SpecFileError", "load", "load_study", "load_with_source"]
 MAX_BYTES = 64 * 1024
 """The limit for a body over REST."""
 _STDIN = Path("-")
@@ -38,9 +38,21 @@ def load(path: Path, settings: Sequence[str] = (), what: str = "job") -> dict[st
 def load_with_source(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
     """The job in a file, with the git checkout that it comes from, unless it has a `source` already."""
     job = load(path, settings)
+    _add_source(job, path)
+    return job
+
+
+def load_study(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
+    """The study in a file, whose jobs get the git checkout that it comes from, as those of `load_with_source`."""
+    study = load(path, settings, "study")
+    if isinstance(base := study.get("base"), dict):  # else the service says what is wrong
+        _add_source(base, path)
+    return study
+
+
+def _add_source(job: dict[str, Any], path: Path) -> None:
     if "source" not in job and (source := source_of(path)) is not None:
         job["source"] = source
-    return job
 
 
 def _read(path: Path, where: str) -> str:

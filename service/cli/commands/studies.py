@@ -13,7 +13,7 @@ from rich.text import Text
 
 from syncnorm.service.cli.arguments import AsJson, Settings
 from syncnorm.service.cli.formatting import local_time, number
-from syncnorm.service.cli.job_file import load
+from syncnorm.service.cli.job_file import load_study
 from syncnorm.service.cli.selection import study_id
 from syncnorm.service.cli.terminal import (
     FINE,
@@ -56,7 +56,7 @@ def submit(
 ) -> None:
     """Submit a study."""
     with connect() as client:
-        study = client.submit_study(load(file, settings or (), "study"))
+        study = client.submit_study(load_study(file, settings or ()))
         if not follow:
             show_value(study, as_json, lambda study: f"{study['id']} {_line(study)}")
             return

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from syncnorm.service.cli.job_file import load_with_source
+from syncnorm.service.cli.job_file import load_study, load_with_source
 from syncnorm.service.client.git_checkout import source_of
 
 
@@ -76,3 +76,20 @@ def test_source_of_the_job_file_stands(checkout: Path) -> None:
     assert load_with_source(file)["source"] == {"name": "ci"}
     file.write_text("name: one\nsource: null\n")
     assert load_with_source(file)["source"] is None
+
+
+def test_jobs_of_a_study_have_the_checkout_of_its_file(checkout: Path) -> None:
+    file = checkout / "study.yaml"
+    file.write_text("{name: s, base: {name: j}, grid: {seed: [0]}}")
+
+    study = load_study(file)
+
+    assert study["base"]["source"]["name"] == "study.yaml"
+    assert "source" not in study
+    assert load_study(_written(file, "{name: s, base: {source: {name: ci}}}"))["base"]["source"] == {"name": "ci"}
+    assert load_study(_written(file, "{name: s, base: 3}")) == {"name": "s", "base": 3}
+
+
+def _written(file: Path, text: str) -> Path:
+    file.write_text(text)
+    return file
