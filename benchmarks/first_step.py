@@ -1,7 +1,8 @@
 """From submit to the first optimizer step: a job of the service against a bare TorchTrainer.fit() of the same network.
 
-Both go to one Ray, in turn, each with its cluster to itself: the bare script as a Ray job, as its users submit one.
-Between them the service plans the same job, and so does a process that starts anew, as with SYNCNORM_WARM=0.
+Both go to the embedded Ray, in turn, each with it to itself: the bare script as a Ray job, as its users submit one.
+Between them the service plans the same job, and so does a process that starts anew, as with SYNCNORM_WARM=0. Then all
+again with SYNCNORM_WARM_JOBS=1, where drivers and ranks of ours are forked from a parent.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import lightning.pytorch as pl
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -30,9 +31,9 @@ from benchmarks.harness import Row, Table
 from syncnorm.service.client.client import Client
 from syncnorm.service.integrations.model_inspection import inspect
 from syncnorm.service.integrations.ray_jobs import ClusterUnreachableError, RayDispatcher
-from syncnorm.service.local.programs import LocalRay, local_mlflow, local_ray
 from syncnorm.service.storage.code_packages import CodePackages
 from syncnorm.trainer.contract.spec_reader import read_spec
+from syncnorm.trainer.forkserver import launcher
 
 PEER = "bare TorchTrainer.fit()"
 OURS = "job of the service"
@@ -140,8 +141,18 @@ def document(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Cluster:
-    ray: LocalRay
+    """ray: its address. warm: the folder of the parent that its jobs are forked from."""
+
+    ray: str
+    token: str
     client: Client
+    warm: Path | None
+
+    def wait_for_parent(self) -> None:
+        """It starts at idle priority, with the first job."""
+        assert self.warm is not None
+        launcher.start_parent(str(self.warm))  # there is one: this hurries it
+        _until((self.warm / launcher.SOCKET).exists, bool)
 
     def ours(self, folder: Path) -> Stamps:
         submitted = time.time()
@@ -159,7 +170,7 @@ class Cluster:
 
     def peer(self, folder: Path) -> Stamps:
         entrypoint = {"attempt": f"{sys.executable} -m benchmarks.first_step"}
-        ray = RayDispatcher(self.ray.url, self.ray.token, entrypoint, owner=folder.name)  # type: ignore[arg-type]  # one kind
+        ray = RayDispatcher(self.ray, self.token, entrypoint, owner=folder.name)  # type: ignore[arg-type]  # one kind
         submitted = time.time()
         ray.start(folder.name, str(folder))
         ended = _until(lambda: ray.observe().submissions[folder.name], lambda ended: ended.status.value == "ended")
@@ -184,8 +195,8 @@ def _until(look: Callable[[], Any], over: Callable[[Any], bool], timeout_s: floa
     return ended
 
 
-def _has_nodes(ray: LocalRay) -> bool:
-    with closing(RayDispatcher(ray.url, ray.token, owner="nobody")) as dispatcher:
+def _has_nodes(url: str, token: str) -> bool:
+    with closing(RayDispatcher(url, token, owner="nobody")) as dispatcher:
         try:
             return len(dispatcher.observe().nodes) > 0
         except ClusterUnreachableError:
@@ -193,56 +204,66 @@ def _has_nodes(ray: LocalRay) -> bool:
 
 
 @contextmanager
-def cluster(home: Path) -> Iterator[Cluster]:
-    """A Ray of our own, and the service in front of it."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # Ray starts drivers as `python`
-    root = str(Path(__file__).resolve().parents[1])  # jobs name classes of this module
-    with ExitStack() as stack, mock.patch.dict(os.environ, {"PATH": path, "PYTHONPATH": root}):
-        _, ray = stack.enter_context(local_ray(home))
-        _, mlflow_uri = stack.enter_context(local_mlflow(home))
-        environment = os.environ | {
-            "SYNCNORM_HOME": str(home),
-            "SYNCNORM_RAY_ADDRESS": ray.url,
-            "RAY_AUTH_TOKEN": ray.token,
-            "SYNCNORM_MLFLOW_URI": mlflow_uri,
-            "SYNCNORM_ALLOW_CODE": "1",
-        }
-        serve = subprocess.Popen(
-            [sys.executable, "-m", "syncnorm.service.cli.main", "serve"], env=environment, stdout=subprocess.DEVNULL
-        )
-        try:
-            _until((home / "service.json").exists, bool)
-            _until(lambda: _has_nodes(ray), bool)
-            with Client(json.loads((home / "service.json").read_text())["url"]) as client:
-                yield Cluster(ray, client)
-        finally:
-            serve.terminate()
-            serve.wait()
+def cluster(home: Path, *, warm: bool) -> Iterator[Cluster]:
+    """The embedded service with its Ray. warm: that Ray forks drivers and ranks of ours from a parent."""
+    environment = os.environ | {
+        "SYNCNORM_HOME": str(home),
+        "SYNCNORM_ALLOW_CODE": "1",
+        "SYNCNORM_WARM_JOBS": str(int(warm)),
+        "PYTHONPATH": str(Path(__file__).resolve().parents[1]),  # jobs name classes of this module
+    }
+    serve = subprocess.Popen(
+        [sys.executable, "-m", "syncnorm.service.cli.main", "serve"], env=environment, stdout=subprocess.DEVNULL
+    )
+    try:
+        _until((home / "service.json").exists, bool)
+        url, token = _address_of_ray(home), (home / "ray.token").read_text()
+        _until(lambda: _has_nodes(url, token), bool)
+        with Client(json.loads((home / "service.json").read_text())["url"]) as client:
+            yield Cluster(url, token, client, Path((home / "ray.folder").read_text()) / "warm" if warm else None)
+    finally:
+        serve.terminate()
+        serve.wait()
+
+
+def _address_of_ray(home: Path) -> str:
+    """The port is known to the service and its Ray alone."""
+    folder = f"--temp-dir={(home / 'ray.folder').read_text()}"
+    for process in psutil.process_iter(["cmdline"]):
+        if folder in (arguments := process.info["cmdline"] or []):
+            (port,) = (one.partition("=")[2] for one in arguments if one.startswith("--dashboard-port="))
+            return f"http://127.0.0.1:{port}"
+    raise RuntimeError(f"no process runs with {folder}")
 
 
 def run(rounds: int = ROUNDS) -> Table:
-    times: dict[str, list[Stamps]] = {PEER: [], OURS: []}
     plans: dict[str, list[float]] = {COLD: [], WARM: []}
-    with tempfile.TemporaryDirectory() as root, cluster(Path(root) / "home") as both:
-        for number in range(rounds + 1):
-            for name, submit in {PEER: both.peer, OURS: both.ours}.items():
-                folder = Path(root) / f"{name.split()[0]}-{number}"
-                folder.mkdir()
-                found = submit(folder)
-                if number > 0:  # the first of each reads files that no other will have to
-                    times[name].append(found)
-            warm, cold = both.plan(Path(root)), cold_plan(Path(root))
-            if number > 0:
-                plans[WARM].append(warm)
-                plans[COLD].append(cold)
-    rows = [row for name in PHASES for row in _rows(name, times)]
+    rows: list[Row] = []
+    for warm in (False, True):
+        times: dict[str, list[Stamps]] = {PEER: [], OURS: []}
+        with tempfile.TemporaryDirectory() as root, cluster(Path(root) / "home", warm=warm) as both:
+            for number in range(rounds + 1):
+                for name, submit in {PEER: both.peer, OURS: both.ours}.items():
+                    folder = Path(root) / f"{name.split()[0]}-{number}"
+                    folder.mkdir()
+                    found = submit(folder)
+                    if number > 0:  # the first of each reads files that no other will have to
+                        times[name].append(found)
+                if warm:
+                    both.wait_for_parent()
+                    continue
+                plan, anew = both.plan(Path(root)), cold_plan(Path(root))
+                if number > 0:
+                    plans[WARM].append(plan)
+                    plans[COLD].append(anew)
+        rows += [row for name in PHASES for row in _rows(name, times, "warm, " if warm else "")]
     return Table("first_step", PEER, [*rows, *_compared(PLAN, COLD, plans)])
 
 
-def _rows(phase: str, times: dict[str, list[Stamps]]) -> list[Row]:
+def _rows(phase: str, times: dict[str, list[Stamps]], kind: str) -> list[Row]:
     began, ended = PHASES[phase]
     took = {name: [each[ended] - each[began] for each in found] for name, found in times.items()}
-    return _compared(phase, PEER, took)
+    return _compared(kind + phase, PEER, took)
 
 
 def _compared(setting: str, peer: str, took: dict[str, list[float]]) -> list[Row]:
