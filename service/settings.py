@@ -82,7 +82,7 @@ class Settings:
     """From the launch of an attempt to its first training step."""
     warm: bool = True
     """Whether plans are made by processes that are forked from a parent that has their imports done."""
-    warm_jobs: bool = False
+    warm_jobs: bool = True
     """The same for drivers and ranks on the embedded Ray."""
 
     @staticmethod
@@ -121,7 +121,7 @@ class Settings:
             audit_retention_days=_within(environ, "SYNCNORM_AUDIT_RETENTION_DAYS", 365, _MOST_DAYS),
             idempotency_retention_days=_within(environ, "SYNCNORM_IDEMPOTENCY_RETENTION_DAYS", 7, _MOST_DAYS),
             warm=(warm := _flag(environ, "SYNCNORM_WARM", default=True)),
-            warm_jobs=warm and _flag(environ, "SYNCNORM_WARM_JOBS", default=False),
+            warm_jobs=warm and _flag(environ, "SYNCNORM_WARM_JOBS", default=True),
         )
         _ = settings.trusted  # raises for an invalid name
         if not settings.auth and not loopback:
