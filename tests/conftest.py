@@ -66,6 +66,10 @@ SYSTEM = (
 much at once."""
 
 
+STARTS_MLFLOW = "mlflow_server"
+"""A fixture: so do its tests, wherever they are."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--part", help="run every n-th test only, from the k-th on: k/n")
     parser.addoption("--record", type=Path, help="append to this file how each test ended, as JSON lines")
@@ -79,7 +83,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those that take longest go first."""
     for item in items:
-        if item.nodeid.startswith(SYSTEM):
+        if item.nodeid.startswith(SYSTEM) or STARTS_MLFLOW in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.system)
     items.sort(key=lambda item: not item.nodeid.startswith(STACK))
 

@@ -103,6 +103,8 @@ class Pool:
 
 def _serve(pipe: Connection, module: str) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    # The defaults of its functions are the process group of the moment in which it is imported: none yet.
+    importlib.import_module("torch.distributed.nn.functional")
     importlib.import_module(module)
     torch.set_num_threads(1)
     try:

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from syncnorm import norm
 from syncnorm.norm.reading.norm_act import NormAct
+from tests.helpers.combinations import each_value
 from tests.helpers.norm.accumulation import SPLITS, Splits, data, network, train, train_plainly
 from tests.helpers.norm.models import MODELS, ResNet, trained
 from tests.helpers.norm.norm_act import BatchNormAct2d
@@ -90,11 +91,8 @@ def test_every_family_of_networks_equals_one_batch(name: str) -> None:
     _compared(model, x, torch.randint(4, (6,)), (1, 3, 2))
 
 
-@pytest.mark.parametrize("name", ["resnet", "unet"])
-@pytest.mark.parametrize(
-    ("splits", "dtype"),
-    [*((splits, torch.float64) for splits in SPLITS), (SPLITS[0], torch.float32), (SPLITS[4], torch.float32)],
-)
+@pytest.mark.parametrize(("splits", "name"), each_value(SPLITS, ["resnet", "unet"]))
+@pytest.mark.parametrize("dtype", TOLERANCE)
 def test_twenty_steps_on_any_number_of_workers_equal_one_device(
     pool: Pool, splits: Splits, name: str, dtype: torch.dtype
 ) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from syncnorm import norm
 from syncnorm.norm import KINDS
+from tests.helpers.combinations import each_value
 from tests.helpers.norm.pool import Pool
 from tests.helpers.norm.splits import SPLITS, part, relative_error
 
@@ -45,8 +46,7 @@ def _on_rank(
     return _train(_build(kind), [(part(x, split, rank), part(probe, split, rank)) for x, probe in batches])
 
 
-@pytest.mark.parametrize("kind", SYNCHRONIZED)
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(("split", "kind"), each_value(SPLITS, SYNCHRONIZED))
 def test_any_split_equals_one_device(pool: Pool, split: tuple[int, ...], kind: str) -> None:
     shape = (sum(split), 5, 4, 3)
     batches = [(torch.randn(shape).double() * 2 + 1, torch.randn(shape).double()) for _ in range(3)]
