@@ -40,7 +40,10 @@ class Node:
         return (self.folder / launcher.SOCKET).exists()
 
     def parent(self) -> int:
-        return int((self.folder / launcher.LOCK).read_text())
+        """Its process id, once it has written it."""
+        lock = self.folder / launcher.LOCK
+        until(lambda: lock.read_text().isdigit())
+        return int(lock.read_text())
 
     def run(self, *arguments: str, **variables: str) -> tuple[int, bytes, bytes]:
         command = [sys.executable, "-m", LAUNCHER, TASKS, *arguments]
