@@ -28,6 +28,8 @@ FOLDER = "SYNCNORM_WARM_FOLDER"
 """The variable that names the private folder with a node's socket. Without it every process starts anew."""
 SWITCH = "SYNCNORM_WARM"
 """The variable that a submission of ours sets to 1, so that other users of a cluster have Ray's own processes."""
+NODE_PARENT = "syncnorm.trainer.forkserver.node_parent"
+"""The module of a node's parent."""
 SOCKET, LOCK, LOG = "socket", "lock", "parent.log"
 OF_ONE_PROCESS = frozenset(
     {
@@ -252,8 +254,7 @@ def _become_parent(folder: str, lock: int, modules: Sequence[str]) -> NoReturn:
         os.pwrite(kept, str(os.getpid()).encode(), 0)
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         environment = {name: value for name, value in os.environ.items() if not may_differ(name)}
-        name = "syncnorm.trainer.forkserver.node_parent"
-        arguments = [sys.executable, "-m", name, folder, str(kept), *modules]
+        arguments = [sys.executable, "-m", NODE_PARENT, folder, str(kept), *modules]
         os.chdir(folder)
         os.execve(sys.executable, arguments, {**environment, **_ONE_THREAD})
     finally:

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from syncnorm.trainer.forkserver import launcher
 
-_NODE_PARENT = b"syncnorm.trainer.forkserver.node_parent"
-
 
 @dataclass(frozen=True)
 class Memory:
@@ -32,6 +30,6 @@ def memory_of_node(folder: Path) -> Memory:
     """That of the parent whose socket is in `folder`, if there is one."""
     with contextlib.suppress(OSError, ValueError):
         pid = int((folder / launcher.LOCK).read_text())
-        if _NODE_PARENT in Path(f"/proc/{pid}/cmdline").read_bytes():  # its id may be another's by now
+        if launcher.NODE_PARENT.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():  # its id may be another's by now
             return Memory(1, resident_bytes(pid))
     return Memory(0, 0)

@@ -130,11 +130,9 @@ HOPELESS_ATTEMPTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("values", "is_running"), each_value(list(UNREADABLE_JOBS.values()), [True, False]))
-def test_job_of_an_unreadable_row_ends_and_the_others_succeed(
-    any_world: World, values: dict[str, Any], is_running: bool
-) -> None:
-    world = any_world
+@pytest.mark.parametrize(("name", "is_running"), each_value(list(UNREADABLE_JOBS), [True, False]))
+def test_job_of_an_unreadable_row_ends_and_the_others_succeed(any_world: World, name: str, is_running: bool) -> None:
+    world, values = any_world, UNREADABLE_JOBS[name]
     poison = running(world) if is_running else world.submit(resources={"workers": 2}, **LONG)
     poke(world, "jobs", poison.id, **values)
     victim = world.submit(resources={"workers": 4})
