@@ -75,7 +75,7 @@ def serve(settings: Settings, on_ready: Callable[[str, Components], None], entry
     _allow_many_connections()
     try:
         with running(settings, entrypoint) as (context, listener, url):
-            server = make_server(create_app(context))
+            server = make_server(create_app(context), context.end_followers)
             on_ready(url, context)
             server.run(sockets=[listener])
     except (SystemExit, KeyboardInterrupt) as leaving:

@@ -98,7 +98,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        context.notifier.close()
-        context.requests.close()
+        context.end_followers()
         stop_all(loops)
         context.audit_trail.stop()

@@ -95,6 +95,11 @@ class Components:
     downloads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_DOWNLOADS))
     lists: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_LISTS))
 
+    def end_followers(self) -> None:
+        """Answer the requests that wait for news, because the server stops."""
+        self.notifier.close()
+        self.requests.close()
+
     @property
     def job_changes(self) -> JobChanges:
         return JobChanges(self.wake, self.notifier)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+from collections.abc import Callable
 from enum import Enum
 from http import HTTPStatus
 
@@ -123,9 +124,24 @@ class BoundedHttp(HttpToolsProtocol):
         self.transport.close()
 
 
-def make_server(app: ASGIApp) -> uvicorn.Server:
-    """The web server of this service, for listeners that `bound_connections` has prepared."""
-    return uvicorn.Server(
+class _Server(uvicorn.Server):
+    """uvicorn closes the lifespan only after requests have ended (0.54), so it can't end those that wait for news."""
+
+    def __init__(self, config: uvicorn.Config, end_followers: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._end_followers = end_followers
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._end_followers()
+        await super().shutdown(sockets)
+
+
+def make_server(app: ASGIApp, end_followers: Callable[[], None]) -> uvicorn.Server:
+    """The web server of this service, for listeners that `bound_connections` has prepared.
+
+    end_followers: called first when the server stops, so that requests that wait for news are answered and not cut off.
+    """
+    return _Server(
         uvicorn.Config(
             app,
             http=BoundedHttp,
@@ -134,7 +150,8 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
             timeout_graceful_shutdown=2,
             access_log=False,
             server_header=False,
-        )
+        ),
+        end_followers,
     )
 
 

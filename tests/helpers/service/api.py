@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -107,9 +107,9 @@ def context_of(world: World, folder: Path, auth: bool, settings: dict[str, Any])
 
 
 @contextmanager
-def on_a_socket(app: Any) -> Iterator[int]:
+def on_a_socket(app: Any, end_followers: Callable[[], None] = lambda: None) -> Iterator[int]:
     """The port on loopback where the web server of the service answers for `app`."""
-    server = make_server(app)
+    server = make_server(app, end_followers)
     # With its protocol named, as the service does: else small answers wait 40 ms for an ACK.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from syncnorm.service.api import sse
+from syncnorm.service.api.components import Components
 from syncnorm.service.client.client import Client
 from syncnorm.service.jobs.job import JobState, NewEvent
 from syncnorm.service.store.tables.history import HistoryTable
@@ -107,6 +108,24 @@ def test_follower_cut_off_a_hundred_times_misses_nothing_and_sees_nothing_twice(
 
     assert cutter.cuts <= 0
     assert seen == [*expected, "Over."]
+
+
+def test_stopping_the_server_ends_a_stream_without_an_error_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with api(tmp_path) as (here, _), httpx.Client() as client:
+        job_id = here.post("/v1/jobs", json=SPEC).json()["id"]
+        context: Components = here.app.state.context  # type: ignore[attr-defined]
+        with on_a_socket(here.app, context.end_followers) as port:
+            url = f"http://127.0.0.1:{port}/v1/jobs/{job_id}/events"
+            request = client.build_request("GET", url, headers={"Accept": "text/event-stream"})
+            lines = client.send(request, stream=True).iter_lines()
+            while "Submitted." not in next(lines):
+                pass
+        rest = list(lines)
+
+    assert not [line for line in rest if line.startswith("data")]
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_stream_goes_on_behind_the_last_event_id(served: tuple[int, World]) -> None:

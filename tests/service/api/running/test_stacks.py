@@ -48,10 +48,8 @@ def answering(worker: Worker) -> Iterator[int]:
     context = context_of(worker.world, worker.world.folder, False, {"allowed_hosts": ("127.0.0.1",)})
     app = create_app(context)
     app.router.lifespan_context = _no_lifespan
-    with on_a_socket(app) as port:
+    with on_a_socket(app, context.end_followers) as port:
         yield port
-        context.notifier.close()
-        context.requests.close()
 
 
 @contextmanager
