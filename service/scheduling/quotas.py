@@ -9,6 +9,7 @@ from syncnorm.service.jobs.job import Job
 from syncnorm.service.scheduling.capacity import Gang
 from syncnorm.service.scheduling.schedule import Allocation, Policy, WaitReason
 from syncnorm.trainer.contract.plan import NodeCapacity
+from syncnorm.trainer.contract.text import counted
 
 
 class Quotas:
@@ -40,7 +41,9 @@ class Quotas:
         if most is None or running < most:
             return None
         numbers = {"running": float(running), "limit": float(most)}
-        return WaitReason("quota_running", f"{owner} has {running} running jobs; the limit is {most}.", numbers)
+        has = f"{owner} has {counted(running, 'job')} running; the limit is {most}."
+        message = f"{has} The job can start once fewer are running."
+        return WaitReason("quota_running", message, numbers)
 
     def too_many_gpus(self, job: Job) -> WaitReason | None:
         gpus, limit = self._gpus_of[job.owner], self._policy.max_gpus

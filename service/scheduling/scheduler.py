@@ -21,6 +21,7 @@ from syncnorm.service.scheduling.preemption import ClusterLedger, blockers, ends
 from syncnorm.service.scheduling.quotas import Quotas
 from syncnorm.service.scheduling.schedule import Allocation, Policy, Schedule, WaitReason
 from syncnorm.trainer.contract.plan import NodeCapacity
+from syncnorm.trainer.contract.text import counted
 
 
 def schedule(
@@ -147,11 +148,7 @@ class _SchedulingPass:
             message = f"The last attempt failed; the next one starts in {left_s:.0f} s at the earliest."
             return WaitReason("backoff", message, {"seconds": left_s}, starts_at=job.not_before)
         if self._empty.without(gang(job, job.least_workers)) is None:
-            return WaitReason(
-                "never_fits",
-                "Even the empty cluster is too small for all its workers. Add hosts, or submit "
-                "it again with fewer workers.",
-            )
+            return _never_fits(gang(job, job.least_workers), self._empty)
         if wait := self._quotas.too_many_gpus(job):
             self._held_back.add(job.owner)
         return wait
@@ -176,13 +173,13 @@ class _SchedulingPass:
         leave = victims(head, shape, ledger, self._policy)
         if leave:
             message = (
-                f"There is no capacity yet for {missing} of its workers; {len(leave)} jobs of lower priority are "
-                "being preempted."
+                f"There is no capacity yet for {_some(missing, shape)}; {counted(len(leave), 'job')} of lower priority "
+                "must stop first."
             )
             names = tuple(job.id for job in leave)
             self._waits[head.id] = WaitReason("waiting_for_preemption", message, numbers, names, starts_at)
             return rest, tuple(job for job in leave if job.stop is None)
-        message = f"There is no capacity for {missing} of its {shape.workers} workers; the job is next in the queue."
+        message = f"There is no capacity for {_some(missing, shape)}; the job is next in the queue."
         names = tuple(item.job.id for item in in_the_way)
         self._waits[head.id] = WaitReason("no_room", message, numbers, names, starts_at)
         return rest, ()
@@ -193,8 +190,20 @@ class _SchedulingPass:
             return WaitReason("held_for_job_ahead", message, blockers=(head.id,))
         shape = gang(job, job.least_workers)
         missing = shape.workers - self._capacity.largest(shape)
-        message = (
-            f"There is no capacity for {missing} of its {shape.workers} workers; {head.id} and perhaps others are "
-            "ahead."
-        )
+        message = f"There is no capacity for {_some(missing, shape)}; {head.id} and perhaps others are ahead."
         return WaitReason("no_room_behind", message, {"workers_missing": float(missing)}, (head.id,))
+
+
+def _never_fits(shape: Gang, empty: Capacity) -> WaitReason:
+    found = empty.largest(shape)
+    each = f"{shape.cpus:g} CPU" + (f" and {shape.gpus:g} GPU" if shape.gpus else "")
+    message = (
+        f"The job needs {counted(shape.workers, 'worker')} of {each} each, and the whole cluster can hold {found}."
+        " Add hosts, or submit it again with fewer or smaller workers."
+    )
+    return WaitReason("never_fits", message, {"workers_missing": float(shape.workers - found)})
+
+
+def _some(workers: int, shape: Gang) -> str:
+    """`2 of its 5 workers`."""
+    return f"{workers} of its {counted(shape.workers, 'worker')}" if shape.workers > 1 else "its worker"

@@ -60,6 +60,7 @@ def test_gang_starts_whole_or_not_at_all() -> None:
     assert names(plan.starts) == ["a"]
     assert names(split.starts) == []
     assert split.waits["b"].code == "never_fits"
+    assert "needs 2 workers of 3 CPU each, and the whole cluster can hold 1." in split.waits["b"].message
 
 
 def test_higher_priority_goes_first_and_age_breaks_ties() -> None:
@@ -147,6 +148,17 @@ def test_quota_holds_back_one_owner_only(policy: Policy, code: str) -> None:
     wait = plan.wait(mine)
     assert wait is not None
     assert wait.code == code
+
+
+def test_reasons_count_one_job_and_one_worker_in_the_singular() -> None:
+    others = [held(job("r", 1, owner="bob", priority=1))]
+
+    alone = plan_of([job("mine", 1, priority=1), job("later", 1)], others, nodes(1), NOW, POLICY)
+    limited = plan_of([job("bobs", 1, owner="bob")], others, nodes(2), NOW, Policy(max_running=1))
+
+    assert alone.waits["mine"].message == "There is no capacity for its worker; the job is next in the queue."
+    assert alone.waits["later"].message == "There is no capacity for its worker; mine and perhaps others are ahead."
+    assert limited.owners["bob"].message.startswith("bob has 1 job running; the limit is 1.")
 
 
 def test_backoff_and_stop_requests_are_told() -> None:
