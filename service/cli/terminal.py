@@ -102,8 +102,14 @@ def show_value(value: T, as_json: bool, show: Callable[[T], RenderableType], con
     if as_json:
         print(json.dumps(value, indent=2))
         return
-    shown = show(fit(value))
-    (console or out).print(shown, soft_wrap=not isinstance(shown, Table))
+    shown, screen = show(fit(value)), console or out
+    if screen.is_terminal:
+        screen.print(shown, soft_wrap=not isinstance(shown, Table))
+        return
+    with screen.capture() as lines:
+        screen.print(shown, soft_wrap=not isinstance(shown, Table))
+    for line in lines.get().splitlines():  # a table fills its last column
+        screen.print(line.rstrip(), soft_wrap=True)
 
 
 def fit(value: T, console: Console | None = None) -> T:

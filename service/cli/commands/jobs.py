@@ -46,10 +46,12 @@ def submit(
 
 @app.command()
 def plan(file: JobFile, settings: Settings = None, as_json: AsJson = False) -> None:
-    """Show the plan of a job file, without submitting it."""
+    """Show the plan of a job file, without submitting it. Exit code 2 if it has an error."""
     with connect() as client:
         found = client.plan(load(file, settings or ()))
     show_value(found, as_json, plan_table)
+    if any(one["severity"] == "error" for one in found["findings"]):
+        raise typer.Exit(WRONG_USE)
 
 
 @app.command()

@@ -217,6 +217,33 @@ def test_plan_is_shown_for_people_and_as_json(tmp_path: Path, monkeypatch: pytes
     assert json.loads(read.stdout)["batch"] == {"per_worker": 1, "norm_group": 1, "global": 2}
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_plan_with_an_error_is_exit_code_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(json.dumps(SPEC | {"resources": {"workers": 500}}))
+    with api(tmp_path) as (http, _):
+        monkeypatch.setattr(terminal, "Client", lambda: client_of(http))
+
+        shown = CliRunner().invoke(cli.app, ["plan", str(path), *options])
+
+    assert shown.exit_code == 2
+    assert "the whole cluster has capacity for" in shown.stdout
+
+
+def test_piped_table_has_no_spaces_at_the_end_of_its_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(json.dumps(SPEC))
+    with api(tmp_path) as (http, _):
+        monkeypatch.setattr(terminal, "Client", lambda: client_of(http))
+
+        lines = CliRunner().invoke(cli.app, ["plan", str(path)]).stdout.splitlines()
+
+    assert len(lines) > 3
+    assert lines == [line.rstrip() for line in lines]
+
+
 def test_watched_job_is_printed_as_json_when_it_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with api(tmp_path) as (http, world):
         one, two = world.succeed(), world.succeed()
