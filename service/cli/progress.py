@@ -103,6 +103,12 @@ def _facts(job: Json) -> Iterator[tuple[str, str]]:
         yield "Model", model["uri"] or f"none in MLflow. {(job.get('export') or {}).get('message', '')}".rstrip()
         if model["registered"]:
             yield "Registered", model["registered"]
+        taken = model["certificate"].get("checkpoint") or {}
+        if taken.get("which", "last") != "last":
+            yield (
+                "Checkpoint",
+                f"{taken['which']}, of step {taken['step']}. The metrics above are those of the last step",
+            )
         yield "Certificate", certificate_line(model["certificate"])
         if windows := windows_line(model["certificate"]):
             yield "Windows", windows

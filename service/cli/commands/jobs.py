@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,9 +16,11 @@ from syncnorm.service.cli.formatting import local_time
 from syncnorm.service.cli.job_file import load, load_with_source
 from syncnorm.service.cli.plan_table import plan_table
 from syncnorm.service.cli.selection import job_id
-from syncnorm.service.cli.terminal import FINE, INTERRUPTED, JOB_FAILED, WRONG_USE, connect, err, fail, show_value
+from syncnorm.service.cli.terminal import FINE, INTERRUPTED, JOB_FAILED, WRONG_USE, connect, err, fail, fit, show_value
+from syncnorm.service.client.client import Client, ProblemError
 
 app = typer.Typer()
+_MOST_NAMED = 5
 JobFile = Annotated[Path, typer.Argument(help="YAML or JSON job file; - reads standard input.", metavar="FILE")]
 
 
@@ -67,7 +70,17 @@ def explain(job: Job, as_json: AsJson = False) -> None:
     """Explain why a job waits, runs or stopped."""
     with connect() as client:
         found = client.explain(job_id(client, job))
-    show_value(found, as_json, _explanation)
+        names = {} if as_json else _names(client, found["blockers"][:_MOST_NAMED])
+    show_value(found, as_json, lambda found: _explanation(found, names))
+
+
+def _names(client: Client, ids: Iterable[str]) -> dict[str, str]:
+    """Names by id, of the jobs that the caller may see."""
+    names = {}
+    for one in ids:
+        with suppress(ProblemError):
+            names[one] = client.job(one)["name"]
+    return names
 
 
 @app.command()
@@ -133,9 +146,10 @@ def _exclude(option: str, value: object, other: str) -> None:
         fail(f"{option} and {other} exclude each other.", WRONG_USE)
 
 
-def _explanation(found: dict[str, Any]) -> str:
+def _explanation(found: dict[str, Any], names: Mapping[str, str]) -> str:
     lines = [f"{found['code']}: {found['message']}"]
-    lines += [f"in the way: {', '.join(found['blockers'])}"] if found["blockers"] else []
+    blockers = [f"{one} ({fit(names[one])})" if one in names else one for one in found["blockers"]]
+    lines += [f"in the way: {', '.join(blockers)}"] if blockers else []
     lines += [f"estimated start: {local_time(found['estimated_start'])}"] if found["estimated_start"] else []
     return "\n".join(lines)
 

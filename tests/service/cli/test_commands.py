@@ -262,6 +262,16 @@ def test_job_that_waits_says_who_knows_why(served: tuple[Sn, World]) -> None:
     assert f"Why it waits: syncnorm explain {job.id}" in sn("show", job.id).stdout
 
 
+def test_explain_names_the_jobs_in_the_way(served: tuple[Sn, World]) -> None:
+    sn, world = served
+    first = world.submit(name="long one", resources={"workers": 3}, labels={"works": "99"})
+    world.step()
+    second = world.submit()
+    world.step()
+
+    assert f"in the way: {first.id} (long one)" in sn("explain", second.id).stdout
+
+
 def test_phases_are_shown_with_what_they_took() -> None:
     attempt = {
         "created_at": "2026-01-01T00:00:00Z",

@@ -185,6 +185,21 @@ def test_live_table_goes_on_until_every_job_is_finished() -> None:
     assert "failed" in text
 
 
+@pytest.mark.parametrize(
+    ("taken", "text"), [({"which": "best", "step": 47}, "best, of step 47."), ({"which": "last", "step": 188}, None)]
+)
+def test_checkpoint_of_the_model_is_in_the_summary_unless_it_is_the_last(
+    taken: dict[str, Any], text: str | None
+) -> None:
+    console = Console(width=120, record=True)
+    certificate = {"passed": True, "checks": [], "checkpoint": taken}
+
+    console.print(summary(job("a", "succeeded", model={"uri": "m", "registered": None, "certificate": certificate})))
+
+    lines = [line for line in console.export_text().splitlines() if line.startswith("Checkpoint")]
+    assert [text in line for line in lines] == ([True] if text else [])
+
+
 READING = ["ls", "show", "watch", "logs", "events", "attempts", "checkpoints", "statistics", "exports", "explain"]
 READING += ["files", "get"]
 READING += ["plan", "norms", "models", "datasets", "cluster", "doctor", "version"]
