@@ -61,6 +61,8 @@ from syncnorm.trainer.forkserver.parent_memory import memory_of_node
 
 logger = logging.getLogger(__name__)
 _LAST_WAIT_S = 1.0
+_RAY_STARTS_IN_S = 30.0
+"""How long a Ray of our own may take until it answers. It takes 5 s on a fast machine, and 20 s on a loaded one."""
 ADDRESS_FILE = "service.json"
 """File in the state folder with the address of the running service, for clients on this host."""
 
@@ -150,6 +152,8 @@ def make_context(
     metrics.watch(store, reconciler)
     packages = CodePackages(settings.storage_root, marker.check)
     forks = _fork_server(settings, stack)
+    first_rest_s = _RAY_STARTS_IN_S if _is_embedded(settings) else 0.0
+    sweep = ClusterSweep(dispatcher, store.unreleased_submissions, first_rest_s)
     memories = {"plans": forks.memory} if forks else {}
     if ray.warm is not None:
         memories["jobs"] = functools.partial(memory_of_node, ray.warm)
@@ -184,7 +188,7 @@ def make_context(
         ),
         retention=Retention(store.retention, store.now, settings, metrics),
         studies=_study_publisher(settings, store, tracker, links, marker),
-        background=(ClusterSweep(dispatcher, store.unreleased_submissions), RunDescriber(store, tracker)),
+        background=(sweep, RunDescriber(store, tracker)),
     )
 
 
@@ -204,6 +208,7 @@ def _reconciler(settings: Settings, backends: Backends) -> Reconciler:
         policy=Policy(max_running=settings.max_running, max_gpus=settings.max_gpus),
         lease_s=settings.lease_s,
         holder="the only one" if settings.database_url is None else None,  # a lock file makes sure of it
+        cluster_starts_in_s=_RAY_STARTS_IN_S if _is_embedded(settings) else 0.0,
     )
 
 

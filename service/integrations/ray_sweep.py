@@ -28,7 +28,11 @@ class ClusterSweep:
     not released its capacity still needs Ray's state. Doing it twice, or in several replicas, is harmless.
     """
 
-    def __init__(self, dispatcher: RayDispatcher, known: Callable[[], Collection[str]]) -> None:
+    def __init__(
+        self, dispatcher: RayDispatcher, known: Callable[[], Collection[str]], first_rest_s: float = 0.0
+    ) -> None:
+        """first_rest_s: pause before the first look, such as until a Ray of our own has started."""
+        self._first_rest_s = first_rest_s
         self._dispatcher = dispatcher
         self._known = known
         self._ended: list[str] = []
@@ -36,7 +40,7 @@ class ClusterSweep:
         self._rest_s = _POLL_S
 
     def loops(self) -> list[Loop]:
-        return [Loop("cluster-sweep", self.tick, lambda: self._rest_s)]
+        return [Loop("cluster-sweep", self.tick, lambda: self._rest_s, first_rest_s=self._first_rest_s)]
 
     def tick(self) -> None:
         """Delete some records; list them all when it is time. Raises: UnreachableError."""

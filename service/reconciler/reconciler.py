@@ -67,8 +67,12 @@ class Reconciler:
         policy: Policy = Policy(),  # noqa: B008
         lease_s: float = 30.0,
         holder: str | None = None,
+        cluster_starts_in_s: float = 0.0,
     ) -> None:
-        """holder: of the lease, if at most one process is alive, so that its successor need not wait for it."""
+        """holder: of the lease, if at most one process is alive, so that its successor need not wait for it.
+
+        cluster_starts_in_s: how long a Ray that starts with this process may take until that counts as an outage.
+        """
         self.backends = backends
         self.policy = policy
         self.health = Health("reconciler")
@@ -76,6 +80,7 @@ class Reconciler:
         self._completed_at = self._observed_at = time.monotonic()
         self._poll_interval = PollInterval()
         self._outage_log = OutageLog(logger)
+        self._cluster_due_at = time.monotonic() + cluster_starts_in_s
         self._queue = JobQueue(policy)
         self._token = 0
         self.items = Isolation(backends.store.now, self._can_write)
@@ -243,8 +248,10 @@ class Reconciler:
         try:
             view = self.backends.circuit.ask("ray", self.backends.dispatcher.observe)
         except BackendError as error:
-            self._outage_log.failed("cluster", "Ray unreachable; nothing starts until it answers", error=str(error))
+            if time.monotonic() >= self._cluster_due_at:
+                self._outage_log.failed("cluster", "Ray unreachable; nothing starts until it answers", error=str(error))
             return None
+        self._cluster_due_at = 0.0
         self._outage_log.recovered("cluster")
         return view
 
