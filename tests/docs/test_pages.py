@@ -135,7 +135,7 @@ def _command(words: list[str]) -> tuple[str | None, set[str], list[str] | None]:
     for word in words:
         if not hasattr(found, "commands"):
             break
-        if word in {"--version", "-h", "--help"}:
+        if word in {"--version", "-h", "--help", "--install-completion"}:
             return word, {word}, None
         if word not in found.commands:
             return None, set(), None
