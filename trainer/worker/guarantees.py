@@ -74,7 +74,8 @@ def _deviations(module: LightningModule, loader: Any) -> Iterator[str]:
         yield from module.task.deviations(module.network)
     order = getattr(loader, "order", None)
     if order is not None and (repeated := order.repeated_items()):
-        yield f"{counted(repeated, 'sample')} of an epoch are repeated, so that all workers have as many"
+        are = "is" if repeated == 1 else "are"
+        yield f"{counted(repeated, 'sample')} of an epoch {are} repeated, so that all workers have as many"
 
 
 def resumes_exactly(loader: Any) -> Guarantee:
