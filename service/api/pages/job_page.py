@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import yaml
 from anyio import to_thread
 from fastapi import APIRouter, Request, Response
@@ -21,12 +23,13 @@ from syncnorm.service.api.views.record_views import event_view, line_view
 from syncnorm.service.cli.formatting import slowest_rank
 from syncnorm.service.integrations.mlflow_note import certificate_line
 from syncnorm.service.jobs.job import JobState
+from syncnorm.service.store import Store
 from syncnorm.trainer.contract.plan import guarantee_rows
 
 router = APIRouter(include_in_schema=False, route_class=Route)
 _REFRESH_OVER_S = 60
 """A job that has ended may still be exported or retried."""
-_ATTEMPTS, _CHECKPOINTS, _METRICS, _EVENTS, _LINES = 5, 5, 30, 25, 100
+_ATTEMPTS, _BLOCKERS, _CHECKPOINTS, _METRICS, _EVENTS, _LINES = 5, 5, 5, 30, 25, 100
 """What is shown of each, the latest."""
 _WHILE_ACTIVE = ("logs -f", "show", "pause", "cancel")
 _COMMANDS = {
@@ -57,6 +60,7 @@ def _job_page(job_id: str, request: Request, parts: Components, who: Principal, 
     view = job_view(job, parts.mlflow_uri)
     metrics = {name: value for name, value in sorted(view.progress.metrics.items()) if not name.startswith("norm/")}
     attempts, checkpoints = store.attempts.of_job(job_id), checkpoint_views(store.history.checkpoints(job_id))
+    why = explanation(job, store.attempts, parts.reconciler)
     pause_s = _REFRESH_OVER_S if job.is_terminal else REFRESH_S
     return page(
         "job.html",
@@ -66,7 +70,8 @@ def _job_page(job_id: str, request: Request, parts: Components, who: Principal, 
         now=store.now(),
         job=view,
         is_over=job.is_terminal,
-        why=explanation(job, store.attempts, parts.reconciler),
+        why=why,
+        names=_names(store, who, why.blockers[:_BLOCKERS]),
         metrics=dict(list(metrics.items())[:_METRICS]),
         slowest=slowest_rank(view.progress.metrics),
         more_metrics=max(0, len(metrics) - _METRICS),
@@ -80,6 +85,12 @@ def _job_page(job_id: str, request: Request, parts: Components, who: Principal, 
         commands=_COMMANDS.get(job.state, _WHILE_ACTIVE),
         spec=yaml.safe_dump(view.spec, sort_keys=False, allow_unicode=True),
     )
+
+
+def _names(store: Store, who: Principal, ids: Sequence[str]) -> dict[str, str]:
+    """Names by id, of the jobs that the viewer may see."""
+    found = [job for one in ids if (job := store.jobs.get(one)) is not None]
+    return {job.id: job.name for job in found if who.may_see(job)}
 
 
 def _certificate(job: JobView) -> str:

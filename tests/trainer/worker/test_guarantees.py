@@ -99,7 +99,12 @@ def test_built_in_task_is_promised_both() -> None:
             "no",
             "batch takes its statistics from the samples of each worker alone",
         ),
-        (lambda: DataLoader(TensorDataset(torch.randn(11, 4)), 5), "sync_batch", "partly", "1 sample of an epoch is repeated"),
+        (
+            lambda: DataLoader(TensorDataset(torch.randn(11, 4)), 5),
+            "sync_batch",
+            "partly",
+            "1 sample of an epoch is repeated",
+        ),
         (lambda: DataLoader(Stream(), 5), "sync_batch", "no", "every worker reads its IterableDataset by itself"),
     ],
 )

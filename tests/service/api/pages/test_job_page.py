@@ -66,6 +66,7 @@ def test_waiting_job_says_why_with_the_jobs_in_the_way(tmp_path: Path) -> None:
 
     assert explained["message"] in text(shown)
     assert {f"/jobs/{one}" for one in explained["blockers"][:5]} <= set(items(shown, "href"))
+    assert f"{world.job(explained['blockers'][0]).name} {explained['blockers'][0]}" in text(shown)
     assert "No worker has written a line yet." in text(shown)
 
 
