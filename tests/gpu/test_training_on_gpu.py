@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 
 from syncnorm import norm
 from syncnorm.trainer.contract.spec_reader import read_spec
@@ -24,16 +23,6 @@ from syncnorm.trainer.worker.module_and_data import Loaders
 from tests.helpers.trainer.ranks import PoolEnvironment, RecordingReporter, TrainedModel, train
 
 pytestmark = pytest.mark.usefixtures("nccl")
-
-
-class OneGpu(DDPStrategy):
-    @property
-    def root_device(self) -> torch.device:
-        return torch.device("cuda", 0)
-
-    @property
-    def distributed_sampler_kwargs(self) -> dict[str, int]:
-        return {"num_replicas": 1, "rank": 0}
 
 
 @pytest.fixture
@@ -58,7 +47,8 @@ def document(kind: str = "sync_batch", **train_changes: Any) -> dict[str, Any]:
 
 
 def run(root: Path, job: dict[str, Any], **how: Any) -> TrainedModel:
-    return train(0, 1, str(root), job, where=RankContext(0, 1, OneGpu, PoolEnvironment(0, 1)), **how)
+    where = RankContext(0, 1, torch.device("cuda", 0), PoolEnvironment(0, 1))
+    return train(0, 1, str(root), job, where=where, **how)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed", "64-true"])

@@ -15,6 +15,8 @@ from syncnorm.trainer.reporting import metric_spool as tracking
 
 EVERY_BATCH_ON_GPU = 16
 """On a GPU every 16th batch is measured: reading the time needs two events for each exchange."""
+EVERY_BATCH_WITH_GRAPH = 128
+"""A batch that is measured is not replayed from a CUDA graph."""
 
 
 class SyncShare(Callback):
@@ -25,10 +27,12 @@ class SyncShare(Callback):
     Empty if nothing is exchanged.
     """
 
-    def __init__(self, *, of_all_ranks: bool) -> None:
-        """of_all_ranks: whether every exchange is one of all ranks."""
+    def __init__(self, *, of_all_ranks: bool, every: int | None = None) -> None:
+        """of_all_ranks: whether every exchange is one of all ranks. every: how many batches come with one that is
+        measured; None: each on CPUs, EVERY_BATCH_ON_GPU on a GPU."""
         self.latest: dict[str, float] = {}
         self._of_all_ranks = of_all_ranks
+        self._every = every
         self._timer = ExchangeTimer()
         self._timing = ExitStack()
         self._exchanges_s = self._batches_s = self._began = 0.0
@@ -37,7 +41,8 @@ class SyncShare(Callback):
         self._exchanges_s = self._batches_s = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if pl_module.device.type == "cpu" or batch_idx % EVERY_BATCH_ON_GPU == 0:
+        every = self._every or (1 if pl_module.device.type == "cpu" else EVERY_BATCH_ON_GPU)
+        if batch_idx % every == 0:
             self._timing.enter_context(timing(self._timer))
             self._began = time.perf_counter()
 

@@ -67,6 +67,8 @@ WORKER_EVENTS = frozenset(
     {
         "phase",
         "non_finite",
+        "graph_captured",
+        "graph_refused",
         "statistics_alert",
         "statistics_recovered",
         "checkpoint_fallback",

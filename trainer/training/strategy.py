@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -47,6 +47,7 @@ class ReplicaStrategy(DDPStrategy):
         self._share_out = share_out
         self._steps = steps
         self._find_unused = find_unused
+        self._stream: torch.cuda.Stream | None = None
         self._has_unused: bool | None = None
         """Whether a parameter got no gradient on some rank; None: no step has shown it yet."""
         self._replicated: tuple[tuple[bool, ...], bool] = ((), False)
@@ -83,6 +84,23 @@ class ReplicaStrategy(DDPStrategy):
 
     def configure_ddp(self) -> None:
         self._replicate()
+
+    @property
+    def finds_unused(self) -> bool:
+        """Whether each step looks for parameters that get no gradient."""
+        return self._replicated[1]
+
+    def replicate_on(self, stream: torch.cuda.Stream | None) -> None:
+        """Make DDP anew, on the stream where steps are captured: some of its work stays on the stream that it was made
+        on. None: there is no GPU. It forgets a step that was not finished. Entered by every rank."""
+        self._stream = stream
+        self._replicate(init_sync=False)
+
+    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+        if self._stream is None:
+            return super()._setup_model(model)
+        with torch.cuda.stream(self._stream):
+            return DistributedDataParallel(model, device_ids=self.determine_ddp_device_ids(), **self._ddp_kwargs)
 
     def _replicate(self, **options: Any) -> None:
         assert self.lightning_module is not None

@@ -33,6 +33,11 @@ class TaskModule(LightningModule):
         # Not registered as submodules: their counts differ from rank to rank and are not part of the model.
         self._scores = {stage: _persistent(task.scores(stage)) for stage in ("train", "val")}
 
+    @property
+    def training_scores(self) -> Any:
+        """What counts the batches of training: the scores of its task."""
+        return self._scores["train"]
+
     def forward(self, x: Tensor) -> Any:
         return self.network(x)
 

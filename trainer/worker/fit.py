@@ -29,7 +29,7 @@ from syncnorm.trainer.callbacks.progress import ProgressReporter
 from syncnorm.trainer.callbacks.statistics import StatisticsRecorder
 from syncnorm.trainer.callbacks.statistics_alerts import StatisticsAlarm
 from syncnorm.trainer.callbacks.stop_on_request import StopOnRequest
-from syncnorm.trainer.callbacks.sync_share import SyncShare
+from syncnorm.trainer.callbacks.sync_share import EVERY_BATCH_WITH_GRAPH, SyncShare
 from syncnorm.trainer.contract.protocol import Launch, StopRequest
 from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.data.user.whole_pass import whole_pass
@@ -50,6 +50,8 @@ from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.training.averaging.averaged_weights import AveragedWeights
 from syncnorm.trainer.training.batch_size import count_of
 from syncnorm.trainer.training.conversion import ConvertedNorms
+from syncnorm.trainer.training.graphs.graphed_steps import GraphedSteps
+from syncnorm.trainer.training.graphs.step_graph import cuda_graph_of
 from syncnorm.trainer.training.late_hooks import LateCallback, call_late
 from syncnorm.trainer.training.task_module import network_of
 from syncnorm.trainer.worker.lightning_trainer import lightning_trainer
@@ -126,16 +128,18 @@ def fit(
     try:
         usage = system_metrics(context, spec.resources.cpus_per_worker, spool)
         with _spool(folders, context, spool), checkpoints.publication, usage:
-            sync = SyncShare(of_all_ranks=spec.norm.group == "world")
+            every = EVERY_BATCH_WITH_GRAPH if spec.train.graph else None
+            sync = SyncShare(of_all_ranks=spec.norm.group == "world", every=every)
             early = _early(launch, folders, spool, facts or RunFacts(), reporter, sync, assembly.steps)
             averages = _averages(assembly, spec)
             progress = ProgressReporter(reporter, spool, metrics, sync, epochs=spec.train.epochs, steps=assembly.steps)
             profilers = [profiling] if profiling else []
+            graphs = [GraphedSteps(reporter, cuda_graph_of)] if spec.train.graph else []
             late = [*averages, metrics, progress, *_stopping(launch, reporter, metrics, checkpoints)]
             trainer = lightning_trainer(
                 spec,
                 context,
-                [BeforeFirstStep(ready, spec.seed), FrozenParameters(norms), *profilers, *early, *late],
+                [BeforeFirstStep(ready, spec.seed), FrozenParameters(norms), *graphs, *profilers, *early, *late],
                 norms,
                 io=_checkpoint_io(launch, folders, context.world_size),
                 # The metrics of a built-in task go to the spool themselves.

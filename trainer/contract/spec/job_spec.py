@@ -143,6 +143,15 @@ class JobSpec(Part):
             raise ValueError("train.test must be left out for a built-in model: it runs the test_step of your module")
         return self
 
+    @model_validator(mode="after")
+    def _graph_on_gpus(self) -> JobSpec:
+        if self.train.graph and not self.resources.gpus_per_worker:
+            raise ValueError(
+                "train.graph needs a GPU for each worker, but resources.gpus_per_worker is 0; set it to 1, or leave "
+                "train.graph out"
+            )
+        return self
+
     @field_validator("diagnostics")
     @classmethod
     def _once_each(cls, value: list[str]) -> list[str]:

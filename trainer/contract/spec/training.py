@@ -130,6 +130,13 @@ class TrainSpec(Part):
     compile: bool = False
     """Whether the network runs through torch.compile, from the first step of each attempt. Default: false, because
     short jobs lose more to compiling than they gain."""
+    graph: bool = False
+    """Whether steps are replayed from a CUDA graph, which saves the time that Python takes for them: forward, loss,
+    backward and the averaging of gradients. Small batches gain most. After 11 steps of one shape, one is captured. A
+    batch of another shape, such as a last one, runs as before, and so does a step that is measured or profiled. Your
+    `training_step` then runs no Python of its own; what it logs is logged at every step. A module that can't be
+    captured trains as without it, and the event `graph_refused` says why. It needs GPUs, and it has not run on a GPU
+    yet. Default: false. It takes effect when an attempt starts."""
 
     @model_validator(mode="before")
     @classmethod
@@ -150,6 +157,20 @@ class TrainSpec(Part):
             raise ValueError(
                 "accumulate_statistics: exact needs a network that can stop at each normalization, which a compiled "
                 "one can't; leave compile out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_steps_of_a_graph(self) -> TrainSpec:
+        if not self.graph:
+            return self
+        if self.accumulate > 1:
+            raise ValueError("graph replays steps of one batch; leave accumulate out, or leave graph out")
+        if self.precision == "16-mixed":
+            raise ValueError("graph can't hold the changing loss scale of 16-mixed; use bf16-mixed, or leave graph out")
+        if self.ddp.find_unused_parameters:
+            raise ValueError(
+                "graph can't wait for parameters that got no gradient; leave ddp.find_unused_parameters or graph out"
             )
         return self
 
