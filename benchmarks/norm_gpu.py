@@ -106,14 +106,14 @@ def _steps(shape: tuple[int, ...], is_channels_last: bool, in_block: bool) -> di
     return steps if in_block else steps | {"ours, reference": step(SyncBatchNorm(C, device="cuda"), reference)}
 
 
-def _resnet_steps(batch: int) -> dict[str, Competitor]:
+def _resnet_steps(batch: int, with_graphs: bool) -> dict[str, Competitor]:
     """A training step of torchvision's ResNet-50 in bfloat16 and channels_last, 53 norm layers."""
     from torchvision.models import resnet50
 
     x = torch.randn(batch, 3, 224, 224, device="cuda").to(memory_format=torch.channels_last)
     target = torch.randint(1000, (batch,), device="cuda")
 
-    def competitor(norm: Callable[[int], nn.Module], context: Context) -> Competitor:
+    def competitors(name: str, norm: Callable[[int], nn.Module], context: Context) -> dict[str, Competitor]:
         net = resnet50(norm_layer=norm).cuda().to(memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
 
@@ -123,15 +123,39 @@ def _resnet_steps(batch: int) -> dict[str, Competitor]:
                 loss = cross_entropy(net(x), target)
             loss.backward()
             optimizer.step()
-            torch.cuda.synchronize()
 
-        return Competitor(step, context)
+        found = {name: Competitor(_awaited(step), context)}
+        if with_graphs:
+            found[f"{name}, CUDA graph"] = Competitor(_awaited(_graphed(step, context)), nullcontext)
+        return found
 
-    return {
-        PEER: competitor(TorchSync, nullcontext),
-        "ours": competitor(SyncBatchNorm, exchanging),
-        "local batch norm": competitor(nn.BatchNorm2d, nullcontext),
-    }
+    return (
+        competitors(PEER, TorchSync, nullcontext)
+        | competitors("ours", SyncBatchNorm, exchanging)
+        | competitors("local batch norm", nn.BatchNorm2d, nullcontext)
+    )
+
+
+def _awaited(step: Callable[[], object]) -> Callable[[], None]:
+    def call() -> None:
+        step()
+        torch.cuda.synchronize()
+
+    return call
+
+
+def _graphed(step: Callable[[], object], context: Context) -> Callable[[], None]:
+    """Replays `step`, which is captured whole, the optimizer too."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with context():
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                step()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            step()
+    return graph.replay
 
 
 def _seconds(
@@ -166,10 +190,7 @@ def run(rounds: int = 60) -> Table | None:
         print("norm_gpu: needs a CUDA device")
         return None
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group(
-            "nccl", init_method=f"file://{folder}/store", rank=0, world_size=1, device_id=torch.device("cuda", 0)
-        )
+    with one_worker():
         for name, shape in SHAPES.items():
             for layout, is_channels_last in LAYOUTS.items():
                 for in_block in (False, True):
@@ -179,10 +200,25 @@ def run(rounds: int = 60) -> Table | None:
                     for clock in ("gpu", "host"):
                         rows += _rows(f"{setting} [{clock}]", {key: value[clock] for key, value in times.items()})
         for batch in (4, 64):
-            times = _seconds(_resnet_steps(batch), max(rounds // 2, 2), lag_cycles=0)
-            rows += _rows(f"ResNet-50 step, {batch} images", {key: value["host"] for key, value in times.items()})
-        dist.destroy_process_group()
+            rows += resnet_rows(batch, max(rounds // 2, 2))
     return Table("norm_gpu", f"{PEER} on {torch.cuda.get_device_name()}", rows, workers=1)
+
+
+@contextmanager
+def one_worker() -> Iterator[None]:
+    """Within it this process is a process group on NCCL."""
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group(
+            "nccl", init_method=f"file://{folder}/store", rank=0, world_size=1, device_id=torch.device("cuda", 0)
+        )
+        yield
+        dist.destroy_process_group()
+
+
+def resnet_rows(batch: int, rounds: int, *, with_graphs: bool = True) -> list[Row]:
+    """with_graphs: each competitor also from a CUDA graph."""
+    times = _seconds(_resnet_steps(batch, with_graphs), rounds, lag_cycles=0)
+    return _rows(f"ResNet-50 step, {batch} images", {key: value["host"] for key, value in times.items()})
 
 
 def _rows(setting: str, times: Mapping[str, list[float]]) -> list[Row]:

@@ -30,7 +30,7 @@ def main() -> int:
     console = Screen()
     home = Path(os.environ.get("SYNCNORM_HOME") or ".syncnorm").resolve()
     try:
-        with _service(home, console) as client:
+        with running_service(home, console) as client:
             job = client.submit(load(_EXAMPLE))
             console.print(f"submitted {_EXAMPLE.name} as {job['id']}")
             job = screen.follow(client, job["id"], console)
@@ -49,7 +49,7 @@ def main() -> int:
 
 
 @contextmanager
-def _service(home: Path, console: Screen) -> Iterator[Client]:
+def running_service(home: Path, console: Screen) -> Iterator[Client]:
     """The service as a process of its own, ready for jobs; stopped at the end, with everything it started."""
     home.mkdir(parents=True, exist_ok=True)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SYNCNORM_")}
