@@ -30,7 +30,10 @@ class StepGraph(Protocol):
 
 
 class CudaStepGraph:
-    """On a stream of its own, as https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs says."""
+    """On a stream of its own, as https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs says.
+
+    NCCL's error handling stays on: since torch 2.2 its watchdog leaves captures alone.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
