@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import service_jobs, session, wheels
+from benchmarks.gpu import service_jobs, session, steps, wheels
 from benchmarks.gpu.figures import FIGURES, Figure, read, record
 from benchmarks.gpu.installation import join, split
 from benchmarks.gpu.resnet_step import figures_of
@@ -51,6 +52,10 @@ def test_reasons_to_skip(has_gpu: bool, missing: str, left_s: float, wanted: str
     reason = reason_to_skip(STEPS[-1], has_gpu=has_gpu, is_there=lambda name: name != missing, left_s=left_s)
 
     assert reason == wanted or (wanted is not None and wanted in str(reason))
+
+
+def test_example_of_the_docstring_holds() -> None:
+    assert doctest.testmod(steps).failed == 0
 
 
 def test_step_that_hangs_or_fails_does_not_cost_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ NOT_OURS = {
 FILE = re.compile(r"[\w./-]+\.(?:pyi?|c|ya?ml|md|ini|toml|png)")
 FOLDER = re.compile(r"(?:[a-z_.]+/)+")
 WRITTEN_AT_RUN_TIME = {
+    "summary.md",
     ".env",
     "deploy/secrets/",
     "checkpoints/",

@@ -78,16 +78,17 @@ def reads_of_a_moment(module: LightningModule) -> list[str]:
 
 def _statements(method: Callable[..., Any]) -> list[ast.AST]:
     try:
-        source = inspect.getsource(inspect.unwrap(method))
-    except (OSError, TypeError):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(method))))
+    except (OSError, TypeError, SyntaxError):  # there is no source, or it can't be taken out of its class
         return []
-    return list(ast.walk(ast.parse(textwrap.dedent(source))))
+    return list(ast.walk(tree))
 
 
 def _methods_called(node: ast.AST) -> Iterator[str]:
-    if isinstance(node, ast.Call) and _is_of_self(node.func):
-        assert isinstance(node.func, ast.Attribute)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _is_of_self(node.func):
         yield node.func.attr
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "self":
+        yield "forward"
 
 
 def _reads(node: ast.AST) -> Iterator[str]:

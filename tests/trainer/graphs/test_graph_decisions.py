@@ -1,15 +1,25 @@
-"""When ranks capture a step, and what makes them give up."""
+"""What a graph depends on, what it would leave out, and when ranks capture a step or give up."""
 
 from __future__ import annotations
+
+import doctest
+from types import ModuleType
 
 import pytest
 import torch
 from torch import nn
 
+from syncnorm.trainer.training.graphs import capture_schedule, signatures, stale_python
 from syncnorm.trainer.training.graphs.capture_schedule import PATIENCE, WARM_UPS, Refusal, Vote, WarmUp, decide
 from syncnorm.trainer.training.graphs.signatures import signature_of_batch, signature_of_network
 from syncnorm.trainer.training.graphs.stale_python import changed, python_state, reads_of_a_moment
 from tests.helpers.trainer import graphs
+
+
+@pytest.mark.parametrize("module", [capture_schedule, signatures, stale_python], ids=lambda each: each.__name__)
+def test_examples_of_docstrings_hold(module: ModuleType) -> None:
+    assert doctest.testmod(module, extraglobs={"torch": torch}).failed == 0
+
 
 READY, WAITING = Vote(True), Vote(False)
 
