@@ -10,7 +10,9 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
@@ -213,8 +215,25 @@ def _can_compile(device: torch.device) -> bool:
     return True
 
 
-@functools.cache
+_LAUNCHED_BY: ContextVar[Any] = ContextVar("syncnorm_launched_by", default=None)
+
+
+@contextmanager
+def launching(kernels: Any) -> Iterator[None]:
+    """Within it, launches go to `kernels`, which has the names of triton_kernels.py."""
+    token = _LAUNCHED_BY.set(kernels)
+    try:
+        yield
+    finally:
+        _LAUNCHED_BY.reset(token)
+
+
 def _kernels() -> Any:
+    return _LAUNCHED_BY.get() or _compiled_kernels()
+
+
+@functools.cache
+def _compiled_kernels() -> Any:
     from syncnorm.norm.backends import triton_kernels
 
     return triton_kernels

@@ -21,12 +21,13 @@ from syncnorm.norm.backends import (
 )
 from syncnorm.norm.backends import (
     reference,
+    triton_launches,
 )
 from syncnorm.norm.backends.arguments import has_plain_type
 from syncnorm.norm.backends.interface import Request
 from syncnorm.norm.backends.memory_layout import dense, like
-from syncnorm.norm.distributed.collectives import exchange_in_memory, peek_rows
-from syncnorm.norm.native.extension import node
+from syncnorm.norm.distributed.collectives import exchange_by_group, exchange_in_memory, peek_rows
+from syncnorm.norm.native import extension
 from syncnorm.norm.statistics.moments import Exchanged
 from syncnorm.norm.torch_compat import is_batched
 
@@ -45,21 +46,22 @@ def kernels_for(x: Tensor) -> Any:
 
 def batch_norm(x: Tensor, request: Request) -> tuple[Tensor, Exchanged]:
     """See interface.BatchNorm."""
-    by_node = _by_node(x, request)
-    if by_node is not None:
-        return by_node
+    in_cpp, exchange = _node_for(x, request)
+    if exchange is not NotImplemented and (found := in_cpp.batch_norm(x, request, exchange)) is not None:
+        return found[0], Exchanged(found[1], found[2])
     exchanged: list[Exchanged] = []
     y: Tensor = _Normalize.apply(dense(x), request.weight, request.bias, request, exchanged)  # type: ignore[no-untyped-call]
     return y, exchanged[0]
 
 
-def _by_node(x: Tensor, request: Request) -> tuple[Tensor, Exchanged] | None:
-    """The same in C++, which costs a small tensor less; None for what only the node below takes."""
-    if request.known is not None or kernels_for(x) is not compiled or (in_cpp := node()) is None:
-        return None
-    exchange = exchange_in_memory(request.group, request.layer, x.shape[1])
-    found = None if exchange is NotImplemented else in_cpp.batch_norm(x, request, exchange)
-    return None if found is None else (found[0], Exchanged(found[1], found[2]))
+def _node_for(x: Tensor, request: Request) -> tuple[Any, Any]:
+    """The node in C++, which costs a small tensor less, and its exchange; NotImplemented: only the node below can."""
+    kernels = kernels_for(x) if request.known is None else None
+    if kernels is compiled and (in_cpp := extension.node()) is not None:
+        return in_cpp, exchange_in_memory(request.group, request.layer, x.shape[1])
+    if kernels is cuda and (in_cpp := triton_launches.node(x.device)) is not None:
+        return in_cpp, exchange_by_group(request.group, x.device)
+    return None, NotImplemented
 
 
 class _Normalize(torch.autograd.Function):
@@ -116,3 +118,8 @@ def gradients_of_node(inputs, dy, needed, eps, group, layer, local, merged):  # 
     known = Exchanged(local, merged)
     request = Request(weight, bias, eps, group, layer and layer(), known, None)
     return _composed_gradients(x, dy, needed, request)[:3]  # type: ignore[no-untyped-call]
+
+
+def rows_of_node(row, group, layer, direction):  # type: ignore[no-untyped-def]
+    """`peek_rows`, as the node in C++ asks for it while somebody measures exchanges. layer: None, or a weak reference."""
+    return peek_rows(row, group, layer and layer(), direction)

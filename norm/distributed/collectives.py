@@ -60,6 +60,17 @@ def exchange_in_memory(group: dist.ProcessGroup | None, layer: nn.Module | None,
     return transport.exchange_of(layer, num_channels) or NotImplemented
 
 
+def exchange_by_group(group: dist.ProcessGroup | None, device: torch.device) -> Any:
+    """For the node in C++ on a GPU: the name by which C++ finds the process group of the rows of `device`.
+
+    None where this worker is the only one, NotImplemented where the rows travel by the CPU.
+    """
+    if world_size(group) == 1:
+        return None
+    members = group or default_group()
+    return NotImplemented if _is_carried_by_cpu(device, members) else members.group_name
+
+
 def _exchange(row: Tensor, group: dist.ProcessGroup | None, layer: nn.Module | None, direction: Direction) -> Tensor:
     members = group or default_group()
     if torch.compiler.is_compiling():
@@ -69,7 +80,7 @@ def _exchange(row: Tensor, group: dist.ProcessGroup | None, layer: nn.Module | N
             "workers can't exchange statistics in a vectorized backward (is_grads_batched, vectorize=True). Call "
             "torch.func.vmap on torch.func.vjp, or run one backward for each gradient."
         )
-    if _is_carried_by_cpu(row, members):
+    if _is_carried_by_cpu(row.device, members):
         return transport_of(members).gather(row.cpu(), layer, direction).to(row.device)
     # Half the host time of the functional collective, whose result only a compiler needs.
     rows = row.new_empty(members.size(), row.numel())
@@ -80,13 +91,13 @@ def _exchange(row: Tensor, group: dist.ProcessGroup | None, layer: nn.Module | N
 _HAS_ONLY_GLOO: weakref.WeakKeyDictionary[dist.ProcessGroup, bool] = weakref.WeakKeyDictionary()
 
 
-def _is_carried_by_cpu(row: Tensor, group: dist.ProcessGroup) -> bool:
+def _is_carried_by_cpu(device: torch.device, group: dist.ProcessGroup) -> bool:
     """Also rows on a GPU where the group has nothing but gloo for it, which would copy them itself."""
-    if row.device.type == "cpu":
+    if device.type == "cpu":
         return True
     found = _HAS_ONLY_GLOO.get(group)
     if found is None:
-        found = _HAS_ONLY_GLOO[group] = has_only_gloo(group, row.device)
+        found = _HAS_ONLY_GLOO[group] = has_only_gloo(group, device)
     return found
 
 

@@ -2,21 +2,11 @@
 // that looks at tensors and calls the functions of kernels.c by address; see extension.py. Whatever it does not take
 // (None is returned), and every second derivative, is left to norm.backends.
 
+#include "tensors.cpp"
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/record_function.h>
 #include <dlfcn.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/python_variable.h>
 
 namespace syncnorm {
-
-using at::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::Function;
-using torch::autograd::variable_list;
-using MaybeTensor = std::optional<Tensor>;
 
 // The functions of kernels.c for one element type.
 struct Kernels {
@@ -34,54 +24,6 @@ struct Kernels {
 };
 
 static Kernels of_float, of_double, of_bfloat16;
-static c10::DispatchKeySet plain_keys; // of a dense tensor in the memory of the CPU that nothing wraps
-
-// --- Python objects --------------------------------------------------------------------------------------------------
-
-// Within it, this thread may use Python, whether it holds the interpreter's lock or not.
-struct WithPython {
-    PyGILState_STATE state = PyGILState_Ensure();
-    ~WithPython() { PyGILState_Release(state); }
-};
-
-// Within it, other threads may use Python.
-struct WithoutPython {
-    PyThreadState *state = PyEval_SaveThread();
-    ~WithoutPython() { PyEval_RestoreThread(state); }
-};
-
-// A reference to a Python object that may be let go by any thread.
-struct Held {
-    PyObject *object;
-    explicit Held(PyObject *given) : object(given) {}
-    Held(const Held &) = delete;
-    Held &operator=(const Held &) = delete;
-    ~Held() {
-        if (!object || !Py_IsInitialized()) return;
-        WithPython python;
-        Py_DECREF(object);
-    }
-};
-
-// Raises the Python exception that is set.
-static void require(const void *result) {
-    if (result) return;
-    python_error error;
-    error.persist();
-    throw error;
-}
-
-static bool is_plain(const Tensor &t) { return t.key_set() == plain_keys; }
-
-// What `object` holds, nothing for None; false for tensors that the kernels can't read.
-static bool unpack(PyObject *object, MaybeTensor &out) {
-    if (object == Py_None) return true;
-    if (!THPVariable_CheckExact(object)) return false;
-    out = THPVariable_Unpack(object);
-    return is_plain(*out);
-}
-
-// --- tensors ---------------------------------------------------------------------------------------------------------
 
 static const Kernels *kernels_of(const Tensor &x) {
     switch (x.scalar_type()) {
@@ -90,74 +32,6 @@ static const Kernels *kernels_of(const Tensor &x) {
     case at::kBFloat16: return &of_bfloat16;
     default: return nullptr;
     }
-}
-
-// Of the weight and bias that the kernels read with x.
-static at::ScalarType affine_type(const Tensor &x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
-
-// What the kernels read in the place of a weight or bias.
-static Tensor readable(const MaybeTensor &t, at::ScalarType type) {
-    if (!t || !t->defined()) return {};
-    return t->scalar_type() == type && t->is_contiguous() ? *t : t->to(type).contiguous();
-}
-
-static void *address(const Tensor &t) { return t.defined() ? t.data_ptr() : nullptr; }
-
-static at::MemoryFormat by_rows_format(const Tensor &x) {
-    return x.dim() == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::ChannelsLast3d;
-}
-
-// Whether x is dense as rows and not as planes too: channels_last, with several channels and positions.
-static bool is_by_rows(const Tensor &x) {
-    return (x.dim() == 4 || x.dim() == 5) && !x.is_contiguous() && x.is_contiguous(by_rows_format(x));
-}
-
-static Tensor in_format(const Tensor &t, at::MemoryFormat format, at::ScalarType type) {
-    Tensor dense = t.contiguous(format);
-    return dense.scalar_type() == type ? dense : dense.to(type);
-}
-
-static Tensor in_type_of(const Tensor &gradient, const Tensor &t) {
-    return gradient.scalar_type() == t.scalar_type() ? gradient : gradient.to(t.scalar_type());
-}
-
-// --- gradients -------------------------------------------------------------------------------------------------------
-
-// Which of x, weight and bias need a gradient.
-struct Needed {
-    bool x, weight, bias;
-    Needed(AutogradContext *ctx, const Tensor &w, const Tensor &b) {
-        x = ctx->needs_input_grad(0);
-        weight = w.defined() && ctx->needs_input_grad(1);
-        bias = b.defined() && ctx->needs_input_grad(w.defined() ? 2 : 1);
-    }
-    PyObject *as_tuple() const { return Py_BuildValue("(iii)", x, weight, bias); }
-};
-
-// A function of norm.backends. Python must be usable.
-static Held function_of(const char *module, const char *name) {
-    Held found(PyImport_ImportModule(module));
-    require(found.object);
-    return Held(PyObject_GetAttrString(found.object, name));
-}
-
-// (x, weight, bias), as Python has them. Python must be usable.
-static PyObject *as_tuple(const Tensor &x, const Tensor &weight, const Tensor &bias) {
-    return Py_BuildValue("(NNN)", THPVariable_Wrap(x), THPVariable_Wrap(weight), THPVariable_Wrap(bias));
-}
-
-// The gradients (x, weight, bias) that a function in Python returned, each a tensor or None.
-static variable_list from_python(PyObject *result) {
-    require(result);
-    Held found(PySequence_Fast(result, "gradients must be a sequence"));
-    Py_DECREF(result);
-    require(found.object);
-    variable_list gradients(4);
-    for (int i = 0; i < 3; i++) {
-        PyObject *item = PySequence_Fast_GET_ITEM(found.object, i);
-        if (item != Py_None) gradients[i] = THPVariable_Unpack(item);
-    }
-    return gradients;
 }
 
 #include "sample_node.cpp"

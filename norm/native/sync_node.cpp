@@ -64,57 +64,22 @@ struct Exchange {
     }
 };
 
-// Running statistics that the kernels may write to, or none.
-struct Statistics {
-    double step = 0;
-    MaybeTensor mean, var, num_batches, num_non_finite;
-
-    // From interface.Running; false where PyTorch's operators have to move them.
-    bool read(PyObject *running, int64_t C) {
-        if (running == Py_None) return true;
-        PyObject *momentum = PyTuple_GET_ITEM(running, 0);
-        step = momentum == Py_None ? -1 : PyFloat_AsDouble(momentum);
-        if (PyErr_Occurred()) throw python_error();
-        MaybeTensor *places[] = {&mean, &var, &num_batches, &num_non_finite};
-        for (int i = 0; i < 4; i++) {
-            if (!unpack(PyTuple_GET_ITEM(running, 1 + i), *places[i]) || !*places[i]) return false;
-            Tensor &t = **places[i];
-            bool is_known = i > 1 ? t.scalar_type() == at::kLong : t.scalar_type() == mean->scalar_type();
-            if (!is_known || t.numel() != (i > 1 ? 1 : C) || !t.is_contiguous()) return false;
-        }
-        return mean->scalar_type() == at::kFloat || mean->scalar_type() == at::kDouble;
-    }
-
-    // Autograd must see that they changed, as for any operation in place.
-    void bump_versions() {
-        for (const MaybeTensor *t : {&mean, &var, &num_batches, &num_non_finite})
-            if (*t) (*t)->unsafeGetTensorImpl()->bump_version();
-    }
-};
-
 static void *numbers(const MaybeTensor &t) { return t ? t->data_ptr() : nullptr; }
 
 static int64_t *counter(const MaybeTensor &t) { return static_cast<int64_t *>(numbers(t)); }
 
-// What a call is, and what it was found to exchange. Backward needs it, too.
-struct Call : torch::CustomClassHolder {
-    double eps;
-    Held group, layer; // the layer weakly, so that a layer that keeps its output is let go with it
+// One that exchanges through shared memory.
+struct Call : SyncCall {
     Exchange exchange;
-    Tensor local, merged;
-    Call(double e, PyObject *g, PyObject *l, PyObject *x) : eps(e), group(Py_NewRef(g)), layer(l), exchange(x) {}
+    Call(PyObject *request, PyObject *given) : SyncCall(request), exchange(given) {}
 };
 
-// How x (N, C, *) lies in memory: as planes (N, C, L), or as rows (N * L, C).
-struct Layout {
-    long N, C, L;
-    int by_rows;
-    explicit Layout(const Tensor &x) : N(x.size(0)), C(x.size(1)), L(x.numel() / (N * C)) {
-        by_rows = L == 1 || !x.is_contiguous();
-    }
-};
-
-static bool is_dense(const Tensor &x) { return x.is_contiguous() || is_by_rows(x); }
+// Whether the kernels know their dtypes.
+static bool are_known(const Statistics &running) {
+    if (!running.mean) return true;
+    at::ScalarType type = running.mean->scalar_type();
+    return (type == at::kFloat || type == at::kDouble) && running.var->scalar_type() == type;
+}
 
 struct SyncBatchNorm : Function<SyncBatchNorm> {
     static Tensor forward(AutogradContext *ctx, const Tensor &x, MaybeTensor weight, MaybeTensor bias, Call *call,
@@ -153,7 +118,7 @@ struct SyncBatchNorm : Function<SyncBatchNorm> {
         Needed needed(ctx, weight, bias);
         bool is_ours = !at::GradMode::is_enabled() && is_plain(x) && is_plain(dy) && is_dense(x);
         variable_list found = is_ours && !call.exchange.is_over() ? by_kernels(call, x, dy, weight, bias, needed)
-                                                                  : differentiable(call, saved, dy, needed);
+                                                                  : call.differentiable(saved, dy, needed);
         found.resize(5);
         return found;
     }
@@ -177,39 +142,16 @@ struct SyncBatchNorm : Function<SyncBatchNorm> {
         return {needed.x ? dx : Tensor(), needed.weight ? in_type_of(by_weight, weight) : Tensor(),
                 needed.bias ? in_type_of(by_bias, bias) : Tensor()};
     }
-
-    // Those of the reference composition, with which create_graph and vmap work.
-    static variable_list differentiable(Call &call, const variable_list &saved, const Tensor &dy, Needed needed) {
-        WithPython python;
-        Held function = function_of("syncnorm.norm.backends.fused", "gradients_of_node");
-        require(function.object);
-        return from_python(PyObject_CallFunction(
-            function.object, "NNNdOONN", as_tuple(saved[0], saved[1], saved[2]), THPVariable_Wrap(dy), needed.as_tuple(),
-            call.eps, call.group.object, call.layer.object, THPVariable_Wrap(call.local), THPVariable_Wrap(call.merged)));
-    }
 };
-
-static bool is_affine_of_batch(const MaybeTensor &t, int64_t C) { return !t || t->numel() == C; }
 
 // batch_norm(x, request, exchange) -> (output, row of this worker, row of the group), or None where a tensor is not for
 // the kernels. request: interface.Request in training; exchange: see `Exchange`.
 static PyObject *batch_norm(PyObject *, PyObject *const *arguments, Py_ssize_t) {
     HANDLE_TH_ERRORS
-    PyObject *request = arguments[1];
-    MaybeTensor x, weight, bias;
-    Statistics running;
-    if (!unpack(arguments[0], x) || !kernels_of(*x) || x->dim() < 2 || x->numel() == 0 || !is_dense(*x)) Py_RETURN_NONE;
-    int64_t C = x->size(1);
-    if (!unpack(PyTuple_GET_ITEM(request, 0), weight) || !is_affine_of_batch(weight, C)) Py_RETURN_NONE;
-    if (!unpack(PyTuple_GET_ITEM(request, 1), bias) || !is_affine_of_batch(bias, C)) Py_RETURN_NONE;
-    if (!running.read(PyTuple_GET_ITEM(request, 6), C)) Py_RETURN_NONE;
-    double eps = PyFloat_AsDouble(PyTuple_GET_ITEM(request, 2));
-    if (PyErr_Occurred()) throw python_error();
-    PyObject *layer = PyTuple_GET_ITEM(request, 4);
-    PyObject *weak = layer == Py_None ? Py_NewRef(layer) : PyWeakref_NewRef(layer, nullptr);
-    require(weak);
-    auto call = c10::make_intrusive<Call>(eps, PyTuple_GET_ITEM(request, 3), weak, arguments[2]);
-    Tensor y = SyncBatchNorm::apply(*x, weight, bias, call.get(), &running);
-    return Py_BuildValue("(NNN)", THPVariable_Wrap(y), THPVariable_Wrap(call->local), THPVariable_Wrap(call->merged));
+    Inputs in;
+    if (!in.read(arguments[0], arguments[1]) || !kernels_of(*in.x) || !are_known(in.running)) Py_RETURN_NONE;
+    auto call = c10::make_intrusive<Call>(arguments[1], arguments[2]);
+    Tensor y = SyncBatchNorm::apply(*in.x, in.weight, in.bias, call.get(), &in.running);
+    return call->with(y);
     END_HANDLE_TH_ERRORS
 }
