@@ -240,13 +240,15 @@ static PyObject *launch(PyObject *, PyObject *const *arguments, Py_ssize_t) {
     END_HANDLE_TH_ERRORS
 }
 
-// bind(address of cuLaunchKernel, address of the address of the clock of exchanges, a tensor of the kind of device)
+// bind(address of cuLaunchKernel, address of the address of the clock of exchanges, a tensor of the kind of device). What
+// was learned before is forgotten.
 static PyObject *bind(PyObject *, PyObject *const *arguments, Py_ssize_t) {
     HANDLE_TH_ERRORS
     launch_kernel = reinterpret_cast<LaunchKernel>(PyLong_AsVoidPtr(arguments[0]));
     clock_s = static_cast<double **>(PyLong_AsVoidPtr(arguments[1]));
     if (PyErr_Occurred()) throw python_error();
     plain_keys = THPVariable_Unpack(arguments[2]).key_set();
+    memory.clear();
     Py_RETURN_NONE;
     END_HANDLE_TH_ERRORS
 }

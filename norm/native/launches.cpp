@@ -106,6 +106,11 @@ class Memory {
         if (known.size() >= MOST) known.clear();
         known[key.bytes] = std::move(launches);
     }
+
+    void clear() {
+        std::lock_guard<std::mutex> alone(mutex);
+        known.clear();
+    }
 };
 
 static Memory memory;

@@ -43,6 +43,8 @@ class Driver:
         self.launched: list[str] = []
         self.statuses: list[int] = []
         """What the next launches give back instead of launching."""
+        self.changes: dict[str, Any] = {}
+        """To the metadata of kernels that are compiled from now on."""
         self._kernels: list[tuple[Any, tuple[Any, ...], SimpleNamespace]] = []
         self._callback = _LAUNCH(self._launch)
 
@@ -60,6 +62,7 @@ class Driver:
             num_ctas=1, launch_cooperative_grid=False, launch_pdl=False, global_scratch_size=0, profile_scratch_size=0,
             num_warps=4, shared=0, target=SimpleNamespace(warp_size=32),
         )  # fmt: skip
+        vars(metadata).update(self.changes)
         source = SimpleNamespace(signature=signature, fn=SimpleNamespace(arg_names=names, __name__=function.fn.__name__))
         kernel = SimpleNamespace(metadata=metadata, src=source, function=len(self._kernels) + 1)
         self._kernels.append((function, values, kernel))
@@ -84,6 +87,11 @@ class Driver:
         return 0
 
 
+def _rounded(value: Any) -> Any:
+    """As a GPU gets it: Triton passes floats in float32, its interpreter doesn't round them."""
+    return ctypes.c_float(value).value if isinstance(value, float) else value
+
+
 def _type_of(value: Any) -> str:
     if value is None or (isinstance(value, int) and value == 1):
         return "constexpr"
@@ -102,16 +110,17 @@ def _read(kind: str, place: int) -> Any:
 
 
 @contextmanager
-def interpreted_gpu(*, with_node: bool) -> Iterator[Driver]:
+def interpreted_gpu(*, with_node: bool, driver: type[Driver] = Driver) -> Iterator[Driver]:
     """Within it, CPU tensors go the way of a GPU, and rows travel by the process group itself."""
     from triton.runtime.interpreter import InterpretedFunction
 
     interpret = InterpretedFunction.run
-    driver = Driver(interpret)
+    started = driver(interpret)
 
-    def run(self: Any, *values: Any, **how: Any) -> SimpleNamespace:
+    def run(self: Any, *given: Any, **how: Any) -> SimpleNamespace:
+        values = tuple(_rounded(value) for value in given)
         interpret(self, *values, **how)
-        return driver.compiled(self, values)
+        return started.compiled(self, values)
 
     with ExitStack() as stack:
         for target, replacement in {
@@ -119,7 +128,7 @@ def interpreted_gpu(*, with_node: bool) -> Iterator[Driver]:
             f"{cuda_triton.__name__}._can_compile": lambda _: True,
             f"{cuda_triton.__name__}._multiprocessors": lambda _: 1,
             "syncnorm.norm.distributed.collectives._is_carried_by_cpu": lambda *_: False,
-            f"{triton_launches.__name__}.launch_address": driver.address,
+            f"{triton_launches.__name__}.launch_address": started.address,
         }.items():
             stack.enter_context(patch(target, replacement))
         stack.enter_context(patch.object(InterpretedFunction, "run", run))
@@ -127,4 +136,4 @@ def interpreted_gpu(*, with_node: bool) -> Iterator[Driver]:
         stack.enter_context(patch.dict(os.environ, SYNCNORM_NODE="cuda" if with_node else "1"))
         triton_launches.node.cache_clear()
         stack.callback(triton_launches.node.cache_clear)
-        yield driver
+        yield started
