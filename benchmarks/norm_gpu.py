@@ -6,12 +6,14 @@ fall back to local batch normalization, so its autograd function is called, and 
 
 from __future__ import annotations
 
+import functools
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -23,8 +25,9 @@ from torch.nn.modules._functions import SyncBatchNorm as TorchSyncFunction
 from benchmarks.harness import Row, Table
 from syncnorm.norm import SyncBatchNorm
 from syncnorm.norm.backends import cuda_aten as cuda_native
-from syncnorm.norm.backends import fused
+from syncnorm.norm.backends import fused, triton_launches
 from syncnorm.norm.backends.dispatch import use_backend
+from syncnorm.norm.native import extension
 
 PEER = "torch.nn.SyncBatchNorm"
 SHAPES = {
@@ -63,6 +66,23 @@ def exchanging() -> AbstractContextManager[object]:
     return patch("syncnorm.norm.distributed.collectives.world_size", lambda _: 2)
 
 
+@functools.cache
+def node() -> Any:
+    """The node in C++, which is compiled now."""
+    extension.compile_now(extension=extension.CUDA_NODE)
+    with patch.dict(os.environ, SYNCNORM_NODE="cuda"):
+        found = triton_launches.node.__wrapped__(torch.device("cuda", torch.cuda.current_device()))
+    if found is None:
+        raise RuntimeError("the node in C++ does not run here: the log says why")
+    return found
+
+
+@contextmanager
+def in_cpp() -> Iterator[None]:
+    with exchanging(), patch.object(triton_launches, "node", lambda _: node()):
+        yield
+
+
 @contextmanager
 def native_operators() -> Iterator[None]:
     with exchanging(), patch.dict(fused._KERNELS, cuda=(cuda_native,)):
@@ -98,6 +118,7 @@ def _steps(shape: tuple[int, ...], is_channels_last: bool, in_block: bool) -> di
     steps = {
         PEER: step(TorchSync(C, device="cuda"), nullcontext),
         "ours": step(SyncBatchNorm(C, device="cuda"), exchanging),
+        "ours, node in C++": step(SyncBatchNorm(C, device="cuda"), in_cpp),
         "ours, torch.compile": step(SyncBatchNorm(C, device="cuda"), exchanging, compiled=True),
         "ours, PyTorch's operators": step(SyncBatchNorm(C, device="cuda"), native_operators),
         "ours, one worker": step(SyncBatchNorm(C, device="cuda"), nullcontext),
@@ -132,6 +153,7 @@ def _resnet_steps(batch: int, with_graphs: bool) -> dict[str, Competitor]:
     return (
         competitors(PEER, TorchSync, nullcontext)
         | competitors("ours", SyncBatchNorm, exchanging)
+        | competitors("ours, node in C++", SyncBatchNorm, in_cpp)
         | competitors("local batch norm", nn.BatchNorm2d, nullcontext)
     )
 

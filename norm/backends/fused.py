@@ -121,5 +121,5 @@ def gradients_of_node(inputs, dy, needed, eps, group, layer, local, merged):  # 
 
 
 def rows_of_node(row, group, layer, direction):  # type: ignore[no-untyped-def]
-    """`peek_rows`, as the node in C++ asks for it while somebody measures exchanges. layer: None, or a weak reference."""
+    """`peek_rows`, as the node in C++ asks for it while exchanges are timed. layer: None, or a weak reference."""
     return peek_rows(row, group, layer and layer(), direction)

@@ -136,7 +136,6 @@ def test_tensors_of_other_kinds_have_the_bits_too(interpreted: InterpretedPool) 
 
 
 def _learns_addresses(*_: int) -> None:
-    """Triton has other kernels for an address that 16 doesn't divide."""
     layer, memory = SyncBatchNorm(3), torch.randn(4 * 3 * 5 + 1)
     with interpreted_gpu(with_node=True) as driver:
         for x in (memory[:-1].view(4, 3, 5), memory[1:].view(4, 3, 5)):
@@ -149,7 +148,7 @@ def _learns_addresses(*_: int) -> None:
         assert driver.launched == FORWARD
 
 
-def test_each_alignment_is_learned(interpreted: InterpretedPool) -> None:
+def test_each_alignment_is_learned_since_triton_compiles_another_kernel_for_it(interpreted: InterpretedPool) -> None:
     interpreted.run(_learns_addresses, 1)
 
 
@@ -312,7 +311,7 @@ def _runs_without(*_: int) -> list[str]:
         layer(x)
         driver.changes, other = {"global_scratch_size": 64}, torch.randn(3, 3, 5)
         driver.launched.clear()
-        _assert_same(*([layer(other), layer(other)][each : each + 1] for each in (0, 1)))
+        assert torch.equal(layer(other), layer(other))
         assert driver.launched == []
     extension.logger.removeHandler(handler)
     return said

@@ -19,11 +19,22 @@ from torch import Tensor
 from syncnorm.norm.backends import cuda_triton, fused, triton_launches
 from tests.helpers.norm.pool import Pool
 
-_TYPES = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
+_TYPES = {
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int64: "*i64",
+}
 _DTYPES = {name: dtype for dtype, name in _TYPES.items()}
 _NUMBERS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
 _LAUNCH = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.c_void_p, *[ctypes.c_uint] * 7, ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p
+    ctypes.c_int,
+    ctypes.c_void_p,
+    *[ctypes.c_uint] * 7,
+    ctypes.c_void_p,
+    ctypes.POINTER(ctypes.c_void_p),
+    ctypes.c_void_p,
 )
 
 
@@ -52,18 +63,21 @@ class Driver:
         return int(ctypes.cast(self._callback, ctypes.c_void_p).value or 0)
 
     def compiled(self, function: Any, values: tuple[Any, ...]) -> SimpleNamespace:
-        """What Triton's compiler would give back for a launch of `function`, as far as `triton_launches.read` knows it."""
+        """What Triton's compiler would give back for a launch of `function`, as far as `triton_launches` reads it."""
         constants = [name for name, kind in function.fn.__annotations__.items() if "constexpr" in str(kind)]
         names = function.arg_names
         signature = {
-            name: "constexpr" if name in constants else _type_of(value) for name, value in zip(names, values, strict=True)
+            name: "constexpr" if name in constants else _type_of(value)
+            for name, value in zip(names, values, strict=True)
         }
         metadata = SimpleNamespace(
             num_ctas=1, launch_cooperative_grid=False, launch_pdl=False, global_scratch_size=0, profile_scratch_size=0,
             num_warps=4, shared=0, target=SimpleNamespace(warp_size=32),
         )  # fmt: skip
         vars(metadata).update(self.changes)
-        source = SimpleNamespace(signature=signature, fn=SimpleNamespace(arg_names=names, __name__=function.fn.__name__))
+        source = SimpleNamespace(
+            signature=signature, fn=SimpleNamespace(arg_names=names, __name__=function.fn.__name__)
+        )
         kernel = SimpleNamespace(metadata=metadata, src=source, function=len(self._kernels) + 1)
         self._kernels.append((function, values, kernel))
         return kernel
