@@ -5,6 +5,7 @@ Triton's interpreter runs the kernels on CPU tensors, and a function in Python s
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import re
@@ -25,6 +26,7 @@ from syncnorm.norm.backends.triton_launches import Compiled, UnknownKernelError,
 from syncnorm.norm.distributed.timing import EXCHANGE, ExchangeTimer, timing
 from syncnorm.norm.native import extension
 from tests.helpers.norm.interpreted_gpu import Driver, InterpretedPool, interpreted_gpu
+from tests.helpers.norm.memory import resident_bytes
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(not extension.is_possible(), reason="no compiler")
@@ -277,6 +279,28 @@ def _lets_go(*_: int) -> None:
 
 def test_layer_that_keeps_its_output_goes_with_it(interpreted: InterpretedPool) -> None:
     interpreted.run(_lets_go, 1)
+
+
+def _keeps_nothing(*_: int) -> None:
+    layer, x = SyncBatchNorm(8), torch.randn(2, 8, 16, 16, requires_grad=True)
+    with interpreted_gpu(with_node=True):
+        idle = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value  # returns 0, as a launch does
+        module = triton_launches.node(x.device)
+        module.bind(idle, ctypes.addressof(extension.exchange_clock), torch.empty(0))
+
+        def steps(number: int) -> None:
+            for _ in range(number):
+                torch.autograd.grad(layer(x), [x, *layer.parameters()], x.detach())
+                layer(x)  # a graph that nobody runs
+
+        steps(500)
+        before = resident_bytes()
+        steps(3000)
+        assert resident_bytes() - before < 3000 * x.nbytes / 10
+
+
+def test_three_thousand_calls_keep_nothing(interpreted: InterpretedPool) -> None:
+    interpreted.run(_keeps_nothing, 1)
 
 
 # The driver and Triton.
