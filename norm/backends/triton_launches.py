@@ -13,6 +13,7 @@ import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -144,16 +145,25 @@ def _bits(kind: str, value: Any) -> int:
     return int.from_bytes(struct.pack(_FORMATS[kind], value).ljust(8, b"\0"), "little", signed=True)
 
 
-def launch_address() -> int:
-    """Of cuLaunchKernel in the GPU's driver."""
-    address = ctypes.cast(ctypes.CDLL("libcuda.so.1").cuLaunchKernel, ctypes.c_void_p).value
-    assert address is not None
-    return address
+def launch_kernel() -> int:
+    """The address of the function of the GPU's driver that launches a kernel."""
+    return _address(ctypes.CDLL("libcuda.so.1").cuLaunchKernel)
+
+
+def current_stream() -> int:
+    """The address of the function of torch that gives the current stream of a GPU: one of its stable interface in C."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cuda.so"
+    return _address(ctypes.CDLL(str(library)).aoti_torch_get_current_cuda_stream)
+
+
+def _address(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 def _prepare(module: Any, device: torch.device) -> None:
     """Raises: RuntimeError unless the node launches as Triton does."""
-    module.bind(launch_address(), ctypes.addressof(extension.exchange_clock), torch.empty(0, device=device))
+    clock = ctypes.addressof(extension.exchange_clock)
+    module.bind(launch_kernel(), current_stream(), clock, torch.empty(0, device=device))
     x, recorder = torch.arange(6.0, device=device).view(3, 2), Recorder()
     with cuda_triton.launching(recorder):
         expected = cuda_triton.measure(x)

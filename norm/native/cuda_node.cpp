@@ -6,7 +6,6 @@
 
 #include "tensors.cpp"
 #include <c10/core/DeviceGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 #include <mutex>
 #include <torch/csrc/distributed/c10d/GroupRegistry.hpp>
 #include <unordered_map>
@@ -240,14 +239,15 @@ static PyObject *launch(PyObject *, PyObject *const *arguments, Py_ssize_t) {
     END_HANDLE_TH_ERRORS
 }
 
-// bind(address of cuLaunchKernel, address of the address of the clock of exchanges, a tensor of the kind of device). What
-// was learned before is forgotten.
+// bind(addresses of a LaunchKernel, of a CurrentStream, and of the address of the clock of exchanges, a tensor of the kind
+// of device). What was learned before is forgotten.
 static PyObject *bind(PyObject *, PyObject *const *arguments, Py_ssize_t) {
     HANDLE_TH_ERRORS
     launch_kernel = reinterpret_cast<LaunchKernel>(PyLong_AsVoidPtr(arguments[0]));
-    clock_s = static_cast<double **>(PyLong_AsVoidPtr(arguments[1]));
+    current_stream = reinterpret_cast<CurrentStream>(PyLong_AsVoidPtr(arguments[1]));
+    clock_s = static_cast<double **>(PyLong_AsVoidPtr(arguments[2]));
     if (PyErr_Occurred()) throw python_error();
-    plain_keys = THPVariable_Unpack(arguments[2]).key_set();
+    plain_keys = THPVariable_Unpack(arguments[3]).key_set();
     memory.clear();
     Py_RETURN_NONE;
     END_HANDLE_TH_ERRORS

@@ -1,22 +1,22 @@
 // Launches of Triton's kernels as norm/backends/triton_launches.py describes them. Included by cuda_node.cpp.
 
-// cuLaunchKernel of the GPU's driver. Tests put a function of their own in its place.
+// cuLaunchKernel of the GPU's driver, and what gives torch's current stream. Tests put functions of their own in their
+// place.
 using LaunchKernel = int (*)(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *, void **,
                              void **);
+using CurrentStream = int (*)(int32_t device, void **stream);
 static LaunchKernel launch_kernel;
+static CurrentStream current_stream;
 static const int NO_CONTEXT = 201; // CUDA_ERROR_INVALID_CONTEXT
-
-// The current stream of a GPU. Tests run on the CPU, which has none.
-static void *stream_of(c10::Device device) {
-    return device.is_cpu() ? nullptr : c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle();
-}
 
 // Where a step runs: until its end, the device is the current one.
 struct Queue {
     c10::Device device;
     c10::DeviceGuard guard;
-    void *stream;
-    explicit Queue(c10::Device d) : device(d), guard(d), stream(stream_of(d)) {}
+    void *stream = nullptr;
+    explicit Queue(c10::Device d) : device(d), guard(d) {
+        TORCH_CHECK(current_stream(d.index(), &stream) == 0, "torch has no current stream for ", d);
+    }
 };
 
 // What a kernel is given: the address of the tensor at a position, or a number.

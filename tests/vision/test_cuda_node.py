@@ -286,7 +286,7 @@ def _keeps_nothing(*_: int) -> None:
     with interpreted_gpu(with_node=True):
         idle = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value  # returns 0, as a launch does
         module = triton_launches.node(x.device)
-        module.bind(idle, ctypes.addressof(extension.exchange_clock), torch.empty(0))
+        module.bind(idle, idle, ctypes.addressof(extension.exchange_clock), torch.empty(0))
 
         def steps(number: int) -> None:
             for _ in range(number):
@@ -462,6 +462,10 @@ def test_arguments_are_those_of_the_compiled_kernel(special: dict[str, Any]) -> 
     assert (function, grid, threads, shared_bytes) == (7, (256, 2, 1), 128, kernel.metadata.shared)
     numbers = [32, 256, 196, 4] if not special else [32, 196, 4]
     assert arguments == [(0, 0), (1, 0), *((-1, number) for number in numbers), (-1, 0), (-1, 0)]
+
+
+def test_torch_has_the_function_that_gives_its_current_stream() -> None:
+    assert triton_launches.current_stream() > 0
 
 
 def test_numbers_are_passed_as_the_driver_reads_them() -> None:

@@ -38,6 +38,9 @@ _LAUNCH = ctypes.CFUNCTYPE(
 )
 
 
+_STREAM = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int32, ctypes.c_void_p)
+
+
 class InterpretedPool(Pool):
     """Workers in which Triton interprets its kernels."""
 
@@ -57,10 +60,11 @@ class Driver:
         self.changes: dict[str, Any] = {}
         """To the metadata of kernels that are compiled from now on."""
         self._kernels: list[tuple[Any, tuple[Any, ...], SimpleNamespace]] = []
-        self._callback = _LAUNCH(self._launch)
+        self._callbacks = (_LAUNCH(self._launch), _STREAM(lambda *_: 0))
 
-    def address(self) -> int:
-        return int(ctypes.cast(self._callback, ctypes.c_void_p).value or 0)
+    def addresses(self) -> tuple[int, ...]:
+        """Of what stands for cuLaunchKernel, and for torch's current stream."""
+        return tuple(ctypes.cast(callback, ctypes.c_void_p).value or 0 for callback in self._callbacks)
 
     def compiled(self, function: Any, values: tuple[Any, ...]) -> SimpleNamespace:
         """What Triton's compiler would give back for a launch of `function`, as far as `triton_launches` reads it."""
@@ -142,7 +146,8 @@ def interpreted_gpu(*, with_node: bool, driver: type[Driver] = Driver) -> Iterat
             f"{cuda_triton.__name__}._can_compile": lambda _: True,
             f"{cuda_triton.__name__}._multiprocessors": lambda _: 1,
             "syncnorm.norm.distributed.collectives._is_carried_by_cpu": lambda *_: False,
-            f"{triton_launches.__name__}.launch_address": started.address,
+            f"{triton_launches.__name__}.launch_kernel": lambda: started.addresses()[0],
+            f"{triton_launches.__name__}.current_stream": lambda: started.addresses()[1],
         }.items():
             stack.enter_context(patch(target, replacement))
         stack.enter_context(patch.object(InterpretedFunction, "run", run))
