@@ -21,7 +21,7 @@ from syncnorm.norm.native import extension
 NAME = "torch::autograd::CppNode<syncnorm::DeviceBatchNorm>"
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 # One program a channel and several, planes and rows, and sizes that no power of two divides.
-SHAPES = [(8, 16, 9, 9), (32, 3, 64, 64), (2, 300, 4, 4), (64, 130), (4, 7, 50), (2, 4, 9, 10, 11), (3, 2, 300, 301)]
+SHAPES = [(8, 16, 9, 9), (32, 3, 64, 64), (64, 130), (3, 2, 300, 301)]
 
 
 @pytest.fixture(scope="module", autouse=True)
