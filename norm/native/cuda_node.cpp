@@ -85,15 +85,15 @@ struct Steps {
     Tensor merged(const Launches &launches, const Tensor &rows) const {
         if (launches.size() == 1) return rows.select(0, 0);
         Tensor total = at::empty({rows.size(1)}, wide);
-        launches[1].run(queue, {rows.data_ptr(), total.data_ptr()});
+        launches.at(1).run(queue, {rows.data_ptr(), total.data_ptr()});
         return total;
     }
 
     Tensor measure() const {
         Key k = key("measure");
         if (auto known = memory.find(k)) {
-            Tensor rows = at::empty({(*known)[0].grid[1], 2 * l.C + 1}, wide);
-            (*known)[0].run(queue, {x.data_ptr(), rows.data_ptr()});
+            Tensor rows = at::empty({known->at(0).grid[1], 2 * l.C + 1}, wide);
+            known->at(0).run(queue, {x.data_ptr(), rows.data_ptr()});
             return merged(*known, rows);
         }
         WithPython python;
@@ -109,9 +109,9 @@ struct Steps {
         for (const Tensor *t : {&w, &b, &mean, &var, &good, &bad}) k.with_tensor(*t);
         if (auto known = memory.find(k)) {
             Tensor table = at::empty({3, l.C}, narrow), merged = at::empty({2 * l.C + 1}, wide), y = at::empty_like(x);
-            (*known)[0].run(queue, {rows.data_ptr(), merged.data_ptr(), table.data_ptr(), address(w), address(b),
+            known->at(0).run(queue, {rows.data_ptr(), merged.data_ptr(), table.data_ptr(), address(w), address(b),
                                     address(mean), address(var), address(good), address(bad)});
-            (*known)[1].run(queue, {x.data_ptr(), y.data_ptr(), table.data_ptr()});
+            known->at(1).run(queue, {x.data_ptr(), y.data_ptr(), table.data_ptr()});
             s.bump_versions();
             return {y, merged};
         }
@@ -123,8 +123,8 @@ struct Steps {
     Tensor gradient_sums(const Tensor &dy, const Tensor &row) const {
         Key k = key("gradient_sums").with_tensor(dy);
         if (auto known = memory.find(k)) {
-            Tensor sums = at::empty({(*known)[0].grid[1], 2 * l.C}, wide);
-            (*known)[0].run(queue, {x.data_ptr(), dy.data_ptr(), row.data_ptr(), sums.data_ptr()});
+            Tensor sums = at::empty({known->at(0).grid[1], 2 * l.C}, wide);
+            known->at(0).run(queue, {x.data_ptr(), dy.data_ptr(), row.data_ptr(), sums.data_ptr()});
             return merged(*known, sums);
         }
         WithPython python;
@@ -140,9 +140,9 @@ struct Steps {
         if (auto known = memory.find(k)) {
             Tensor table = at::empty({4, l.C}, narrow), dx = at::empty_like(x);
             Tensor affine = at::empty({2, l.C}, narrow), by_weight = affine.select(0, 0), by_bias = affine.select(0, 1);
-            (*known)[0].run(queue, {row.data_ptr(), local.data_ptr(), rows.data_ptr(), table.data_ptr(), address(w),
+            known->at(0).run(queue, {row.data_ptr(), local.data_ptr(), rows.data_ptr(), table.data_ptr(), address(w),
                                     by_weight.data_ptr(), by_bias.data_ptr()});
-            (*known)[1].run(queue, {x.data_ptr(), dy.data_ptr(), dx.data_ptr(), table.data_ptr()});
+            known->at(1).run(queue, {x.data_ptr(), dy.data_ptr(), dx.data_ptr(), table.data_ptr()});
             return {dx, by_weight, by_bias};
         }
         WithPython python;

@@ -54,6 +54,7 @@ struct Launch {
         void *places[MOST];
         for (size_t i = 0; i < arguments.size(); i++) {
             const Argument &a = arguments[i];
+            TORCH_INTERNAL_ASSERT(a.position < (int)tensors.size(), "cuda_node.cpp knows fewer tensors of a kernel");
             values[i] = a.position < 0 ? a.bits : reinterpret_cast<int64_t>(tensors.begin()[a.position]);
             places[i] = values + i;
         }
