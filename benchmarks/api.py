@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import selectors
 import statistics
 import time
@@ -61,36 +60,37 @@ class Round:
 
 def run() -> Table:
     kinds: dict[str, Make] = {
-        "healthz": _get("/healthz"),
-        "submit": _submit,
-        "list 50": _get("/v1/jobs"),
-        "list by label": _get("/v1/jobs?label=n:7"),
-        "list by state": _get("/v1/jobs?state=queued"),
+        "healthz": get("/healthz"),
+        "submit": submit,
+        "list 50": get("/v1/jobs"),
+        "list by label": get("/v1/jobs?label=n:7"),
+        "list by state": get("/v1/jobs?state=queued"),
     }
     with service_process(JOBS) as server:
         rounds: dict[str, list[Round]] = {kind: [] for kind in kinds}
         for _ in range(ROUNDS):
             for kind, make in kinds.items():
-                rounds[kind].append(_round(server, make))
+                rounds[kind].append(send_round(server, make))
         for kind, measured in rounds.items():
             _tell(kind, measured)
-        _follow(server)
-    decisions = [_decide() for _ in range(ROUNDS)]
-    print(f"plan with 10,000 queued: {1000 * min(decisions):.1f} ms, median {1000 * statistics.median(decisions):.1f}")
+        print(follow(server, FOLLOWERS))
+    passes = [pass_over_queue(10_000) for _ in range(ROUNDS)]
+    print(f"plan with 10,000 queued: {1000 * min(passes):.1f} ms, median {1000 * statistics.median(passes):.1f}")
     rows = [_row(kind, measured, rounds["healthz"]) for kind, measured in rounds.items()]
     return Table(name="api", peer="healthz", rows=rows, workers=CONNECTIONS)
 
 
-def _get(path: str) -> Make:
+def get(path: str) -> Make:
     return lambda server: request("GET", path, server.headers())
 
 
-def _submit(server: Server) -> bytes:
+def submit(server: Server) -> bytes:
     headers = server.headers({"Idempotency-Key": uuid.uuid4().hex, "Content-Type": "application/json"})
     return request("POST", "/v1/jobs", headers, json.dumps(SPEC).encode())
 
 
-def _round(server: Server, make: Make) -> Round:
+def send_round(server: Server, make: Make) -> Round:
+    """`REQUESTS` of each client."""
     requests = [[make(server) for _ in range(REQUESTS)] for _ in range(CONNECTIONS)]
     cpu_s = server.cpu_s()
     load = send(server.port, requests)
@@ -125,16 +125,30 @@ def _row(kind: str, rounds: list[Round], peer: list[Round]) -> Row:
     )
 
 
-def _follow(server: Server) -> None:
-    """How long a thousand followers of one job wait for an event, and what they cost while nothing happens."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+@dataclass(frozen=True)
+class Followed:
+    """idle: cores that the server uses while nothing happens. first_s, last_s: until an event reaches a follower."""
+
+    followers: int
+    idle: float
+    first_s: float
+    last_s: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.followers} followers: {100 * self.idle:.0f} % of a core while nothing happens; an event reaches "
+            f"the first after {1000 * self.first_s:.0f} ms, the last after {1000 * self.last_s:.0f} ms"
+        )
+
+
+def follow(server: Server, followers: int) -> Followed:
+    """How long followers of one job wait for an event, and what they cost while nothing happens."""
     connection = server.connect()
     headers = server.headers({"Content-Type": "application/json"})
     connection.request("POST", "/v1/jobs", json.dumps(SPEC), headers)
     job_id = json.loads(connection.getresponse().read())["id"]
     with selectors.DefaultSelector() as selector:
-        for _ in range(FOLLOWERS):
+        for _ in range(followers):
             follower = server.connect()
             follower.request(
                 "GET", f"/v1/jobs/{job_id}/events", headers=server.headers({"Accept": "text/event-stream"})
@@ -150,10 +164,7 @@ def _follow(server: Server) -> None:
         heard_s = _hear(selector, b'"kind":"cancel')
         for key in list(selector.get_map().values()):
             key.fileobj.close()  # type: ignore[union-attr]
-    print(
-        f"{FOLLOWERS} followers: {100 * idle:.0f} % of a core while nothing happens; an event reaches the first after "
-        f"{1000 * (heard_s[0] - began):.0f} ms, the last after {1000 * (heard_s[-1] - began):.0f} ms"
-    )
+    return Followed(followers, idle, heard_s[0] - began, heard_s[-1] - began)
 
 
 def _send_cancel(connection: HTTPConnection, server: Server, job_id: str) -> None:
@@ -175,10 +186,10 @@ def _hear(selector: selectors.BaseSelector, word: bytes) -> list[float]:
     return heard
 
 
-def _decide() -> float:
-    """Seconds for one plan with 10,000 waiting jobs of 50 owners."""
+def pass_over_queue(length: int) -> float:
+    """Seconds for one plan with that many waiting jobs of 50 owners."""
     template = new_job(read_spec(SPEC), "ann", datetime.now(UTC))
-    queue: list[Job] = [replace(template, id=f"j{i}", owner=f"o{i % 50}", workers=1 + i % 4) for i in range(10_000)]
+    queue: list[Job] = [replace(template, id=f"j{i}", owner=f"o{i % 50}", workers=1 + i % 4) for i in range(length)]
     nodes = [NodeCapacity(f"n{i}", 8.0, 0.0, 8.0, 0.0) for i in range(8)]
     lines = queues_by_owner(queue, Policy())
     began = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -71,6 +72,7 @@ class Server:
 @contextmanager
 def service_process(jobs: int) -> Iterator[Server]:
     """A server with that many finished jobs of its user. No Ray and no MLflow: nothing starts."""
+    _allow_many_files()
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
         probe.close()
@@ -97,6 +99,12 @@ def service_process(jobs: int) -> Iterator[Server]:
         finally:
             process.terminate()
             process.wait()
+
+
+def _allow_many_files() -> None:
+    """As many as the system lets this process and its children have open: each connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _answers(url: str) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from docs.generate.catalog import models_and_data
 from docs.generate.commands import commands
 from docs.generate.norm_names import norm_names
+from docs.generate.performance import performance
 from docs.generate.python_client import python_client
 from docs.generate.routes import rest
 from docs.generate.specs import job_spec, study_spec
@@ -23,6 +24,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/commands.md": commands,
     "reference/python-client.md": python_client,
     "reference/norm.md": norm_names,
+    "reference/performance.md": performance,
     "explanation/states-of-a-job.svg": state_diagram,
 }
 
