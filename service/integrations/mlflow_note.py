@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from syncnorm.service.integrations.mlflow_experiment import runs_page
+from syncnorm.service.integrations.mlflow_experiment import VIEW, runs_page
 from syncnorm.service.jobs.export_summary import export_summary
 from syncnorm.service.jobs.job import Job, JobState
 from syncnorm.trainer.contract.failure import advised
@@ -64,7 +64,10 @@ def _links(job: Job, url: str) -> str:
     service = url.rpartition("/jobs/")[0]
     links = [f"[queue]({service}/)", f"[API]({service}/docs)"]
     if job.experiment_id is not None:
-        charts, runs = (runs_page("", job.experiment_id, charts=charts) for charts in (True, False))
+        label = job.labels.get("study", "")
+        view = label if label.startswith("study_") else VIEW  # MLflow draws no curves of what it folds below a parent
+        charts = runs_page("", job.experiment_id, charts=True, view=view)
+        runs = runs_page("", job.experiment_id)
         links = [f"[charts, scores first]({charts})", f"[runs of this project]({runs})", *links]
     return f"See also: {', '.join(links)}"
 

@@ -162,7 +162,7 @@ class MlflowTracker:
             if error.code not in ("", GONE):
                 raise
             made = self.read("POST", "experiments/create", {"name": project}, EXPERIMENT_MADE)
-            return self._with_view(made.experiment_id)
+            return self._shown_as_training(made.experiment_id)
         if found.experiment.lifecycle_stage == "deleted":
             logger.warning(
                 "restoring a deleted MLflow experiment, because a job uses it as its project",
@@ -171,12 +171,12 @@ class MlflowTracker:
             self.call("POST", "experiments/restore", {"experiment_id": found.experiment.experiment_id})
         if any(tag.key == KIND_TAG for tag in found.experiment.tags):
             return found.experiment.experiment_id
-        return self._with_view(found.experiment.experiment_id)
+        return self._shown_as_training(found.experiment.experiment_id)
 
-    def _with_view(self, experiment_id: str) -> str:
-        """The experiment, after its pages show model training; one that MLflow won't tag stays as it is."""
+    def tag_experiment(self, experiment_id: str, tags: Mapping[str, str]) -> None:
+        """Give an experiment views; one that MLflow won't tag stays as it is."""
         try:
-            for key, value in experiment_tags().items():
+            for key, value in tags.items():
                 tag = {"experiment_id": experiment_id, "key": key, "value": value}
                 self.call("POST", "experiments/set-experiment-tag", tag)
         except RefusedError as error:
@@ -184,6 +184,9 @@ class MlflowTracker:
                 "MLflow refused a tag of an experiment; its pages lack our view",
                 extra={"experiment": experiment_id, "error": str(error)},
             )
+
+    def _shown_as_training(self, experiment_id: str) -> str:
+        self.tag_experiment(experiment_id, experiment_tags())
         return experiment_id
 
     def _is_there(self, run_id: str) -> bool:

@@ -27,7 +27,7 @@ from syncnorm.service.store.tables.studies import MOST_FAILURES, Family, StudyTa
 from syncnorm.service.studies.collect import outcomes, placed
 from syncnorm.service.studies.measures import Outcome
 from syncnorm.service.studies.report import Report, as_html, as_json, finding, make_report
-from syncnorm.service.studies.runs import StudyRuns
+from syncnorm.service.studies.runs import StudyRuns, curves_link
 from syncnorm.trainer.contract.text import counted, storable
 from syncnorm.trainer.errors import StorageError
 
@@ -152,7 +152,9 @@ class StudyPublisher:
         if state_of(count_states(job for _, job in family)) is StudyState.FINISHED:
             report = self.report(study, family)
             self._runs.upload(run.run_id, report_files(report))
-            self._runs.finish(run.run_id, run_status(report.outcomes), _note(report), _metrics(report))
+            self._runs.finish(
+                run.run_id, run_status(report.outcomes), _note(report, run.experiment_id), _metrics(report)
+            )
             self._studies.note(study.id, {"reported_at": now})
             logger.info("published the report of a study", extra={"study": study.id})
 
@@ -182,10 +184,11 @@ def run_status(children: tuple[Outcome, ...]) -> str:
     return "FAILED" if "failed" in states else "KILLED"
 
 
-def _note(report: Report) -> str:
+def _note(report: Report, experiment_id: str) -> str:
     findings = "\n".join(f"- {finding(judgement)}" for judgement in report.judgements)
     counts = ", ".join(f"{count} {state}" for state, count in report.counts.items())
-    return f"Study `{report.study_id}`: {counts}. The report is among the artifacts.\n\n{findings}"
+    curves = curves_link(experiment_id, report.study_id)
+    return f"Study `{report.study_id}`: {counts}. See {curves}. The report is among the artifacts.\n\n{findings}"
 
 
 def _metrics(report: Report) -> dict[str, float]:

@@ -12,6 +12,7 @@ import fsspec
 
 from syncnorm.service.backend_errors import RefusedError
 from syncnorm.service.integrations.mlflow_answers import RUN_FOUND, RUNS_FOUND
+from syncnorm.service.integrations.mlflow_experiment import runs_page, study_view
 from syncnorm.service.integrations.mlflow_runs import MlflowTracker, Run
 from syncnorm.service.jobs.study import Study
 from syncnorm.trainer.contract.text import storable
@@ -72,7 +73,9 @@ class MlflowStudyRuns:
         return runs[0].info.run_id if runs else None
 
     def _create(self, experiment_id: str, study: Study) -> str:
-        tags = {STUDY_TAG: study.id, "mlflow.user": study.owner, "mlflow.note.content": f"Study `{study.id}`."}
+        self._tracker.tag_experiment(experiment_id, study_view(study.id, study.name))
+        note = f"Study `{study.id}`: {curves_link(experiment_id, study.id)}."
+        tags = {STUDY_TAG: study.id, "mlflow.user": study.owner, "mlflow.note.content": note}
         params = [{"key": key, "value": storable(json.dumps(study.spec[key]), 6000)} for key in ("grid", "seeds")]
         body = {
             "experiment_id": experiment_id,
@@ -86,6 +89,11 @@ class MlflowStudyRuns:
 
     def _call(self, method: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         return self._tracker.call(method, path, body)
+
+
+def curves_link(experiment_id: str, study_id: str) -> str:
+    """To the charts of a study's jobs alone, within MLflow's pages."""
+    return f"[the curves of its jobs]({runs_page('', experiment_id, charts=True, view=study_id)})"
 
 
 def _write(url: str, content: bytes) -> None:

@@ -117,3 +117,11 @@ def test_advice_follows_what_happened_as_a_sentence_of_its_own() -> None:
     assert "RuntimeError: boom of mine. Your code" in advised("RuntimeError: boom of mine", FailureReason.USER_ERROR)
     assert "It raised. Your code" in advised("It raised.", FailureReason.USER_ERROR)
     assert advised("", FailureReason.USER_ERROR).startswith("Your code")
+
+
+def test_job_of_a_study_leads_to_the_curves_of_the_study() -> None:
+    alone, of_a_study = (run_note(job(experiment_id="3", labels=labels), URL) for labels in ({}, {"study": "study_1"}))
+
+    assert "[charts, scores first](/#/experiments/3/runs?viewStateShareKey=syncnorm&" in alone
+    assert "[charts, scores first](/#/experiments/3/runs?viewStateShareKey=study_1&" in of_a_study
+    assert "viewStateShareKey=my-own&" not in run_note(job(experiment_id="3", labels={"study": "my-own"}), URL)

@@ -15,7 +15,9 @@ from PIL import Image
 from syncnorm.service.integrations.mlflow_experiment import run_page, runs_page
 from syncnorm.service.integrations.mlflow_runs import MlflowTracker, Run
 from syncnorm.service.jobs.admission import new_job
+from syncnorm.service.jobs.study import Study
 from syncnorm.service.local.programs import local_mlflow
+from syncnorm.service.studies.runs import MlflowStudyRuns
 from syncnorm.trainer.contract.mlflow_rest import layer_metric, system_metric
 from syncnorm.trainer.contract.spec_reader import read_spec
 from tests.helpers import chromium
@@ -114,6 +116,34 @@ def test_accuracy_is_seen_without_scrolling_before_any_layer(mlflow: MlflowTrack
         sections = [text.index(f" {name} (") for name in ("val", "train", "throughput", "norm")]
         assert sections == sorted(sections)
         assert text.index("z_norm_layers/layer0.bn (") > sections[-1]
+        require_drawn(page)
+
+
+def test_curves_of_a_study_are_those_of_its_jobs_in_the_order_of_its_grid(
+    mlflow: MlflowTracker, browser: Browser
+) -> None:
+    study = Study("study_1", "kinds", "project-of-a-study", "ann", {"grid": {}, "seeds": []}, Clock()())
+    runs = MlflowStudyRuns(mlflow)
+    parent = runs.run_for_study(study)
+    for number in (2, 1, 3):
+        spec = read_spec({**SPEC, "name": f"kinds-00{number}", "project": study.project})
+        job = replace(new_job(spec, "ann", Clock()()), labels={"study": study.id})
+        made = mlflow.run_for(job, [], "note")
+        mlflow.describe(made.run_id, replace(job, run_id=made.run_id), [])
+        runs.group(made.run_id, parent.run_id)
+        for step in (10, 20):
+            metric = {"key": "val/accuracy", "value": number / step, "step": step, "timestamp": step}
+            mlflow.call("POST", "runs/log-batch", {"run_id": made.run_id, "metrics": [metric]})
+
+    with browser.page() as page:
+        window(page).open(runs_page(mlflow.uri, parent.experiment_id, charts=True, view=study.id))
+        page.wait_for(has_text("kinds-003"))
+        page.wait_for("document.querySelectorAll('.js-plotly-plot .scatterlayer .trace').length >= 3")
+
+        text = page.run(TEXT)
+        assert "3 matching runs" in text
+        assert text.index("kinds-001") < text.index("kinds-002") < text.index("kinds-003")
+        assert text.index("val/accuracy") < text.index("train (0)")
         require_drawn(page)
 
 
