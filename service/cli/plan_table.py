@@ -26,7 +26,8 @@ _NOT_BUILT = (
     "unknown, because the service did not build the model in time, or its host has no torch. "
     "Ask again when it is less busy. Each attempt checks the layers before it trains."
 )
-_NO_BATCH = "as your loader gives them. Set data.batch_size to see how many are behind each statistic"
+_NO_BATCH = "as your loader gives them"
+_NAME_BATCH = "Set data.batch_size to see how many are behind each statistic"
 _FITS = {
     "now": "fit now",
     "later": "fit once other jobs have ended",
@@ -59,7 +60,7 @@ def _size(plan: Json) -> Iterator[tuple[str, str]]:
     gpus = f" and {wanted['gpus_per_worker']} GPU" if wanted["gpus_per_worker"] else ""
     yield "workers", f"{plan['world_size']} of {wanted['cpus_per_worker']} CPU{gpus} each, {_FITS[plan['fits']]}"
     if batch["per_worker"] is None:
-        yield "samples", _NO_BATCH
+        yield "samples", f"{_NO_BATCH}. {_NAME_BATCH}" if plan["inspected"] else _NO_BATCH
         return
     behind = f", {batch['norm_group']} per norm group" if KINDS[plan["norm"]["kind"]].batch_statistics else ""
     yield "samples", f"{batch['per_worker']} per worker{behind}, {batch['global']} in the global batch"

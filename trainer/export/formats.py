@@ -172,7 +172,21 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, names: OnnxNa
             input_names=list(names.inputs),
             output_names=list(names.outputs.values()),
         )
+    _name_batch(path)
     return _onnx_model(path, names)
+
+
+def _name_batch(path: Path) -> None:
+    """Call the number of samples `batch`, which the exporter numbers like `s77`."""
+    import onnx
+
+    model = onnx.load(path)
+    values = [*model.graph.input, *model.graph.value_info, *model.graph.output]
+    shapes = [value.type.tensor_type.shape.dim for value in values]
+    numbered = {dims[0].dim_param for dims in shapes[: len(model.graph.input)] if dims and dims[0].dim_param}
+    for dim in (dim for dims in shapes for dim in dims if dim.dim_param and numbered):
+        dim.dim_param = re.sub(rf"\b({'|'.join(map(re.escape, numbered))})\b", "batch", dim.dim_param)
+    onnx.save(model, path)
 
 
 def _write_traced_onnx(network: nn.Module, example: ForwardInputs, path: Path) -> ExportedModel:
