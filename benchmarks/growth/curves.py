@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -57,6 +58,8 @@ def draw(curves: Iterable[Curve]) -> None:
         for line, values in curve.lines.items():
             axes.loglog(curve.amounts, values, marker="o", label=line)
         axes.set(xlabel=curve.over, ylabel=curve.unit, title=curve.title)
+        values = [value for line in curve.lines.values() for value in line]
+        axes.set_ylim(10 ** math.floor(math.log10(min(values))), 10 ** math.ceil(math.log10(max(values))))
         axes.set_xticks(curve.amounts, [f"{amount:,}" for amount in curve.amounts])
         axes.minorticks_off()
         axes.grid(alpha=0.3)

@@ -21,7 +21,7 @@ make bench
 ```
 
 "Best" compares the fastest rounds, "median" the middle ones. A goal is for the fastest, because other programs on the
-machine only ever make a round slower. "Earlier" is the ratio of the fastest rounds in version 0.1.
+machine only ever make a round slower. "Earlier" is the ratio of the fastest rounds on 2026-11-21.
 """
 GROWTH = """
 The pictures show what more of something costs, on two cores: ranks, layers, jobs, or followers of one job. Both axes
@@ -44,52 +44,53 @@ BENCHMARKS = (
         "norm_layer",
         "A synchronized layer, two workers",
         "ours, shared memory",
-        "Large tensors move at the speed of a copy, and small ones wait for the slower of the two workers. See "
+        "large tensors move at the speed of a copy, and small ones wait for the slower of the two workers. See "
         "[How synchronized statistics are computed](../explanation/synchronized-statistics.md#performance-on-cpus).",
     ),
     Benchmark(
         "norm_resnet_step",
         "A training step of a ResNet with 21 such layers",
         "ours, shared memory",
-        "The convolutions, which are the same for both.",
+        "the convolutions, which are the same for both.",
     ),
     Benchmark(
         "channels_last",
         "Group, layer and instance normalization in channels_last",
         "channels_last, ours",
-        "Both read and write each tensor equally often. Small tensors cost a walk by rows, in which the numbers of a "
-        "group lie apart. See [Normalizations](normalizations.md).",
+        "both read each tensor twice. A group of contiguous numbers is still in the cache the second time, a whole "
+        "sample in channels_last often is not. See [Normalizations](normalizations.md).",
     ),
     Benchmark(
         "activation_memory",
         "A step with `train.activation_memory: lean`",
         "save_memory",
-        "Activations that are computed a second time, where a tensor less is written.",
+        "activations that are computed a second time, where a tensor less is written.",
     ),
     Benchmark(
         "accumulation",
         "Micro-batches that equal one batch",
         "as one batch",
-        "Activations wait in the host's memory, so each is copied twice. See [What is trained](what-is-trained.md).",
+        "activations wait in the host's memory, so each is copied twice. See [What is trained](what-is-trained.md).",
     ),
     Benchmark(
         "trainer",
         "A training step of the service, two workers",
         "trainer",
-        "Lightning's own hooks. See [What the trainer costs](../explanation/cost-of-the-trainer.md).",
+        "Lightning's own hooks, and for networks of large matrices, such as the mlp, a look at each gradient for NaN "
+        "and infinity. See [What the trainer costs](../explanation/cost-of-the-trainer.md).",
     ),
     Benchmark(
         "first_step",
         "From submit to the first step",
         "job of the service",
-        "Of a [warm job](../explanation/warm-start.md) Ray's own agreement on a job and its workers, and the building "
+        "for a [warm job](../explanation/warm-start.md) Ray's own agreement on a job and its workers, and the building "
         "of your network and your data.",
     ),
     Benchmark(
         "norm_gpu",
         "A training step of ResNet-50 on a GPU",
         "ours",
-        "The host, which issues six launches and two exchanges for each layer. See "
+        "the host, which issues six launches and two exchanges for each layer. See "
         "[Performance on a GPU](../explanation/synchronized-statistics.md#performance-on-a-gpu).",
     ),
 )
@@ -109,7 +110,7 @@ def _section(benchmark: Benchmark) -> Iterator[str]:
     yield f"Peer: {measured['peer']}. Measured on {measured['measured_at'][:10]} with torch {measured['torch']}."
     columns = ["", "best", "median", "goal", "", *(["earlier"] if earlier else [])]
     yield table(columns, [_row(row, earlier) for row in measured["rows"] if _is_shown(row, benchmark)])
-    yield f"What limits it: {benchmark.limit[0].lower()}{benchmark.limit[1:]}"
+    yield f"What limits it: {benchmark.limit}"
 
 
 def _is_shown(row: Mapping[str, Any], benchmark: Benchmark) -> bool:

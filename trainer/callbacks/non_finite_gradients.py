@@ -16,6 +16,8 @@ from syncnorm.trainer.reporting.reporter import Reporter
 
 IN_A_ROW = 3
 SHARE_OF_STEPS = 0.01
+LARGE = 65536
+"""Values of a tensor from which on a CPU's time is that of a pass over it."""
 
 
 class NonFiniteGuard(Callback):
@@ -64,14 +66,18 @@ class NonFiniteGuard(Callback):
 
 
 def all_finite(tensors: list[torch.Tensor]) -> bool:
-    """Whether the 2-norm of every tensor is finite: one pass over each, one wait for the device in all.
+    """Whether the sum of every large tensor on a CPU and the 2-norm of every other is finite: one pass over each, one
+    wait for the device in all.
 
-    A norm that overflows (values beyond 1e19 in float32) counts as not finite. The largest value would be exact, but
-    takes torch seven times as long on a CPU (488 against 67 us for the 41 tensors of a ResNet-14, torch 2.13).
+    A norm that overflows (values beyond 1e19 in float32) counts as not finite, and so does a sum beyond 3e38. On a CPU
+    a norm takes twice as long as a sum (0.20 against 0.08 ms for 1.8 million values, torch 2.13), and less for each
+    tensor (67 us for the 41 of a ResNet-14). The largest value would be exact, and takes seven times as long.
     """
-    norms = torch._foreach_norm(tensors)
-    device = norms[0].device
-    together = torch.stack([norm if norm.device == device else norm.to(device) for norm in norms])
+    large = [tensor for tensor in tensors if tensor.numel() >= LARGE and tensor.device.type == "cpu"]
+    others = [tensor for tensor in tensors if tensor.numel() < LARGE or tensor.device.type != "cpu"]
+    found = [*(tensor.sum() for tensor in large), *(torch._foreach_norm(others) if others else ())]
+    device = found[-1].device
+    together = torch.stack([one if one.device == device else one.to(device) for one in found])
     return all(map(math.isfinite, together.tolist()))
 
 

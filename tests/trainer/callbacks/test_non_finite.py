@@ -69,3 +69,24 @@ def test_a_thousand_poisoned_steps(ranks: Pool, tmp_path: Path, kind: str) -> No
 
     assert_unharmed(outcomes, tmp_path, 400)
     torch.testing.assert_close(outcomes[0].state["net.5.weight"], outcomes[1].state["net.5.weight"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_one_bad_value_is_found_in_a_small_and_in_a_large_tensor(dtype: torch.dtype, place: int, bad: float) -> None:
+    gradients = [torch.full((7, 9), 1e18).to(dtype), torch.full((guard.LARGE,), 1e30).to(dtype)]
+    assert guard.all_finite(gradients)
+
+    gradients[place].view(-1)[5] = bad
+
+    assert not guard.all_finite(gradients)
+    assert not guard.all_finite(gradients[place : place + 1])
+    assert guard.all_finite(gradients[1 - place : 2 - place])
+
+
+def test_infinities_of_both_signs_do_not_cancel() -> None:
+    gradient = torch.zeros(guard.LARGE)
+    gradient[0], gradient[-1] = float("inf"), -float("inf")
+
+    assert not guard.all_finite([gradient])
