@@ -42,9 +42,11 @@ MODULES = (
     "syncnorm.trainer.worker.worker",
     "syncnorm.trainer.driver.reexport",
     *("pandas", "pyarrow.dataset", "pyarrow.fs", "aiohttp", "jsonschema", "google.protobuf.json_format"),
+    *("mlflow.pyfunc", "onnxscript.function_libs.torch_lib.ops", "onnxscript.rewriter", "networkx"),
 )
-"""What a parent imports: our ranks with all they need, and what Ray needs. None of it is a user's, and none is Ray: its
-library reads the variables of its process once, when it is loaded (ray 2.60)."""
+"""What a parent imports: our ranks with all they need, what Ray needs, and what the export of a trained model does, if
+that starts no thread. None of it is a user's. None is Ray: its library reads the variables of its process once, when
+it is loaded (ray 2.60)."""
 ANSWER_S = 10.0
 """A parent that has not answered by then hangs, or its host is overloaded: the process starts anew."""
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}

@@ -226,6 +226,22 @@ def test_parent_ends_with_its_folder() -> None:
     until(lambda: is_over(pid))
 
 
+def test_what_a_job_imports_late_is_in_its_parent_and_starts_no_thread() -> None:
+    code = (
+        "import sys; from syncnorm.trainer.forkserver.node_parent import _prepare; "
+        f"from {LAUNCHER} import MODULES; _prepare(MODULES); print(*sys.modules)"
+    )
+    parent = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **launcher._ONE_THREAD},
+    )
+
+    assert {"torch", "lightning", "mlflow.pyfunc", "onnxscript.function_libs.torch_lib.ops"} <= {*parent.stdout.split()}
+
+
 # Ray's workers
 
 WORKER = ["/ray/default_worker.py", "--node-id=1"]
