@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from syncnorm.norm import SyncBatchNorm
 from syncnorm.norm.backends import cuda_triton, triton_launches
 from syncnorm.norm.distributed.timing import EXCHANGE, ExchangeTimer, timing
 from syncnorm.norm.native import extension
+from tests.helpers.norm.trained_layer import assert_same, trained
 
 NAME = "torch::autograd::CppNode<syncnorm::DeviceBatchNorm>"
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -49,22 +50,6 @@ def group(request: pytest.FixtureRequest, nccl: None, monkeypatch: pytest.Monkey
         monkeypatch.setattr("syncnorm.norm.distributed.collectives.world_size", lambda _: 2)
 
 
-def _trained(layer: nn.Module, x: Tensor, dy: Tensor) -> list[Tensor]:
-    """What three steps leave behind. The node learns in the first one."""
-    found: list[Tensor] = []
-    for _ in range(3):
-        leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
-        y = layer(leaf)
-        found += [y.detach(), *torch.autograd.grad(y, [leaf, *layer.parameters()], dy)]
-    return found + [buffer.clone() for buffer in layer.buffers()]
-
-
-def _assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
-    for ours, its in zip(found, expected, strict=True):
-        assert torch.equal(ours.nan_to_num(), its.nan_to_num())
-        assert ours.stride() == its.stride()
-
-
 @pytest.mark.usefixtures("nccl")
 def test_node_launches_what_triton_launches() -> None:
     with nodes(True):
@@ -86,9 +71,9 @@ def test_bits_are_those_of_the_function_in_python(
         layer = SyncBatchNorm(shape[1], device="cuda", dtype=torch.promote_types(dtype, torch.float32))
         with nodes(are_wanted):
             assert (layer(x.requires_grad_()).grad_fn.name() == NAME) == are_wanted  # type: ignore[union-attr]
-            results.append(_trained(layer, x.detach(), dy))
+            results.append(trained(layer, x.detach(), dy, 3))
 
-    _assert_same(*results)
+    assert_same(*results)
 
 
 @pytest.mark.usefixtures("group")
@@ -98,9 +83,9 @@ def test_bits_with_other_options(options: dict[str, Any]) -> None:
     results = []
     for are_wanted in (True, False):
         with nodes(are_wanted):
-            results.append(_trained(SyncBatchNorm(6, device="cuda", **options), x, dy))
+            results.append(trained(SyncBatchNorm(6, device="cuda", **options), x, dy, 3))
 
-    _assert_same(*results)
+    assert_same(*results)
 
 
 @pytest.mark.usefixtures("group")
@@ -113,7 +98,7 @@ def test_python_launches_only_in_the_first_step(monkeypatch: pytest.MonkeyPatch)
 
         found = torch.autograd.grad(layer(x).square().sum(), x)
 
-    _assert_same([*found], [*expected])
+    assert_same([*found], [*expected])
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")

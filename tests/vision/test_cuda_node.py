@@ -27,6 +27,7 @@ from syncnorm.norm.distributed.timing import EXCHANGE, ExchangeTimer, timing
 from syncnorm.norm.native import extension
 from tests.helpers.norm.interpreted_gpu import Driver, InterpretedPool, interpreted_gpu
 from tests.helpers.norm.memory import resident_bytes
+from tests.helpers.norm.trained_layer import assert_same, trained
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(not extension.is_possible(), reason="no compiler")
@@ -51,33 +52,17 @@ def interpreted() -> Iterator[InterpretedPool]:
     pool.stop()
 
 
-def _trained(layer: nn.Module, x: Tensor, dy: Tensor, steps: int = 2) -> list[Tensor]:
-    """What some steps leave behind: outputs, gradients and buffers. The node learns in the first one."""
-    found: list[Tensor] = []
-    for _ in range(steps):
-        leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
-        y = layer(leaf)
-        found += [y.detach(), *torch.autograd.grad(y, [leaf, *layer.parameters()], dy)]
-    return found + [buffer.clone() for buffer in layer.buffers()]
-
-
-def _assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
-    for ours, its in zip(found, expected, strict=True):
-        assert torch.equal(ours.nan_to_num(), its.nan_to_num())
-        assert (ours.dtype, ours.stride()) == (its.dtype, its.stride())
-
-
 def _compares(layer: Any, x: Tensor, dy: Tensor, launches: list[str] | None = None) -> list[Tensor]:
     """The results of the node, after comparing them with those of Python. layer: makes one. launches: by the node."""
     with interpreted_gpu(with_node=False) as driver:
-        expected = _trained(layer(), x, dy)
+        expected = trained(layer(), x, dy, 2)
         assert driver.launched == []
     with interpreted_gpu(with_node=True) as driver:
         triton_launches.node(x.device)
         driver.launched.clear()
-        found = _trained(layer(), x, dy)
+        found = trained(layer(), x, dy, 2)
         assert launches is None or driver.launched == launches
-    _assert_same(found, expected)
+    assert_same(found, expected)
     return found
 
 
@@ -168,10 +153,10 @@ def _distinguishes_options(*_: int) -> None:
         options: list[dict[str, Any]] = [
             {}, {"momentum": 0.5}, {"eps": 0.1}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}
         ]  # fmt: skip
-        found = [_trained(SyncBatchNorm(3, **each), x, dy) for each in (*options, *options)]
+        found = [trained(SyncBatchNorm(3, **each), x, dy, 2) for each in (*options, *options)]
     with interpreted_gpu(with_node=False):
         for ours, each in zip(found, (*options, *options), strict=True):
-            _assert_same(ours, _trained(SyncBatchNorm(3, **each), x, dy))
+            assert_same(ours, trained(SyncBatchNorm(3, **each), x, dy, 2))
 
 
 def test_layers_of_one_shape_and_other_options_keep_apart(interpreted: InterpretedPool) -> None:
@@ -190,7 +175,7 @@ def _differentiates_some(*_: int) -> None:
                     parameter.requires_grad_(name not in frozen)
                     wanted += [parameter] if name not in frozen else []
                 results.append([g for _ in range(2) for g in torch.autograd.grad(layer(leaf).square().sum(), wanted)])
-        _assert_same(*results)
+        assert_same(*results)
 
 
 def test_frozen_parts_have_no_gradient(interpreted: InterpretedPool) -> None:
@@ -381,7 +366,7 @@ def _on_ranks(rank: int, world_size: int, without: set[int], sizes: list[int]) -
     torch.manual_seed(rank)
     with interpreted_gpu(with_node=rank not in without):
         x, dy = torch.randn(sizes[rank], 5, 4), torch.randn(sizes[rank], 5, 4)
-        return _trained(nn.Sequential(SyncBatchNorm(5), SyncBatchNorm(5)), x, dy, steps=3)
+        return trained(nn.Sequential(SyncBatchNorm(5), SyncBatchNorm(5)), x, dy, 3)
 
 
 @pytest.mark.parametrize("sizes", [[2, 2], [1, 4], [0, 3]])
@@ -390,7 +375,7 @@ def test_workers_with_and_without_node_meet(interpreted: InterpretedPool, sizes:
 
     for without in (set[int](), {0}, {1}):
         for found, its in zip(interpreted.run(_on_ranks, 2, without, sizes), expected, strict=True):
-            _assert_same(found, its)
+            assert_same(found, its)
 
 
 def _exchanges(rank: int, world_size: int) -> None:

@@ -19,6 +19,7 @@ from syncnorm.norm.distributed.timing import ExchangeTimer, timing
 from syncnorm.norm.native.extension import is_possible, node
 from tests.helpers.norm.memory import resident_bytes
 from tests.helpers.norm.pool import Pool
+from tests.helpers.norm.trained_layer import trained
 
 pytestmark = pytest.mark.skipif(
     not is_possible() or os.environ.get("SYNCNORM_NODE") == "0", reason="no compiler, or switched off"
@@ -41,16 +42,6 @@ def nodes(are_wanted: bool) -> Iterator[None]:
         node.cache_clear()
 
 
-def _trained(layer: nn.Module, x: Tensor, dy: Tensor) -> list[Tensor]:
-    """What two steps leave behind: outputs, gradients and buffers."""
-    found: list[Tensor] = []
-    for _ in range(2):
-        leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
-        y = layer(leaf)
-        found += [y.detach(), *torch.autograd.grad(y, [leaf, *layer.parameters()], dy)]
-    return found + [buffer.clone() for buffer in layer.buffers()]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("by_rows", [False, True])
 @pytest.mark.parametrize("options", [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}])
@@ -67,7 +58,7 @@ def test_bits_are_those_of_the_function_in_python(
             layer = SyncBatchNorm(shape[1], dtype=affine, **options)  # type: ignore[arg-type]
             with nodes(are_wanted):
                 assert (layer(x.requires_grad_()).grad_fn.name() == NAME) == are_wanted
-                results.append(_trained(layer, x.detach(), dy))
+                results.append(trained(layer, x.detach(), dy, 2))
         for ours, its in zip(*results, strict=True):
             assert torch.equal(ours, its)
             assert ours.stride() == its.stride()
@@ -166,7 +157,7 @@ def _on_ranks(rank: int, world_size: int, without: set[int]) -> list[Tensor]:
     torch.manual_seed(rank)
     with nodes(rank not in without):
         x, dy = torch.randn(rank, 5, 4), torch.randn(rank, 5, 4)  # rank 0 brings no sample
-        return _trained(nn.Sequential(SyncBatchNorm(5), SyncBatchNorm(5)), x, dy)
+        return trained(nn.Sequential(SyncBatchNorm(5), SyncBatchNorm(5)), x, dy, 2)
 
 
 def test_workers_with_and_without_nodes_meet(pool: Pool) -> None:
