@@ -47,7 +47,7 @@ $(VISION)/.installed: pyproject.toml constraints.txt constraints-vision.txt
 	@touch $(VISION)/.installed
 
 test-vision: $(VISION)/.installed  ## modules for images, boxes and volumes, and those of other projects
-	$(VISION)/bin/python -m pytest tests/vision -m 'not chaos'
+	$(VISION)/bin/python -m pytest tests/vision -m 'not chaos' $(IN_TWO)
 
 deploy-test: $(INSTALLED)  ## the composition in real containers; needs a Docker engine
 	$(PYTEST) tests/deploy -m deploy -s
