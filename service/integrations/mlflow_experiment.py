@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import quote
 
 _STUDY = "tags.`syncnorm.label.study`"
 KIND_TAG = "mlflow.experimentKind"
@@ -75,7 +76,8 @@ def runs_page(uri: str, experiment_id: str, *, charts: bool = False, view: str =
     """The list of an experiment's runs with our columns, or their charts in our order. uri: empty for a link within
     MLflow's pages. view: the id of a study, for its jobs alone."""
     mode = "&compareRunsMode=CHART" if charts else ""
-    return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs?viewStateShareKey={view}&{_AS_TRAINING}{mode}"
+    key = quote(view, safe="")
+    return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs?viewStateShareKey={key}&{_AS_TRAINING}{mode}"
 
 
 def _view(key: str, name: str, state: dict[str, Any]) -> dict[str, str]:

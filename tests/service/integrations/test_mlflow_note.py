@@ -125,3 +125,5 @@ def test_job_of_a_study_leads_to_the_curves_of_the_study() -> None:
     assert "[charts, scores first](/#/experiments/3/runs?viewStateShareKey=syncnorm&" in alone
     assert "[charts, scores first](/#/experiments/3/runs?viewStateShareKey=study_1&" in of_a_study
     assert "viewStateShareKey=my-own&" not in run_note(job(experiment_id="3", labels={"study": "my-own"}), URL)
+    odd = run_note(job(experiment_id="3", labels={"study": "study_1) [x](http://other"}), URL)
+    assert "viewStateShareKey=study_1%29%20%5Bx%5D%28http%3A%2F%2Fother&" in odd
