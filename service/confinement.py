@@ -84,6 +84,12 @@ def notes(settings: Settings, admin_file: Path) -> list[str]:
     if not settings.auth:
         return []
     found = [f"The first admin's token is in {admin_file}"]
+    if settings.mlflow_uri is None:
+        found.append(
+            "The embedded MLflow asks for no token: every user and program of this host can read and change its runs "
+            "and models. If others have accounts here, set SYNCNORM_MLFLOW_URI to an MLflow with accounts, or run the "
+            "composition (docker compose up)."
+        )
     if settings.allow_code and settings.ray_address is None:
         found.append(
             "Jobs run as the user of this service. Anyone who may submit code can read what this user can read: the "

@@ -1,8 +1,8 @@
 """`python -m syncnorm.service.local.mlflow_server …`: MLflow's own command, with a check of Host and Origin.
 
-MLflow accepts requests of every page on localhost, whatever its port, and lets it read and write (3.17). Its pages show
-language models until somebody switches them to model training. There is no option for either, so its application is
-wrapped before uvicorn starts it.
+MLflow accepts requests of every page on localhost, whatever its port, and lets it read and write (3.17). It opens every
+address that a client names, see `mlflow_confinement`. Its pages show language models until somebody switches them to
+model training. There is no option for any of these, so its application is wrapped before uvicorn starts it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from syncnorm.service.api.http.origin_guard import head_of
+from syncnorm.service.local.mlflow_confinement import confine_artifacts, is_of_assistant
 from syncnorm.service.origins import Trusted, find_refusal
 
 _PUBLIC_URL = "SYNCNORM_MLFLOW_PUBLIC_URL"
@@ -73,7 +74,7 @@ def _with_length(start: Message, body: bytes) -> Message:
 
 
 class MlflowGuard:
-    """Refuses requests of foreign web pages; see `syncnorm.service.origins`."""
+    """Refuses requests of foreign web pages (see `syncnorm.service.origins`), and those to the assistant."""
 
     def __init__(self, app: ASGIApp, trusted: Trusted) -> None:
         self._app = app
@@ -82,16 +83,22 @@ class MlflowGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = find_refusal(head_of(scope), self._trusted) if scope["type"] == "http" else None
         if refusal is not None:
-            error = {"error_code": "PERMISSION_DENIED", "message": refusal.detail}
-            await JSONResponse(error, refusal.status)(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
+            await _problem("PERMISSION_DENIED", refusal.detail, refusal.status)(scope, receive, send)
+        elif scope["type"] == "http" and is_of_assistant(scope["path"]):
+            await _problem("ENDPOINT_NOT_FOUND", "The assistant of MLflow is off here.", 404)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+def _problem(code: str, message: str, status: int) -> JSONResponse:
+    return JSONResponse({"error_code": code, "message": message}, status)
 
 
 def guarded() -> ASGIApp:
     """What uvicorn runs, in each process of the server."""
     from mlflow.server.fastapi_app import app
 
+    confine_artifacts()
     return MlflowGuard(TrainingPages(app), _trusted(os.environ))
 
 
@@ -99,6 +106,7 @@ def guarded_with_accounts() -> ASGIApp:
     """The same for `--app-name=basic-auth`."""
     from mlflow.server.auth import create_app
 
+    confine_artifacts()
     return MlflowGuard(TrainingPages(create_app()), _trusted(os.environ))
 
 
@@ -110,6 +118,7 @@ def main() -> None:
     from mlflow.cli import cli
 
     os.environ.update(_with_public_url(os.environ))
+    os.environ["MLFLOW_ENABLE_AI_GATEWAY"] = "false"  # it calls addresses that clients name
     server: Any = mlflow_server  # its own functions are replaced
     server._build_uvicorn_command = _wrapped(server._build_uvicorn_command)
     server._exec_cmd = _become

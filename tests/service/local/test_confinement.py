@@ -152,7 +152,9 @@ def test_operator_is_told_where_the_first_token_is_and_what_jobs_can_read(tmp_pa
     told = notes(settings, file)
 
     assert told[0] == f"The first admin's token is in {file}"
-    assert "Anyone who may submit code can read what this user can read" in told[1]
-    assert len(notes(replace(settings, allow_code=False), file)) == 1
-    assert len(notes(replace(settings, ray_address="http://ray-head:8265"), file)) == 1
+    assert "The embedded MLflow asks for no token" in told[1]
+    assert "Anyone who may submit code can read what this user can read" in told[2]
+    assert notes(replace(settings, allow_code=False), file) == told[:2]
+    assert notes(replace(settings, ray_address="http://ray-head:8265"), file) == told[:2]
+    assert notes(replace(settings, mlflow_uri="http://mlflow:5000"), file) == [told[0], told[2]]
     assert notes(replace(settings, auth=False), file) == []

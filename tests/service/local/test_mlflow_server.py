@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -56,6 +58,7 @@ def with_accounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Cl
     settings.write_text(AUTH_INI.format(folder=folder, password=ADMIN[1]))
     command = [sys.executable, "-m", "syncnorm.service.local.mlflow_server", "server", f"--port={port}", "--workers=1"]
     command += ["--app-name=basic-auth", f"--backend-store-uri=sqlite:///{folder}/mlflow.db"]
+    command += [f"--artifacts-destination={folder}/artifacts"]
     environment = environment_of_mlflow(os.environ) | {
         "MLFLOW_AUTH_CONFIG_PATH": str(settings),
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "only here",
@@ -125,3 +128,53 @@ def test_accounts_are_asked_for(with_accounts: httpx.Client) -> None:
     answer = with_accounts.get("/ajax-api/2.0/mlflow/experiments/search?max_results=1", auth=("admin", "wrong"))
 
     assert answer.status_code == 401
+
+
+def call(mlflow: httpx.Client, path: str, body: dict[str, str]) -> dict[str, dict[str, dict[str, str]]]:
+    return dict(mlflow.post(f"/api/2.0/mlflow/{path}", json=body).raise_for_status().json())
+
+
+def run_at(mlflow: httpx.Client, location: str) -> str:
+    """A new run in an experiment whose artifacts are said to lie there."""
+    body = {"name": secrets.token_hex(8), "artifact_location": location}
+    made = mlflow.post("/api/2.0/mlflow/experiments/create", json=body).raise_for_status().json()
+    return call(mlflow, "runs/create", {"experiment_id": made["experiment_id"]})["run"]["info"]["run_id"]
+
+
+@pytest.mark.parametrize("scheme", ["file://", ""])
+def test_files_of_the_server_are_not_artifacts(mlflow: httpx.Client, tmp_path: Path, scheme: str) -> None:
+    run, private = run_at(mlflow, f"{scheme}{tmp_path}"), tmp_path / "private"
+    private.mkdir()
+    (private / "admin.token").write_text("secret")
+    (tmp_path / run).mkdir()
+    (tmp_path / run / "artifacts").symlink_to(private)
+
+    read = mlflow.get("/get-artifact", params={"run_uuid": run, "path": "admin.token"})
+    listed = mlflow.get("/api/2.0/mlflow/artifacts/list", params={"run_id": run})
+    written = mlflow.post(
+        "/ajax-api/2.0/mlflow/upload-artifact", params={"run_uuid": run, "path": "planted"}, json={"by": "somebody"}
+    )
+
+    assert [answer.status_code for answer in (read, listed, written)] == [403, 403, 403]
+    assert "opens only its own artifacts" in read.json()["message"]
+    assert [path.name for path in private.iterdir()] == ["admin.token"]
+
+
+def test_artifacts_of_the_server_are(mlflow: httpx.Client) -> None:
+    run = call(mlflow, "runs/create", {"experiment_id": "0"})["run"]["info"]["run_id"]
+    where = {"run_uuid": run, "path": "report.json"}
+    mlflow.post("/ajax-api/2.0/mlflow/upload-artifact", params=where, json={"loss": 1}).raise_for_status()
+
+    assert mlflow.get("/get-artifact", params=where).json() == {"loss": 1}
+
+
+@pytest.mark.parametrize("path", ["assistant/config", "assistant/message", "assistant/skills/install"])
+def test_assistant_is_off(mlflow: httpx.Client, path: str) -> None:
+    answers = [mlflow.request(method, f"/ajax-api/3.0/mlflow/{path}", json={}) for method in ("GET", "POST", "PUT")]
+
+    assert [answer.status_code for answer in answers] == [404, 404, 404]
+    assert answers[0].json()["message"] == "The assistant of MLflow is off here."
+
+
+def test_gateway_is_off(mlflow: httpx.Client) -> None:
+    assert mlflow.get("/gateway/mlflow/v1/models").status_code == 501
