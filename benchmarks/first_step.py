@@ -230,7 +230,7 @@ def cluster(home: Path, *, warm: bool) -> Iterator[Cluster]:
 
 def _address_of_ray(home: Path) -> str:
     """The port is known to the service and its Ray alone."""
-    folder = f"--temp-dir={(home / 'ray.folder').read_text()}"
+    folder = f"--temp-dir={(home / 'ray.folder').read_text()}/ray"
     for process in psutil.process_iter(["cmdline"]):
         if folder in (arguments := process.info["cmdline"] or []):
             (port,) = (one.partition("=")[2] for one in arguments if one.startswith("--dashboard-port="))

@@ -28,9 +28,11 @@ logger = logging.getLogger(__name__)
 _MAX_DRIVERS = 64
 _STOP_S = 20.0
 _FOLDER_FILE, _PREFIX = "ray.folder", "sn-"
-"""The file that names Ray's folder, and the pattern of such folders."""
-_SOCKET_PATH_LIMIT = 40
-"""Ray's sockets add about 60 characters to its folder, and a Unix socket path ends at 107."""
+"""The file that names the private folder around Ray's own, and the pattern of such folders."""
+_OF_RAY = "ray"
+"""Ray's own folder in it. Ray lets every user of the host write there (2.60), so the one around it must not."""
+_TEMP_PATH_LIMIT = 24
+"""A Unix socket path ends at 107. Ray's sockets add up to 67 characters to its folder, and that has 16 of ours."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,9 @@ def local_ray(home: Path, *, own_mlflow: bool = True, warm: bool = False) -> Ite
     variables = {FOLDER: str(of_parent)} if of_parent else {}
 
     def command() -> Command:
-        return Command(_ray_arguments(folder, dashboard), _ray_environment(token_file, own_mlflow) | variables)
+        return Command(
+            _ray_arguments(folder / _OF_RAY, dashboard), _ray_environment(token_file, own_mlflow) | variables
+        )
 
     python = f"{shlex.quote(sys.executable)} -m{f' {LAUNCHER}' if warm else ''}"
     entrypoints: Entrypoints = {kind: command.replace("python -m", python, 1) for kind, command in ENTRYPOINTS.items()}
@@ -136,9 +140,9 @@ def local_ray(home: Path, *, own_mlflow: bool = True, warm: bool = False) -> Ite
             _remove_left(home / _FOLDER_FILE)
 
 
-def _folder_of_parent(ray: Path) -> Path:
+def _folder_of_parent(around: Path) -> Path:
     """Where processes of Ray find their parent. It ends when the folder goes."""
-    folder = ray / "warm"
+    folder = around / "warm"
     folder.mkdir(mode=0o700)
     return folder
 
@@ -261,4 +265,4 @@ def _write_token(path: Path) -> str:
 
 def _short_temp() -> str:
     usual = tempfile.gettempdir()
-    return usual if len(usual) <= _SOCKET_PATH_LIMIT else "/tmp"
+    return usual if len(usual) <= _TEMP_PATH_LIMIT else "/tmp"
