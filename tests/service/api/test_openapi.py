@@ -169,6 +169,12 @@ def test_operations_have_names_that_generators_can_use(document: Document) -> No
     assert {"submit_job", "list_jobs", "get_job", "cancel_job", "submit_study", "get_logs"} <= set(names)
 
 
+def test_scope_read_changes_nothing(document: Document) -> None:
+    needs_read = {name for name, one in operations(document) if one.get("security") == [{"token": ["read"]}]}
+
+    assert {name.partition(" ")[0] for name in needs_read} == {"GET"}
+
+
 def test_operations_say_which_scope_they_need(document: Document) -> None:
     scopes = {name: operation.get("security") for name, operation in operations(document)}
 

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from syncnorm.service.api.change_notifier import ChangeNotifier
 from syncnorm.service.api.components import Components
-from syncnorm.service.api.dependencies import Reader, provide, visible_job
+from syncnorm.service.api.dependencies import Reader, Submitter, provide, visible_job
 from syncnorm.service.api.http.errors import ApiError, FieldProblem, refused
 from syncnorm.service.api.http.route import Route
 from syncnorm.service.api.views.view import View, read
@@ -85,7 +85,7 @@ class ProfileView(View):
 
 
 @router.post("/profile", status_code=202, responses=refused(409))
-async def ask_for_profile(job_id: str, options: ProfileOptions, profiles: Profiles, who: Reader) -> ProfileView:
+async def ask_for_profile(job_id: str, options: ProfileOptions, profiles: Profiles, who: Submitter) -> ProfileView:
     """Profile some steps of a running job. Poll `GET /v1/jobs/{job_id}/profile` for the answers.
 
     Each rank records with torch.profiler, from the start of a step to the end of another. Its trace becomes a file of
