@@ -164,11 +164,11 @@ WRONG: dict[str, tuple[Callable[[Document], None], str]] = {
     ),
     "no area": (
         _first("annotations", bbox=[3, 4, 0, 5]),
-        r"annotation 0 of image 100 \(000.png, \d+x\d+\): the box \[3, 4, 0, 5\] has no area; invalid_boxes: repair",
+        r"annotation 0 of image 100 \(000.png, \d+x\d+\): the box \[3, 4, 0, 5\] has no area\. With invalid_boxes: rep",
     ),
     "partly outside": (
         _first("annotations", bbox=[3, -4, 9, 9]),
-        r"annotation 0 .*: the box .* leaves the image; inva",
+        r"annotation 0 .*: the box .* leaves the image\. With inv",
     ),
     "outside": (_first("annotations", bbox=[300, 4, 5, 5]), r"annotation 0 .*: the box .* lies outside of the image"),
     "no number": (_first("annotations", bbox=[1, 2, "3", 4]), r"annotation 0 .*: `bbox` must be four finite numbers"),
@@ -207,6 +207,17 @@ def test_wrong_mask_is_named_where_masks_are_asked_for(
     data_of(tmp_path)
     with pytest.raises(ValueError, match=rf"annotations.json: annotation 0 of image 100 .*{message}"):
         data_of(tmp_path, masks=True)
+
+
+@pytest.mark.parametrize("what", ["refuse", "repair"])
+def test_corners_in_place_of_sizes_are_refused_for_what_they_are(what: str, tmp_path: Path, scenes: Document) -> None:
+    for record in scenes["annotations"]:
+        left, top, width, height = record["bbox"]
+        record["bbox"] = [left, top, left + width, top + height]
+    (tmp_path / "annotations.json").write_text(json.dumps(scenes))
+
+    with pytest.raises(ValueError, match=r"all \d+ boxes look like \[left, top, right, bottom\]"):
+        data_of(tmp_path, invalid_boxes=what)
 
 
 def test_corrupt_json_says_where(tmp_path: Path, scenes: Document) -> None:

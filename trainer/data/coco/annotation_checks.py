@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 Box = tuple[float, float, float, float]
 TOLERANCE_PX = 1.0
 """How far a box may reach out of its image: COCO's own files round by up to a pixel."""
+FEWEST_BOXES = 5
+"""With fewer boxes nobody can tell which format they have."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,18 @@ def checked_box(bbox: Any, size: tuple[int, int]) -> Box | BoxProblem:
         text = f"the box {bbox} lies outside of the image" if not has_area else f"the box {bbox} leaves the image"
         return BoxProblem(text, is_repairable=True, box=cut if has_area else None)
     return cut
+
+
+def are_corners(boxes: Iterable[tuple[Any, tuple[int, int]]]) -> bool:
+    """Whether boxes, each with the (width, height) of its image, are [left, top, right, bottom] instead of COCO's
+    format: read so, every one lies in its image, and as COCO's at least a third leaves it."""
+    found = [(*map(float, bbox), *size) for bbox, size in boxes if _is_numbers(bbox, 4)]
+    fit = [
+        0 <= x <= right <= width + TOLERANCE_PX and 0 <= y <= bottom <= height + TOLERANCE_PX
+        for x, y, right, bottom, width, height in found
+    ]
+    leave = [max(x + right - width, y + bottom - height) > TOLERANCE_PX for x, y, right, bottom, width, height in found]
+    return len(found) >= FEWEST_BOXES and all(fit) and 3 * sum(leave) >= len(found)
 
 
 def mask_problem(segmentation: Any, size: tuple[int, int]) -> str | None:

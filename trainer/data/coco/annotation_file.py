@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from syncnorm.trainer.contract.text import counted
-from syncnorm.trainer.data.coco.annotation_checks import BoxProblem, checked_box, mask_problem
+from syncnorm.trainer.data.coco.annotation_checks import BoxProblem, are_corners, checked_box, mask_problem
 from syncnorm.trainer.data.info import Category
 from syncnorm.trainer.data.remote_files import read_file
 
@@ -78,6 +78,7 @@ class _Reader:
     known: Sequence[Category] | None
     problems: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
+    advice: str = ""
 
     def read(self) -> Annotations:
         document = self._document()
@@ -86,6 +87,7 @@ class _Reader:
         self._require_no_problem()
         labels = {category.id: label for label, category in enumerate(categories, 1)}
         instances = self._instances(document["annotations"], headers, labels)
+        self._require_widths_and_heights(document["annotations"], headers)
         self._require_no_problem()
         images = (
             LabelledImage(number, file, width, height, tuple(instances[number]))
@@ -170,8 +172,9 @@ class _Reader:
         found = checked_box(record.get("bbox"), size)
         if isinstance(found, BoxProblem):
             if self.invalid_boxes == "refuse" or not found.is_repairable:
-                advice = "" if not found.is_repairable else "; invalid_boxes: repair cuts such boxes or leaves them out"
-                self.problems.append(f"{name}: {found.text}{advice}")
+                self.problems.append(f"{name}: {found.text}")
+                if found.is_repairable:
+                    self.advice = " With invalid_boxes: repair such boxes are cut to their image or left out."
                 return
             self.repaired.append(f"{name}: {found.text}")
             if found.box is None:
@@ -184,12 +187,24 @@ class _Reader:
         filled = {"area": (right - left) * (bottom - top), "iscrowd": 0, **record}
         yield Instance(found, labels[record["category_id"]], filled)
 
+    def _require_widths_and_heights(self, records: list[Any], headers: Mapping[int, tuple[str, int, int]]) -> None:
+        """Boxes with corners in place of sizes would be cut as if they only left their images."""
+        if not (self.problems or self.repaired):
+            return
+        known = [one for one in records if isinstance(one, dict) and one.get("image_id") in headers]
+        if are_corners((one.get("bbox"), headers[one["image_id"]][1:]) for one in known):
+            raise ValueError(
+                f"{self.where}: {self.url}: `bbox` must be [left, top, width, height], but all {len(known)} boxes look "
+                f"like [left, top, right, bottom], such as {known[0]['bbox']}. Subtract left from right, and top from "
+                "bottom."
+            )
+
     def _require_no_problem(self) -> None:
         if not self.problems:
             return
         rest = len(self.problems) - SHOWN_PROBLEMS
         more = f"; and {counted(rest, 'further problem')}" if rest > 0 else ""
-        raise ValueError(f"{self.where}: {self.url}: {'; '.join(self.problems[:SHOWN_PROBLEMS])}{more}.")
+        raise ValueError(f"{self.where}: {self.url}: {'; '.join(self.problems[:SHOWN_PROBLEMS])}{more}.{self.advice}")
 
 
 def _has(record: Any, **kinds: type[int] | type[str]) -> bool:
