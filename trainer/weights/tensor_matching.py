@@ -131,6 +131,9 @@ def _note_faults(
         return
     if not how.strict:
         return
+    if misshaped and len(homeless) + len(misshaped) > len(found.pairs):
+        found.faults.append(_of_another_network(found, homeless, misshaped))
+        return
     if homeless:
         text = f"{counted(len(homeless), 'tensor')} of the source must have a place in the network: {_some(homeless)}."
         found.faults.append((text, hint(network, wrapped)))
@@ -145,6 +148,18 @@ def _note_faults(
         text = f"{counted(len(missing), 'place')} of the network must get a tensor of the source: {_some(missing)}."
         fix = "Name them in model.init_from.drop if they are to be trained anew, or set model.init_from.strict: false."
         found.faults.append((text, fix))
+
+
+def _of_another_network(
+    found: Matching, homeless: Sequence[PlacedTensor], misshaped: Sequence[PlacedTensor]
+) -> tuple[str, str]:
+    """One fault for all: advice on single tensors would lead nowhere."""
+    text = f"they look like those of another network. {counted(len(found.pairs), 'tensor')} of the source would fit, "
+    without = f", and {len(homeless)} have no place in the network: {shown(homeless, 3)}" if homeless else ""
+    return (
+        f"{text}{len(misshaped)} have another shape, such as that {misshaped[0].why}{without}.",
+        "Compare the network that the weights are of with model.name and model.init_args, such as its depth.",
+    )
 
 
 def _own(network: Network) -> Iterator[PlacedTensor]:

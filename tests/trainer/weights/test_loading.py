@@ -243,6 +243,17 @@ def test_a_mismatch_names_the_tensors_and_nothing_is_half_loaded(change: Any, sa
         assert torch.equal(tensor, fresh.state_dict()[name])
 
 
+def test_weights_of_another_network_are_told_in_one_sentence(tmp_path: Path) -> None:
+    wider = trained(init_args={"depth": 14, "width": 8}).state_dict()
+
+    text, _, _ = faults({name: value.clone() for name, value in wider.items()}, {}, tmp_path)
+
+    assert "they look like those of another network" in text
+    assert re.search(r"such as that \S+ has shape \(4.* in the network, shape \(8.* in the source", text)
+    assert "have no place in the network: layer1.1." in text
+    assert "Compare the network that the weights are of with model.name and model.init_args" in text
+
+
 def test_without_strict_what_does_not_fit_is_left_out(tmp_path: Path) -> None:
     state = trained().state_dict() | {"fc.weight": torch.ones(3, 16), "extra": torch.ones(2)}
     del state["conv1.weight"]
