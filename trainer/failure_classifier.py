@@ -58,6 +58,18 @@ _IN_OUR_WORDS = {
     ),
 }
 
+# What torch says too shortly to act on, and what follows it.
+_WITH_ADVICE = {
+    "Target ": (
+        "A label must be one of the network's classes. Number the labels without gaps, from 0, or from 1 for a "
+        "detector, whose 0 is the background. Give the network as many classes."
+    ),
+    "CUDA error: device-side assert": (
+        "An index was out of range on the GPU, mostly a label that is none of the network's classes. The same job with "
+        "resources.gpus_per_worker: 0 names it."
+    ),
+}
+
 _LONGEST_LINE, _MOST_OF_AN_END = 1000, 8000
 """Characters of a traceback."""
 
@@ -69,6 +81,7 @@ def classify(error: BaseException, rank: int) -> Failure:
     reason, secondary = _reason(error)
     text = text_of(error)
     said = next((ours for sign, ours in _IN_OUR_WORDS.items() if sign in text), text)
+    said += next((f" {advice}" for start, advice in _WITH_ADVICE.items() if text.startswith(start)), "")
     return Failure(
         rank=rank,
         reason=reason,

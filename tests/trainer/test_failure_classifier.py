@@ -48,6 +48,15 @@ def test_reason_of_a_rank_that_failed_by_itself(error: BaseException, reason: Fa
     assert (failure.reason, failure.secondary) == (reason, False)
 
 
+def test_label_without_a_class_comes_with_what_to_change() -> None:
+    with pytest.raises(IndexError) as error:
+        torch.nn.functional.cross_entropy(torch.zeros(1, 4), torch.tensor([90]))
+
+    message = classify(error.value, rank=0).message
+
+    assert message.startswith("IndexError: Target 90 is out of bounds. A label must be one of the network's classes.")
+
+
 @pytest.mark.filterwarnings("ignore")  # MLflow's own imports warn
 def test_mlflow_that_is_away_may_be_back_but_what_it_refuses_stays_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
