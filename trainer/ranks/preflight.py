@@ -26,6 +26,7 @@ from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+_set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # public from torch 2.14 on
 
 REACH_S = 15.0
 CLOCK_S = 30.0
@@ -85,7 +86,7 @@ def ready(
     if dist.is_initialized() and context.world_size > 1:
         _wait_for_all(context, _READY, patience_s)
         for group in groups:
-            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
+            _set_timeout(timedelta(seconds=timeout_s), group)
 
 
 def tell_failure(context: RankContext) -> None:
