@@ -93,7 +93,7 @@ def recompute_population_statistics(
     """
     if estimator not in ("pooled", "paper"):
         raise ValueError(f'estimator must be "pooled" or "paper", got {estimator!r}.')
-    layers = {path: layer for path, layer in model.named_modules() if _keeps_batch_statistics(layer)}
+    layers = {path: layer for path, layer in model.named_modules() if keeps_batch_statistics(layer)}
     tallies = {path: _Tally(estimator, layer) for path, layer in layers.items()}
     device = next((layer.running_mean.device for layer in layers.values()), torch.device("cpu"))
     is_synchronized = any(_is_synchronized(layer) for layer in layers.values())
@@ -151,7 +151,8 @@ def _merge(parts: list[Moments]) -> Moments:
     return merge(torch.stack(counts), torch.stack(means), torch.stack(m2s))
 
 
-def _keeps_batch_statistics(layer: nn.Module) -> bool:
+def keeps_batch_statistics(layer: nn.Module) -> bool:
+    """Whether it has running statistics of batches that population statistics would replace; frozen ones stay."""
     return isinstance(layer, BatchNormBase) and layer.running_mean is not None and not has_frozen_statistics(layer)
 
 

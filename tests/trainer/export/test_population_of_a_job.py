@@ -46,13 +46,13 @@ def test_population_is_kept_as_tensors_and_told_as_numbers(tmp_path: Path, caplo
     assert "population statistics of 64 samples; running means were furthest off, by 5 " in caplog.text
 
 
-def test_frozen_statistics_leave_nothing_to_keep(tmp_path: Path) -> None:
-    keep(found("frozen_batch"), tmp_path)
+def test_layers_that_never_ran_leave_nothing_to_keep(tmp_path: Path) -> None:
+    keep(norm.PopulationStatistics("pooled", 1, 64, {}), tmp_path)
 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("kind", "estimator"), [("group", "pooled"), ("batch", "none")])
+@pytest.mark.parametrize(("kind", "estimator"), [("group", "pooled"), ("frozen_batch", "pooled"), ("batch", "none")])
 def test_nothing_is_computed_where_there_is_nothing_or_nobody_asks(
     kind: str, estimator: Literal["pooled", "none"]
 ) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from syncnorm import norm
+from syncnorm.norm.statistics.population import keeps_batch_statistics
 from syncnorm.trainer.data.info import Ragged
 from syncnorm.trainer.data.loader import Batch
 from syncnorm.trainer.export.forward_inputs import ForwardInputs, Unclear, reader_of
@@ -33,7 +34,7 @@ def population_statistics(
     network: nn.Module, batches: Iterable[Batch], estimator: Literal["pooled", "paper", "none"], device: torch.device
 ) -> norm.PopulationStatistics | None:
     """Replace running statistics by population statistics, if there are any. Entered by every rank."""
-    if estimator == "none" or not norm.snapshot(network):
+    if estimator == "none" or not any(map(keeps_batch_statistics, network.modules())):
         return None
     inputs = (_input(network, move_data_to_device(batch.x, device)) for batch in batches)
     with accepting_no_image(network):
@@ -82,7 +83,7 @@ def population_of_module(
 
     Layers that do not run in forward keep their running statistics. Unclear: why forward can't be given the batches.
     """
-    if estimator == "none" or not norm.snapshot(module):
+    if estimator == "none" or not any(map(keeps_batch_statistics, module.modules())):
         return None
     remaining = iter(batches)
     first = next(remaining, None)

@@ -59,7 +59,9 @@ def choose_statistics(
     before, buffers = validate(), {name: buffer.clone() for name, buffer in network.named_buffers()}
     population = recompute()
     if population is None:
-        why = "there are no population statistics: the network keeps none, or statistics.population is none"
+        why = (
+            "there are no population statistics: the network has none, or frozen ones, or statistics.population is none"
+        )
         return StatisticsChoice("running", why, None, {"running": before, "population": before})
     after = validate()
     better, why = compare_scores(before, after, score)
@@ -77,7 +79,9 @@ def statistics_of_average(
     """Leave the network, which has averaged weights, with statistics of its own. Entered by every rank."""
     population = recompute()
     if population is None:
-        return StatisticsChoice("running", "the network keeps no statistics", None, {"running": validate()})
+        return StatisticsChoice(
+            "running", "the network keeps no statistics, or has them frozen", None, {"running": validate()}
+        )
     why = f"recomputed for the averaged weights over {population.num_samples} samples"
     logger.info("exporting with population statistics, %s", why)
     return StatisticsChoice("population", why, population, {"population": validate()})
