@@ -96,10 +96,7 @@ def capture(network: nn.Module, example: ForwardInputs) -> torch.export.Exported
 
 def _not_taken(error: Exception, example: ForwardInputs) -> str:
     if samples.count(example) is None:  # a list of images
-        return (
-            f"the network must be exportable for one image, but torch.export says: {_said(error)} An ONNX file by "
-            "tracing is tried after training, if export.formats has onnx."
-        )
+        return f"the network must be exportable for one image, but torch.export says: {_said(error)}"
     return (
         f"the network must be exportable for any number of samples, but torch.export says: {_said(error)} "
         "Take the number of samples from x.shape[0] (len(x) makes it a constant) and don't branch on values."
@@ -116,7 +113,7 @@ def export(network: nn.Module, example: ForwardInputs, formats: Sequence[str], f
     try:
         program = capture(network, example)
     except NoExportError as error:
-        if samples.count(example) is not None or "onnx" not in formats:
+        if not is_traced(example, formats):
             raise
         logger.warning("the export has an ONNX file only: %s", error)
         return [_write_traced_onnx(network, example, folder / ONNX_FILE)]
@@ -126,6 +123,11 @@ def export(network: nn.Module, example: ForwardInputs, formats: Sequence[str], f
     if "onnx" in formats:
         exported.append(_write_onnx(program, folder / ONNX_FILE, _names(network, example)))
     return exported
+
+
+def is_traced(example: ForwardInputs, formats: Sequence[str]) -> bool:
+    """Whether a network that torch.export can't take is written by tracing: one that takes a list of images is."""
+    return samples.count(example) is None and "onnx" in formats
 
 
 def _write_pt2(program: torch.export.ExportedProgram, path: Path) -> ExportedModel:

@@ -19,18 +19,15 @@ from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.contract.text import counted
 from syncnorm.trainer.data.user.own_state import has_own_state
 from syncnorm.trainer.training.task_module import TaskModule, network_of
+from syncnorm.trainer.training.tasks.detection.loss_shares import unknown_losses
 
 
-def guarantees(module: LightningModule, loader: Any, spec: JobSpec, no_export: str | None) -> Guarantees:
-    """loader: the training loader of this worker, as Lightning uses it. no_export: why the network can't be exported;
-    None: it can."""
+def guarantees(module: LightningModule, loader: Any, spec: JobSpec, exported: Guarantee) -> Guarantees:
+    """loader: the training loader of this worker, as Lightning uses it. exported: what `try_export` has found."""
     return Guarantees(
         equals_one_device=equals_one_device(module, loader, spec),
         resumes_exactly=resumes_exactly(loader),
-        exported=Guarantee(
-            holds="no" if no_export else "yes",
-            why=no_export or "torch.export takes the network; the exported model is compared with it after training",
-        ),
+        exported=exported,
     )
 
 
@@ -72,6 +69,11 @@ def _deviations(module: LightningModule, loader: Any) -> Iterator[str]:
         yield "every worker draws dropout masks of its own"
     if isinstance(module, TaskModule):
         yield from module.task.deviations(module.network)
+    elif not unknown_losses(network_of(module)):
+        yield (
+            "torchvision's detectors take means over the anchors and boxes that each worker samples; with "
+            "model.name: torchvision/… and the data coco they are weighted"
+        )
     order = getattr(loader, "order", None)
     if order is not None and (repeated := order.repeated_items()):
         are = "is" if repeated == 1 else "are"

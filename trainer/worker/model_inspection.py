@@ -20,8 +20,8 @@ from lightning.pytorch import LightningModule, Trainer
 
 from syncnorm.trainer.callbacks.max_steps import planned_steps
 from syncnorm.trainer.contract.initial_weights import WeightAccess
-from syncnorm.trainer.contract.plan import Inspection, InspectionRequest, Parameters
-from syncnorm.trainer.contract.spec import JobSpec
+from syncnorm.trainer.contract.plan import Guarantee, Inspection, InspectionRequest, Parameters
+from syncnorm.trainer.contract.spec import InitFrom, JobSpec
 from syncnorm.trainer.contract.spec_findings import Finding, unused_windows
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.data.user.own_state import has_own_state
@@ -61,10 +61,18 @@ def inspect(spec: JobSpec, access: WeightAccess | None = None, mlflow_uri: str =
             found = with_weights(found, weights) if weights else found
             return found.model_copy(update={"findings": [*unread, *found.findings]})
     except Exception as error:
+        return Inspection(conversion=[], findings=[_not_built(error)])
+
+
+def _not_built(error: Exception) -> Finding:
+    """A message of ours begins with its field and says what must hold there. Others are of the network's own code."""
+    path = _field(error)
+    if path:
+        message, fix = str(error).removeprefix(f"{path}: "), "Correct this field, or the files that it names."
+    else:
         message = f"The network can't be built as the spec says: {type(error).__name__}: {error}"
         fix = "Change the part of the spec that the message names."
-        finding = Finding(code="cannot_build", path=_field(error), message=message, fix=fix, severity="error")
-        return Inspection(conversion=[], findings=[finding])
+    return Finding(code="cannot_build", path=path, message=message, fix=fix, severity="error")
 
 
 def _weights(
@@ -77,14 +85,19 @@ def _weights(
     try:
         origin = read_source(how, access, mlflow_uri, folder / WEIGHTS_FILE)
     except (ValueError, OSError) as error:
-        message = f"The weights can't be read here: {error}"
-        fix = "The workers try it themselves when the job starts, and the job fails if they can't either."
-        return None, [
-            Finding(
-                code="weights_not_read", path=_field(error) or how.field, message=message, fix=fix, severity="warning"
-            )
-        ]
+        return None, [_not_read(error, how)]
     return InitialWeights(folder / WEIGHTS_FILE, origin, spec), []
+
+
+def _not_read(error: Exception, how: InitFrom) -> Finding:
+    """Workers may reach what this host does not. A local file that is read but holds no weights is wrong for all."""
+    path = _field(error) or how.field
+    if isinstance(error, ValueError) and how.file is not None and os.access(Path(how.file).expanduser(), os.R_OK):
+        message, fix = str(error).removeprefix(f"{path}: "), "Name a file that holds the weights."
+        return Finding(code="weights_not_read", path=path, message=message, fix=fix, severity="error")
+    message = f"The weights can't be read here: {error}"
+    fix = "The workers try it themselves when the job starts, and the job fails if they can't either."
+    return Finding(code="weights_not_read", path=path, message=message, fix=fix, severity="warning")
 
 
 def inspection(request: InspectionRequest, packages: Sequence[Path]) -> Inspection:
@@ -127,8 +140,10 @@ def inspection_of(
             inputs, size = _first_inputs(module, trainer, spec)
             found = audit_own(module, inputs, loader, size, spec, workers)
             size = None if size is None else size // spec.train.joined_micro_batches
-        no_export = (
-            inputs.reason if isinstance(inputs, Unclear) else try_export(network_of(module), inputs, spec.export)
+        exported = (
+            Guarantee(holds="no", why=inputs.reason)
+            if isinstance(inputs, Unclear)
+            else try_export(network_of(module), inputs, spec.export)
         )
     parameters = parameters_of(network_of(module), norms.frozen, trainer.optimizers)
     return Inspection(
@@ -141,7 +156,7 @@ def inspection_of(
             *horizon_findings(spec.train.average, assembly.steps or planned_steps(trainer)),
         ],
         batch_size=size,
-        guarantees=guarantees(module, loader, spec, no_export),
+        guarantees=guarantees(module, loader, spec, exported),
         parameters=parameters,
     )
 

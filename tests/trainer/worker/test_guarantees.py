@@ -118,3 +118,18 @@ def test_one_device_is_promised_where_the_workers_share_samples_and_statistics(
 
     assert promise.holds == holds, promise.why
     assert says in promise.why
+
+
+def test_detector_in_a_module_of_yours_is_not_promised_to_equal_one_device() -> None:
+    """Its losses are means over what each worker samples, which only a detector named in the job has weighted."""
+    detection = pytest.importorskip("torchvision.models.detection")
+    module = own_modules.BuiltLate()
+    module.configure_model()
+    module.detector = detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
+
+    promise = equals_one_device(
+        module, shared(DataLoader(POINTS, 5)), read_spec(job("BuiltLate", workers=2, norm={"kind": "group"}))
+    )
+
+    assert promise.holds == "partly"
+    assert "means over the anchors and boxes that each worker samples" in promise.why

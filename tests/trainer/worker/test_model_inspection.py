@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from syncnorm.trainer.contract.initial_weights import WeightAccess
 from syncnorm.trainer.contract.plan import plan
+from syncnorm.trainer.contract.spec import InitFrom
 from syncnorm.trainer.contract.spec_findings import alike
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.contract.text import name_some
@@ -80,6 +83,34 @@ def test_a_network_that_cannot_be_built_is_a_finding_not_a_crash() -> None:
 
     assert (finding.code, finding.severity) == ("cannot_build", "error")
     assert "7 does not divide 16" in finding.message
+
+
+def test_data_that_cannot_be_read_is_said_of_its_field_and_not_of_the_network(tmp_path: Path) -> None:
+    (tmp_path / "boxes.json").write_text('{"images": []}')
+    data = {"root": str(tmp_path), "annotations": str(tmp_path / "boxes.json")}
+    document = read_spec(
+        spec(
+            model={"name": "torchvision/fasterrcnn_resnet50_fpn"},
+            data={"name": "coco", "batch_size": 1, "init_args": data},
+        )
+    )
+
+    (finding,) = inspect(document).findings
+
+    assert finding.path == "data.init_args.annotations"
+    assert finding.message.startswith(f"{tmp_path}/boxes.json must be a COCO file")
+
+
+def test_file_without_weights_is_an_error_before_training(tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").write_text("no weights")
+    document = read_spec(spec())
+    how = document.model.model_copy(update={"init_from": InitFrom(file=str(tmp_path / "weights.pth"))})
+
+    found = inspect(document.model_copy(update={"model": how}), WeightAccess()).findings
+
+    (finding,) = [one for one in found if one.code == "weights_not_read"]
+    assert (finding.path, finding.severity) == ("model.init_from.file", "error")
+    assert finding.message.startswith("model.init_from.file must")
 
 
 def test_a_network_in_double_takes_an_example_in_double() -> None:
