@@ -12,7 +12,7 @@ from syncnorm.trainer.diagnostics.undisturbed import undisturbed
 from syncnorm.trainer.errors import NoExportError
 from syncnorm.trainer.export import samples
 from syncnorm.trainer.export.exported_part import find_part, inference_network
-from syncnorm.trainer.export.formats import capture, is_traced
+from syncnorm.trainer.export.formats import capture, require_traced
 from syncnorm.trainer.export.forward_inputs import ForwardInputs
 
 
@@ -35,8 +35,7 @@ def _captured(network: nn.Module, example: ForwardInputs, export: ExportSpec) ->
     try:
         capture(network, example)
     except NoExportError as error:
-        if not is_traced(example, export.formats):
-            raise
+        require_traced(error, example, export.formats)
         why = f"as ONNX alone, for images of one size, by tracing, which is tried after training: {error}"
         return Guarantee(holds="partly", why=why)
     why = "torch.export takes the network; the exported model is compared with it after training"

@@ -113,8 +113,7 @@ def export(network: nn.Module, example: ForwardInputs, formats: Sequence[str], f
     try:
         program = capture(network, example)
     except NoExportError as error:
-        if not is_traced(example, formats):
-            raise
+        require_traced(error, example, formats)
         logger.warning("the export has an ONNX file only: %s", error)
         return [_write_traced_onnx(network, example, folder / ONNX_FILE)]
     exported = []
@@ -125,9 +124,15 @@ def export(network: nn.Module, example: ForwardInputs, formats: Sequence[str], f
     return exported
 
 
-def is_traced(example: ForwardInputs, formats: Sequence[str]) -> bool:
-    """Whether a network that torch.export can't take is written by tracing: one that takes a list of images is."""
-    return samples.count(example) is None and "onnx" in formats
+def require_traced(error: NoExportError, example: ForwardInputs, formats: Sequence[str]) -> None:
+    """A network that torch.export can't take must be one that is written by tracing, which takes a list of images.
+
+    Raises: `error`, with the format that would change it.
+    """
+    if samples.count(example) is not None:
+        raise error
+    if "onnx" not in formats:
+        raise NoExportError(error.reason, f"{error} Add onnx to export.formats: it is written by tracing.") from error
 
 
 def _write_pt2(program: torch.export.ExportedProgram, path: Path) -> ExportedModel:

@@ -132,3 +132,4 @@ def test_detector_that_is_only_traced_is_promised_in_part(formats: Any, holds: s
 
     assert promise.holds == holds
     assert "torch.export says" in promise.why
+    assert ("Add onnx to export.formats" in promise.why) == (holds == "no")
