@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,6 @@ from syncnorm.trainer.data.info import DataInfo
 from syncnorm.trainer.models import build_model
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.training.conversion import ConvertedNorms
-from syncnorm.trainer.training.late_hooks import LateCallback
 from syncnorm.trainer.worker.fit import fit
 from tests.helpers.trainer.ranks import PlainDDP, PoolEnvironment, RecordingReporter, build, launch_of, rank_context
 
@@ -136,10 +136,33 @@ def plainly(name: str, batch: int) -> Callable[[Gate], None]:
     return run
 
 
-def as_a_job(
-    name: str, batch: int, *, telemetry: bool, take: Callable[[Callable[[], None]], None] = lambda _: None
-) -> Callable[[Gate], None]:
-    """telemetry: with the callbacks that only look on. take: gets what they do in a step."""
+class Stopwatch:
+    """Adds up the time in hooks of callbacks, where they are called in a step."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def watch(self, callback: Callback) -> None:
+        for name in ("on_train_batch_start", "on_train_batch_end", "after_train_batch"):
+            if hasattr(callback, name):
+                setattr(callback, name, self._timed(getattr(callback, name)))
+
+    def read(self) -> float:
+        """Seconds since the last reading."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    def _timed(self, hook: Callable[..., None]) -> Callable[..., None]:
+        def timed(*arguments: object) -> None:
+            began = time.perf_counter()
+            hook(*arguments)
+            self._seconds += time.perf_counter() - began
+
+        return timed
+
+
+def as_a_job(name: str, batch: int, *, telemetry: Stopwatch | None) -> Callable[[Gate], None]:
+    """telemetry: measures the callbacks that only look on; None: without them."""
     document = {
         "name": "steps",
         "model": {"class_path": f"{__name__}.Module", "init_args": {"name": name}},
@@ -150,11 +173,12 @@ def as_a_job(
     }
 
     def run(gate: Gate) -> None:
-        def prepare(trainer: Trainer, module: pl.LightningModule, _norms: ConvertedNorms) -> None:
+        def prepare(trainer: Trainer, _module: pl.LightningModule, _norms: ConvertedNorms) -> None:
             looking = [each for each in trainer.callbacks if type(each).__name__ in TELEMETRY]
-            take(lambda: _look(looking, trainer, module))
-            kept = [each for each in trainer.callbacks if telemetry or each not in looking]
-            trainer.callbacks = [gate, *kept]
+            if telemetry:
+                for each in looking:
+                    telemetry.watch(each)
+            trainer.callbacks = [gate, *(each for each in trainer.callbacks if telemetry or each not in looking)]
 
         rank, launch = dist.get_rank(), launch_of(document)
         folders, reporter = AttemptFolders(Path(tempfile.mkdtemp())), RecordingReporter()
@@ -163,25 +187,14 @@ def as_a_job(
     return run
 
 
-def _look(callbacks: list[Callback], trainer: Trainer, module: pl.LightningModule) -> None:
-    """What these callbacks do in a step."""
-    for each in callbacks:
-        each.on_train_batch_start(trainer, module, None, 0)
-    for each in callbacks:
-        each.on_train_batch_end(trainer, module, None, None, 0)  # type: ignore[arg-type]
-    for each in callbacks:
-        if isinstance(each, LateCallback):
-            each.after_train_batch(trainer, module)
-
-
 def steps(name: str, batch: int) -> Mapping[str, Callable[[], object]]:
-    looks: list[Callable[[], None]] = []
-    gates = {
+    telemetry = Stopwatch()
+    return {
         PEER: gated(plainly(name, batch)),
-        OURS: gated(as_a_job(name, batch, telemetry=True, take=looks.append)),
-        BARE: gated(as_a_job(name, batch, telemetry=False)),
+        OURS: gated(as_a_job(name, batch, telemetry=telemetry)),
+        BARE: gated(as_a_job(name, batch, telemetry=None)),
+        ALONE: telemetry.read,
     }
-    return gates | {ALONE: looks[0]}
 
 
 def run(rounds: int = 200) -> Table:

@@ -46,6 +46,17 @@ class ExchangeTimer:
         """Of its seconds on the host."""
         return ctypes.addressof(self._host_s)
 
+    def start(self) -> None:
+        """From now on exchanges of this process count for this timer."""
+        _running.append(self)
+        _set_clock()
+
+    def stop(self) -> None:
+        """Exchanges count for the timer that was running before. Does nothing if this one isn't running."""
+        if self in _running:
+            _running.remove(self)
+            _set_clock()
+
     def read_s(self) -> float:
         """Seconds since the last reading."""
         total_s = self._host_s.value
@@ -59,13 +70,11 @@ class ExchangeTimer:
 @contextmanager
 def timing(timer: ExchangeTimer) -> Iterator[None]:
     """Within, exchanges of this process count for `timer`."""
-    _running.append(timer)
-    _set_clock()
+    timer.start()
     try:
         yield
     finally:
-        _running.remove(timer)
-        _set_clock()
+        timer.stop()
 
 
 def _set_clock() -> None:

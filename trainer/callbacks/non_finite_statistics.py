@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from syncnorm.norm import SyncBatchNorm
 from syncnorm.trainer.callbacks.statistics_alerts import StatisticsAlarm
 from syncnorm.trainer.training.task_module import network_of
 
@@ -16,8 +18,8 @@ class StatisticsShield(Callback):
     """Undoes a batch's update of all running statistics if one of them is no longer finite after it.
 
     torch's own BatchNorm accepts any value, and a running mean of NaN stays NaN through any number of good batches.
-    Kinds that synchronize skip such a batch themselves, on all ranks alike. For other kinds each rank has statistics of
-    its own, and undoes its own.
+    SyncBatchNorm skips such a batch itself, on all ranks alike, and is left alone here. For other layers each rank has
+    statistics of its own, and undoes its own.
     """
 
     def __init__(self, alarm: StatisticsAlarm) -> None:
@@ -31,7 +33,7 @@ class StatisticsShield(Callback):
         named = {
             path: layer
             for path, layer in network_of(pl_module).named_modules()
-            if isinstance(getattr(layer, "running_mean", None), Tensor)
+            if isinstance(getattr(layer, "running_mean", None), Tensor) and not isinstance(layer, SyncBatchNorm)
         }
         layers = list(named.values())
         self._paths = list(named)
@@ -46,7 +48,7 @@ class StatisticsShield(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._running and not torch.cat(self._running).sum().isfinite():
+        if self._running and not math.isfinite(torch.cat(self._running).sum().item()):
             if trainer.is_global_zero:
                 self._alarm.undone(self._not_finite(), trainer.global_step)
             torch._foreach_copy_(self._buffers, self._before)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from syncnorm.norm.distributed.timing import ExchangeTimer, timing
+from syncnorm.norm.distributed.timing import ExchangeTimer
 from syncnorm.trainer.ranks.exchange import gather
 from syncnorm.trainer.reporting import metric_spool as tracking
 
@@ -34,16 +33,17 @@ class SyncShare(Callback):
         self._of_all_ranks = of_all_ranks
         self._every = every
         self._timer = ExchangeTimer()
-        self._timing = ExitStack()
         self._exchanges_s = self._batches_s = self._began = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._every = self._every or (1 if pl_module.device.type == "cpu" else EVERY_BATCH_ON_GPU)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._exchanges_s = self._batches_s = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        every = self._every or (1 if pl_module.device.type == "cpu" else EVERY_BATCH_ON_GPU)
-        if batch_idx % every == 0:
-            self._timing.enter_context(timing(self._timer))
+        if batch_idx % (self._every or 1) == 0:
+            self._timer.start()
             self._began = time.perf_counter()
 
     def on_train_batch_end(
@@ -62,7 +62,7 @@ class SyncShare(Callback):
         self._stop()
 
     def _stop(self) -> None:
-        self._timing.close()
+        self._timer.stop()
         self._began = 0.0
 
 
