@@ -65,12 +65,12 @@ def progress_text(progress: Mapping[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def summary(job: Json) -> RenderableType:
+def summary(job: Json, why_it_waits: str | None = None) -> RenderableType:
     """The state of a job, and the results of a finished one."""
     name, state = Text(job["name"], style="bold"), state_text(job["state"])
     parts: list[RenderableType] = [Text.assemble(name, f" {job['id']} ", state, f" {job['message']}")]
     if job["state"] == "queued":
-        parts.append(Text(f"Why it waits: syncnorm explain {job['id']}"))
+        parts.append(Text(f"Why it waits: {why_it_waits or 'syncnorm explain ' + job['id']}"))
     elif job["state"] not in TERMINAL:
         parts.append(Text(progress_text(job["progress"])))
     if metrics := job["progress"]["metrics"]:

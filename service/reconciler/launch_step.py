@@ -62,15 +62,16 @@ class LaunchStep:
             self._items.worked("plan")
         for job in found.preempts:
             tick.check()
-            self._items.attempt("preempt", job.id, lambda job=job: self._preempt(job, now, tick))  # type: ignore[misc]
+            self._items.attempt("preempt", job.id, lambda job=job: self._preempt(job, found, now, tick))  # type: ignore[misc]
         started = sum(self._begin_isolated(job, found.sizes[job.id], now, tick) for job in found.starts)
         self._growth_timer = self._growth_timer.after(found.spare, now)
         if growth := self._growth_timer.due(found.spare, prepared.allocations, now, self._policy):
             self._items.attempt("grow", growth.job.id, lambda: self._grow(growth, now, tick))
         return found, started
 
-    def _preempt(self, job: Job, now: datetime, tick: Tick) -> None:
-        event = NewEvent("preempt_requested", "A job of higher priority needs the capacity.")
+    def _preempt(self, job: Job, found: Schedule, now: datetime, tick: Tick) -> None:
+        message = f"{found.preempts_for(job)} has a higher priority and needs the capacity."
+        event = NewEvent("preempt_requested", message)
         if self._backends.store.jobs.move(
             job, job.state, {"stop": "preempt", "stop_at": now}, event=event, lease=tick.token
         ):

@@ -75,3 +75,8 @@ class Schedule:
     def wait(self, job: Job) -> WaitReason | None:
         """Why a job waits; None if it was not considered."""
         return self.waits.get(job.id) or self.owners.get(job.owner)
+
+    def preempts_for(self, leaving: Job) -> str:
+        """The id of the job for which one of `preempts` leaves."""
+        waiting = (name for name, wait in self.waits.items() if wait.code == "waiting_for_preemption")
+        return next(name for name in waiting if leaving.id in self.waits[name].blockers)

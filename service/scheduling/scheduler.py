@@ -145,7 +145,7 @@ class _SchedulingPass:
             return WaitReason("stop_requested", f"A {job.stop} was requested.")
         if job.not_before is not None and job.not_before > self._now:
             left_s = (job.not_before - self._now).total_seconds()
-            message = f"The last attempt failed; the next one starts in {left_s:.0f} s at the earliest."
+            message = f"The last attempt ended early; the next one starts in {left_s:.0f} s at the earliest."
             return WaitReason("backoff", message, {"seconds": left_s}, starts_at=job.not_before)
         if self._empty.without(gang(job, job.least_workers)) is None:
             return _never_fits(gang(job, job.least_workers), self._empty)

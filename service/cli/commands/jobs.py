@@ -62,7 +62,9 @@ def show(job: Job, as_json: AsJson = False) -> None:
     """Show one job."""
     with connect() as client:
         found = client.job(job_id(client, job))
-    show_value(found, as_json, screen.summary)
+        waits = found["state"] == "queued" and not as_json
+        why = client.explain(found["id"])["message"] if waits else None
+    show_value(found, as_json, lambda found: screen.summary(found, why))
 
 
 @app.command()

@@ -62,7 +62,8 @@ def ls(
             screen.watch(lambda: client.persist(lambda: poll(limit)), out, until=lambda _jobs: False)
         jobs = poll(limit + 1)
     console = Screen(width=ANY_COLUMNS) if wide else out
-    show_value(jobs[:limit], as_json, lambda jobs: jobs_table(jobs, console.width) if jobs else "No jobs.", console)
+    none = "No jobs match." if any([state, label, *exact.values()]) else "No jobs."
+    show_value(jobs[:limit], as_json, lambda jobs: jobs_table(jobs, console.width) if jobs else none, console)
     if len(jobs) > limit and not as_json:
         err.print(
             f"The newest {limit} of more. List more with --limit, or fewer with a filter such as --state running."

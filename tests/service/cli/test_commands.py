@@ -255,11 +255,22 @@ def test_catalog_and_cluster_are_shown(served: tuple[Sn, World]) -> None:
     assert "CPUs free" in sn("cluster").stdout
 
 
-def test_job_that_waits_says_who_knows_why(served: tuple[Sn, World]) -> None:
+def test_job_that_waits_says_why(served: tuple[Sn, World]) -> None:
     sn, world = served
+    world.submit(resources={"workers": 3}, labels={"works": "99"})
+    world.step()
     job = world.submit()
+    world.step()
 
-    assert f"Why it waits: syncnorm explain {job.id}" in sn("show", job.id).stdout
+    assert "Why it waits: There is no capacity" in " ".join(sn("show", job.id).stdout.split())
+
+
+def test_list_that_a_filter_empties_says_so(served: tuple[Sn, World]) -> None:
+    sn, world = served
+    assert "No jobs." in sn("ls").stdout
+    world.submit()
+
+    assert "No jobs match." in sn("ls", "--state", "failed").stdout
 
 
 def test_explain_names_the_jobs_in_the_way(served: tuple[Sn, World]) -> None:

@@ -117,6 +117,7 @@ def test_weakest_and_youngest_gives_way_and_no_more_than_needed() -> None:
     plan = plan_of([job("head", 1, priority=3)], running, nodes(4), NOW, POLICY)
 
     assert names(plan.preempts) == ["young"]
+    assert plan.preempts_for(plan.preempts[0]) == "head"
     assert plan.waits["head"].code == "waiting_for_preemption"
 
 
