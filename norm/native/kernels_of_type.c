@@ -85,26 +85,70 @@ void NAME(measure)(const void *data, long N, long C, long L, int by_rows, int th
     }
 }
 
+// Rows of `lanes` channels, a constant where these two are inlined: what each channel needs stays in registers. The
+// tables have a row of C for each of it.
+static inline __attribute__((always_inline)) void NAME(normalize_lanes)(const T *x, T *y, long rows, long C,
+                                                                        const A *tables, const int lanes) {
+    A shift[LANES], scale[LANES], offset[LANES];
+    for (int c = 0; c < lanes; c++) {
+        shift[c] = tables[c];
+        scale[c] = tables[C + c];
+        offset[c] = tables[2 * C + c];
+    }
+    for (long r = 0; r < rows; r++, x += C, y += C)
+#pragma omp simd
+        for (int c = 0; c < lanes; c++) y[c] = STORE((LOAD(x[c]) - shift[c]) * scale[c] + offset[c]);
+}
+
+static inline __attribute__((always_inline)) void NAME(gradient_lanes)(const T *x, const T *dy, T *dx, long rows, long C,
+                                                                       const A *tables, const int lanes) {
+    A shift[LANES], scale[LANES], offset[LANES], slope[LANES];
+    for (int c = 0; c < lanes; c++) {
+        shift[c] = tables[c];
+        scale[c] = tables[C + c];
+        offset[c] = tables[2 * C + c];
+        slope[c] = tables[3 * C + c];
+    }
+    for (long r = 0; r < rows; r++, x += C, dy += C, dx += C)
+#pragma omp simd
+        for (int c = 0; c < lanes; c++)
+            dx[c] = STORE(LOAD(dy[c]) * scale[c] + (offset[c] - slope[c] * (LOAD(x[c]) - shift[c])));
+}
+
+static void NAME(normalize_rows)(const T *x, T *y, long rows, long C, const A *tables) {
+    long c = 0;
+    for (; c + LANES <= C; c += LANES) NAME(normalize_lanes)(x + c, y + c, rows, C, tables + c, LANES);
+    for (; c + LANES / 2 <= C; c += LANES / 2) NAME(normalize_lanes)(x + c, y + c, rows, C, tables + c, LANES / 2);
+    for (; c + LANES / 8 <= C; c += LANES / 8) NAME(normalize_lanes)(x + c, y + c, rows, C, tables + c, LANES / 8);
+    for (; c < C; c++) NAME(normalize_lanes)(x + c, y + c, rows, C, tables + c, 1);
+}
+
+static void NAME(gradient_rows)(const T *x, const T *dy, T *dx, long rows, long C, const A *tables) {
+    long c = 0;
+    for (; c + LANES / 2 <= C; c += LANES / 2)
+        NAME(gradient_lanes)(x + c, dy + c, dx + c, rows, C, tables + c, LANES / 2);
+    for (; c + LANES / 8 <= C; c += LANES / 8)
+        NAME(gradient_lanes)(x + c, dy + c, dx + c, rows, C, tables + c, LANES / 8);
+    for (; c < C; c++) NAME(gradient_lanes)(x + c, dy + c, dx + c, rows, C, tables + c, 1);
+}
+
 // y = (x - shift) * scale + offset; scale, offset and shift per channel.
 void NAME(normalize)(const void *data, void *out, long N, long C, long L, int by_rows, int threads,
                      const channel *table) {
     const T *x = data;
     T *y = out;
     if (by_rows) {
-        A *shift = malloc(sizeof(A) * 3 * C), *scale = shift + C, *offset = scale + C;
+        A *tables = malloc(sizeof(A) * 3 * C);
         for (long c = 0; c < C; c++) {
-            shift[c] = (A)table[c].mean;
-            scale[c] = (A)table[c].scale;
-            offset[c] = (A)(table[c].bias - (table[c].mean - (double)shift[c]) * table[c].scale);
+            tables[c] = (A)table[c].mean;
+            tables[C + c] = (A)table[c].scale;
+            tables[2 * C + c] = (A)(table[c].bias - (table[c].mean - (double)tables[c]) * table[c].scale);
         }
+        long step = rows_at_a_time(C);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
-        for (long r = 0; r < N * L; r++) {
-            const T *from = x + r * C;
-            T *to = y + r * C;
-#pragma omp simd
-            for (long c = 0; c < C; c++) to[c] = STORE((LOAD(from[c]) - shift[c]) * scale[c] + offset[c]);
-        }
-        free(shift);
+        for (long r = 0; r < N * L; r += step)
+            NAME(normalize_rows)(x + r * C, y + r * C, N * L - r < step ? N * L - r : step, C, tables);
+        free(tables);
         return;
     }
 #pragma omp parallel for num_threads(threads) if (threads > 1) collapse(2)
@@ -187,22 +231,18 @@ void NAME(input_gradient)(const void *data, const void *grad, void *out, long N,
     const T *x = data, *dy = grad;
     T *dx = out;
     if (by_rows) {
-        A *shift = malloc(sizeof(A) * 4 * C), *scale = shift + C, *offset = scale + C, *slope = offset + C;
+        A *tables = malloc(sizeof(A) * 4 * C);
         for (long c = 0; c < C; c++) {
-            shift[c] = (A)table[c].mean;
-            scale[c] = (A)table[c].scale;
-            slope[c] = (A)table[c].slope;
-            offset[c] = (A)(table[c].bias + (table[c].mean - (double)shift[c]) * table[c].slope);
+            tables[c] = (A)table[c].mean;
+            tables[C + c] = (A)table[c].scale;
+            tables[2 * C + c] = (A)(table[c].bias + (table[c].mean - (double)tables[c]) * table[c].slope);
+            tables[3 * C + c] = (A)table[c].slope;
         }
+        long step = rows_at_a_time(C);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
-        for (long r = 0; r < N * L; r++) {
-            const T *row = x + r * C, *from = dy + r * C;
-            T *to = dx + r * C;
-#pragma omp simd
-            for (long c = 0; c < C; c++)
-                to[c] = STORE(LOAD(from[c]) * scale[c] + (offset[c] - slope[c] * (LOAD(row[c]) - shift[c])));
-        }
-        free(shift);
+        for (long r = 0; r < N * L; r += step)
+            NAME(gradient_rows)(x + r * C, dy + r * C, dx + r * C, N * L - r < step ? N * L - r : step, C, tables);
+        free(tables);
         return;
     }
 #pragma omp parallel for num_threads(threads) if (threads > 1) collapse(2)
