@@ -12,7 +12,7 @@ from syncnorm.trainer.contract.failure import advised
 from syncnorm.trainer.contract.norm_choice import choose_norm
 from syncnorm.trainer.contract.plan import guarantee_rows
 from syncnorm.trainer.contract.spec import JobSpec
-from syncnorm.trainer.contract.text import counted
+from syncnorm.trainer.contract.text import counted, in_markdown
 
 _MAX_MESSAGE = 2000
 _PARTS = ("progress", "log", "events", "attempts", "checkpoints")
@@ -28,7 +28,7 @@ def run_note(job: Job, url: str) -> str:
     if job.state is JobState.SUCCEEDED:
         rows += [*_export(job), *_model(job), *_scores(job)]
     if rows:
-        lines += ["", "| | |", "|---|---|", *(f"| {label} | {_cell(text)} |" for label, text in rows)]
+        lines += ["", "| | |", "|---|---|", *(f"| {label} | {text.replace(chr(10), ' ')} |" for label, text in rows)]
     return "\n".join(lines)
 
 
@@ -98,36 +98,39 @@ def _state(job: Job) -> Iterator[str]:
     if job.reason and job.state is JobState.FAILED:
         said = advised(said, job.reason)
     if said:
-        yield from ("", *(f"> {line}" for line in said.splitlines()))
+        yield from ("", *(f"> {line}" for line in in_markdown(said).splitlines()))
 
 
 def _scores(job: Job) -> Iterator[tuple[str, str]]:
     metrics = (job.progress or {}).get("metrics", {})
     for name in sorted(metrics):
         if not name.startswith("norm/"):
-            yield name, f"{float(metrics[name]):.6g}"
+            yield in_markdown(name), f"{float(metrics[name]):.6g}"
 
 
 def _guarantees(job: Job) -> Iterator[tuple[str, str]]:
     for name, holds, why in guarantee_rows(job.guarantees):
-        yield name.replace("_", " "), f"{holds}: {why}"
+        yield name.replace("_", " "), in_markdown(f"{holds}: {why}")
 
 
 def _export(job: Job) -> Iterator[tuple[str, str]]:
     export = export_summary(job)
     if export is not None and export.state != "certified":
-        yield "export", ": ".join(filter(None, (export.state, export.message)))
+        yield "export", in_markdown(": ".join(filter(None, (export.state, export.message))))
 
 
 def _model(job: Job) -> Iterator[tuple[str, str]]:
     if job.model is None:
         return
     certificate = job.model.get("certificate") or {}
-    registered = f", registered as {job.model['registered']}" if job.model.get("registered") else ""
-    yield "model", f"`{job.model['uri']}`{registered}" if job.model["uri"] else str(certificate.get("no_model"))
+    registered = f", registered as {in_markdown(job.model['registered'])}" if job.model.get("registered") else ""
+    yield (
+        "model",
+        f"`{job.model['uri']}`{registered}" if job.model["uri"] else in_markdown(str(certificate.get("no_model"))),
+    )
     yield "certificate", certificate_line(certificate)
     if windows := windows_line(certificate):
-        yield "windows", windows
+        yield "windows", in_markdown(windows)
     if population := certificate.get("population"):
         drifts = population["drift"]
         worst = max(drifts, key=lambda layer: float(drifts[layer]), default=None)
@@ -142,10 +145,6 @@ def _model(job: Job) -> Iterator[tuple[str, str]]:
         other = "running" if used == "population" else "population"
         for name, value in sorted(validation[used].items()):
             yield (
-                f"{name}, exported",
+                f"{in_markdown(name)}, exported",
                 f"{float(value):.6g} ({float(validation[other][name]):.6g} with {other} statistics)",
             )
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -28,7 +28,7 @@ from syncnorm.service.studies.collect import outcomes, placed
 from syncnorm.service.studies.measures import Outcome
 from syncnorm.service.studies.report import Report, as_html, as_json, finding, make_report
 from syncnorm.service.studies.runs import StudyRuns, curves_link
-from syncnorm.trainer.contract.text import counted, storable
+from syncnorm.trainer.contract.text import counted, in_markdown, storable
 from syncnorm.trainer.errors import StorageError
 
 logger = logging.getLogger(__name__)
@@ -185,7 +185,7 @@ def run_status(children: tuple[Outcome, ...]) -> str:
 
 
 def _note(report: Report, experiment_id: str) -> str:
-    findings = "\n".join(f"- {finding(judgement)}" for judgement in report.judgements)
+    findings = "\n".join(f"- {in_markdown(finding(judgement))}" for judgement in report.judgements)
     counts = ", ".join(f"{count} {state}" for state, count in report.counts.items())
     curves = curves_link(experiment_id, report.study_id)
     return f"Study `{report.study_id}`: {counts}. See {curves}. The report is among the artifacts.\n\n{findings}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _CUT = " … [cut: {} characters in all]"
 _DEEPEST = 32
+_MARKS_OF_MARKDOWN = re.compile(r"[\\`*_\[\]~#|]")
 _COMMANDS_OF_A_TERMINAL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """Control characters except tab and newline, and those that change the direction of text."""
 
@@ -40,6 +42,16 @@ def visible(text: str) -> str:
     '\\\\x1b[2J evil \\\\u202e txt.exe'
     """
     return _COMMANDS_OF_A_TERMINAL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def in_markdown(text: str) -> str:
+    """Markdown that shows `text` as it was written: a type in angle brackets, the underscores of a name, ESC as \\x1b.
+
+    >>> print(in_markdown("__init__ got <class 'str'>"))
+    \\_\\_init\\_\\_ got &lt;class 'str'&gt;
+    """
+    shown = html.escape("\n".join(map(visible, text.splitlines())), quote=False)
+    return _MARKS_OF_MARKDOWN.sub(lambda found: f"\\{found[0]}", shown).replace("@", "&#64;")
 
 
 def storable_json(value: Any, *, depth: int = _DEEPEST) -> Any:

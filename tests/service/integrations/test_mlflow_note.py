@@ -77,12 +77,17 @@ def test_page_of_a_success_has_scores_model_and_proof() -> None:
 
 
 def test_page_of_a_failure_says_why_and_whose_turn_it_is() -> None:
-    failed = job(state=JobState.FAILED, attempt=1, reason=FailureReason.USER_ERROR, message="x | y\n" + "long " * 1000)
+    failed = job(
+        state=JobState.FAILED,
+        attempt=1,
+        reason=FailureReason.USER_ERROR,
+        message="x | y <b> of a_b\x1b[2J\n" + "long " * 1000,
+    )
 
     note = run_note(failed, URL)
 
     assert "**failed** (user_error), 1 attempt" in note
-    assert "> x | y\n> long" in note
+    assert r"> x \| y &lt;b&gt; of a\_b\\x1b\[2J" + "\n> long" in note
     assert note.count("Your code, model or data raised") == 1
     assert len(note) < 5000  # MLflow's limit for a tag
 
