@@ -24,7 +24,17 @@ def main() -> None:
     try:
         prepare(is_emptied="--empty" in sys.argv[1:])
     except psycopg.OperationalError as error:
-        sys.exit(f"can't use PostgreSQL on {HOST}: {error}")
+        sys.exit(f"can't use PostgreSQL on {HOST}: {error}{remedy(error)}")
+
+
+def remedy(error: psycopg.OperationalError) -> str:
+    """What to change, as a sentence of its own; empty if the error is no refusal of the password."""
+    if "password authentication failed" not in str(error):
+        return ""
+    return (
+        "\nThe volume was made with another postgres_password than the one in deploy/secrets. Put the old file "
+        "back, or set the new password in the database first: ALTER ROLE postgres PASSWORD …"
+    )
 
 
 def prepare(*, is_emptied: bool) -> None:

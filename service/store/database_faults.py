@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+_ACCOUNT = "refuses the account of the service"
 _SQLITE = {
     3: "may not be opened",
     5: "is locked",
@@ -19,7 +20,7 @@ _SQLITE = {
 _POSTGRES = {
     "08": "can't be reached",
     "25006": "is read-only",
-    "28": "refuses the account of the service",
+    "28": _ACCOUNT,
     "3D": "does not exist",
     "40": "is busy with the same rows",
     "53100": "is full",
@@ -32,7 +33,13 @@ _POSTGRES = {
     "XX002": "is damaged",
 }
 """By SQLSTATE, or its class (postgresql.org/docs/current/errcodes-appendix.html)."""
+_REFUSALS = ("authentication failed", "no pg_hba.conf entry", "permission denied for database")
+"""In the text of a connection that PostgreSQL refused. psycopg gives it no SQLSTATE."""
 _FIXES = {
+    _ACCOUNT: (
+        "Correct the role or its password in SYNCNORM_DATABASE_URL, or in the passfile that it names. "
+        "`docker compose up -d --force-recreate migrate` gives the role the password of deploy/secrets."
+    ),
     "is full": "Free some space.",
     "is read-only": "Point SYNCNORM_DATABASE_URL to the primary, or make it writable.",
     "is damaged": "Restore a backup.",
@@ -58,6 +65,8 @@ def _why(error: sa.exc.DBAPIError) -> str | None:
     state = getattr(error.orig, "sqlstate", None)
     if state:
         return _POSTGRES.get(state) or _POSTGRES.get(state[:2])
+    if any(refusal in str(error.orig) for refusal in _REFUSALS):
+        return _ACCOUNT
     gone = error.connection_invalidated or isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
     return "can't be reached" if gone else None
 

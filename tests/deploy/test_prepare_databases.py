@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -97,3 +98,11 @@ def test_database_that_does_not_answer_is_told_in_one_sentence(server: Server) -
     assert done.returncode == 1
     assert done.stderr.startswith("can't use PostgreSQL on 127.0.0.1: ")
     assert "Traceback" not in done.stderr
+
+
+def test_refused_password_is_told_what_to_change() -> None:
+    module = runpy.run_path(str(ROOT / "deploy" / "prepare_databases.py"))
+    refusal = psycopg.OperationalError('FATAL:  password authentication failed for user "postgres"')
+
+    assert "Put the old file back" in module["remedy"](refusal)
+    assert module["remedy"](psycopg.OperationalError("connection refused")) == ""

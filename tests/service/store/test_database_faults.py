@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
 from syncnorm.service.api.app import create_app
@@ -20,6 +21,7 @@ from syncnorm.service.backend_errors import DatabaseUnavailableError
 from syncnorm.service.store import Store
 from syncnorm.service.store import database as module
 from syncnorm.service.store.database import Database, UnusableDatabaseError
+from syncnorm.service.store.database_faults import unavailability
 from tests.helpers.paths import ROOT
 from tests.helpers.service.api import SPEC, _no_lifespan, context_of
 from tests.helpers.service.databases import fresh_sqlite, postgres_programs, postgres_server
@@ -232,3 +234,14 @@ def test_full_disk_is_seen_by_writing(tmp_path: Path) -> None:
             assert (before, full, store.installation.can_write()) == (True, False, True)
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_refused_password_is_no_outage_to_wait_for() -> None:
+    refusal = psycopg.OperationalError('FATAL:  password authentication failed for user "syncnorm"')
+
+    why = unavailability(sa.exc.OperationalError("SELECT 1", {}, refusal))
+
+    assert why is not None
+    assert why.startswith("refuses the account of the service")
+    assert "passfile" in why
+    assert "try again in a moment" not in why
