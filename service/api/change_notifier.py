@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from starlette.concurrency import run_in_threadpool
 
+from syncnorm.service.backend_errors import DatabaseUnavailableError
 from syncnorm.service.store import Changes, Heads
 
 logger = logging.getLogger(__name__)
@@ -65,12 +66,18 @@ class ChangeNotifier:
     async def _poll(self) -> None:
         """Poll until there are no followers left."""
         heads: Heads | None = None
+        is_away = False
         while names := self._followed():
             try:
                 changes = await run_in_threadpool(self._changes_since, heads)
+            except DatabaseUnavailableError as error:
+                if not is_away:
+                    logger.warning("followers wait for the database", extra={"error": str(error)})
+                is_away = True
             except Exception:
                 logger.exception("could not read changes from the database; retrying")
             else:
+                is_away = False
                 # The first poll has nothing to compare with: wake every follower once.
                 for name in names if heads is None else changes.job_ids & names:
                     self.changed(name)

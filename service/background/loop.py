@@ -147,6 +147,11 @@ class Loop:
             return
         try:
             self._leave()
+        except BackendError as error:
+            logger.warning(
+                "lease not released, since the database is away; it expires by itself",
+                extra={"loop": self.health.name, "error": str(error)},
+            )
         except Exception:
             logger.exception(
                 "could not release what a stopping loop holds, such as its lease", extra={"loop": self.health.name}

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, TypeVar
 
-from syncnorm.service.backend_errors import BackendError
+from syncnorm.service.backend_errors import BackendError, DatabaseUnavailableError
 from syncnorm.service.background.loop import Health, Loop, StoppedError
 from syncnorm.service.background.outage_log import OutageLog
 from syncnorm.service.integrations.ray_jobs import ClusterState
@@ -247,6 +247,8 @@ class Reconciler:
     def _observe_cluster(self) -> ClusterState | None:
         try:
             view = self.backends.circuit.ask("ray", self.backends.dispatcher.observe)
+        except DatabaseUnavailableError:
+            raise
         except BackendError as error:
             if time.monotonic() >= self._cluster_due_at:
                 self._outage_log.failed("cluster", "Ray unreachable; nothing starts until it answers", error=str(error))
@@ -269,7 +271,7 @@ class _Steps:
         except (StoppedError, LeaseLostError):
             raise
         except Exception as error:
-            if self._first is not None:
+            if self._first is not None and not isinstance(error, BackendError):
                 logger.exception("another step of the same tick failed")
             self._first = self._first or error
             return None

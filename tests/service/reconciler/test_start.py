@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from syncnorm.service.backend_errors import DatabaseUnavailableError
+from syncnorm.service.integrations.ray_jobs import ClusterState
 from syncnorm.service.reconciler.reconciler import Reconciler
 from tests.helpers.service.databases import fresh_sqlite
 from tests.helpers.service.world import World
@@ -44,3 +46,17 @@ def test_cluster_that_stops_answering_soon_after_its_start_is_an_outage(
     reconciler.tick()
 
     assert _warnings(caplog) == ["Ray unreachable; nothing starts until it answers"]
+
+
+def test_database_that_is_away_is_not_told_as_an_outage_of_ray(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> ClusterState:
+        raise DatabaseUnavailableError("The database can't be reached.")
+
+    monkeypatch.setattr(world.reconciler.backends.dispatcher, "observe", refuse)
+
+    with pytest.raises(DatabaseUnavailableError):
+        world.reconciler.tick()
+
+    assert _warnings(caplog) == []
