@@ -23,6 +23,7 @@ import httpx
 from syncnorm.service.api.auth import ADMIN_FILE
 from syncnorm.service.client.addresses import running_here
 from syncnorm.service.integrations.ray_jobs import DRIVER_RESOURCE, ClusterUnreachableError, RayDispatcher, ray_token
+from syncnorm.service.jobs.attempt_ending import OTHER_VERSION, lacks_our_program
 from syncnorm.service.settings import Settings
 from syncnorm.service.store.database import Database
 from syncnorm.trainer.contract.cluster_report import REPORT_FILE, TOKEN_FILE, ClusterReport, HostReport
@@ -31,7 +32,12 @@ from syncnorm.trainer.contract.text import counted
 from syncnorm.trainer.storage.storage import Storage, is_url, storage_at
 
 MAX_SKEW_S = 5.0
+LEAST_FREE_GIB = 1.0
 _POLL_S = 0.5
+_NO_WORKER = (
+    "One that has just started needs up to a minute. Else see `docker compose ps`, then "
+    "`docker compose logs ray-worker`, and start what is missing with `docker compose up -d`."
+)
 
 
 @dataclass(frozen=True)
@@ -172,8 +178,8 @@ def _ray(url: str) -> Check:
     workers = [node for node in view.nodes if node.cpus or node.gpus]
     cpus, gpus = sum(node.cpus for node in workers), sum(node.gpus for node in workers)
     if not workers:
-        return Check("ray", "", "no worker has joined. See `docker compose logs ray-worker`.")
-    return Check("ray", f"{len(workers)} workers, {cpus:g} CPUs, {gpus:g} GPUs")
+        return Check("ray", "", f"no worker has joined. {_NO_WORKER}")
+    return Check("ray", f"{counted(len(workers), 'worker')}, {cpus:g} CPUs, {gpus:g} GPUs")
 
 
 def _storage(root: str) -> Check:
@@ -189,8 +195,13 @@ def _storage(root: str) -> Check:
             "",
             f"{root} does not give back what was just written. Repair it; what is written there can get lost.",
         )
-    free = "" if is_url(root) else f", {shutil.disk_usage(root).free / 2**30:.0f} GiB free"
-    return Check("storage", f"{root}{free}")
+    if is_url(root):
+        return Check("storage", root)
+    free_gib = shutil.disk_usage(root).free / 2**30
+    if free_gib < LEAST_FREE_GIB:
+        problem = f"{root} has only {free_gib * 1024:.0f} MiB free. Jobs need space for their checkpoints: free some."
+        return Check("storage", "", problem)
+    return Check("storage", f"{root}, {free_gib:.0f} GiB free")
 
 
 def _hosts(settings: Settings, wait_s: float) -> Iterator[Check]:
@@ -256,6 +267,8 @@ def _wait_for_report(ray: httpx.Client, name: str, storage: Storage, wait_s: flo
             return ClusterReport.model_validate_json(storage.read(report))
         if job["status"] in ("SUCCEEDED", "FAILED", "STOPPED"):
             why = job.get("message") or ray.get(f"/api/jobs/{name}/logs").json().get("logs", "")
+            if lacks_our_program(why):
+                raise OSError(OTHER_VERSION)
             raise OSError(f"the probe ended {job['status']} and left no report on the storage: {why[-400:]}")
         time.sleep(_POLL_S)
     ray.post(f"/api/jobs/{name}/stop")

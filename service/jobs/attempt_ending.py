@@ -16,6 +16,14 @@ from syncnorm.trainer.contract.failure import FailureReason
 from syncnorm.trainer.contract.protocol import CANNOT_BEGIN, CANNOT_BEGIN_NOW, Result
 
 LONGEST_LINE = 300
+OTHER_VERSION = "The workers of Ray have another version of syncnorm, or none. Give them the version of the service."
+
+
+def lacks_our_program(log: str) -> bool:
+    """Whether Ray's Python did not find a program of this version, as on workers that are not upgraded yet."""
+    return "No module named 'syncnorm" in log
+
+
 LONGEST_ODD_S = 600.0
 """A silent attempt counts as dead if Ray answers, but gives no usable state of it, for so long."""
 
@@ -106,7 +114,8 @@ def _silent_end(attempt: Attempt, observation: Observation) -> str:
     """With the last line of a driver that was never heard from, as where Ray's Python lacks a package."""
     lines = [line.strip() for line in observation.ray_message.splitlines() if line.strip()]
     if attempt.heartbeat_at is None and lines:
-        return f"Attempt {attempt.number} ended before it reported anything. Its last line: {lines[-1][:LONGEST_LINE]}"
+        said = f"Attempt {attempt.number} ended before it reported anything. Its last line: {lines[-1][:LONGEST_LINE]}"
+        return f"{said}. {OTHER_VERSION}" if lacks_our_program(lines[-1]) else said
     return f"Attempt {attempt.number} ended without a result at step {attempt.step}."
 
 

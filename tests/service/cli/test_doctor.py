@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from syncnorm.service.cli import doctor
 from syncnorm.service.cli.doctor import examine, judge
 from syncnorm.service.settings import Settings
 from syncnorm.service.telemetry.metrics import Metrics
@@ -150,3 +151,18 @@ def test_parts_that_do_not_answer_are_each_reported(tmp_path: Path, monkeypatch:
     assert "Connection refused" in (problems["mlflow"] or "")
     assert "can't be reached" in (problems["ray"] or "")
     assert "missing" in (problems["storage"] or "")
+
+
+def test_storage_that_is_nearly_full_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "LEAST_FREE_GIB", 2.0**30)
+
+    check = doctor._storage(str(tmp_path))
+
+    assert check.problem is not None
+    assert "MiB free" in check.problem
+
+
+def test_storage_with_space_tells_how_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "LEAST_FREE_GIB", 0.0)
+
+    assert doctor._storage(str(tmp_path)).detail.endswith("GiB free")

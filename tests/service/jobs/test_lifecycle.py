@@ -306,3 +306,13 @@ def test_readme_shows_every_arrow_with_its_sentence() -> None:
 
     assert {f"| `{source}` | `{target}` | {sentence} |" for (source, target), sentence in ARROWS.items()} <= shown
     assert drawn == {(source.value, target.value) for source, target in ARROWS}
+
+
+def test_driver_of_a_version_that_the_worker_lacks_tells_so() -> None:
+    silent = attempt(**LEASE_OUT, heartbeat_at=None, phase=None)
+    said = "ModuleNotFoundError: No module named 'syncnorm')"
+
+    decision = decide(job(), silent, observation(RayStatus.ENDED, ray_message=said), RULES)
+
+    assert isinstance(decision, Move)
+    assert "have another version of syncnorm" in decision.changes["message"]
