@@ -36,6 +36,7 @@ def serve() -> None:
     logs.configure(sys.stderr)
 
     def ready(url: str, context: Any) -> None:
+        url = context.settings.public_url or url
         out.print(f"syncnorm  {url}   (open it in a browser; API docs at {url}/docs)", soft_wrap=True)
         out.print(f"MLflow    {context.mlflow_uri}", soft_wrap=True)
         settings = context.settings
