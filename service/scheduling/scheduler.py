@@ -199,7 +199,7 @@ def _never_fits(shape: Gang, empty: Capacity) -> WaitReason:
     each = f"{shape.cpus:g} CPU" + (f" and {shape.gpus:g} GPU" if shape.gpus else "")
     message = (
         f"The job needs {counted(shape.workers, 'worker')} of {each} each, and the whole cluster can hold {found}."
-        " Add hosts, or submit it again with fewer or smaller workers."
+        " Add hosts or bring lost ones back, or submit it again with fewer or smaller workers."
     )
     return WaitReason("never_fits", message, {"workers_missing": float(shape.workers - found)})
 
