@@ -27,6 +27,8 @@ class ExchangeTimer:
 
     def __init__(self) -> None:
         self._host_s = ctypes.c_double()
+        self.address = ctypes.addressof(self._host_s)
+        """Of its seconds on the host."""
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
@@ -41,10 +43,6 @@ class ExchangeTimer:
             began = time.perf_counter()
             yield
             self._host_s.value += time.perf_counter() - began
-
-    def address(self) -> int:
-        """Of its seconds on the host."""
-        return ctypes.addressof(self._host_s)
 
     def start(self) -> None:
         """From now on exchanges of this process count for this timer."""
@@ -78,7 +76,7 @@ def timing(timer: ExchangeTimer) -> Iterator[None]:
 
 
 def _set_clock() -> None:
-    exchange_clock.value = _running[-1].address() if _running else None
+    exchange_clock.value = _running[-1].address if _running else None
 
 
 class TracedExchange:

@@ -43,15 +43,19 @@ class StatisticsRecorder(Callback):
         self._every = every
         self._observing = ExitStack()
         self._recorded_at = -1
+        self._is_first = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._is_first = trainer.is_global_zero  # asked once: Lightning takes some microseconds to answer
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if trainer.is_global_zero and self._ends_a_period(trainer):
+        if self._is_first and self._ends_a_period(trainer):
             self._observing.enter_context(observe(network_of(pl_module)))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.is_global_zero and self._ends_a_period(trainer, done=True):
+        if self._is_first and self._ends_a_period(trainer, done=True):
             self._observing.close()
             self._record(trainer, pl_module)
 
