@@ -125,6 +125,7 @@ static void NAME(normalize_rows)(const T *x, T *y, long rows, long C, const A *t
 
 static void NAME(gradient_rows)(const T *x, const T *dy, T *dx, long rows, long C, const A *tables) {
     long c = 0;
+    for (; c + LANES <= C; c += LANES) NAME(gradient_lanes)(x + c, dy + c, dx + c, rows, C, tables + c, LANES);
     for (; c + LANES / 2 <= C; c += LANES / 2)
         NAME(gradient_lanes)(x + c, dy + c, dx + c, rows, C, tables + c, LANES / 2);
     for (; c + LANES / 8 <= C; c += LANES / 8)
@@ -146,7 +147,7 @@ void NAME(normalize)(const void *data, void *out, long N, long C, long L, int by
         }
         long step = rows_at_a_time(C);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
-        for (long r = 0; r < N * L; r += step)
+        for (long r = (N * L - 1) / step * step; r >= 0; r -= step)
             NAME(normalize_rows)(x + r * C, y + r * C, N * L - r < step ? N * L - r : step, C, tables);
         free(tables);
         return;
@@ -240,7 +241,7 @@ void NAME(input_gradient)(const void *data, const void *grad, void *out, long N,
         }
         long step = rows_at_a_time(C);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
-        for (long r = 0; r < N * L; r += step)
+        for (long r = (N * L - 1) / step * step; r >= 0; r -= step)
             NAME(gradient_rows)(x + r * C, dy + r * C, dx + r * C, N * L - r < step ? N * L - r : step, C, tables);
         free(tables);
         return;
