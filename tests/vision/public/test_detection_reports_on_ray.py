@@ -1,4 +1,4 @@
-"""Detection on two workers: its precision is that of pycocotools over all images."""
+"""Reports about detection in jobs on a real Ray."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def _annotation(box: list[float], image: int, **more: Any) -> dict[str, Any]:
     return {"image_id": image, "category_id": 1, "bbox": [x, y, width, height], "area": width * height, **more}
 
 
-def test_precision_is_that_of_pycocotools_over_all_images(submitted: Submitted) -> None:
+# https://github.com/Lightning-AI/torchmetrics/issues/3199
+def test_torchmetrics_3199_precision_of_two_workers_is_that_of_all_images(submitted: Submitted) -> None:
     done, (first, second) = submitted(job("detection.Detector", "detection.Boxes", train={"epochs": 6}))
 
     assert done["state"] == "succeeded", done["message"]
