@@ -402,7 +402,7 @@ PROBLEM = {"status": 409, "detail": "Job is running.", "code": "state_conflict"}
         (b"", 3),
         (None, 5),
         (
-            answer(b'{"id": "job_1", "state": "queued"}'),
+            answer(b'{"id": "job_1", "state": "running"}'),
             70,
         ),  # without what a job is shown by: a defect, not "it failed"
     ],
@@ -484,7 +484,7 @@ def test_interrupt_is_130_and_says_nothing() -> None:
 
 
 def test_defect_of_the_client_is_70_with_a_sentence_and_a_traceback_on_demand() -> None:
-    with odd(answer(b'{"id": "job_1", "state": "queued"}')) as (_, server):
+    with odd(answer(b'{"id": "job_1", "state": "running"}')) as (_, server):
         words = ("show", "job_01m7yng3kae23np1brvwtk9g1z")
         short = sn(*words, SYNCNORM_URL=server.url)
         _, said = short.communicate(timeout=60)
