@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultMetric
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
 from syncnorm.trainer.ranks.exchange import gather
@@ -21,15 +22,29 @@ def average_over_ranks(trainer: Trainer) -> None:
     """Make the epoch's values that were logged without `sync_dist` those of all ranks. Entered by every rank.
 
     Lightning leaves each rank with its own, so that a schedule or a callback that monitors one drives the ranks apart.
-    A mean counts every sample once. Values that only some ranks have, and those logged with rank_zero_only, stay.
+    A mean counts every sample once. One that a hook at the end of an epoch logs without a batch_size counts by the
+    samples that its rank has read in that pass. Values that only some ranks have, and those logged with rank_zero_only,
+    stay.
     """
     if trainer.world_size == 1:
         return
     own = dict(_open_values(trainer))
     everyone = gather({key: sums_of(metric) for key, metric in own.items()})
+    read = gather(_samples_of_pass(trainer))
     for key, metric in own.items():
         if all(key in values for values in everyone):
-            _put(metric, [values[key] for values in everyone])
+            _put(metric, [values[key] for values in everyone], read)
+
+
+def _samples_of_pass(trainer: Trainer) -> int:
+    """What this rank reads in the pass that ends; 1 where its loaders don't tell."""
+    if trainer.validating or trainer.sanity_checking:
+        loaders = trainer.val_dataloaders
+    else:
+        loaders = trainer.test_dataloaders if trainer.testing else trainer.train_dataloader
+    orders = [getattr(loader, "order", None) for loader in CombinedLoader(loaders).flattened] if loaders else []
+    counts = [order.own_samples() if order is not None else None for order in orders]
+    return sum(filter(None, counts)) if counts and None not in counts else 1
 
 
 def _open_values(trainer: Trainer) -> Iterator[tuple[str, _ResultMetric]]:
@@ -44,11 +59,13 @@ def sums_of(metric: _ResultMetric) -> Sums:
     return float(metric.value), float(metric.cumulated_batch_size) if metric.meta.is_mean_reduction else 1.0
 
 
-def _put(metric: _ResultMetric, of_ranks: list[Sums]) -> None:
+def _put(metric: _ResultMetric, of_ranks: list[Sums], read: list[int]) -> None:
     meta = metric.meta
     is_of_epoch = "epoch_end" in meta.fx  # a sum logged there may be of all ranks already
     if len(set(of_ranks)) == 1 or (meta.is_sum_reduction and is_of_epoch):
         return
+    if is_of_epoch and meta.is_mean_reduction and all(samples == 1 for _, samples in of_ranks):
+        of_ranks = [(value * samples, samples) for (value, _), samples in zip(of_ranks, read, strict=True)]
     values = [value for value, _ in of_ranks]
     if meta.is_mean_reduction:
         count = sum(samples for _, samples in of_ranks)

@@ -192,3 +192,32 @@ def test_loss_that_gathers_over_workers_gets_equal_shares(samples: int, ranks: P
     assert sum(shares) == 2 * 2 * -(-samples // 2)  # of both workers in both epochs, one sample repeated in each
     trained = [name for name in found[0].state if "running" not in name]
     assert all(torch.equal(found[0].state[name], found[1].state[name]) for name in trained)
+
+
+class EpochEnd(Hooked):
+    """Keeps what its steps found, and logs one mean at the end, as MONAI's examples do."""
+
+    def on_validation_epoch_start(self) -> None:
+        self.found: list[Tensor] = []
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        self.found.append(F.cross_entropy(self(batch[0]), batch[1], reduction="none"))
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val_loss", torch.cat(self.found).mean())
+
+
+def test_mean_logged_at_the_end_of_validation_counts_every_sample_once(ranks: Pool, tmp_path: Path) -> None:
+    document = job("EpochEnd", workers=2, samples=3)
+    document["data"]["batch_size"] = 1
+    document["model"]["init_args"] = {"notes": str(tmp_path / "notes")}
+    document["train"]["epochs"] = 1
+
+    found = ranks.run(train, 2, str(tmp_path), document)
+
+    data, module = Samples(3), EpochEnd(str(tmp_path / "notes"))
+    data.setup("fit")
+    module.load_state_dict(found[0].state)
+    x, y = data.points.tensors
+    expected = F.cross_entropy(module.eval()(x), y).item()
+    assert [each.metrics["val/loss"] for each in found] == pytest.approx([expected, expected], rel=1e-5)

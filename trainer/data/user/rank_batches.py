@@ -64,6 +64,13 @@ def count_batches(items: int, how: Sharing) -> int:
     return sum(1 for _ in rank_batches(range(items), how))
 
 
+@functools.lru_cache(maxsize=64)
+def count_samples(items: int, how: Sharing) -> int:
+    """How many samples these batches hold; of batches that the user's sampler makes, how many batches."""
+    batches = rank_batches(range(items), how)
+    return sum(1 if how.batch_size is None else len(batch) for batch in batches)
+
+
 def last_shares(items: int, how: Sharing) -> list[int] | None:
     """Samples of each worker in the last batch, where `weight` spreads it unevenly; else None."""
     if not how.training or how.last_batch != "weight" or how.batch_size is None:

@@ -21,7 +21,15 @@ from torch.utils.data import (
 )
 
 from syncnorm.trainer.data.user.own_state import add_base, has_own_state, resume_by_own_state
-from syncnorm.trainer.data.user.rank_batches import LastBatch, Sharing, chunks, count_batches, last_shares, rank_batches
+from syncnorm.trainer.data.user.rank_batches import (
+    LastBatch,
+    Sharing,
+    chunks,
+    count_batches,
+    count_samples,
+    last_shares,
+    rank_batches,
+)
 from syncnorm.trainer.random_state import kept_random_state, random_state, seeded, with_random_state
 
 
@@ -179,6 +187,10 @@ class Order(Iterable[Any]):
         if self.how.batch_size is None or not self.is_sized:
             return None
         return len(self._source) + self.repeated_items()
+
+    def own_samples(self) -> int | None:
+        """What this worker reads in a whole pass; None: unknown."""
+        return count_samples(len(self._source), self.how) if self.is_sized else None
 
     def repeated_items(self) -> int:
         """Samples, or batches of the user's own, that an epoch of training has twice so that all have as many."""
