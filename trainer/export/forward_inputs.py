@@ -115,6 +115,25 @@ def inputs_of_batch(module: nn.Module, batch: Any) -> ForwardInputs | Unclear:
     return reader if isinstance(reader, Unclear) else reader(batch)
 
 
+def readings_of(module: nn.Module, batch: Any) -> list[ForwardInputs]:
+    """What forward may take of `batch` by its signature, the likeliest first. The network is not called."""
+    try:
+        return list(_readings(_Parameters.of(module), batch))
+    except (TypeError, ValueError):
+        return []
+
+
+def refusal(module: nn.Module, inputs: ForwardInputs) -> str | None:
+    """What the network says of them, in one line; None: it takes them. It is left as it was."""
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    try:
+        with undisturbed(module), torch.no_grad():
+            inputs.to(device).call(module)
+    except Exception as error:  # whatever the user's own code raises
+        return f"{type(error).__name__}: {error}".partition("\n")[0]
+    return None
+
+
 def reader_of(module: nn.Module, batch: Any) -> InputReader | Unclear:
     """How forward is given a batch like this one. The network is called, see `forward_inputs`."""
     try:
@@ -132,16 +151,12 @@ def reader_of(module: nn.Module, batch: Any) -> InputReader | Unclear:
 
 
 def _first_accepted(module: nn.Module, readings: Sequence[ForwardInputs], batch: Any) -> int | Unclear:
-    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    why = ""
+    why: str | None = None
     for index, reading in enumerate(readings):
-        try:
-            with undisturbed(module), torch.no_grad():
-                reading.to(device).call(module)
-        except Exception as error:  # whatever the user's own code raises
-            why = why or f"{type(error).__name__}: {error}".partition("\n")[0]
-            continue
-        return index
+        said = refusal(module, reading)
+        if said is None:
+            return index
+        why = why or said
     return Unclear(
         f"{type(module).__name__}.forward takes no part of a batch that is {describe(batch)} ({why}); {REMEDY}"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -18,10 +18,12 @@ from syncnorm.trainer.export.forward_inputs import (
     defines_forward,
     example_of,
     forward_inputs,
-    inputs_of_batch,
+    readings_of,
+    refusal,
 )
 
 _MOST_BATCHES = 16
+HeldOut: TypeAlias = list[ForwardInputs] | Unclear
 
 
 def example_of_data(info: DataInfo, count: int) -> ForwardInputs:
@@ -39,19 +41,41 @@ def inputs_of_data(data: Data) -> list[ForwardInputs]:
     return [ForwardInputs((torch.stack([held_out[index][0] for index in range(count)]),))]
 
 
-def inputs_of_batches(module: nn.Module, batches: Iterable[Any]) -> list[ForwardInputs] | Unclear:
-    """Of the first batches, as a validation step gets them; the module's example_input_array says what is wanted, and
-    stands in for batches that do not have it."""
-    example = example_of(module) if defines_forward(module) else None
-    found, left = list[ForwardInputs](), HELD_OUT_SAMPLES
-    for batch in islice(batches, _MOST_BATCHES):
-        inputs = forward_inputs(module, batch) if example is None else inputs_of_batch(module, batch)
+def inputs_of_batches(module: nn.Module, batches: Iterable[Any], training: Iterable[Any] = ()) -> HeldOut:
+    """Of the first batches, as a validation step gets them, or else, where the network refuses those, of training:
+    validation that runs windows by itself is given whole volumes, of sizes that only its windows need not have.
+
+    The module's example_input_array says what is wanted and how large, and stands in for batches that do not have it.
+    """
+    if defines_forward(module) and (example := example_of(module)) is not None:
+        return _enough(_like(module, batch, example) for batch in islice(batches, _MOST_BATCHES)) or [example]
+    found = _of_batches(module, batches)
+    if isinstance(found, Unclear) and isinstance(others := _of_batches(module, training), list):
+        return others
+    return found
+
+
+def _of_batches(module: nn.Module, batches: Iterable[Any]) -> HeldOut:
+    found = _enough(forward_inputs(module, batch) for batch in islice(batches, _MOST_BATCHES))
+    return found or Unclear("there is no batch to find the inputs in")
+
+
+def _enough(each: Iterable[ForwardInputs | Unclear | None]) -> HeldOut:
+    """Those that there are, until they hold enough samples, or the first that is unclear."""
+    found = list[ForwardInputs]()
+    for inputs in each:
         if isinstance(inputs, Unclear):
-            if example is None:
-                return inputs
-        elif example is None or inputs.is_like(example):
-            found.append(inputs)
-            left -= samples.count(inputs) or 1
-        if left <= 0:
+            return inputs
+        if inputs is None:
+            continue
+        found.append(inputs)
+        if sum(samples.count(one) or 1 for one in found) >= HELD_OUT_SAMPLES:
             break
-    return found or ([example] if example is not None else Unclear("there is no batch to find the inputs in"))
+    return found
+
+
+def _like(module: nn.Module, batch: Any, example: ForwardInputs) -> ForwardInputs | None:
+    """What of `batch` has the form of `example`, cut to its size; None where the network takes nothing of it."""
+    alike = (reading for reading in readings_of(module, batch) if reading.is_like(example))
+    cut = (samples.cut(reading, example) for reading in alike)
+    return next((inputs for inputs in cut if inputs is not None and refusal(module, inputs) is None), None)

@@ -5,7 +5,7 @@ A tensor in a list or a tuple is one sample's, as detectors take images of diffe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,32 @@ def example(inputs: ForwardInputs) -> ForwardInputs:
 def first(inputs: ForwardInputs, most: int) -> ForwardInputs:
     """At most the first `most` samples."""
     return _mapped(inputs, lambda tensor: tensor[:most])
+
+
+def cut(inputs: ForwardInputs, like: ForwardInputs) -> ForwardInputs | None:
+    """The middle of pictures and volumes (floating, (N, C, *spatial)), as large as those of `like`. Others stay.
+
+    None where one is smaller than there, or has another number of dimensions.
+    """
+    wanted = [leaf for leaf in tree_flatten((like.args, like.kwargs))[0] if isinstance(leaf, Tensor)]
+    found = [leaf for leaf in tree_flatten((inputs.args, inputs.kwargs))[0] if isinstance(leaf, Tensor)]
+    middles = {id(tensor): _middle(tensor, other.shape) for tensor, other in zip(found, wanted, strict=True)}
+    if any(middle is None for middle in middles.values()):
+        return None
+    args, kwargs = tree_map_only(Tensor, lambda tensor: middles[id(tensor)], (inputs.args, inputs.kwargs))
+    return ForwardInputs(args, kwargs)
+
+
+def _middle(tensor: Tensor, shape: Sequence[int]) -> Tensor | None:
+    if not tensor.is_floating_point() or tensor.ndim < 4:
+        return tensor
+    if tensor.ndim != len(shape):
+        return None
+    for axis, wanted in enumerate(shape[2:], start=2):
+        if tensor.shape[axis] < wanted:
+            return None
+        tensor = tensor.narrow(axis, (tensor.shape[axis] - wanted) // 2, wanted)
+    return tensor.contiguous()
 
 
 def shapes(inputs: ForwardInputs) -> tuple[object, ...]:

@@ -96,8 +96,8 @@ def finalize_user_module(
     """A user's module: its running statistics, its test, then what `publish` does. Entered by every rank.
 
     batches: of validation, or else of training, as its steps get them; rank 0 reads a few. training: all of this rank's
-    training batches, read where export.statistics is population. why_running: why no other statistics are tried, in
-    words that follow "because".
+    training batches, read where export.statistics is population, and a few where the network takes none of `batches`.
+    why_running: why no other statistics are tried, in words that follow "because".
     Raises: as `finalize`.
     """
     checkpoint = load_checkpoint(module, launch, folders, fitted)
@@ -106,7 +106,7 @@ def finalize_user_module(
     if launch.spec.train.test:
         fitted = replace(fitted, metrics=fitted.metrics | fitted.test())
     network = use_contiguous(module.cpu().eval())
-    held_out = checkpoint.unless(lambda: problem or inputs_of_batches(network, batches))
+    held_out = checkpoint.unless(lambda: problem or inputs_of_batches(network, batches, training))
     finished = Finished(network, held_out, describe_job(launch.job_id, launch.spec), choice)
     return publish(finished, {"agreement": agreement, **checkpoint.as_facts()}, launch, folders, fitted)
 

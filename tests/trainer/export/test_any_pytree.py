@@ -201,3 +201,35 @@ def test_example_input_array_says_what_is_held_out() -> None:
     assert isinstance(none, list)
     assert found[0].args[0].shape == (3, 6)  # real samples, of the form of the example
     assert none[0].args[0].shape == (2, 6)
+
+
+class Halves(nn.Module):
+    """Needs even sides, as a U-Net needs multiples of its stride."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + nn.functional.interpolate(nn.functional.avg_pool3d(x, 2), scale_factor=2)
+
+
+def test_example_input_array_says_how_large_a_window_of_a_volume_is() -> None:
+    network = Halves()
+    network.example_input_array = torch.zeros(1, 1, 4, 4, 4)
+    volume = torch.arange(7.0 * 6 * 5).view(1, 1, 7, 6, 5)
+    small = torch.zeros(1, 1, 3, 6, 5)
+
+    found = inputs_of_batches(network, [{"image": volume, "label": volume.long()}, {"image": small}])
+
+    assert isinstance(found, list)
+    assert len(found) == 1  # the second volume is smaller than a window
+    assert torch.equal(found[0].args[0], volume[:, :, 1:5, 1:5, 0:4])
+
+
+def test_volumes_that_the_network_refuses_give_way_to_patches_of_training() -> None:
+    whole, patch = torch.zeros(1, 1, 7, 6, 5), torch.zeros(2, 1, 4, 4, 4)
+
+    found = inputs_of_batches(Halves(), [{"image": whole}], [{"image": patch}])
+    unclear = inputs_of_batches(Halves(), [{"image": whole}], [{"image": whole}])
+
+    assert isinstance(found, list)
+    assert found[0].args[0].shape == patch.shape
+    assert not isinstance(unclear, list)
+    assert "takes no part of a batch that is a dict with image" in unclear.reason
