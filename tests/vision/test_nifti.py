@@ -43,6 +43,43 @@ def root(tmp_path: Path) -> Path:
     return write_folder(tmp_path / "scans")
 
 
+# Values of masks, and voxels of different sizes
+
+
+def test_labels_name_the_values_of_the_classes(root: Path) -> None:
+    plain = build(root)
+    expected = plain.train[0][1], plain.val[0][1]
+    for path in (root / "masks").iterdir():
+        mask = np.asanyarray(nibabel.load(path).dataobj)
+        save(path, np.array([0, 400, 1], np.int16)[mask])
+
+    named = build(root, labels=[0, 400, 1])
+
+    assert torch.equal(named.train[0][1], expected[0])
+    assert torch.equal(named.val[0][1], expected[1])
+    with pytest.raises(
+        ValueError, match=r"holds the value 400, which is none of data.init_args.labels \[0, 1, 2\]\. Add"
+    ):
+        build(root, labels=[0, 1, 2])
+    with pytest.raises(ValueError, match="labels must name a value for each of num_classes 3; got 2"):
+        build(root, labels=[0, 400])
+
+
+def test_voxels_of_different_sizes_are_logged_where_nothing_is_resampled(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for folder in ("images", "masks"):
+        content = np.asanyarray(nibabel.load(root / folder / "v1.nii.gz").dataobj)
+        save(root / folder / "v1.nii.gz", content, affine_of("RAS", (3.0, 1.0, 1.0))[[1, 2, 0, 3]])
+
+    build(root, spacing=[1, 1, 1], patch=[4, 4, 4])
+    assert not caplog.records
+    build(root, patch=[4, 4, 4])
+
+    assert "voxels from [1, 1, 1] to [1, 1, 3] mm" in caplog.text
+    assert "their median, [1, 1, 1]." in caplog.text
+
+
 # What a volume becomes
 
 

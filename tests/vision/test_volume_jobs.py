@@ -196,6 +196,23 @@ def test_a_mask_lies_where_its_volume_does(tmp_path: Path, axes: str, formats: l
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mask.nii.gz"]
 
 
+@pytest.mark.parametrize(("labels", "dtype"), [([0, 1, 4], np.uint8), ([0, 400, 7], np.uint16)])
+def test_a_mask_holds_the_values_that_labels_name(tmp_path: Path, labels: list[int], dtype: type) -> None:
+    scans = write_folder(tmp_path / "scans")
+    for path in (scans / "masks").iterdir():
+        save(path, np.array(labels, dtype)[np.asanyarray(nibabel.load(path).dataobj)])
+    model = exported(tmp_path / "model", ["onnx"], scans, normalize="none", patch=[8, 8, 8], labels=labels)
+    image, mask = clean_scene(5, (21, 19, 17))
+    save(tmp_path / "new.nii.gz", image)
+
+    found = predict(model, [str(tmp_path / "new.nii.gz")], tmp_path / "mask.nii.gz")
+
+    written = np.asanyarray(nibabel.load(tmp_path / "mask.nii.gz").dataobj)
+    assert written.dtype == dtype
+    assert np.array_equal(written, np.array(labels)[mask])
+    assert found["voxels"] == {str(value): int((written == value).sum()) for value in sorted(labels)}
+
+
 def test_a_resampled_volume_gets_its_mask_in_its_own_voxels(tmp_path: Path) -> None:
     settings = {"normalize": "none", "patch": [8, 8, 8], "spacing": [1, 1, 1]}
     model = exported(tmp_path / "model", ["onnx"], write_folder(tmp_path / "scans"), **settings)

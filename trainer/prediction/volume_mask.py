@@ -40,7 +40,7 @@ def predict(model: Path, files: Sequence[str], output: Path, how: How | None = N
 
     files: one for all channels, or one for each of them, in order; paths or URLs. how: windows by themselves, through
     the exported file, or joint ones, through the trained network; None: as the job was validated.
-    Returns: the path, its shape, how windows were run, and the number of voxels of each class.
+    Returns: the path, its shape, how windows were run, and the number of voxels of each value.
     Raises: ValueError or MissingDataError that names the file.
     """
     if not output.name.endswith(SUFFIXES):
@@ -50,7 +50,7 @@ def predict(model: Path, files: Sequence[str], output: Path, how: How | None = N
     form = form if how is None else form.model_copy(update={"windows": how})
     run = _runner(model, about, form)
     volume = [_read(file) for file in files]
-    labels = classes_of(volume, files, form, run)
+    labels = _values(classes_of(volume, files, form, run), form)
     _write(output, labels, volume[0])
     counts = np.bincount(labels.ravel())
     return {
@@ -94,6 +94,14 @@ def classes_of(volume: Sequence[NiftiFile], names: Sequence[str], form: VolumeAr
     return Placement.of(volume[0].header, axes_of(volume, form), form.spacing).restore(scores)
 
 
+def _values(classes: np.ndarray, form: VolumeArgs) -> np.ndarray:
+    """Those that stand for the classes in the masks that the network was trained with."""
+    if form.labels is None:
+        return classes
+    values: np.ndarray = np.array(form.labels, np.uint8 if max(form.labels) < 256 else np.uint16)[classes]
+    return values
+
+
 def read_description(model: Path) -> dict[str, Any]:
     """model.json, whose `volumes` say how they are prepared. Raises: ValueError if it has none."""
     path = model / DESCRIPTION_FILE
@@ -116,7 +124,7 @@ def _read(file: str) -> NiftiFile:
 def _write(path: Path, labels: np.ndarray, like: NiftiFile) -> None:
     """With the header of `like`, so that both lie at the same place in space by both of NIfTI's affines."""
     header = like.raw.copy()
-    header.set_data_dtype(np.uint8)
+    header.set_data_dtype(labels.dtype)
     header["cal_min"] = header["cal_max"] = 0  # of the scan's intensities
     header.set_intent("label")
     kind = nibabel().Nifti2Image if header.sizeof_hdr == 540 else nibabel().Nifti1Image

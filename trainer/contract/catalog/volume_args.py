@@ -27,6 +27,9 @@ class VolumeArgs(InitArgs):
     """Intensities of each channel of a volume, once clipped: `zscore` less their mean, over their standard deviation;
     `nonzero` the same, of the voxels that are not 0, which stay 0 outside; `unit` from 0 to 1; `none` as they are.
     Default: zscore."""
+    labels: Annotated[list[Annotated[int, Field(ge=0, le=65_535)]], Field(min_length=2, max_length=256)] | None = None
+    """Values in the masks, in the order of the classes and the background first, such as [0, 1, 2, 4]. `syncnorm
+    predict` writes them, too. Default: null, 0 to num_classes - 1."""
     patch: Annotated[list[Positive], Field(min_length=3, max_length=3)] = [96, 96, 96]
     """Sides of a training sample in voxels, and of the windows that whole volumes are run by. Default: [96, 96, 96]."""
     windows: Literal["separate", "joint"] = "separate"
@@ -52,6 +55,8 @@ class VolumeArgs(InitArgs):
             )
         if self.clip is not None and self.clip[0] >= self.clip[1]:
             raise ValueError(f"clip must begin with the smaller number; got {self.clip}")
+        if self.labels is not None and len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"labels must name each value once; got {self.labels}")
         if (size := math.prod(self.patch) * self.channels) > LARGEST_SAMPLE:
             raise ValueError(f"patch must not have more than {LARGEST_SAMPLE} values, got {size}; take a smaller one")
         return self
@@ -78,7 +83,7 @@ class NiftiArgs(VolumeArgs):
     `{"training": [{"image": "a.nii.gz", "label": "b.nii.gz"}], "validation": [...]}`. An image may be a list of files,
     one for each channel. Without `validation`, a share of the training volumes is held out. Default: null."""
     num_classes: Annotated[int, Field(ge=2, le=256)]
-    """Classes in the masks, whose values are 0 (the background) to num_classes - 1. No default."""
+    """Classes in the masks, whose values are 0 (the background) to num_classes - 1, or those of labels. No default."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the volumes that is held out for validation, unless the datalist says which. Default: 0.2."""
     patches_per_volume: Annotated[int, Field(ge=1, le=65_536)] = 4
@@ -101,3 +106,11 @@ class NiftiArgs(VolumeArgs):
     num_workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Worker processes that read ahead, of each training process; best with cache: disk, which they share. Default: 0,
     read in the training process."""
+
+    @model_validator(mode="after")
+    def _labels_are_classes(self) -> NiftiArgs:
+        if self.labels is not None and len(self.labels) != self.num_classes:
+            raise ValueError(
+                f"labels must name a value for each of num_classes {self.num_classes}; got {len(self.labels)} values"
+            )
+        return self

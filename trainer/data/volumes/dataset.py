@@ -25,6 +25,8 @@ _HELD_OUT = 4
 """Patches on which an export is compared; each is as much work as hundreds of images."""
 _FORM = 1
 """Of the volumes in a cache, which lie there from one version to the next."""
+_SETTINGS = {"channels", "orientation", "spacing", "clip", "normalize", "labels", "num_classes"}
+"""Those that a prepared volume depends on."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class PreparedVolumes:
         files = [read_file(storage, name) for name in record.images]
         image = prepared_image(storage.where, record.images, files, args)
         mask = read_file(storage, record.mask)
-        labels = labels_of(storage, record.mask, mask.data, args.num_classes)
+        labels = labels_of(storage, record.mask, mask.data, args)
         placement = Placement.of(mask.header, axes_of(files, args), None).onto(image.shape[1:])
         turned = placement.prepare(labels, nearest=True)
         return Volume(image, turned, centres_of(turned, args.num_classes))
@@ -55,7 +57,7 @@ class PreparedVolumes:
         names = (*record.images, record.mask)
         facts = self.storage.filesystem.ukey if isinstance(self.cache, DiskCache) else str
         files = [facts(str(PurePosixPath(self.storage.path) / name)) for name in names]
-        form = self.args.model_dump(include={"channels", "orientation", "spacing", "clip", "normalize", "num_classes"})
+        form = self.args.model_dump(include=_SETTINGS)
         return hashlib.sha256(json.dumps([_FORM, self.storage.url, names, files, form]).encode()).hexdigest()
 
 
@@ -66,8 +68,8 @@ def nifti(args: NiftiArgs, seed: int) -> Data:
     train, val = find_records(storage, args, seed)
     check_headers(storage, [*train, *val], args)
     if args.check_masks:
-        _require_foreground(storage, check_masks(storage, train, args.num_classes))
-        check_masks(storage, val, args.num_classes)
+        _require_foreground(storage, check_masks(storage, train, args))
+        check_masks(storage, val, args)
     cache = _cache(args)
     of_training, of_validation = (PreparedVolumes(storage, records, args, cache) for records in (train, val))
     shown = Patches(of_validation, len(val), args.model_copy(update={"patches_per_volume": _HELD_OUT}), augments=False)

@@ -42,6 +42,12 @@ class Placement:
             shape = [max(1, round(n * is_ / to)) for n, is_, to in zip(turned, sizes, spacing, strict=True)]
         return cls(turn, orient.ornt_transform(wanted, stored), tuple(turned), tuple(shape))
 
+    def in_order(self, of_axes: np.ndarray) -> np.ndarray:
+        """A number of each of the file's axes, in the order of the prepared ones."""
+        ordered = np.empty_like(of_axes)
+        ordered[self.turn[:, 0].astype(int)] = of_axes
+        return ordered
+
     def onto(self, shape: tuple[int, ...]) -> Placement:
         """The same axes, with so many voxels."""
         return replace(self, shape=shape)
