@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import requests
 import torch
+from lightning.pytorch.core.hooks import DataHooks
 from pydantic import BaseModel
 
 from syncnorm import norm
@@ -70,6 +71,11 @@ _WITH_ADVICE = {
     ),
 }
 
+_OF_PREPARE_DATA = (
+    "Lightning calls prepare_data on one worker of a host, so what it sets is missing on the others. Set it in setup, "
+    "which every worker calls."
+)
+
 _LONGEST_LINE, _MOST_OF_AN_END = 1000, 8000
 """Characters of a traceback."""
 
@@ -82,6 +88,7 @@ def classify(error: BaseException, rank: int) -> Failure:
     text = text_of(error)
     said = next((ours for sign, ours in _IN_OUR_WORDS.items() if sign in text), text)
     said += next((f" {advice}" for start, advice in _WITH_ADVICE.items() if text.startswith(start)), "")
+    said += f". {_OF_PREPARE_DATA}" if rank > 0 and _may_be_of_prepare_data(error) else ""
     return Failure(
         rank=rank,
         reason=reason,
@@ -89,6 +96,19 @@ def classify(error: BaseException, rank: int) -> Failure:
         outage=isinstance(error, StorageAwayError),
         message=storable(f"{type(error).__name__}{said and ': '}{said}", 4000),
         traceback=_traceback(error),
+    )
+
+
+def _may_be_of_prepare_data(error: BaseException) -> bool:
+    """Whether a module or data module of the user misses an attribute, and has a prepare_data that may set it."""
+    if not isinstance(error, AttributeError):
+        return False
+    owners = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(
+        isinstance(owner, DataHooks)
+        and type(owner).prepare_data is not DataHooks.prepare_data
+        and f"'{type(owner).__name__}' object has no attribute" in str(error)
+        for owner in owners
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule, LightningModule
 
 from syncnorm import norm
 from syncnorm.trainer.contract.bounds import LONGEST_TEXT
@@ -58,6 +59,43 @@ def test_label_without_a_class_comes_with_what_to_change() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # MLflow's own imports warn
+class SetInPrepareData(LightningDataModule):
+    def prepare_data(self) -> None:
+        self.samples = [1]
+
+    def train_dataloader(self) -> object:
+        return self.samples
+
+
+class NeverSet(LightningDataModule):
+    def train_dataloader(self) -> object:
+        return self.samples
+
+
+class ModuleOfTheSame(LightningModule):
+    def prepare_data(self) -> None:
+        self.samples = [1]
+
+    def train_dataloader(self) -> object:
+        return self.samples
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank", "is_told"),
+    [(SetInPrepareData, 1, True), (ModuleOfTheSame, 1, True), (SetInPrepareData, 0, False), (NeverSet, 1, False)],
+)
+def test_attribute_that_prepare_data_sets_on_another_worker_comes_with_what_to_change(
+    kind: type[LightningDataModule | LightningModule], rank: int, is_told: bool
+) -> None:
+    with pytest.raises(AttributeError) as caught:
+        kind().train_dataloader()
+
+    message = classify(caught.value, rank=rank).message
+
+    assert f"'{kind.__name__}' object has no attribute 'samples'" in message
+    assert ("Set it in setup" in message) is is_told
+
+
 def test_mlflow_that_is_away_may_be_back_but_what_it_refuses_stays_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     from mlflow import MlflowClient, MlflowException
