@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -22,9 +23,17 @@ def override(spec: dict[str, Any], setting: str) -> None:
     >>> spec
     {'norm': {'overrides': [{'kind': 'layer'}]}}
 
+    A key with dots that is there needs no quotes:
+
+    >>> study = {"grid": {"norm.kind": ["batch"]}}
+    >>> override(study, "grid.norm.kind=[group]")
+    >>> study
+    {'grid': {'norm.kind': ['group']}}
+
     Raises: SpecFileError.
     """
     steps, text = _read(setting)
+    steps = _with_dots(spec, steps)
     target: Any = spec
     for at, step in enumerate(steps[:-1]):
         inner = _get(target, step, steps[:at])
@@ -33,6 +42,29 @@ def override(spec: dict[str, Any], setting: str) -> None:
             _put(target, step, inner, steps[:at])
         target = inner
     _put(target, steps[-1], _value(text, _name(steps)), steps[:-1])
+
+
+def _with_dots(spec: Any, steps: list[Step]) -> list[Step]:
+    """The steps with those joined that are one key of the file, such as `norm.kind` of a study's grid."""
+    found: list[Step] = []
+    target: Any = spec
+    while steps:
+        step, steps = _first_key(target, steps)
+        found.append(step)
+        is_there = (isinstance(target, dict) and step in target) or (
+            isinstance(target, list) and isinstance(step, int) and step < len(target)
+        )
+        target = target[step] if is_there else None
+    return found
+
+
+def _first_key(target: Any, steps: list[Step]) -> tuple[Step, list[Step]]:
+    """The longest key of a mapping that the next steps spell, and the rest."""
+    names = list(itertools.takewhile(lambda step: isinstance(step, str), steps))
+    for count in range(len(names), 1, -1):
+        if isinstance(target, dict) and (key := ".".join(map(str, names[:count]))) in target:
+            return key, steps[count:]
+    return steps[0], steps[1:]
 
 
 def _read(setting: str) -> tuple[list[Step], str]:

@@ -22,6 +22,10 @@ from syncnorm.trainer.errors import Problem, SpecError
 
 MAX_CHILDREN = 500
 MAX_BASE_BYTES = 64 * 1024
+_IS_JOB = (
+    "is a job, since it has a model, and no base or grid. Use `syncnorm plan` and `syncnorm submit`, or POST /v1/jobs. "
+    "To make a study of it, write it under base"
+)
 SEED = "seed"
 """Name of a child's seed next to its place in the grid."""
 
@@ -106,6 +110,8 @@ def labelled(path: str, values: list[Any] | dict[str, Any]) -> Iterator[tuple[st
 
 def read_study(data: Any) -> StudySpec:
     """Raises: SpecError with one Problem for each thing wrong; paths are JSON pointers."""
+    if isinstance(data, dict) and "model" in data and "base" not in data and "grid" not in data:
+        raise SpecError([Problem("", _IS_JOB)])
     try:
         study = StudySpec.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
@@ -157,6 +163,8 @@ def label_of(value: Any) -> str:
 
 def _problem(item: Any) -> Problem:
     pointer = "".join(f"/{part}" for part in item["loc"])
+    if item["type"] == "extra_forbidden" and len(item["loc"]) == 1 and item["loc"][0] in JobSpec.model_fields:
+        return Problem(pointer, f"is a field of the jobs; write it under base, as base.{item['loc'][0]}")
     if item["type"] == "extra_forbidden":
         return Problem(pointer, unknown_field(StudySpec, item["loc"]))
     return Problem(pointer, described(item))

@@ -14,11 +14,16 @@ from syncnorm.norm.kind import KINDS
 from syncnorm.trainer.contract.bounds import free_problem
 from syncnorm.trainer.contract.catalog.names import DATASETS, LIBRARIES, MODELS
 from syncnorm.trainer.contract.spec import DataSpec, ExportSpec, JobSpec, ModelSpec, NormSpec
+from syncnorm.trainer.contract.spec.values import NAME
 from syncnorm.trainer.contract.text import storable
 from syncnorm.trainer.errors import Problem, SpecError
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
+_OF_STUDY = {"base", "grid"}
+_IS_STUDY = (
+    "is a study, since it has base or grid. Use `syncnorm study plan` and `syncnorm study submit`, or POST /v1/studies"
+)
 _RESERVED = ("RAY_", "SYNCNORM_")
 _MOST_PROBLEMS = 50
 _LONGEST_INPUT = 200
@@ -36,6 +41,8 @@ def read_spec(data: Any) -> JobSpec:
 
     Raises: SpecError with one Problem for each thing wrong.
     """
+    if isinstance(data, dict) and "model" not in data and not _OF_STUDY.isdisjoint(data):
+        raise SpecError([Problem("", _IS_STUDY)])
     spec = _parse(JobSpec, data, ())
     if found := list(_free_problems(spec)):
         raise SpecError(found)
@@ -223,6 +230,8 @@ def described(item: Any) -> str:
     """What must hold, in the words of this project."""
     if (text := _BOUNDS.get(item["type"])) is not None:
         return text.format(**item["ctx"])
+    if item["type"] == "string_pattern_mismatch" and item["ctx"]["pattern"] == NAME:
+        return "must begin with a letter from a to z or a digit, followed by more of them, spaces, or any of . _ / -"
     message: str = item["msg"]
     return message.removeprefix("Value error, ")
 

@@ -229,6 +229,24 @@ SET = {
 }
 
 
+@pytest.mark.parametrize(
+    ("setting", "changed"),
+    [
+        ("grid.norm.kind=[group]", {"norm.kind": ["group"]}),
+        ("grid.norm.kind[1]=group", {"norm.kind": ["batch", "group"]}),
+        ('grid["norm.kind"]=[group]', {"norm.kind": ["group"]}),
+        ("grid.a.b,c.d[0][1]=3", {"a.b,c.d": [[1, 3]]}),
+    ],
+)
+def test_setting_finds_an_axis_of_a_study_by_its_name(setting: str, changed: dict[str, Any]) -> None:
+    spec: dict[str, Any] = {"grid": {"norm.kind": ["batch"], "a.b,c.d": [[1, 2]]}}
+    before = json.loads(json.dumps(spec["grid"]))
+
+    override(spec, setting)
+
+    assert spec == {"grid": before | changed}
+
+
 @pytest.mark.parametrize("setting", SET)
 def test_setting_goes_to_its_place(setting: str) -> None:
     spec: dict[str, Any] = {"norm": {"overrides": [{"kind": "batch"}]}, "code": None}

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from syncnorm.service.jobs.study_spec import MAX_CHILDREN, expand, read_study
+from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.errors import SpecError
 
 BASE: dict[str, Any] = {"model": {"name": "cnn"}, "data": {"name": "digits", "batch_size": 32}}
@@ -67,6 +68,15 @@ def test_base_is_left_as_it_is() -> None:
     assert "init_args" not in BASE["model"]
 
 
+def test_a_job_is_no_study_and_a_study_no_job() -> None:
+    with pytest.raises(SpecError, match="is a job, since it has a model") as job:
+        read_study(BASE)
+    with pytest.raises(SpecError, match="is a study, since it has base or grid") as whole:
+        read_spec(study())
+
+    assert [len(one.value.problems) for one in (job, whole)] == [1, 1]
+
+
 def test_value_that_no_job_can_have_is_named_in_the_grid() -> None:
     (place, message), *others = problems(study(grid={"norm.kind": ["batch", "batsch"], "optimizer.lr": [0.1, 0.2]}))
 
@@ -100,6 +110,12 @@ def test_problem_of_the_base_is_named_once() -> None:
         ({"seeds": [1, 1]}, "/seeds", "each seed may be given once"),
         ({"seeds": []}, "/seeds", "at least 1 item"),
         ({"sedes": [1]}, "/sedes", "is not a known field"),
+        ({"code": {"package": "x"}}, "/code", "is a field of the jobs; write it under base, as base.code"),
+        (
+            {"name": "a — b"},
+            "/name",
+            "must begin with a letter from a to z or a digit, followed by more of them, spaces",
+        ),
         (
             {"grid": {"optimizer.lr": [x / 1000 for x in range(1, 200)]}},
             "/grid",

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from syncnorm.trainer.contract.bounds import MOST_EPOCHS, MOST_STEPS, MOST_WORKERS
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._/-]*$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9 ._/-]*$"
+Name = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=NAME)]
 ClassPath = Annotated[str, StringConstraints(max_length=256, pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")]
 Label = Annotated[str, StringConstraints(max_length=120, pattern=r"^[^\x00-\x1f]*$")]
 EnvName = Annotated[str, StringConstraints(max_length=120, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
