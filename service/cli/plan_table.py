@@ -19,7 +19,7 @@ from syncnorm.trainer.contract.text import counted, name_some
 Json = dict[str, Any]
 _MOST_TENSORS = 6
 """Named in a line; --json has all of them."""
-_COLORS = {"error": "red", "warning": "yellow", "info": "dim"}
+FINDING_COLORS = {"error": "red", "warning": "yellow", "info": "dim"}
 GUARANTEE_LABELS = {"equals_one_device": "one device", "resumes_exactly": "resumes", "exported": "exported"}
 """What `syncnorm plan` and `syncnorm show` call each guarantee."""
 _NOT_BUILT = (
@@ -49,7 +49,7 @@ def plan_table(plan: Json) -> RenderableType:
     for finding, paths in alike([Finding(**one) for one in plan["findings"]]):
         places = name_some(paths)
         text = f"{places}: {finding.message} {finding.fix}" if places else f"{finding.message} {finding.fix}"
-        table.add_row(Text(finding.severity, style=_COLORS[finding.severity]), Text(text))
+        table.add_row(Text(finding.severity, style=FINDING_COLORS[finding.severity]), Text(text))
     table.title = Text(plan["spec"]["name"], style="bold")
     table.title_justify = "left"
     return table

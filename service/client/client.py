@@ -50,7 +50,7 @@ TIMEOUT_S = 30.0
 _SLOW_S = 180.0
 """For plans, which build a model in a separate process, and for uploads."""
 _POLL_PROFILE_S = 5.0
-_REPORT_TYPES = {"html": "text/html", "png": "image/png", "json": "application/json"}
+_REPORT_TYPES = {"html": "text/html", "png": "image/png", "json": "application/json", "csv": "text/csv"}
 _JOB, _EXPORT = ("id", "state"), ("name", "state")
 _Filter = str | int | Sequence[str] | None
 POLL_S = 1.0
@@ -101,6 +101,12 @@ class Client:
     def submit_study(self, spec: Mapping[str, Any], *, key: str | None = None) -> Json:
         """Submit a study exactly once, with all its jobs."""
         return self._once(api_path("studies"), spec, key)
+
+    def plan_study(self, spec: Mapping[str, Any]) -> Json:
+        """The jobs of a study, without submitting it. Give the spec of one to `plan` for its plan."""
+        params, limit_s = {"dry_run": "true"}, self._limit_s(_SLOW_S)
+        path = api_path("studies")
+        return self._json("POST", path, json=dict(spec), params=params, timeout_s=limit_s, needs=("spec", "jobs"))
 
     def _once(self, path: str, body: Mapping[str, Any], key: str | None, needs: tuple[str, ...] = _JOB) -> Json:
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
@@ -317,7 +323,7 @@ class Client:
         return self._json("POST", api_path("studies", study_id, verb), needs=_JOB)
 
     def study_report(self, study_id: str, form: str = "html", picture: str = "comparison") -> bytes:
-        """form: html, png (of one picture: comparison, curves or heat_map) or json."""
+        """form: html, png (of one picture: comparison, curves or heat_map), json or csv (the values of each job)."""
         params = {"format": form, "picture": picture}
         return self.connection.file(api_path("studies", study_id, "report"), _REPORT_TYPES.get(form, ""), params=params)
 

@@ -77,6 +77,8 @@ class Judgement:
     difference: Estimate | None
     less: float | None
     than: float | None
+    limits: str = ""
+    """What the numbers leave out, or what more it takes to decide, in words. Empty: nothing."""
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
@@ -96,8 +98,8 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 def judge(claim: Claim, less: Mapping[int, float], than: Mapping[int, float]) -> Judgement:
     """less, than: value of each seed. Only seeds that both sides have count.
 
-    agrees: the whole interval of the difference lies below −by. does not agree: its mean does not. undecided: its mean
-    does, but seeds differ too much, or there is only one.
+    agrees: the whole interval of the difference lies below −by. does not agree: none of it does. undecided: seeds
+    differ too much, or there is only one, which has no interval.
     """
     seeds = [seed for seed in less if seed in than]
     found = estimate([less[seed] - claim.factor * than[seed] for seed in seeds])
@@ -105,7 +107,7 @@ def judge(claim: Claim, less: Mapping[int, float], than: Mapping[int, float]) ->
     if found is None or math.isnan(found.mean):
         return Judgement(claim, "not measured", None, None, None)
     verdict: Verdict = "undecided"
-    if found.mean >= -claim.by:
+    if found.low >= -claim.by:
         verdict = "does not agree"
     elif found.high < -claim.by:
         verdict = "agrees"

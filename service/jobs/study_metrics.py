@@ -9,8 +9,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 
+LAST = "last"
+"""The reduction of a metric that names none."""
 REDUCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
-    "last": lambda values: values[-1],
+    LAST: lambda values: values[-1],
     "first": lambda values: values[0],
     "min": min,
     "max": max,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, NamedTuple
 
@@ -38,7 +38,7 @@ def _outcome(child: StudyChild, job: Job | None, storage: str, mlflow_uri: str) 
     if job is None:
         return replace(planned, message="The job was deleted.")
     folders = tuple(attempt_folder(storage, job.id, number) for number in range(1, job.attempt + 1))
-    series, left_out = _measured(job, folders)
+    measured = _measured(job, folders)
     return replace(
         planned,
         state=job.state.value,
@@ -46,8 +46,9 @@ def _outcome(child: StudyChild, job: Job | None, storage: str, mlflow_uri: str) 
         message=" ".join(filter(None, (job.message, child.problem))),
         run_url=run_url(mlflow_uri, job),
         values=certificate_values(job.model),
-        series=series,
-        left_out=left_out,
+        series=measured.series,
+        left_out=measured.left_out,
+        not_finite=measured.not_finite,
     )
 
 
@@ -62,10 +63,11 @@ def _finished(folders: tuple[str, ...], _version: int) -> Measured:
 
 
 class Measured(NamedTuple):
-    """left_out: lines that are not metrics."""
+    """left_out: lines that are not metrics. not_finite: metrics whose last value is none, such as NaN."""
 
     series: Series
     left_out: int
+    not_finite: frozenset[str] = frozenset()
 
 
 def read_series(folders: Sequence[str]) -> Series:
@@ -75,9 +77,9 @@ def read_series(folders: Sequence[str]) -> Series:
 def read_measured(folders: Sequence[str]) -> Measured:
     """All metrics of all attempts.
 
-    For a step that was recorded twice the first value counts. Values that are not finite, and lines that are not
-    metrics, are skipped. Raises: StorageError if they can't be read now: a late report is better than an incomplete
-    one.
+    For a step that was recorded twice the first value counts. Lines that are not metrics are skipped, and so are values
+    that are not finite; metrics that end in one are named. Raises: StorageError if they can't be read now: a late
+    report is better than an incomplete one.
     """
     found: dict[str, dict[int, float]] = defaultdict(dict)
     left_out = 0
@@ -86,9 +88,21 @@ def read_measured(folders: Sequence[str]) -> Measured:
             point = _read_point(line)
             if point is None:
                 left_out += 1
-            elif math.isfinite(point.value):
-                found[point.key].setdefault(point.step, point.value)
-    return Measured({key: sorted(points.items()) for key, points in found.items()}, left_out)
+            elif not math.isfinite(found[point.key].get(point.step, math.nan)):
+                found[point.key][point.step] = point.value
+    return Measured(_finite(found), left_out, frozenset(key for key in found if _ends_not_finite(found[key])))
+
+
+def _finite(found: Mapping[str, Mapping[int, float]]) -> Series:
+    series = {
+        key: [(step, value) for step, value in sorted(points.items()) if math.isfinite(value)]
+        for key, points in found.items()
+    }
+    return {key: points for key, points in series.items() if points}
+
+
+def _ends_not_finite(points: Mapping[int, float]) -> bool:
+    return not math.isfinite(points[max(points)])
 
 
 class _Point(BaseModel):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from syncnorm.service.jobs.study_claims import Claim, Estimate, Judgement, Where, estimate, judge
 from syncnorm.service.jobs.study_spec import Point, StudySpec, label_of
 from syncnorm.service.studies.measures import Outcome, measure
+from syncnorm.service.studies.missing import metric_names, missing
+
+ONE_SEED = "One seed has no interval. Run more seeds to decide."
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,10 @@ class Row:
     outcomes: tuple[Outcome, ...]
     estimates: dict[str, Estimate | None]
     differences: dict[str, Estimate | None]
+
+    @property
+    def succeeded(self) -> int:
+        return sum(outcome.state == "succeeded" for outcome in self.outcomes)
 
     @property
     def failed(self) -> int:
@@ -62,15 +69,25 @@ def _difference(values: Mapping[int, float], first: Mapping[int, float]) -> Esti
 
 
 def judge_all(study: StudySpec, outcomes: Sequence[Outcome]) -> list[Judgement]:
-    return [_judge(claim, outcomes) for claim in study.claims]
+    known = metric_names(outcomes)
+    return [_judge(claim, outcomes, known) for claim in study.claims]
 
 
-def _judge(claim: Claim, outcomes: Sequence[Outcome]) -> Judgement:
-    less = by_seed(select(outcomes, claim.less | claim.where), claim.metric)
-    if claim.than_value is not None:
-        return judge(claim, less, dict.fromkeys(less, claim.than_value))
-    than = by_seed(select(outcomes, claim.than | claim.where), claim.than_metric or claim.metric)
-    return judge(claim, less, than)
+def _judge(claim: Claim, outcomes: Sequence[Outcome], known: Collection[str]) -> Judgement:
+    """With what its numbers leave out."""
+    sides = {claim.metric: select(outcomes, claim.less | claim.where)}
+    less = by_seed(sides[claim.metric], claim.metric)
+    than = dict.fromkeys(less, claim.than_value) if claim.than_value is not None else {}
+    if claim.than_value is None:
+        other = claim.than_metric or claim.metric
+        compared = select(outcomes, claim.than | claim.where)
+        than = by_seed(compared, other)
+        sides[other] = [*sides.get(other, ()), *compared]
+    found = judge(claim, less, than)
+    limits = [text for metric, jobs in sides.items() if (text := missing(jobs, metric, known))]
+    if found.difference is not None and found.difference.count == 1:
+        limits.append(ONE_SEED)
+    return replace(found, limits=" ".join(limits))
 
 
 def select(outcomes: Sequence[Outcome], where: Where) -> list[Outcome]:

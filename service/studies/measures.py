@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from syncnorm.service.jobs.study_metrics import REDUCTIONS
+from syncnorm.service.jobs.study_metrics import LAST, REDUCTIONS
 from syncnorm.service.jobs.study_spec import Point
 
 Series = Mapping[str, Sequence[tuple[int, float]]]
@@ -39,6 +39,8 @@ class Outcome:
     series: Series = field(default_factory=dict)
     left_out: int = 0
     """Lines of its metrics that could not be read."""
+    not_finite: frozenset[str] = frozenset()
+    """Metrics whose last value is not finite, such as NaN: they have no last value."""
 
     @property
     def diverged(self) -> bool:
@@ -47,8 +49,8 @@ class Outcome:
 
 def curve(outcome: Outcome, metric: str) -> list[tuple[int, float]]:
     """(step, value) of a metric over training; `…/error` is 1 − the first of SCORES, or else `…/mae`."""
-    if metric in outcome.series:
-        return list(outcome.series[metric])
+    if metric in outcome.series or metric in outcome.not_finite:
+        return list(outcome.series.get(metric, ()))
     head, _, last = metric.rpartition("/")
     if last == ERROR:
         for score in SCORES:
@@ -61,7 +63,8 @@ def curve(outcome: Outcome, metric: str) -> list[tuple[int, float]]:
 def measure(outcome: Outcome, metric: str) -> float | None:
     """The value of a metric; None if the job has none, or has not succeeded: part of a training is not the whole.
 
-    metric: named as in `jobs.study_metrics`; without a reduction the last value is meant. `running/val/…` and
+    metric: named as in `jobs.study_metrics`; without a reduction the last value is meant, and there is none if that is
+    not finite. `running/val/…` and
     `population/val/…` are scores of the trained model with running and with population statistics. The error of a job
     whose training diverged is 1, because it classifies nothing; of regression, which has no greatest error, it is None.
     """
@@ -73,9 +76,16 @@ def measure(outcome: Outcome, metric: str) -> float | None:
         return None
     if (value := _known(outcome.values, name)) is not None:
         return value
-    names = fnmatch.filter(outcome.series, name) if "*" in name else [name]
-    found = [_reduce(points, reduction or "last") for one in names if (points := curve(outcome, one))]
+    names = matching(outcome, name)
+    if (reduction or LAST) == LAST and not outcome.not_finite.isdisjoint(names):
+        return None
+    found = [_reduce(points, reduction or LAST) for one in names if (points := curve(outcome, one))]
     return statistics.fmean(found) if found else None
+
+
+def matching(outcome: Outcome, name: str) -> list[str]:
+    """The metrics that a name with * stands for; any other stands for itself."""
+    return fnmatch.filter({*outcome.series, *outcome.not_finite}, name) if "*" in name else [name]
 
 
 def _known(values: Mapping[str, float], name: str) -> float | None:

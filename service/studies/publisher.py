@@ -28,6 +28,7 @@ from syncnorm.service.studies.collect import outcomes, placed
 from syncnorm.service.studies.measures import Outcome
 from syncnorm.service.studies.report import Report, as_html, as_json, finding, make_report
 from syncnorm.service.studies.runs import StudyRuns, curves_link
+from syncnorm.service.studies.values_csv import as_csv
 from syncnorm.trainer.contract.text import counted, in_markdown, storable
 from syncnorm.trainer.errors import StorageError
 
@@ -164,6 +165,7 @@ def report_files(report: Report) -> dict[str, bytes]:
     pictures = draw_report(report)
     text = {
         "report.html": as_html(report, pictures),
+        "values.csv": as_csv(report),
         "report.json": json.dumps(as_json(report), indent=1),
         "study.json": report.spec.model_dump_json(indent=1),
     }

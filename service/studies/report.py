@@ -14,13 +14,14 @@ from syncnorm.service.jobs.study_claims import Estimate, Judgement
 from syncnorm.service.jobs.study_spec import Point, StudySpec
 from syncnorm.service.studies.comparison import Row, judge_all, table
 from syncnorm.service.studies.measures import Outcome
+from syncnorm.service.studies.missing import metric_names, missing
 from syncnorm.trainer.contract.text import counted
 
 FAILED = ("failed", "cancelled", "deleted")
 _CAPTIONS = {
     "comparison": "Means over seeds, with standard deviations along lines; a dot is one job.",
     "curves": "Over training. Bold: the mean over seeds. Thin: each seed.",
-    "heat_map": "The first metric over the grid, mean over seeds.",
+    "heat_map": "The first metric over the grid, a mean over seeds, or one seed where the picture names it.",
 }
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
@@ -42,6 +43,8 @@ class Report:
     outcomes: tuple[Outcome, ...]
     rows: tuple[Row, ...]
     judgements: tuple[Judgement, ...]
+    missing: tuple[str, ...] = ()
+    """Sentences about metrics of the table that jobs which succeeded don't have."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -54,19 +57,24 @@ class Report:
 
 def make_report(study_id: str, spec: StudySpec, state: str, outcomes: Sequence[Outcome]) -> Report:
     rows, judgements = table(spec, outcomes), judge_all(spec, outcomes)
-    return Report(study_id, spec, state, tuple(outcomes), tuple(rows), tuple(judgements))
+    known, done = metric_names(outcomes), [one for one in outcomes if one.state == "succeeded"]
+    gaps = [text for metric in spec.metrics if (text := missing(done, metric, known))]
+    return Report(study_id, spec, state, tuple(outcomes), tuple(rows), tuple(judgements), tuple(gaps))
 
 
 def finding(judgement: Judgement) -> str:
     """A claim and its measurements, in one sentence with numbers."""
     claim, found = judgement.claim, judgement.difference
+    limits = f" {judgement.limits}" if judgement.limits else ""
     if found is None or judgement.less is None or judgement.than is None:
-        return f"{judgement.verdict}: {claim.text}."
+        return f"{judgement.verdict}: {claim.text}.{limits}"
     than = f"{claim.factor:g} × {judgement.than:.4g}" if claim.factor != 1 else f"{judgement.than:.4g}"
+    if claim.than_value is None and claim.than_metric not in (None, claim.metric):
+        than += f" of {claim.than_metric}"
     margin = f", claimed below {-claim.by:g}" if claim.by else ""
     return (
         f"{judgement.verdict}: {claim.text}. {claim.metric}: {judgement.less:.4g} against {than}; "
-        f"difference {interval(found)}{margin} over {found.count} seed{'s' if found.count > 1 else ''}."
+        f"difference {interval(found)}{margin} over {counted(found.count, 'seed')}.{limits}"
     )
 
 
@@ -95,10 +103,13 @@ def as_json(report: Report) -> dict[str, Any]:
             }
             for judgement in report.judgements
         ],
+        "missing": list(report.missing),
         "table": [
             {
                 "point": row.point,
                 "failed": row.failed,
+                "jobs": len(row.outcomes),
+                "succeeded": row.succeeded,
                 "metrics": {metric: _numbers(found) for metric, found in row.estimates.items()},
                 "differences": {metric: _numbers(found) for metric, found in row.differences.items()},
             }
@@ -124,6 +135,7 @@ def as_html(report: Report, pictures: Mapping[str, bytes]) -> str:
         _failures(report.outcomes),
         _left_out(report.outcomes),
         _comparison_table(report),
+        "".join(f"<p>{escape(text)}</p>" for text in report.missing),
         *(_figure(name, png) for name, png in pictures.items()),
         _children(report.outcomes),
     ]
@@ -137,8 +149,8 @@ def _findings(judgements: Sequence[Judgement]) -> str:
     items = "".join(f"<li class='{one.verdict}'>{escape(finding(one))}</li>" for one in judgements)
     note = (
         "Differences are paired by seed, with 95 % confidence intervals (Student's t). <i>agrees</i>: the whole "
-        "interval lies on the claimed side. <i>does not agree</i>: the mean does not. <i>undecided</i>: the mean does, "
-        "the interval does not."
+        "interval lies on the claimed side. <i>does not agree</i>: none of it does. <i>undecided</i>: a part of it "
+        "does, or there is one seed, which has no interval."
     )
     return f"<h2>Findings</h2><ul>{items}</ul><p><small>{note}</small></p>"
 
@@ -167,13 +179,12 @@ def _comparison_table(report: Report) -> str:
     lines = []
     for row in report.rows:
         cells = [f"<td>{escape(label)}</td>" for label in row.point.values()]
-        cells.append(f"<td class=n>{len(row.outcomes) - row.failed} of {len(row.outcomes)}</td>")
-        cells += [_cell(row.estimates[metric], row.differences.get(metric)) for metric in metrics]
+        cells.append(f"<td class=n>{row.succeeded} of {len(row.outcomes)}</td>")
+        cells += [_cell(row.estimates[metric], row.differences.get(metric), row.succeeded) for metric in metrics]
         lines.append(f"<tr{' class=failed' if row.failed else ''}>{''.join(cells)}</tr>")
     note = (
-        f"Mean ± standard deviation over seeds. Below: difference to {first} with everything else equal, paired by "
-        "seed, "
-        "with its 95 % confidence interval."
+        f"Mean ± standard deviation over seeds, (1 of 2) where fewer have a value than succeeded. Below: difference to "
+        f"{first} with everything else equal, paired by seed, with its 95 % confidence interval."
     )
     top = "".join(f"<th>{head}</th>" for head in heads)
     return f"<h2>Comparison</h2><div><table><tr>{top}</tr>{''.join(lines)}</table></div><p><small>{note}</small></p>"
@@ -183,10 +194,12 @@ def _breakable(name: str) -> str:
     return escape(name).replace("/", "/<wbr>").replace(".", ".<wbr>")
 
 
-def _cell(found: Estimate | None, difference: Estimate | None) -> str:
+def _cell(found: Estimate | None, difference: Estimate | None, succeeded: int) -> str:
     if found is None:
         return "<td class=n>none</td>"
     mean = f"{found.mean:.4g}" if math.isnan(found.std) else f"{found.mean:.4g} ± {found.std:.2g}"
+    if found.count < succeeded:
+        mean += f" ({found.count} of {succeeded})"
     below = f"<br><small>{interval(difference)}</small>" if difference else ""
     return f"<td class=n>{mean}{below}</td>"
 

@@ -21,7 +21,7 @@ from syncnorm.service.api.http.errors import ApiError, FieldProblem
 from syncnorm.service.api.http.json_body import Json, JsonBody
 from syncnorm.service.api.http.pagination import Cursor, decode, encode, list_id
 from syncnorm.service.api.http.route import JSON, Route
-from syncnorm.service.api.resources.jobs import Key, created, replayed, too_many
+from syncnorm.service.api.resources.jobs import DryRun, Key, created, replayed, too_many
 from syncnorm.service.api.views.job_view import MlflowView
 from syncnorm.service.api.views.view import View
 from syncnorm.service.integrations.mlflow_experiment import run_page
@@ -35,6 +35,7 @@ from syncnorm.service.store.tables.studies import StudyTable
 from syncnorm.service.studies.measures import Outcome
 from syncnorm.service.studies.publisher import StudyPublisher, UnreadableStudyError, draw_report
 from syncnorm.service.studies.report import as_html, as_json
+from syncnorm.service.studies.values_csv import as_csv
 from syncnorm.trainer.contract.plan import Inspection
 from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.errors import SpecError
@@ -78,13 +79,14 @@ _BODY = {
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/StudySpec"}}},
     }
 }
-_FORMATS = {"html": "text/html", "png": "image/png", "json": JSON}
+_FORMATS = {"html": "text/html", "png": "image/png", "json": JSON, "csv": "text/csv"}
 _REPORT: dict[int | str, dict[str, Any]] = {
     200: {
         "content": {
             "text/html": {"schema": {"type": "string"}},
             "image/png": {"schema": {"type": "string", "format": "binary"}},
             "application/json": {"schema": {"type": "object"}},
+            "text/csv": {"schema": {"type": "string"}},
         }
     }
 }
@@ -149,6 +151,32 @@ class StudyDetail(StudyView):
     """What became of each claim, as in the report's JSON."""
     table: list[dict[str, Any]]
     """The comparison table, as in the report's JSON."""
+    missing: list[str]
+    """Metrics that jobs which succeeded don't have, in sentences."""
+
+
+class PlannedJob(View):
+    """A job that a study would submit."""
+
+    number: int
+    """Its place in the grid, from 1, seeds innermost."""
+    name: str
+    """Name of the job."""
+    point: dict[str, str]
+    """Label of its value on each axis of the grid."""
+    seed: int
+    """Its seed."""
+    spec: dict[str, Any]
+    """Its spec, defaults included. Send it to `POST /v1/jobs?dry_run=true` for its plan."""
+
+
+class StudyPlan(View):
+    """What a study comes to."""
+
+    spec: dict[str, Any]
+    """The study's spec, defaults included."""
+    jobs: list[PlannedJob]
+    """Its jobs, in the order of the grid."""
 
 
 class StudyPage(View):
@@ -160,20 +188,26 @@ class StudyPage(View):
     """Send it as `cursor` to get the next page. null: this is the last page."""
 
 
-@router.post("", status_code=201, response_model=StudyView, openapi_extra=_BODY)
-def submit(body: Json, studies: Studies, who: Submitter, key: Key = None) -> Response:
-    """Submit a study. All its jobs enter the queue together, or none does.
+_PLAN: dict[int | str, dict[str, Any]] = {200: {"description": "The jobs (dry_run)", "model": StudyPlan}}
+
+
+@router.post("", status_code=201, response_model=StudyView, responses=_PLAN, openapi_extra=_BODY)
+def submit(body: Json, studies: Studies, who: Submitter, key: Key = None, dry_run: DryRun = False) -> Response:
+    """Submit a study. All its jobs enter the queue together, or none does. With dry_run: its jobs, and nothing is
+    stored.
 
     A grid over `optimizer` or `schedule` is refused where your LightningModule has a configure_optimizers of its own,
     unless `optimizer.override` is true. The service builds the model to see that, if its host has torch.
     """
     try:
-        spec, children = _read(body.value, studies, who)
+        spec, children = _read(body.value, studies, who, dry_run=dry_run)
     except ApiError:
         # A submit that was accepted once gets the same answer, even if it would be refused now.
-        if key is None or (before := studies.idempotency.answer(who.name, key)) is None:
+        if key is None or dry_run or (before := studies.idempotency.answer(who.name, key)) is None:
             raise
         return replayed(before, _keyed(body), "studies")
+    if dry_run:
+        return Response(_plan(spec, children).model_dump_json(), media_type=JSON)
     study, rows, jobs = new_study(spec, children, who.name, studies.now())
     content = study_view(studies.mlflow_uri, study, count_states(jobs)).model_dump(mode="json")
     idempotency = None if key is None else (key, StoredResponse(_keyed(body).digest, content))
@@ -186,12 +220,26 @@ def submit(body: Json, studies: Studies, who: Submitter, key: Key = None) -> Res
     return created(content, what="studies")
 
 
+def _plan(spec: StudySpec, children: Sequence[Child]) -> StudyPlan:
+    jobs = [
+        PlannedJob(
+            number=child.number,
+            name=child.spec.name,
+            point=child.point,
+            seed=child.seed,
+            spec=child.spec.model_dump(mode="json"),
+        )
+        for child in children
+    ]
+    return StudyPlan(spec=spec.model_dump(mode="json"), jobs=jobs)
+
+
 def _keyed(body: JsonBody) -> JsonBody:
     """With a digest of its own: the same key and body sent to /v1/jobs is another request."""
     return replace(body, digest=hashlib.sha256(f"study {body.digest}".encode()).hexdigest())
 
 
-def _read(value: Any, studies: _Studies, who: Principal) -> tuple[StudySpec, list[Child]]:
+def _read(value: Any, studies: _Studies, who: Principal, *, dry_run: bool) -> tuple[StudySpec, list[Child]]:
     try:
         spec = read_study(value)
         children = expand(spec, lambda child: studies.checks.admit(child, who.name, sees_all=who.is_admin))
@@ -200,7 +248,7 @@ def _read(value: Any, studies: _Studies, who: Principal) -> tuple[StudySpec, lis
     except SpecError as error:
         found = [FieldProblem(pointer=problem.path, detail=problem.message) for problem in error.problems]
         count = f"{len(found)} problems" if len(found) > 1 else "1 problem"
-        detail = f"The study has {count}; nothing was stored."
+        detail = f"The study has {count}." if dry_run else f"The study has {count}; nothing was stored."
         raise ApiError(422, "invalid_spec", detail, errors=found) from error
     return spec, children
 
@@ -232,7 +280,7 @@ def get_study(study_id: str, studies: Studies, who: Reader) -> StudyDetail:
         report = studies.publisher.report(study, family)
     except UnreadableStudyError as error:
         children: Sequence[Outcome] = studies.publisher.outcomes(family)
-        document: dict[str, Any] = {"findings": [], "table": []}
+        document: dict[str, Any] = {"findings": [], "table": [], "missing": []}
         shown = shown.model_copy(update={"problem": str(error)})
     else:
         children, document = report.outcomes, as_json(report)
@@ -242,6 +290,7 @@ def get_study(study_id: str, studies: Studies, who: Reader) -> StudyDetail:
         children=[ChildView(**{name: getattr(one, name) for name in ChildView.model_fields}) for one in children],
         findings=document["findings"],
         table=document["table"],
+        missing=document["missing"],
     )
 
 
@@ -253,13 +302,15 @@ def get_report(
     who: Reader,
     request: Request,
     format: Annotated[
-        Literal["html", "png", "json"] | None, Query(description="Default: what the header Accept asks for.")
+        Literal["html", "png", "json", "csv"] | None, Query(description="Default: what the header Accept asks for.")
     ] = None,
     picture: Annotated[
         Literal["comparison", "curves", "heat_map"], Query(description="Which picture a png shows.")
     ] = "comparison",
 ) -> Response:
-    """The report as it is now: a self-contained HTML page, one of its pictures, or JSON."""
+    """The report as it is now: a self-contained HTML page, one of its pictures, JSON, or CSV with the values of each
+    job.
+    """
     study = visible_study(studies.table, who, study_id)
     form = _FORMATS[format] if format else wanted(request, list(_FORMATS.values()))
     try:
@@ -269,6 +320,8 @@ def get_report(
     vary = {"Vary": "Accept"}
     if form == JSON:
         return Response(to_json(as_json(report), inf_nan_mode="strings"), headers=vary, media_type=JSON)
+    if form == _FORMATS["csv"]:
+        return Response(as_csv(report), headers=vary, media_type=form)
     pictures = draw_report(report)
     if form == _FORMATS["html"]:
         return HTMLResponse(as_html(report, pictures), headers=vary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from syncnorm.service.cli.arguments import AsJson, Settings
 from syncnorm.service.cli.formatting import local_time, number
 from syncnorm.service.cli.job_file import load_study
 from syncnorm.service.cli.selection import study_id
+from syncnorm.service.cli.study_plan_table import study_plan_table
 from syncnorm.service.cli.terminal import (
     FINE,
     INTERRUPTED,
@@ -36,8 +38,9 @@ StudyId = Annotated[
         metavar="STUDY",
     ),
 ]
+_INSTEAD = {"resume": ", since none is paused. `retry` continues failed and cancelled ones"}
 _POLL_S = 2.0
-_FORMS = {".html": "html", ".png": "png", ".json": "json"}
+_FORMS = {".html": "html", ".png": "png", ".json": "json", ".csv": "csv"}
 _COLORS = {"agrees": "green", "does not agree": "red"}
 _VERBS = {
     "cancel": "Ask all unfinished jobs of a study to stop.",
@@ -67,6 +70,26 @@ def submit(
             raise typer.Exit(INTERRUPTED) from error
     show_value(study, as_json, _summary)
     raise typer.Exit(FINE if set(study["jobs"]) == {"succeeded"} else JOB_FAILED)
+
+
+@study_app.command()
+def plan(
+    file: Annotated[Path, typer.Argument(help="YAML or JSON study file; - reads standard input.", metavar="FILE")],
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how many jobs a study file makes, and the plan of each combination, without submitting them. Exit code 2 if
+    one has an error.
+    """
+    with connect() as client:
+        study = client.plan_study(load_study(file, settings or ()))
+        seed = study["spec"]["seeds"][0]
+        jobs = [job for job in study["jobs"] if job["seed"] == seed]
+        planned = [{"point": job["point"], "plan": client.plan(job["spec"])} for job in jobs]
+    found = {"jobs": len(study["jobs"]), "seeds": study["spec"]["seeds"], "combinations": planned}
+    show_value(found, as_json, study_plan_table)
+    if any(one["severity"] == "error" for each in planned for one in each["plan"]["findings"]):
+        raise typer.Exit(WRONG_USE)
 
 
 def _wait(client: Client, study: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +125,11 @@ def report(
     study: StudyId,
     to: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="File to write, ending in .html, .png or .json. Default: STUDY.html."),
+        typer.Option(
+            "-o",
+            "--output",
+            help="File to write, ending in .html, .png, .json, or .csv (the values of each job). Default: STUDY.html.",
+        ),
     ] = None,
     picture: Annotated[str, typer.Option(help="Picture in a .png: comparison, curves or heat_map.")] = "comparison",
     as_json: AsJson = False,
@@ -122,11 +149,23 @@ def report(
     out.print(str(path), soft_wrap=True)
 
 
+def _acts_on(verb: str, jobs: Mapping[str, int]) -> bool:
+    """Whether a study has jobs that a verb changes, by the number of its jobs in each state."""
+    if verb == "resume":
+        return "paused" in jobs
+    if verb == "retry":
+        return not {"failed", "cancelled"}.isdisjoint(jobs)
+    return bool(jobs.keys() - {"succeeded", "failed", "cancelled", "deleted"})
+
+
 def _add(verb: str, about: str) -> None:
     def command(study: StudyId, as_json: AsJson = False) -> None:
         with connect() as client:
-            found = client.ask_study(study_id(client, study), verb)
-        show_value(found, as_json, lambda found: f"{found['id']} {_line(found)}, {verb} requested")
+            its_id = study_id(client, study)
+            has_any = _acts_on(verb, client.study(its_id)["jobs"])
+            found = client.ask_study(its_id, verb)
+        said = f"{verb} requested" if has_any else f"no job to {verb}{_INSTEAD.get(verb, '')}"
+        show_value(found, as_json, lambda found: f"{found['id']} {_line(found)}, {said}")
 
     study_app.command(verb, help=about)(command)
 
@@ -148,6 +187,8 @@ def _summary(study: dict[str, Any]) -> RenderableType:
     for finding in study["findings"]:
         parts.append(Text(f"  {finding['sentence']}", style=_COLORS.get(finding["verdict"], "yellow")))
     parts.append(_comparison(study))
+    parts.append(Text("mean ± standard deviation over seeds", style="dim"))
+    parts += [Text(sentence, style="yellow") for sentence in study.get("missing", ())]
     for child in study["children"]:
         if child["state"] in ("failed", "cancelled", "deleted"):
             about = f" {child['name']} {child['job_id']} {child['message']}"
@@ -159,13 +200,16 @@ def _summary(study: dict[str, Any]) -> RenderableType:
 
 def _comparison(study: dict[str, Any]) -> Table:
     metrics = study["spec"]["metrics"]
-    table = Table(*study["spec"]["grid"], *metrics, "failed", box=None)
+    table = Table(*study["spec"]["grid"], *metrics, "succeeded", box=None)
     for row in study["table"]:
-        table.add_row(*row["point"].values(), *(_cell(row["metrics"][name]) for name in metrics), str(row["failed"]))
+        cells = (_cell(row["metrics"][name], row["succeeded"]) for name in metrics)
+        table.add_row(*row["point"].values(), *cells, f"{row['succeeded']} of {row['jobs']}")
     return table
 
 
-def _cell(found: dict[str, Any] | None) -> str:
+def _cell(found: dict[str, Any] | None, succeeded: int) -> str:
     if found is None:
         return "none"
-    return number(found["mean"], ".4g") + ("" if found["std"] is None else f" ± {number(found['std'], '.2g')}")
+    spread = "" if found["std"] is None else f" ± {number(found['std'], '.2g')}"
+    count = f" ({found['count']} of {succeeded})" if found["count"] < succeeded else ""
+    return number(found["mean"], ".4g") + spread + count

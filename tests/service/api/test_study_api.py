@@ -152,7 +152,26 @@ def test_finished_study_compares_its_children(running: Running) -> None:
     assert [row["metrics"]["val/error"]["mean"] for row in study["table"]] == [0.5, pytest.approx(0.1)]
 
 
-def test_report_comes_as_page_picture_and_json(running: Running) -> None:
+def test_dry_run_shows_the_jobs_and_stores_nothing(running: Running) -> None:
+    client, _ = running
+
+    answer = client.post("/v1/studies", json=STUDY, params={"dry_run": True})
+    wrong = client.post("/v1/studies", json=STUDY | {"seeds": []}, params={"dry_run": True})
+
+    planned = answer.json()["jobs"]
+    assert answer.status_code == 200
+    assert [(job["number"], job["point"]["norm.kind"], job["seed"]) for job in planned] == [
+        (1, "batch", 0),
+        (2, "batch", 1),
+        (3, "group", 0),
+        (4, "group", 1),
+    ]
+    assert client.post("/v1/jobs", json=planned[2]["spec"], params={"dry_run": True}).json()["norm"]["kind"] == "group"
+    assert client.get("/v1/studies").json()["items"] == []
+    assert problem(wrong, 422, "invalid_spec")["detail"] == "The study has 1 problem."
+
+
+def test_report_comes_as_page_picture_json_and_csv(running: Running) -> None:
     client, world = running
     study_id = submit(client)
     before = client.get(f"/v1/studies/{study_id}/report", params={"format": "png"})
@@ -162,6 +181,7 @@ def test_report_comes_as_page_picture_and_json(running: Running) -> None:
     page = client.get(at)
     picture = client.get(at, headers={"Accept": "image/png"}, params={"picture": "heat_map"})
     document = client.get(at, params={"format": "json"}).json()
+    values = client.get(at, params={"format": "csv"})
 
     problem(before, 404, "not_measured")
     assert page.headers["content-type"].startswith("text/html")
@@ -169,6 +189,8 @@ def test_report_comes_as_page_picture_and_json(running: Running) -> None:
     assert "agrees: t." in page.text
     assert picture.content.startswith(b"\x89PNG")
     assert document["counts"] == {"succeeded": 4}
+    assert values.headers["content-type"] == "text/csv; charset=utf-8"
+    assert len(values.text.splitlines()) == 5
 
 
 def test_study_is_paused_resumed_and_cancelled_as_one(running: Running) -> None:
@@ -234,7 +256,7 @@ def test_children_are_put_under_the_run_of_the_study_with_the_report(running: Ru
     assert world.study_runs.metrics[run_id] == metrics
     assert "agrees: t." in world.study_runs.notes[run_id]
     assert set(world.study_runs.files[run_id]) == {
-        *("report.html", "report.json", "study.json"),
+        *("report.html", "report.json", "study.json", "values.csv"),
         *("comparison.png", "curves.png", "heat_map.png"),
     }
 

@@ -302,3 +302,40 @@ def test_ranks_are_shown_by_host() -> None:
     ranks = [{"rank": rank, "host": f"host-{rank // 2}", "gpu": "H200" if rank < 2 else None} for rank in range(3)]
 
     assert list(where(ranks)) == ["host-0: 0, 1 (H200)", "host-1: 2"]
+
+
+STUDY = {
+    "name": "kinds",
+    "base": {"model": {"name": "cnn"}, "data": {"name": "digits", "batch_size": 2}, "resources": {"workers": 1}},
+    "grid": {"norm.kind": ["batch", "group"]},
+    "seeds": [0, 1, 2],
+}
+
+
+def test_plan_of_a_study_shows_each_combination_and_submits_nothing(served: tuple[Sn, World], tmp_path: Path) -> None:
+    sn, _ = served
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(STUDY))
+
+    shown = sn("study", "plan", str(path))
+    read = json.loads(sn("study", "plan", str(path), "--json").stdout)
+    refused = sn("plan", str(path))
+
+    assert shown.exit_code == 0, shown.output
+    assert "6 jobs: 2 combinations with 3 seeds each" in shown.stdout
+    assert [one["plan"]["norm"]["kind"] for one in read["combinations"]] == ["batch", "group"]
+    assert json.loads(sn("study", "ls", "--json").stdout) == []
+    assert refused.exit_code == 2
+    assert "is a study, since it has base or grid. Use `syncnorm study plan`" in " ".join(refused.stderr.split())
+
+
+def test_verb_that_changes_no_job_of_a_study_says_so(served: tuple[Sn, World], tmp_path: Path) -> None:
+    sn, _ = served
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(STUDY))
+    sn("study", "submit", str(path))
+
+    resumed, cancelled = sn("study", "resume", "last"), sn("study", "cancel", "last")
+
+    assert "no job to resume, since none is paused. `retry` continues failed and cancelled ones" in resumed.stdout
+    assert "cancel requested" in cancelled.stdout

@@ -51,10 +51,9 @@ def running(tmp_path: Path) -> Iterator[Running]:
 def test_damaged_line_is_left_out_and_counted(tmp_path: Path, damage: str) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([GOOD[0], DAMAGED[damage], GOOD[1], b""]))
 
-    series, left_out = read_measured([str(tmp_path)])
+    found = read_measured([str(tmp_path)])
 
-    assert series == {"train/loss": [(1, 1.0), (2, 0.5)]}
-    assert left_out == 1
+    assert found == ({"train/loss": [(1, 1.0), (2, 0.5)]}, 1, frozenset())
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", '"NaN"', "1e999"])
@@ -62,7 +61,14 @@ def test_value_that_is_not_finite_is_no_damage(tmp_path: Path, value: str) -> No
     odd = f'{{"key": "train/loss", "value": {value}, "step": 9}}'.encode()
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([GOOD[0], odd, b""]))
 
-    assert read_measured([str(tmp_path)]) == ({"train/loss": [(1, 1.0)]}, 0)
+    assert read_measured([str(tmp_path)]) == ({"train/loss": [(1, 1.0)]}, 0, frozenset({"train/loss"}))
+
+
+def test_metric_that_is_finite_again_at_the_end_has_its_last_value(tmp_path: Path) -> None:
+    odd = b'{"key": "train/loss", "value": NaN, "step": 1}'
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([odd, GOOD[1], b""]))
+
+    assert read_measured([str(tmp_path)]) == ({"train/loss": [(2, 0.5)]}, 0, frozenset())
 
 
 @pytest.mark.parametrize("point", [{}, [], {"of_the_future": "x"}, {"norm.kind": 7}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import math
 import shutil
@@ -20,6 +21,7 @@ from syncnorm.service.studies.comparison import table
 from syncnorm.service.studies.measures import Outcome, certificate_values, curve, measure
 from syncnorm.service.studies.pictures import draw
 from syncnorm.service.studies.report import Report, as_html, as_json, make_report
+from syncnorm.service.studies.values_csv import as_csv
 
 ERRORS = {"batch": {"2": 0.40, "16": 0.10}, "group": {"2": 0.12, "16": 0.11}}
 
@@ -75,7 +77,9 @@ def test_interval_is_that_of_student() -> None:
         ({0: 0.1, 1: 0.2, 2: 0.3}, 0.5, "does not agree"),
         ({0: 0.9, 1: 0.9, 2: 0.9}, 0.0, "does not agree"),
         ({0: 0.0, 1: 0.59, 2: 0.69}, 0.0, "undecided"),
+        ({0: 0.4, 1: 0.9, 2: 0.8}, 0.0, "undecided"),
         ({0: 0.1}, 0.0, "undecided"),
+        ({0: 0.9}, 0.0, "undecided"),
         ({7: 0.1}, 0.0, "not measured"),
         ({0: 0.55, 1: 0.65, 2: 0.75}, -0.1, "agrees"),
     ],
@@ -186,6 +190,88 @@ def test_report_says_whether_the_numbers_agree_with_the_source() -> None:
     html = as_html(made, {})
     assert "does not agree: group is better at 16" in html
     assert "a paper &amp; its appendix" in html
+
+
+def test_claims_that_contradict_are_both_undecided_where_seeds_differ_too_much() -> None:
+    sides = {0: 0.4, 1: 0.9, 2: 0.8}, {0: 0.5, 1: 0.6, 2: 0.7}
+    claim = Claim(text="t", metric="val/error")
+
+    assert [judge(claim, *pair).verdict for pair in (sides, sides[::-1])] == ["undecided", "undecided"]
+
+
+def test_one_seed_decides_nothing_and_the_sentence_says_so() -> None:
+    findings = as_json(report(study(seeds=[7])))["findings"]
+
+    assert [one["verdict"] for one in findings] == ["undecided", "undecided"]
+    assert all(
+        one["sentence"].endswith("over 1 seed. One seed has no interval. Run more seeds to decide.") for one in findings
+    )
+
+
+def test_claim_about_two_metrics_names_both() -> None:
+    claim = {"text": "t", "metric": "train/loss", "than_metric": "val/error", "less": {}, "than": {}}
+
+    sentence = as_json(report(study(claims=[claim])))["findings"][0]["sentence"]
+
+    assert "train/loss: 0.1925 against 0.1925 of val/error;" in sentence
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("val/eror", "val/eror is missing in 6 jobs: 6 not logged. Did you mean val/error?"),
+        ("max:val/loss", "max:val/loss is missing in 6 jobs: 6 not logged. Did you mean train/loss?"),
+        ("f1", "f1 is missing in 6 jobs: 6 not logged. The jobs have train/loss, val/accuracy, val/error."),
+    ],
+)
+def test_claim_about_a_metric_that_no_job_has_says_what_there_is(metric: str, words: str) -> None:
+    claim = {"text": "t", "metric": metric, "less": {"norm.kind": "group"}, "than": {"norm.kind": "batch"}}
+    spec = study(claims=[claim | {"where": {"data.batch_size": 2}}], metrics=[metric])
+
+    made = report(spec)
+
+    assert as_json(made)["findings"][0]["sentence"] == f"not measured: t. {words}"
+    assert made.missing == (words.replace("6", "12"),)
+    assert words.replace("6", "12") in as_html(made, {})
+
+
+def test_claim_about_jobs_that_did_not_succeed_says_so() -> None:
+    lost = {"state": "failed", "reason": "user_error", "series": {}}
+
+    made = report(study(), child_1=lost, child_2=lost, child_3=lost | {"state": "cancelled", "reason": None})
+
+    sentence = as_json(made)["findings"][0]["sentence"]
+    assert sentence == "not measured: group is better at 2. val/error is missing in 3 jobs: 2 failed, 1 cancelled."
+    assert made.missing == ()
+
+
+def test_metric_that_is_not_finite_in_one_job_is_not_passed_over() -> None:
+    """Neither by an earlier value of that job, nor by a mean that is said to be over all seeds."""
+    odd = {"series": {"val/score": [(10, 0.2)]}, "not_finite": frozenset({"val/score"})}
+    fine = {"series": {"val/score": [(10, 0.2), (20, 0.4)]}}
+    spec = study(metrics=["val/score"], claims=[], seeds=[0, 1], grid={"norm.kind": ["batch"], "data.batch_size": [2]})
+
+    made = report(spec, child_1=fine, child_2=odd)
+
+    assert measure(made.outcomes[1], "val/score") is None
+    assert measure(made.outcomes[1], "max:val/score") == 0.2
+    name = made.outcomes[1].name
+    assert made.missing == (f"val/score is missing in 1 job: 1 not a finite number. Not finite: {name}, seed 1.",)
+    assert "0.4 (1 of 2)" in as_html(made, {})
+
+
+def test_csv_has_the_values_that_the_table_is_made_of() -> None:
+    grid = {"norm.kind": ["batch"], "data.batch_size": [2], "labels": {'a "b", =c': {"of": "mine"}}}
+    made = report(study(grid=grid, claims=[], metrics=["val/error", "f1"]))
+
+    rows = list(csv.DictReader(io.StringIO(as_csv(made))))
+
+    assert list(rows[0]) == ["number", "name", "job_id", "seed", "state", "reason", *grid, "val/error", "f1"]
+    assert {row["labels"] for row in rows} == {'a "b", =c'}
+    assert {row["f1"] for row in rows} == {""}
+    mean = made.rows[0].estimates["val/error"]
+    assert mean is not None
+    assert statistics.fmean(float(row["val/error"]) for row in rows) == mean.mean
 
 
 def test_report_shows_a_child_that_failed() -> None:
