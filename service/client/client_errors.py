@@ -54,5 +54,5 @@ class ProblemError(ClientError):
         self.status: int = problem.get("status", 0)
         self.code: str = problem.get("code", "")
         errors = [item for item in problem.get("errors") or [] if isinstance(item, dict)]
-        details = [f"{item.get('pointer', '')}: {item.get('detail', '')}" for item in errors]
+        details = [f"{item.get('pointer') or 'all of it'}: {item.get('detail', '')}" for item in errors]
         super().__init__("\n  ".join([str(problem.get("detail", "The service refused the request.")), *details]))

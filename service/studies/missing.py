@@ -23,7 +23,7 @@ def missing(outcomes: Sequence[Outcome], metric: str, known: Collection[str]) ->
     name = metric.rpartition(":")[2]
     causes: dict[str, list[str]] = defaultdict(list)
     for one in without:
-        causes[_cause(one, name)].append(f"{one.name}, seed {one.seed}")
+        causes[_cause(one, name)].append(f"{one.name} (seed {one.seed})")
     why = ", ".join(f"{len(jobs)} {cause}" for cause, jobs in causes.items())
     text = f"{metric} is missing in {counted(len(without), 'job')}: {why}."
     if _NOT_FINITE in causes:

@@ -256,7 +256,7 @@ def test_metric_that_is_not_finite_in_one_job_is_not_passed_over() -> None:
     assert measure(made.outcomes[1], "val/score") is None
     assert measure(made.outcomes[1], "max:val/score") == 0.2
     name = made.outcomes[1].name
-    assert made.missing == (f"val/score is missing in 1 job: 1 not a finite number. Not finite: {name}, seed 1.",)
+    assert made.missing == (f"val/score is missing in 1 job: 1 not a finite number. Not finite: {name} (seed 1).",)
     assert "0.4 (1 of 2)" in as_html(made, {})
 
 
