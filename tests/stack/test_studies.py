@@ -98,7 +98,7 @@ def test_report_is_the_artifact_that_the_service_shows(
 
     kept = httpx.get(f"{base}get-artifact", params={"run_uuid": run_id, "path": "report.json"}).json()
 
-    names = {"report.html", "report.json", "study.json", "comparison.png", "curves.png", "heat_map.png"}
+    names = {"report.html", "report.json", "values.csv", "study.json", "comparison.png", "curves.png", "heat_map.png"}
     assert {file["path"] for file in listed} == names
     assert kept == json.loads(client.study_report(study["id"], "json"))
     assert b"non_finite" in client.study_report(study["id"])

@@ -42,7 +42,8 @@ def _samples_of_pass(trainer: Trainer) -> int:
         loaders = trainer.val_dataloaders
     else:
         loaders = trainer.test_dataloaders if trainer.testing else trainer.train_dataloader
-    orders = [getattr(loader, "order", None) for loader in CombinedLoader(loaders).flattened] if loaders else []
+    each = [] if loaders is None else CombinedLoader(loaders).flattened  # not "if loaders": a stream has no length
+    orders = [getattr(loader, "order", None) for loader in each]
     counts = [order.own_samples() if order is not None else None for order in orders]
     return sum(filter(None, counts)) if counts and None not in counts else 1
 
