@@ -94,9 +94,18 @@ def compare(
     return rows
 
 
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+}
+"""Workers have a thread each, as those of one CPU are started: torch's own setting is one thread's, and a competitor
+may run in several. What is freed stays with the process: a competitor that gets its output from the system again each
+time takes three times as long, and which one that is depends on the order of their tensors in memory."""
+
+
 def _on_workers(build: Build, arguments: tuple[Any, ...], rounds: int, workers: int) -> dict[str, list[float]]:
-    # As workers of one CPU are started. torch's own setting is one thread's, and a competitor may run in several.
-    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, ENVIRONMENT):
         mp.spawn(_worker, (workers, folder, build, arguments, rounds), workers)
         found: dict[str, list[float]] = json.loads((Path(folder) / "times.json").read_text())
     return found
