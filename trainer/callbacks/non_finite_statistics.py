@@ -18,8 +18,8 @@ class StatisticsShield(Callback):
     """Undoes a batch's update of all running statistics if one of them is no longer finite after it.
 
     torch's own BatchNorm accepts any value, and a running mean of NaN stays NaN through any number of good batches.
-    SyncBatchNorm skips such a batch itself, on all ranks alike, and is left alone here. For other layers each rank has
-    statistics of its own, and undoes its own.
+    SyncBatchNorm skips such a batch itself, on all ranks alike, and is left alone here. For other layers, subclasses
+    of it included, each rank undoes its own.
     """
 
     def __init__(self, alarm: StatisticsAlarm) -> None:
@@ -33,7 +33,7 @@ class StatisticsShield(Callback):
         named = {
             path: layer
             for path, layer in network_of(pl_module).named_modules()
-            if isinstance(getattr(layer, "running_mean", None), Tensor) and not isinstance(layer, SyncBatchNorm)
+            if isinstance(getattr(layer, "running_mean", None), Tensor) and type(layer) is not SyncBatchNorm
         }
         layers = list(named.values())
         self._paths = list(named)
