@@ -21,6 +21,7 @@ COMES_WITH = {
     "markupsafe": "jinja2",
     "pydantic-core": "pydantic",
     "triton": "torch",
+    "tqdm": "lightning",
     "scipy": "scikit-learn",
 }
 """What another library brings, which can't be without it."""

@@ -127,7 +127,7 @@ def _train_on_workers(launch: Launch, folders: AttemptFolders, config: dict[str,
     except TrainingFailedError as error:
         return _failed(launch, _why(launch, folders, error))
     except RayActorError as error:
-        return _failed(launch, _controller_lost(error))
+        return _failed(launch, _actor_lost(error))
     return Result.model_validate(fitted.return_value)  # type: ignore[attr-defined]  # typed as the v1 Result
 
 
@@ -203,8 +203,8 @@ def _why(launch: Launch, folders: AttemptFolders, error: TrainingFailedError) ->
     return classify(error, rank=-1).model_copy(update={"reason": reason, "message": message})
 
 
-def _controller_lost(error: RayActorError) -> Failure:
-    message = "The controller process of Ray Train ended without an error message (killed?)."
+def _actor_lost(error: RayActorError) -> Failure:
+    message = "A process that Ray Train needs ended without an error message (killed?)."
     return classify(error, rank=-1).model_copy(update={"reason": FailureReason.WORKER_LOST, "message": message})
 
 

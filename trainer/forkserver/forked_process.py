@@ -58,9 +58,16 @@ def _begin(task: Task) -> None:
     os.environ.clear()
     os.environ.update({**of_python, **task.environment})
     sys.argv[1:] = task.arguments
-    numpy = sys.modules.get("numpy")  # Python's own generator is seeded at a fork; this one would repeat itself
+    renew_random_numbers()
+
+
+def renew_random_numbers() -> None:
+    """Python seeds its own generator at a fork. Those of numpy and torch would repeat themselves."""
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
     if numpy is not None:
         numpy.random.seed()
+    if torch is not None:
+        torch.default_generator.seed()
 
 
 def finish() -> None:

@@ -42,7 +42,7 @@ MODULES = (
     "syncnorm.trainer.worker.worker",
     "syncnorm.trainer.driver.reexport",
     *("pandas", "pyarrow.dataset", "pyarrow.fs", "aiohttp", "jsonschema", "google.protobuf.json_format"),
-    *("mlflow.pyfunc", "onnxscript.function_libs.torch_lib.ops", "onnxscript.rewriter", "networkx"),
+    "syncnorm.trainer.forkserver.export_rehearsal",
 )
 """What a parent imports: our ranks with all they need, what Ray needs, and what the export of a trained model does, if
 that starts no thread. None of it is a user's. None is Ray: its library reads the variables of its process once, when

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from syncnorm.trainer.forkserver.forked_process import exit_code, finish
+from syncnorm.trainer.forkserver.forked_process import exit_code, finish, renew_random_numbers
 
 _SET_BY_PYTHON = ("LC_CTYPE",)
 """Variables that Python sets at its start, if the locale is C (PEP 538)."""
@@ -31,7 +31,7 @@ def run(asked: Mapping[str, Any], streams: Sequence[int], set_by_imports: Mappin
         _take_streams(streams)
         _take_environment({**asked["environment"], **set_by_imports})
         _take_signals(asked)
-        _renew_random_numbers()
+        renew_random_numbers()
         _take_threads(asked["environment"])
         code = exit_code(lambda: _run_main(asked["arguments"], is_module=asked["is_module"]))
         code = exit_code(finish) or code
@@ -78,12 +78,6 @@ def _take_signals(asked: Mapping[str, Any]) -> None:
     for number in asked["ignored"]:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, asked["blocked"])
-
-
-def _renew_random_numbers() -> None:
-    numpy = sys.modules.get("numpy")  # Python's own generator is seeded at a fork; this one would repeat itself
-    if numpy is not None:
-        numpy.random.seed()
 
 
 def _take_threads(environment: Mapping[str, str]) -> None:

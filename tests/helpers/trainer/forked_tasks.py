@@ -15,7 +15,9 @@ from pathlib import Path
 
 
 def main(what: str, *arguments: str) -> None:
-    {"show": show, "spoil": spoil, "sleep": sleep, "echo": echo, "exit": leave, "die": die}[what](*arguments)
+    {"show": show, "spoil": spoil, "sleep": sleep, "echo": echo, "exit": leave, "die": die, "draw": draw}[what](
+        *arguments
+    )
 
 
 def show() -> None:
@@ -73,6 +75,14 @@ def sleep(file: str, *, seconds: float = 600) -> None:
 def echo(name: str) -> None:
     random_number = random.random()
     print(json.dumps({"name": name, "stdin": sys.stdin.read(), "random": random_number, "parent": os.getppid()}))
+
+
+def draw() -> None:
+    """A number of each generator that nobody has seeded."""
+    import numpy as np
+    import torch
+
+    print(json.dumps([random.random(), np.random.random(), torch.rand(()).item()]))  # the legacy one
 
 
 def leave(code: str) -> None:

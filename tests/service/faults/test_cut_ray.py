@@ -43,7 +43,7 @@ class Stage:
     def trainers(self) -> list[str]:
         """Commands of what trains on the far host: drivers and Ray's workers."""
         commands = [_command(one) for one in self.hosts.far.processes()]
-        ours = ("syncnorm.trainer.driver.main", "ray::RayTrainWorker", "ray::TrainController")
+        ours = ("syncnorm.trainer.driver.main", "ray::RayTrainWorker")
         return [line for line in commands if any(name in line for name in ours)]
 
 

@@ -1,8 +1,11 @@
-"""Our trainer is Ray's, but for three actors that Ray starts by default, and the pause between its polls."""
+"""Our trainer is Ray's, but for four actors that Ray starts by default, and the pause between its polls."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
+from ray.runtime_context import RuntimeContext
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import (
@@ -11,6 +14,7 @@ from ray.train.v2._internal.constants import (
     get_env_vars_to_propagate,
 )
 
+from syncnorm.trainer.driver import ray_trainer
 from syncnorm.trainer.driver.ray_trainer import PromptTrainer
 
 # Ray's DataContext reads every one of its settings, its deprecated ones too (ray 2.60).
@@ -40,3 +44,26 @@ def test_ray_train_hands_our_settings_to_the_controller(monkeypatch: pytest.Monk
 
     assert handed_on[HEALTH_CHECK_INTERVAL_S_ENV_VAR] == "0.5"
     assert handed_on[ENABLE_PREEMPTION_WATCHER_ENV_VAR] == "0"
+
+
+class Controller:
+    """Ray Train's, as far as the trainer calls it."""
+
+    def __init__(self, **arguments: object) -> None:
+        self.given = (os.getpid(), arguments)
+
+    async def run(self) -> None:
+        self.actor = RuntimeContext.current_actor
+
+    def get_result(self) -> object:
+        return self.given, self.actor
+
+
+def test_the_controller_runs_in_the_driver_which_is_no_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_trainer, "TrainController", Controller)
+    of_actors = RuntimeContext.current_actor
+
+    found = PromptTrainer(print)._initialize_and_run_controller(scaling_policy="none")
+
+    assert found == ((os.getpid(), {"scaling_policy": "none"}), None)
+    assert RuntimeContext.current_actor is of_actors

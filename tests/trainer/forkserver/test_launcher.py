@@ -27,9 +27,9 @@ class Node:
         self.folder = folder
         self.environment = {**os.environ, launcher.FOLDER: str(folder), launcher.SWITCH: "1"}
 
-    def start_parent(self) -> int:
+    def start_parent(self, *modules: str) -> int:
         """Its process id, once it takes requests."""
-        code = f"from {LAUNCHER} import start_parent; start_parent({str(self.folder)!r}, [{TASKS!r}])"
+        code = f"from {LAUNCHER} import start_parent; start_parent({str(self.folder)!r}, {[TASKS, *modules]})"
         subprocess.run([sys.executable, "-c", code], check=True, env=self.environment)
         until(self._is_ready)
         return self.parent()
@@ -120,6 +120,17 @@ def test_program_that_spoils_its_process_changes_nothing_in_the_next(node: Node,
     assert node.run("spoil", str(tmp_path))[0] == 0
 
     assert node.show() == before
+
+
+def test_random_numbers_differ_from_program_to_program() -> None:
+    with tempfile.TemporaryDirectory(prefix="sn-warm-", dir="/tmp") as folder:
+        node = Node(Path(folder))
+        node.start_parent("numpy", "torch")
+
+        drawn = [json.loads(node.run("draw")[1]) for _ in range(3)]
+
+    assert len(drawn[0]) == 3
+    assert all(len(set(numbers)) == 3 for numbers in zip(*drawn, strict=True))
 
 
 def test_variables_of_one_program_are_not_in_the_next_ones(node: Node) -> None:
@@ -228,8 +239,9 @@ def test_parent_ends_with_its_folder() -> None:
 
 def test_what_a_job_imports_late_is_in_its_parent_and_starts_no_thread() -> None:
     code = (
-        "import sys; from syncnorm.trainer.forkserver.node_parent import _prepare; "
-        f"from {LAUNCHER} import MODULES; _prepare(MODULES); print(*sys.modules)"
+        "import sys, os; before = dict(os.environ); from syncnorm.trainer.forkserver.node_parent import _prepare; "
+        f"from {LAUNCHER} import MODULES; _prepare(MODULES); import torch, logging; "
+        "print(*sys.modules); print({**os.environ} == before, torch.is_grad_enabled(), logging.root.manager.disable)"
     )
     parent = subprocess.run(
         [sys.executable, "-c", code],
@@ -239,7 +251,10 @@ def test_what_a_job_imports_late_is_in_its_parent_and_starts_no_thread() -> None
         env={**os.environ, **launcher._ONE_THREAD},
     )
 
-    assert {"torch", "lightning", "mlflow.pyfunc", "onnxscript.function_libs.torch_lib.ops"} <= {*parent.stdout.split()}
+    *_, modules, state = parent.stdout.splitlines()
+    rehearsed = {"torch.onnx._internal.exporter._torchlib.ops.nn", "torch.export.pt2_archive", "mlflow.pytorch"}
+    assert {"torch", "lightning", "mlflow.pyfunc", *rehearsed} <= {*modules.split()}
+    assert state == "True True 0"
 
 
 # Ray's workers
