@@ -15,7 +15,7 @@ from pathlib import Path
 
 from syncnorm.import_path import EXAMPLES, python_path
 from syncnorm.service.cli import progress as screen
-from syncnorm.service.cli.job_file import load
+from syncnorm.service.cli.job_files.job_file import load
 from syncnorm.service.cli.terminal import Screen, fit, show_value
 from syncnorm.service.client.client import Client, ClientError, ServiceUnreachableError
 

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from syncnorm.service.cli.yaml_reader import SpecFileError
+from syncnorm.service.cli.job_files.yaml_reader import SpecFileError
 from syncnorm.service.client.client import (
     Client,
     ClientError,

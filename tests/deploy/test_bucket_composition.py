@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from syncnorm.service.cli.job_file import load
+from syncnorm.service.cli.job_files.job_file import load
 from syncnorm.service.client.client import Client
 from tests.deploy.conftest import require_engine
 from tests.deploy.test_containers import DEMO, succeeded

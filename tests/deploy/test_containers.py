@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from syncnorm.service.cli.job_file import load
+from syncnorm.service.cli.job_files.job_file import load
 from syncnorm.service.client.client import Client
 from tests.deploy.conftest import Started
 from tests.helpers.deploy.composition import Composition, eventually, inspect

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from syncnorm.service.cli.yaml_reader import parse
+from syncnorm.service.cli.job_files.yaml_reader import parse
 from syncnorm.service.jobs.study_spec import StudySpec
 from syncnorm.trainer.contract.spec import JobSpec
 from tests.docs.test_pages import PAGES

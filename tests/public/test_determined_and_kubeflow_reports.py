@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from syncnorm.service.backend_errors import RefusedError
-from syncnorm.service.cli.job_file import load
+from syncnorm.service.cli.job_files.job_file import load
 from syncnorm.service.jobs.job import JobState
 from syncnorm.trainer.contract.protocol import Launch
 from syncnorm.trainer.contract.spec_reader import read_spec

@@ -13,7 +13,7 @@ import typer
 from syncnorm.service.cli import progress as screen
 from syncnorm.service.cli.arguments import AsJson, Job, Labels, Settings
 from syncnorm.service.cli.formatting import local_time
-from syncnorm.service.cli.job_file import load, load_with_source
+from syncnorm.service.cli.job_files.job_file import load, load_with_source
 from syncnorm.service.cli.plan_table import plan_table
 from syncnorm.service.cli.selection import job_id
 from syncnorm.service.cli.terminal import FINE, INTERRUPTED, JOB_FAILED, WRONG_USE, connect, err, fail, fit, show_value

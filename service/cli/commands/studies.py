@@ -14,7 +14,7 @@ from rich.text import Text
 
 from syncnorm.service.cli.arguments import AsJson, Settings
 from syncnorm.service.cli.formatting import local_time, number
-from syncnorm.service.cli.job_file import load_study
+from syncnorm.service.cli.job_files.job_file import load_study
 from syncnorm.service.cli.selection import study_id
 from syncnorm.service.cli.study_plan_table import study_plan_table
 from syncnorm.service.cli.terminal import (

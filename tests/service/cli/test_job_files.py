@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from syncnorm.service.cli import main as cli
 from syncnorm.service.cli import terminal
-from syncnorm.service.cli.job_file import SpecFileError, load
-from syncnorm.service.cli.overrides import override
-from syncnorm.service.cli.yaml_reader import parse
+from syncnorm.service.cli.job_files.job_file import SpecFileError, load
+from syncnorm.service.cli.job_files.overrides import override
+from syncnorm.service.cli.job_files.yaml_reader import parse
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.errors import SpecError
 from tests.helpers.paths import EXAMPLES

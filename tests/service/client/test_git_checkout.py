@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from syncnorm.service.cli.job_file import load_study, load_with_source
+from syncnorm.service.cli.job_files.job_file import load_study, load_with_source
 from syncnorm.service.client.git_checkout import source_of
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from syncnorm.service.cli.job_file import SpecFileError, load
+from syncnorm.service.cli.job_files.job_file import SpecFileError, load
 from syncnorm.service.storage.code_packages import PackageError, check
 from syncnorm.trainer.storage.data_urls import problem
 from syncnorm.trainer.user_code.package import unpack

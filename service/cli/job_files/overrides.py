@@ -6,7 +6,7 @@ import itertools
 import re
 from typing import Any
 
-from syncnorm.service.cli.yaml_reader import SpecFileError, parse, scalar
+from syncnorm.service.cli.job_files.yaml_reader import SpecFileError, parse, scalar
 
 _HOW = '--set must be PATH=VALUE, for example norm.kind=group, norm.overrides[0].kind=layer or labels["a.b"]=x'
 _STEP = re.compile(r"""\.?(?P<name>[^.\[\]="']+)|\[(?P<index>[0-9]{1,4})\]|\[(?P<quote>["'])(?P<key>.+?)(?P=quote)\]""")

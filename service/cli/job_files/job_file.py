@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from syncnorm.service.cli.overrides import override
-from syncnorm.service.cli.yaml_reader import SpecFileError, parse
+from syncnorm.service.cli.job_files.overrides import override
+from syncnorm.service.cli.job_files.yaml_reader import SpecFileError, parse
 from syncnorm.service.client.git_checkout import source_of
 
 __all__ = ["MAX_BYTES", "SpecFileError", "load", "load_study", "load_with_source"]
