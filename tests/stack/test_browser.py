@@ -18,7 +18,7 @@ from syncnorm.service.client.client import Client
 from syncnorm.trainer.forkserver import launcher
 from tests.helpers import chromium, pages
 from tests.helpers.chromium import Browser, needs_chromium
-from tests.stack.conftest import Serving
+from tests.stack.conftest import Serving, eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 
@@ -40,16 +40,19 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def job(client: Client) -> dict[str, Any]:
-    """One that waits: it asks for more than there will be while it is watched."""
+    """One that is paused while it is watched, whether or not it had started."""
     made = client.submit(
         {
             "name": "watched",
             "labels": {"canary": CANARY},
             "model": {"name": "mlp"},
             "data": {"name": "digits", "batch_size": 64},
+            "train": {"epochs": 10_000},
         }
     )
-    return client.pause(made["id"])
+    client.pause(made["id"])
+    eventually(lambda: client.job(made["id"])["state"] == "paused", 100)
+    return client.job(made["id"])
 
 
 def attack(browser: Browser, place: str, attacker: pages.Attacker, target: pages.Target) -> str:

@@ -3,6 +3,8 @@
 torch and MLflow load and keep much of what an export needs once the first one begins, and MLflow reads the lists of all
 installed files. Processes that are forked afterwards have it. The network draws no random numbers, so the next ones are
 those of a new process, and no thread is left, which would not survive a fork.
+
+mlflow.pytorch is left out: it loads pytorch_lightning, which takes over what Lightning logs.
 """
 
 from __future__ import annotations
@@ -14,8 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import mlflow.onnx
-import mlflow.pyfunc
-import mlflow.pytorch  # noqa: F401
+import mlflow.pyfunc  # noqa: F401
 import torch
 from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
 from torch import Tensor, nn

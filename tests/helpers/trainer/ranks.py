@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import lightning as L
 import torch
@@ -16,6 +17,7 @@ from syncnorm.trainer.contract.protocol import Launch, StopRequest
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.data import Data
 from syncnorm.trainer.errors import NonFiniteError, StopRequested
+from syncnorm.trainer.ranks import stop_agreement
 from syncnorm.trainer.ranks.rank_context import RankContext
 from syncnorm.trainer.storage.attempt_layout import opened
 from syncnorm.trainer.training.task_module import network_of
@@ -156,14 +158,14 @@ def train(
 ) -> TrainedModel:
     """Train the job of `document` as a worker does, without finalizing. root: a folder, or a URL.
 
-    told: what rank 0 hears meanwhile; data: in place of that of the document; where: if not on the CPU; prepare: before
-    the first step.
+    told: what rank 0 hears meanwhile, on which ranks agree one batch later, however fast batches are; data: in place of
+    that of the document; where: if not on the CPU; prepare: before the first step.
     """
     assembly = build(rank, world_size, launch := launch_of(document, resume_from), data)
     reporter: Any = told if told is not None and rank == 0 else RecordingReporter()
     stopped_at, metrics = None, dict[str, float]()
     try:
-        with opened(root) as folders:
+        with opened(root) as folders, mock.patch.object(stop_agreement, "EVERY_S", 0.0):
             weights = initial_weights(launch, folders, rank)
             metrics = fit(
                 assembly,
