@@ -108,6 +108,7 @@ def test_jobs_leave_nothing_behind_and_change_nothing_in_the_next(embedded: Runn
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(3600)
 def test_two_hundred_jobs_leave_nothing_behind(embedded: RunningService, tmp_path: Path) -> None:
     _in_a_row(embedded, tmp_path, jobs=amount(200))
 
