@@ -62,7 +62,7 @@ def _versions(model: ModelSpec) -> dict[str, str]:
 def _distributions_with(module: str) -> list[str]:
     """Those that bring the top-level module. Ten times as fast as packages_distributions(), which makes a path of every
     file that is installed."""
-    return [one.name for one in distributions() if _brings(one, module)]
+    return sorted({one.name for one in distributions() if _brings(one, module)})
 
 
 def _brings(distribution: Distribution, module: str) -> bool:
