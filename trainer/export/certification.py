@@ -131,6 +131,8 @@ def certify_and_publish(
         if uri is not None:
             publisher.delete_model(uri)
         raise ExportMismatchError(mismatch(checks))
+    if uri is not None:
+        publisher.finish_model(uri)
     runtimes = ", ".join(dict.fromkeys(check.runtime for check in checks))
     logger.info("certified: %s answer as the trained model does, to %.1e", runtimes, proof["max_relative_difference"])
     return _registered(uri, spec, place, publisher, identity, proof)

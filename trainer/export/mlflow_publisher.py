@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -63,22 +65,33 @@ class Publisher:
                 self._client.set_tag(self._run_id, f"syncnorm.init_from.{name}", text)
 
     def log_model(self, form: ModelForm, identity: ExportIdentity) -> str:
-        """Log the model named `model`; its URI."""
-        import mlflow
+        """Upload the model, named `model`; its URI. It is pending until `finish_model`.
+
+        MLflow's own log_model would ask for the history of each metric of the run, one by one, and try the model.
+        """
+        from mlflow.entities import LoggedModelOutput
         from mlflow.models import Model, ModelSignature
 
-        # Without it the model would belong to MLflow's default experiment, where our account may have no access.
-        mlflow.set_experiment(experiment_id=self._client.get_run(self._run_id).info.experiment_id)
-        info = Model.log(
-            artifact_path=None,
-            name="model",
-            run_id=self._run_id,
-            signature=ModelSignature(inputs=_schema(form.example), outputs=_schema(form.answer)),
-            tags=identity.tags,
-            input_example=form.example,
-            **form.flavor(),
+        run = self._client.get_run(self._run_id)
+        logged = self._client.create_logged_model(
+            run.info.experiment_id, "model", self._run_id, identity.tags, run.data.params
         )
-        return str(info.model_uri)
+        about = Model(
+            artifact_path=logged.artifact_location,
+            run_id=self._run_id,
+            model_uuid=logged.model_id,
+            model_id=logged.model_id,
+            signature=ModelSignature(inputs=_schema(form.example), outputs=_schema(form.answer)),
+        )
+        with TemporaryDirectory() as folder:
+            form.save(path=folder, mlflow_model=about, signature=about.signature, input_example=form.example)
+            self._client.log_model_artifacts(logged.model_id, folder)
+        self._client.log_outputs(self._run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        return f"models:/{logged.model_id}"
+
+    def finish_model(self, uri: str) -> None:
+        """Say that the model is ready: it is certified."""
+        self._client.finalize_logged_model(_model_id(uri), "READY")
 
     def load_model(self, uri: str, form: ModelForm) -> Callable[[ForwardInputs], Outputs]:
         """A function that runs the logged model as its users will."""
@@ -88,7 +101,11 @@ class Publisher:
         return lambda inputs: form.read(predict(form.feed(inputs)))
 
     def delete_model(self, uri: str) -> None:
-        self._client.delete_logged_model(uri.rsplit("/", 1)[-1])
+        self._client.delete_logged_model(_model_id(uri))
+
+
+def _model_id(uri: str) -> str:
+    return uri.rpartition("/")[2]
 
 
 Example = Array | dict[str, Array]
@@ -98,10 +115,10 @@ Example = Array | dict[str, Array]
 class ModelForm:
     """How MLflow keeps and calls a model: with a tensor, or with a dict of tensors.
 
-    flavor: the arguments of its flavor. feed: what it is called with; read: the outputs in its answer.
+    save: save_model of its flavor, with what is in it. feed: what it is called with; read: the outputs in its answer.
     """
 
-    flavor: Callable[[], dict[str, Any]]
+    save: Callable[..., None]
     example: Example
     answer: Example
     feed: Callable[[ForwardInputs], Example]
@@ -117,7 +134,7 @@ def form_of(
     """
     if inputs.tensor is not None and list(outputs) == [""]:
         return ModelForm(
-            lambda: _pytorch(network),
+            partial(_save_pytorch, network),
             _array(inputs),
             outputs[""],
             _array,
@@ -127,7 +144,7 @@ def form_of(
         return None
     path, names = onnx.path, onnx.names
     answer = {name: outputs[leaf] for leaf, name in names.outputs.items()}
-    return ModelForm(lambda: _onnx(path), names.feed(inputs), answer, names.feed, names.read)
+    return ModelForm(partial(_save_onnx, path), names.feed(inputs), answer, names.feed, names.read)
 
 
 def no_form(spec: ExportSpec) -> str:
@@ -136,25 +153,20 @@ def no_form(spec: ExportSpec) -> str:
     return f"This network does not take one tensor and give one, so the run has its files and no MLflow model.{remedy}"
 
 
-def _pytorch(network: nn.Module) -> dict[str, Any]:
+def _save_pytorch(network: nn.Module, **arguments: Any) -> None:
     import mlflow
 
     needs = [f"mlflow=={mlflow.__version__}", f"torch=={torch.__version__.split('+')[0]}", "numpy"]
-    return {
-        "flavor": mlflow.pytorch,
-        "pytorch_model": network,
-        "serialization_format": "pt2",
-        "pip_requirements": needs,
-    }
+    mlflow.pytorch.save_model(network, pip_requirements=needs, serialization_format="pt2", **arguments)
 
 
-def _onnx(path: Path) -> dict[str, Any]:
+def _save_onnx(file: Path, **arguments: Any) -> None:
     import mlflow
     import onnx
     import onnxruntime
 
     needs = [f"{module.__name__}=={module.__version__}" for module in (mlflow, onnx, onnxruntime)]
-    return {"flavor": mlflow.onnx, "onnx_model": onnx.load(path), "pip_requirements": [*needs, "numpy"]}
+    mlflow.onnx.save_model(onnx.load(file), pip_requirements=[*needs, "numpy"], **arguments)
 
 
 def _schema(example: Example) -> Any:

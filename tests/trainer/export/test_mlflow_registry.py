@@ -157,6 +157,29 @@ def test_export_that_dies_after_any_change_is_published_once(
     check_each([number + 1 for number in range(len(changes))], new_job, monkeypatch)
 
 
+def test_export_asks_for_no_metrics_and_is_found_by_its_run(
+    new_job: Callable[..., Job], mlflow_server: Mlflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, send, asked = new_job("metrics"), requests.Session.send, list[str]()
+    client = mlflow.MlflowClient(mlflow_server.uri)
+    client.log_metric(job.run_id, "loss", 1.0)
+    client.log_param(job.run_id, "lr", 0.1)
+
+    def noting(session: requests.Session, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        asked.append(str(request.path_url))
+        return send(session, request, **options)
+
+    monkeypatch.setattr(requests.Session, "send", noting)
+
+    record = job.publish()
+
+    assert not [path for path in asked if "/metrics/" in path]
+    assert record.uri is not None
+    model = client.get_logged_model(record.uri.rpartition("/")[2])
+    assert (str(model.status), model.name, model.params) == ("READY", "model", {"lr": "0.1"})
+    assert mlflow.models.get_model_info(f"runs:/{job.run_id}/model").model_id == model.model_id
+
+
 def test_start_that_was_given_up_registers_nothing(new_job: Callable[..., Job]) -> None:
     job = new_job("given-up")
 
