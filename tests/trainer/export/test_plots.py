@@ -30,7 +30,7 @@ def test_series_go_on_over_attempts_and_keep_the_first_value(tmp_path: Path) -> 
     first = spool(tmp_path / "1", [("norm/a.bn/drift", 1, 0.5), ("norm/a.bn/drift", 2, 0.25), ("val/loss", 1, 9.0)])
     second = spool(tmp_path / "2", [("norm/a.bn/drift", 2, 7.0), ("norm/a.bn/drift", 3, 0.125)])
 
-    found = read_series([first, second, tmp_path / "missing"], "drift")
+    found = read_series([first, second, tmp_path / "missing"])["drift"]
 
     assert found == {"a.bn": {1: 0.5, 2: 0.25, 3: 0.125}}
 

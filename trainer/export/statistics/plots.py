@@ -23,7 +23,7 @@ Series = Mapping[str, Mapping[int, float]]
 
 def draw_statistics(spools: Iterable[Path], folder: Path) -> list[Path]:
     """`running_statistics.png` (a line a layer) and `drift.png` (layers x time); none without running statistics."""
-    series = {what: read_series(spools, what) for what in PANELS}
+    series = read_series(spools)
     if not series["running_mean_abs"]:
         return []
     folder.mkdir(parents=True, exist_ok=True)
@@ -33,20 +33,20 @@ def draw_statistics(spools: Iterable[Path], folder: Path) -> list[Path]:
     return drawn
 
 
-def read_series(spools: Iterable[Path], what: str) -> dict[str, dict[int, float]]:
-    """Layer -> step -> value of a metric of each layer; of a step recorded twice the first value counts.
+def read_series(spools: Iterable[Path]) -> dict[str, dict[str, dict[int, float]]]:
+    """Panel -> layer -> step -> value; of a step recorded twice the first value counts.
 
     Attempts of earlier versions recorded `norm/{layer}/{what}`.
     """
-    found: dict[str, dict[int, float]] = {}
+    found: dict[str, dict[str, dict[int, float]]] = {what: {} for what in PANELS}
     for spool in spools:
         if not spool.exists():
             continue
-        for line in spool.read_text().splitlines():
-            point = json.loads(line)
-            layer, last = read_layer_metric(point["key"])
-            if layer and last == what:
-                found.setdefault(layer, {}).setdefault(point["step"], point["value"])
+        with spool.open() as lines:
+            for point in map(json.loads, lines):
+                layer, what = read_layer_metric(point["key"])
+                if layer and what in found:
+                    found[what].setdefault(layer, {}).setdefault(point["step"], point["value"])
     return found
 
 
