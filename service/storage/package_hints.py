@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import packages_distributions
 
+OTHER_NAMES = ("pytorch_lightning", "lightning_fabric")
+"""A job imports Lightning by either of its names."""
 _MOST_NAMED = 8
 
 
@@ -29,13 +31,7 @@ def _hints(sources: Mapping[str, str]) -> Iterator[str]:
             "it. Rename yours unless you mean that"
         )
     imported = {name for text in sources.values() for name in _imports(text)}
-    if "pytorch_lightning" in imported:
-        yield (
-            "It imports pytorch_lightning, whose classes are others than those of lightning.pytorch. Import "
-            "lightning.pytorch: a job refuses modules of the other"
-        )
-        imported.discard("pytorch_lightning")
-    known = own | _inner(sources) | _installed() | sys.stdlib_module_names | {"syncnorm"}
+    known = own | _inner(sources) | _installed() | sys.stdlib_module_names | {"syncnorm", *OTHER_NAMES}
     if missing := sorted(imported - known):
         named = ", ".join(missing[:_MOST_NAMED]) + (", …" if len(missing) > _MOST_NAMED else "")
         yield f"It imports {named}, which is not installed here. Name what provides it in code.requirements"

@@ -42,6 +42,11 @@ RUN: dict[str, tuple[str, dict[str, Any], str]] = {
     "two validations": ("own_modules.TwoValidationsToo", {"class_path": "own_modules.TwoValidations"}, "certified"),
     "no validation": ("own_modules.Hooks", {"class_path": "own_modules.NoValidation"}, "certified"),
     "a stream": ("own_modules.Hooks", {"class_path": "own_modules.Streams"}, "certified"),
+    "pytorch_lightning": (
+        "by_the_other_name.LitClassifier",
+        {"class_path": "by_the_other_name.PointsDataModule"},
+        "certified",
+    ),
     "a sampler": ("own_modules.Hooks", {"class_path": "own_modules.Weighted"}, "certified"),
 }
 TESTED, REFUSED = "a test", "two optimizers at once"
@@ -50,7 +55,8 @@ TESTED, REFUSED = "a test", "two optimizers at once"
 @pytest.fixture(scope="module")
 def package(client: Client, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("own")
-    (folder / "own_modules.py").write_bytes(Path(own_modules.__file__).read_bytes())
+    for name in ("own_modules.py", "by_the_other_name.py"):
+        (folder / name).write_bytes(Path(own_modules.__file__).with_name(name).read_bytes())
     return str(client.put_package(pack(folder))["package"])
 
 

@@ -35,6 +35,8 @@ RUN: dict[str, tuple[str, Any, dict[str, Any], str | None]] = {
         "val_loss",
     ),
     "torchgeo detection": ("torchgeo.trainers.ObjectDetectionTask", "boxed", {**BACKBONE, "num_classes": 2}, "val_map"),
+    "lightly linear": ("other_projects.linear_classifier", "pair", {}, "val_top1"),
+    "lightly fine-tuned": ("other_projects.finetuned_classifier", "pair", {}, "val_top1"),
     "torch-uncertainty classification": ("other_projects.uncertain_classifier", "pair", {}, "val/cls/Acc"),
 }
 

@@ -244,5 +244,5 @@ def _failed(launch: Launch, failure: Failure) -> Result:
 
 
 if __name__ == "__main__":
-    user_code.hide_checkout()
+    user_code.prepare_imports()
     sys.exit(main(sys.argv[1]))

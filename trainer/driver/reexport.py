@@ -146,6 +146,6 @@ def _description(assembly: Assembly, request: ExportRequest) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    user_code.hide_checkout()
+    user_code.prepare_imports()
     logging.basicConfig(level=logging.INFO)
     sys.exit(main(sys.argv[1]))

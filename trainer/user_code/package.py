@@ -12,6 +12,7 @@ from pathlib import Path
 from syncnorm.import_path import without_checkout
 from syncnorm.trainer.storage.storage import local_copy
 from syncnorm.trainer.storage.sync import PATIENCE_S
+from syncnorm.trainer.user_code import lightning_names
 
 
 def unpack(package: str, digest: str, into: Path) -> None:
@@ -38,9 +39,11 @@ def put_on_path(package: Path) -> None:
         sys.path.insert(0, str(package))
 
 
-def hide_checkout() -> None:
-    """Keep this process from importing our folders by the names they have in a checkout, as `trainer`.
+def prepare_imports() -> None:
+    """Make this process import what a user's code means: Lightning as one package, whichever of its names the code
+    has, and our folders by none of the names they have in a checkout, such as `trainer`.
 
-    For processes of ours only that run a user's code: it changes `sys.path`.
+    For processes of ours only that run a user's code: it changes `sys.path` and `sys.meta_path`.
     """
     sys.path[:] = without_checkout(sys.path, os.environ)
+    lightning_names.unite()

@@ -217,7 +217,7 @@ def first_batch(trainer: Trainer) -> Any:
 
 
 def main(*packages: str) -> None:
-    user_code.hide_checkout()
+    user_code.prepare_imports()
     for package in packages:
         user_code.put_on_path(Path(package))
     request = InspectionRequest.model_validate_json(sys.stdin.read())

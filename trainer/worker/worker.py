@@ -62,7 +62,7 @@ _PROFILE_PATIENCE_S = 20.0
 
 def train(config: dict[str, Any]) -> dict[str, Any] | None:
     """The train loop that Ray Train runs on each worker: `train_at` with the worker's place."""
-    user_code.hide_checkout()
+    user_code.prepare_imports()
     return train_at(ray_context(), config)
 
 

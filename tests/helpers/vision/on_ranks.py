@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning as L
 
+from syncnorm.trainer.user_code import lightning_names
 from tests.helpers.norm.pool import Pool
 from tests.helpers.trainer.ranks import PlainDDP, PoolEnvironment, TrainedModel, train
 
@@ -70,6 +71,7 @@ def prepare(folder: str) -> None:
 def train_in(rank: int, world_size: int, folder: str, document: dict[str, Any], *more: Any) -> TrainedModel:
     """Train as a worker does, in `folder`, where a module may look for its data. more: as in `train`."""
     prepare(folder)
+    lightning_names.unite()
     with contextlib.chdir(folder):
         return train(rank, world_size, f"{folder}/job", document, *more)
 

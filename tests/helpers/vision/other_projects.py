@@ -63,7 +63,25 @@ def uncertain_classifier() -> Any:
     """Of torch-uncertainty, which takes a network and a function for its optimizer."""
     from torch_uncertainty.routines import ClassificationRoutine
 
-    layers = [nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    network = nn.Sequential(*layers, nn.Linear(8, 4))
+    network = nn.Sequential(_features(), nn.Linear(8, 4))
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     return ClassificationRoutine(network, 4, nn.CrossEntropyLoss(), optim_recipe=optimizer)
+
+
+def linear_classifier() -> Any:
+    """Of lightly, which takes a network whose features stay as they are."""
+    from lightly.utils.benchmarking import LinearClassifier
+
+    return LinearClassifier(_features(), batch_size_per_device=4, feature_dim=8, num_classes=4, topk=(1, 2))
+
+
+def finetuned_classifier() -> Any:
+    """Of lightly, which trains the network, too."""
+    from lightly.utils.benchmarking import FinetuneClassifier
+
+    return FinetuneClassifier(_features(), batch_size_per_device=4, feature_dim=8, num_classes=4, topk=(1, 2))
+
+
+def _features() -> nn.Module:
+    layers = [nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers)

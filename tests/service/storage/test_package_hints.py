@@ -11,7 +11,7 @@ def test_code_that_will_do_is_passed_without_a_word() -> None:
     sources = {
         "net/__init__.py": "import torch\nfrom . import blocks\nfrom net.blocks import Block\n",
         "net/blocks.py": "import json, numpy as np\nfrom lightning.pytorch import LightningModule\nimport syncnorm\n",
-        "train_data.py": "from net import blocks\n",
+        "train_data.py": "from net import blocks\nimport pytorch_lightning as pl\n",
     }
 
     assert hints(sources) == []
@@ -23,7 +23,6 @@ def test_code_that_will_do_is_passed_without_a_word() -> None:
         ({"project/model.py": "", "project/parts/__init__.py": ""}, "All code lies in project/, so its modules"),
         ({"numpy.py": ""}, "Your numpy takes the place of the module numpy"),
         ({"random.py": "", "model.py": ""}, "Your random takes the place of the module random"),
-        ({"model.py": "import pytorch_lightning as pl"}, "Import lightning.pytorch"),
         ({"model.py": "import flywheels.fast\nfrom gyros import spin"}, "It imports flywheels, gyros, which is not"),
     ],
 )
