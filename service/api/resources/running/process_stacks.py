@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
@@ -14,9 +12,10 @@ from starlette.concurrency import run_in_threadpool
 
 from syncnorm.service.api.change_notifier import ChangeNotifier
 from syncnorm.service.api.components import Components
-from syncnorm.service.api.dependencies import Reader, provide, visible_job
+from syncnorm.service.api.dependencies import Reader, provide
 from syncnorm.service.api.http.errors import ApiError, refused
 from syncnorm.service.api.http.route import Route
+from syncnorm.service.api.resources.running.answers import last_attempt, once_complete
 from syncnorm.service.api.views.view import View
 from syncnorm.service.jobs.actions import allowed
 from syncnorm.service.jobs.job import Attempt, Job
@@ -24,13 +23,8 @@ from syncnorm.service.store import StoredStacks
 from syncnorm.service.store.tables.attempts import AttemptTable
 from syncnorm.service.store.tables.jobs import JobTable
 from syncnorm.service.store.tables.stacks import StackTable
-from syncnorm.trainer.contract.protocol import attempt_id
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], route_class=Route)
-_REST_S = 0.1
-"""Between two looks at the answers, at the least."""
-_POLL_S = 0.5
-"""At the most: the answers may come to another process of the service."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +107,7 @@ async def get_stacks(
 
 
 def _attempt_of(running: _Running, who: Reader, job_id: str) -> tuple[Job, Attempt]:
-    job = visible_job(running.jobs, who, job_id)
-    attempt = running.attempts.get(attempt_id(job.id, job.attempt)) if job.attempt else None
+    job, attempt = last_attempt(running.jobs, running.attempts, who, job_id)
     if attempt is None:
         raise _no_process(job)
     return job, attempt
@@ -133,19 +126,14 @@ def _no_process(job: Job) -> ApiError:
 
 async def _answers(running: _Running, attempt: Attempt, request: int, wait_s: float) -> list[StoredStacks]:
     """The answers to `request`: as soon as all processes have answered, otherwise those that came within `wait_s`."""
-    clock = asyncio.get_running_loop().time
-    until = clock() + wait_s
-    with running.notifier.following(attempt.job_id) as changed:
-        while True:
-            changed.clear()
-            found = await run_in_threadpool(running.stacks.of_attempt, attempt.job_id, attempt.number)
-            found = [one for one in found if one.request >= request]
-            left = until - clock()
-            if len(found) > attempt.workers or left <= 0 or running.notifier.is_closed:
-                return found
-            with suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), min(left, _POLL_S))
-            await asyncio.sleep(min(_REST_S, max(0, until - clock())))
+
+    async def find() -> list[StoredStacks]:
+        found = await run_in_threadpool(running.stacks.of_attempt, attempt.job_id, attempt.number)
+        return [one for one in found if one.request >= request]
+
+    return await once_complete(
+        find, lambda found: len(found) > attempt.workers, running.notifier, attempt.job_id, wait_s
+    )
 
 
 def _view(attempt: Attempt, found: Sequence[StoredStacks], silent: list[int]) -> StacksView:

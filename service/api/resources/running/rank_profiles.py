@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
@@ -13,9 +11,10 @@ from starlette.concurrency import run_in_threadpool
 
 from syncnorm.service.api.change_notifier import ChangeNotifier
 from syncnorm.service.api.components import Components
-from syncnorm.service.api.dependencies import Reader, Submitter, provide, visible_job
+from syncnorm.service.api.dependencies import Reader, Submitter, provide
 from syncnorm.service.api.http.errors import ApiError, FieldProblem, refused
 from syncnorm.service.api.http.route import Route
+from syncnorm.service.api.resources.running.answers import last_attempt, once_complete
 from syncnorm.service.api.views.view import View, read
 from syncnorm.service.jobs.actions import allowed
 from syncnorm.service.jobs.job import Attempt, Job
@@ -24,11 +23,8 @@ from syncnorm.service.store.tables.attempts import AttemptTable
 from syncnorm.service.store.tables.jobs import JobTable
 from syncnorm.service.store.tables.profiles import Profiled, ProfileTable
 from syncnorm.trainer.contract.profile import ProfileAnswer, ProfileOptions, ProfileSummary
-from syncnorm.trainer.contract.protocol import attempt_id
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], route_class=Route)
-_POLL_S = 0.5
-"""At the most: the answers may come to another process of the service."""
 
 
 @dataclass(frozen=True)
@@ -115,27 +111,20 @@ async def get_profile(
     ] = 0,
 ) -> ProfileView:
     """The profile of the job's last attempt that was asked for last. 404 if nobody asked."""
+    return await once_complete(
+        lambda: _newest(profiles, who, job_id), lambda view: not view.pending, profiles.notifier, job_id, wait_s
+    )
+
+
+async def _newest(profiles: _Profiles, who: Reader, job_id: str) -> ProfileView:
     job, attempt = await run_in_threadpool(_attempt_of, profiles, who, job_id)
     if attempt is None:
         raise _none(job)
-    clock = asyncio.get_running_loop().time
-    until = clock() + wait_s
-    with profiles.notifier.following(job.id) as changed:
-        while True:
-            changed.clear()
-            view = await _found(profiles, attempt)
-            left = until - clock()
-            if not view.pending or left <= 0 or profiles.notifier.is_closed:
-                return view
-            with suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), min(left, _POLL_S))
-            _, attempt = await run_in_threadpool(_attempt_of, profiles, who, job_id)
-            assert attempt is not None
+    return await _found(profiles, attempt)
 
 
 def _attempt_of(profiles: _Profiles, who: Reader, job_id: str) -> tuple[Job, Attempt | None]:
-    job = visible_job(profiles.jobs, who, job_id)
-    return job, profiles.attempts.get(attempt_id(job.id, job.attempt)) if job.attempt else None
+    return last_attempt(profiles.jobs, profiles.attempts, who, job_id)
 
 
 async def _found(profiles: _Profiles, attempt: Attempt) -> ProfileView:
