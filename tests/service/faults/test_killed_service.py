@@ -277,9 +277,11 @@ def test_killed_service_keeps_every_promise(tmp_path: Path) -> None:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(3000)
-def test_service_killed_two_thousand_times_keeps_every_promise(tmp_path: Path) -> None:
-    kills = amount(2000)
-    record, service = storm(tmp_path, kills=kills, clients=8, seed=2)
+@pytest.mark.parametrize("seed", range(2, 10))
+def test_service_killed_two_hundred_and_fifty_times_keeps_every_promise(seed: int, tmp_path: Path) -> None:
+    """Two thousand times with all the seeds."""
+    kills = amount(250)
+    record, service = storm(tmp_path, kills=kills, clients=8, seed=seed)
     print(f"{service.deaths} deaths, {record.operations} operations, {len(record.keys)} jobs")
 
     assert doubled(tmp_path) == 0
