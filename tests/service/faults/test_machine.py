@@ -245,8 +245,10 @@ def test_promises_hold_whatever_happens() -> None:
 
 
 @pytest.mark.chaos
-def test_promises_hold_whatever_happens_long() -> None:
-    run_state_machine_as_test(Machine, settings=settings(LONG, max_examples=amount(1500), stateful_step_count=60))
+@pytest.mark.parametrize("part", range(5))
+def test_promises_hold_whatever_happens_long(part: int) -> None:
+    """1,500 stories with all the parts, each of which makes up its own."""
+    run_state_machine_as_test(Machine, settings=settings(LONG, max_examples=amount(300), stateful_step_count=60))
 
 
 def test_story_ends_though_a_paused_job_was_asked_to_cancel() -> None:
