@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -21,6 +22,18 @@ def digests(network: nn.Module) -> dict[str, str]:
     }
 
 
+def leave_to_ranks(parameters: Iterable[nn.Parameter]) -> None:
+    """Let each rank have its own values of these."""
+    for parameter in parameters:
+        parameter.is_of_each_rank = True  # type: ignore[attr-defined]
+
+
+def of_each_rank(network: nn.Module) -> frozenset[str]:
+    """Names in the state_dict of what each rank has of its own."""
+    left = {name for name, parameter in network.named_parameters() if getattr(parameter, "is_of_each_rank", False)}
+    return local_statistics(network) | left
+
+
 def local_statistics(network: nn.Module) -> frozenset[str]:
     """Names in the state_dict of the statistics that each rank has of its own: of layers not synchronized over all."""
     return frozenset(
@@ -37,14 +50,15 @@ def check_agreement(network: nn.Module) -> dict[str, str | int]:
 
     Raises: DisagreementError naming the tensor and the ranks, the same on all of them.
     """
-    own, local = digests(network), local_statistics(network)
+    own, local = digests(network), of_each_rank(network)
     everyone = gather(own)
     for name in own:
         different = [rank for rank, theirs in enumerate(everyone) if theirs[name] != everyone[0][name]]
         if different and name not in local:
             raise DisagreementError(
                 f"every rank must hold the same {name}, but that of rank {different[0]} differs from that of rank 0 "
-                f"({len(different)} of {len(everyone)} ranks differ). Please report this with the logs of the attempt."
+                f"({len(different)} of {len(everyone)} ranks differ). Code that changes weights outside of its optimizers "
+                "must do the same on every rank. If yours does, please report this with the logs of the attempt."
             )
     shared = "".join(own[name] for name in sorted(own) if name not in local)
     return {"ranks": len(everyone), "sha256": hashlib.sha256(shared.encode()).hexdigest()}

@@ -19,15 +19,17 @@ Sums = tuple[float, float]
 
 
 def average_over_ranks(trainer: Trainer) -> None:
-    """Make the epoch's values that were logged without `sync_dist` those of all ranks. Entered by every rank.
+    """Make the epoch's values those of all ranks. Entered by every rank.
 
-    Lightning leaves each rank with its own, so that a schedule or a callback that monitors one drives the ranks apart.
-    A mean counts every sample once. One that a hook at the end of an epoch logs without a batch_size counts by the
-    samples that its rank has read in that pass. Values that only some ranks have, and those logged with rank_zero_only,
-    stay.
+    Without `sync_dist` Lightning leaves each rank with its own, so that a schedule or a callback that monitors one
+    drives the ranks apart. A mean counts every sample once, with `sync_dist` too. One that a hook at the end of an
+    epoch logs without a batch_size counts by the samples that its rank has read in that pass. Values that only some
+    ranks have, and those logged with rank_zero_only, stay.
     """
     if trainer.world_size == 1:
         return
+    for metric in _synced_means(trainer):
+        _weigh(metric, _samples_of_pass(trainer))
     own = dict(_open_values(trainer))
     everyone = gather({key: sums_of(metric) for key, metric in own.items()})
     read = gather(_samples_of_pass(trainer))
@@ -54,6 +56,20 @@ def _open_values(trainer: Trainer) -> Iterator[tuple[str, _ResultMetric]]:
         is_reduced = meta.sync.should or meta.sync.rank_zero_only or not meta.on_epoch
         if metric.is_tensor and not metric.has_reset and not is_reduced:
             yield key, metric
+
+
+def _synced_means(trainer: Trainer) -> Iterator[_ResultMetric]:
+    for metric in (trainer._results or {}).values():
+        meta = metric.meta
+        if metric.is_tensor and not metric.has_reset and meta.sync.should and meta.on_epoch and meta.is_mean_reduction:
+            yield metric
+
+
+def _weigh(metric: _ResultMetric, read: int) -> None:
+    """Let Lightning's own reduction count samples: it averages their number over the ranks as an integer."""
+    if "epoch_end" in metric.meta.fx and metric.cumulated_batch_size == 1:
+        metric.value, metric.cumulated_batch_size = metric.value * read, metric.cumulated_batch_size * read
+    metric.cumulated_batch_size = metric.cumulated_batch_size.to(metric.value.dtype)
 
 
 def sums_of(metric: _ResultMetric) -> Sums:

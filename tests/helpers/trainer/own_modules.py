@@ -159,6 +159,61 @@ class FrozenAtFirst(Unfreezes):
         self.net[0].requires_grad_(False)
 
 
+class Adversarial(TwoOptimizers):
+    """Freezes a part while the other one is trained, in the order of pix2pix: it is frozen between two steps."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        first, rest = self.optimizers()  # type: ignore[misc]
+        self.net[0].requires_grad_(True)
+        for optimizer in (first, rest):
+            loss = self.loss(batch)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+            self.net[0].requires_grad_(False)
+
+
+class FreezesInForward(Hooks):
+    """A layer says itself in which epochs it is trained, as prototypes do."""
+
+    def loss(self, batch: Any) -> Any:
+        self.net[0].requires_grad_(self.current_epoch > 0)
+        return super().loss(batch)
+
+
+class UnfreezesInStep(Hooks):
+    """Frozen when it is built, and unfrozen by a training step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[0].requires_grad_(False)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.net[0].requires_grad_(self.global_step > 1)
+        return super().training_step(batch, batch_idx)
+
+
+class Probe(pl.Callback):
+    """Trains a layer of its own on the module, with an optimizer that Lightning does not know."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
+        with torch.random.fork_rng(devices=[]):
+            pl_module.probe = nn.Linear(4, 3)
+        self.optimizer = torch.optim.SGD(pl_module.probe.parameters(), 0.1)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        self.optimizer.zero_grad()
+        nn.functional.cross_entropy(pl_module.probe(batch[0]), batch[1]).backward()
+        self.optimizer.step()
+
+
+class Probed(Hooks):
+    """Watched by a probe."""
+
+    def configure_callbacks(self) -> Any:
+        return [Probe()]
+
+
 class Stops(Hooks):
     """Callbacks of its own: early stopping, a checkpoint, a monitor of the rate."""
 
@@ -423,6 +478,20 @@ class LogsLabels(Hooks):
         self.log("val_accuracy_metric", self.val_zeros)
         self.log("val_label", batch[1].float().mean())
         self.log("val_greatest", batch[1].max().float(), reduce_fx="max")
+
+
+class LogsInAgreement(Hooks):
+    """Logs with sync_dist what can be counted, by batch and at the end of the epoch."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        self.seen = [*getattr(self, "seen", []), *batch[1].tolist()]
+        self.log("val_one", torch.tensor(1.0), sync_dist=True)
+        self.log("val_label", batch[1].float().mean(), sync_dist=True)
+        self.log("val_labels", batch[1].float().sum(), sync_dist=True, reduce_fx="sum")
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val_label_in_the_end", float(np.mean(self.seen)), sync_dist=True)
+        self.seen = []
 
 
 class LogsBatchSize(Hooks):

@@ -128,6 +128,51 @@ def test_layers_that_are_unfrozen_later_are_trained_alike_on_all_workers(
             assert torch.equal(tensor, second.state[path]), path
 
 
+@pytest.mark.parametrize("name", ["Adversarial", "FreezesInForward", "UnfreezesInStep"])
+def test_layers_that_a_step_freezes_and_unfreezes_are_trained_alike_on_all_workers(
+    name: str, ranks: Pool, tmp_path: Path
+) -> None:
+    first, second = ranks.run(train, 2, str(tmp_path), job(name, workers=2, train={"epochs": 3}))
+
+    for path, tensor in first.state.items():
+        if "running" not in path:
+            assert torch.equal(tensor, second.state[path]), path
+    assert not torch.equal(first.state["net.0.weight"], _untrained(name).state_dict()["net.0.weight"])
+
+
+def _untrained(name: str) -> Any:
+    L.seed_everything(0, verbose=False)
+    return getattr(own_modules, name)()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_probe_that_a_callback_trains_disturbs_nothing(workers: int, ranks: Pool, tmp_path: Path) -> None:
+    plain = ranks.run(train, workers, str(tmp_path / "plain"), job("Hooks", workers=workers))[0]
+
+    found = ranks.run(train, workers, str(tmp_path), job("Probed", workers=workers))
+
+    for path, tensor in plain.state.items():
+        assert torch.equal(tensor, found[0].state[path]), path
+    if workers == 2:
+        assert not torch.equal(found[0].state["probe.weight"], found[1].state["probe.weight"])
+
+
+def test_values_logged_with_sync_dist_are_means_over_all_samples_of_uneven_shares(ranks: Pool, tmp_path: Path) -> None:
+    document = job("LogsInAgreement", workers=2)
+    document["data"]["init_args"] = {"samples": 45}
+    points = own_modules.Points(samples=45)
+    points.setup("fit")
+    labels = torch.tensor([float(y) for _, y in points.points])  # type: ignore[attr-defined]
+
+    first, second = ranks.run(train, 2, str(tmp_path), document)
+
+    assert first.metrics == second.metrics
+    assert first.metrics["val_one"] == 1
+    assert first.metrics["val_label"] == pytest.approx(float(labels.mean()), rel=1e-6)
+    assert first.metrics["val_labels"] == float(labels.sum())
+    assert first.metrics["val_label_in_the_end"] == pytest.approx(float(labels.mean()), rel=1e-6)
+
+
 def test_logged_values_are_means_over_all_samples_of_all_workers(ranks: Pool, tmp_path: Path) -> None:
     document = job("LogsLabels", workers=2, norm={"kind": "sync_batch"})
     document["data"]["init_args"] = {"samples": 45}
