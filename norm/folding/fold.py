@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 from torch.nn.utils import parametrize
 
 from syncnorm.norm.conversion.fixup import FixupLayer, ScalarBias
@@ -22,6 +20,7 @@ from syncnorm.norm.folding.absorption import (
     takes_behind,
     takes_in_front,
 )
+from syncnorm.norm.folding.copies import deep_copy
 from syncnorm.norm.folding.obstacles import FlowOfCalls, Passes
 from syncnorm.norm.kind import KINDS
 from syncnorm.norm.layers.box_cox import BoxCox
@@ -70,7 +69,7 @@ def fold(model: nn.Module) -> tuple[nn.Module, list[Folded]]:
     >>> x = torch.randn(1, 3, 8, 8)
     >>> torch.testing.assert_close(folded(x), model(x))
     """
-    folded = _copy(model).eval()
+    folded = deep_copy(model).eval()
     compiled = [
         Folded(part.path, type(part.module).__name__, reason=f"{part.message} {part.fix}")
         for part in compiled_parts(folded)
@@ -231,14 +230,3 @@ def _kind(layer: nn.Module, path: str) -> str | None:
     except ValueError as error:
         raise _CannotFoldError(str(error)) from error
     return None if source is None else source.kind
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    """A deep copy, except for process groups, which have none, and for weights that a hook computes anew."""
-    memo: dict[int, Any] = {}
-    for value in (value for module in model.modules() for value in vars(module).values()):
-        if isinstance(value, ProcessGroup):
-            memo[id(value)] = value
-        elif isinstance(value, Tensor) and value.grad_fn is not None:
-            memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)

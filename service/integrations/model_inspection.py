@@ -40,7 +40,7 @@ def inspect(
     """Conversion and findings for `spec`; None if the process fails, for example without torch on this host. weights:
     what model.init_from may read; None: it is not looked at. forks: None: the process starts anew."""
     request = InspectionRequest(spec=spec.model_dump(mode="json"), weights=weights, mlflow_uri=mlflow_uri)
-    environment = python_path(environment_of_jobs(os.environ, own_mlflow=True))
+    environment = python_path(environment_of_jobs(os.environ, own_mlflow=True) | _given(spec))
     try:
         with contextlib.ExitStack() as stack:
             arguments = []
@@ -56,6 +56,11 @@ def inspect(
             stderr.decode(errors="replace")[-2000:],
         )
         return None
+
+
+def _given(spec: JobSpec) -> dict[str, str]:
+    """Variables of the spec for its own code. A plan has no secrets, and other specs run no code here."""
+    return {name: value for name, value in spec.env.items() if isinstance(value, str)} if spec.has_own_code else {}
 
 
 def _answer(task: Task, forks: ForkServer | None) -> bytes:

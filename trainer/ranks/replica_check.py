@@ -57,8 +57,8 @@ def check_agreement(network: nn.Module) -> dict[str, str | int]:
         if different and name not in local:
             raise DisagreementError(
                 f"every rank must hold the same {name}, but that of rank {different[0]} differs from that of rank 0 "
-                f"({len(different)} of {len(everyone)} ranks differ). Code that changes weights outside of its optimizers "
-                "must do the same on every rank. If yours does, please report this with the logs of the attempt."
+                f"({len(different)} of {len(everyone)} ranks differ). Code that changes weights outside of its "
+                "optimizers must do the same on every rank; if yours does, please report this with the attempt's logs."
             )
     shared = "".join(own[name] for name in sorted(own) if name not in local)
     return {"ranks": len(everyone), "sha256": hashlib.sha256(shared.encode()).hexdigest()}

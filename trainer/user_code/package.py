@@ -31,10 +31,7 @@ def unpack(package: str, digest: str, into: Path) -> None:
 
 
 def put_on_path(package: Path) -> None:
-    """Make this process, and those it forks or spawns, import from `package` before everything else.
-
-    package: the folder it was unpacked into, or the archive itself, from which Python can import.
-    """
+    """Make this process, and those it forks or spawns, import from `package`, a folder, before everything else."""
     if package.exists() and str(package) not in sys.path:
         sys.path.insert(0, str(package))
 

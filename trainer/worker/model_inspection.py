@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -61,17 +62,20 @@ def inspect(spec: JobSpec, access: WeightAccess | None = None, mlflow_uri: str =
             found = with_weights(found, weights) if weights else found
             return found.model_copy(update={"findings": [*unread, *found.findings]})
     except Exception as error:
-        return Inspection(conversion=[], findings=[_not_built(error)])
+        return Inspection(conversion=[], findings=[_not_built(error, spec)])
 
 
-def _not_built(error: Exception) -> Finding:
+def _not_built(error: Exception, spec: JobSpec) -> Finding:
     """A message of ours begins with its field and says what must hold there. Others are of the network's own code."""
     path = _field(error)
     if path:
         message, fix = str(error).removeprefix(f"{path}: "), "Correct this field, or the files that it names."
     else:
         message = f"The network can't be built as the spec says: {type(error).__name__}: {error}"
-        fix = "Change the part of the spec that the message names."
+        fix = "Change your code, or the part of the spec that the message names."
+    if secrets := [name for name, value in spec.env.items() if not isinstance(value, str)]:
+        fix = f"A plan has no secrets, as {secrets[0]} of env. If your code needs them, submit the job all the same."
+        return Finding(code="cannot_build", path=path, message=message, fix=fix, severity="warning")
     return Finding(code="cannot_build", path=path, message=message, fix=fix, severity="error")
 
 
@@ -217,12 +221,16 @@ def first_batch(trainer: Trainer) -> Any:
 
 
 def main(*packages: str) -> None:
+    """packages: archives with code of the user's."""
     user_code.prepare_imports()
-    for package in packages:
-        user_code.put_on_path(Path(package))
     request = InspectionRequest.model_validate_json(sys.stdin.read())
-    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answer:
+    with TemporaryDirectory(prefix="syncnorm-code-") as folder, os.fdopen(os.dup(sys.stdout.fileno()), "w") as answer:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a user's code prints is no part of the answer
+        for number, package in enumerate(packages):
+            # As in a worker: code may read files beside it, and folders without __init__.py are no modules in archives.
+            code = Path(folder, str(number))
+            shutil.unpack_archive(package, code, "zip")
+            user_code.put_on_path(code)
         found = inspection(request, [Path(package) for package in packages])
         print(found.model_dump_json(), file=answer)
 

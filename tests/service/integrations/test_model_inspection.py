@@ -47,6 +47,53 @@ def test_code_named_as_ours_is_inspected_in_a_checkout_whatever_it_prints(
     assert [finding for finding in found.findings if finding.severity == "error"] == []
 
 
+NESTED = """
+import os
+from pathlib import Path
+from torch import nn
+
+def make(num_classes: int = 10) -> nn.Module:
+    width = int((Path(__file__).parent / "width.txt").read_text()) + int(os.environ["EXTRA"])
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.BatchNorm1d(width), nn.Linear(width, num_classes))
+"""
+
+
+def test_code_in_plain_folders_finds_its_files_and_its_environment(tmp_path: Path) -> None:
+    folder = tmp_path / "own" / "nets" / "small"
+    folder.mkdir(parents=True)
+    (folder / "net.py").write_text(NESTED)
+    (folder / "width.txt").write_text("16")
+    document = own_names.spec(_put(tmp_path), workers=2)
+    document |= {"model": {"class_path": "nets.small.net.make"}, "env": {"EXTRA": "4"}}
+
+    found = inspect(read_spec(document), CodePackages(str(tmp_path / "storage")))
+
+    assert found is not None
+    assert [finding.message for finding in found.findings if finding.severity == "error"] == []
+    assert found.conversion == [{"path": "2", "from": "BatchNorm1d", "to": "SyncBatchNorm"}]
+
+
+def test_code_that_needs_a_secret_is_no_error_of_a_plan(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "net.py").write_text("import os\nTOKEN = os.environ['HUB_TOKEN']\n")
+    document = own_names.spec(_put(tmp_path), workers=2)
+    document |= {"model": {"class_path": "net.make"}, "env": {"HUB_TOKEN": {"secret": "HUB"}}}
+
+    found = inspect(read_spec(document), CodePackages(str(tmp_path / "storage")))
+
+    assert found is not None
+    (finding,) = (finding for finding in found.findings if finding.code == "cannot_build")
+    assert finding.severity == "warning"
+    assert "HUB_TOKEN" in finding.fix
+
+
+def _put(folder: Path) -> str:
+    archive = pack(folder / "own")
+    package = f"sha256:{hashlib.sha256(archive).hexdigest()}"
+    CodePackages(str(folder / "storage")).put(package, io.BytesIO(archive))
+    return package
+
+
 # By a warm process
 
 
