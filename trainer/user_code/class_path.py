@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import register_type
+
+from syncnorm.trainer.user_code.targets import has_target, made
 
 
 def _tensor(value: Any) -> torch.Tensor:
@@ -20,38 +23,69 @@ def _tensor(value: Any) -> torch.Tensor:
     return torch.tensor(value, dtype=torch.get_default_dtype())
 
 
+def _namespace(value: Any) -> argparse.Namespace:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"it is written as a mapping, got {value!r}")
+    return argparse.Namespace(**value)
+
+
 register_type(torch.Tensor, torch.Tensor.tolist, _tensor)
+register_type(argparse.Namespace, vars, _namespace)
+
+
+def _register_configurations() -> None:
+    """Let mappings and lists be taken for omegaconf's, where the user's code has imported that."""
+    if (omegaconf := sys.modules.get("omegaconf")) is not None:
+        for kind in (omegaconf.DictConfig, omegaconf.ListConfig):
+            register_type(
+                kind, omegaconf.OmegaConf.to_container, omegaconf.OmegaConf.create, fail_already_registered=False
+            )
 
 
 def instantiate(where: str, class_path: str, init_args: Mapping[str, Any], *, fill: Mapping[str, Any]) -> Any:
     """What `class_path` makes of `init_args`; it may name a class or a function.
 
     init_args are checked against the signature and its annotations by jsonargparse, so a nested
-    {class_path: …, init_args: …} is built where the annotation is a class. fill: arguments for parameters of these
-    names, where there are such parameters and init_args leaves them out.
+    {class_path: …, init_args: …} is built where the annotation is a class. Arguments with Hydra's `_target_` are made
+    as `made` says, and passed as they are, because a `_partial_` optimizer is annotated as the optimizer itself. fill:
+    arguments for parameters of these names, where there are such parameters and init_args leaves them out.
 
     Raises: ValueError naming `where` (`model` or `data`), for what can't be found or does not fit. What the user's own
     code raises when it is called is passed on as it is.
     """
     target = find(where, class_path)
+    _register_configurations()
+    targets: set[str | int] = {
+        name for name, value in init_args.items() if has_target(value) and name in _parameters(target)
+    }
+    objects = {
+        name: made(f"{where}.init_args.{name}", value, _find_at) for name, value in init_args.items() if name in targets
+    }
     known: dict[str, Any] = {}
-    parser, arguments = ArgumentParser(exit_on_error=False), {"init": dict(init_args)}
+    given = {name: value for name, value in init_args.items() if name not in targets}
+    parser, arguments = ArgumentParser(exit_on_error=False), {"init": dict(given)}
     try:
         if inspect.isclass(target):
-            parser.add_class_arguments(target, "init", fail_untyped=False)
+            parser.add_class_arguments(target, "init", fail_untyped=False, instantiate=not targets, skip=targets)
         else:
-            parser.add_function_arguments(target, "init", fail_untyped=False)
+            parser.add_function_arguments(target, "init", fail_untyped=False, skip=targets)
         known = parser.get_defaults().get("init") or {}
-        _require_known(init_args, known)
+        _require_known(given, known)
         arguments["init"] = {name: value for name, value in fill.items() if name in known} | arguments["init"]
         parsed = parser.parse_object(arguments)
-        _require_reachable(target, arguments["init"])
+        _require_reachable(target, arguments["init"] | objects)
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         message = str(error).replace("init.", "").replace("Group 'init' does not accept option", "there is no argument")
+        message += _LATER if "required: params" in message else ""
         message += _HIDDEN if "there is no argument" in message and not known and _takes_anything(target) else ""
         raise ValueError(f"{where}.init_args must fit {class_path}{_signature(target)}: {message}") from error
     built = parser.instantiate(parsed).get("init")
-    return built if inspect.isclass(target) else target(**(built or {}))
+    return built if inspect.isclass(target) and not targets else target(**(built or {}), **objects)
+
+
+def _find_at(path: str, class_path: str) -> Callable[..., Any]:
+    where, _, field = path.partition(".")
+    return find(where, class_path, field)
 
 
 def _require_known(init_args: Mapping[str, Any], known: Mapping[str, Any]) -> None:
@@ -82,6 +116,10 @@ def _takes_anything(target: Callable[..., Any]) -> bool:
     return any(one.kind is one.VAR_KEYWORD for one in _parameters(target).values())
 
 
+_LATER = (
+    ". An optimizer takes params later: if your code calls it with them, write {_target_: torch.optim.Adam, "
+    "_partial_: true, …}"
+)
 _HIDDEN = (
     ". What it does with its **kwargs can't be seen from its signature: name the class itself, or decorate the "
     "function with functools.wraps"

@@ -172,8 +172,9 @@ class User(threading.Thread):
 
 
 @contextmanager
-def load(service: Killable, clients: int, seed: int) -> Iterator[Record]:
-    record, stop = Record(), threading.Event()
+def load(service: Killable, clients: int, seed: int, record: Record | None = None) -> Iterator[Record]:
+    """record: one to go on with."""
+    record, stop = record or Record(), threading.Event()
     users = [User(service, record, seed + number, stop) for number in range(clients)]
     service.keep_alive()
     for user in users:
@@ -303,18 +304,28 @@ def _files(process: psutil.Process) -> int:
     return process.num_fds() - sum("service.db" in file.path for file in process.open_files())
 
 
+_AT_ONCE = 250
+
+
 def _soak(home: Path, jobs: int) -> None:
-    """Ray and MLflow come and go under load; nothing is lost, and the process holds no more than before."""
+    """Ray and MLflow come and go under load; nothing is lost, and the process holds no more than before.
+
+    Jobs come in parts, each once the last has ended: a tick holds all that wait, some 3 KiB each.
+    """
     with fake_servers() as (servers, url), closing(Killable(home, url, death_chance=0.0)) as service:
-        with load(service, 3, seed=18) as record:
+        record = Record()
+        with load(service, 3, 18, record):
             _wait_for(record, 150)
             process = psutil.Process(service.pid)
             before = (_files(process), process.num_threads(), process.memory_info().rss)
-            while len(record.keys) < jobs:
-                servers.is_away = not servers.is_away
-                _wait_for(record, record.operations + 50)
-            servers.is_away = False
-        check(record, settle(service, record), servers)
+        for whole in range(_AT_ONCE, jobs + _AT_ONCE, _AT_ONCE):
+            with load(service, 3, 18 + whole, record):
+                while len(record.keys) < min(whole, jobs):
+                    servers.is_away = not servers.is_away
+                    _wait_for(record, record.operations + 50)
+                servers.is_away = False
+            settled = settle(service, record)
+        check(record, settled, servers)
         most = before[0] + 10
         stop = time.monotonic() + 30  # connections that nobody uses are closed after some seconds
         while _files(process) > most and time.monotonic() < stop:

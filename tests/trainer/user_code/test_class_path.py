@@ -13,6 +13,7 @@ from syncnorm.trainer.data import DataInfo, build_data
 from syncnorm.trainer.data.loader import train_loader
 from syncnorm.trainer.models import build_model
 from syncnorm.trainer.models.user_model import is_lightning_module
+from syncnorm.trainer.user_code.class_path import instantiate
 from tests.helpers.paths import ROOT
 
 INFO = DataInfo("classification", 7, (1, 8, 8))
@@ -80,6 +81,64 @@ def test_mistake_in_a_model_names_the_path_and_the_remedy(
 
     with pytest.raises(ValueError, match=message):
         _model(class_path, **init_args)
+
+
+NET = {
+    "_target_": "torch.nn.Sequential",
+    "_args_": [
+        {"_target_": "torch.nn.Linear", "in_features": 64, "out_features": 4},
+        {"_target_": "torch.nn.BatchNorm1d", "num_features": 4},
+    ],
+}
+SGD = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.25}
+STEPS = {"_target_": "torch.optim.lr_scheduler.StepLR", "_partial_": True, "_convert_": "all", "step_size": 3}
+
+
+def test_arguments_as_hydra_writes_them_are_made() -> None:
+    module = instantiate(
+        "model",
+        "configured.TemplateModule",
+        {"net": NET, "optimizer": SGD, "scheduler": STEPS, "compile": True},
+        fill={},
+    )
+
+    (optimizer,), (scheduler,) = module.configure_optimizers()
+    assert [type(layer) for layer in module.net] == [nn.Linear, nn.BatchNorm1d]
+    assert (type(optimizer), optimizer.param_groups[0]["lr"], scheduler.step_size) == (torch.optim.SGD, 0.25, 3)
+    assert module.compiled is True
+
+
+def test_targets_are_found_in_lists_and_with_others_inside() -> None:
+    layers = [{"_target_": "torch.nn.Linear", "in_features": 64, "out_features": 4}]
+    norm = {"_target_": "torch.nn.GroupNorm", "_partial_": True, "_args_": [2]}
+
+    net = _model("configured.TakesLayers", layers=layers, norm=norm)
+
+    assert [type(layer) for layer in net.layers] == [nn.Linear, nn.GroupNorm]
+
+
+def test_configuration_as_one_object_is_a_namespace() -> None:
+    assert _model("configured.TakesNamespace", hparams={"width": 3}).layer.in_features == 3
+
+
+@pytest.mark.parametrize(
+    ("init_args", "message"),
+    [
+        (
+            {"optimizer": {"_target_": "torch.optim.Sgd", "_partial_": True}},
+            r"model\.init_args\.optimizer\._target_ must",
+        ),
+        ({"net": {"_target_": "nowhere.Net"}}, r"model\.init_args\.net\._target_: there is no module 'nowhere'"),
+        ({"net": NET, "optimizer": SGD}, "required: scheduler"),
+        (
+            {"net": NET, "scheduler": STEPS, "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}},
+            "_partial_: true",
+        ),
+    ],
+)
+def test_mistake_in_a_target_names_the_path_and_the_remedy(init_args: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        instantiate("model", "configured.TemplateModule", init_args, fill={})
 
 
 def test_error_of_the_users_own_code_is_passed_on() -> None:
