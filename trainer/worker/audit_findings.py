@@ -22,7 +22,7 @@ from syncnorm.trainer.contract.spec_findings import (
 )
 from syncnorm.trainer.contract.text import counted, name_some
 from syncnorm.trainer.data import Data
-from syncnorm.trainer.export.forward_inputs import ForwardInputs, Unclear
+from syncnorm.trainer.export.forward_inputs import ForwardInputs, Unclear, defines_forward
 from syncnorm.trainer.training.optim import build_optimizer
 from syncnorm.trainer.worker.module_and_data import total_steps
 from syncnorm.trainer.worker.smoke_forward import SAMPLES
@@ -36,7 +36,7 @@ def audit_own(
     uneven = [_uneven_shares(shares)] if order is not None and (shares := order.uneven_shares()) else []
     if isinstance(inputs, Unclear) or inputs.kwargs or size is None:
         why = inputs.reason if isinstance(inputs, Unclear) else "forward is given its inputs by name"
-        return [_not_audited(why), *uneven]
+        return [_not_audited(why, defines_forward(module)), *uneven]
     samples = order.samples() if order is not None else None
     is_cut = order is not None and (order.how.drop_last or order.how.last_batch == "drop")
     found = norm.audit(
@@ -56,16 +56,25 @@ def audit_own(
 
 def _as_a_guess(finding: Finding) -> Finding:
     """What a user's code does besides forward may show a layer, and give it another shape."""
+    if finding.code == "layer_not_reached":
+        update = {
+            "message": "forward does not reach the layer. A training_step may, as that of a teacher or a projector.",
+            "fix": "Nothing, if each worker reaches it in each step: workers that wait for it would hang.",
+            "severity": "info",
+        }
+        return finding.model_copy(update=update)
     is_guess = finding.code in ("unknown_layer", "forward_fails")
     return finding.model_copy(update={"severity": "warning"}) if is_guess else finding
 
 
-def _not_audited(why: str) -> Finding:
+def _not_audited(why: str, has_forward: bool) -> Finding:
     return Finding(
         code="not_audited",
         path="model",
         message=f"Normalization is converted, but its layers can't be looked at beforehand: {why}.",
-        fix="Set example_input_array in your module.",
+        fix="Set example_input_array in your module."
+        if has_forward
+        else "Nothing, if you don't need an export. Otherwise define forward.",
         severity="info",
     )
 

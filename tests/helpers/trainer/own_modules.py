@@ -480,6 +480,17 @@ class LogsLabels(Hooks):
         self.log("val_greatest", batch[1].max().float(), reduce_fx="max")
 
 
+class Projects(Hooks):
+    """A training step runs a projector that forward leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projector = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:  # noqa: ARG002
+        return F.cross_entropy(self.projector(self(batch[0])), batch[1])
+
+
 class LogsInAgreement(Hooks):
     """Logs with sync_dist what can be counted, by batch and at the end of the epoch."""
 

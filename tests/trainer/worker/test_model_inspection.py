@@ -15,6 +15,7 @@ from syncnorm.trainer.data import build_data
 from syncnorm.trainer.models import build_model
 from syncnorm.trainer.worker.audit_findings import audit
 from syncnorm.trainer.worker.model_inspection import inspect
+from tests.helpers.trainer import own_module_jobs
 
 
 def spec(**changes: Any) -> dict[str, Any]:
@@ -120,3 +121,20 @@ def test_a_network_in_double_takes_an_example_in_double() -> None:
     network = build_model(document.model, document.norm, data.info).double()
 
     assert [finding.code for finding in audit(network, data, document, 2) if finding.severity == "error"] == []
+
+
+def test_layer_that_only_a_training_step_reaches_is_no_warning() -> None:
+    document = read_spec(own_module_jobs.job("Projects", workers=2, norm={"kind": "sync_batch"}))
+
+    (finding,) = (one for one in inspect(document).findings if one.path == "projector.1")
+
+    assert (finding.code, finding.severity) == ("layer_not_reached", "info")
+    assert "A training_step may" in finding.message
+
+
+def test_module_without_a_forward_is_not_told_to_set_an_example() -> None:
+    document = read_spec(own_module_jobs.job("WithoutForward") | {"data": {"name": "digits", "batch_size": 8}})
+
+    (finding,) = (one for one in inspect(document).findings if one.code == "not_audited")
+
+    assert "define forward" in finding.fix
