@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from syncnorm.trainer.training.logged_metrics import CommonNames, average_over_ranks
+from syncnorm.trainer.training.logged_metrics import CommonNames, average_over_ranks, log_within_epoch
 
 
 class LateCallback(Callback):
@@ -53,6 +53,7 @@ def call_late(trainer: Trainer, callbacks: Sequence[LateCallback]) -> None:
 
     def on_train_start(original: Callable[[], None]) -> None:
         original()
+        log_within_epoch(trainer)
         for callback in callbacks:
             callback.after_train_start(trainer, trainer.lightning_module)
 

@@ -38,6 +38,13 @@ def average_over_ranks(trainer: Trainer) -> None:
             _put(metric, [values[key] for values in everyone], read)
 
 
+def log_within_epoch(trainer: Trainer) -> None:
+    """Log metrics of steps once an epoch at the least, also where an epoch is shorter than Lightning's interval."""
+    if math.isfinite(batches := trainer.num_training_batches):
+        steps = math.ceil(batches / trainer.accumulate_grad_batches)
+        trainer.log_every_n_steps = max(1, min(trainer.log_every_n_steps, steps))  # type: ignore[attr-defined]
+
+
 def _samples_of_pass(trainer: Trainer) -> int:
     """What this rank reads in the pass that ends; 1 where its loaders don't tell."""
     if trainer.validating or trainer.sanity_checking:

@@ -19,6 +19,9 @@ from syncnorm.trainer.training.conversion import ConvertedNorms
 from syncnorm.trainer.training.lightning_overhead import NoProfiler, exchange_no_signals, ignore_advice
 from syncnorm.trainer.training.strategy import ReplicaStrategy
 
+LOG_EVERY = 50
+"""Steps between two values of a metric that is logged by step, as Lightning has it."""
+
 
 def lightning_trainer(
     spec: JobSpec,
@@ -69,6 +72,7 @@ def lightning_trainer(
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         logger=logger or False,
+        log_every_n_steps=min(LOG_EVERY, train.steps or LOG_EVERY),
         default_root_dir=root,
         enable_checkpointing=False,
         enable_progress_bar=False,

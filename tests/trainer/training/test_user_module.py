@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,17 @@ def test_layers_that_are_unfrozen_later_are_trained_alike_on_all_workers(
     for path, tensor in first.state.items():
         if "running" not in path:
             assert torch.equal(tensor, second.state[path]), path
+
+
+@pytest.mark.parametrize(("length", "steps"), [({"epochs": 2}, {6, 12}), ({"steps": 4}, {4})])
+def test_metrics_of_steps_are_logged_in_an_epoch_of_few_steps(
+    length: dict[str, int], steps: set[int], ranks: Pool, tmp_path: Path
+) -> None:
+    ranks.run(train, 1, str(tmp_path), job("Hooks", train=length))
+
+    (spool,) = tmp_path.rglob("metrics.jsonl")
+    points = map(json.loads, spool.read_text().splitlines())
+    assert {point["step"] for point in points if point["key"] == "train_loss"} == steps
 
 
 @pytest.mark.parametrize("name", ["Adversarial", "FreezesInForward", "UnfreezesInStep"])

@@ -1,13 +1,13 @@
-"""`self.logger.experiment`: one object with MLflow's and TensorBoard's verbs."""
+"""`self.logger.experiment`: one object with MLflow's and TensorBoard's verbs, and wandb's `log`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from syncnorm.trainer.reporting.run_logger.media_writer import MediaWriter
 from syncnorm.trainer.reporting.run_logger.mlflow_verbs import NOT_KEPT, OF_THE_SERVICE, MlflowVerbs
-from syncnorm.trainer.reporting.run_logger.run_writer import RunWriter
+from syncnorm.trainer.reporting.run_logger.run_writer import RunWriter, numbers
 from syncnorm.trainer.reporting.run_logger.table_writer import TableWriter
 from syncnorm.trainer.reporting.run_logger.tensorboard_verbs import NOT_SHOWN, TensorBoardVerbs
 
@@ -27,6 +27,17 @@ class Experiment:
         self._verbs = (MlflowVerbs(run, media, tables, run_id), TensorBoardVerbs(run, media))
         self._client = client
 
+    def log(self, data: Mapping[str, Any], step: Any = None, commit: bool | None = None) -> None:
+        """As wandb's run: numbers, nested ones as `a/b`, become metrics. Anything else is counted as left out."""
+        for key, value in data.items():
+            try:
+                found = dict(numbers({key: value}))
+            except ValueError:
+                why = "Only numbers are logged this way. Log a figure, an image or a file by a verb of its own."
+                self._run.losses.add(f"log of {key}", why)
+            else:
+                self._run.metrics(found, step)
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
@@ -40,12 +51,12 @@ class Experiment:
         if name.startswith(_READING) and hasattr(client := self._client(), name):
             return getattr(client, name)
         raise AttributeError(
-            f"self.logger.experiment has the verbs of MlflowClient and of TensorBoard's SummaryWriter; {name!r} is "
-            "none of them. Use for example log_metric, log_figure, add_image or add_text."
+            f"self.logger.experiment has the verbs of MlflowClient and of TensorBoard's SummaryWriter, and log; "
+            f"{name!r} is none of them. Use for example log_metric, log_figure, add_image or add_text."
         )
 
     def __dir__(self) -> list[str]:
-        return sorted({name for verbs in self._verbs for name in dir(verbs) if not name.startswith("_")})
+        return sorted({"log", *(name for verbs in self._verbs for name in dir(verbs) if not name.startswith("_"))})
 
     def _refusal(self, name: str, why: str) -> Callable[..., None]:
         def refuse(*args: Any, **options: Any) -> None:
