@@ -75,6 +75,8 @@ class ReplicaStrategy(DDPStrategy):
         """Whether a parameter got no gradient on some rank; None: no step has shown it yet."""
         self._replicated: tuple[tuple[bool, ...], bool] = ((), False)
         """What DDP was made for: which parameters it averages, and whether unused ones are looked for."""
+        self._parameters: list[nn.Parameter] = []
+        """Those of the module, as of the start of the batch."""
         self._at_the_start: frozenset[int] = frozenset()
         """Parameters that the module had when DDP was made first, by id."""
         self._switched: set[int] = set()
@@ -147,13 +149,13 @@ class ReplicaStrategy(DDPStrategy):
 
     def _wanted(self) -> tuple[tuple[bool, ...], bool]:
         assert self.lightning_module is not None
-        parameters = list(self.lightning_module.parameters())
+        self._parameters = list(self.lightning_module.parameters())
         trained = self._trained()
-        if len(parameters) != len(self._at_the_start):
+        if len(trained) != len(self._at_the_start):
             own = self._left_to_workers()
-            trained = tuple([one and id(p) not in own for p, one in zip(parameters, trained, strict=True)])
+            trained = tuple([one and id(p) not in own for p, one in zip(self._parameters, trained, strict=True)])
         if self._switched:
-            trained = tuple([one or id(p) in self._switched for p, one in zip(parameters, trained, strict=True)])
+            trained = tuple([one or id(p) in self._switched for p, one in zip(self._parameters, trained, strict=True)])
         if trained != self._replicated[0]:
             self._has_unused = None
         if self._find_unused is not None:
@@ -180,8 +182,7 @@ class ReplicaStrategy(DDPStrategy):
         return self._told
 
     def _trained(self) -> tuple[bool, ...]:
-        assert self.lightning_module is not None
-        return tuple([parameter.requires_grad for parameter in self.lightning_module.parameters()])
+        return tuple([parameter.requires_grad for parameter in self._parameters])
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002 - Lightning's signature
         if self._wanted() != self._replicated:
@@ -201,9 +202,7 @@ class ReplicaStrategy(DDPStrategy):
         return result
 
     def _note_switched(self, before: tuple[bool, ...], after: tuple[bool, ...]) -> None:
-        assert self.lightning_module is not None
-        parameters = self.lightning_module.parameters()
-        changed = {id(p) for p, was, now in zip(parameters, before, after, strict=False) if was != now}
+        changed = {id(p) for p, was, now in zip(self._parameters, before, after, strict=True) if was != now}
         self._switched |= changed & self._at_the_start
 
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
@@ -220,11 +219,9 @@ class ReplicaStrategy(DDPStrategy):
 
     def _average_unfrozen(self) -> None:
         """The gradients of parameters that this training_step has unfrozen: DDP was made without them."""
-        assert self.lightning_module is not None
         if (trained := self._trained()) == self._replicated[0]:
             return
-        pairs = zip(self.lightning_module.parameters(), trained, strict=True)
-        for (parameter, is_trained), averaged in zip(pairs, self._replicated[0], strict=False):
+        for parameter, is_trained, averaged in zip(self._parameters, trained, self._replicated[0], strict=True):
             if is_trained and not averaged and id(parameter) in self._at_the_start:
                 gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 parameter.grad = self.reduce(gradient, reduce_op="mean")
