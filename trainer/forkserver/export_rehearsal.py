@@ -3,6 +3,8 @@
 torch and MLflow load and keep much of what an export needs once the first one begins, and MLflow reads the lists of all
 installed files. Processes that are forked afterwards have it. The network draws no random numbers, so the next ones are
 those of a new process, and no thread is left, which would not survive a fork.
+
+mlflow.pytorch is left out: it loads pytorch_lightning, which a job has as lightning.pytorch only from its start on.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 
 import mlflow.onnx
 import mlflow.pyfunc  # noqa: F401
@@ -20,8 +21,6 @@ import torch
 from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
 from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
-
-from syncnorm.trainer.user_code import lightning_names
 
 
 class Network(nn.Module):
@@ -38,8 +37,6 @@ class Network(nn.Module):
 
 
 def rehearse() -> None:
-    lightning_names.unite()  # mlflow.pytorch imports pytorch_lightning
-    import_module("mlflow.pytorch")
     example = (torch.ones(2, 1, 4, 4),)
     shapes = ({0: torch.export.Dim.DYNAMIC},)
     with torch.no_grad(), _quietly(), warnings.catch_warnings():

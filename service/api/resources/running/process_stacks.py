@@ -15,7 +15,7 @@ from syncnorm.service.api.components import Components
 from syncnorm.service.api.dependencies import Reader, provide
 from syncnorm.service.api.http.errors import ApiError, refused
 from syncnorm.service.api.http.route import Route
-from syncnorm.service.api.resources.running.answers import last_attempt, once_complete
+from syncnorm.service.api.resources.running.process_answers import last_attempt, once_complete
 from syncnorm.service.api.views.view import View
 from syncnorm.service.jobs.actions import allowed
 from syncnorm.service.jobs.job import Attempt, Job
