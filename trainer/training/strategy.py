@@ -21,6 +21,9 @@ from syncnorm.trainer.training.batch_size import samples_in
 from syncnorm.trainer.training.user_exchanges import refused
 
 
+logger = logging.getLogger(__name__)
+
+
 @contextmanager
 def _requiring_gradients(module: nn.Module, chosen: tuple[bool, ...]) -> Iterator[None]:
     """DDP averages the gradients of the parameters that require some when it is made."""
@@ -34,8 +37,6 @@ def _requiring_gradients(module: nn.Module, chosen: tuple[bool, ...]) -> Iterato
         for parameter, was in zip(parameters, before, strict=True):
             parameter.requires_grad_(was)
 
-
-logger = logging.getLogger(__name__)
 
 ShareOut = Callable[[object, bool], object]
 """(loader, training) -> the loader with this worker's share."""

@@ -169,12 +169,17 @@ def test_probe_that_a_callback_trains_disturbs_nothing(workers: int, ranks: Pool
         assert not torch.equal(found[0].state["probe.weight"], found[1].state["probe.weight"])
 
 
-def test_values_logged_with_sync_dist_are_means_over_all_samples_of_uneven_shares(ranks: Pool, tmp_path: Path) -> None:
-    document = job("LogsInAgreement", workers=2)
+def _of_45_samples(document: dict[str, Any]) -> torch.Tensor:
+    """Give the job 45 samples, which two workers can't share evenly; their labels."""
     document["data"]["init_args"] = {"samples": 45}
     points = own_modules.Points(samples=45)
     points.setup("fit")
-    labels = torch.tensor([float(y) for _, y in points.points])  # type: ignore[attr-defined]
+    return torch.tensor([float(y) for _, y in points.points])  # type: ignore[attr-defined]
+
+
+def test_values_logged_with_sync_dist_are_means_over_all_samples_of_uneven_shares(ranks: Pool, tmp_path: Path) -> None:
+    document = job("LogsInAgreement", workers=2)
+    labels = _of_45_samples(document)
 
     first, second = ranks.run(train, 2, str(tmp_path), document)
 
@@ -187,10 +192,7 @@ def test_values_logged_with_sync_dist_are_means_over_all_samples_of_uneven_share
 
 def test_logged_values_are_means_over_all_samples_of_all_workers(ranks: Pool, tmp_path: Path) -> None:
     document = job("LogsLabels", workers=2, norm={"kind": "sync_batch"})
-    document["data"]["init_args"] = {"samples": 45}
-    points = own_modules.Points(samples=45)
-    points.setup("fit")
-    labels = torch.tensor([float(y) for _, y in points.points])  # type: ignore[attr-defined]
+    labels = _of_45_samples(document)
 
     first, second = ranks.run(train, 2, str(tmp_path), document)
 

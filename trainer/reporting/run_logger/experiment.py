@@ -51,7 +51,7 @@ class Experiment:
         if name.startswith(_READING) and hasattr(client := self._client(), name):
             return getattr(client, name)
         raise AttributeError(
-            f"self.logger.experiment has the verbs of MlflowClient and of TensorBoard's SummaryWriter, and log; "
+            "self.logger.experiment has the verbs of MlflowClient and of TensorBoard's SummaryWriter, and log; "
             f"{name!r} is none of them. Use for example log_metric, log_figure, add_image or add_text."
         )
 
