@@ -20,7 +20,6 @@ from syncnorm.trainer.ranks.replica_check import leave_to_ranks
 from syncnorm.trainer.training.batch_size import samples_in
 from syncnorm.trainer.training.user_exchanges import refused
 
-
 logger = logging.getLogger(__name__)
 
 
