@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import httpx
@@ -57,11 +57,17 @@ class RunSender(ABC):
 
     def close(self, timeout_s: float) -> bool:
         """Deliver the rest for at most `timeout_s`; returns whether everything arrived."""
-        self._deadline = time.monotonic() + timeout_s
-        self._ending.set()
-        self._thread.join(timeout_s + REQUEST_TIMEOUT_S)
-        self._client.close()
+        close_all([self], timeout_s)
         return self.delivered
+
+    def _end_by(self, deadline: float) -> None:
+        self._deadline = deadline
+        self._ending.set()
+
+    def _wait(self) -> None:
+        """Until the deadline, and for a request that is under way then."""
+        self._thread.join(max(0.0, self._deadline + REQUEST_TIMEOUT_S - time.monotonic()))
+        self._client.close()
 
     def _run(self) -> None:
         pause_s = 1.0
@@ -151,3 +157,12 @@ class RunSender(ABC):
         if answer.status_code == httpx.codes.NOT_FOUND:
             raise _RunGoneError
         return dict(answer.raise_for_status().json())
+
+
+def close_all(senders: Iterable[RunSender], timeout_s: float) -> None:
+    """Close senders at the same time: all of them together take as long as the slowest, at most `timeout_s`."""
+    senders, deadline = list(senders), time.monotonic() + timeout_s
+    for sender in senders:
+        sender._end_by(deadline)
+    for sender in senders:
+        sender._wait()

@@ -36,6 +36,7 @@ from syncnorm.trainer.reporting.log_handler import ReportingHandler
 from syncnorm.trainer.reporting.redaction import redact, redacted_output
 from syncnorm.trainer.reporting.reporter import Reporter
 from syncnorm.trainer.reporting.run_logger.assembly import journal_sender_of
+from syncnorm.trainer.reporting.run_sender import RunSender, close_all
 from syncnorm.trainer.reporting.stdout_capture import captured
 from syncnorm.trainer.reporting.telemetry.run_facts import FactsSender, RunFacts
 from syncnorm.trainer.storage.atomic_files import write_atomic
@@ -162,10 +163,11 @@ def run(
 
     if context.rank == 0:
         # Not in `prepare`, which an attempt with nothing left to train never comes to.
-        at_the_end.callback(_sender(launch, folders).close, MLFLOW_PATIENCE_S)
+        senders = list[RunSender]()
+        at_the_end.callback(close_all, senders, MLFLOW_PATIENCE_S)
+        senders += [_sender(launch, folders), _facts_sender(launch, facts)]
         if assembly.task_data is None:
-            at_the_end.callback(journal_sender_of(launch, folders).start().close, MLFLOW_PATIENCE_S)
-        at_the_end.callback(_facts_sender(launch, facts).close, MLFLOW_PATIENCE_S)
+            senders.append(journal_sender_of(launch, folders).start())
         facts.add_inputs(dataset_inputs(spec.data, spec.seed, assembly.data))
     load = weights.load if weights else no_weights
     try:
