@@ -113,7 +113,7 @@ def _trained(request: ExportRequest, published: Published, mirror: Mirror) -> Tr
         return TrainedModel(
             job_id=request.job_id,
             network=use_contiguous(network_of(assembly.module).eval()),
-            held_out=_inputs(assembly, held_out, training),
+            held_out=_inputs(assembly, held_out, training, spec.export.module),
             description=_description(assembly, request) | about,
             facts=facts,
             seed=spec.seed,
@@ -128,12 +128,14 @@ def _trained(request: ExportRequest, published: Published, mirror: Mirror) -> Tr
     return trained
 
 
-def _inputs(assembly: Assembly, batches: Iterable[Any], training: Iterable[Any]) -> list[ForwardInputs]:
+def _inputs(
+    assembly: Assembly, batches: Iterable[Any], training: Iterable[Any], part: str | None
+) -> list[ForwardInputs]:
     """Raises: NoExportError if it is not clear what forward takes of a batch."""
     if assembly.task_data is not None:
         assembly.module.float()  # it is certified in the precision of its data
         return inputs_of_data(assembly.task_data.data)
-    found = inputs_of_batches(assembly.module, batches, training)
+    found = inputs_of_batches(assembly.module, batches, training, part)
     if isinstance(found, Unclear):
         raise found.error
     return found

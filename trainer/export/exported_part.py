@@ -16,7 +16,7 @@ from syncnorm.norm.torch_compat import BatchNormBase
 from syncnorm.trainer.contract.failure import ExportReason
 from syncnorm.trainer.contract.text import name_some
 from syncnorm.trainer.errors import NoExportError
-from syncnorm.trainer.export.forward_inputs import ForwardInputs
+from syncnorm.trainer.export.forward_inputs import ForwardInputs, defines_forward
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,16 @@ class Part:
 
 
 def find_part(network: nn.Module, batches: Sequence[ForwardInputs], path: str | None) -> Part:
-    """The submodule at `path`, with what it is given while the whole network runs on `batches` in eval mode.
+    """The submodule at `path`, with what it is given while its entry (see `entry`) runs on `batches` in eval mode.
 
     Raises: NoExportError if there is no such submodule, if it does not run exactly once a batch, or if a normalization
     with batch statistics in it does not run: it was trained, and what is exported would not contain it.
     """
-    part, calls = _submodule(network, path), list[ForwardInputs]()
+    part, entered, calls = _submodule(network, path), entry(network, path), list[ForwardInputs]()
     idle = {f"{path}.{name}" if path else name: layer for name, layer in _batch_normalizations(part)}
     with torch.no_grad(), _recorded(part, calls), _marked(idle):
         for batch in batches:
-            batch.call(network.eval())
+            batch.call(entered.eval())
     if path and len(calls) != len(batches):
         raise NoExportError(
             ExportReason.NOT_EXPORTABLE,
@@ -48,6 +48,15 @@ def find_part(network: nn.Module, batches: Sequence[ForwardInputs], path: str | 
     if idle:
         raise NoExportError(ExportReason.LAYERS_OUTSIDE, _outside(network, part, path, list(idle)))
     return Part(path or "", part, calls if path else list(batches))
+
+
+def entry(network: nn.Module, path: str | None) -> nn.Module:
+    """What samples go through to reach the part at `path`: all of `network`, or, where that has no forward, as a
+    LightningModule may, the part itself.
+
+    Raises: NoExportError if there is no such submodule.
+    """
+    return _submodule(network, path) if path and not defines_forward(network) else network
 
 
 def inference_network(network: nn.Module, fold: bool) -> tuple[nn.Module, list[dict[str, Any]]]:

@@ -12,6 +12,7 @@ from torch import nn
 from syncnorm.trainer.data.info import Data, DataInfo
 from syncnorm.trainer.export import samples
 from syncnorm.trainer.export.certification import HELD_OUT_SAMPLES
+from syncnorm.trainer.export.exported_part import entry
 from syncnorm.trainer.export.forward_inputs import (
     ForwardInputs,
     Unclear,
@@ -41,16 +42,21 @@ def inputs_of_data(data: Data) -> list[ForwardInputs]:
     return [ForwardInputs((torch.stack([held_out[index][0] for index in range(count)]),))]
 
 
-def inputs_of_batches(module: nn.Module, batches: Iterable[Any], training: Iterable[Any] = ()) -> HeldOut:
+def inputs_of_batches(
+    module: nn.Module, batches: Iterable[Any], training: Iterable[Any] = (), part: str | None = None
+) -> HeldOut:
     """Of the first batches, as a validation step gets them, or else, where the network refuses those, of training:
     validation that runs windows by itself is given whole volumes, of sizes that only its windows need not have.
 
     The module's example_input_array says what is wanted and how large, and stands in for batches that do not have it.
+    part: what is exported; where the module has no forward, they are the inputs of the part.
+    Raises: NoExportError if there is no such part.
     """
-    if defines_forward(module) and (example := example_of(module)) is not None:
-        return _enough(_like(module, batch, example) for batch in islice(batches, _MOST_BATCHES)) or [example]
-    found = _of_batches(module, batches)
-    if isinstance(found, Unclear) and isinstance(others := _of_batches(module, training), list):
+    entered = entry(module, part)
+    if defines_forward(entered) and (example := example_of(module)) is not None:
+        return _enough(_like(entered, batch, example) for batch in islice(batches, _MOST_BATCHES)) or [example]
+    found = _of_batches(entered, batches)
+    if isinstance(found, Unclear) and isinstance(others := _of_batches(entered, training), list):
         return others
     return found
 

@@ -36,7 +36,7 @@ def audit_own(
     uneven = [_uneven_shares(shares)] if order is not None and (shares := order.uneven_shares()) else []
     if isinstance(inputs, Unclear) or inputs.kwargs or size is None:
         why = inputs.reason if isinstance(inputs, Unclear) else "forward is given its inputs by name"
-        return [_not_audited(why, defines_forward(module)), *uneven]
+        return [_not_audited(why, has_forward=defines_forward(module), part=spec.export.module), *uneven]
     samples = order.samples() if order is not None else None
     is_cut = order is not None and (order.how.drop_last or order.how.last_batch == "drop")
     found = norm.audit(
@@ -67,14 +67,19 @@ def _as_a_guess(finding: Finding) -> Finding:
     return finding.model_copy(update={"severity": "warning"}) if is_guess else finding
 
 
-def _not_audited(why: str, has_forward: bool) -> Finding:
+def _not_audited(why: str, *, has_forward: bool, part: str | None) -> Finding:
+    if has_forward:
+        fix = "Set example_input_array in your module."
+    elif part:
+        fix = f"Nothing: training does without, and {part} is exported."
+    else:
+        fix = "Nothing, if you don't need an export. Otherwise define forward, or name a network in your module as "
+        fix += "export.module."
     return Finding(
         code="not_audited",
         path="model",
         message=f"Normalization is converted, but its layers can't be looked at beforehand: {why}.",
-        fix="Set example_input_array in your module."
-        if has_forward
-        else "Nothing, if you don't need an export. Otherwise define forward.",
+        fix=fix,
         severity="info",
     )
 

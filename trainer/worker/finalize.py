@@ -106,7 +106,8 @@ def finalize_user_module(
     if launch.spec.train.test:
         fitted = replace(fitted, metrics=fitted.metrics | fitted.test())
     network = use_contiguous(module.cpu().eval())
-    held_out = checkpoint.unless(lambda: problem or inputs_of_batches(network, batches, training))
+    part = launch.spec.export.module
+    held_out = checkpoint.unless(lambda: problem or inputs_of_batches(network, batches, training, part))
     finished = Finished(network, held_out, describe_job(launch.job_id, launch.spec), choice)
     return publish(finished, {"agreement": agreement, **checkpoint.as_facts()}, launch, folders, fitted)
 

@@ -23,6 +23,16 @@ LOG_EVERY = 50
 """Steps between two values of a metric that is logged by step, as Lightning has it."""
 
 
+class JobTrainer(Trainer):
+    """Lightning's, for a process with one device of the many that a job has."""
+
+    @property
+    def num_devices(self) -> int:
+        """The workers of the job, as modules expect that scale a learning rate by it, or exchange tensors if it is more
+        than 1. Lightning itself counts those of the process."""
+        return self.world_size
+
+
 def lightning_trainer(
     spec: JobSpec,
     context: RankContext,
@@ -55,7 +65,7 @@ def lightning_trainer(
             loader, workers, training=training, epoch=lambda: _epoch(trainer), taken=lambda: _taken_batches(trainer)
         )
 
-    trainer = Trainer(
+    trainer = JobTrainer(
         accelerator="gpu" if on_gpu else "cpu",
         devices="auto" if on_gpu else 1,
         strategy=ReplicaStrategy(

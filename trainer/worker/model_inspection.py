@@ -26,8 +26,10 @@ from syncnorm.trainer.contract.spec import InitFrom, JobSpec
 from syncnorm.trainer.contract.spec_findings import Finding, unused_windows
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.data.user.own_state import has_own_state
+from syncnorm.trainer.errors import NoExportError
 from syncnorm.trainer.export.exportability import try_export
-from syncnorm.trainer.export.forward_inputs import ForwardInputs, Unclear, forward_inputs
+from syncnorm.trainer.export.exported_part import entry
+from syncnorm.trainer.export.forward_inputs import ForwardInputs, Unclear, defines_forward, example_of, forward_inputs
 from syncnorm.trainer.export.held_out import example_of_data
 from syncnorm.trainer.export.weights import WEIGHTS_FILE
 from syncnorm.trainer.models.memory_format import without_effect
@@ -141,9 +143,12 @@ def inspection_of(
             size = data.samples_per_worker(spec.data.batch_size)
             found = audit(network_of(module), data, spec, workers)
         else:
-            inputs, size = _first_inputs(module, trainer, spec)
+            batch, size = _first_batch(trainer, spec)
+            inputs = batch if isinstance(batch, Unclear) else forward_inputs(module, batch)
             found = audit_own(module, inputs, loader, size, spec, workers)
             size = None if size is None else size // spec.train.joined_micro_batches
+            if spec.export.module and not (isinstance(batch, Unclear) or defines_forward(module)):
+                inputs = _inputs_of_part(module, batch, spec.export.module)
         exported = (
             Guarantee(holds="no", why=inputs.reason)
             if isinstance(inputs, Unclear)
@@ -179,10 +184,16 @@ def _idle_groups(spec: JobSpec, parameters: Parameters) -> Iterator[Finding]:
             )
 
 
-def _first_inputs(
-    module: LightningModule, trainer: Trainer, spec: JobSpec
-) -> tuple[ForwardInputs | Unclear, int | None]:
-    """What forward would take of a first batch, and how many samples that has."""
+def _inputs_of_part(module: LightningModule, batch: Any, path: str) -> ForwardInputs | Unclear:
+    try:
+        part = entry(module, path)
+    except NoExportError as error:
+        return Unclear(str(error))
+    return example_of(module) or forward_inputs(part, batch)
+
+
+def _first_batch(trainer: Trainer, spec: JobSpec) -> tuple[Any, int | None]:
+    """A first batch, or why there is none, and how many samples it has."""
     loader = trainer.train_dataloader
     try:
         batch = first_batch(trainer)
@@ -193,7 +204,7 @@ def _first_inputs(
         size = count(batch)
     else:
         size = order.how.batch_size if order is not None and order.how.batch_size else samples_in(batch)
-    return forward_inputs(module, batch), size
+    return batch, size
 
 
 def first_batch(trainer: Trainer) -> Any:

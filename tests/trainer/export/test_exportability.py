@@ -100,6 +100,19 @@ def test_submodule_that_cannot_be_exported_is_named(module: str, sentence: str) 
     assert sentence in said.why
 
 
+class NoForward(nn.Module):
+    """All of it is in its steps, as in many a LightningModule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.unused = mlp(), mlp()
+
+
+def test_part_of_a_network_without_forward_is_exported_by_itself() -> None:
+    assert try_export(NoForward(), X, ExportSpec(module="net")).holds == "yes"
+    assert "has no nothing. It has net, unused" in try_export(NoForward(), X, ExportSpec(module="nothing")).why
+
+
 @pytest.mark.parametrize("make", [mlp, Branches, Counts])
 def test_network_and_random_generators_are_as_before(make: Any) -> None:
     network = make().train()

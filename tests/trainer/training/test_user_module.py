@@ -80,6 +80,17 @@ def test_hooks_and_losses_are_those_of_plain_lightning(name: str, ranks: Pool, t
     assert ours == calls
 
 
+def devices(rank: int, world_size: int, root: str, document: dict[str, Any]) -> tuple[int, int, int]:
+    """What a module scales its learning rate by."""
+    seen: list[Trainer] = []
+    train(rank, world_size, root, document, prepare=lambda trainer, *_: seen.append(trainer))
+    return seen[0].num_devices, seen[0].num_nodes, seen[0].world_size
+
+
+def test_module_finds_as_many_devices_as_the_job_has_workers(ranks: Pool, tmp_path: Path) -> None:
+    assert ranks.run(devices, 2, str(tmp_path), job("Hooks", workers=2)) == [(2, 1, 2), (2, 1, 2)]
+
+
 def plainly_on_two(rank: int, world_size: int, name: str, options: dict[str, Any]) -> list[float]:
     """The training losses of plain Lightning with its DDP."""
     L.seed_everything(0, verbose=False)

@@ -210,6 +210,27 @@ def test_submodule_is_certified_and_the_whole_module_published(job: Job, finaliz
     assert (result.metrics, result.step) == ({"own": 1.0}, 3)
 
 
+def test_part_of_a_module_without_forward_is_certified(job: Job, finalized: Finalize) -> None:
+    result = finalized(NoForward(), views(), module="backbone")
+
+    assert result.export is not None
+    assert result.export.state == "certified", result.export
+    assert result.model is not None
+    proof = result.model.certificate
+    assert proof["module"] == "backbone"
+    assert {check["runtime"] for check in proof["checks"]} == {"eager", "torch.export", "onnxruntime", "mlflow.pyfunc"}
+    assert {check["samples"] for check in proof["checks"] if check["inputs"] == "held_out"} == {12}
+
+
+def test_part_that_takes_no_part_of_a_batch_is_named(finalized: Finalize) -> None:
+    result = finalized(NoForward(), [{"a": torch.ones(2, 3), "b": torch.ones(2, 3)}], module="backbone")
+
+    assert result.export is not None
+    assert (result.export.state, result.export.reason) == ("skipped", "inputs_unclear")
+    assert "Sequential.forward takes" in result.export.message
+    assert "set example_input_array" in result.export.message
+
+
 def test_population_statistics_of_a_module_are_taken_from_its_training_batches(job: Job, finalized: Finalize) -> None:
     module, given = Contrastive(), [{"x": first, "label": label} for (first, _), label in views()]
     inputs = torch.cat([module.backbone[0](batch["x"]) for batch in given])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from syncnorm.trainer.contract.initial_weights import WeightAccess
-from syncnorm.trainer.contract.plan import plan
+from syncnorm.trainer.contract.plan import Inspection, plan
 from syncnorm.trainer.contract.spec import InitFrom
 from syncnorm.trainer.contract.spec_findings import alike
 from syncnorm.trainer.contract.spec_reader import read_spec
@@ -132,9 +132,27 @@ def test_layer_that_only_a_training_step_reaches_is_no_warning() -> None:
     assert "A training_step may" in finding.message
 
 
+def without_forward(**export: Any) -> Inspection:
+    document = own_module_jobs.job("WithoutForward") | {"data": {"name": "digits", "batch_size": 8}, "export": export}
+    return inspect(read_spec(document))
+
+
 def test_module_without_a_forward_is_not_told_to_set_an_example() -> None:
-    document = read_spec(own_module_jobs.job("WithoutForward") | {"data": {"name": "digits", "batch_size": 8}})
+    found = without_forward()
 
-    (finding,) = (one for one in inspect(document).findings if one.code == "not_audited")
-
+    (finding,) = (one for one in found.findings if one.code == "not_audited")
     assert "define forward" in finding.fix
+    assert found.guarantees is not None
+    assert found.guarantees.exported.holds == "no"
+
+
+def test_part_of_a_module_without_a_forward_is_promised_an_export() -> None:
+    found, wrong = without_forward(module="net"), without_forward(module="ne")
+
+    (finding,) = (one for one in found.findings if one.code == "not_audited")
+    assert finding.fix == "Nothing: training does without, and net is exported."
+    assert found.guarantees is not None
+    assert wrong.guarantees is not None
+    assert found.guarantees.exported.holds == "yes"
+    assert wrong.guarantees.exported.holds == "no"
+    assert "WithoutForward has no ne. It has net." in wrong.guarantees.exported.why
