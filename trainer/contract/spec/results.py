@@ -41,7 +41,8 @@ class ExportSpec(Part):
     Default: auto."""
     module: ModulePath | None = None
     """Path of the submodule to export alone, such as `net.backbone`; it gets what it is given while the whole network
-    runs, or, where a LightningModule has no forward, what fits its own. The weights that are always written are those of the whole network. Default: null, the whole network."""
+    runs, or, where a LightningModule has no forward, what fits its own. The weights that are always written are those
+    of the whole network. Default: null, the whole network."""
     required: bool = False
     """Whether an export that fails, or is not possible, fails the job. Default: false: the job succeeds once its
     weights are published, and its `export` says how the export went."""
