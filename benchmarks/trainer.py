@@ -144,7 +144,7 @@ class Stopwatch:
 
     def watch(self, callback: Callback) -> None:
         for name in ("on_train_batch_start", "on_train_batch_end", "after_train_batch"):
-            if hasattr(callback, name):
+            if callable(getattr(callback, name, None)):
                 setattr(callback, name, self._timed(getattr(callback, name)))
 
     def read(self) -> float:

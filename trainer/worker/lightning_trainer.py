@@ -16,7 +16,12 @@ from syncnorm.trainer.data.loader import Loader
 from syncnorm.trainer.data.user.shared_loader import Workers, share
 from syncnorm.trainer.ranks.rank_context import RankContext
 from syncnorm.trainer.training.conversion import ConvertedNorms
-from syncnorm.trainer.training.lightning_overhead import NoProfiler, exchange_no_signals, ignore_advice
+from syncnorm.trainer.training.lightning_overhead import (
+    NoProfiler,
+    exchange_no_signals,
+    ignore_advice,
+    skip_empty_hooks,
+)
 from syncnorm.trainer.training.strategy import ReplicaStrategy
 
 LOG_EVERY = 50
@@ -89,6 +94,7 @@ def lightning_trainer(
         enable_model_summary=False,
         profiler=NoProfiler(),
     )
+    skip_empty_hooks(callbacks)
     exchange_no_signals(trainer)
     ignore_advice(is_partly_frozen=bool(spec.model.freeze))
     return trainer
