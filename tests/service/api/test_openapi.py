@@ -100,7 +100,7 @@ def test_answers_are_as_documented(tmp_path: Path) -> None:
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("part", range(10))  # a thousand an operation, with a seed of its own each
-def test_answers_are_as_documented_long(tmp_path: Path, part: int) -> None:  # noqa: ARG001
+def test_answers_are_as_documented_long(tmp_path: Path, part: int) -> None:
     seed = random.SystemRandom().randrange(2**32)
 
     done = send_anything(tmp_path, "--max-examples", str(amount(100)), seed=seed)
