@@ -38,6 +38,7 @@ from syncnorm.norm.layers.weight import initialize_weight_norm as initialize_wei
 from syncnorm.norm.memory_savings import Saved as Saved
 from syncnorm.norm.memory_savings import save_memory as save_memory
 from syncnorm.norm.reading.readers import Source as Source
+from syncnorm.norm.reading.readers import count_kinds as count_kinds
 from syncnorm.norm.reading.readers import register_source as register_source
 from syncnorm.norm.registry import build as build
 from syncnorm.norm.statistics.loss_weighting import loss_weight as loss_weight

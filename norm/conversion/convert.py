@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from torch.distributed import ProcessGroup
@@ -25,6 +25,7 @@ def convert(
     eps: float | Keep = "keep",
     momentum: float | Keep | None = "keep",
     affine: bool | Keep = "keep",
+    replace: Literal["all", "batch"] = "all",
     **options: Value,
 ) -> tuple[nn.Module, list[Replacement]]:
     """Exchange every channel normalization of `model` for `kind`, in place; what was exchanged, by module path.
@@ -41,6 +42,8 @@ def convert(
 
     group: the workers that share statistics, for kinds that synchronize; None: as in each layer, else all of them.
     eps, momentum, affine: "keep" takes them from each layer; momentum=None is the cumulative average.
+    replace: "batch" exchanges layers with statistics of the batch alone, and leaves instance, group and frozen ones as
+    they are, subclasses of them included; "all": every one. Overrides come first.
     overrides: other kinds by glob over module paths, as `Override` or as mappings with the same fields.
     options: those of `kind`, see `norm.kinds()[kind].options`.
     Returns: the model (another object only if `model` itself is a normalization layer) and the replacements.
@@ -58,7 +61,7 @@ def convert(
         raise ValueError(f"Normalization must be a layer to be converted. {part.message} {part.fix}")
     model, undone = undo(model)
     try:
-        steps = list(Conversion(model, rules, Changes(eps, momentum, affine, group)).steps())
+        steps = list(Conversion(model, rules, Changes(eps, momentum, affine, group), replace).steps())
         keep_ties(model, steps)
         return apply(model, steps), [report(step) for step in steps]
     except BaseException:

@@ -32,7 +32,7 @@ from syncnorm.norm.reading.activations import (
 from syncnorm.norm.reading.dataflow import Flow, trace
 from syncnorm.norm.reading.elementwise import Effect, effect
 from syncnorm.norm.reading.norm_act import out_of_place, with_tail
-from syncnorm.norm.reading.readers import Source, named_tail, read_source
+from syncnorm.norm.reading.readers import Source, is_without_batch, named_tail, read_source
 from syncnorm.norm.registry import build_layer
 
 Keep = Literal["keep"]
@@ -59,10 +59,13 @@ class Changes:
 class Conversion:
     """The exchanges that convert a model by the first matching rule of each path. Changes nothing."""
 
-    def __init__(self, model: nn.Module, rules: Sequence[Override], changes: Changes) -> None:
+    def __init__(
+        self, model: nn.Module, rules: Sequence[Override], changes: Changes, only: Literal["all", "batch"]
+    ) -> None:
         self.model = model
         self.rules = rules
         self.changes = changes
+        self.only = only
         self.kind = rules[-1].kind
         self.modules = modules_with_paths(model)
         self.dims = _convolution_dims(model)
@@ -80,7 +83,10 @@ class Conversion:
         in_branches = self._modules_of_branches() if self.kind == "fixup" else set()
         removed: list[nn.Module] = []
         for module, paths in self.modules:
-            rule, source = self._rule(paths), read_source(module, paths[0])
+            rule = self._rule(paths)
+            if self.only == "batch" and rule is self.rules[-1] and is_without_batch(module, paths[0]):
+                continue
+            source = read_source(module, paths[0])
             with errors_named(f"{paths[0] or 'The model'} can't become {rule.kind}"):
                 if source is not None:
                     steps = list(self._exchange_norm(module, paths, source, rule, is_bare=module in in_branches))

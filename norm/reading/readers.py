@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from syncnorm.norm.kind import KINDS
 from syncnorm.norm.layer_spec import LayerSpec, Momentum
 from syncnorm.norm.layers.batch_renorm import BatchRenorm, SyncBatchRenorm
 from syncnorm.norm.layers.evo_norm import EvoNormS0
@@ -123,6 +125,32 @@ def read_source(layer: nn.Module, path: str) -> Source | None:
         f"Only layers of known behaviour can be converted: {path or 'the model'} is a {layer_class.__name__}, which "
         "may do more than normalize. Describe it with norm.register_source, or use a standard layer."
     )
+
+
+_WITHOUT_BATCH = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, SyncGroupNorm)
+
+
+def is_without_batch(layer: nn.Module, path: str) -> bool:
+    """Whether `layer` normalizes channels without statistics of the batch, as also subclasses do that nobody described.
+
+    Raises: as `read_source`, for other layers.
+    """
+    if isinstance(layer, _WITHOUT_BATCH) and norm_class(layer) not in _READERS:
+        return True
+    source = read_source(layer, path)
+    return source is not None and not KINDS[source.kind].batch_statistics
+
+
+def count_kinds(model: nn.Module) -> dict[str, int]:
+    """How many layers of each kind `model` has; a layer used at several places counts once.
+
+    Raises: ValueError for a layer that `convert` can't read.
+
+    >>> norm.count_kinds(nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4), nn.GroupNorm(2, 4)))
+    {'batch': 2, 'group': 1}
+    """
+    sources = (read_source(module, path) for path, module in model.named_modules())
+    return dict(Counter(source.kind for source in sources if source is not None))
 
 
 def _full_name(layer_class: type[nn.Module]) -> str:

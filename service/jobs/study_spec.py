@@ -17,7 +17,7 @@ from syncnorm.service.jobs.study_metrics import reduction_problem
 from syncnorm.trainer.contract.bounds import free_problem
 from syncnorm.trainer.contract.plan import Inspection
 from syncnorm.trainer.contract.spec import JobSpec, Name
-from syncnorm.trainer.contract.spec_reader import capped, described, read_spec, unknown_field
+from syncnorm.trainer.contract.spec_reader import capped, described, one_a_field, read_spec, unknown_field
 from syncnorm.trainer.errors import Problem, SpecError
 
 MAX_CHILDREN = 500
@@ -115,7 +115,7 @@ def read_study(data: Any) -> StudySpec:
     try:
         study = StudySpec.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        raise SpecError(capped(error.errors(), _problem)) from error
+        raise SpecError(capped(one_a_field(error.errors()), _problem)) from error
     except (TypeError, ValueError, RecursionError) as error:
         raise SpecError([Problem("", f"must be plain JSON values: {error}")]) from error
     if problems := list(_free_problems(study)):

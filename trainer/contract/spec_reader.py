@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import difflib
+import itertools
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
@@ -194,9 +196,37 @@ def _parse(model: type[M], data: Any, prefix: tuple[str, ...]) -> M:
         # Through JSON: strict types for scalars, but lists and objects as JSON has them.
         return model.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        raise SpecError(capped(error.errors(), lambda item: _problem(model, prefix, item))) from error
+        raise SpecError(capped(one_a_field(error.errors()), lambda item: _problem(model, prefix, item))) from error
     except (TypeError, ValueError, RecursionError) as error:
         raise SpecError([Problem(".".join(prefix), f"must be plain JSON values: {error}")]) from error
+
+
+_MEMBER = re.compile(r"literal\[.*\]|constrained-\w+|bool|int|float|str")
+
+
+def one_a_field(errors: Sequence[Any]) -> list[Any]:
+    """Errors of pydantic with one for each field that may be one of several things, of which it has one for each.
+
+    If the value is of the right type, and only too large, the others say nothing.
+    """
+    found: list[Any] = []
+    for (field, is_choice), group in itertools.groupby(errors, key=_field_of):
+        members = list(group)
+        if not is_choice or len(members) == 1:
+            found += members
+            continue
+        of_its_type = [one for one in members if one["type"] in _BOUNDS]
+        first, *others = of_its_type or members
+        words = [one["msg"].removeprefix("Input should be ") for one in others]
+        found.append(first | {"loc": field, "msg": " or ".join([first["msg"], *words])})
+    return found
+
+
+def _field_of(error: Any) -> tuple[tuple[str | int, ...], bool]:
+    """Where the field is, and whether pydantic has added which of the things that it may be is meant."""
+    *field, last = error["loc"] or ("",)
+    is_choice = isinstance(last, str) and _MEMBER.fullmatch(last) is not None
+    return (tuple(field), True) if is_choice else (tuple(error["loc"]), False)
 
 
 def capped(items: Sequence[T], describe: Callable[[T], Problem]) -> list[Problem]:

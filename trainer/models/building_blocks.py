@@ -51,7 +51,7 @@ class Layers:
 
     def batch_norm(self, channels: int) -> nn.Module:
         settings = {"eps": self.norm.eps, "momentum": self.norm.momentum, "affine": self.norm.affine}
-        return _BATCH_NORMS[self.dims](channels, **settings)
+        return _BATCH_NORMS[self.dims](channels, **{name: one for name, one in settings.items() if one != "keep"})
 
     def act(self) -> nn.Module:
         return _ACTIVATIONS[self.activation]()

@@ -41,6 +41,10 @@ class _Backend(_TorchBackend):
         ]
         ray.get(joining)
 
+    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+        """Nothing: the workers end next, and their process groups with them. Ray has each worker leave the group first,
+        and waits half a minute for one that is frozen."""
+
 
 _listening: list[socket.socket] = []
 """The listening socket on rank 0, until the store takes it over."""

@@ -39,6 +39,7 @@ def convert_to(
         overrides=[override.model_dump() for override in wanted.overrides],
         eps=wanted.eps,
         momentum=wanted.momentum,
+        replace=wanted.replace,
         affine=wanted.affine,
         **wanted.options,
     )
@@ -50,7 +51,8 @@ class ConvertedNorms(LayerSync):
     model.freeze names for good is frozen then, too, and train.memory_format applied.
 
     load: called with the converted network, to give it the weights that it starts from.
-    report: one entry {path, from, to} for every layer, once it is done. frozen: what each rule of model.freeze covers.
+    report: one entry {path, from, to} for every layer, once it is done. kinds: how many layers of each kind there were.
+    frozen: what each rule of model.freeze covers.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class ConvertedNorms(LayerSync):
         self._make_group = make_group
         self._load = load
         self.report: list[dict[str, Any]] = []
+        self.kinds: dict[str, int] = {}
         self.frozen: list[FrozenPart] = []
         self.group: dist.ProcessGroup | None = None
 
@@ -70,6 +73,8 @@ class ConvertedNorms(LayerSync):
         assert isinstance(model, LightningModule)
         group = self.group = self._make_group()
         converted: nn.Module = model
+        if self._spec.norm.replace == "all":
+            self.kinds = norm.count_kinds(network_of(model))
         if isinstance(model, TaskModule):
             model.network, self.report = convert(model.network, self._spec, group)
         else:

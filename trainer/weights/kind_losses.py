@@ -13,7 +13,7 @@ from syncnorm.trainer.weights.tensor_matching import COUNTER, Matching
 
 
 def losses(matching: Matching, network: Network, *, is_cumulative: bool) -> Iterator[Finding]:
-    """What a changed kind of normalization loses or lacks. is_cumulative: norm.momentum is null."""
+    """What a changed kind of normalization loses or lacks. is_cumulative: running statistics average all batches."""
     lost = _by_attribute(tensor for tensor in matching.dropped if tensor.why.startswith(f"{network.kind} has no "))
     lost.pop(COUNTER, None)
     if lost:
@@ -46,7 +46,7 @@ def losses(matching: Matching, network: Network, *, is_cumulative: bool) -> Iter
             code="weights_averaged_anew",
             path="norm.momentum",
             message=f"The weights of model.init_from do not say how many batches their running statistics stand for "
-            f"({COUNTER}), so with norm.momentum: null the first batch replaces them.",
+            f"({COUNTER}), so with a momentum of null the first batch replaces them.",
             fix="Give norm.momentum a number such as 0.1.",
             severity="warning",
         )

@@ -54,7 +54,7 @@ class InitialWeights:
             self.findings = [
                 *_errors(found, self.origin),
                 *_no_effect(unknown),
-                *losses(found, target, is_cumulative=self._is_cumulative),
+                *losses(found, target, is_cumulative=_averages_all(network)),
                 *_other_statistics(found, self.origin),
             ]
             if not found.faults:
@@ -71,9 +71,11 @@ class InitialWeights:
         if not found.faults:
             logger.info("initial weights: %s", self.report.summary())
 
-    @property
-    def _is_cumulative(self) -> bool:
-        return self._spec.norm.momentum is None
+
+def _averages_all(network: nn.Module) -> bool:
+    """Whether running statistics of a layer are the average over all batches."""
+    with_statistics = (layer for layer in network.modules() if isinstance(getattr(layer, "running_mean", None), Tensor))
+    return any(getattr(layer, "momentum", 0.0) is None for layer in with_statistics)
 
 
 def no_weights(_network: nn.Module) -> None:

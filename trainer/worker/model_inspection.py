@@ -21,6 +21,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from syncnorm.trainer.callbacks.max_steps import planned_steps
 from syncnorm.trainer.contract.initial_weights import WeightAccess
+from syncnorm.trainer.contract.norm_choice import chosen_norm
 from syncnorm.trainer.contract.plan import Guarantee, Inspection, InspectionRequest, Parameters
 from syncnorm.trainer.contract.spec import InitFrom, JobSpec
 from syncnorm.trainer.contract.spec_findings import Finding, unused_windows
@@ -43,9 +44,10 @@ from syncnorm.trainer.user_code import package as user_code
 from syncnorm.trainer.user_code.requirements import RequirementsError, put_requirements_on_path
 from syncnorm.trainer.weights.loading import InitialWeights, no_weights, with_weights
 from syncnorm.trainer.weights.sources import read_source
-from syncnorm.trainer.worker.audit_findings import audit, audit_own
+from syncnorm.trainer.worker.findings.audit_findings import audit, audit_own
+from syncnorm.trainer.worker.findings.conversion_findings import conversion_findings
+from syncnorm.trainer.worker.findings.guarantees import guarantees
 from syncnorm.trainer.worker.first_step import at_first_step
-from syncnorm.trainer.worker.guarantees import guarantees
 from syncnorm.trainer.worker.module_and_data import Assembly
 from syncnorm.trainer.worker.smoke_forward import SAMPLES
 
@@ -159,6 +161,7 @@ def inspection_of(
         conversion=norms.report,
         findings=[
             *found,
+            *(() if assembly.task_data else conversion_findings(chosen_norm(spec), norms)),
             *_idle_groups(spec, parameters),
             *(() if assembly.task_data else unused_windows(spec, "the validation_step of your module runs volumes")),
             *(without_effect(network_of(module)) if spec.train.memory_format == "channels_last" else ()),

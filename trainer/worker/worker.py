@@ -48,8 +48,8 @@ from syncnorm.trainer.user_code.requirements import put_requirements_on_path
 from syncnorm.trainer.weights.loading import no_weights, with_weights
 from syncnorm.trainer.weights.record import PLAN_FILE, resumed
 from syncnorm.trainer.weights.staging import initial_weights
-from syncnorm.trainer.worker.audit_findings import require_no_error
 from syncnorm.trainer.worker.finalize import finalize, finalize_user_module
+from syncnorm.trainer.worker.findings.audit_findings import require_no_error
 from syncnorm.trainer.worker.fit import fit
 from syncnorm.trainer.worker.model_inspection import inspection_of
 from syncnorm.trainer.worker.module_and_data import assemble

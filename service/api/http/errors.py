@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from syncnorm.service.api.http.methods import allowed
 from syncnorm.service.backend_errors import BackendError, DatabaseUnavailableError
+from syncnorm.trainer.contract.spec_reader import one_a_field
 from syncnorm.trainer.errors import Problem, StorageError
 
 logger = logging.getLogger(__name__)
@@ -154,7 +155,7 @@ def _title(status: int) -> str:
 
 
 async def _validation(request: Request, error: RequestValidationError) -> Response:
-    errors = [_field_problem(item) for item in error.errors()]
+    errors = [_field_problem(item) for item in one_a_field(error.errors())]
     return _answer(
         request, ApiError(422, "invalid_request", "The request is not valid; `errors` says where.", errors=errors)
     )

@@ -13,7 +13,7 @@ from syncnorm.trainer.contract.spec import JobSpec
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.data import build_data
 from syncnorm.trainer.data.sampler import share_bounds
-from syncnorm.trainer.worker.audit_findings import require_no_error
+from syncnorm.trainer.worker.findings.audit_findings import require_no_error
 from syncnorm.trainer.worker.model_inspection import inspect
 
 OWN = "tests.helpers.trainer.own_code."

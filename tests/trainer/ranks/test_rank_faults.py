@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from syncnorm.trainer.storage.attempt_layout import AttemptFolders
+from syncnorm.trainer.worker.worker import MLFLOW_PATIENCE_S
 from tests.helpers.trainer.on_ray import ROOT, drive
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
@@ -46,7 +47,7 @@ def test_attempt_ends_with_the_right_reason(ray_address: str, tmp_path: Path, ho
         "limits": {"collective_timeout_s": TIMEOUT_S},
     }
 
-    result = drive(ray_address, tmp_path, job, timeout_s=TIMEOUT_S + 120)
+    result = drive(ray_address, tmp_path, job, timeout_s=TIMEOUT_S + MLFLOW_PATIENCE_S + 120)
 
     reason, text = FAULTS[how]
     assert (result.outcome, result.reason) == ("failed", reason), result.message

@@ -49,3 +49,14 @@ def test_store_listens_where_ray_reaches_the_host_and_nowhere_else(monkeypatch: 
 def test_store_of_a_host_behind_nat_listens_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """192.0.2.1 is nobody's (RFC 5737): to listen there alone would reach nobody."""
     assert join_at("192.0.2.1", monkeypatch) == {"0.0.0.0"}
+
+
+class Frozen:
+    """Workers that answer nothing."""
+
+    def execute_async(self, *_: object, **__: object) -> None:
+        pytest.fail("Ray would wait for the answer of a worker that is frozen")
+
+
+def test_workers_are_asked_for_nothing_before_they_are_ended() -> None:
+    meeting_point.Rendezvous(backend="gloo").backend_cls().on_shutdown(Frozen(), None)

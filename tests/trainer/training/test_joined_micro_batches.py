@@ -13,7 +13,7 @@ from syncnorm.trainer.contract.plan import batch_sizes, findings
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.errors import SpecError
 from syncnorm.trainer.training import checkpoints
-from syncnorm.trainer.worker.guarantees import equals_one_device
+from syncnorm.trainer.worker.findings.guarantees import equals_one_device
 from syncnorm.trainer.worker.module_and_data import assemble
 from tests.helpers.norm.pool import Pool
 from tests.helpers.trainer.own_module_jobs import job

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from syncnorm.trainer.training import checkpoints
 from syncnorm.trainer.training.conversion import ConvertedNorms
-from syncnorm.trainer.worker.guarantees import resumes_exactly
+from syncnorm.trainer.worker.findings.guarantees import resumes_exactly
 from tests.helpers.norm.pool import Pool
 from tests.helpers.trainer.own_module_jobs import job
 from tests.helpers.trainer.ranks import RecordingReporter, TrainedModel, train

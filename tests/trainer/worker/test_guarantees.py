@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
 
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.data.user.shared_loader import Workers, share
-from syncnorm.trainer.worker.guarantees import equals_one_device, resumes_exactly
+from syncnorm.trainer.worker.findings.guarantees import equals_one_device, resumes_exactly
 from syncnorm.trainer.worker.module_and_data import assemble
 from tests.helpers.trainer import own_modules
 from tests.helpers.trainer.own_module_jobs import job

@@ -13,7 +13,7 @@ from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.contract.text import name_some
 from syncnorm.trainer.data import build_data
 from syncnorm.trainer.models import build_model
-from syncnorm.trainer.worker.audit_findings import audit
+from syncnorm.trainer.worker.findings.audit_findings import audit
 from syncnorm.trainer.worker.model_inspection import inspect
 from tests.helpers.trainer import own_module_jobs
 
