@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from ray.train.v2._internal.execution import worker_group
 from ray.train.v2._internal.execution.context import get_train_context
-from ray.train.v2._internal.execution.worker_group import RayTrainWorker, WorkerGroup
 from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
 
 _WAIT_S = 0.5
 
 
-class PromptWorker(RayTrainWorker):
+class RayTrainWorker(worker_group.RayTrainWorker):
     """Answers the question for its status when its training ends, or after half a second.
 
-    Ray's own answers at once (ray 2.60), so that the controller hears of the end only when it asks again.
+    Ray's own answers at once (ray 2.60), so that the controller hears of the end only when it asks again. It has the
+    name of Ray's own, which `ps` and Ray's dashboard show.
     """
 
     def poll_status(self) -> WorkerStatus:
@@ -22,5 +23,5 @@ class PromptWorker(RayTrainWorker):
         return super().poll_status()
 
 
-class PromptWorkers(WorkerGroup):
-    _worker_cls = PromptWorker
+class PromptWorkers(worker_group.WorkerGroup):
+    _worker_cls = RayTrainWorker

@@ -24,7 +24,7 @@ class PromptTrainer(TorchTrainer):
     which is a process that imports Ray Train.
 
     Ray's controller asks every 2 s by default. Ours looks for answers every 0.1 s, and the workers take their time to
-    answer (`PromptWorker`), so that they are asked twice a second. The omitted actors (ray 2.60):
+    answer (`prompt_worker.py`), so that they are asked twice a second. The omitted actors (ray 2.60):
 
     - The controller's own. It runs in this process, which has nothing else to do meanwhile, and needs its imports
       anyway. Ray starts it on this host in any case, and ends it with this process.

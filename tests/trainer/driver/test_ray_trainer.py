@@ -22,7 +22,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.thread_runner import ThreadRunner
 
 from syncnorm.trainer.driver import prompt_worker, ray_trainer
-from syncnorm.trainer.driver.prompt_worker import PromptWorker
+from syncnorm.trainer.driver.prompt_worker import RayTrainWorker
 from syncnorm.trainer.driver.ray_trainer import PromptTrainer
 
 # Ray's DataContext reads every one of its settings, its deprecated ones too (ray 2.60).
@@ -80,8 +80,9 @@ def test_the_controller_runs_in_the_driver_which_is_no_actor(monkeypatch: pytest
 def test_ray_asks_the_class_of_workers_that_answers_at_the_end() -> None:
     """Ray's own names for them, which are not public."""
     assert issubclass(TrainController.worker_group_cls, WorkerGroup)
-    assert issubclass(PromptWorker, WorkerGroup._worker_cls)
-    assert ray_trainer.PromptController.worker_group_cls._worker_cls is PromptWorker
+    assert issubclass(RayTrainWorker, WorkerGroup._worker_cls)
+    assert ray_trainer.PromptController.worker_group_cls._worker_cls is RayTrainWorker
+    assert RayTrainWorker.__name__ == WorkerGroup._worker_cls.__name__  # processes are told by it
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_a_worker_says_at_once_that_it_is_done(runner: ThreadRunner, monkeypatch
     monkeypatch.setattr(prompt_worker, "_WAIT_S", 60.0)
     runner.run(lambda: time.sleep(0.2) or "trained")
 
-    status = PromptWorker().poll_status()
+    status = RayTrainWorker().poll_status()
 
     assert (status.running, status.error, status.return_value) == (False, None, "trained")
 
@@ -112,7 +113,7 @@ def test_a_worker_says_at_once_that_it_failed(runner: ThreadRunner, monkeypatch:
 
     runner.run(fail)
 
-    assert "wavelets" in str(PromptWorker().poll_status().error)
+    assert "wavelets" in str(RayTrainWorker().poll_status().error)
 
 
 def test_a_worker_that_trains_answers_too(runner: ThreadRunner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,11 +121,11 @@ def test_a_worker_that_trains_answers_too(runner: ThreadRunner, monkeypatch: pyt
     ending = threading.Event()
     runner.run(ending.wait)
 
-    assert PromptWorker().poll_status().running
+    assert RayTrainWorker().poll_status().running
 
     ending.set()
 
 
 def test_a_worker_that_has_not_begun_answers(runner: ThreadRunner) -> None:
     assert not runner.is_running()
-    assert not PromptWorker().poll_status().running
+    assert not RayTrainWorker().poll_status().running
