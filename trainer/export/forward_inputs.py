@@ -179,23 +179,28 @@ class _Parameters:
     """Of a forward: those that it must be given, and those with a default."""
 
     needed: tuple[str, ...]
+    """`*args` is one, where nothing has a name."""
     optional: tuple[str, ...]
     takes_dict: bool
     """Whether the only needed one is annotated as a dict."""
+    takes_items: bool
+    """Whether a dict's items can be its arguments: `**kwargs` without any name before it."""
 
     @classmethod
     def of(cls, module: nn.Module) -> _Parameters:
         found = list(inspect.signature(module.forward).parameters.values())
         named = [one for one in found if one.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)]
         needed = [one for one in named if one.default is Parameter.empty]
+        passed_on = [] if named else [one.kind for one in found]  # to a network within: torchgeo's forward(*args, ...)
         return cls(
-            tuple(one.name for one in needed),
+            ("*args",) if Parameter.VAR_POSITIONAL in passed_on else tuple(one.name for one in needed),
             tuple(one.name for one in named if one.default is not Parameter.empty),
             len(needed) == 1 and any(word in str(needed[0].annotation).lower() for word in ("dict", "mapping")),
+            Parameter.VAR_KEYWORD in passed_on,
         )
 
     def __str__(self) -> str:
-        return ", ".join(self.needed) or "only optional arguments"
+        return ", ".join(self.needed) or ("**kwargs" if self.takes_items else "only optional arguments")
 
 
 def _readings(parameters: _Parameters, batch: Any) -> Iterator[ForwardInputs]:
@@ -218,11 +223,20 @@ def _readings_of_dict(parameters: _Parameters, batch: Mapping[Any, Any]) -> Iter
         yield ForwardInputs(kwargs=given)
     elif takes_whole:
         yield ForwardInputs((batch,))
-    elif len(parameters.needed) == 1:
-        named = [name for name in _INPUTS if name in batch]
-        tensors = [name for name, value in batch.items() if isinstance(value, Tensor) and value.is_floating_point()]
-        if len(obvious := named or tensors) == 1:
-            yield ForwardInputs((batch[obvious[0]],))
+    else:
+        yield from _readings_of_items(parameters, batch)
+
+
+def _readings_of_items(parameters: _Parameters, batch: Mapping[Any, Any]) -> Iterator[ForwardInputs]:
+    """Of a dict whose keys are no parameters: its obvious input, all its items, and the dict itself."""
+    takes_one = len(parameters.needed) == 1
+    named = [name for name in _INPUTS if name in batch]
+    tensors = [name for name, value in batch.items() if isinstance(value, Tensor) and value.is_floating_point()]
+    if takes_one and len(obvious := named or tensors) == 1:
+        yield ForwardInputs((batch[obvious[0]],))
+    if parameters.takes_items:
+        yield ForwardInputs(kwargs={str(key): value for key, value in batch.items() if key not in _TARGETS})
+    if takes_one:
         yield ForwardInputs((batch,))
 
 

@@ -77,9 +77,27 @@ class UnnamedDict(Net):
         return super().forward(sample_of_mine["left"] + sample_of_mine["right"])
 
 
-class Anything(Net):
-    def forward(self, *args: Tensor) -> Tensor:
-        return super().forward(args[0])
+class Anything(pl.LightningModule):
+    """Passes on what it gets, as torchgeo's tasks do."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.net(*args, **kwargs)
+
+
+class Items(Anything):
+    """Passes on what it gets by name, as modules around a network of transformers do."""
+
+    def forward(self, **items: Any) -> Any:
+        return self.net(**items)
+
+
+class NoInput(Net):
+    def forward(self) -> Tensor:  # type: ignore[override]
+        return super().forward(X)
 
 
 class Example(Lit):
@@ -112,6 +130,18 @@ CASES: dict[str, tuple[nn.Module, Any, ForwardInputs]] = {
         {"left": X, "right": X},
         ForwardInputs(({"left": X, "right": X},)),
     ),
+    "a dict whose input is passed on": (Anything(Net()), {"image": X, "label": Y}, ForwardInputs((X,))),
+    "a pair whose input is passed on": (Anything(Net()), (X, Y), ForwardInputs((X,))),
+    "a dict that is passed on by name": (
+        Anything(ByName()),
+        {"input_ids": X, "attention_mask": MASK, "labels": Y},
+        ForwardInputs(kwargs={"input_ids": X, "attention_mask": MASK}),
+    ),
+    "a dict for nothing but items": (
+        Items(ByName()),
+        {"input_ids": X, "attention_mask": MASK, "labels": Y},
+        ForwardInputs(kwargs={"input_ids": X, "attention_mask": MASK}),
+    ),
     "an optional target": (OptionalTarget(), (X, Y), ForwardInputs((X,))),
     "a needed target": (TwoInputs(), (X, Y), ForwardInputs((X, Y))),
     "two views of the samples": (Lit(), [[X, X + 1], Y], ForwardInputs((X,))),
@@ -138,7 +168,8 @@ def test_inputs_are_found_in_a_batch_of(case: str) -> None:
         (NoForwardAtAll(), (X, Y), r"^NoForwardAtAll defines no forward$"),
         (TwoInputs(), X, r"forward takes inputs, target, .* a tensor of shape \(4, 6\); set example_input_array"),
         (TwoInputs(), {"image": X, "label": Y}, "a dict with image, label; set example_input_array"),
-        (Anything(), (X, Y), "only optional arguments.*; set example_input_array"),
+        (NoInput(), (X, Y), "only optional arguments.*; set example_input_array"),
+        (Items(ByName()), (X, Y), r"takes \*\*kwargs, .*; set example_input_array"),
         (Lit(), (), "a tuple of nothing; set example_input_array"),
         (Lit(), {"left": X, "right": X}, r"a dict with left, right"),
         (Lit(), [[MASK[:, :2], X[:, :3]], Y], r"takes no part of a batch.*\(\w+Error: .*; set example_input_array"),
