@@ -1,14 +1,14 @@
 """What the forward of a network takes, found from its signature and one batch of a loader.
 
-The batch may be a tensor, an (input, target) pair, a longer tuple or a dict. Of the possible readings of a batch, the
-first one that the network accepts is taken. A LightningModule's `example_input_array` answers first.
+The batch may be a tensor, an (input, target) pair, a longer tuple, a dict or a dataclass. Of the possible readings of a
+batch, the first one that the network accepts is taken. A LightningModule's `example_input_array` answers first.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from inspect import Parameter
 from typing import Any
 
@@ -87,11 +87,12 @@ class Unclear:
 def forward_inputs(module: nn.Module, batch: Any) -> ForwardInputs | Unclear:
     """What `module.forward` takes: its example_input_array, or else the part of `batch` that fits its signature.
 
-    The network is called in eval mode and left as it was, so every rank should call this, or a single process.
+    Of a batch for a detector it is the first image alone, in a list, because an exported detector takes one image. The
+    network is called in eval mode and left as it was, so every rank should call this, or a single process.
     """
     if not defines_forward(module):
         return Unclear(f"{type(module).__name__} defines no forward", ExportReason.NO_FORWARD)
-    return example_of(module) or inputs_of_batch(module, batch)
+    return example_of(module) or _inputs_of_batch(module, batch)
 
 
 def defines_forward(module: nn.Module) -> bool:
@@ -109,10 +110,14 @@ def example_of(module: nn.Module) -> ForwardInputs | None:
     return ForwardInputs(tuple(example) if isinstance(example, tuple | list) else (example,))
 
 
-def inputs_of_batch(module: nn.Module, batch: Any) -> ForwardInputs | Unclear:
+def _inputs_of_batch(module: nn.Module, batch: Any) -> ForwardInputs | Unclear:
     """The part of `batch` that fits the signature of forward, which the module must define."""
     reader = reader_of(module, batch)
-    return reader if isinstance(reader, Unclear) else reader(batch)
+    if isinstance(reader, Unclear):
+        return reader
+    inputs = reader(batch)
+    alone = ForwardInputs(([inputs.args[0][0]],)) if reader.finds_objects else inputs
+    return alone if alone is inputs or refusal(module, alone) is None else inputs
 
 
 def readings_of(module: nn.Module, batch: Any) -> list[ForwardInputs]:
@@ -125,13 +130,18 @@ def readings_of(module: nn.Module, batch: Any) -> list[ForwardInputs]:
 
 def refusal(module: nn.Module, inputs: ForwardInputs) -> str | None:
     """What the network says of them, in one line; None: it takes them. It is left as it was."""
+    said = _answer(module, inputs)
+    return said.reason if isinstance(said, Unclear) else None
+
+
+def _answer(module: nn.Module, inputs: ForwardInputs) -> Any:
+    """Of the network, or its refusal in one line."""
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     try:
         with undisturbed(module), torch.no_grad():
-            inputs.to(device).call(module)
+            return inputs.to(device).call(module)
     except Exception as error:  # whatever the user's own code raises
-        return f"{type(error).__name__}: {error}".partition("\n")[0]
-    return None
+        return Unclear(f"{type(error).__name__}: {error}".partition("\n")[0])
 
 
 def reader_of(module: nn.Module, batch: Any) -> InputReader | Unclear:
@@ -146,17 +156,12 @@ def reader_of(module: nn.Module, batch: Any) -> InputReader | Unclear:
             f"{type(module).__name__}.forward takes {parameters}, which can't be found in a batch that is "
             f"{describe(batch)}; {REMEDY}"
         )
-    accepted = _first_accepted(module, readings, batch)
-    return accepted if isinstance(accepted, Unclear) else InputReader(parameters, accepted)
-
-
-def _first_accepted(module: nn.Module, readings: Sequence[ForwardInputs], batch: Any) -> int | Unclear:
     why: str | None = None
     for index, reading in enumerate(readings):
-        said = refusal(module, reading)
-        if said is None:
-            return index
-        why = why or said
+        answer = _answer(module, reading)
+        if not isinstance(answer, Unclear):
+            return InputReader(parameters, index, _finds_objects(reading, answer))
+        why = why or answer.reason
     return Unclear(
         f"{type(module).__name__}.forward takes no part of a batch that is {describe(batch)} ({why}); {REMEDY}"
     )
@@ -169,9 +174,21 @@ class InputReader:
     parameters: _Parameters
     index: int
     """Of the reading that the network accepts."""
+    finds_objects: bool
+    """Whether the network takes images, and answers a dict for each, as torchvision's detectors do."""
 
     def __call__(self, batch: Any) -> ForwardInputs:
         return list(_readings(self.parameters, batch))[self.index]
+
+
+def _finds_objects(reading: ForwardInputs, answer: Any) -> bool:
+    images = reading.args[0] if len(reading.args) == 1 and not reading.kwargs else None
+    return (
+        isinstance(images, Tensor | tuple | list)
+        and isinstance(answer, tuple | list)
+        and len(images) == len(answer) > 0
+        and all(isinstance(found, Mapping) for found in answer)
+    )
 
 
 @dataclass(frozen=True)
@@ -205,38 +222,45 @@ class _Parameters:
 
 def _readings(parameters: _Parameters, batch: Any) -> Iterator[ForwardInputs]:
     """The ways to call a forward with `batch`, the likeliest first."""
-    if isinstance(batch, Mapping):
-        yield from _readings_of_dict(parameters, batch)
+    if (named := _by_name(batch)) is not None:
+        yield from _readings_of_dict(parameters, batch, named)
     elif isinstance(batch, tuple | list):
         yield from _readings_of_sequence(parameters, batch)
     elif len(parameters.needed) == 1 or (not parameters.needed and parameters.optional):
         yield ForwardInputs((batch,))
 
 
-def _readings_of_dict(parameters: _Parameters, batch: Mapping[Any, Any]) -> Iterator[ForwardInputs]:
+def _by_name(batch: Any) -> Mapping[Any, Any] | None:
+    """A dict, or the fields of a dataclass, such as the batches of anomalib."""
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return {one.name: getattr(batch, one.name) for one in fields(batch)}
+    return batch if isinstance(batch, Mapping) else None
+
+
+def _readings_of_dict(parameters: _Parameters, batch: Any, named: Mapping[Any, Any]) -> Iterator[ForwardInputs]:
     wanted = [*parameters.needed, *(name for name in parameters.optional if name not in _TARGETS)]
-    given = {name: batch[name] for name in wanted if name in batch}
-    takes_whole = parameters.takes_dict or parameters.needed in [(name,) for name in _WHOLE]
+    given = {name: named[name] for name in wanted if name in named}
     if len(given) == 1 and parameters.needed == tuple(given):
         yield ForwardInputs(tuple(given.values()))
     elif given and set(parameters.needed) <= set(given):
         yield ForwardInputs(kwargs=given)
-    elif takes_whole:
-        yield ForwardInputs((batch,))
     else:
-        yield from _readings_of_items(parameters, batch)
+        yield from _readings_of_items(parameters, batch, named)
 
 
-def _readings_of_items(parameters: _Parameters, batch: Mapping[Any, Any]) -> Iterator[ForwardInputs]:
-    """Of a dict whose keys are no parameters: its obvious input, all its items, and the dict itself."""
+def _readings_of_items(parameters: _Parameters, batch: Any, named: Mapping[Any, Any]) -> Iterator[ForwardInputs]:
+    """Where no parameter has the name of a key: the obvious input, all items, or the batch itself."""
+    takes_whole = parameters.takes_dict or parameters.needed in [(name,) for name in _WHOLE]
     takes_one = len(parameters.needed) == 1
-    named = [name for name in _INPUTS if name in batch]
-    tensors = [name for name, value in batch.items() if isinstance(value, Tensor) and value.is_floating_point()]
-    if takes_one and len(obvious := named or tensors) == 1:
-        yield ForwardInputs((batch[obvious[0]],))
+    by_custom = [name for name in _INPUTS if name in named]
+    tensors = [name for name, value in named.items() if isinstance(value, Tensor) and value.is_floating_point()]
+    if takes_whole:
+        yield ForwardInputs((batch,))
+    if takes_one and len(obvious := by_custom or tensors) == 1:
+        yield ForwardInputs((named[obvious[0]],))
     if parameters.takes_items:
-        yield ForwardInputs(kwargs={str(key): value for key, value in batch.items() if key not in _TARGETS})
-    if takes_one:
+        yield ForwardInputs(kwargs={str(key): value for key, value in named.items() if key not in _TARGETS})
+    if takes_one and not takes_whole:
         yield ForwardInputs((batch,))
 
 
@@ -251,7 +275,7 @@ def _readings_of_sequence(parameters: _Parameters, batch: Sequence[Any]) -> Iter
     if count == 1 and isinstance(batch[0], tuple | list) and batch[0]:  # several views of the same samples
         yield ForwardInputs((batch[0][0],))
     if isinstance(batch[0], Mapping) and not parameters.takes_dict:  # (inputs by name, target)
-        yield from _readings_of_dict(parameters, batch[0])
+        yield from _readings_of_dict(parameters, batch[0], batch[0])
 
 
 def describe(batch: Any) -> str:
@@ -262,4 +286,6 @@ def describe(batch: Any) -> str:
         return f"a dict with {', '.join(map(str, batch))}" if batch else "an empty dict"
     if isinstance(batch, tuple | list):
         return f"a {type(batch).__name__} of {', '.join(type(part).__name__ for part in batch) or 'nothing'}"
-    return f"a {type(batch).__name__}"
+    if (named := _by_name(batch)) is not None:
+        return f"of type {type(batch).__name__} with {', '.join(named)}"
+    return f"of type {type(batch).__name__}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,6 +16,7 @@ from torch.testing import assert_close
 from syncnorm.trainer.export.forward_inputs import ForwardInputs, Unclear, forward_inputs
 
 X, Y, MASK, WIDE = torch.ones(4, 6), torch.arange(4), torch.zeros(4, 6), torch.ones(4, 32)
+IMAGE = torch.zeros(3, 4, 6)
 
 
 class Net(nn.Module):
@@ -95,6 +97,27 @@ class Items(Anything):
         return self.net(**items)
 
 
+class Detector(Net):
+    """Takes images of any size, as torchvision's detectors do."""
+
+    def forward(self, images: Any, targets: Any = None) -> Any:  # noqa: ARG002
+        return [{"scores": super(Detector, self).forward(image[0])} for image in images]
+
+
+@dataclass
+class Batch:
+    """Samples as anomalib has them."""
+
+    image: Tensor
+    gt_label: Tensor | None = None
+    explanation: list[str] | None = None
+
+
+class TakesImages(Net):
+    def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]  # noqa: ARG002
+        return super().forward(batch)
+
+
 class NoInput(Net):
     def forward(self) -> Tensor:  # type: ignore[override]
         return super().forward(X)
@@ -142,6 +165,13 @@ CASES: dict[str, tuple[nn.Module, Any, ForwardInputs]] = {
         {"input_ids": X, "attention_mask": MASK, "labels": Y},
         ForwardInputs(kwargs={"input_ids": X, "attention_mask": MASK}),
     ),
+    "images in a list": (Detector(), ([IMAGE, IMAGE + 1], [{}, {}]), ForwardInputs(([IMAGE],))),
+    "images in one tensor": (
+        Anything(Detector()),
+        {"image": torch.stack([IMAGE, IMAGE + 1]), "label": Y},
+        ForwardInputs(([IMAGE],)),
+    ),
+    "a dataclass": (TakesImages(), Batch(X, Y), ForwardInputs((X,))),
     "an optional target": (OptionalTarget(), (X, Y), ForwardInputs((X,))),
     "a needed target": (TwoInputs(), (X, Y), ForwardInputs((X, Y))),
     "two views of the samples": (Lit(), [[X, X + 1], Y], ForwardInputs((X,))),
@@ -169,6 +199,7 @@ def test_inputs_are_found_in_a_batch_of(case: str) -> None:
         (TwoInputs(), X, r"forward takes inputs, target, .* a tensor of shape \(4, 6\); set example_input_array"),
         (TwoInputs(), {"image": X, "label": Y}, "a dict with image, label; set example_input_array"),
         (NoInput(), (X, Y), "only optional arguments.*; set example_input_array"),
+        (TwoInputs(), Batch(X), "of type Batch with image, gt_label, explanation; set example_input_array"),
         (Items(ByName()), (X, Y), r"takes \*\*kwargs, .*; set example_input_array"),
         (Lit(), (), "a tuple of nothing; set example_input_array"),
         (Lit(), {"left": X, "right": X}, r"a dict with left, right"),
