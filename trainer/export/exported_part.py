@@ -82,12 +82,23 @@ def _submodule(network: nn.Module, path: str | None) -> nn.Module:
 def _outside(network: nn.Module, part: nn.Module, path: str | None, idle: list[str]) -> str:
     where = f"export.module {path}" if path else f"{type(network).__name__}.forward"
     verb = "runs" if len(idle) == 1 else "run"
-    inner = [name for name, child in part.named_children() if any(_batch_normalizations(child))]
-    hint = ", ".join(f"{path}.{name}" if path else name for name in inner)
+    whole = ", ".join(_running_parts(part, path, set(idle)))
+    hint = f" ({whole})" if whole else ""
     return (
         f"{where} must run every normalization with batch statistics that was trained, but {name_some(idle)} never "
-        f"{verb} in it. Set export.module to the submodule you want to use ({hint})."
+        f"{verb} in it. Set export.module to the submodule you want to use{hint}."
     )
+
+
+def _running_parts(part: nn.Module, path: str | None, idle: set[str]) -> Iterator[str]:
+    """The outermost submodules all of whose batch normalizations run, such as the generator of a GAN."""
+    for name, child in part.named_children():
+        at = f"{path}.{name}" if path else name
+        layers = {f"{at}.{layer}" for layer, _ in _batch_normalizations(child) if layer}
+        if layers and not layers & idle:
+            yield at
+        elif layers - idle:
+            yield from _running_parts(child, at, idle)
 
 
 def _batch_normalizations(part: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -188,7 +188,8 @@ def test_normalization_outside_of_forward_gives_no_certificate(job: Job, finaliz
 
     assert result.export is not None
     assert (result.export.state, result.export.reason) == ("skipped", "layers_outside")
-    assert "proj.1 never runs in it. Set export.module" in result.export.message
+    said = "proj.1 never runs in it. Set export.module to the submodule you want to use (backbone)."
+    assert said in result.export.message
     assert job.artifact("export/certificate.json") is None
     published = load(job.artifact("export/weights.safetensors") or b"")
     assert_close(published, dict(module.state_dict()), rtol=0, atol=0)
