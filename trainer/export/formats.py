@@ -23,7 +23,7 @@ from syncnorm.trainer.errors import NoExportError
 from syncnorm.trainer.export import samples
 from syncnorm.trainer.export.detectors.suppression import exportable_suppression
 from syncnorm.trainer.export.forward_inputs import ForwardInputs
-from syncnorm.trainer.export.outputs import Array, Outputs, to_arrays
+from syncnorm.trainer.export.outputs import Array, DictAnswers, Outputs, has_records, to_arrays
 from syncnorm.trainer.storage.atomic_files import write_with
 
 Runner = Callable[[ForwardInputs], Outputs]
@@ -84,6 +84,7 @@ def capture(network: nn.Module, example: ForwardInputs) -> torch.export.Exported
     network = network.eval()
     try:
         with torch.no_grad(), _without_output(), exportable_suppression():
+            network = DictAnswers(network) if has_records(example.call(network)) else network
             dynamic = shapes.dynamic_shapes(network, example.args, example.kwargs)
             program = torch.export.export(network, example.args, example.kwargs, dynamic_shapes=dynamic)
             if samples.count(example) is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from syncnorm.trainer.contract.protocol import ExportRecord
 from syncnorm.trainer.contract.spec import ExportSpec
@@ -134,7 +134,7 @@ def form_of(
     """
     if inputs.tensor is not None and list(outputs) == [""]:
         return ModelForm(
-            partial(_save_pytorch, network),
+            partial(_save_pytorch, _OfOneTensor(network)),
             _array(inputs),
             outputs[""],
             _array,
@@ -151,6 +151,17 @@ def no_form(spec: ExportSpec) -> str:
     """Why there is no MLflow model, in a sentence."""
     remedy = "" if "onnx" in spec.formats else " Add onnx to export.formats for a model that takes several tensors."
     return f"This network does not take one tensor and give one, so the run has its files and no MLflow model.{remedy}"
+
+
+class _OfOneTensor(nn.Module):
+    """A network with a forward of one parameter, as MLflow expects it. Its own may be `forward(*args)`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Any:
+        return self.network(x)
 
 
 def _save_pytorch(network: nn.Module, **arguments: Any) -> None:

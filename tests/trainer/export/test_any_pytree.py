@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflow
 import pytest
@@ -52,6 +53,36 @@ class Named(Heads):
         return out
 
 
+class Scored(NamedTuple):
+    """An answer as anomalib has it."""
+
+    out: Tensor
+    explained: Tensor | None = None
+
+
+@dataclass
+class Output:
+    scored: Scored
+    hidden: list[Tensor]
+
+
+class Answers(Heads):
+    """Answers with classes of its own."""
+
+    def forward(self, x: Tensor) -> Output:  # type: ignore[override]
+        h = self.body(x)
+        return Output(Scored(self.out(h)), [h])
+
+
+class PassesOn(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 5), norm.build("sync_batch", 5, dims=1))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.net(*args, **kwargs)
+
+
 class Detects(nn.Module):
     """Takes images of different sizes, and returns what no graph can."""
 
@@ -84,6 +115,16 @@ def test_dict_of_outputs_is_compared_in_every_runtime(tmp_path: Path) -> None:
     assert [check.samples for check in compared.checks] == [11] * 6  # with another number in the last batch
     assert passed(compared.checks), compared.checks
     assert {check.leaf for check in compared.checks} <= {"['out']", "['aux'][0]", "['aux'][1]"}
+
+
+def test_named_tuples_and_dataclasses_are_exported_as_dicts(tmp_path: Path) -> None:
+    compared = export_and_compare(trained(Answers(), [ForwardInputs((torch.randn(4, 6),))]), ExportSpec(), tmp_path)
+
+    assert {check.runtime for check in compared.checks} == {"eager", "torch.export", "onnxruntime"}
+    assert passed(compared.checks), compared.checks
+    assert set(compared.example[1]) == {"['scored']['out']", "['hidden'][0]"}
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    assert isinstance(program(torch.randn(3, 6))["scored"], dict)
 
 
 def test_arguments_by_name_may_come_in_any_order(tmp_path: Path) -> None:
@@ -175,6 +216,16 @@ def test_mlflow_model_takes_and_gives_named_tensors(tmp_path: Path, mlflow_serve
         ("x", (-1, 6)),
         ("mask", (-1, 6)),
     ]
+
+
+def test_mlflow_model_of_a_forward_that_passes_on_its_input(tmp_path: Path, mlflow_server: Mlflow) -> None:
+    model, place = trained(PassesOn(), [ForwardInputs((torch.randn(4, 6),))]), Place(tmp_path)
+    publisher = Publisher(mlflow_server.uri, mlflow_server.new_run())
+
+    record = certify_and_publish(model, ExportSpec(), place, publisher, publish_weights(model, place, publisher))
+
+    checks = record.certificate["checks"]
+    assert ("mlflow.pyfunc", True) in {(check["runtime"], check["passed"]) for check in checks}
 
 
 def test_without_an_onnx_file_several_tensors_make_no_mlflow_model(tmp_path: Path, mlflow_server: Mlflow) -> None:
