@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -79,8 +80,14 @@ def instantiate(where: str, class_path: str, init_args: Mapping[str, Any], *, fi
         message += _LATER if "required: params" in message else ""
         message += _HIDDEN if "there is no argument" in message and not known and _takes_anything(target) else ""
         raise ValueError(f"{where}.init_args must fit {class_path}{_signature(target)}: {message}") from error
-    built = parser.instantiate(parsed).get("init")
-    return built if inspect.isclass(target) and not targets else target(**(built or {}), **objects)
+    try:
+        built = parser.instantiate(parsed).get("init")
+        return built if inspect.isclass(target) and not targets else target(**(built or {}), **objects)
+    except TypeError as error:
+        if (unbuilt := _UNBUILT.search(str(error))) is None:
+            raise
+        field = f"{where}.init_args.{unbuilt[1]}"
+        raise ValueError(f"{field}: its class_path can't be called with its init_args alone{_LATER}") from error
 
 
 def _find_at(path: str, class_path: str) -> Callable[..., Any]:
@@ -116,6 +123,8 @@ def _takes_anything(target: Callable[..., Any]) -> bool:
     return any(one.kind is one.VAR_KEYWORD for one in _parameters(target).values())
 
 
+_UNBUILT = re.compile(r"unexpected keyword argument '([\w.]+)\.class_path'")
+"""What becomes of a class that can't be built, where its parameter has no annotation (jsonargparse 4.53)."""
 _LATER = (
     ". An optimizer takes params later: if your code calls it with them, write {_target_: torch.optim.Adam, "
     "_partial_: true, …}"

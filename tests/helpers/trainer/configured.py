@@ -49,3 +49,11 @@ class TakesLayers(nn.Module):
     def __init__(self, layers: list[nn.Module], norm: Callable[..., nn.Module]) -> None:
         super().__init__()
         self.layers = nn.Sequential(*layers, norm(4))
+
+
+class TakesAnything(pl.LightningModule):
+    """Has no annotations, as many a module."""
+
+    def __init__(self, optimizer=None, net=None):  # type: ignore[no-untyped-def]
+        super().__init__()
+        self.optimizer, self.net = optimizer, net

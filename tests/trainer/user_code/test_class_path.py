@@ -141,6 +141,16 @@ def test_mistake_in_a_target_names_the_path_and_the_remedy(init_args: dict[str, 
         instantiate("model", "configured.TemplateModule", init_args, fill={})
 
 
+@pytest.mark.filterwarnings("ignore")  # jsonargparse will want annotations one day (4.53)
+def test_class_for_a_parameter_without_annotation_is_built_or_said_to_need_more() -> None:
+    built = instantiate("model", "configured.TakesAnything", {"net": {"class_path": "torch.nn.ReLU"}}, fill={})
+    sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
+
+    assert isinstance(built.net, nn.ReLU)
+    with pytest.raises(ValueError, match=r"^model\.init_args\.optimizer: its class_path can't .* _partial_: true"):
+        instantiate("model", "configured.TakesAnything", {"optimizer": sgd}, fill={})
+
+
 def test_error_of_the_users_own_code_is_passed_on() -> None:
     with pytest.raises(RuntimeError, match="weights are gone"):
         _model("own_code.Raises")
