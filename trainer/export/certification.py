@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,8 @@ def certify_and_publish(
     checks, form = list(compared.checks), form_of(compared.inference, *compared.example, compared.onnx)
     if certificate.passed(checks) and form is not None:
         uri = publisher.registry.logged(identity) or publisher.log_model(form, identity)
-        checks += _check_logged(publisher.load_model(uri, form), compared.references)
+        with _withdrawn_on_error(publisher, uri):
+            checks += _check_logged(publisher.load_model(uri, form), compared.references)
     no_model = None if form else no_form(spec)
     facts = {**trained.facts, "folded": compared.folded, "module": spec.module, "no_model": no_model}
     proof = certificate.document(job_id=trained.job_id, checks=checks, files=files, facts=facts)
@@ -136,6 +138,17 @@ def certify_and_publish(
     runtimes = ", ".join(dict.fromkeys(check.runtime for check in checks))
     logger.info("certified: %s answer as the trained model does, to %.1e", runtimes, proof["max_relative_difference"])
     return _registered(uri, spec, place, publisher, identity, proof)
+
+
+@contextmanager
+def _withdrawn_on_error(publisher: Publisher, uri: str) -> Iterator[None]:
+    """A model that can't be loaded or run must not stay in MLflow."""
+    try:
+        yield
+    except Exception:
+        with suppress(Exception):  # MLflow may be away, and the first error is the one to tell
+            publisher.delete_model(uri)
+        raise
 
 
 def _registered(

@@ -186,6 +186,23 @@ def test_corrupted_running_var_fails_the_certificate_and_nothing_is_published(
     assert "damaged" not in registered_models(mlflow_server)
 
 
+def test_model_that_mlflow_cannot_load_does_not_stay_there(
+    mlflow_server: Mlflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, before = mlflow_server.new_run(), logged_models(mlflow_server)
+
+    def fail(*_: object) -> None:
+        assert len(logged_models(mlflow_server)) == len(before) + 1
+        raise OSError("the file is damaged")
+
+    monkeypatch.setattr(Publisher, "load_model", fail)
+
+    with pytest.raises(OSError, match="damaged"):
+        published_model(trained(), ExportSpec(), tmp_path, Publisher(mlflow_server.uri, run))
+
+    assert logged_models(mlflow_server) == before
+
+
 def test_model_whose_outputs_are_not_finite_is_not_published(mlflow_server: Mlflow, tmp_path: Path) -> None:
     broken = trained()
     with torch.no_grad():
