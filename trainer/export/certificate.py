@@ -21,7 +21,11 @@ MAX_RELATIVE_DIFFERENCE = 1e-4
 # that of the sums behind it, which are as large as those of other samples.
 LEAST_SCALE = 0.1
 
-Array = NDArray[np.floating[Any]]
+# Whole numbers and booleans, such as classes and masks, are decisions on values that rounding moves. Where one lies on
+# its border, as the sample does that a threshold was chosen by, another runtime may decide the other way.
+MAX_DIFFERING_DECISIONS = 1e-3
+
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,9 @@ class Check:
 
     max_rel: over the samples, the largest of max|candidate - trained| / s, where s is max|trained| of the sample, or
         LEAST_SCALE of its median over the samples where that is larger. max_abs and max_rel are None where there is
-        nothing to compare: another shape, or outputs that are not finite.
+        nothing to compare: another shape, or outputs that are not finite. For decisions above what is allowed,
+        max_rel is the share of those that differ.
+    differing: decisions that differ, of all outputs.
     leaf: of several outputs, the one that differs most, such as `['out']`; empty for a single tensor.
     """
 
@@ -41,6 +47,7 @@ class Check:
     max_rel: float | None
     passed: bool
     leaf: str = ""
+    differing: int = 0
 
 
 def compare_outputs(
@@ -48,9 +55,11 @@ def compare_outputs(
 ) -> Check:
     """The worst of all outputs of all batches, each a pair of the trained model's and the candidate's."""
     checks = [check for trained, candidate in batches for check in _of_batch(runtime, inputs, trained, candidate)]
+    checks += _of_decisions(runtime, inputs, batches)
     worst = max(checks, key=lambda check: float("inf") if check.max_rel is None else check.max_rel)
     samples = sum(len(box_sets(trained)) or len(next(iter(trained.values()))) for trained, _ in batches)
-    return replace(worst, samples=samples, passed=all(check.passed for check in checks))
+    differing = sum(check.differing for check in checks)
+    return replace(worst, samples=samples, passed=all(check.passed for check in checks), differing=differing)
 
 
 def _of_batch(runtime: str, inputs: str, trained: Mapping[str, Array], candidate: Mapping[str, Array]) -> list[Check]:
@@ -60,7 +69,34 @@ def _of_batch(runtime: str, inputs: str, trained: Mapping[str, Array], candidate
     if found := box_sets(trained):
         others = box_sets(candidate)
         return [_of_boxes(runtime, inputs, place, difference(one, others[place])) for place, one in found.items()]
-    return [replace(compare(runtime, inputs, output, candidate[leaf]), leaf=leaf) for leaf, output in trained.items()]
+    return [
+        replace(compare(runtime, inputs, output, candidate[leaf]), leaf=leaf)
+        for leaf, output in trained.items()
+        if not _is_decision(output) or output.shape != candidate[leaf].shape
+    ]
+
+
+def _is_decision(output: Array) -> bool:
+    return output.dtype.kind in "biu"
+
+
+def _of_decisions(
+    runtime: str, inputs: str, batches: Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]]
+) -> list[Check]:
+    """One check for each output of decisions, over all batches. Other shapes are left to `compare`, boxes to
+    `_of_boxes`."""
+    comparable = [(one, other) for one, other in batches if one.keys() == other.keys() and not box_sets(one)]
+    outputs = comparable[0][0] if comparable else {}
+    has_values = not all(map(_is_decision, outputs.values()))
+    checks = []
+    for leaf in (leaf for leaf, output in outputs.items() if _is_decision(output)):
+        pairs = [(one[leaf], other[leaf]) for one, other in comparable if one[leaf].shape == other[leaf].shape]
+        size, differing = sum(one.size for one, _ in pairs), sum(int((one != other).sum()) for one, other in pairs)
+        # Few of many, or one where values that lead to it are outputs, too, and agree.
+        passes = differing <= max(int(has_values), MAX_DIFFERING_DECISIONS * size)
+        max_rel = 0.0 if passes else differing / size
+        checks.append(Check(runtime, inputs, 0, float(differing > 0), max_rel, passes, leaf, differing))
+    return checks
 
 
 def _of_boxes(runtime: str, inputs: str, place: str, apart: tuple[float, float] | None) -> Check:

@@ -221,6 +221,7 @@ def mismatch(checks: list[certificate.Check]) -> str:
     """The worst check in words."""
     worst = max(checks, key=lambda check: float("inf") if check.max_rel is None else check.max_rel)
     how = "another shape or values that are not finite" if worst.max_rel is None else f"{worst.max_rel:.2g} relative"
+    how += f" ({worst.differing} classes or other whole numbers)" if worst.differing else ""
     where = f" in output {worst.leaf}" if worst.leaf else ""
     return (
         f"the exported model must answer as the trained one: {worst.runtime} differs by {how}{where} on {worst.inputs} "

@@ -66,3 +66,45 @@ def test_all_zero_outputs_equal_themselves() -> None:
     zeros = np.zeros((4, 3), np.float32)
 
     assert certificate.compare("eager", "held_out", zeros, zeros).passed
+
+
+def labelled(scores: np.ndarray, differing: int, values: bool = True) -> certificate.Check:
+    """A network of scores and a label for each, of which the candidate gives some others."""
+    labels = scores > 0
+    others = labels.copy()
+    others[:differing] = ~others[:differing]
+    trained, candidate = {"label": labels, "score": scores}, {"label": others, "score": scores}
+    if not values:
+        del trained["score"], candidate["score"]
+    return certificate.compare_outputs("onnxruntime", "held_out", [(trained, candidate)])
+
+
+def test_one_decision_on_its_border_may_differ_where_its_score_agrees(outputs: np.ndarray) -> None:
+    one, two, alone = (labelled(outputs[:, 0], *case) for case in ((1,), (2,), (1, False)))
+
+    assert (one.passed, one.differing) == (True, 1)
+    assert (two.passed, two.max_rel, two.leaf) == (False, 2 / 8, "label")
+    assert not alone.passed
+
+
+def test_a_decision_counts_once_in_all_batches(outputs: np.ndarray) -> None:
+    labels, scores = outputs[:, 0] > 0, outputs[:, 0]
+    batch = ({"label": labels, "score": scores}, {"label": labels ^ (np.arange(8) == 3), "score": scores})
+
+    assert not certificate.compare_outputs("onnxruntime", "held_out", [batch, batch]).passed
+
+
+def test_few_pixels_of_a_mask_may_differ() -> None:
+    mask = np.random.default_rng(0).integers(0, 3, (2, 100, 100))
+    few, many = mask.copy(), mask.copy()
+    few[0, 0, :20], many[0, 0, :21] = 3, 3
+
+    checks = [certificate.compare_outputs("eager", "held_out", [({"": mask}, {"": one})]) for one in (few, many)]
+
+    assert [(check.passed, check.differing) for check in checks] == [(True, 20), (False, 21)]
+
+
+def test_mask_of_another_shape_never_passes() -> None:
+    mask = np.zeros((2, 4), dtype=np.int64)
+
+    assert not certificate.compare_outputs("eager", "held_out", [({"": mask}, {"": mask[:, :2]})]).passed
