@@ -84,10 +84,15 @@ def _joined(parts: Sequence[Any], device: torch.device) -> Any:
     return torch.cat(list(parts)).to(device) if isinstance(parts[0], Tensor) else parts[0]
 
 
+def shares_statistics(layer: nn.Module) -> bool:
+    """Whether it computes statistics over a process group."""
+    return "process_group" in vars(layer)
+
+
 @contextmanager
 def on_its_own(network: nn.Module, of_one: dist.ProcessGroup | None) -> Iterator[None]:
     """Within, layers of `network` that share statistics share them within `of_one`, a group of this worker alone."""
-    shared = [layer for layer in network.modules() if "process_group" in vars(layer)]
+    shared = [layer for layer in network.modules() if shares_statistics(layer)]
     before = [layer.process_group for layer in shared]
     try:
         for layer in shared:

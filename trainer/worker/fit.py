@@ -50,6 +50,7 @@ from syncnorm.trainer.storage.attempt_layout import AttemptFolders
 from syncnorm.trainer.training.averaging.averaged_weights import AveragedWeights
 from syncnorm.trainer.training.batch_size import count_of
 from syncnorm.trainer.training.conversion import ConvertedNorms
+from syncnorm.trainer.training.evaluation import OwnStatistics
 from syncnorm.trainer.training.graphs.graphed_steps import GraphedSteps
 from syncnorm.trainer.training.graphs.step_graph import cuda_graph_of
 from syncnorm.trainer.training.late_hooks import LateCallback, call_late
@@ -136,10 +137,11 @@ def fit(
             profilers = [profiling] if profiling else []
             graphs = [GraphedSteps(reporter, cuda_graph_of)] if spec.train.graph else []
             late = [*averages, metrics, progress, *_stopping(launch, reporter, metrics, checkpoints)]
+            own = [OwnStatistics(lambda: norm.create_group(1))] if assembly.task_data is None else []
             trainer = lightning_trainer(
                 spec,
                 context,
-                [BeforeFirstStep(ready, spec.seed), FrozenParameters(norms), *graphs, *profilers, *early, *late],
+                [BeforeFirstStep(ready, spec.seed), FrozenParameters(norms), *graphs, *profilers, *early, *own, *late],
                 norms,
                 io=_checkpoint_io(launch, folders, context.world_size),
                 # The metrics of a built-in task go to the spool themselves.

@@ -95,6 +95,28 @@ class Steps(Hooks):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+class Positions(Hooks):
+    """Normalizes over positions, as a network of pictures does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        body = [nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 8, 1), nn.BatchNorm1d(8), nn.ReLU(), nn.Flatten()]
+        self.net = nn.Sequential(*body, nn.Linear(32, 3))
+
+
+class ValidatesInTrainMode(Positions):
+    """Trains its network's mode for a loss of validation, as deepforest does with a detector of torchvision."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.net.train()
+        super().validation_step(batch, batch_idx)
+        self.net.eval()
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        self.net.train()
+        self.log("test_loss", self.loss(batch))
+
+
 class Plateaus(Hooks):
     """A schedule by a metric that validation logs."""
 

@@ -91,6 +91,23 @@ def test_module_finds_as_many_devices_as_the_job_has_workers(ranks: Pool, tmp_pa
     assert ranks.run(devices, 2, str(tmp_path), job("Hooks", workers=2)) == [(2, 1, 2), (2, 1, 2)]
 
 
+@pytest.mark.parametrize("kind", ["sync_batch", "sync_batch_renorm"])
+def test_validation_in_training_mode_neither_waits_nor_moves_statistics(kind: str, ranks: Pool, tmp_path: Path) -> None:
+    """Of 33 samples one rank has three batches, and the other two."""
+    uneven = {"class_path": f"{MODULES}.Points", "init_args": {"samples": 33}}
+    parts: dict[str, Any] = {"workers": 2, "norm": {"kind": kind}}
+
+    found = [
+        ranks.run(train, 2, str(tmp_path / name), job(name, **parts) | {"data": uneven})
+        for name in ("Positions", "ValidatesInTrainMode")
+    ]
+
+    (expected, _), (first, second) = found
+    torch.testing.assert_close(first.state, expected.state, rtol=0, atol=0)
+    torch.testing.assert_close(second.state, expected.state, rtol=0, atol=0)
+    assert first.metrics["val_loss"] != expected.metrics["val_loss"]
+
+
 def plainly_on_two(rank: int, world_size: int, name: str, options: dict[str, Any]) -> list[float]:
     """The training losses of plain Lightning with its DDP."""
     L.seed_everything(0, verbose=False)
