@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from syncnorm.trainer.export.forward_inputs import ForwardInputs, forward_inputs
 from tests.helpers.norm.pool import Pool
 from tests.helpers.vision.on_ranks import job, train_in
 
@@ -62,3 +63,17 @@ def test_module_of_another_project_runs_unchanged(name: str, ranks: Pool, tmp_pa
     for path, tensor in first.state.items():
         if not path.endswith(("running_mean", "running_var")):
             assert torch.equal(tensor, second.state[path]), path
+
+
+def test_detector_in_a_module_is_given_one_image_for_its_export() -> None:
+    """torchgeo stacks the images of a batch, and its forward passes on what it gets."""
+    from torchgeo.trainers import ObjectDetectionTask
+
+    from tests.helpers.vision.other_projects import DrawnData
+
+    module = ObjectDetectionTask(num_classes=2, **BACKBONE)
+
+    found = forward_inputs(module, next(iter(DrawnData("boxed").val_dataloader())))
+
+    assert isinstance(found, ForwardInputs)
+    assert [image.shape for image in found.args[0]] == [(3, 32, 32)]
