@@ -12,6 +12,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from syncnorm.norm import SyncBatchNorm, SyncBatchRenorm
 from syncnorm.norm.statistics.moments import Moments, as_row, merge, of_row
 from syncnorm.trainer.data.info import Ragged
 from syncnorm.trainer.data.loader import Batch
@@ -84,9 +85,13 @@ def _joined(parts: Sequence[Any], device: torch.device) -> Any:
     return torch.cat(list(parts)).to(device) if isinstance(parts[0], Tensor) else parts[0]
 
 
+_SYNCHRONIZED = (nn.SyncBatchNorm, SyncBatchNorm, SyncBatchRenorm)
+
+
 def shares_statistics(layer: nn.Module) -> bool:
-    """Whether it computes statistics over a process group."""
-    return "process_group" in vars(layer)
+    """Whether it computes statistics of a batch over a process group. Metrics have such a group too, and
+    SyncGroupNorm's joins the parts of one sample."""
+    return isinstance(layer, _SYNCHRONIZED)
 
 
 @contextmanager
