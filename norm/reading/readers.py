@@ -24,7 +24,7 @@ from syncnorm.norm.layers.sync_batch_norm import SyncBatchNorm
 from syncnorm.norm.layers.sync_group_norm import SyncGroupNorm
 from syncnorm.norm.reading.norm_act import NormAct, norm_class
 from syncnorm.norm.statistics.frozen_layers import frozen_form
-from syncnorm.norm.torch_compat import NormBase
+from syncnorm.norm.torch_compat import BatchNormBase, NormBase
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -106,10 +106,12 @@ def read_source(layer: nn.Module, path: str) -> Source | None:
 
     Frozen batch normalization of other libraries is recognized by what it computes, see `frozen_form`.
 
+    A subclass that only has defaults or a check of dimensions of its own is what it derives from.
+
     Raises: ValueError for a lazy layer, and for a subclass whose behaviour nobody has described.
     """
     layer_class = norm_class(layer)
-    if read := _READERS.get(layer_class) or _READERS_OF_LIBRARIES.get(_full_name(layer_class)):
+    if read := _READERS.get(_computing(layer_class)) or _READERS_OF_LIBRARIES.get(_full_name(layer_class)):
         source = read(layer)
         return replace(source, tail=tuple(layer.tail.values())) if isinstance(layer, NormAct) else source
     if (frozen := frozen_form(layer)) is not None:
@@ -127,6 +129,20 @@ def read_source(layer: nn.Module, path: str) -> Source | None:
     )
 
 
+_WITHOUT_EFFECT = {"__init__", "_check_input_dim", "reset_parameters", "extra_repr", "__repr__"}
+
+
+def _computing(layer_class: type[nn.Module]) -> type[nn.Module]:
+    """The class whose forward `layer_class` has, if it derives from it and changes nothing that computes."""
+    for base in layer_class.__mro__:
+        own = {name for name, value in vars(base).items() if callable(value) or isinstance(value, property)}
+        if base in _READERS:
+            return base
+        if not own <= _WITHOUT_EFFECT:
+            break
+    return layer_class
+
+
 _WITHOUT_BATCH = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, SyncGroupNorm)
 
 
@@ -135,7 +151,7 @@ def is_without_batch(layer: nn.Module, path: str) -> bool:
 
     Raises: as `read_source`, for other layers.
     """
-    if isinstance(layer, _WITHOUT_BATCH) and norm_class(layer) not in _READERS:
+    if isinstance(layer, _WITHOUT_BATCH) and _computing(norm_class(layer)) not in _READERS:
         return True
     source = read_source(layer, path)
     return source is not None and not KINDS[source.kind].batch_statistics
@@ -264,6 +280,7 @@ for _dims, _batch_norm, _instance_norm in (
 ):
     register_source(_batch_norm, _batch("batch", _dims))
     register_source(_instance_norm, _torch_instance(_dims))
+register_source(BatchNormBase, _batch("batch", None))
 for _sync in (nn.SyncBatchNorm, SyncBatchNorm):
     register_source(_sync, _batch("sync_batch", None))
 for _kind, _layer_class in {

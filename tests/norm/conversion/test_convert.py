@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.testing import assert_close
 
 from syncnorm import norm
 from syncnorm.norm import KINDS, SyncBatchNorm
+from syncnorm.norm.torch_compat import BatchNormBase
 from tests.helpers.norm.models import MODELS, ResNet, Shared, trained, vgg
 
 # Kinds that put one layer in the place of another, and those among them with running statistics.
@@ -257,6 +260,32 @@ def test_subclass_of_unknown_behaviour_is_refused_and_nothing_is_changed() -> No
         norm.convert(model, "group")
 
     assert type(model[0]) is nn.BatchNorm2d
+
+
+class _AnyDims(BatchNormBase):
+    """As asteroid has it: of no number of dimensions."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        assert 2 <= input.ndim <= 4
+
+
+class _OwnDefaults(nn.BatchNorm2d):
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features, eps=1e-3, momentum=0.01)
+
+
+@pytest.mark.parametrize("layer_class", [_AnyDims, _OwnDefaults])
+def test_subclass_that_computes_nothing_else_is_converted_and_back(layer_class: Callable[[int], Any]) -> None:
+    model: Any = nn.Sequential(nn.Conv2d(3, 4, 1), layer_class(4))
+    weight, eps, x = model[1].weight, model[1].eps, torch.randn(2, 3, 2, 2)
+    expected = model(x)
+
+    converted: Any = norm.convert(model, "sync_batch")[0]
+
+    assert (type(converted[1]), converted[1].eps) == (norm.SyncBatchNorm, eps)
+    assert converted[1].weight is weight
+    assert_close(converted(x), expected)
+    assert type(norm.revert(converted)[1]) is layer_class
 
 
 def test_subclass_described_in_the_registry_keeps_its_activation(monkeypatch: pytest.MonkeyPatch) -> None:

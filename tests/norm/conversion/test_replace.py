@@ -80,7 +80,9 @@ def test_all_is_every_normalization_over_channels() -> None:
 
 
 def test_subclass_of_batch_norm_that_nobody_described_is_refused_all_the_same() -> None:
-    class Odd(nn.BatchNorm2d): ...
+    class Odd(nn.BatchNorm2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).relu()
 
     with pytest.raises(ValueError, match="Only layers of known behaviour"):
         norm.convert(nn.Sequential(Odd(8)), "sync_batch", replace="batch")
