@@ -17,11 +17,20 @@ def modules_with_paths(model: nn.Module) -> list[tuple[nn.Module, tuple[str, ...
 
 
 def put(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
-    """`model` with `module` at `path`, in place; "" is the model itself."""
+    """`model` with `module` at `path`, in place; "" is the model itself.
+
+    A wrapper may run the forward of a module that is no part of the model, and hold its parts besides, as terratorch's
+    does around a network of timm. The module gets it, too.
+    """
     if not path:
         return module
     parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)
+    owner = model.get_submodule(parent)
+    before = getattr(owner, name)
+    setattr(owner, name, module)
+    lender = getattr(vars(owner).get("forward"), "__self__", None)
+    if isinstance(lender, nn.Module) and vars(lender).get("_modules", {}).get(name) is before:
+        setattr(lender, name, module)
     return model
 
 

@@ -262,6 +262,30 @@ def test_subclass_of_unknown_behaviour_is_refused_and_nothing_is_changed() -> No
     assert type(model[0]) is nn.BatchNorm2d
 
 
+class _Wrapper(nn.Module):
+    """Runs the forward of a network that is no part of it, as terratorch's does with one of timm."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._modules.update(network._modules)
+        self.forward = network.forward
+
+
+def test_wrapper_of_a_forward_runs_the_converted_layers() -> None:
+    model = nn.Sequential(_Wrapper(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))))
+    original, x = model[0].get_submodule("1"), torch.randn(2, 3, 4, 4)
+
+    converted = norm.convert(model, "sync_batch")[0]
+    ran: list[nn.Module] = []
+    converted[0].get_submodule("1").register_forward_hook(lambda layer, *_: ran.append(layer))
+    converted(x)
+    assert [type(layer) for layer in ran] == [SyncBatchNorm]
+    folded = norm.fold(converted.eval())[0]
+    assert_close(folded(x), converted(x))
+    assert norm.revert(converted)[0].get_submodule("1") is original
+    assert original is converted[0].forward.__self__[1]
+
+
 class _AnyDims(BatchNormBase):
     """As asteroid has it: of no number of dimensions."""
 
