@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -26,6 +28,12 @@ def listeners(serving: Serving) -> dict[str, str]:
         except psutil.Error:  # ended meanwhile
             continue
     return found
+
+
+def commands(processes: Iterable[psutil.Process]) -> Iterator[str]:
+    for process in processes:
+        with suppress(psutil.Error):  # ended meanwhile
+            yield " ".join(process.cmdline())
 
 
 def is_loopback(address: str) -> bool:
@@ -53,8 +61,7 @@ def test_nothing_of_the_service_listens_beyond_loopback(client: Client, serving:
 def test_of_ray_and_mlflow_only_what_is_used_runs(client: Client, serving: Serving) -> None:
     eventually(lambda: client.cluster()["nodes"], 60)  # Ray is up
 
-    children = psutil.Process(serving.process.pid).children(recursive=True)
-    lines = [" ".join(child.cmdline()) for child in children]
+    lines = list(commands(psutil.Process(serving.process.pid).children(recursive=True)))
 
     dashboard = {line.split()[0] for line in lines if line.startswith("ray-dashboard-")}
     assert dashboard == {f"ray-dashboard-{module}-0" for module in ray_head.USED}
