@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,8 +122,9 @@ def certify_and_publish(
     identity, uri = ExportIdentity(trained.job_id, place.name, weights[WEIGHTS_FILE]), None
     checks, form = list(compared.checks), form_of(compared.inference, *compared.example, compared.onnx)
     if certificate.passed(checks) and form is not None:
-        uri = publisher.registry.logged(identity) or publisher.log_model(form, identity)
-        with _withdrawn_on_error(publisher, uri):
+        earlier = publisher.registry.logged(identity)
+        uri = earlier or publisher.log_model(form, identity)
+        with nullcontext() if earlier else _withdrawn_on_error(publisher, uri):
             checks += _check_logged(publisher.load_model(uri, form), compared.references)
     no_model = None if form else no_form(spec)
     facts = {**trained.facts, "folded": compared.folded, "module": spec.module, "no_model": no_model}
@@ -142,7 +143,7 @@ def certify_and_publish(
 
 @contextmanager
 def _withdrawn_on_error(publisher: Publisher, uri: str) -> Iterator[None]:
-    """A model that can't be loaded or run must not stay in MLflow."""
+    """A model that can't be loaded or run must not stay in MLflow, unless an earlier start has certified it."""
     try:
         yield
     except Exception:

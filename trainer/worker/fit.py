@@ -131,17 +131,16 @@ def fit(
         with _spool(folders, context, spool), checkpoints.publication, usage:
             every = EVERY_BATCH_WITH_GRAPH if spec.train.graph else None
             sync = SyncShare(of_all_ranks=spec.norm.group == "world", every=every)
-            early = _early(launch, folders, spool, facts or RunFacts(), reporter, sync, assembly.steps)
+            early = _early(launch, folders, spool, facts or RunFacts(), reporter, sync, assembly)
             averages = _averages(assembly, spec)
             progress = ProgressReporter(reporter, spool, metrics, sync, epochs=spec.train.epochs, steps=assembly.steps)
             profilers = [profiling] if profiling else []
             graphs = [GraphedSteps(reporter, cuda_graph_of)] if spec.train.graph else []
             late = [*averages, metrics, progress, *_stopping(launch, reporter, metrics, checkpoints)]
-            own = [OwnStatistics(lambda: norm.create_group(1))] if assembly.task_data is None else []
             trainer = lightning_trainer(
                 spec,
                 context,
-                [BeforeFirstStep(ready, spec.seed), FrozenParameters(norms), *graphs, *profilers, *early, *own, *late],
+                [BeforeFirstStep(ready, spec.seed), FrozenParameters(norms), *graphs, *profilers, *early, *late],
                 norms,
                 io=_checkpoint_io(launch, folders, context.world_size),
                 # The metrics of a built-in task go to the spool themselves.
@@ -248,10 +247,10 @@ def _early(
     facts: RunFacts,
     reporter: Reporter,
     sync: SyncShare,
-    steps: int | None,
+    assembly: Assembly,
 ) -> list[Callback]:
     """Callbacks around the step itself, in the order of their calls."""
-    spec = launch.spec
+    spec, steps = launch.spec, assembly.steps
     alarm = StatisticsAlarm(reporter)
     callbacks: list[Callback] = [] if steps is None else [EndAtStep(steps)]
     callbacks += [
@@ -266,6 +265,8 @@ def _early(
         callbacks.append(NonFiniteGuard(reporter, spool))
     if spec.train.clip_adaptive is not None:
         callbacks.append(AdaptiveClipping(spec.train.clip_adaptive))
+    if assembly.task_data is None:
+        callbacks.append(OwnStatistics(lambda: norm.create_group(1)))
     return callbacks
 
 

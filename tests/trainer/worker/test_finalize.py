@@ -203,6 +203,25 @@ def test_model_that_mlflow_cannot_load_does_not_stay_there(
     assert logged_models(mlflow_server) == before
 
 
+def test_model_of_an_earlier_start_stays_where_it_cannot_be_loaded_now(
+    mlflow_server: Mlflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow may be away for a moment, and the model is certified and perhaps registered."""
+    publisher = Publisher(mlflow_server.uri, mlflow_server.new_run())
+    published_model(trained(), ExportSpec(), tmp_path, publisher)
+    before = logged_models(mlflow_server)
+
+    def fail(*_: object) -> None:
+        raise OSError("MLflow is away")
+
+    monkeypatch.setattr(Publisher, "load_model", fail)
+
+    with pytest.raises(OSError, match="away"):
+        published_model(trained(), ExportSpec(), tmp_path, publisher)
+
+    assert logged_models(mlflow_server) == before
+
+
 def test_model_whose_outputs_are_not_finite_is_not_published(mlflow_server: Mlflow, tmp_path: Path) -> None:
     broken = trained()
     with torch.no_grad():
