@@ -110,16 +110,24 @@ def _serve(pipe: Connection, module: str) -> None:
     try:
         pipe.send("ready")
         while True:
-            pipe.send_bytes(_outcome(*pipe.recv()))
+            fn, rank, world_size, store, args = pipe.recv()
+            _meet(rank, world_size, store)
+            pipe.send_bytes(_outcome(fn, rank, world_size, args))
     except (EOFError, BrokenPipeError):
         return  # the test session has ended, or given this worker up
 
 
-def _outcome(fn: Callable[..., Any], rank: int, world_size: int, store: str, args: tuple[object, ...]) -> bytes:
+def _meet(rank: int, world_size: int, store: str) -> None:
+    """Form the process group. A worker that can't ends: torch would number its next group unlike the others do."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=timedelta(seconds=30)
+    )
+    # A rank whose function fails at once would otherwise leave while another one still connects to it.
+    dist.barrier()
+
+
+def _outcome(fn: Callable[..., Any], rank: int, world_size: int, args: tuple[object, ...]) -> bytes:
     try:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=timedelta(seconds=30)
-        )
         result = (True, fn(rank, world_size, *args), "")
     except Exception as error:
         result = (False, error, traceback.format_exc())
