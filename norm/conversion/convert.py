@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from torch import nn
 from torch.distributed import ProcessGroup
 
-from syncnorm.norm.conversion.edits import Replacement, apply, redo, report, undo
+from syncnorm.norm.conversion.edits import Replacement, Step, apply, redo, report, steps_taken, undo
 from syncnorm.norm.conversion.exchanges import Changes, Conversion, Keep
 from syncnorm.norm.conversion.overrides import Override, read_rules
 from syncnorm.norm.conversion.tied_weights import keep_ties
 from syncnorm.norm.kind import Value
 from syncnorm.norm.reading.compiled_parts import compiled_parts
+from syncnorm.norm.reading.readers import uses_batch_statistics
 
 
 def convert(
@@ -43,7 +45,8 @@ def convert(
     group: the workers that share statistics, for kinds that synchronize; None: as in each layer, else all of them.
     eps, momentum, affine: "keep" takes them from each layer; momentum=None is the cumulative average.
     replace: "batch" exchanges layers with statistics of the batch alone, and leaves instance, group and frozen ones as
-    they are, subclasses of them included; "all": every one. Overrides come first.
+    they are, subclasses of them included, and what an earlier conversion exchanged for such layers; "all": every one.
+    Overrides come first.
     overrides: other kinds by glob over module paths, as `Override` or as mappings with the same fields.
     options: those of `kind`, see `norm.kinds()[kind].options`.
     Returns: the model (another object only if `model` itself is a normalization layer) and the replacements.
@@ -59,7 +62,8 @@ def convert(
     rules = read_rules(kind, options, overrides)
     for part in compiled_parts(model):
         raise ValueError(f"Normalization must be a layer to be converted. {part.message} {part.fix}")
-    model, undone = undo(model)
+    undone = _to_undo(model, rules, replace)
+    model = undo(model, undone)
     try:
         steps = list(Conversion(model, rules, Changes(eps, momentum, affine, group), replace).steps())
         keep_ties(model, steps)
@@ -81,4 +85,13 @@ def revert(model: nn.Module) -> nn.Module:
     >>> type(norm.revert(converted)[1]).__name__
     'BatchNorm2d'
     """
-    return undo(model)[0]
+    return undo(model, steps_taken(model))
+
+
+def _to_undo(model: nn.Module, rules: Sequence[Override], only: Literal["all", "batch"]) -> list[Step]:
+    """The exchanges of earlier conversions that a new one starts without. One for statistics of the batch alone leaves
+    those that chose other statistics, unless an override names a layer of theirs: exchanges of a conversion may need
+    each other, as an activation that is gone needs the layer that is the activation now."""
+    steps = steps_taken(model)
+    named = any(fnmatchcase(path, rule.match) for rule in rules[:-1] for step in steps for path in step.paths)
+    return steps if only == "all" or named else [step for step in steps if uses_batch_statistics(step.new)]

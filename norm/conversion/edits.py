@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -72,11 +72,10 @@ def apply(model: nn.Module, steps: Iterable[Step]) -> nn.Module:
     return model
 
 
-def undo(model: nn.Module) -> tuple[nn.Module, list[Step]]:
-    """`model` before every `apply`, what was learned since carried back where it means the same; the steps undone.
-    All of them or none."""
+def undo(model: nn.Module, steps: Sequence[Step]) -> nn.Module:
+    """`model` before `steps`, which were taken; what was learned since is carried back where it means the same. All of
+    them or none."""
     typical = typical_parameter(model)
-    steps = steps_taken(model)
     try:
         for step in steps:
             step.old.train(step.new.training)
@@ -85,7 +84,7 @@ def undo(model: nn.Module) -> tuple[nn.Module, list[Step]]:
     except BaseException:
         redo(model, steps)
         raise
-    return model, steps
+    return model
 
 
 def steps_taken(model: nn.Module) -> list[Step]:
@@ -98,7 +97,7 @@ def steps_taken(model: nn.Module) -> list[Step]:
 
 
 def redo(model: nn.Module, steps: Iterable[Step]) -> nn.Module:
-    """`model` before the `undo` that gave `steps`."""
+    """`model` before the `undo` of `steps`."""
     for step in steps:
         model = _put_everywhere(model, step.paths, step.new)
     return model

@@ -157,6 +157,15 @@ def is_without_batch(layer: nn.Module, path: str) -> bool:
     return source is not None and not KINDS[source.kind].batch_statistics
 
 
+def uses_batch_statistics(module: nn.Module) -> bool:
+    """Whether `module`, or a part of it, normalizes with statistics of the batch.
+
+    Raises: as `read_source`.
+    """
+    sources = (read_source(part, path) for path, part in module.named_modules())
+    return any(source is not None and KINDS[source.kind].batch_statistics for source in sources)
+
+
 def count_kinds(model: nn.Module) -> dict[str, int]:
     """How many layers of each kind `model` has; a layer used at several places counts once.
 

@@ -92,3 +92,37 @@ def test_kinds_are_counted() -> None:
     model = nn.Sequential(*list(mixed())[:5])
 
     assert norm.count_kinds(model) == {"batch": 1, "instance": 1, "group": 1, "frozen_batch": 1}
+
+
+@pytest.mark.parametrize("chosen", ["group", "weight_standardization", "evo_s0", "weight", "selu"])
+def test_what_was_converted_to_other_statistics_before_stays(chosen: str) -> None:
+    def convolution() -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3))
+
+    model, _ = norm.convert(convolution(), chosen)
+    x, before = torch.randn(2, 3, 7, 7), list(model.modules())
+    expected = model(x)
+
+    converted, report = norm.convert(model, "sync_batch", replace="batch")
+
+    assert report == []
+    assert list(converted.modules()) == before
+    torch.testing.assert_close(converted(x), expected, rtol=0, atol=0)
+    assert names(norm.revert(converted)) == names(convolution())
+
+
+def test_what_was_converted_to_statistics_of_the_batch_before_is_exchanged_once() -> None:
+    model, _ = norm.convert(mixed(), "batch_renorm", replace="batch")
+
+    converted, report = norm.convert(model, "sync_batch", replace="batch")
+
+    assert [(one.path, one.before) for one in report] == [("1", "BatchNorm2d"), ("7", "SyncBatchNorm")]
+    assert names(norm.revert(converted)) == names(mixed())
+
+
+def test_an_override_of_a_converted_layer_starts_from_what_was_there_before() -> None:
+    model, _ = norm.convert(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()), "evo_s0")
+
+    converted, _ = norm.convert(model, "sync_batch", replace="batch", overrides=[norm.Override("1", "layer")])
+
+    assert names(converted) == ["Conv2d", "GroupNorm", "ReLU"]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from syncnorm import norm
 from syncnorm.trainer.contract.plan import Inspection
 from syncnorm.trainer.contract.spec_reader import read_spec
 from syncnorm.trainer.training.conversion import convert
@@ -84,6 +85,16 @@ def test_network_whose_kind_nobody_named_keeps_what_does_not_depend_on_the_batch
     left = [type(layer).__name__ for layer in converted().children()]
 
     assert left == ["Conv2d", "SyncBatchNorm", "SyncBatchNorm", "SyncBatchNorm", "GroupNorm"]
+
+
+def test_network_that_its_author_converted_stays_so_unless_a_kind_is_named() -> None:
+    own, _ = norm.convert(mobile(), "group", num_groups=4)
+
+    kept, _ = convert(own, read_spec(document()), None)
+    assert [layer.num_groups for layer in kept if isinstance(layer, nn.GroupNorm)] == [4, 4, 4, 4]
+
+    named, _ = convert(own, read_spec(document(norm={"kind": "sync_batch"})), None)
+    assert [type(layer).__name__ for layer in named] == ["Conv2d", *["SyncBatchNorm"] * 4]
 
 
 @pytest.mark.parametrize(
