@@ -188,7 +188,7 @@ def test_parent_that_can_not_import_says_why() -> None:
 
 
 def test_memory_is_reported_and_given_back_when_idle() -> None:
-    with closing(ForkServer([TASKS], idle_s=0.3)) as forks:
+    with closing(ForkServer([TASKS], idle_s=2)) as forks:
         before = parent_of(forks)
         assert forks.memory().memory_bytes > 2**20
 
