@@ -7,7 +7,7 @@ batch, the first one that the network accepts is taken. A LightningModule's `exa
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from inspect import Parameter
 from typing import Any
@@ -56,7 +56,14 @@ class ForwardInputs:
         return self.args[0] if is_alone else None
 
     def to(self, device: torch.device) -> ForwardInputs:
-        args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to(device), (self.args, self.kwargs))
+        return self._mapped(lambda tensor: tensor.to(device))
+
+    def double(self) -> ForwardInputs:
+        """With fp64 in place of other floating types."""
+        return self._mapped(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> ForwardInputs:
+        args, kwargs = tree_map_only(Tensor, change, (self.args, self.kwargs))
         return ForwardInputs(args, kwargs)
 
     def is_like(self, other: ForwardInputs) -> bool:
