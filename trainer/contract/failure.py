@@ -118,10 +118,14 @@ ADVICE: dict[FailureReason, Advice] = {
 }
 
 
+REPORT = "please report this with the logs of the attempt."
+"""The end of a message that names what code of the user's may have done: the service is to blame only if it didn't."""
+
+
 def advised(message: str, reason: FailureReason) -> str:
-    """`message` with the advice for its reason; a worker may have added it already."""
+    """`message` with the advice for its reason. One that has it already, or ends with REPORT, stays as it is."""
     advice, said = ADVICE[reason].text, message.rstrip()
-    if advice in message or not said:
+    if advice in message or said.endswith(REPORT) or not said:
         return message if said else advice
     stop = "" if said.endswith((".", "!", "?", ":", "…")) else "."
     return f"{said}{stop} {advice}"

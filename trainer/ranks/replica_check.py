@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from syncnorm.trainer.contract.failure import REPORT
 from syncnorm.trainer.errors import DisagreementError
 from syncnorm.trainer.ranks.exchange import gather
 
@@ -58,7 +59,7 @@ def check_agreement(network: nn.Module) -> dict[str, str | int]:
             raise DisagreementError(
                 f"every rank must hold the same {name}, but that of rank {different[0]} differs from that of rank 0 "
                 f"({len(different)} of {len(everyone)} ranks differ). Code that changes weights outside of its "
-                "optimizers must do the same on every rank; if yours does, please report this with the attempt's logs."
+                f"optimizers must do the same on every rank. If yours does, {REPORT}"
             )
     shared = "".join(own[name] for name in sorted(own) if name not in local)
     return {"ranks": len(everyone), "sha256": hashlib.sha256(shared.encode()).hexdigest()}

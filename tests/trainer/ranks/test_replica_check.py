@@ -6,6 +6,7 @@ import pytest
 from torch import nn
 
 from syncnorm import norm
+from syncnorm.trainer.contract.failure import FailureReason, advised
 from syncnorm.trainer.errors import DisagreementError
 from syncnorm.trainer.ranks.replica_check import check_agreement
 from tests.helpers.norm.pool import Pool
@@ -27,6 +28,7 @@ def test_the_tensor_and_the_rank_are_named_on_every_rank(ranks: Pool, name: str)
     for _, error, _ in outcomes:
         assert isinstance(error, DisagreementError)
         assert f"every rank must hold the same {name}, but that of rank 1 differs" in str(error)
+        assert "Internal error of the service" not in advised(str(error), FailureReason.INTERNAL)
 
 
 def test_running_statistics_of_a_layer_that_does_not_synchronize_may_differ(ranks: Pool) -> None:
