@@ -45,8 +45,8 @@ def convert(
     group: the workers that share statistics, for kinds that synchronize; None: as in each layer, else all of them.
     eps, momentum, affine: "keep" takes them from each layer; momentum=None is the cumulative average.
     replace: "batch" exchanges layers with statistics of the batch alone, and leaves instance, group and frozen ones as
-    they are, subclasses of them included, and what an earlier conversion exchanged for such layers; "all": every one.
-    Overrides come first.
+    they are, subclasses of them included, and what an earlier conversion exchanged for such layers, unless an override
+    names one of those: then all of it is reverted first; "all": every one. Overrides come first.
     overrides: other kinds by glob over module paths, as `Override` or as mappings with the same fields.
     options: those of `kind`, see `norm.kinds()[kind].options`.
     Returns: the model (another object only if `model` itself is a normalization layer) and the replacements.
