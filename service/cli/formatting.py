@@ -73,3 +73,14 @@ def progress(values: Mapping[str, Any]) -> str:
         return ""
     left = "" if not values["eta_s"] else f"  {duration(values['eta_s'])} left"
     return f"{values['percent']:.0f} %{left}"
+
+
+def finding_text(places: str, message: str, fix: str) -> str:
+    """A finding as a line. A message that begins with its field does not get it twice.
+
+    >>> finding_text("norm.kind", "sync_batch has no other worker to synchronize with.", "Use batch.")
+    'norm.kind: sync_batch has no other worker to synchronize with. Use batch.'
+    """
+    text = f"{message} {fix}"
+    begins_with_it = message.startswith((f"{places} ", f"{places}.", f"{places}:"))
+    return text if not places or begins_with_it else f"{places}: {text}"

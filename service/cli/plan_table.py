@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from syncnorm.norm.kind import KINDS
+from syncnorm.service.cli.formatting import finding_text
 from syncnorm.trainer.contract.initial_weights import LoadedWeights, PlacedTensor, shown
 from syncnorm.trainer.contract.plan import guarantee_rows
 from syncnorm.trainer.contract.spec_findings import Finding, alike
@@ -47,8 +48,7 @@ def plan_table(plan: Json) -> RenderableType:
     for label, text in rows:
         table.add_row(label, Text(text))
     for finding, paths in alike([Finding(**one) for one in plan["findings"]]):
-        places = name_some(paths)
-        text = f"{places}: {finding.message} {finding.fix}" if places else f"{finding.message} {finding.fix}"
+        text = finding_text(name_some(paths), finding.message, finding.fix)
         table.add_row(Text(finding.severity, style=FINDING_COLORS[finding.severity]), Text(text))
     table.title = Text(plan["spec"]["name"], style="bold")
     table.title_justify = "left"

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from syncnorm.service.cli.formatting import finding_text
 from syncnorm.service.cli.plan_table import FINDING_COLORS
 from syncnorm.trainer.contract.text import counted, name_some
 
@@ -51,7 +52,7 @@ def _findings(combinations: Sequence[Json]) -> list[Text]:
     for one in combinations:
         place = " · ".join(one["point"].values())
         for finding in one["plan"]["findings"]:
-            text = f"{finding['path']}: {finding['message']} {finding['fix']}".removeprefix(": ")
+            text = finding_text(finding["path"], finding["message"], finding["fix"])
             if finding["severity"] != "info" and place not in where[finding["severity"], text]:
                 where[finding["severity"], text].append(place)
     return [
