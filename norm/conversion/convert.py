@@ -15,7 +15,7 @@ from syncnorm.norm.conversion.overrides import Override, read_rules
 from syncnorm.norm.conversion.tied_weights import keep_ties
 from syncnorm.norm.kind import Value
 from syncnorm.norm.reading.compiled_parts import compiled_parts
-from syncnorm.norm.reading.readers import uses_batch_statistics
+from syncnorm.norm.reading.readers import read_source, uses_batch_statistics
 
 
 def convert(
@@ -46,7 +46,8 @@ def convert(
     eps, momentum, affine: "keep" takes them from each layer; momentum=None is the cumulative average.
     replace: "batch" exchanges layers with statistics of the batch alone, and leaves instance, group and frozen ones as
     they are, subclasses of them included, and what an earlier conversion exchanged for such layers, unless an override
-    names one of those: then all of it is reverted first; "all": every one. Overrides come first.
+    names one of those: that layer is then reverted first, or all of them where they may need each other, as layers of
+    evo_s0 and the kinds of scope `weights` and `network` do; "all": every one. Overrides come first.
     overrides: other kinds by glob over module paths, as `Override` or as mappings with the same fields.
     options: those of `kind`, see `norm.kinds()[kind].options`.
     Returns: the model (another object only if `model` itself is a normalization layer) and the replacements.
@@ -90,8 +91,18 @@ def revert(model: nn.Module) -> nn.Module:
 
 def _to_undo(model: nn.Module, rules: Sequence[Override], only: Literal["all", "batch"]) -> list[Step]:
     """The exchanges of earlier conversions that a new one starts without. One for statistics of the batch alone leaves
-    those that chose other statistics, unless an override names a layer of theirs: exchanges of a conversion may need
-    each other, as an activation that is gone needs the layer that is the activation now."""
+    those that chose other statistics, unless an override names a layer of theirs. Then that one is taken back alone if
+    each exchanged a normalization and nothing else. Others may need each other, as an activation that is gone needs the
+    layer that is the activation now."""
     steps = steps_taken(model)
-    named = any(fnmatchcase(path, rule.match) for rule in rules[:-1] for step in steps for path in step.paths)
-    return steps if only == "all" or named else [step for step in steps if uses_batch_statistics(step.new)]
+    named = [step for step in steps if any(fnmatchcase(path, one.match) for one in rules[:-1] for path in step.paths)]
+    if only == "all" or (named and not all(map(_is_of_one_layer, steps))):
+        return steps
+    return [step for step in steps if step in named or uses_batch_statistics(step.new)]
+
+
+def _is_of_one_layer(step: Step) -> bool:
+    """Whether `step` exchanged a normalization, as such, for another or for none."""
+    sources = [read_source(module, step.paths[0]) for module in (step.old, step.new)]
+    is_norm = [source is not None and not source.is_activation for source in sources]
+    return is_norm[0] and (is_norm[1] or isinstance(step.new, nn.Identity))

@@ -120,6 +120,29 @@ def test_what_was_converted_to_statistics_of_the_batch_before_is_exchanged_once(
     assert names(norm.revert(converted)) == names(mixed())
 
 
+@pytest.mark.parametrize("chosen", ["group", "instance", "none"])
+def test_an_override_of_one_converted_layer_leaves_the_others(chosen: str) -> None:
+    model, _ = norm.convert(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.BatchNorm2d(8)), chosen)
+    others = list(model.children())[:2]
+
+    converted, report = norm.convert(model, "sync_batch", replace="batch", overrides=[norm.Override("2", "layer")])
+
+    assert [(one.path, one.before, one.after) for one in report] == [("2", "BatchNorm2d", "GroupNorm")]
+    assert list(converted.children())[:2] == others
+    assert names(norm.revert(converted)) == ["BatchNorm2d", "ReLU", "BatchNorm2d"]
+
+
+@pytest.mark.parametrize("chosen", ["weight_standardization", "weight", "evo_s0"])
+def test_an_override_undoes_all_of_a_conversion_whose_parts_need_each_other(chosen: str) -> None:
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+    model, _ = norm.convert(plain, chosen)
+
+    converted, _ = norm.convert(model, "sync_batch", replace="batch", overrides=[norm.Override("4", "layer")])
+
+    assert names(converted) == ["Conv2d", "SyncBatchNorm", "ReLU", "Conv2d", "GroupNorm"]
+    assert not any(hasattr(layer, "parametrizations") for layer in converted.children())
+
+
 def test_an_override_of_a_converted_layer_starts_from_what_was_there_before() -> None:
     model, _ = norm.convert(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()), "evo_s0")
 
