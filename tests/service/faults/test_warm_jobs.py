@@ -24,11 +24,25 @@ PARENT = "syncnorm.trainer.forkserver.node_parent"
 READY_S = 600
 
 
-@pytest.fixture
-def embedded(tmp_path: Path) -> Iterator[RunningService]:
-    service = RunningService(tmp_path, {"SYNCNORM_ALLOW_CODE": "1", "SYNCNORM_WARM_JOBS": "1"}, trains=True)
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """One for all tests, since each needs a parent, which takes a while to load everything."""
+    settings = {"SYNCNORM_ALLOW_CODE": "1", "SYNCNORM_WARM_JOBS": "1"}
+    service = RunningService(tmp_path_factory.mktemp("home"), settings, trains=True)
     yield service
     service.stop()
+
+
+@pytest.fixture(scope="module")
+def client(embedded: RunningService) -> Iterator[Client]:
+    with embedded.start() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def cold(client: Client, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What the ranks of the first job wrote, for which no parent was ready."""
+    return run(client, tmp_path_factory.mktemp("first") / "cold", spoils=False)
 
 
 def run(client: Client, folder: Path, *, spoils: bool) -> list[Any]:
@@ -86,42 +100,48 @@ def nothing_more(parent: psutil.Process, before: dict[str, set[Any]], timeout_s:
         time.sleep(0.1)
 
 
-def _in_a_row(service: RunningService, tmp_path: Path, jobs: int) -> None:
-    with service.start() as client:
-        cold = run(client, tmp_path / "cold", spoils=False)
-        parent = parent_of(service)
-        before = left(parent)
-        for number in range(jobs):
-            warm = run(client, tmp_path / f"warm-{number}", spoils=number % 2 == 0)
+def _in_a_row(service: RunningService, client: Client, cold: list[Any], folder: Path, jobs: int) -> None:
+    parent = parent_of(service)
+    before = left(parent)
+    for number in range(jobs):
+        warm = run(client, folder / f"warm-{number}", spoils=number % 2 == 0)
 
-            assert all(PARENT in fact.pop("parent") for fact in warm)
-            assert warm == [{name: value for name, value in fact.items() if name != "parent"} for fact in cold]
-        nothing_more(parent, before)
-        memory = parent.memory_info().rss
-    assert memory < 900 * 2**20
-    service.stop()
-    eventually(lambda: not parent.is_running() or parent.status() == psutil.STATUS_ZOMBIE)
+        assert all(PARENT in fact.pop("parent") for fact in warm)
+        assert warm == [{name: value for name, value in fact.items() if name != "parent"} for fact in cold]
+    nothing_more(parent, before)
+    assert parent.memory_info().rss < 900 * 2**20
 
 
-def test_jobs_leave_nothing_behind_and_change_nothing_in_the_next(embedded: RunningService, tmp_path: Path) -> None:
-    _in_a_row(embedded, tmp_path, jobs=2)
+def test_jobs_leave_nothing_behind_and_change_nothing_in_the_next(
+    embedded: RunningService, client: Client, cold: list[Any], tmp_path: Path
+) -> None:
+    _in_a_row(embedded, client, cold, tmp_path, jobs=2)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(3600)
-def test_two_hundred_jobs_leave_nothing_behind(embedded: RunningService, tmp_path: Path) -> None:
-    _in_a_row(embedded, tmp_path, jobs=amount(200))
+def test_two_hundred_jobs_leave_nothing_behind(
+    embedded: RunningService, client: Client, cold: list[Any], tmp_path: Path
+) -> None:
+    _in_a_row(embedded, client, cold, tmp_path, jobs=amount(200))
 
 
-def test_a_killed_parent_costs_no_job_and_is_replaced(embedded: RunningService, tmp_path: Path) -> None:
-    with embedded.start() as client:
-        run(client, tmp_path / "cold", spoils=False)
-        killed = parent_of(embedded)
-        assert parents_shown(client) == 1
-        killed.kill()
-        eventually(lambda: not killed.is_running() or killed.status() == psutil.STATUS_ZOMBIE)
-        assert parents_shown(client) == 0
+def test_a_killed_parent_costs_no_job_and_is_replaced(embedded: RunningService, client: Client, tmp_path: Path) -> None:
+    killed = parent_of(embedded)
+    assert parents_shown(client) == 1
+    killed.kill()
+    eventually(lambda: not killed.is_running() or killed.status() == psutil.STATUS_ZOMBIE)
+    assert parents_shown(client) == 0
 
-        run(client, tmp_path / "after", spoils=False)
+    run(client, tmp_path / "after", spoils=False)
 
-        assert parent_of(embedded).pid != killed.pid
+    assert parent_of(embedded).pid != killed.pid
+
+
+def test_parent_ends_with_its_service(embedded: RunningService, client: Client) -> None:
+    assert client.is_ready()
+    parent = parent_of(embedded)
+
+    embedded.stop()
+
+    eventually(lambda: not parent.is_running() or parent.status() == psutil.STATUS_ZOMBIE)
