@@ -18,6 +18,7 @@ STEADY_VALUES = 32
 SMALL_BATCH_STUDY = "examples/studies/small-batch.yaml"
 LSTM_STUDY = "examples/studies/lstm.yaml"
 WINDOWS = "docs/explanation/windows.md"
+_DEFAULT = "the default, which computes what one device would compute with the whole batch"
 
 
 class Alternative(BaseModel):
@@ -50,7 +51,8 @@ def choose_norm(spec: JobSpec) -> NormChoice:
     """The kind the job runs with: the one named, or for `auto` one picked from model, batch, workers, map sizes and
     whether windows are used."""
     if spec.norm.kind != "auto":
-        return NormChoice(kind=spec.norm.kind, why="named in the spec")
+        is_named = "kind" in spec.norm.model_fields_set
+        return NormChoice(kind=spec.norm.kind, why="named in the spec" if is_named else _DEFAULT)
     if spec.model.name == "lstm":
         return _for_sequences()
     choice = _by_samples(spec)

@@ -78,6 +78,12 @@ def capture(network: nn.Module, example: ForwardInputs) -> torch.export.Exported
     Raises: NoExportError if torch.export can't take the network, or only for this many samples; a detector also if it
     then fails on an image with nothing to find.
     """
+    if (found := example.foreign) is not None:
+        text = (
+            f"an exported network takes tensors, and lists, tuples and dicts of them, but forward gets a "
+            f"{found.__name__}. Name a part of the network that takes tensors as export.module"
+        )
+        raise NoExportError(ExportReason.NOT_EXPORTABLE, f"{text}.")
     shapes = torch.export.ShapesCollection()
     for tensor in samples.batched(example):
         shapes[tensor] = {0: torch.export.Dim.DYNAMIC}
@@ -130,7 +136,7 @@ def require_traced(error: NoExportError, example: ForwardInputs, formats: Sequen
 
     Raises: `error`, with the format that would change it.
     """
-    if samples.count(example) is not None:
+    if samples.count(example) is not None or example.foreign is not None:
         raise error
     if "onnx" not in formats:
         raise NoExportError(error.reason, f"{error} Add onnx to export.formats: it is written by tracing.") from error

@@ -28,6 +28,7 @@ _TARGETS = ("y", "target", "targets", "label", "labels")
 """Optional parameters of a forward that make it compute a loss. They are left out."""
 _WHOLE = ("batch", "sample", "data")
 """Names of the only parameter of a forward that takes a batch as it is."""
+_EXPORTABLE = (Tensor, bool, int, float, complex, str, torch.dtype, torch.device, type(None))
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,12 @@ class ForwardInputs:
         """The only argument, if that is a tensor."""
         is_alone = len(self.args) == 1 and not self.kwargs and isinstance(self.args[0], Tensor)
         return self.args[0] if is_alone else None
+
+    @property
+    def foreign(self) -> type | None:
+        """The class of an argument, or part of one, that no exported model takes: it is neither tensor nor number."""
+        leaves = tree_flatten((self.args, self.kwargs))[0]
+        return next((type(leaf) for leaf in leaves if not isinstance(leaf, _EXPORTABLE)), None)
 
     def to(self, device: torch.device) -> ForwardInputs:
         return self._mapped(lambda tensor: tensor.to(device))

@@ -174,6 +174,12 @@ def test_named_kind_is_taken_as_it_is() -> None:
     assert (choice.kind, choice.why, choice.evidence, choice.alternative) == ("batch", "named in the spec", [], None)
 
 
+def test_default_is_not_called_named() -> None:
+    choice = choose_norm(spec(2, norm={"group": "node"}))
+
+    assert (choice.kind, choice.why.split(",")[0]) == ("sync_batch", "the default")
+
+
 IMAGES = {"name": "synthetic", "batch_size": 2, "init_args": {"shape": [3, 37, 48], "samples": 4, "val_samples": 2}}
 VOLUMES = {"name": "synthetic", "batch_size": 2, "init_args": {"shape": [1, 9, 12, 8], "samples": 4, "val_samples": 2}}
 SCENES = {"name": "digit_scenes", "batch_size": 2, "init_args": {"size": 16, "scenes": 2, "val_scenes": 2}}

@@ -146,3 +146,40 @@ def test_detector_that_is_only_traced_is_promised_in_part(formats: Any, holds: s
     assert promise.holds == holds
     assert "torch.export says" in promise.why
     assert ("Add onnx to export.formats" in promise.why) == (holds == "no")
+
+
+class MoleculeBatch:
+    """As chemprop's BatchMolGraph: tensors in an object that is no tensor."""
+
+    def __init__(self, atoms: Tensor) -> None:
+        self.atoms = atoms
+
+
+class Molecules(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+
+    def forward(self, batch: MoleculeBatch, scale: Tensor | None = None) -> Tensor:
+        found: Tensor = self.net(batch.atoms)
+        return found if scale is None else found * scale
+
+
+@pytest.mark.parametrize("formats", [["pt2"], ["onnx"], ["pt2", "onnx"]])
+@pytest.mark.parametrize("scale", [None, torch.ones(3, 1)])
+def test_network_that_takes_an_object_is_told_so_before_training(formats: list[Any], scale: Tensor | None) -> None:
+    """Neither torch.export nor tracing takes one."""
+    found = try_export(
+        Molecules(), ForwardInputs((MoleculeBatch(torch.ones(3, 4)), scale)), ExportSpec(formats=formats)
+    )
+
+    assert found.holds == "no"
+    assert "forward gets a MoleculeBatch. Name a part of the network that takes tensors as export.module." in found.why
+
+
+def test_part_that_takes_tensors_is_exported_all_the_same() -> None:
+    spec = ExportSpec(formats=["pt2"], module="net")
+
+    found = try_export(Molecules(), ForwardInputs((MoleculeBatch(torch.ones(3, 4)),)), spec)
+
+    assert found.holds == "yes"
