@@ -27,6 +27,8 @@ class _Part(BaseModel):
 class ProfileOptions(_Part):
     """What to profile: some seconds, or some steps, of some ranks."""
 
+    model_config = ConfigDict(strict=True)
+
     seconds: Annotated[float, Field(gt=0, le=LONGEST_S)] = 5.0
     """How long, in seconds, up to 60. It ends with the step that is running then. Default: 5, some hundred steps of a
     small network."""
