@@ -14,7 +14,7 @@ from syncnorm.trainer.ranks.exchange import gather
 from syncnorm.trainer.reporting.metric_spool import TRAIN_LOSS
 from syncnorm.trainer.training.batch_size import Count, LoggedBatchSize, samples_in
 from syncnorm.trainer.training.late_hooks import LateCallback
-from syncnorm.trainer.training.logged_metrics import as_numbers, is_fork
+from syncnorm.trainer.training.logged_metrics import as_numbers, common_name, is_fork
 from syncnorm.trainer.training.task_module import TaskModule
 
 
@@ -22,7 +22,7 @@ class EpochMetrics(LateCallback):
     """`latest`: what Lightning's callbacks can monitor, as numbers, the same on every rank.
 
     `train/loss` of a LightningModule is the mean of what training_step returned, over all samples of all ranks, unless
-    it logs one itself. Comes before the callbacks that read it.
+    it logs one by epoch itself. Comes before the callbacks that read it.
     """
 
     def __init__(self, count: Count | None = None) -> None:
@@ -80,9 +80,11 @@ class EpochMetrics(LateCallback):
             found.pop(TRAIN_LOSS, None)
         total, samples = torch.tensor(gather((float(self._loss), self._counted)), dtype=torch.float64).sum(0)
         self._loss, self._counted = 0.0, 0
-        self._is_loss_ours = bool(samples) and TRAIN_LOSS not in found
-        if self._is_loss_ours:
+        self._is_loss_ours = TRAIN_LOSS not in found
+        if self._is_loss_ours and samples:
             found[TRAIN_LOSS] = total / samples
+        elif self._is_loss_ours:  # training_step returns no loss, as with manual optimization
+            found |= {TRAIN_LOSS: value for name, value in found.items() if common_name(name) == TRAIN_LOSS}
 
     def rank_state(self) -> dict[str, Any]:
         """What this rank has counted in the epoch so far."""

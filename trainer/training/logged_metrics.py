@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
 from syncnorm.trainer.ranks.exchange import gather
+from syncnorm.trainer.reporting.metric_spool import TRAIN_LOSS
 
 Sums = tuple[float, float]
 """(sum of values times samples, samples); for a sum, a greatest or a least value only the first counts."""
@@ -131,11 +132,20 @@ class CommonNames:
         self._added: set[str] = set()
 
     def update(self, trainer: Trainer) -> None:
-        """Give what the module has logged its common names, unless it uses those itself."""
+        """Give what the module has logged its common names, unless it uses those itself.
+
+        A loss that it logs in training by step alone is that of the last batch of a rank, and stays without one:
+        `EpochMetrics` has the mean.
+        """
         found = trainer._logger_connector._callback_metrics
         for name in self._added:
             found.pop(name, None)
-        common = {alias: value for name, value in found.items() if (alias := common_name(name)) and alias not in found}
+        of_steps = {one.meta.name for one in trainer.fit_loop.epoch_loop._results.values() if not one.meta.on_epoch}
+        common = {
+            alias: value
+            for name, value in found.items()
+            if (alias := common_name(name)) and alias not in found and not (alias == TRAIN_LOSS and name in of_steps)
+        }
         found.update(common)
         self._added = set(common)
 

@@ -132,6 +132,15 @@ class PlateausByOurName(Plateaus):
     monitor = "val/loss"
 
 
+class LogsSteps(Hooks):
+    """Logs its loss as most modules do: Lightning then keeps the one of the last batch."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:  # noqa: ARG002
+        loss = self.loss(batch)
+        self.log("train_loss", loss)
+        return loss
+
+
 class TwoOptimizers(Hooks):
     """Manual optimization with two optimizers, as adversarial networks are trained."""
 

@@ -366,6 +366,27 @@ def losses_and_metrics(
     return seen[0].train_losses, trained.metrics
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_loss_logged_by_step_alone_is_the_mean_of_the_epoch_by_its_common_name(
+    workers: int, ranks: Pool, tmp_path: Path
+) -> None:
+    document = job("LogsSteps", train={"epochs": 1}, workers=workers)
+
+    of_ranks = ranks.run(losses_and_metrics, workers, str(tmp_path), document)
+
+    losses, found = of_ranks[0]
+    assert found["train_loss"] == losses[-1]
+    sizes = [8, 8, 8, 8, 8, 4] if workers == 1 else [8, 8, 6]
+    mean = sum(size * loss for each, _ in of_ranks for size, loss in zip(sizes, each, strict=True)) / 44
+    assert found["train/loss"] == pytest.approx(mean, rel=1e-6)
+
+
+def test_loss_of_a_step_that_returns_none_keeps_its_common_name(ranks: Pool, tmp_path: Path) -> None:
+    _, found = ranks.run(losses_and_metrics, 1, str(tmp_path), job("TwoOptimizers", train={"epochs": 1}))[0]
+
+    assert found["train/loss"] == found["train_loss"]
+
+
 @pytest.mark.parametrize(
     ("count", "says"),
     [("half", "data.count must return the number of samples"), ("none", "data.count must name a class or a function")],
