@@ -84,7 +84,8 @@ class EpochMetrics(LateCallback):
         if self._is_loss_ours and samples:
             found[TRAIN_LOSS] = total / samples
         elif self._is_loss_ours:  # training_step returns no loss, as with manual optimization
-            found |= {TRAIN_LOSS: value for name, value in found.items() if common_name(name) == TRAIN_LOSS}
+            logged = [value for name, value in found.items() if common_name(name) == TRAIN_LOSS]
+            found.update({TRAIN_LOSS: logged[-1]} if logged else {})
 
     def rank_state(self) -> dict[str, Any]:
         """What this rank has counted in the epoch so far."""
