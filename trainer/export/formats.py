@@ -79,11 +79,11 @@ def capture(network: nn.Module, example: ForwardInputs) -> torch.export.Exported
     then fails on an image with nothing to find.
     """
     if (found := example.foreign) is not None:
-        text = (
-            f"an exported network takes tensors, and lists, tuples and dicts of them, but forward gets a "
-            f"{found.__name__}. Name a part of the network that takes tensors as export.module"
+        raise NoExportError(
+            ExportReason.NOT_EXPORTABLE,
+            "an exported network takes tensors, and lists, tuples and dicts of them, but forward gets a "
+            f"{found.__name__}. Name a part of the network that takes tensors as export.module.",
         )
-        raise NoExportError(ExportReason.NOT_EXPORTABLE, f"{text}.")
     shapes = torch.export.ShapesCollection()
     for tensor in samples.batched(example):
         shapes[tensor] = {0: torch.export.Dim.DYNAMIC}
