@@ -10,7 +10,7 @@ from typing import Any
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 
 from syncnorm.trainer.reporting.metric_spool import Spool
@@ -51,12 +51,12 @@ class RunLogger(Logger):
         self._run = RunWriter(spool, artifacts, current_step, earlier)
         self._media = MediaWriter(self._run)
         self._tables = TableWriter(self._run)
-        self._experiment = Experiment(self._run, self._media, self._tables, run_id, self._client)
+        self._experiment = Experiment(self._run, self._media, self._tables, run_id, self._client, lambda: self.log_dir)
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Experiment:
-        """The verbs of MlflowClient and of TensorBoard's SummaryWriter; on other ranks they do nothing."""
+        """The verbs of MLflow's client, TensorBoard's writer and wandb's run; on other ranks they do nothing."""
         return self._experiment
 
     @property
@@ -195,6 +195,7 @@ class RunLogger(Logger):
         return MlflowClient(self.tracking_uri)
 
 
-# Modules ask `isinstance(self.logger, TensorBoardLogger)` before they log an image. This logger has the verbs of both.
+# Modules ask `isinstance(self.logger, TensorBoardLogger)` before they log an image. This logger has the verbs of all.
 MLFlowLogger.register(RunLogger)
 TensorBoardLogger.register(RunLogger)
+WandbLogger.register(RunLogger)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,8 +12,14 @@ from PIL import Image
 
 from syncnorm.trainer.contract.text import storable_json
 from syncnorm.trainer.reporting.run_logger.artifact_paths import artifact_path, image_path, step_path
-from syncnorm.trainer.reporting.run_logger.histogram import Histogram
-from syncnorm.trainer.reporting.run_logger.image_encoding import encode, figure_bytes, preview, to_array, to_image
+from syncnorm.trainer.reporting.run_logger.pictures.histogram import Histogram
+from syncnorm.trainer.reporting.run_logger.pictures.image_encoding import (
+    encode,
+    figure_bytes,
+    preview,
+    to_array,
+    to_image,
+)
 from syncnorm.trainer.reporting.run_logger.run_writer import RunWriter
 
 _SHOWN_AS_IMAGES = {"mlflow.loggedImages": "True"}
@@ -71,15 +77,11 @@ class MediaWriter:
         self, tag: str, values: Any, step: Any = None, bins: Any = "tensorflow", most: int | None = None
     ) -> None:
         """A histogram as a picture, and its numbers as `logged/histograms/{tag}/step-….json`."""
-        number = self._run.step_of(step)
+        self._histogram(tag, lambda: Histogram.of(to_array(values), bins, most), step)
 
-        def write() -> None:
-            found = Histogram.of(to_array(values), bins, most)
-            content = json.dumps(storable_json(found.as_json())).encode()
-            self._run.write(step_path("histograms", tag, number, ".json"), content)
-            self.image(tag, found.draw(), number)
-
-        self._try(f"histogram {tag}", write)
+    def counts(self, tag: str, counts: Sequence[float], edges: Sequence[float], step: Any = None) -> None:
+        """The same for values that were counted before."""
+        self._histogram(tag, lambda: Histogram.of_counts(counts, edges), step)
 
     def text(self, text: str, tag: str = "text", step: Any = None, file: str | None = None) -> None:
         """A text as `file`; without one, by tag and step."""
@@ -100,13 +102,28 @@ class MediaWriter:
 
     def copy(self, source: str | Path, folder: str | None = None) -> None:
         """A file of the user's, or all files of a folder, below the folder `folder` of the run."""
-        path = Path(source)
+        try:
+            path = Path(source)
+        except TypeError:
+            self._run.losses.add(f"file {type(source).__name__}", f"It must be given by its path; got {source!r:.200}.")
+            return
         if not path.exists():
             self._run.losses.add(f"file {source}", "It must be a file or folder that exists when it is logged.")
         for file in sorted(found for found in path.rglob("*") if found.is_file()) if path.is_dir() else [path]:
             name = file.relative_to(path if path.is_dir() else path.parent).as_posix()
             target = artifact_path(f"{folder.strip('/')}/{name}" if folder else name)
             self._try(f"file {name}", lambda file=file, target=target: self._run.copy(file, target))  # type: ignore[misc]
+
+    def _histogram(self, tag: str, make: Callable[[], Histogram], step: Any) -> None:
+        number = self._run.step_of(step)
+
+        def write() -> None:
+            found = make()
+            content = json.dumps(storable_json(found.as_json())).encode()
+            self._run.write(step_path("histograms", tag, number, ".json"), content)
+            self.image(tag, found.draw(), number)
+
+        self._try(f"histogram {tag}", write)
 
     def _try(self, what: str, write: Callable[[], object]) -> None:
         """A library may raise anything for what a user gives it."""

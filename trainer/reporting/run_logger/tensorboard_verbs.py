@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from syncnorm.trainer.reporting.run_logger.media_writer import MediaWriter
@@ -31,9 +31,18 @@ NOT_SHOWN = (
 class TensorBoardVerbs:
     """walltime and other options of TensorBoard's files have no meaning here."""
 
-    def __init__(self, run: RunWriter, media: MediaWriter) -> None:
+    def __init__(self, run: RunWriter, media: MediaWriter, folder: Callable[[], str]) -> None:
         self._run = run
         self._media = media
+        self._folder = folder
+
+    @property
+    def log_dir(self) -> str:
+        """A folder for files, as `self.logger.log_dir`."""
+        return self._folder()
+
+    def get_logdir(self) -> str:
+        return self._folder()
 
     def add_scalar(
         self,

@@ -54,16 +54,6 @@ def test_metrics_with_and_without_a_run_id(run_logger: RunLogger, artifacts: Pat
     assert (times[0], times[2], times[-1]) == (now_ms, 5000, 5000)
 
 
-def test_log_as_wandb_has_it(run_logger: RunLogger, artifacts: Path, caplog: pytest.LogCaptureFixture) -> None:
-    verbs = run_logger.experiment
-
-    verbs.log({"loss": torch.tensor(0.5), "val": {"acc": 1}}, step=3)
-    verbs.log({"loss": 0.25, "examples": [object()]}, commit=False)
-
-    assert metrics(artifacts) == [("loss", 3, 0.5), ("val/acc", 3, 1.0), ("loss", 7, 0.25)]
-    assert "left out of the MLflow run: log of examples" in caplog.text
-
-
 def test_params_and_tags(run_logger: RunLogger, artifacts: Path, caplog: pytest.LogCaptureFixture) -> None:
     verbs = run_logger.experiment
 

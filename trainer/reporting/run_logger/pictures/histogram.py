@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ _WIDTH, _HEIGHT, _MARGIN = 320, 160, 16
 class Histogram:
     """counts[i] values lie between edges[i] and edges[i + 1]. non_finite: how many values were NaN or infinite."""
 
-    counts: list[int]
+    counts: list[float]
     edges: list[float]
     mean: float
     std: float
@@ -37,6 +38,17 @@ class Histogram:
         mean, std = (float(finite.mean()), float(finite.std())) if finite.size else (0.0, 0.0)
         return cls(counts.tolist(), edges.tolist(), mean, std, flat.size, flat.size - finite.size)
 
+    @classmethod
+    def of_counts(cls, counts: Sequence[float], edges: Sequence[float]) -> Histogram:
+        """Of values that were counted before; mean and std are those of the centers of their bins."""
+        if len(edges) != len(counts) + 1:
+            raise ValueError(f"n counts need n + 1 edges; got {len(counts)} and {len(edges)}")
+        weights, all_edges = np.asarray(counts, np.float64), np.asarray(edges, np.float64)
+        centers, count = (all_edges[1:] + all_edges[:-1]) / 2, float(weights.sum())
+        mean = float(weights @ centers / count) if count else 0.0
+        std = float(np.sqrt(weights @ (centers - mean) ** 2 / count)) if count else 0.0
+        return cls(weights.tolist(), all_edges.tolist(), mean, std, round(count), 0)
+
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -51,5 +63,5 @@ class Histogram:
             pen.rectangle(((left - low) * scale_x, top, max((right - low) * scale_x - 1, 0), bottom), fill="#1f77b4")
         pen.text((1, bottom + 1), f"{low:.3g}", fill="black")
         pen.text((_WIDTH - 1, bottom + 1), f"{high:.3g}", fill="black", anchor="ra")
-        pen.text((1, 1), f"max {highest}, mean {self.mean:.3g}, std {self.std:.3g}, n {self.count}", fill="black")
+        pen.text((1, 1), f"max {highest:g}, mean {self.mean:.3g}, std {self.std:.3g}, n {self.count}", fill="black")
         return image

@@ -1,0 +1,1 @@
+"""Pictures as numbers and bytes, of whatever a module may log."""
