@@ -322,6 +322,11 @@ class Client:
         """Apply a verb to all jobs of a study: cancel, pause, resume or retry."""
         return self._json("POST", api_path("studies", study_id, verb), needs=_JOB)
 
+    def add_seeds(self, study_id: str, seeds: Sequence[int]) -> Json:
+        """Run every combination of a study with more seeds. Those that it has are left as they are."""
+        body = {"seeds": list(seeds)}
+        return self._json("POST", api_path("studies", study_id, "seeds"), json=body, repeatable=True, needs=_JOB)
+
     def study_report(self, study_id: str, form: str = "html", picture: str = "comparison") -> bytes:
         """form: html, png (of one picture: comparison, curves or heat_map), json or csv (the values of each job)."""
         params = {"format": form, "picture": picture}

@@ -69,12 +69,19 @@ def new_study(
         spec=spec.model_dump(mode="json"),
         created_at=now,
     )
-    jobs = [new_job(child.spec, owner, now + timedelta(microseconds=child.number)) for child in children]
+    jobs = [
+        of_study(study.id, new_job(child.spec, owner, now + timedelta(microseconds=child.number))) for child in children
+    ]
     rows = [
         StudyChild(study.id, child.number, job.id, job.name, child.point, child.seed)
         for child, job in zip(children, jobs, strict=True)
     ]
-    return study, rows, [replace(job, labels=job.labels | {"study": study.id}) for job in jobs]
+    return study, rows, jobs
+
+
+def of_study(study_id: str, job: Job) -> Job:
+    """With the label by which the jobs of a study are found."""
+    return replace(job, labels=job.labels | {"study": study_id})
 
 
 Counts = dict[str, int]

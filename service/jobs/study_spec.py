@@ -21,6 +21,7 @@ from syncnorm.trainer.contract.spec_reader import capped, described, one_a_field
 from syncnorm.trainer.errors import Problem, SpecError
 
 MAX_CHILDREN = 500
+MAX_SEEDS = 100
 MAX_BASE_BYTES = 64 * 1024
 _IS_JOB = (
     "is a job, since it has a model, and no base or grid. Use `syncnorm plan` and `syncnorm submit`, or POST /v1/jobs. "
@@ -34,6 +35,7 @@ Path = Annotated[str, StringConstraints(max_length=256, pattern=r"^[A-Za-z_][\w.
 MetricName = Annotated[str, StringConstraints(max_length=200)]
 AxisLabel = Annotated[str, StringConstraints(min_length=1, max_length=250)]
 Values = Annotated[list[Any], Field(max_length=MAX_CHILDREN)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Point = dict[str, str]
 """A place in the grid: axis → label of the value."""
 
@@ -52,7 +54,7 @@ class StudySpec(BaseModel):
     Several fields that change together are one axis: `data.batch_size,optimizer.lr: [[4, 0.05], [16, 0.2]]`. An object
     as value replaces the whole part, for example `norm: {plain: {kind: batch}, clipped: {kind: batch_renorm, options:
     {r_max: 2}}}`."""
-    seeds: Annotated[list[Annotated[int, Field(ge=0, le=2**32 - 1)]], Field(min_length=1, max_length=100)] = [0, 1, 2]
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=MAX_SEEDS)] = [0, 1, 2]
     """Every combination runs once with each seed, and differences are taken within a seed. Default: [0, 1, 2]; a
     confidence interval needs at least two."""
     metrics: Annotated[list[MetricName], Field(min_length=1, max_length=16)] = ["val/error"]
@@ -91,7 +93,7 @@ class StudySpec(BaseModel):
 
 @dataclass(frozen=True)
 class Child:
-    """One job of a study. number: from 1, in the order of the grid, seeds innermost."""
+    """One job of a study. number: from 1, in the order of the grid, seeds innermost; seeds added later follow."""
 
     number: int
     point: Point
@@ -191,7 +193,7 @@ def expand(study: StudySpec, admit: Callable[[JobSpec], JobSpec] = lambda spec: 
             continue
         for seed in study.seeds:
             number = len(children) + 1
-            children.append(Child(number, point, seed, _named(spec, study, number, seed)))
+            children.append(Child(number, point, seed, child_spec(spec, study.name, number, seed)))
     if problems:
         raise SpecError(list(problems))
     return children
@@ -270,5 +272,6 @@ def _located(problem: Problem, point: Point, axes: Mapping[str, list[tuple[str, 
     return Problem(f"/base/{pointer}" if pointer else "/base", problem.message)
 
 
-def _named(spec: JobSpec, study: StudySpec, number: int, seed: int) -> JobSpec:
-    return spec.model_copy(update={"name": f"{study.name[:110]}-{number:03d}", "seed": seed})
+def child_spec(spec: JobSpec, study: str, number: int, seed: int) -> JobSpec:
+    """The spec of one job. spec: of its place in the grid. study: its name."""
+    return spec.model_copy(update={"name": f"{study[:110]}-{number:03d}", "seed": seed})

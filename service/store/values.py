@@ -167,6 +167,14 @@ class AddOutcome(StrEnum):
     """Nothing was stored, because the owner has reached the limit of unfinished jobs."""
 
 
+class GrowOutcome(StrEnum):
+    STORED = "stored"
+    TOO_MANY = "too_many"
+    """Nothing was stored, because the owner has reached the limit of unfinished jobs."""
+    CHANGED = "changed"
+    """Nothing was stored, because the study has other seeds than it was read with."""
+
+
 class VerbResult(NamedTuple):
     """The outcome of a verb on a job: changed, so already, or refused because of its state."""
 

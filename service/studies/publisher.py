@@ -190,7 +190,11 @@ def _note(report: Report, experiment_id: str) -> str:
     findings = "\n".join(f"- {in_markdown(finding(judgement))}" for judgement in report.judgements)
     counts = ", ".join(f"{count} {state}" for state, count in report.counts.items())
     curves = curves_link(experiment_id, report.study_id)
-    return f"Study `{report.study_id}`: {counts}. See {curves}. The report is among the artifacts.\n\n{findings}"
+    seeds = ", ".join(map(str, report.spec.seeds))
+    return (
+        f"Study `{report.study_id}`: {counts}. Seeds: {seeds}. See {curves}. The report is among the artifacts."
+        f"\n\n{findings}"
+    )
 
 
 def _metrics(report: Report) -> dict[str, float]:

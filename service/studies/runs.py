@@ -76,7 +76,7 @@ class MlflowStudyRuns:
         self._tracker.tag_experiment(experiment_id, study_view(study.id, study.name))
         note = f"Study `{study.id}`: {curves_link(experiment_id, study.id)}."
         tags = {STUDY_TAG: study.id, "mlflow.user": study.owner, "mlflow.note.content": note}
-        params = [{"key": key, "value": storable(json.dumps(study.spec[key]), 6000)} for key in ("grid", "seeds")]
+        params = [{"key": "grid", "value": storable(json.dumps(study.spec["grid"]), 6000)}]
         body = {
             "experiment_id": experiment_id,
             "run_name": storable(study.name),

@@ -11,13 +11,14 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import HTMLResponse
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
 from syncnorm.service.api.auth import Principal
 from syncnorm.service.api.components import Components, JobChanges
 from syncnorm.service.api.dependencies import Reader, Submitter, provide, visible_study
 from syncnorm.service.api.http.accept import wanted
-from syncnorm.service.api.http.errors import ApiError, FieldProblem
+from syncnorm.service.api.http.errors import ApiError, FieldProblem, bad_spec, refused
 from syncnorm.service.api.http.json_body import Json, JsonBody
 from syncnorm.service.api.http.pagination import Cursor, decode, encode, list_id
 from syncnorm.service.api.http.route import JSON, Route
@@ -27,9 +28,19 @@ from syncnorm.service.api.views.view import View
 from syncnorm.service.integrations.mlflow_experiment import run_page
 from syncnorm.service.jobs.actions import Verb
 from syncnorm.service.jobs.admission import AdmissionChecks
-from syncnorm.service.jobs.study import Counts, Study, StudyState, count_states, new_study, state_of
-from syncnorm.service.jobs.study_spec import Child, StudySpec, expand, optimizer_problems, read_study
-from syncnorm.service.store import AddOutcome, StoredResponse
+from syncnorm.service.jobs.job import Job
+from syncnorm.service.jobs.study import Counts, Study, StudyChild, StudyState, count_states, new_study, state_of
+from syncnorm.service.jobs.study_growth import GrowthError, more_seeds
+from syncnorm.service.jobs.study_spec import (
+    MAX_SEEDS,
+    Child,
+    Seed,
+    StudySpec,
+    expand,
+    optimizer_problems,
+    read_study,
+)
+from syncnorm.service.store import AddOutcome, GrowOutcome, StoredResponse
 from syncnorm.service.store.tables.idempotency import IdempotencyTable
 from syncnorm.service.store.tables.studies import StudyTable
 from syncnorm.service.studies.measures import Outcome
@@ -79,6 +90,7 @@ _BODY = {
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/StudySpec"}}},
     }
 }
+_MOST_TRIES = 5
 _FORMATS = {"html": "text/html", "png": "image/png", "json": JSON, "csv": "text/csv"}
 _REPORT: dict[int | str, dict[str, Any]] = {
     200: {
@@ -121,7 +133,7 @@ class ChildView(View):
     """A job of a study."""
 
     number: int
-    """Its place in the grid, from 1, seeds innermost."""
+    """Its place in the grid, from 1, seeds innermost. Jobs of seeds that were added later follow."""
     job_id: str
     """Id of the job."""
     name: str
@@ -328,6 +340,54 @@ def get_report(
     if picture not in pictures:
         raise ApiError(404, "not_measured", f"Study {study_id} has no measurements yet for the picture {picture}.")
     return Response(pictures[picture], headers=vary, media_type=form)
+
+
+class MoreSeeds(BaseModel):
+    """Seeds that a study is to have."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=MAX_SEEDS)]
+    """Every combination runs with each of them. Those that the study has are left as they are."""
+
+
+@router.post("/{study_id}/seeds", status_code=202, responses=refused(409, 429))
+def add_seeds(study_id: str, body: MoreSeeds, studies: Studies, who: Submitter) -> StudyView:
+    """Run every combination of the study with more seeds.
+
+    Its new jobs have the specs of those it has, code included, and differ in their seeds alone. They all enter the
+    queue, or none does. You may repeat the request: nothing is added twice. Once they are finished, the report in
+    MLflow is made anew.
+    """
+    for _ in range(_MOST_TRIES):
+        study = visible_study(studies.table, who, study_id)
+        grown = _grown(studies, who, study, body.seeds)
+        result = studies.table.grow(study, grown, studies.max_unfinished, who.actor) if grown else GrowOutcome.STORED
+        if result is GrowOutcome.TOO_MANY:
+            raise too_many(who, studies.max_unfinished)
+        if result is GrowOutcome.STORED:
+            break
+    else:
+        raise _cannot_grow(studies, study, "Others change this study all the time. Send the request again.")
+    studies.wake.set()
+    return study_view(studies.mlflow_uri, study, studies.table.count_children([study.id])[study.id])
+
+
+def _grown(studies: _Studies, who: Principal, study: Study, seeds: Sequence[int]) -> list[tuple[StudyChild, Job]]:
+    def admit(spec: JobSpec) -> JobSpec:
+        return studies.checks.admit(spec, study.owner, sees_all=who.is_admin)
+
+    try:
+        return more_seeds(study, studies.table.family(study.id), seeds, admit, studies.now())
+    except GrowthError as error:
+        raise _cannot_grow(studies, study, str(error)) from error
+    except SpecError as error:
+        raise bad_spec(error.problems) from error
+
+
+def _cannot_grow(studies: _Studies, study: Study, detail: str) -> ApiError:
+    state = state_of(studies.table.count_children([study.id])[study.id])
+    return ApiError(409, "state_conflict", detail, extra={"state": state, "allowed": []})
 
 
 @router.post("/{study_id}/cancel", status_code=202)

@@ -29,6 +29,7 @@ from syncnorm.service.cli.terminal import (
     show_value,
 )
 from syncnorm.service.client.client import Client
+from syncnorm.trainer.contract.text import counted
 
 study_app = typer.Typer(help="Run families of jobs, and compare them.", no_args_is_help=True)
 StudyId = Annotated[
@@ -147,6 +148,24 @@ def report(
     path = to or Path(study.replace("/", "-") + ".html")
     path.write_bytes(content)
     out.print(str(path), soft_wrap=True)
+
+
+@study_app.command()
+def add_seeds(
+    study: StudyId,
+    seeds: Annotated[
+        list[int], typer.Argument(help="Seeds, each a number of 0 to 4294967295.", metavar="SEED...", min=0)
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Run every combination of a study with more seeds. The new jobs differ from those it has in their seeds alone."""
+    with connect() as client:
+        its_id = study_id(client, study)
+        before = sum(client.study(its_id)["jobs"].values())
+        found = client.add_seeds(its_id, seeds)
+    added = sum(found["jobs"].values()) - before
+    said = f"{counted(added, 'job')} added" if added else "no job added, since it has these seeds"
+    show_value(found, as_json, lambda found: f"{found['id']} {_line(found)}, {said}")
 
 
 def _acts_on(verb: str, jobs: Mapping[str, int]) -> bool:

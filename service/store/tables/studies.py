@@ -19,7 +19,7 @@ from syncnorm.service.store.rows import job_of
 from syncnorm.service.store.statements import JOBS, add_audit, columns
 from syncnorm.service.store.tables.idempotency import IdempotencyTable
 from syncnorm.service.store.tables.jobs import JobTable
-from syncnorm.service.store.values import AddOutcome, NewJob, StoredResponse
+from syncnorm.service.store.values import AddOutcome, GrowOutcome, NewJob, StoredResponse
 
 MOST_FAILURES = 5
 """Failures in a row to make or publish one report, after which it is set aside."""
@@ -69,6 +69,26 @@ class StudyTable:
             entry = NewAuditEntry(by, "study.submit", study.id, after={"name": study.name, "jobs": len(jobs)})
             self._jobs.insert(c, [NewJob(job, event) for job in jobs], [entry] if by.kind == "user" else ())
         return AddOutcome.STORED
+
+    def grow(
+        self, study: Study, grown: Sequence[tuple[StudyChild, Job]], most_unfinished: int, by: Actor = SERVICE
+    ) -> GrowOutcome:
+        """Store more children of a study and queue their jobs, if it is as it was read."""
+        with self._db.write() as c:
+            mine = t.studies.c.id == study.id
+            stored = c.execute(STUDY.query.where(mine).with_for_update()).one_or_none()
+            if stored is None or STUDY.of(stored).spec != study.spec:
+                return GrowOutcome.CHANGED
+            if self._jobs.remaining(c, {study.owner}, most_unfinished)[study.owner] < len(grown):
+                return GrowOutcome.TOO_MANY
+            seeds = list(dict.fromkeys(child.seed for child, _ in grown))
+            spec = study.spec | {"seeds": [*study.spec["seeds"], *seeds]}
+            c.execute(sa.update(t.studies).where(mine).values(spec=spec, failures=0))
+            c.execute(sa.insert(t.study_children), [columns(t.study_children, child) for child, _ in grown])
+            event = NewEvent(JobState.QUEUED, "Submitted.", {"owner": study.owner, "study": study.id}, by)
+            entry = NewAuditEntry(by, "study.add_seeds", study.id, after={"seeds": seeds, "jobs": len(grown)})
+            self._jobs.insert(c, [NewJob(job, event) for _, job in grown], [entry] if by.kind == "user" else ())
+        return GrowOutcome.STORED
 
     def get(self, study_id: str) -> Study | None:
         with self._db.read() as c:

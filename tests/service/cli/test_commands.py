@@ -53,6 +53,7 @@ OPERATIONS = {
     "GET /v1/studies": ("studies", "study ls"),
     "GET /v1/studies/{study_id}": ("study", "study show"),
     "GET /v1/studies/{study_id}/report": ("study_report", "study report"),
+    "POST /v1/studies/{study_id}/seeds": ("add_seeds", "study add-seeds"),
     "POST /v1/studies/{study_id}/cancel": ("ask_study", "study cancel"),
     "POST /v1/studies/{study_id}/pause": ("ask_study", "study pause"),
     "POST /v1/studies/{study_id}/resume": ("ask_study", "study resume"),
@@ -327,6 +328,19 @@ def test_plan_of_a_study_shows_each_combination_and_submits_nothing(served: tupl
     assert json.loads(sn("study", "ls", "--json").stdout) == []
     assert refused.exit_code == 2
     assert "is a study, since it has base or grid. Use `syncnorm study plan`" in " ".join(refused.stderr.split())
+
+
+def test_seeds_are_added_to_a_study(served: tuple[Sn, World], tmp_path: Path) -> None:
+    sn, _ = served
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(STUDY))
+    sn("study", "submit", str(path))
+
+    added, again, wrong = (sn("study", "add-seeds", "last", *seeds) for seeds in (("7", "8"), ("7",), ("-1",)))
+
+    assert added.stdout.strip().endswith("10 queued, 4 jobs added")
+    assert again.stdout.strip().endswith("10 queued, no job added, since it has these seeds")
+    assert wrong.exit_code == 2
 
 
 def test_verb_that_changes_no_job_of_a_study_says_so(served: tuple[Sn, World], tmp_path: Path) -> None:

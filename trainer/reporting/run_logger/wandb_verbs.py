@@ -115,6 +115,8 @@ class WandbVerbs:
 class Assignments:
     """Values that are set by name: `a.update({"lr": 1})`, `a["lr"] = 1` or `a.lr = 1`."""
 
+    _write: Callable[[Mapping[str, Any]], object]
+
     def __init__(self, write: Callable[[Mapping[str, Any]], object]) -> None:
         object.__setattr__(self, "_write", write)
 
