@@ -41,6 +41,7 @@ from syncnorm.trainer.training.conversion import ConvertedNorms
 from syncnorm.trainer.training.parameters.overview import parameters_of
 from syncnorm.trainer.training.task_module import network_of
 from syncnorm.trainer.user_code import package as user_code
+from syncnorm.trainer.user_code.raised_at import raised_at
 from syncnorm.trainer.user_code.requirements import RequirementsError, put_requirements_on_path
 from syncnorm.trainer.weights.loading import InitialWeights, no_weights, with_weights
 from syncnorm.trainer.weights.sources import read_source
@@ -70,12 +71,13 @@ def inspect(spec: JobSpec, access: WeightAccess | None = None, mlflow_uri: str =
 
 
 def _not_built(error: Exception, spec: JobSpec) -> Finding:
-    """A message of ours begins with its field and says what must hold there. Others are of the network's own code."""
+    """A message of ours begins with its field and says what must hold there. Others are of a user's own code."""
     path = _field(error)
     if path:
         message, fix = str(error).removeprefix(f"{path}: "), "Correct this field, or the files that it names."
     else:
-        message = f"The network can't be built as the spec says: {type(error).__name__}: {error}"
+        where = f" ({place})" if (place := raised_at(error)) else ""
+        message = f"The network or its data can't be built as the spec says: {type(error).__name__}: {error}{where}"
         fix = "Change your code, or the part of the spec that the message names."
     if secrets := [name for name, value in spec.env.items() if not isinstance(value, str)]:
         fix = f"A plan has no secrets, as {secrets[0]} of env. If your code needs them, submit the job all the same."
