@@ -1,4 +1,8 @@
 # Everything a newcomer types. `make help` lists it.
+
+# Where the environment forbids bytecode, each process that a test starts would compile every module again.
+export PYTHONDONTWRITEBYTECODE =
+
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

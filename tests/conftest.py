@@ -35,6 +35,9 @@ SYSTEM = (
     "tests/deploy/test_prepare_databases.py",
     "tests/docs/test_page_commands.py",
     "tests/docs/test_search.py",
+    "tests/docs/test_site.py",
+    "tests/docs/test_tutorials.py",
+    "tests/norm/layers/test_compile.py::test_compiled_without_a_break_equals_one_device[inductor]",
     "tests/packaging",
     "tests/public/test_lightning_reports.py",
     "tests/public/test_mlflow_reports.py",
@@ -52,6 +55,7 @@ SYSTEM = (
     "tests/service/local",
     "tests/service/poison",
     "tests/test_dying_process.py",
+    "tests/trainer/callbacks/test_callbacks.py::test_compiled_training_learns_what_eager_training_does",
     "tests/trainer/data/test_datasets_on_mlflow.py",
     "tests/trainer/debugging/test_profile_in_a_bucket.py",
     "tests/trainer/driver",
@@ -59,11 +63,14 @@ SYSTEM = (
     "tests/trainer/reporting/run_logger/test_journal_sender.py",
     "tests/trainer/reporting/test_metric_spool.py",
     "tests/trainer/storage/test_attempts_in_a_bucket.py",
+    "tests/trainer/training/test_averaged_weights.py::test_compiled_network_gets_the_same_statistics",
     "tests/trainer/training/test_checkpoint_faults.py",
     "tests/trainer/training/test_resume_of_own_modules.py",
+    "tests/trainer/user_code/test_lightning_names.py",
+    "tests/trainer/user_code/test_requirements.py",
 )
-"""Where `make test-system` finds its tests: they start the service, Ray, MLflow or a browser, kill processes, or damage
-much at once."""
+"""Where `make test-system` finds its tests: they start the service, Ray, MLflow, a browser, an installer or a compiler,
+kill processes, or damage much at once."""
 
 
 STARTS_MLFLOW = "mlflow_server"
