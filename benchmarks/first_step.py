@@ -1,4 +1,5 @@
-"""From submit to the first optimizer step: a job of the service against a bare TorchTrainer.fit() of the same network.
+"""From submit to the first optimizer step, and from the last one to the end of the job: a job of the service against a
+bare TorchTrainer.fit() of the same network.
 
 Both go to the embedded Ray, in turn, each with it to itself: the bare script as a Ray job, as its users submit one.
 Between them the service plans the same job, and so does a process that starts anew, as with SYNCNORM_WARM=0. Then all
@@ -45,18 +46,20 @@ GOALS = {(f"warm, {WHOLE}", OURS): 0.2, (WHOLE, OURS): 1.0, (PLAN, WARM): 0.25}
 ROUNDS = 5
 
 Stamps = dict[str, float]
-"""Seconds since the epoch of: submit, driver, training (Lightning's fit is called), step (the first is over)."""
+"""Seconds since the epoch of: submit, driver, training (Lightning's fit is called), step (the first is over), trained
+(the last is over), over (its submitter knows that the job has ended)."""
 
 PHASES = {
     "submit -> driver runs": ("submit", "driver"),
     "driver runs -> fit on rank 0": ("driver", "training"),
     "fit on rank 0 -> first step over": ("training", "step"),
     WHOLE: ("submit", "step"),
+    "last step over -> job over": ("trained", "over"),
 }
 
 
 class Stamped(pl.LightningModule):
-    """A network that notes when its first optimizer step was over: when it is asked for the next loss."""
+    """A network that notes when its first optimizer step was over, when it is asked for the next loss, and its last."""
 
     def __init__(self, folder: str) -> None:
         super().__init__()
@@ -76,6 +79,10 @@ class Stamped(pl.LightningModule):
         if self._losses == 2 and dist.get_rank() == 0:
             stamp(self._folder, "step")
         return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def on_train_end(self) -> None:
+        if dist.get_rank() == 0:
+            stamp(self._folder, "trained")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
@@ -160,10 +167,12 @@ class Cluster:
         submitted = time.time()
         job = self.client.submit(document(folder))
         ended = _until(lambda: self.client.job(job["id"]), lambda ended: ended["finished_at"] is not None)
+        over = time.time()
         assert ended["state"] == "succeeded", ended["message"]
         phases = self.client.attempts(job["id"])[0]["phases"]
         began = {name: datetime.fromisoformat(at).timestamp() for name, at in phases.items()}
-        return {"submit": submitted, "driver": began["preparing"], "training": began["training"], **stamps(folder)}
+        known = {"driver": began["preparing"], "training": began["training"], "over": over}
+        return {"submit": submitted, **known, **stamps(folder)}
 
     def plan(self, folder: Path) -> float:
         began = time.perf_counter()
@@ -176,10 +185,11 @@ class Cluster:
         submitted = time.time()
         ray.start(folder.name, str(folder))
         ended = _until(lambda: ray.observe().submissions[folder.name], lambda ended: ended.status.value == "ended")
+        over = time.time()
         ray.close()
         found = stamps(folder)
         assert "step" in found, ended.message
-        return {"submit": submitted, **found}
+        return {"submit": submitted, "over": over, **found}
 
 
 def cold_plan(folder: Path) -> float:

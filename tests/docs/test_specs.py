@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from syncnorm.service.cli.job_files.job_file import code_folder_of
 from syncnorm.service.cli.job_files.yaml_reader import parse
 from syncnorm.service.jobs.study_spec import StudySpec
 from syncnorm.trainer.contract.spec import JobSpec
@@ -30,7 +31,7 @@ BASE: dict[str, Any] = {
 def blocks(text: str) -> Iterator[str]:
     """YAML of a page: its blocks, and files that its commands write. A digest that is left out is filled in."""
     for block in re.findall(r"^ *```yaml\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL):
-        yield block.replace("sha256:…", PLACEHOLDER).replace("sha256:3f6c…", PLACEHOLDER)
+        yield block.replace("sha256:…", PLACEHOLDER)
     yield from re.findall(r"cat > \S+\.yaml <<'END'\n(.*?)^END$", text, re.MULTILINE | re.DOTALL)
 
 
@@ -53,7 +54,8 @@ def whole(part: dict[str, Any]) -> dict[str, Any]:
     model = part.get("model", {})
     named = model if {"name", "class_path"} & set(model) else {**BASE["model"], **model}
     data = {"batch_size": 2, **part["data"]} if "name" in part.get("data", {}) else part.get("data", BASE["data"])
-    return {**BASE, **part, "model": named, "data": data}
+    uploaded = {"code": {**part["code"], "package": PLACEHOLDER}} if code_folder_of(part) else {}
+    return {**BASE, **part, "model": named, "data": data, **uploaded}
 
 
 def refusals(model: type[BaseModel], spec: dict[str, Any]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from syncnorm.service.cli.commands.uploads import pack
+from syncnorm.service.cli.code_folder import pack
 
 FILES = {
     "trainer.py": """

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from syncnorm.service.cli.commands.uploads import pack
+from syncnorm.service.cli.code_folder import pack
 from syncnorm.service.client.client import Client, ClientError
 from tests.helpers.trainer import own_modules
 from tests.stack.conftest import finished

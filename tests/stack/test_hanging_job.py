@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from syncnorm.service.cli.commands.uploads import pack
+from syncnorm.service.cli.code_folder import pack
 from syncnorm.service.client.client import Client
 from tests.helpers.stack import falls_asleep
 from tests.helpers.stack.shell import shell

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from syncnorm.service.cli.commands.uploads import pack
+from syncnorm.service.cli.code_folder import pack
 from tests.helpers.distributions import build, environment, run
 from tests.stack.conftest import Serving, eventually, finished
 

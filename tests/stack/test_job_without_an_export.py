@@ -8,7 +8,7 @@ import httpx
 import pytest
 from safetensors.torch import load
 
-from syncnorm.service.cli.commands.uploads import pack
+from syncnorm.service.cli.code_folder import pack
 from syncnorm.service.client.client import Client
 from tests.stack.conftest import eventually, finished
 

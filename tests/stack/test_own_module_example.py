@@ -20,9 +20,9 @@ FOLDER = EXAMPLES / "own-module"
 
 
 def test_commands_of_the_readme_upload_train_and_fetch(client: Client, tmp_path: Path) -> None:
-    upload, submit, fetch = commands_of(FOLDER / "README.md")
+    submit, fetch = commands_of(FOLDER / "README.md")
 
-    shell(f"{upload}\n{submit}", SYNCNORM_URL=client.url)
+    shell(submit, SYNCNORM_URL=client.url)
     run = json.loads(shell("syncnorm show last --json", SYNCNORM_URL=client.url))
     shell(fetch.replace("fetched", str(tmp_path / "fetched")), SYNCNORM_URL=client.url)
 

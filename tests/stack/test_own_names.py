@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from syncnorm.service.cli.commands.uploads import pack
+from syncnorm.service.cli.code_folder import pack
 from syncnorm.service.client.client import Client, ProblemError
 from tests.helpers import own_names
 from tests.stack.conftest import finished

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from syncnorm.service.cli.commands.uploads import pack
+from syncnorm.service.cli.code_folder import pack
 from syncnorm.service.client.client import Client
 from tests.helpers.chrome_trace import read_trace
 from tests.helpers.stack import late_rank

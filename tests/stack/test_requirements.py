@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from syncnorm.service.cli.commands.uploads import pack
+from syncnorm.service.cli.code_folder import pack
 from syncnorm.service.client.client import Client, ProblemError
 from tests.helpers.wheels import settings_of, write_wheel
 from tests.stack.conftest import Serving, eventually, finished

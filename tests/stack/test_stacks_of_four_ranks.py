@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from syncnorm.service.cli.commands.uploads import pack
+from syncnorm.service.cli.code_folder import pack
 from syncnorm.service.client.client import Client
 from tests.helpers.stack import falls_asleep
 from tests.stack.conftest import Serving, eventually, finished

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from syncnorm.service.cli.commands.uploads import pack
+from syncnorm.service.cli.code_folder import pack
 from syncnorm.service.client.client import Client
 from tests.helpers.trainer import own_modules
 from tests.stack.conftest import Serving, eventually, finished

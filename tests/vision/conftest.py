@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from syncnorm.service.cli.commands.uploads import pack
+from syncnorm.service.cli.code_folder import pack
 from syncnorm.service.client.client import Client
 from tests.helpers.vision.on_ranks import HERE, facts_in
 from tests.stack.conftest import client, finished, serving

@@ -12,6 +12,7 @@ import typer
 
 from syncnorm.service.cli import progress as screen
 from syncnorm.service.cli.arguments import AsJson, Job, Labels, Settings
+from syncnorm.service.cli.code_folder import with_package
 from syncnorm.service.cli.formatting import local_time
 from syncnorm.service.cli.job_files.job_file import load, load_with_source
 from syncnorm.service.cli.plan_table import plan_table
@@ -33,7 +34,7 @@ def submit(
 ) -> None:
     """Submit a job."""
     with connect() as client:
-        job = client.submit(load_with_source(file, settings or ()))
+        job = client.submit(with_package(client, load_with_source(file, settings or ())))
         if not follow:
             show_value(job, as_json, lambda job: f"{job['id']} {job['state']}")
             return
@@ -51,7 +52,7 @@ def submit(
 def plan(file: JobFile, settings: Settings = None, as_json: AsJson = False) -> None:
     """Show the plan of a job file, without submitting it. Exit code 2 if it has an error."""
     with connect() as client:
-        found = client.plan(load(file, settings or ()))
+        found = client.plan(with_package(client, load(file, settings or ())))
     show_value(found, as_json, plan_table)
     if any(one["severity"] == "error" for one in found["findings"]):
         raise typer.Exit(WRONG_USE)

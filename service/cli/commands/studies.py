@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from syncnorm.service.cli.arguments import AsJson, Settings
+from syncnorm.service.cli.code_folder import with_package
 from syncnorm.service.cli.formatting import local_time, number
 from syncnorm.service.cli.job_files.job_file import load_study
 from syncnorm.service.cli.selection import study_id
@@ -60,7 +61,7 @@ def submit(
 ) -> None:
     """Submit a study."""
     with connect() as client:
-        study = client.submit_study(load_study(file, settings or ()))
+        study = client.submit_study(_study(client, file, settings))
         if not follow:
             show_value(study, as_json, lambda study: f"{study['id']} {_line(study)}")
             return
@@ -83,7 +84,7 @@ def plan(
     one has an error.
     """
     with connect() as client:
-        study = client.plan_study(load_study(file, settings or ()))
+        study = client.plan_study(_study(client, file, settings))
         seed = study["spec"]["seeds"][0]
         jobs = [job for job in study["jobs"] if job["seed"] == seed]
         planned = [{"point": job["point"], "plan": client.plan(job["spec"])} for job in jobs]
@@ -91,6 +92,11 @@ def plan(
     show_value(found, as_json, study_plan_table)
     if any(one["severity"] == "error" for each in planned for one in each["plan"]["findings"]):
         raise typer.Exit(WRONG_USE)
+
+
+def _study(client: Client, file: Path, settings: Settings) -> dict[str, Any]:
+    study = load_study(file, settings or ())
+    return {**study, "base": with_package(client, study["base"])} if "base" in study else study
 
 
 def _wait(client: Client, study: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from syncnorm.service.cli.job_files.overrides import override
 from syncnorm.service.cli.job_files.yaml_reader import SpecFileError, parse
 from syncnorm.service.client.git_checkout import source_of
 
-__all__ = ["MAX_BYTES", "SpecFileError", "load", "load_study", "load_with_source"]
+__all__ = ["MAX_BYTES", "SpecFileError", "code_folder_of", "load", "load_study", "load_with_source"]
 MAX_BYTES = 64 * 1024
 """The limit for a body over REST."""
 _STDIN = Path("-")
@@ -19,7 +19,7 @@ _STDIN = Path("-")
 
 def load(path: Path, settings: Sequence[str] = (), what: str = "job") -> dict[str, Any]:
     """The job or study in a file (`-`: standard input), with `key=value` settings applied, for example
-    `norm.kind=group`.
+    `norm.kind=group`. A folder of code lies where the file says, seen from the file; that of a setting, from here.
 
     Raises: SpecFileError with what is wrong and where.
     """
@@ -30,6 +30,7 @@ def load(path: Path, settings: Sequence[str] = (), what: str = "job") -> dict[st
     if not isinstance(value, dict):
         got = "a list" if isinstance(value, list) else f"only {str(value)[:40]!r}"
         raise SpecFileError(f"{where} must hold one {what} as a mapping, a `key: value` in each line; got {got}.")
+    _locate_code(value.get("base") if what == "study" else value, path.parent)
     for setting in settings:
         override(value, setting)
     return value
@@ -48,6 +49,22 @@ def load_study(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
     if isinstance(base := study.get("base"), dict):  # else the service says what is wrong
         _add_source(base, path)
     return study
+
+
+def code_folder_of(job: Any) -> str | None:
+    """The folder that `code.package` names in place of a digest.
+
+    >>> code_folder_of({"code": {"package": "../src"}})
+    '../src'
+    """
+    code = job.get("code") if isinstance(job, dict) else None
+    named = code.get("package") if isinstance(code, dict) else None
+    return named if isinstance(named, str) and named.strip() and not named.startswith("sha256:") else None
+
+
+def _locate_code(job: Any, folder: Path) -> None:
+    if (named := code_folder_of(job)) is not None:
+        job["code"]["package"] = str(folder / named)
 
 
 def _add_source(job: dict[str, Any], path: Path) -> None:

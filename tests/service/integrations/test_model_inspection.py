@@ -17,7 +17,7 @@ from unittest import mock
 import psutil
 import pytest
 
-from syncnorm.service.cli.commands.uploads import pack
+from syncnorm.service.cli.code_folder import pack
 from syncnorm.service.integrations import model_inspection
 from syncnorm.service.integrations.model_inspection import PRELOADED, inspect
 from syncnorm.service.storage.code_packages import CodePackages

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from syncnorm.service.cli.commands.uploads import pack
+from syncnorm.service.cli.code_folder import pack
 from syncnorm.service.storage.code_packages import MAX_BYTES, MAX_FILES, PackageError, check
 from syncnorm.trainer.user_code.package import put_on_path, unpack
 from tests.helpers.service.api import SPEC, api

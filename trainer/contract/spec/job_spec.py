@@ -26,8 +26,8 @@ class CodeSpec(Part):
     """Uploaded user code, put on the path of every worker."""
 
     package: Annotated[str, StringConstraints(max_length=71, pattern=r"^sha256:[0-9a-f]{64}$")]
-    """Digest that `syncnorm package put` printed: `sha256:` and 64 hex digits. No default. Unpacked when an attempt
-    starts."""
+    """Digest that `syncnorm package put` printed: `sha256:` and 64 hex digits. In a job file also a folder, seen from
+    the file, which `syncnorm submit` and `syncnorm plan` upload. No default. Unpacked when an attempt starts."""
     requirements: Requirements | RequirementsFile | None = None
     """What your code needs besides what the workers have: a list such as `[einops, "kornia>=0.8"]`, or the path of a
     requirements.txt or pyproject.toml in the package. Installed with pip, once on each host, from the index that the

@@ -5,6 +5,7 @@ from my_package.digit_net import Digits as MyData, Net as MyModule
 END
 cat > mine.yaml <<END
 name: mine
+code: {package: ./my_project}
 model: {class_path: my_package.MyModule, init_args: {width: 8}}
 data: {class_path: my_package.MyData}
 norm: {kind: sync_batch}
