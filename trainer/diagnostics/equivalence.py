@@ -17,6 +17,12 @@ from syncnorm.trainer.diagnostics.probe import Probe
 # measured at 6e-6 in fp32, 1e-14 in fp64. A wrong count, a wrong group or a lost sample moves gradients by a tenth.
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-9}
 
+# The gradient of a ReLU jumps where its input is 0 but for rounding, and that of a maximum where two values are equal.
+# Loss and statistics don't. In fp32 a small network meets one in some tens of steps: 7e-3 was measured. A mistake moves
+# gradients in every step, or by more.
+JUMP = 5e-2
+MOST_JUMPS = 0.25
+
 # A gradient that is 0 but for rounding, such as that of a bias before a batch norm, has no scale of its own.
 LEAST_SCALE = 0.1
 
@@ -62,6 +68,7 @@ def measure(probe: Probe) -> dict[str, Any]:
 
 
 _MEASURED = ("loss_difference", "gradient_difference", "statistics_difference", "optimizer_difference")
+_CONTINUOUS = ("statistics_difference", "optimizer_difference")
 
 
 def differences(
@@ -86,11 +93,27 @@ def sentence(records: Sequence[Mapping[str, Any]]) -> str:
     """The result over all measured steps, for the job's logs. A difference of None was not finite."""
     differences = [math.nan if (found := record["gradient_difference"]) is None else found for record in records]
     greatest = _greatest(differences)
-    verdict = "equal" if all(record["equal"] for record in records) else "NOT equal"
     return (
-        f"{counted(len(records), 'step')} computed again on one device with the whole batch: {verdict}; gradients "
-        f"differ by at most {greatest:.1e}, allowed is {records[0]['tolerance']:.0e}"
+        f"{counted(len(records), 'step')} computed again on one device with the whole batch: {_verdict(records)}; "
+        f"gradients differ by at most {greatest:.1e}, allowed is {records[0]['tolerance']:.0e}"
     )
+
+
+def _verdict(records: Sequence[Mapping[str, Any]]) -> str:
+    off = [record for record in records if not record["equal"]]
+    if not off:
+        return "equal"
+    if len(off) <= MOST_JUMPS * len(records) and all(map(_has_jumped, off)):
+        return f"equal, but for the gradients of {counted(len(off), 'step')}, as where a ReLU gets 0 but for rounding"
+    return "NOT equal"
+
+
+def _has_jumped(record: Mapping[str, Any]) -> bool:
+    """Whether gradients alone are off, by no more than a jump explains."""
+    gradient, loss = record["gradient_difference"], record["loss_difference"]
+    others = [loss, *(found for name in _CONTINUOUS if (found := record[name]) is not None)]
+    within = None not in others and max(others) <= record["tolerance"] == TOLERANCES[torch.float32]
+    return within and gradient is not None and gradient <= JUMP
 
 
 def _greatest(values: Iterable[float]) -> float:

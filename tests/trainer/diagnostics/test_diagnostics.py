@@ -388,3 +388,38 @@ def test_equivalence_is_told_in_a_sentence(greatest: float | None, equal: bool, 
     first = {"gradient_difference": 1e-8, "tolerance": 1e-3, "equal": True}
 
     assert said in equivalence.sentence([first, first | {"gradient_difference": greatest, "equal": equal}])
+
+
+STEP = {
+    "loss_difference": 4e-7,
+    "gradient_difference": 2e-6,
+    "statistics_difference": 1e-7,
+    "optimizer_difference": 0.0,
+    "tolerance": 1e-3,
+    "equal": True,
+}
+JUMPED = STEP | {"gradient_difference": 6.6e-3, "equal": False}
+
+
+def test_a_relu_at_zero_is_no_mistake() -> None:
+    """Measured in fp32: in one of twelve steps a unit was on the other side of 0."""
+    told = equivalence.sentence([STEP] * 5 + [JUMPED] + [STEP] * 6)
+
+    assert "whole batch: equal, but for the gradients of 1 step, as where a ReLU gets 0" in told
+    assert "differ by at most 6.6e-03, allowed is 1e-03" in told
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [STEP] * 2 + [JUMPED],  # too often
+        [STEP] * 11 + [JUMPED | {"gradient_difference": 0.1}],  # a lost sample
+        [STEP] * 11 + [JUMPED | {"statistics_difference": 2e-3}],  # statistics and losses don't jump
+        [STEP] * 11 + [JUMPED | {"loss_difference": 2e-3}],
+        [STEP] * 11 + [JUMPED | {"loss_difference": None}],
+        [STEP] * 11 + [JUMPED | {"gradient_difference": None}],
+        [STEP | {"tolerance": 1e-9}] * 11 + [JUMPED | {"tolerance": 1e-9}],  # in fp64 no unit is that close to 0
+    ],
+)
+def test_a_mistake_is_no_relu_at_zero(records: list[dict[str, float | None]]) -> None:
+    assert "whole batch: NOT equal" in equivalence.sentence(records)
