@@ -12,13 +12,11 @@ from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-
-PRELOADED = ["lightning", "torch.distributed.nn.functional", __name__]
 
 
 class RankError(RuntimeError):
@@ -30,14 +28,10 @@ class Pool:
 
     A worker's exception is raised here again, the lowest rank's first. A rank that doesn't answer within `timeout_s`,
     or dies, fails the call with a sentence, and the workers start afresh for the next one. As many start as are needed.
-    start: "forkserver" imports once for all ranks; those of "spawn" take 6 s each, and are children of this process.
     """
 
-    def __init__(self, timeout_s: float = 120, start: Literal["forkserver", "spawn"] = "forkserver") -> None:
+    def __init__(self, timeout_s: float = 120) -> None:
         self._timeout_s = timeout_s
-        self._context: Any = mp.get_context(start)
-        if start == "forkserver":
-            self._context.set_forkserver_preload(PRELOADED)
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
 
@@ -78,10 +72,11 @@ class Pool:
 
     def _start(self, world_size: int, module: str) -> None:
         """Start the workers that are missing. Their imports, up to those of `module`, are not the test's time."""
+        context = mp.get_context("spawn")
         there = len(self._processes)
         for _ in range(there, world_size):
-            ours, theirs = self._context.Pipe()
-            process = self._context.Process(target=_serve, args=(theirs, module), daemon=True)
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, module), daemon=True)
             process.start()
             theirs.close()
             self._processes.append(process)

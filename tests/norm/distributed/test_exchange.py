@@ -146,7 +146,7 @@ def _dies_uncollected(rank: int, world_size: int) -> float:
 
 
 def test_dead_worker_that_nobody_collected_ends_the_wait(tmp_path: Path) -> None:
-    own = Pool(start="spawn")
+    own = Pool()
     own._start(2, __name__)
     try:
         for rank, pipe in enumerate(own._pipes):
